@@ -1,0 +1,36 @@
+"""lorakit: inject, train, evaluate, look inside and merge low-rank adapters (LoRA) of any PyTorch model."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lorakit.adapter import Adapter
+    from lorakit.attach import Undo, attach, attached, detach, enable, enabled, merge, unmerge
+    from lorakit.coverage import Coverage, coverage
+    from lorakit.delta import LowRank
+    from lorakit.errors import LorakitError
+    from lorakit.fingerprint import fingerprint
+    from lorakit.spec import Spec
+    from lorakit.targets import select
+
+__version__ = "0.1.0"
+
+# Names are imported when they are first used, so that `import lorakit` does not import torch.
+_HOME = {
+    "Adapter": "adapter", "Coverage": "coverage", "LorakitError": "errors", "LowRank": "delta", "Spec": "spec",
+    "Undo": "attach", "attach": "attach", "attached": "attach", "coverage": "coverage", "detach": "attach",
+    "enable": "attach", "enabled": "attach", "fingerprint": "fingerprint", "merge": "attach", "select": "targets",
+    "unmerge": "attach",
+}  # fmt: skip
+__all__ = [
+    "Adapter", "Coverage", "LorakitError", "LowRank", "Spec", "Undo", "attach", "attached", "coverage", "detach",
+    "enable", "enabled", "fingerprint", "merge", "select", "unmerge",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lorakit' has no attribute {name!r}")
+    value = getattr(import_module(f"lorakit.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

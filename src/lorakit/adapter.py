@@ -1,0 +1,120 @@
+"""Adapter, a value: the deltas of one training by module name, its Spec, and where it came from."""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorakit import formats
+from lorakit.delta import LowRank
+from lorakit.spec import Spec
+
+
+class Adapter:
+    """All that one training learned: needs no model to be read, inspected, compared or written.
+
+    `attach` makes one from a Spec and puts it on a model; what it holds is then what trains, so `save` writes the
+    state of the moment. Attaching a loaded one puts these very factors on the model (`copy()` keeps them apart).
+
+    Args:
+        spec: how it was asked for.
+        deltas: module name -> LowRank.
+        whole: parameter name -> tensor that replaces the base's (biases, modules trained whole).
+        provenance: JSON-like facts: base_fingerprint, base_model, task_type, data_hash, seed, versions, metrics.
+        target_names: module names as a PEFT file lists them (full names, or shorter ones that mean the same).
+
+    >>> adapter = Adapter(Spec(rank=1), {"0": LowRank(torch.ones(1, 3), torch.ones(2, 1), alpha=1.0)})
+    >>> adapter.parameters_count, adapter == adapter.copy()
+    (5, True)
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        deltas: Mapping[str, LowRank],
+        whole: Mapping[str, nn.Parameter] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        target_names: tuple[str, ...] | str = (),
+    ):
+        self.spec, self.deltas, self.whole = spec, dict(deltas), dict(whole or {})
+        self.provenance, self.target_names = dict(provenance or {}), target_names or tuple(self.deltas)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield `module.A`, `module.B` and the names of whole parameters, with the tensors that train."""
+        for name, delta in self.deltas.items():
+            for key, parameter in delta.named_parameters():
+                yield f"{name}.{key}", parameter
+        yield from self.whole.items()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what trains: give it to an optimizer."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of trained values, whole modules and biases counted in."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def to(self, *args: Any, **kwargs: Any) -> "Adapter":
+        """Move or cast all tensors in place, as `torch.nn.Module.to` does; returns itself."""
+        for delta in self.deltas.values():
+            delta.to(*args, **kwargs)
+        for parameter in self.whole.values():
+            parameter.data = parameter.data.to(*args, **kwargs)
+        return self
+
+    def copy(self) -> "Adapter":
+        """Return an equal adapter that shares no tensor with this one."""
+        return copy.deepcopy(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether specs, scales and every bit of every tensor agree; provenance does not count."""
+        return isinstance(other, Adapter) and self.spec == other.spec and self.content_hash() == other.content_hash()
+
+    __hash__ = None  # type: ignore[assignment]  # its tensors change while it trains: use content_hash()
+
+    def content_hash(self) -> str:
+        """Return a SHA-256 over names, scales, shapes, dtypes and tensor bits."""
+        digest = hashlib.sha256()
+        for name, delta in sorted(self.deltas.items()):
+            digest.update(f"{name} {delta.kind} {delta.scale!r} {delta.dropout!r}\n".encode())
+        for name, tensor in sorted(self.named_parameters(), key=lambda item: item[0]):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + _bits(tensor))
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `adapter_config.json` and `adapter_model.safetensors` in PEFT's layout, atomically.
+
+        Raises:
+            AdapterFileError: a tensor holds NaN or infinity; nothing is written.
+        """
+        return formats.write(folder, self.spec, self.deltas, self.whole, self.provenance, self.target_names)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Adapter":
+        """Read an adapter folder, ours or PEFT's.
+
+        Raises:
+            AdapterFileError: anything missing, extra, cut off, mis-shaped, not finite or not understood; all faults
+                are named.
+        """
+        return cls(*formats.read(folder))
+
+    def __repr__(self) -> str:
+        return f"Adapter({len(self.deltas)} modules, rank {self.spec.rank}, {self.parameters_count:,} parameters)"
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

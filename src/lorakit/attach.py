@@ -1,0 +1,362 @@
+"""Put adapters on a model and take them off: attach, detach, enable, merge, unmerge. Plan, check everything, then do."""
+
+import math
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapter import Adapter
+from lorakit.delta import LowRank
+from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, near
+from lorakit.fingerprint import fingerprint
+from lorakit.inits.classic import generator_for, initial_A
+from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, remove, slot_at, slot_of
+from lorakit.spec import Spec, matches
+from lorakit.targets import Place, places, select, whole
+
+
+@dataclass(frozen=True)
+class Undo:
+    """What `unmerge` needs: the base's own tensors, and which adapters were on."""
+
+    token: str
+    weights: dict[str, Tensor]
+    on: dict[str, float]
+
+
+def attach(
+    model: nn.Module,
+    what: Spec | Adapter,
+    *,
+    name: str = "default",
+    seed: int = 0,
+    trainable: bool = True,
+    any_base: bool = False,
+) -> Adapter:
+    """Put an adapter on a model, on at weight 1, and freeze everything that no adapter trains.
+
+    A new adapter changes no bit of the output. Adapters that were attached before stay as they are.
+
+    Args:
+        model: any module; it is changed in place.
+        what: a Spec, for a new adapter; or an Adapter, whose factors are used as they are (moved to their layers).
+        name: what `enable` and `detach` call it.
+        seed: of the initial A, which depends on it and the layer's name alone.
+        trainable: whether the adapter's parameters require gradients.
+        any_base: take an adapter that was trained on other base weights of the same shapes.
+
+    Returns:
+        The Adapter that is on the model: its tensors are those that train.
+
+    Raises:
+        AdapterNameError: the name is taken or unusable.
+        TargetError: a target matches nothing.
+        SpecError: a rank above min(in, out), or an option that a layer cannot use; all are named.
+        AdapterMismatch: the adapter does not fit this model, or trains what another that is on trains; all are named.
+        MergeError: the model is merged.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4))
+    >>> attach(model, Spec(rank=2))
+    Adapter(1 modules, rank 2, 16 parameters)
+    """
+    state = find_state(model) or State()
+    if not isinstance(name, str) or not name or any(c in name for c in ".:/ "):
+        raise AdapterNameError(f"{name!r} cannot name an adapter: use a word without '.', ':', '/' or spaces.")
+    if name in state.adapters:
+        raise AdapterNameError(f"An adapter {name!r} is attached already.", advice=_listed(state, "Give another name."))
+    if state.merged:
+        raise MergeError("The model is merged; what is attached now would be trained on other weights.",
+                         advice="Call unmerge, or detach to keep the merged weights as a new base.")  # fmt: skip
+    known = places(model)
+    adapter = _new(model, what, seed) if isinstance(what, Spec) else _fit(model, what, known, any_base)
+    on = {**state.on, name: 1.0}
+    if clashes := _clashes({**state.adapters, name: adapter}, on):
+        raise AdapterMismatch("Two adapters that are on cannot train the same parameters.", clashes,
+                              "Switch the other off first: enable(model, None). Nothing was attached.")  # fmt: skip
+    if not state.adapters:
+        state.found = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
+        model.requires_grad_(False)
+    for path, delta in adapter.deltas.items():
+        place = known[path]
+        delta.to(place.site.read(place.layer).device).requires_grad_(trainable).train(place.layer.training)
+        slot_at(place.layer, state, place.site).put(name, delta)
+    for path, parameter in adapter.whole.items():
+        layer, key = _owner(model, path)
+        own = layer._parameters[key]
+        parameter.data = parameter.data.to(own.device)
+        slot_at(layer, state)._parameters[f"{name}:{key}"] = parameter.requires_grad_(trainable)
+    state.adapters[name] = adapter
+    exchange(model, state, on)
+    return adapter
+
+
+def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
+    """Build a fresh adapter for this model, or raise with every fault."""
+    modules = whole(model, spec.whole_modules)
+    chosen = select(model, spec.targets, spec.exclude, without=tuple(modules))
+    idle = [p for p in spec.overrides if not any(matches(p, n) for n in chosen)]
+    if idle:
+        raise TargetError(f"{len(idle)} of {len(spec.overrides)} overrides match no adapted layer.",
+                          [f"{p!r}   0 layers   {near(p, {n.split('.')[-1] for n in chosen})}".rstrip() for p in idle],
+                          "Nothing was attached.")  # fmt: skip
+    resolved = {n: spec.settings(n) for n in chosen}
+    faults = [f"{n}   {fault}" for n, p in chosen.items() for fault in p.site.faults(p.layer, resolved[n])]
+    if faults:
+        raise SpecError(f"{len(faults)} layers cannot be adapted as asked.", faults, "Nothing was attached.")
+    dtype, deltas = getattr(torch, spec.dtype), {}
+    for n, place in chosen.items():
+        (out, inputs), settings = place.shape, resolved[n]
+        device = place.site.read(place.layer).device
+        A = initial_A(settings, inputs, place.site.fan_in(place.layer), generator_for(seed, n)).to(device, dtype)
+        deltas[n] = LowRank(place.site.blank(place.layer, A), torch.zeros(out, settings.rank, dtype=dtype, device=device),
+                            alpha=settings.alpha, scale_rule=settings.scale_rule, dropout=settings.dropout,
+                            kind=place.site.kind)  # fmt: skip
+    inside = tuple(f"{n}." for n in modules)
+    trained = {}
+    for path, own in base_parameters(model):
+        layer, _, key = path.rpartition(".")
+        bias = key == "bias" and (spec.bias == "all" or (spec.bias == "adapted" and layer in chosen))
+        if (bias or path.startswith(inside)) and own.is_floating_point():
+            trained[path] = nn.Parameter(own.detach().clone())
+    if not deltas and not trained:
+        raise SpecError("Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.",
+                        advice="Name a target, a bias mode that the model has biases for, or a whole module.")  # fmt: skip
+    origin = {"base_fingerprint": fingerprint(model, without=modules), "seed": seed}
+    return Adapter(spec, deltas, trained, origin, _short_names(list(chosen), [n for n, _ in own_modules(model)]))
+
+
+def _short_names(chosen: list[str], names: list[str]) -> tuple[str, ...] | str:
+    """Return the shortest list of names that selects just `chosen` by PEFT's rule: equal, or ending in '.name'."""
+    ends = {n.split(".")[-1] for n in chosen}
+    if {n for n in names if n.split(".")[-1] in ends} == set(chosen):
+        return tuple(sorted(ends))
+    if not any(n.endswith("." + c) for n in names for c in chosen if "." not in c):
+        return tuple(chosen)
+    return "|".join(n.replace(".", r"\.") for n in chosen)
+
+
+def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_base: bool) -> Adapter:
+    """Check that a value fits this model, or raise with every misfit."""
+    faults = [f"{n}   {fault}" for n, delta in adapter.deltas.items() for fault in _misfits(model, n, delta, known)]
+    own = dict(base_parameters(model))
+    for path, tensor in adapter.whole.items():
+        if path not in own:
+            faults.append(f"{path}   is not in the model")
+        elif own[path].shape != tensor.shape:
+            faults.append(f"{path}   is {tuple(tensor.shape)}, the model's is {tuple(own[path].shape)}")
+    spec = adapter.spec
+    modules = () if faults else tuple(whole(model, spec.whole_modules))
+    if not faults and isinstance(spec.targets, tuple) and isinstance(spec.exclude, tuple):
+        asked = {n for n in known if any(matches(t, n) for t in spec.targets)}
+        asked -= {n for n in asked for t in spec.exclude if matches(t, n)}
+        asked -= {n for n in asked for w in modules if n == w or n.startswith(w + ".")}
+        faults = [f"{n}   is named by its targets, but the adapter has no factors for it"
+                  for n in known if n in asked and n not in adapter.deltas]  # fmt: skip
+    base = adapter.provenance.get("base_model")
+    where = (f"The file says it was trained on {base}. " if base else "") + "Nothing was attached."
+    if faults:
+        total = 2 * len(adapter.deltas) + len(adapter.whole)
+        raise AdapterMismatch(f"The adapter does not fit {type(model).__name__}: {len(faults)} faults, {total} tensors.",
+                              faults, where)  # fmt: skip
+    trained_on = adapter.provenance.get("base_fingerprint")
+    if trained_on and not any_base and trained_on != (here := fingerprint(model, without=modules)):
+        raise AdapterMismatch(f"The adapter was trained on other base weights ({trained_on}) than this model's ({here}).",
+                              advice=f"{where} Pass any_base=True (--any-base) if you mean it.")  # fmt: skip
+    return adapter
+
+
+def _misfits(model: nn.Module, name: str, delta: LowRank, known: Mapping[str, Place]) -> Iterable[str]:
+    if name not in known:
+        there = name in dict(own_modules(model))
+        longer = [n for n in known if n.endswith("." + name) or name.endswith("." + n)]
+        hint = f"did you mean {longer[0]!r}?" if longer else near(name, known, 1)
+        yield f"{'is of a kind that cannot be adapted' if there else 'is not in the model'}   {hint}".rstrip()
+        return
+    (out, inputs), kind = known[name].shape, known[name].site.kind
+    if delta.kind != kind and "embedding" in (delta.kind, kind):
+        yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
+    if delta.shape[1] != inputs:
+        yield f"A is {tuple(delta.A.shape)}, the layer takes {inputs}"
+    if delta.shape[0] != out:
+        yield f"B is {tuple(delta.B.shape)}, the layer gives {out}"
+
+
+def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str]) -> list[str]:
+    """Return the parameters that more than one adapter that is on would replace, or replace and change."""
+    faults, holder = [], {}
+    for name in on:
+        for path in adapters[name].whole:
+            if path in holder:
+                faults.append(f"{path}   is trained whole by {holder[path]!r} and {name!r}")
+            holder[path] = name
+    for name in on:
+        faults += [f"{n}.weight   is trained whole by {holder[f'{n}.weight']!r} and adapted by {name!r}"
+                   for n in adapters[name].deltas if f"{n}.weight" in holder]  # fmt: skip
+    return faults
+
+
+def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | None) -> None:
+    """Switch adapters: one name, several names, {name: weight}, or None for the base alone.
+
+    Raises:
+        AdapterNameError: an unknown name, or a weight that is no finite number; nothing is switched.
+        AdapterMismatch: two adapters that train the same parameters whole, or a weight other than 1 for one that does.
+        MergeError: the model is merged.
+
+    Cost: no weight is written.
+    """
+    state = _attached(model)
+    if state.merged:
+        raise MergeError("The model is merged: its weights hold the adapters already.", advice="Call unmerge first.")
+    names = [which] if isinstance(which, str) else [] if which is None else list(which)
+    on = {n: which[n] if isinstance(which, Mapping) else 1.0 for n in names}
+    faults = [f"{n!r}   is not attached   {near(str(n), state.adapters)}".rstrip() for n in on if n not in state.adapters]
+    faults += [f"{n!r}   has weight {w!r}, which is no finite number" for n, w in on.items()
+               if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)]  # fmt: skip
+    if faults:
+        raise AdapterNameError("This cannot be switched on.", faults, _listed(state, "Nothing was switched."))
+    faults = _clashes(state.adapters, on)
+    faults += [f"{n!r}   has weight {w:g}, but trains parameters whole: it is on (1) or off"
+               for n, w in on.items() if w != 1 and state.adapters[n].whole]  # fmt: skip
+    if faults:
+        raise AdapterMismatch("These cannot be on together, or not at this weight.", faults, "Nothing was switched.")
+    exchange(model, state, {n: float(w) for n, w in on.items()})
+
+
+def merge(model: nn.Module) -> Undo:
+    """Add what is on into the base's weights: summed in float32 or better, rounded once.
+
+    Afterwards the model computes as before, and no adapter is on. `unmerge` takes it back to the bit; `detach` keeps the
+    merged weights and leaves a plain model.
+
+    Returns:
+        Undo: with a copy of every weight that changed.
+
+    Raises:
+        MergeError: nothing is on, the model is merged already, a weight is shared with a layer that the merge would
+            change too or is computed by a parametrization, or a sum is not finite; nothing is changed.
+    """
+    state = _attached(model)
+    if state.merged:
+        raise MergeError("The model is merged already.", advice="Call unmerge first.")
+    if not state.on:
+        raise MergeError("No adapter is on: the merged model would equal the base.", advice="Call enable with a name.")
+    known, own = places(model), dict(base_parameters(model))
+    trained = {path: tensor for a in state.on for path, tensor in state.adapters[a].whole.items()}
+    adapted = [n for n in known if any(n in state.adapters[a].deltas for a in state.on)]
+    holders: dict[int, list[str]] = {}
+    for path, parameter in own.items():
+        holders.setdefault(id(parameter), []).append(path)
+    faults = []
+    for path in [*(f"{n}.weight" for n in adapted), *trained]:
+        if path not in own:
+            faults.append(f"{path}   is computed by a parametrization")
+        elif others := [o for o in holders[id(own[path])] if o != path]:
+            faults.append(f"{path}   is shared with {', '.join(others)}, which the merge would change too")
+    if faults:
+        raise MergeError(f"{len(faults)} weights cannot be merged.", faults, "Nothing was changed.")
+    undo = Undo(uuid.uuid4().hex, {}, dict(state.on))
+    exchange(model, state, {})
+    with torch.no_grad():
+        for path in trained:
+            undo.weights[path] = own[path].detach().clone()
+            own[path].copy_(trained[path])
+        for n in adapted:
+            place, weight = known[n], own[f"{n}.weight"]
+            undo.weights[f"{n}.weight"] = weight.detach().clone()
+            M = place.site.read(place.layer)
+            for a, w in undo.on.items():
+                if n in state.adapters[a].deltas:
+                    change = state.adapters[a].deltas[n].matrix()
+                    M = M.to(torch.promote_types(M.dtype, change.dtype)) + w * change.to(M.device)
+            M = M.to(weight.dtype)
+            if not torch.isfinite(M).all():
+                _restore(model, state, undo)
+                raise MergeError(f"The sum for {n} is not finite in {weight.dtype}.", advice="Nothing was changed.")
+            place.site.write(place.layer, M)
+    state.merged = undo.token
+    return undo
+
+
+def unmerge(model: nn.Module, undo: Undo) -> None:
+    """Put the base's bits back, and switch on what was on.
+
+    Raises:
+        MergeError: the model is not merged, or by another merge than this Undo's.
+    """
+    state = _attached(model)
+    if state.merged != undo.token:
+        raise MergeError("This Undo belongs to another merge." if state.merged else "The model is not merged.",
+                         advice="Nothing was changed.")  # fmt: skip
+    _restore(model, state, undo)
+
+
+def _restore(model: nn.Module, state: State, undo: Undo) -> None:
+    own = dict(base_parameters(model))
+    for path, tensor in undo.weights.items():
+        own[path].detach().copy_(tensor)
+    state.merged = None
+    exchange(model, state, undo.on)
+
+
+def detach(model: nn.Module, name: str | None = None) -> None:
+    """Take one adapter off, or all; after the last no trace is left. A merged model keeps its merged weights.
+
+    Raises:
+        AdapterNameError: nothing, or no adapter of that name, is attached.
+        MergeError: one of several adapters of a merged model.
+    """
+    state = _attached(model)
+    gone = list(state.adapters) if name is None else [name]
+    if missing := [n for n in gone if n not in state.adapters]:
+        raise AdapterNameError(f"No adapter {name!r} is attached. {near(str(missing[0]), state.adapters)}".rstrip(),
+                               advice=_listed(state, "Nothing was detached."))  # fmt: skip
+    if state.merged and len(gone) < len(state.adapters):
+        raise MergeError("The model is merged: one adapter of several cannot be taken off.", advice="Call unmerge first.")
+    exchange(model, state, {n: w for n, w in state.on.items() if n not in gone})
+    for n in gone:
+        del state.adapters[n]
+    for _, layer in list(own_modules(model)):
+        slot = slot_of(layer)
+        if slot is None:
+            continue
+        for n in gone:
+            slot._modules.pop(n, None)
+            for key in [k for k in slot._parameters if k.startswith(f"{n}:")]:
+                del slot._parameters[key]
+        if not slot._modules and not slot._parameters:
+            remove(layer)
+    if not state.adapters:
+        for path, parameter in model.named_parameters(remove_duplicate=False):
+            parameter.requires_grad_(state.found.get(path, parameter.requires_grad))
+
+
+def attached(model: nn.Module) -> dict[str, Adapter]:
+    """Return the adapters on this model by name; empty where there is none."""
+    state = find_state(model)
+    return dict(state.adapters) if state else {}
+
+
+def enabled(model: nn.Module) -> dict[str, float]:
+    """Return the weights of the adapters that are on, by name; empty where none is."""
+    state = find_state(model)
+    return dict(state.on) if state else {}
+
+
+def _attached(model: nn.Module) -> State:
+    state = find_state(model)
+    if state is None:
+        raise AdapterNameError(f"No adapter is attached to this {type(model).__name__}.", advice="Call attach first.")
+    return state
+
+
+def _listed(state: State, rest: str) -> str:
+    return f"Attached: {', '.join(map(repr, state.adapters))}. {rest}"
+
+
+def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
+    layer, _, key = path.rpartition(".")
+    return model.get_submodule(layer), key

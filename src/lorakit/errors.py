@@ -1,0 +1,84 @@
+"""Every exception of lorakit. Each is a LorakitError and also the stdlib class it stands for.
+
+    LorakitError
+    ├── SpecError (ValueError)          a field of Spec or TrainSpec, or a flag, that cannot be meant
+    ├── TargetError (LookupError)       a name or pattern that selects nothing, or what cannot be adapted
+    ├── AdapterNameError (LookupError)  an adapter name that is taken, unknown or unusable
+    ├── AdapterMismatch (ValueError)    an adapter that does not fit this model
+    ├── AdapterFileError (ValueError)   an adapter folder that cannot be trusted
+    ├── MergeError (RuntimeError)       a merge that would not give what was asked
+    ├── DataError (ValueError)          rows that cannot be trained or evaluated on
+    ├── OutputError (FileExistsError)   an output folder that would be overwritten, or a run that is not there
+    ├── MissingExtra (ImportError)      an optional library that is not installed
+    └── TrainingError (RuntimeError)    a run that was stopped while running
+
+A new one: add a line above, derive from LorakitError and a stdlib class, and test its text.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+SHOWN = 12  # faults printed before the rest is only counted
+
+
+class LorakitError(Exception):
+    """What was asked, what was found, and what to do.
+
+    Args:
+        message: one or two sentences: what was asked and what was found.
+        faults: every single fault, one line each; all are kept, the first 12 are printed.
+        advice: what to do, and what was (not) changed.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, faults: Iterable[str] = (), advice: str = ""):
+        super().__init__(message, tuple(faults), advice)
+        self.message, self.faults, self.advice = message, list(faults := self.args[1]), advice
+
+    def __str__(self) -> str:
+        lines = [self.message, *(f"  {fault}" for fault in self.faults[:SHOWN])]
+        if len(self.faults) > SHOWN:
+            lines.append(f"  … and {len(self.faults) - SHOWN} more (--json, or .faults, lists them all)")
+        return "\n".join([*lines, self.advice] if self.advice else lines)
+
+
+class SpecError(LorakitError, ValueError): ...
+
+
+class TargetError(LorakitError, LookupError): ...
+
+
+class AdapterNameError(LorakitError, LookupError): ...
+
+
+class AdapterMismatch(LorakitError, ValueError): ...
+
+
+class AdapterFileError(LorakitError, ValueError): ...
+
+
+class MergeError(LorakitError, RuntimeError): ...
+
+
+class DataError(LorakitError, ValueError): ...
+
+
+class OutputError(LorakitError, FileExistsError): ...
+
+
+class MissingExtra(LorakitError, ImportError): ...
+
+
+class TrainingError(LorakitError, RuntimeError):
+    exit_code = 1
+
+
+def near(word: str, known: Iterable[str], count: int = 3) -> str:
+    """Return `did you mean …?` for the nearest of `known`, or an empty string.
+
+    >>> near("k_porj", ["q_proj", "k_proj"], count=1)
+    "did you mean 'k_proj'?"
+    """
+    found = get_close_matches(word, sorted(set(known)), n=count, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(name) for name in found)}?" if found else ""

@@ -1,0 +1,117 @@
+"""How each kind of layer holds its matrix M (out, in), so that M x + bias is what the layer computes.
+
+A site knows no method: `read` and `write` are for merging, `project` and `expand` for the factored forward.
+The table SITES is the only list; a new storage is one more row.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorakit.spec import Settings
+
+
+class Linear:
+    """torch.nn.Linear: weight is M itself."""
+
+    kind = "linear"
+
+    def holds(self, layer: nn.Module) -> bool:
+        """Tell whether this layer is of this kind and its matrix is stored as this site reads it."""
+        weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear) else None
+        return weight is not None and weight.is_floating_point() and weight.shape == (layer.out_features, layer.in_features)
+
+    def read(self, layer: nn.Module) -> Tensor:
+        """Return M (out, in), a view of the stored weight in its dtype."""
+        return layer.weight.detach()
+
+    def write(self, layer: nn.Module, M: Tensor) -> None:
+        """Store M (out, in), rounded once to the weight's dtype, in place."""
+        layer.weight.detach().copy_(M)
+
+    def fan_in(self, layer: nn.Module) -> int:
+        """Number of inputs that are non-zero at once: what the initial A is scaled by."""
+        return self.read(layer).shape[1]
+
+    def project(self, layer: nn.Module, A: Tensor, x: Tensor) -> Tensor:
+        """Return A x: (..., in) -> (..., rank)."""
+        return F.linear(x, A)
+
+    def expand(self, layer: nn.Module, B: Tensor, h: Tensor) -> Tensor:
+        """Return B h: (..., rank) -> (..., out)."""
+        return F.linear(h, B)
+
+    def blank(self, layer: nn.Module, A: Tensor) -> Tensor:
+        """Return A with zeros where the layer has inputs that must not count (padding)."""
+        return A
+
+    def faults(self, layer: nn.Module, settings: Settings) -> list[str]:
+        """Return what of these settings this layer cannot use."""
+        out, inputs = self.read(layer).shape
+        if settings.rank > min(out, inputs):
+            return [f"rank {settings.rank} is above min(in, out) = {min(out, inputs)} ({inputs} -> {out})"]
+        return []
+
+
+class Conv1D(Linear):
+    """GPT-2's transformers.pytorch_utils.Conv1D: a Linear that stores M transposed."""
+
+    kind = "conv1d"
+
+    def holds(self, layer: nn.Module) -> bool:
+        # By name, so that transformers is not imported for models that do not use it.
+        names = [(c.__module__, c.__name__) for c in type(layer).__mro__]
+        return ("transformers.pytorch_utils", "Conv1D") in names and layer.weight.is_floating_point()
+
+    def read(self, layer: nn.Module) -> Tensor:
+        return layer.weight.detach().T
+
+    def write(self, layer: nn.Module, M: Tensor) -> None:
+        layer.weight.detach().copy_(M.T)
+
+
+class Embedding(Linear):
+    """torch.nn.Embedding: row i of the weight is column i of M, the input is a one-hot vector."""
+
+    kind = "embedding"
+
+    def holds(self, layer: nn.Module) -> bool:
+        # A subclass with a forward of its own scales or shifts the rows: merged would not equal attached.
+        plain = isinstance(layer, nn.Embedding) and type(layer).forward is nn.Embedding.forward
+        return plain and layer.weight.is_floating_point()
+
+    def read(self, layer: nn.Module) -> Tensor:
+        return layer.weight.detach().T
+
+    def write(self, layer: nn.Module, M: Tensor) -> None:
+        layer.weight.detach().copy_(M.T)
+
+    def fan_in(self, layer: nn.Module) -> int:
+        return 1
+
+    def project(self, layer: nn.Module, A: Tensor, x: Tensor) -> Tensor:
+        return F.embedding(x, A.T, padding_idx=layer.padding_idx)
+
+    def blank(self, layer: nn.Module, A: Tensor) -> Tensor:
+        if layer.padding_idx is None:
+            return A
+        keep = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
+        keep[layer.padding_idx] = 0
+        return A * keep
+
+    def faults(self, layer: nn.Module, settings: Settings) -> list[str]:
+        faults = super().faults(layer, settings)
+        if settings.dropout:
+            faults.append(f"dropout {settings.dropout:g}: an embedding's input is token ids, there is nothing to drop; "
+                          "set it to 0 for this name with overrides")  # fmt: skip
+        if layer.max_norm is not None:
+            faults.append("max_norm: the layer rescales its rows as it reads them, so a change of them cannot be merged")
+        return faults
+
+
+SITES = {site.kind: site for site in (Linear(), Conv1D(), Embedding())}
+
+
+def site_of(layer: nn.Module) -> Linear | None:
+    """Return the site that holds this layer's matrix, or None where no row of SITES does."""
+    return next((site for site in SITES.values() if site.holds(layer)), None)

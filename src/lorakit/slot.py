@@ -1,0 +1,120 @@
+"""What attaching leaves on a model: a Slot at each adapted layer, and one State that all slots share.
+
+A slot is the child module `lorakit` of its layer. It holds the layer's deltas by adapter name, and the parameters that
+wait to be exchanged: while an adapter that trains a bias or a module whole is on, its Parameter stands in the layer and
+the base's own waits here (so that it moves and casts with the model); otherwise it is the other way round.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorakit.delta import LowRank
+from lorakit.site import Linear
+
+SLOT = "lorakit"
+
+
+@dataclass
+class State:
+    """What is attached to one model. It travels with deepcopy and pickle, because slots refer to it."""
+
+    adapters: dict[str, Any] = field(default_factory=dict)  # name -> Adapter
+    on: dict[str, float] = field(default_factory=dict)  # name -> weight
+    found: dict[str, bool] = field(default_factory=dict)  # requires_grad of every parameter, as found
+    merged: str | None = None  # token of the Undo that takes the merge back
+
+
+class Slot(nn.Module):
+    """The deltas of one layer; the keys of waiting parameters are "adapter:key", and ":key" for the base's own."""
+
+    def __init__(self, state: State):
+        super().__init__()
+        self.state = state
+        self.site: Linear | None = None
+
+    def put(self, name: str, delta: LowRank) -> None:
+        """Hold a delta under an adapter's name, also one that nn.Module uses itself, such as "train"."""
+        self._modules[name] = delta
+
+    def forward(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return y plus what each delta that is on adds to it."""
+        out = y
+        for name, weight in self.state.on.items():
+            delta = self._modules.get(name)
+            if delta is not None:
+                change = delta(self.site, layer, x, y)
+                out = out + (change if weight == 1.0 else change * weight)
+        return out
+
+
+def add_deltas(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+    """The forward hook of every adapted layer; a function of this module, so that models stay picklable."""
+    return layer.lorakit(layer, args[0] if args else next(iter(kwargs.values())), y)
+
+
+def slot_at(layer: nn.Module, state: State, site: Linear | None = None) -> Slot:
+    """Return the layer's slot, made where it is missing, and hooked once there is a site to read."""
+    slot = slot_of(layer)
+    if slot is None:
+        slot = Slot(state)
+        layer.add_module(SLOT, slot)
+    if site is not None and slot.site is None:
+        slot.site = site
+        layer.register_forward_hook(add_deltas, with_kwargs=True)
+    return slot
+
+
+def remove(layer: nn.Module) -> None:
+    """Take the slot and its hook off a layer."""
+    for key in [key for key, hook in layer._forward_hooks.items() if hook is add_deltas]:
+        del layer._forward_hooks[key]
+        layer._forward_hooks_with_kwargs.pop(key, None)
+    del layer._modules[SLOT]
+
+
+def slot_of(layer: nn.Module) -> Slot | None:
+    slot = layer._modules.get(SLOT)
+    return slot if isinstance(slot, Slot) else None
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the model's own modules by name: not the slots, nor what is in them."""
+    for name, module in model.named_modules():
+        if SLOT not in name.split("."):
+            yield name, module
+
+
+def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the base's own parameters by name, also those that wait in a slot."""
+    for name, module in own_modules(model):
+        slot = slot_of(module)
+        for key, parameter in module._parameters.items():
+            own = slot._parameters.get(f":{key}") if slot else None
+            own = parameter if own is None else own
+            if own is not None:
+                yield f"{name}.{key}" if name else key, own
+
+
+def find_state(model: nn.Module) -> State | None:
+    return next((slot.state for _, module in own_modules(model) if (slot := slot_of(module))), None)
+
+
+def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
+    """Set what is on, and put the parameters of those adapters (or the base's own) in their places."""
+    state.on.clear()
+    state.on.update(on)
+    for name, layer in own_modules(model):
+        slot = slot_of(layer)
+        if slot is None:
+            continue
+        for key in {waiting.partition(":")[2] for waiting in slot._parameters}:
+            full = f"{name}.{key}" if name else key
+            sides = [*(n for n, a in state.adapters.items() if full in a.whole), ""]
+            now = next(n for n in sides if f"{n}:{key}" not in slot._parameters)
+            want = next((n for n in sides if n in on), "")
+            if want != now:
+                slot._parameters[f"{now}:{key}"] = layer._parameters[key]
+                layer._parameters[key] = slot._parameters.pop(f"{want}:{key}")

@@ -1,0 +1,151 @@
+"""Spec: the only description of an adapter. Torch is not imported here, so `--help` can read the fields."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lorakit.errors import SpecError, near
+
+SCALES = {"alpha/rank": lambda alpha, rank: alpha / rank, "alpha/sqrt(rank)": lambda alpha, rank: alpha / rank**0.5}
+INITS = ("kaiming", "gaussian", "orthogonal")
+BIASES = ("none", "all", "adapted")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What holds for one layer once the overrides are resolved."""
+
+    rank: int
+    alpha: float
+    scale_rule: str
+    dropout: float
+    init: str
+    init_std: float | None
+
+    @property
+    def scale(self) -> float:
+        """What multiplies B A."""
+        return SCALES[self.scale_rule](self.alpha, self.rank)
+
+
+def option(default: Any, text: str, **more: Any) -> Any:
+    """Make a dataclass field whose help text is the one that command line and docs show."""
+    meta = {"help": text, **more}
+    return field(default_factory=default, metadata=meta) if callable(default) else field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Which layers are adapted, and how. Checks itself; every fault is named at once.
+
+    Raises:
+        SpecError: any field out of its range, or an override that names no field.
+
+    Source: rank, alpha, A and B as in Hu et al., LoRA, arXiv 2106.09685, section 4.1;
+        alpha / sqrt(rank) from Kalajdzievski, rsLoRA, arXiv 2312.03732.
+
+    >>> Spec(rank=8).settings("model.layers.0.mlp.up_proj").scale
+    4.0
+    >>> Spec(rank=8, overrides={"up_proj": {"rank": 64}}).settings("model.layers.0.mlp.up_proj").rank
+    64
+    """
+
+    rank: int = option(16, "rank of the change of each matrix")
+    alpha: float = option(32.0, "strength: B A is multiplied by alpha / rank (see --scale-rule)")
+    scale_rule: str = option("alpha/rank", "what multiplies B A", choices=tuple(SCALES))
+    targets: str | tuple[str, ...] = option(
+        "all-linear",
+        "what is adapted: a preset (all-linear, attention, mlp, q, k, v, o, qv, qkv, qkvo, none), "
+        "name patterns, or a regular expression",
+        several=True,
+    )
+    exclude: str | tuple[str, ...] = option((), "name patterns that are left out", several=True)
+    dropout: float = option(0.0, "dropout on the input of A, while training")
+    init: str = option("kaiming", "how A starts (B starts at zero)", choices=INITS)
+    init_std: float | None = option(None, "standard deviation of a gaussian A (default 1 / rank)", type=float)
+    bias: str = option("none", "biases that train: none, all of the model, or those of adapted layers", choices=BIASES)
+    whole_modules: tuple[str, ...] = option(
+        (), "names of modules that are trained whole and saved beside the adapter", several=True
+    )
+    dtype: str = option("float32", "dtype of the adapter's parameters", choices=DTYPES)
+    overrides: Mapping[str, Mapping[str, Any]] = option(
+        dict, "other settings for names matching a pattern: {pattern: {field: value}}, the first match counts", flag=False
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("targets", "exclude", "whole_modules"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or name == "whole_modules":
+                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "overrides", {k: dict(v) for k, v in self.overrides.items()})
+        faults = [f"{name}: {fault}" for name, fault in self._faults()]
+        if faults:
+            raise SpecError(f"{len(faults)} fault(s) in the spec.", faults, "Nothing was attached.")
+
+    def _faults(self):
+        base = {f.name: getattr(self, f.name) for f in fields(Settings)}
+        yield from setting_faults(base)
+        if self.init_std is not None and self.init != "gaussian":
+            yield "init_std", f"only init='gaussian' has a standard deviation, asked for init={self.init!r}"
+        for name, allowed in (("bias", BIASES), ("dtype", DTYPES)):
+            if getattr(self, name) not in allowed:
+                yield name, f"{getattr(self, name)!r} is none of {', '.join(allowed)}"
+        for name in ("targets", "exclude", "whole_modules"):
+            value = getattr(self, name)
+            for pattern in (value,) if isinstance(value, str) else value:
+                if not isinstance(pattern, str) or not pattern.strip():
+                    yield name, f"{pattern!r} is no name pattern"
+        if not self.targets:
+            yield "targets", "empty; targets='none' trains biases or whole modules alone"
+        for pattern, change in self.overrides.items():
+            for key in change.keys() - base.keys():
+                yield f"overrides[{pattern!r}]", f"{key!r} cannot be overridden {near(key, base)}".rstrip()
+            for name, fault in setting_faults({**base, **{k: v for k, v in change.items() if k in base}}):
+                if name in change:
+                    yield f"overrides[{pattern!r}].{name}", fault
+
+    def settings(self, name: str) -> Settings:
+        """Return what holds for the layer called `name`: the first override that matches it, over the rest."""
+        change = next((dict(c) for pattern, c in self.overrides.items() if matches(pattern, name)), {})
+        return Settings(**{f.name: change.get(f.name, getattr(self, f.name)) for f in fields(Settings)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain lists, numbers and strings, as JSON holds them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Spec":
+        """Return the Spec that `to_dict` wrote; an unknown key is refused."""
+        known = [f.name for f in fields(cls)]
+        faults = [f"{key!r} is no field of Spec {near(key, known)}".rstrip() for key in values if key not in known]
+        if faults:
+            raise SpecError(f"{len(faults)} unknown field(s) in the spec.", faults)
+        return cls(**values)
+
+
+def setting_faults(values: Mapping[str, Any]):
+    """Yield (field, fault) for each value that no layer could use."""
+    rank, alpha, dropout, std = (values[k] for k in ("rank", "alpha", "dropout", "init_std"))
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        yield "rank", f"a whole number of at least 1 is needed, got {rank!r}"
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha == 0:
+        yield "alpha", f"a finite number other than 0 is needed, got {alpha!r}"
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
+        yield "dropout", f"a probability from 0 to 1 is needed, got {dropout!r}"
+    if std is not None and (not isinstance(std, int | float) or not 0 < std < math.inf):
+        yield "init_std", f"a positive number is needed, got {std!r}"
+    for name, allowed in (("scale_rule", tuple(SCALES)), ("init", INITS)):
+        if values[name] not in allowed:
+            yield name, f"{values[name]!r} is none of {', '.join(allowed)} {near(str(values[name]), allowed)}".rstrip()
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Tell whether a name pattern selects a module: its full name, or its last parts; `*` and `?` stand for anything.
+
+    >>> matches("q_proj", "layers.0.q_proj"), matches("layers.0.*", "model.layers.0.q_proj"), matches("proj", "q_proj")
+    (True, True, False)
+    """
+    return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)

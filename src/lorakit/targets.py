@@ -1,0 +1,189 @@
+"""Which layers a request names: presets, name patterns, regular expressions. Nothing matched is refused."""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lorakit.errors import TargetError, near
+from lorakit.site import SITES, Linear, site_of
+from lorakit.slot import own_modules
+from lorakit.spec import matches
+
+ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
+# What a projection does in its block, told by the last parts of its name in the model families of transformers.
+ROLES = {
+    "q": r"q|q_proj|query|query_proj|q_lin|to_q|wq",
+    "k": r"k|k_proj|key|key_proj|k_lin|to_k|wk",
+    "v": r"v|v_proj|value|value_proj|v_lin|to_v|wv",
+    "o": rf"o|o_proj|out_lin|to_out\.0|attention\.output\.dense|{ATTENTION}\.(out_proj|c_proj|dense|proj|wo)",
+    "qkv": r"c_attn|query_key_value|qkv|qkv_proj|Wqkv",
+    "mlp": r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|fc_in|fc_out|wi|wi_0|wi_1|Dense\w*Dense\.wo|c_fc|"
+    r"mlp\.c_proj|intermediate\.dense|(?<!attention\.)output\.dense|lin1|lin2|dense_h_to_4h|dense_4h_to_h|w1|w2|w3",
+}
+PRESETS = {
+    "all-linear": (), "none": (), "q": ("q",), "k": ("k",), "v": ("v",), "o": ("o",), "qv": ("q", "v"),
+    "qkv": ("q", "k", "v"), "qkvo": ("q", "k", "v", "o"), "attention": ("q", "k", "v", "o", "qkv"), "mlp": ("mlp",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer that can be adapted: its full name, the module, and the site that holds its matrix."""
+
+    name: str
+    layer: nn.Module
+    site: Linear
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of its matrix."""
+        out, inputs = self.site.read(self.layer).shape
+        return out, inputs
+
+
+def places(model: nn.Module) -> dict[str, Place]:
+    """Return every layer of the model that a site can hold, by name, in the model's order."""
+    found = ((name, module, site_of(module)) for name, module in own_modules(model))
+    return {name: Place(name, module, site) for name, module, site in found if site is not None}
+
+
+def role(name: str) -> str | None:
+    """Return what a projection does (q, k, v, o, qkv, mlp), told by its name.
+
+    >>> role("model.layers.0.self_attn.q_proj"), role("h.0.mlp.c_proj"), role("encoder.layer.0.output.dense")
+    ('q', 'mlp', 'mlp')
+    """
+    return next((r for r, pattern in ROLES.items() if re.fullmatch(rf"(.*\.)?({pattern})", name)), None)
+
+
+def whole(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
+    """Return the outermost modules that `whole_modules` names, by name.
+
+    Raises:
+        TargetError: a pattern names nothing, a module without parameters, or one with buffers.
+    """
+    modules = dict(own_modules(model))
+    chosen, faults = {}, []
+    for pattern in patterns:
+        hits = [name for name in modules if name and matches(pattern, name)]
+        if not hits:
+            faults.append(f"{pattern!r}   no module   {near(pattern, (n.split('.')[-1] for n in modules if n))}".rstrip())
+        for name in hits:
+            if next(modules[name].parameters(), None) is None:
+                faults.append(f"{name!r}   has no parameters to train")
+            elif buffers := [b for b, _ in modules[name].named_buffers()]:
+                faults.append(f"{name!r}   holds buffers ({', '.join(buffers)}), which training would change in the base")
+            chosen[name] = modules[name]
+    if faults:
+        raise TargetError(f"whole_modules does not fit {type(model).__name__}.", faults, "Nothing was attached.")
+    return {n: m for n, m in chosen.items() if not any(n.startswith(outer + ".") for outer in chosen)}
+
+
+def select(model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, without: Any = ()) -> dict[str, Place]:
+    """Return the layers that `targets` names and `exclude` does not, in the model's order.
+
+    Args:
+        model: any module.
+        targets: a preset of PRESETS, a regular expression (a string that is no preset; it must match the full name
+            or its last parts), or a list of name patterns (full name or last parts, with `*` and `?`).
+        exclude: likewise.
+        without: names of modules whose inside is never selected (those that are trained whole).
+
+    Raises:
+        TargetError: a pattern, or all of a preset, matches nothing; the message counts what each matched.
+
+    >>> list(select(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), ["2"]))
+    ['2']
+    """
+    known = places(model)
+    usable = {n: p for n, p in known.items() if not any(n == w or n.startswith(w + ".") for w in without)}
+    chosen, counts = _resolve(model, targets, usable, "targets")
+    dropped, _ = _resolve(model, exclude, {n: usable[n] for n in chosen}, "exclude") if exclude else (set(), {})
+    left = {n: p for n, p in usable.items() if n in chosen - dropped}
+    if chosen and not left:
+        raise TargetError("exclude leaves no layer of those that targets names.",
+                          [f"{p!r}   {c} layers" for p, c in counts.items()], "Nothing was attached.")  # fmt: skip
+    return left
+
+
+def _resolve(model: nn.Module, request: Any, usable: dict[str, Place], what: str) -> tuple[set[str], dict[str, int]]:
+    if isinstance(request, str) and request in PRESETS:
+        return _preset(model, request, usable), {request: 0}
+    patterns = (request,) if isinstance(request, str) else tuple(request)
+    hits: dict[str, set[str]] = {}
+    for pattern in patterns:
+        if isinstance(request, str):
+            try:
+                regex = re.compile(rf"(.*\.)?({pattern})")
+            except re.error as error:
+                raise TargetError(f"{what}={pattern!r} is neither a preset nor a regular expression: {error}.",
+                                  advice=f"Presets: {', '.join(PRESETS)}.") from error  # fmt: skip
+            hits[pattern] = {name for name in usable if regex.fullmatch(name)}
+        else:
+            hits[pattern] = {name for name in usable if matches(pattern, name)}
+    missed = [p for p in patterns if not hits[p]]
+    if missed:
+        kinds = Counter(place.site.kind for place in usable.values())
+        held = ", ".join(f"{n} {kind} layers" for kind, n in kinds.items()) or "no layer that can be adapted"
+        rest = ", ".join(f"{p!r} {len(h)} layers" for p, h in hits.items() if h)
+        raise TargetError(
+            f"{len(missed)} of {len(patterns)} {what} matches nothing in {type(model).__name__} ({held}).",
+            [f"{p!r}   0 layers   {_hint(model, p, usable)}".rstrip() for p in missed],
+            (f"Matched: {rest}. " if rest else "") + "Nothing was attached. "
+            "`lorakit inspect MODEL --targets` lists what can be named.",
+        )
+    return set().union(*hits.values()), {p: len(h) for p, h in hits.items()}
+
+
+def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
+    if name == "none":
+        return set()
+    if name == "all-linear":
+        heads = {id(head) for module in model.modules() if (head := _output_head(module)) is not None}
+        chosen = {n for n, p in usable.items() if p.site.kind in ("linear", "conv1d") and id(p.layer) not in heads}
+        if not chosen:
+            raise TargetError(f"targets='all-linear' finds no linear layer in {type(model).__name__}.",
+                              advice=f"It can adapt {', '.join(SITES)} layers; targets='none' trains biases or whole "
+                              "modules alone. Nothing was attached.")  # fmt: skip
+        return chosen
+    roles = {n: role(n) for n in usable}
+    missing = [r for r in PRESETS[name] if r not in roles.values()]
+    fused = [n for n, r in roles.items() if r == "qkv"]
+    # 'attention' takes what the model has: q, k, v apart, or fused.
+    if missing and not (name == "attention" and len(missing) < len(PRESETS[name])):
+        faults = [f"{r!r}   0 layers" for r in missing]
+        advice = "Nothing was attached. `lorakit inspect MODEL --targets` lists what can be named."
+        if fused:
+            advice = (f"{fused[0]} and {len(fused) - 1} more hold q, k and v in one matrix: targets='attention' adapts it "
+                      "whole. Nothing was attached.")  # fmt: skip
+        raise TargetError(f"The preset {name!r} does not fit {type(model).__name__}.", faults, advice)
+    return {n for n, r in roles.items() if r in PRESETS[name]}
+
+
+def _output_head(module: nn.Module) -> nn.Module | None:
+    """Return a transformers model's output embeddings, which a preset leaves alone."""
+    method = getattr(type(module), "get_output_embeddings", None)
+    head = method(module) if method is not None else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def _hint(model: nn.Module, pattern: str, usable: dict[str, Place]) -> str:
+    """Say why a pattern matched nothing, or what it may have meant."""
+    for name, module in own_modules(model):
+        if name and name not in usable and matches(pattern, name):
+            inside = [n[len(name) + 1 :] for n in usable if n.startswith(name + ".")]
+            what = f"inside it: {', '.join(inside[:4])}" if inside else "it cannot be adapted"
+            return f"{name} is a {type(module).__name__}; {what}"
+    words = {name.split(".")[-1] for name in usable} | set(usable) | set(PRESETS)
+    hint = near(pattern, words, count=1)
+    if not hint:
+        return ""
+    meant = hint.split("'")[1]
+    hits = [p for n, p in usable.items() if matches(meant, n)]
+    if not hits:
+        return hint
+    out, inputs = hits[0].shape
+    return f"{hint[:-1]} ({len(hits)} layers, {inputs} -> {out})?"
