@@ -1,0 +1,68 @@
+# What one does with this house. Each target needs Python 3.11+ and make; the first one sets up .venv by itself.
+#   PYTHON=python3.12 make test    another Python
+#   JOBS=8 make test               more processes at once (the default suits two cores)
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu make demo    PyTorch without CUDA, a tenth of the download
+
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+JOBS ?= 2
+BIN := .venv/bin
+# One thread a process: JOBS processes share the cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+ON_JOBS = -n $(JOBS) --dist loadfile
+
+.PHONY: help demo test unit lint fix record docs bench clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+
+demo: .venv/demo.stamp ## train, look at and merge a small adapter, from nothing
+	@$(BIN)/python -m lorakit.cli.demo
+
+test: lint ## every check there is: lint, types, all tests (GPU tests only where there is one)
+	$(PYTEST) $(ON_JOBS)
+
+unit: .venv/dev.stamp ## the fast tests
+	$(PYTEST) $(ON_JOBS) -m "not slow and not gpu"
+
+lint: .venv/dev.stamp ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+fix: .venv/dev.stamp ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+record: .venv/dev.stamp ## write tests/surface.txt and docs/cli.md again; read the diff before you commit it
+	$(BIN)/python tests/test_surface.py
+
+docs: .venv/dev.stamp ## run what README, docs and examples show
+	$(PYTEST) tests/docs
+
+bench: .venv/dev.stamp ## answer the questions under benchmarks/ again
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+
+clean: ## take away .venv, caches and what was built
+	rm -rf .venv build dist .pytest_cache .ruff_cache src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps say that .venv holds what pyproject.toml asks for, in the versions of constraints.txt.
+.venv/torch.stamp: constraints.txt
+	@test -n "$(PYTHON)" || { echo "lorakit needs Python 3.11 or newer, and found none: install one, or name it: PYTHON=... make" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lorakit needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`. Name another: PYTHON=... make" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
+		{ rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing PyTorch and lorakit into .venv; the first time this takes some minutes."
+	$(BIN)/python -m pip install $(TORCH_INDEX:%=--index-url %) -c constraints.txt torch
+	@touch $@
+
+.venv/demo.stamp: .venv/torch.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+.venv/dev.stamp: .venv/torch.stamp pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch .venv/demo.stamp $@
