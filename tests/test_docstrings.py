@@ -1,0 +1,59 @@
+"""Where a docstring describes arguments, they are those of the signature, all of them and in its order (pydoclint).
+
+pydoclint would also have every docstring of more than a sentence describe every argument. The house does not repeat what
+the signature says, so a docstring without `Args` is left alone.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "lorakit"
+ALWAYS = ("DOC0", "DOC102", "DOC104")  # unreadable, an argument that is not there, another order
+WITH_ARGS = ("DOC101", "DOC103")  # an argument that is not described
+
+
+def described(path: Path) -> set[int]:
+    """Return the lines on which something with an `Args` section begins."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    owners = [n for n in nodes if re.search(r"^Args:$", ast.get_docstring(n) or "", re.MULTILINE)]
+    inner = [i for n in owners for i in n.body if isinstance(i, ast.FunctionDef) and i.name == "__init__"]
+    return {line for n in [*owners, *inner] for line in range(n.lineno - len(n.decorator_list), n.lineno + 1)}
+
+
+def faults(path: Path) -> list[str]:
+    """Return what pydoclint says of this file, less what the house leaves open."""
+    options = ["--quiet", f"--config={ROOT / 'pyproject.toml'}", "--show-filenames-in-every-violation-message=True"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pydoclint.main", *options, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
+    found = re.findall(r":(\d+): (DOC\d+): (.*)", done.stdout + done.stderr)
+    assert done.returncode == 0 or found, done.stderr
+    lines = described(path)
+    return [
+        f"{line}: {code}: {text}"
+        for line, code, text in found
+        if code.startswith(ALWAYS) or (code in WITH_ARGS and int(line) in lines)
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: str(path.relative_to(SRC)))
+def test_arguments_are_those_of_the_signature(path: Path):
+    assert faults(path) == []
+
+
+@pytest.mark.parametrize(
+    "args", ["rank: how many.\n        beta: not there.", "alpha: strong.\n        rank: many.", "rank: many."]
+)
+def test_wrong_arguments_are_seen(tmp_path: Path, args: str):
+    path = tmp_path / "planted.py"
+    path.write_text(
+        f'def scale(rank: int, alpha: float) -> float:\n    """Give the scale.\n\n    Args:\n        {args}\n    """\n'
+        "    return alpha / rank\n"
+    )
+    assert faults(path)
