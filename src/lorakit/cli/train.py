@@ -1,0 +1,57 @@
+"""`lorakit train`."""
+
+import argparse
+import sys
+from typing import Any
+
+from lorakit.cli import flags
+from lorakit.spec import Spec
+from lorakit.train.config import TrainSpec
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
+                        help="YAML file with any of these settings, and `overrides`; flags win")  # fmt: skip
+    flags.add_fields(parser, TrainSpec, "the run")
+    flags.add_fields(parser, Spec, "the adapter")
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    run_values, spec_values = flags.values(args, TrainSpec, Spec)
+    settings, spec = TrainSpec(**run_values), Spec(**spec_values)
+    from lorakit.train.job import run
+
+    return run(settings, spec, say=lambda text: print(text, file=sys.stderr))
+
+
+def show_next(report: dict[str, Any]) -> None:
+    """Print the commands that a user would type next."""
+    model, data, out = report["model"], report["settings"]["eval_data"] or report["settings"]["data"], report["output"]
+    columns = report["settings"]["columns"]
+    named = f" --columns {' '.join(columns)}" if columns else ""
+    print("Next:")
+    print(f"  lorakit eval --model {model} --adapter {out} --data {data}{named}")
+    print(f"  lorakit inspect {out}")
+    print(f"  lorakit merge --model {model} --adapter {out} --output {out}-merged")
+
+
+def show_files(report: dict[str, Any]) -> None:
+    out = report["output"]
+    print(f"Adapter: {out}/adapter_model.safetensors ({report['trainable_parameters']:,} trained parameters, "
+          f"{100 * report['trainable_parameters'] / report['total_parameters']:.2f} % of the model)")  # fmt: skip
+    print(f"Report:  {out}/report.json   each step: {out}/metrics.jsonl   card: {out}/README.md\n")
+
+
+def show(report: dict[str, Any]) -> None:
+    from lorakit.cli import show as shown
+
+    best = f", best at step {report['best_step']}" if report["best_step"] not in (None, report["steps"]) else ""
+    early = ", stopped early" if report["stopped_early"] else ""
+    print(f"\n{report['steps']} steps{best}{early}, {report['seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s, "
+          f"{shown.size(report['peak_memory_bytes'])} at most, loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}")  # fmt: skip
+    if report["after"]:
+        shown.measures(report["before"], report["after"])
+    else:
+        print("Nothing was held out, so nothing was measured: give --eval-data, or a larger --eval-fraction.")
+    show_files(report)
+    show_next(report)

@@ -1,0 +1,100 @@
+"""The loss of one batch, and the metrics of a whole data set. Training and `eval` use these same two."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorakit.data.batches import collate, in_order
+from lorakit.data.encode import IGNORED, Example
+from lorakit.evaluate import metrics
+
+
+def batch_loss(model: nn.Module, batch: dict[str, Tensor], task: str) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of a batch, and the model's outputs.
+
+    Args:
+        model: of transformers, with the head of the task.
+        batch: what `collate` gives.
+        task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error a row).
+
+    Returns:
+        The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch, length, vocabulary),
+        (batch, classes) or (batch,), float32 for the last two.
+    """
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    labels = batch["labels"]
+    if task == "causal-lm":
+        logits = model(**inputs, use_cache=False).logits
+        flat = logits[:, :-1].float().flatten(0, 1)
+        return F.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"), logits
+    logits = model(**inputs).logits.float()
+    if task == "classify":
+        return F.cross_entropy(logits, labels, reduction="sum"), logits
+    values = logits.squeeze(-1)
+    return F.mse_loss(values, labels.float(), reduction="sum"), values
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of one data set, and what was predicted for each example (empty for language modelling)."""
+
+    metrics: dict[str, Any]
+    predictions: list[tuple[float, float]]  # (class, probability) or (value, 1.0)
+
+
+def evaluate(
+    model: nn.Module, examples: Sequence[Example], task: str, *, pad: int, batch_size: int = 32, classes: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Scores:  # fmt: skip
+    """Score a model on a data set, in eval mode; the mode it was in comes back.
+
+    Args:
+        model: with what is to be scored attached and on.
+        examples: encoded for the task.
+        task: causal-lm, classify or regress.
+        pad: id that fills batches.
+        batch_size: sequences at once.
+        classes: number of classes, for classify.
+        progress: called with the number of examples done since the last call.
+
+    Returns:
+        Scores: loss, perplexity and tokens · loss, accuracy, f1, matthews and rows · loss, pearson, spearman and rows.
+    """
+    device, was_training = next(model.parameters()).device, model.training
+    total, count = 0.0, 0
+    predicted: list[tuple[float, float]] = [(0.0, 0.0)] * (0 if task == "causal-lm" else len(examples))
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for at in in_order([len(e.ids) for e in examples], batch_size):
+                chosen = [examples[i] for i in at]
+                loss, out = batch_loss(model, collate(chosen, pad, device), task)
+                total += loss.item()
+                count += sum(e.trained for e in chosen)
+                if task == "classify":
+                    best = out.softmax(-1).max(-1)
+                    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                elif task == "regress":
+                    pairs = ((value, 1.0) for value in out.tolist())
+                else:
+                    pairs = ()
+                for i, pair in zip(at, pairs, strict=False):
+                    predicted[i] = pair
+                if progress:
+                    progress(len(at))
+    finally:
+        model.train(was_training)
+    loss = total / max(count, 1)
+    if task == "causal-lm":
+        return Scores({"loss": loss, "perplexity": metrics.perplexity(loss), "tokens": count}, [])
+    targets = [e.target for e in examples]
+    values = [value for value, _ in predicted]
+    if task == "classify":
+        found: dict[str, Any] = metrics.classification([int(t) for t in targets], [int(v) for v in values], classes)
+    else:
+        found = metrics.regression(targets, values)
+    return Scores({"loss": loss, **found, "rows": count}, predicted)

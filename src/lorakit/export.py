@@ -1,0 +1,174 @@
+"""A merged model on disk: a plain Hugging Face folder, read back and compared before it is called done."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorakit.adapter import Adapter
+from lorakit.attach import detach, enable, merge
+from lorakit.errors import MergeError, OutputError
+from lorakit.evaluate.subject import open_subject
+from lorakit.models import load, quiet
+
+# Read through both models where no data is named.
+TEXTS = (
+    "Once upon a time, there was a little girl who lived near the sea with her grandmother.",
+    "The committee will meet on Tuesday to discuss the budget, which has grown by 12 percent since last year.",
+    "def mean(values):\n    return sum(values) / len(values)",
+    "What is the capital of France, and how far is it from Berlin?",
+)
+ROUNDING = 1e-4  # relative to the largest logit: what float32 sums in another order may differ by
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Logits of base + adapter (float32) against those of the merged model as it was read back from disk."""
+
+    max_logit_difference: float
+    kl: float
+    top1_agreement: float
+    allowed: float
+    adapter_moves: float
+
+
+def export(
+    model: str, adapter: Adapter, output: str | Path, *, dtype: str = "auto", device: str = "auto", texts: Sequence[str] = (),
+    any_base: bool = False, allow_loss: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Merge an adapter into its base, summed in float32, and write a plain model that needs no lorakit.
+
+    The merged folder is written under another name, loaded again, and its logits are compared with those of base + adapter.
+    Only then does it get its name.
+
+    Args:
+        model: the base: a folder, a hub id or `builtin:NAME`.
+        adapter: what is merged.
+        output: a folder that does not exist yet, or is empty.
+        dtype: of the weights on disk; "auto" is that of the base's checkpoint.
+        device: where it is computed.
+        texts: read through both models for the comparison; four texts of our own where empty.
+        any_base: take another base than the adapter was trained on.
+        allow_loss: write it even where rounding to `dtype` moves the output more than the adapter does.
+
+    Returns:
+        max_logit_difference, kl (nats a position, mean), top1_agreement (share of positions), differs_from_base (number of
+        weights whose bits changed), dtype, output, and how much the adapter itself moves the logits.
+
+    Raises:
+        OutputError: the folder is not empty.
+        MergeError: the merged model equals the base, or differs from base + adapter by more than rounding, or than the
+            adapter does; nothing is left behind.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"{output} is not empty.", advice="Name a new folder. Nothing was written.")
+    task = adapter.provenance.get("task") or {"SEQ_CLS": "classify"}.get(adapter.provenance.get("task_type") or "", "causal-lm")
+    loaded = open_subject(model, adapter, task, dtype="float32", device=device, any_base=any_base)
+    wanted = _stored_dtype(loaded.model) if dtype == "auto" else getattr(torch, dtype)
+    batches = _batches(loaded, list(texts) or list(TEXTS))
+    with_adapter = _logits(loaded.model, batches)
+    enable(loaded.model, None)
+    base = _logits(loaded.model, batches)
+    # What the plain base loses when it is stored and run in this dtype: the measure of what rounding may do.
+    plain = base if wanted == torch.float32 else _logits(_copy_in(loaded.model, wanted), batches)
+    enable(loaded.model, "default")
+    undo = merge(loaded.model)
+    changed = sum(
+        int((loaded.model.get_parameter(path).to(wanted) != old.to(wanted)).sum()) for path, old in undo.weights.items()
+    )
+    detach(loaded.model)
+    if not changed:
+        raise MergeError(f"The merged model equals the base in {_name(wanted)}: no weight changes.",
+                         advice="The adapter was never trained, or its change is smaller than the rounding. Nothing was "
+                         "written.")  # fmt: skip
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        merged = loaded.model.to(wanted)
+        merged.config.dtype = wanted
+        with quiet():
+            merged.save_pretrained(part)
+            loaded.tokenizer.save_pretrained(part)
+        again = load(str(part), task, labels=loaded.labels, dtype=_name(wanted), device=device)
+        result = _compare(with_adapter, base, plain, _logits(again.model, batches))
+        _judge(result, _name(wanted), allow_loss)
+        if output.is_dir():
+            output.rmdir()
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return {
+        "max_logit_difference": result.max_logit_difference, "kl": result.kl, "top1_agreement": result.top1_agreement,
+        "differs_from_base": changed, "dtype": _name(wanted), "output": str(output), "adapter_moves": result.adapter_moves,
+        "bytes": sum(p.stat().st_size for p in output.iterdir()),
+    }  # fmt: skip
+
+
+def _judge(result: Comparison, dtype: str, allow_loss: bool) -> None:
+    if result.max_logit_difference > result.allowed:
+        raise MergeError(
+            f"The merged model, read back in {dtype}, differs from base + adapter by {result.max_logit_difference:.4g} in its "
+            f"logits; rounding explains {result.allowed:.4g}.",
+            advice="Nothing was left behind. This is a fault: of the disk, of the model's loading, or of lorakit.",
+        )
+    if result.max_logit_difference > result.adapter_moves and not allow_loss:
+        raise MergeError(
+            f"Rounding the sum to {dtype} moves the logits by {result.max_logit_difference:.4g}, more than the adapter itself "
+            f"does ({result.adapter_moves:.4g}).",
+            advice="Merge into a wider copy (--dtype float32), use the adapter unmerged, or pass --allow-loss. Nothing was "
+            "left behind.",
+        )
+
+
+def _compare(wanted: list[Tensor], base: list[Tensor], plain: list[Tensor], got: list[Tensor]) -> Comparison:
+    def most(pairs: Any) -> float:
+        return max(float((x - y).abs().max()) for x, y in pairs)
+
+    largest = max(float(x.abs().max()) for x in wanted)
+    kl = [
+        F.kl_div(g.log_softmax(-1), w.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+        for w, g in zip(wanted, got, strict=True)
+    ]
+    same = [(w.argmax(-1) == g.argmax(-1)).float() for w, g in zip(wanted, got, strict=True)]
+    return Comparison(
+        max_logit_difference=most(zip(wanted, got, strict=True)),
+        kl=max(0.0, float(torch.cat([k.flatten() for k in kl]).mean())),
+        top1_agreement=float(torch.cat([s.flatten() for s in same]).mean()),
+        allowed=2 * most(zip(base, plain, strict=True)) + ROUNDING * largest,
+        adapter_moves=most(zip(wanted, base, strict=True)),
+    )
+
+
+def _batches(loaded: Any, texts: list[str]) -> list[dict[str, Tensor]]:
+    device = next(loaded.model.parameters()).device
+    limit = min(256, loaded.max_length)
+    return [loaded.tokenizer(t, return_tensors="pt", truncation=True, max_length=limit).to(device) for t in texts if t.strip()]
+
+
+def _logits(model: nn.Module, batches: list[dict[str, Tensor]]) -> list[Tensor]:
+    with torch.inference_mode():
+        return [model(**batch).logits.float() for batch in batches]
+
+
+def _copy_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(model).to(dtype)
+
+
+def _stored_dtype(model: Any) -> torch.dtype:
+    """Return the dtype of the checkpoint on disk, as its config tells; float32 where it does not."""
+    from transformers import AutoConfig
+
+    told = getattr(AutoConfig.from_pretrained(model.config._name_or_path), "dtype", None)
+    return told if isinstance(told, torch.dtype) else getattr(torch, told) if isinstance(told, str) else torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

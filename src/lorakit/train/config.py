@@ -1,0 +1,110 @@
+"""TrainSpec: every setting of a run but the adapter's. Torch is not imported here, so `--help` can read the fields."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lorakit.errors import SpecError, near
+from lorakit.spec import option
+
+TASKS = ("auto", "causal-lm", "classify", "regress")
+# What a resumed run may change: none of these alters the weights that come out.
+FREE = {"resume", "overwrite", "checkpoint_every", "keep", "threads", "device"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """What is trained on what, and how; checks itself, and names every fault at once.
+
+    Raises:
+        SpecError: any field out of its range.
+    """
+
+    model: str = option("", "a folder, a hub id, or builtin:minilm", required=True)
+    data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
+    output: str = option("", "folder for the adapter, its report and checkpoints", required=True)
+    task: str = option("auto", "what is learned; auto tells by the rows", choices=TASKS)
+    eval_data: str | None = option(None, "data to evaluate on (default: a share of --data is held out)", type=str)
+    eval_fraction: float = option(0.1, "share of --data that is held out where there is no --eval-data (at most 2,000 rows)")
+    columns: tuple[str, ...] = option((), "names of columns, as key=column, e.g. text=review label=stars", several=True)
+    quotes: bool | None = option(None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool)
+    loss_on: str = option(
+        "completion", "train completions and assistant turns alone, or all tokens", choices=("completion", "all")
+    )
+    max_length: int | None = option(None, "tokens of a sequence (default: 512, or what the model takes)", type=int)
+    epochs: float = option(3.0, "passes over the data")
+    steps: int | None = option(None, "optimizer steps, instead of epochs", type=int)
+    batch_size: int = option(16, "sequences of one forward pass")
+    accumulate: int = option(1, "forward passes of one optimizer step")
+    lr: float | None = option(None, "peak learning rate (default: 5e-4 x sqrt(2000 / width of the model))", type=float)
+    schedule: str = option("cosine", "how the learning rate goes on after warm-up", choices=("constant", "linear", "cosine"))
+    warmup: float = option(0.05, "warm-up: a share of the steps below 1, a number of steps from 1")
+    weight_decay: float = option(0.0, "weight decay of A and B")
+    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
+    base_dtype: str = option(
+        "auto",
+        "dtype of the frozen base; a head that is trained whole has it too",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    mixed_precision: str = option("no", "autocast while training", choices=("no", "bf16", "fp16"))
+    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, more time")
+    eval_every: int | None = option(
+        None, "steps between evaluations on up to 256 held-out sequences (default: ten times a run)", type=int
+    )
+    eval_batch_size: int = option(32, "sequences at once while evaluating")
+    checkpoint_every: int | None = option(None, "steps between checkpoints (default: at every evaluation)", type=int)
+    keep: int = option(2, "newest checkpoints that are kept, beside the best")
+    patience: int | None = option(None, "stop after so many evaluations without a better loss", type=int)
+    final: str = option("best", "which weights are written at the end", choices=("best", "last"))
+    seed: int = option(0, "of the initial A, a new head, the order of the data, and dropout")
+    device: str = option("auto", "cpu, cuda, …")
+    threads: int | None = option(None, "threads of torch on the CPU", type=int)
+    resume: bool = option(False, "go on from the last checkpoint in --output")
+    overwrite: bool = option(False, "delete an earlier run in --output")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
+        faults = [f"{name}: {fault}" for name, fault in self._faults()]
+        if faults:
+            raise SpecError(f"{len(faults)} faults in the settings of the run.", faults, "Nothing was started.")
+
+    def _faults(self):
+        for name in ("model", "data", "output"):
+            if not getattr(self, name):
+                yield name, "is needed"
+        for f in fields(self):
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            if choices and value not in choices:
+                yield f.name, f"{value!r} is none of {', '.join(choices)} {near(str(value), choices, 1)}".rstrip()
+        least = {"max_length": 2, "steps": 1, "batch_size": 1, "accumulate": 1, "eval_every": 1, "eval_batch_size": 1,
+                 "checkpoint_every": 1, "keep": 1, "patience": 1, "threads": 1, "seed": 0}  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < bound):
+                yield name, f"a whole number of at least {bound} is needed, got {value!r}"
+        for name in ("epochs", "lr", "warmup", "weight_decay", "clip", "eval_fraction"):
+            value = getattr(self, name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
+            ):
+                yield name, f"a number is needed, got {value!r}"
+            elif value is not None and (value < 0 or (value == 0 and name in ("epochs", "lr"))):
+                yield name, f"{'a number above 0' if name in ('epochs', 'lr') else '0 or more'} is needed, got {value!r}"
+        if isinstance(self.eval_fraction, float) and not 0 <= self.eval_fraction < 1:
+            yield "eval_fraction", f"a share from 0 to below 1 is needed, got {self.eval_fraction!r}"
+        if self.resume and self.overwrite:
+            yield "resume", "a run is either gone on with or overwritten"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, as JSON holds them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
+        """Return what an interrupted run was started with otherwise, a line each; what cannot change the outcome is free."""
+        now = self.to_dict()
+        return [
+            f"{key}: was {earlier.get(key)!r}, now {now[key]!r}"
+            for key in now
+            if key not in FREE and now[key] != earlier.get(key)
+        ]

@@ -1,0 +1,227 @@
+"""A whole run: check everything, measure before, train, measure after, write the adapter and its report."""
+
+import json
+import platform
+import random
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lorakit
+from lorakit.attach import attach
+from lorakit.coverage import coverage
+from lorakit.data.encode import is_regression, label_names
+from lorakit.data.rows import Rows, read_rows
+from lorakit.errors import DataError, OutputError, SpecError
+from lorakit.evaluate.score import evaluate
+from lorakit.evaluate.subject import encode
+from lorakit.models import TASK_TYPES, Loaded, load, pad_id
+from lorakit.spec import Spec
+from lorakit.train import card, resume
+from lorakit.train.config import TrainSpec
+from lorakit.train.log import METRICS, Log, counting
+from lorakit.train.loop import Job, fit, restore
+from lorakit.train.optim import default_lr
+
+RUN, REPORT, CARD = "run.json", "report.json", "README.md"
+WRITTEN = (RUN, REPORT, CARD, METRICS, "adapter_config.json", "adapter_model.safetensors", resume.FOLDER)
+MOST_HELD_OUT = 2000  # rows
+
+
+@dataclass
+class Prepared:
+    """A job with what the report says of where it came from."""
+
+    job: Job
+    loaded: Loaded
+    facts: dict[str, Any]
+
+
+def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Train an adapter and write everything to `settings.output`.
+
+    Args:
+        settings: of the run.
+        spec: of the adapter; a new head of the model is trained whole beside it.
+        say: called with each line that a person would want to read.
+
+    Returns:
+        The report, as report.json holds it.
+
+    Raises:
+        LorakitError: anything that cannot be done as asked, before a step is taken; TrainingError while running.
+    """
+    output = Path(settings.output)
+    _check_output(output, settings)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    ready = prepare(settings, spec, say)
+    job, facts = ready.job, ready.facts
+    state = _state(output, settings, facts) if settings.resume else None
+    score = dict(pad=job.pad, batch_size=settings.eval_batch_size, classes=job.classes)
+    if state:
+        restore(job.adapter, resume.newest(output))
+        facts["before"] = json.loads((output / RUN).read_text())["before"]
+        say(f"Resuming after step {state['step']} of {job.steps}.")
+    else:
+        facts["before"] = _measured(job, "measuring before", score)
+        if settings.overwrite:
+            _clear(output)
+        output.mkdir(parents=True, exist_ok=True)
+        _write_json(output / RUN, facts)
+    say(f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, peak learning rate {job.lr:g}, "
+        f"on {next(job.model.parameters()).device}")  # fmt: skip
+    begun = time.perf_counter()
+    at = fit(job, lambda start: Log(output / METRICS, start, job.steps), state)
+    job.model.eval()
+    after = _measured(job, "measuring after", score)
+    report = {
+        **facts, "steps": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3),
+        "tokens_per_second": round(at.tokens / max(at.seconds, 1e-9), 1), "wall_seconds": round(time.perf_counter() - begun, 3),
+        "peak_memory_bytes": peak_memory(), "loss_first": at.loss_first, "loss_last": at.loss_last, "after": after,
+        "best_step": at.best_step, "stopped_early": at.stopped_early, "output": str(output),
+    }  # fmt: skip
+    job.adapter.provenance |= {key: report[key] for key in ("data_hash", "seed", "versions", "before", "after", "steps")}
+    job.adapter.save(output)
+    _write_json(output / REPORT, report)
+    (output / CARD).write_text(card.text(report))
+    return report
+
+
+def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None) -> Prepared:
+    """Read the data, load the model, attach the adapter, tokenise; nothing is written."""
+    rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
+    task = told_task(settings.task, rows)
+    rows, held_out = _hold_out(rows, settings)
+    labels = label_names(rows) if task == "classify" else []
+    if task == "classify" and len(labels) < 2:
+        raise DataError(f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart.")
+    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise SpecError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.", advice="Nothing was started.")
+    say(f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out")
+    random.seed(settings.seed)
+    loaded = load(settings.model, task, labels=labels, dtype=settings.base_dtype, device=settings.device, seed=settings.seed)
+    longest = min(512, loaded.max_length) if settings.max_length is None else settings.max_length
+    examples = encode(rows, loaded, longest, settings.loss_on)
+    held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
+    spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
+    adapter = attach(loaded.model, spec, seed=settings.seed)
+    adapter.provenance |= {"base_model": loaded.name, "task_type": TASK_TYPES[task], "task": task, "max_length": longest}
+    if labels:
+        adapter.provenance["labels"] = labels
+    covered = coverage(loaded.model)
+    say(str(covered))
+    cut = sum(e.cut > 0 for e in examples)
+    if cut:
+        say(f"note: {cut:,} of {len(rows):,} rows are longer than {longest} tokens and are cut; `lorakit preview` shows them")
+    width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
+    lr = settings.lr if settings.lr is not None else default_lr(width)
+    job = Job(
+        loaded.model, adapter, task, examples, held, pad_id(loaded.tokenizer), len(labels), settings, lr, Path(settings.output)
+    )
+    shared = _shared(rows, held_out)
+    if shared:
+        say(f"note: {shared:,} held-out rows also stand in the training data")
+    facts = {
+        "model": settings.model, "model_name": loaded.name, "task": task, "labels": labels, "rows": len(rows), "rows_held_out": len(held_out or ()),
+        "rows_cut": cut, "rows_repeated": rows.repeated, "rows_shared": shared, "max_length": longest, "lr": lr,
+        "trainable_parameters": covered.trainable_parameters, "total_parameters": covered.total_parameters,
+        "adapted_modules": len(covered.modules), "coverage": covered.to_dict(), "spec": adapter.spec.to_dict(),
+        "settings": settings.to_dict(), "seed": settings.seed, "base_fingerprint": adapter.provenance["base_fingerprint"],
+        "data_hash": rows.content_hash(), "versions": versions(),
+    }  # fmt: skip
+    return Prepared(job, loaded, facts)
+
+
+def told_task(task: str, rows: Rows) -> str:
+    """Return the task that was asked for, or that the rows tell."""
+    if task != "auto":
+        return task
+    if rows.kind not in ("labelled", "pair"):
+        return "causal-lm"
+    return "regress" if is_regression(rows) else "classify"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run depends on."""
+    named = {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")}
+    return {"lorakit": lorakit.__version__, "python": platform.python_version(), **named}
+
+
+def peak_memory() -> int:
+    """Return the most memory that was in use at once, in bytes: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
+    """Return what is trained on and what is held out: other data, a builtin's test part, or rows drawn by the seed."""
+    if settings.eval_data or settings.data.startswith("builtin:"):
+        source = settings.eval_data or settings.data
+        return rows, read_rows(source, columns=settings.columns, quotes=settings.quotes, split="test")
+    count = min(MOST_HELD_OUT, round(settings.eval_fraction * len(rows)))
+    if not count:
+        return rows, None
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
+
+
+def _shared(rows: Rows, held_out: Rows | None) -> int:
+    seen = {json.dumps(row, sort_keys=True) for row in rows.rows}
+    return sum(json.dumps(row, sort_keys=True) in seen for row in held_out.rows) if held_out else 0
+
+
+def _measured(job: Job, title: str, score: dict[str, Any]) -> dict[str, Any] | None:
+    if not job.held_out:
+        return None
+    with counting(title, len(job.held_out)) as advance:
+        return evaluate(job.model, job.held_out, job.task, progress=advance, **score).metrics
+
+
+def _check_output(output: Path, settings: TrainSpec) -> None:
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; --output needs a folder.", advice="Nothing was written.")
+    there = [name for name in WRITTEN if (output / name).exists()]
+    if there and not (settings.resume or settings.overwrite):
+        raise OutputError(f"{output} holds a run already ({', '.join(there)}).",
+                          advice="--resume goes on with it, --overwrite deletes it. Nothing was written.")  # fmt: skip
+    if settings.resume and not (output / RUN).is_file():
+        raise OutputError(f"There is no run in {output} to resume: {RUN} is missing.", advice="Start without --resume.")
+
+
+def _clear(output: Path) -> None:
+    for name in WRITTEN:
+        path = output / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _state(output: Path, settings: TrainSpec, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the state to resume from, or refuse what would give other weights than the run that was interrupted."""
+    earlier = json.loads((output / RUN).read_text())
+    faults = settings.differences(earlier["settings"])
+    faults += [f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}" for key, value in facts["spec"].items()
+               if value != earlier["spec"].get(key)]  # fmt: skip
+    faults += [f"{what}: was {earlier[key]}, now {facts[key]}" for key, what in
+               (("data_hash", "the data"), ("base_fingerprint", "the base's weights")) if earlier[key] != facts[key]]  # fmt: skip
+    if faults:
+        raise OutputError(f"The run in {output} was started otherwise; going on would mix two runs.", faults,
+                          "Give the settings it was started with, or start anew in another folder.")  # fmt: skip
+    return resume.load(resume.newest(output))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    part.replace(path)

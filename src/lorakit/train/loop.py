@@ -1,0 +1,257 @@
+"""THE loop: one optimizer step after another, on Accelerate, that checks itself and stops cleanly when it must."""
+
+import math
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from lorakit.adapter import Adapter
+from lorakit.data.batches import Batches, collate
+from lorakit.data.encode import Example
+from lorakit.errors import TrainingError
+from lorakit.evaluate.score import batch_loss, evaluate
+from lorakit.train import resume
+from lorakit.train.config import TrainSpec
+from lorakit.train.log import Log
+from lorakit.train.optim import gradient_norm, lr_factor, make_optimizer, set_lr
+
+LOOK = 256  # held-out sequences that are looked at during the run; before and after it, all are
+RECENT = 10  # losses whose median tells whether a run has exploded
+
+
+@dataclass
+class Job:
+    """All that the loop works on; what is in it has been checked."""
+
+    model: nn.Module
+    adapter: Adapter
+    task: str
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
+    pad: int
+    classes: int
+    settings: TrainSpec
+    lr: float
+    output: Path
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        batches = math.ceil(len(self.examples) / self.settings.batch_size)
+        return self.settings.steps or max(1, math.ceil(self.settings.epochs * batches / self.settings.accumulate))
+
+    @property
+    def every(self) -> int:
+        """Steps between evaluations."""
+        return self.settings.eval_every or max(1, math.ceil(self.steps / 10))
+
+    @property
+    def look(self) -> Sequence[Example]:
+        """The held-out sequences that evaluations during the run use: evenly spread, at most LOOK."""
+        return self.held_out[:: max(1, math.ceil(len(self.held_out) / LOOK))]
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what it has seen; a checkpoint holds it."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loss_first: float = math.nan
+    loss_last: float = math.nan
+    recent: list[float] = field(default_factory=list)
+    lowest: float = math.inf
+    best_loss: float = math.inf
+    best_step: int | None = None
+    worse: int = 0
+    stopped_early: bool = False
+
+
+class Interrupted(TrainingError):
+    """The user, or the system, asked the run to stop; it saved a checkpoint first."""
+
+    exit_code = 130
+
+
+class Signals:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; a second one acts as usual."""
+
+    def __init__(self) -> None:
+        self.asked, self.before = False, {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread: whoever runs the loop there stops it in its own way
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        self.__exit__()
+
+
+def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = None) -> Progress:
+    """Train until the last step, and leave the best (or last) weights in the adapter.
+
+    Args:
+        job: what to train on what.
+        log_for: makes the Log, given the step that the run goes on from.
+        state: of the checkpoint to go on from; the adapter holds its weights already.
+
+    Raises:
+        TrainingError: no gradient reached an adapted module at the first step, a dtype is not what was asked, or the loss is
+            not finite or has exploded; what was good is kept.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+    """
+    settings, adapter = job.settings, job.adapter
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=next(job.model.parameters()).device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise TrainingError("This run was launched as several processes; train runs as one.")
+    check_trainable(job.model, adapter)
+    optimizer = accelerator.prepare(make_optimizer(adapter, job.lr, settings.weight_decay))
+    batches = Batches([len(e.ids) for e in job.examples], settings.batch_size, settings.seed)
+    at = Progress()
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        at = Progress(**state["progress"])
+    log = log_for(at.step)
+    if settings.gradient_checkpointing:
+        # The reentrant kind gives no gradient to adapters behind a frozen input.
+        job.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    job.model.train()
+    torch.manual_seed(settings.seed)
+    if state:
+        resume.set_random_state(state["random"])
+    try:
+        with Signals() as signals:
+            while at.step < job.steps and not at.stopped_early:
+                _step(job, accelerator, optimizer, batches, at, log)
+                last = at.step == job.steps or at.stopped_early
+                every = settings.checkpoint_every or job.every
+                if last or signals.asked or at.step % every == 0 or at.best_step == at.step:
+                    resume.save(job.output, at.step, adapter, optimizer, asdict(at))
+                    resume.prune(job.output, settings.keep, at.best_step)
+                if signals.asked and not last:
+                    raise Interrupted(f"Interrupted after step {at.step} of {job.steps}; a checkpoint was saved.",
+                                      advice="The same command with --resume goes on from it.")  # fmt: skip
+    finally:
+        log.close()
+        job.model.eval()
+    if settings.final == "best" and at.best_step not in (None, at.step):
+        restore(adapter, job.output / resume.FOLDER / f"step-{at.best_step:06d}")
+    return at
+
+
+def _step(job: Job, accelerator: Accelerator, optimizer: Any, batches: Batches, at: Progress, log: Log) -> None:
+    """Do one optimizer step, and what falls due after it."""
+    settings, begun = job.settings, time.perf_counter()
+    lr = job.lr * lr_factor(at.step, job.steps, settings.warmup, settings.schedule)
+    set_lr(optimizer, lr)
+    groups = [[job.examples[i] for i in batches[at.step * settings.accumulate + j]] for j in range(settings.accumulate)]
+    # Divided by what counts in the whole step: accumulating gives the gradient of one large batch.
+    count = sum(e.trained for group in groups for e in group)
+    total = 0.0
+    for group in groups:
+        batch = collate(group, job.pad, next(job.model.parameters()).device)
+        with accelerator.autocast():
+            loss = batch_loss(job.model, batch, job.task)[0] / count
+        total += loss.item()
+        if not math.isfinite(total):
+            _stop(job, at, f"The loss is {total} at step {at.step + 1}.")
+        accelerator.backward(loss)
+    parameters = list(job.adapter.parameters())
+    norm = float(accelerator.clip_grad_norm_(parameters, settings.clip)) if settings.clip else gradient_norm(parameters)
+    if at.step == 0:
+        check_gradients(job.adapter)
+    if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such a step and goes on
+        _stop(job, at, f"The gradient's norm is {norm} at step {at.step + 1}.")
+    optimizer.step()
+    optimizer.zero_grad()
+    at.step += 1
+    at.tokens += sum(len(e.ids) for group in groups for e in group)
+    at.seconds += time.perf_counter() - begun
+    at.loss_first, at.loss_last = (total if at.step == 1 else at.loss_first), total
+    _watch(job, at, total)
+    line = {"step": at.step, "loss": total, "lr": lr, "tokens": at.tokens, "seconds": round(at.seconds, 4), "grad_norm": norm}
+    if job.held_out and (at.step % job.every == 0 or at.step == job.steps):
+        found = evaluate(job.model, job.look, job.task, pad=job.pad, batch_size=settings.eval_batch_size,
+                         classes=job.classes).metrics  # fmt: skip
+        if not math.isfinite(found["loss"]):
+            _stop(job, at, f"The held-out loss is {found['loss']} at step {at.step}.")
+        line |= {f"eval_{key}": value for key, value in found.items()}
+        if found["loss"] < at.best_loss:
+            at.best_loss, at.best_step, at.worse = found["loss"], at.step, 0
+        else:
+            at.worse += 1
+            at.stopped_early = settings.patience is not None and at.worse >= settings.patience
+    log.step(line)
+
+
+def _watch(job: Job, at: Progress, loss: float) -> None:
+    """Stop a run whose loss has left all that it had reached: its median is far above the lowest median so far."""
+    at.recent = [*at.recent, loss][-RECENT:]
+    if len(at.recent) == RECENT:
+        median = statistics.median(at.recent)
+        at.lowest = min(at.lowest, median)
+        if median > 4 * at.lowest + 2:
+            _stop(job, at, f"The loss has exploded: its median over {RECENT} steps is {median:.4g} at step {at.step}, "
+                           f"it was {at.lowest:.4g}.")  # fmt: skip
+
+
+def _stop(job: Job, at: Progress, what: str) -> None:
+    kept = sorted(p.name for p in (job.output / resume.FOLDER).glob("step-*"))
+    best = f"step-{at.best_step:06d}" if at.best_step is not None else None
+    good = best or (kept[-1] if kept else None)
+    where = (f"The last good checkpoint is {job.output / resume.FOLDER / good}: an adapter folder that can be used as it is."
+             if good else "No checkpoint had been saved yet.")  # fmt: skip
+    raise TrainingError(f"{what} The run was stopped.",
+                        advice=f"{where} Try a lower --lr (it was {job.lr:g}), --clip 1, or look at the rows with preview.")  # fmt: skip
+
+
+def check_trainable(model: nn.Module, adapter: Adapter) -> None:
+    """Refuse to train nothing, or something else than what was asked."""
+    asked, training = getattr(torch, adapter.spec.dtype), list(adapter.parameters())
+    if not any(p.requires_grad for p in training):
+        raise TrainingError("Nothing would train: no parameter of the adapter requires a gradient.")
+    faults = [f"{name}.{key}   is {p.dtype}, asked was {asked}" for name, delta in adapter.deltas.items()
+              for key, p in delta.named_parameters() if p.dtype != asked]  # fmt: skip
+    known = {id(p) for p in training}
+    faults += [f"{name}   of the base requires a gradient" for name, p in model.named_parameters()
+               if p.requires_grad and id(p) not in known]  # fmt: skip
+    if faults:
+        raise TrainingError(f"{len(faults)} parameters are not as they were asked for.", faults, "Nothing was trained.")
+
+
+def check_gradients(adapter: Adapter) -> None:
+    """Stop a run in which some adapted module would never learn: its B (at the start, A's gradient is zero) got none."""
+    faults = [f"{name}   {'no gradient arrives' if d.B.grad is None else 'its gradient is zero throughout'}"
+              for name, d in adapter.deltas.items() if d.B.requires_grad and (d.B.grad is None or not d.B.grad.any())]  # fmt: skip
+    faults += [f"{name}   no gradient arrives" for name, p in adapter.whole.items() if p.requires_grad and p.grad is None]
+    if faults:
+        total = len(adapter.deltas) + len(adapter.whole)
+        raise TrainingError(f"At the first step {len(faults)} of {total} trained modules got no gradient.", faults,
+                            "The loss does not depend on them: leave them out with --exclude.")  # fmt: skip
+
+
+def restore(adapter: Adapter, folder: Path) -> None:
+    """Copy the tensors of a checkpoint into an adapter that is attached."""
+    kept = dict(Adapter.load(folder).named_parameters())
+    with torch.no_grad():
+        for name, parameter in adapter.named_parameters():
+            parameter.copy_(kept[name])
