@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,25 +27,30 @@ def described(path: Path) -> set[int]:
     return {line for n in [*owners, *inner] for line in range(n.lineno - len(n.decorator_list), n.lineno + 1)}
 
 
-def faults(path: Path) -> list[str]:
-    """Return what pydoclint says of this file, less what the house leaves open."""
+@cache
+def findings(place: Path) -> list[tuple[Path, int, str, str]]:
+    """Return all that pydoclint says of a file or folder: file, line, code, text."""
     options = ["--quiet", f"--config={ROOT / 'pyproject.toml'}", "--show-filenames-in-every-violation-message=True"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pydoclint.main", *options, str(path)], cwd=ROOT, capture_output=True, text=True
-    )
-    found = re.findall(r":(\d+): (DOC\d+): (.*)", done.stdout + done.stderr)
+    command = [sys.executable, "-m", "pydoclint.main", *options, str(place)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = re.findall(r"^(.+?):(\d+): (DOC\d+): (.*)", done.stdout + done.stderr, re.MULTILINE)
     assert done.returncode == 0 or found, done.stderr
+    return [(ROOT / path.strip(), int(line), code, text) for path, line, code, text in found]
+
+
+def faults(path: Path, place: Path) -> list[str]:
+    """Return what is said of this file when pydoclint reads `place`, less what the house leaves open."""
     lines = described(path)
     return [
         f"{line}: {code}: {text}"
-        for line, code, text in found
-        if code.startswith(ALWAYS) or (code in WITH_ARGS and int(line) in lines)
+        for file, line, code, text in findings(place)
+        if file == path and (code.startswith(ALWAYS) or (code in WITH_ARGS and line in lines))
     ]
 
 
 @pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: str(path.relative_to(SRC)))
 def test_arguments_are_those_of_the_signature(path: Path):
-    assert faults(path) == []
+    assert faults(path, SRC) == []
 
 
 @pytest.mark.parametrize(
@@ -56,4 +62,4 @@ def test_wrong_arguments_are_seen(tmp_path: Path, args: str):
         f'def scale(rank: int, alpha: float) -> float:\n    """Give the scale.\n\n    Args:\n        {args}\n    """\n'
         "    return alpha / rank\n"
     )
-    assert faults(path)
+    assert faults(path, path)

@@ -15,7 +15,8 @@ FLOORS = [
     "slot formats deltas sites",
     "targets fingerprint inits adapter spectra",
     "attach coverage algebra plan data models",
-    "train evaluate baselines serve",
+    "evaluate",
+    "train export baselines serve",
     "cli ui loralib",
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms.split()}

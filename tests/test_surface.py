@@ -4,7 +4,6 @@
 """
 
 import inspect
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ import lorakit
 
 ROOT = Path(__file__).parents[1]
 SURFACE, PAGES = ROOT / "tests" / "surface.txt", ROOT / "docs" / "cli.md"
-WIDTH = "100"
 
 
 def signature(thing: object) -> str:
@@ -42,19 +40,15 @@ def surface() -> str:
     return "\n".join(lines) + "\n"
 
 
-def pages() -> str:
-    """Return the help of every command as a page; the width is fixed, the terminal's does not count."""
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = WIDTH
-    try:
-        from lorakit.cli.__main__ import help_pages
+def pages(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the help of every command as a page; width and colour of the terminal do not count."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    from lorakit.cli.__main__ import help_pages
 
-        found = help_pages()
-    finally:
-        os.environ.pop("COLUMNS")
-        os.environ.update({} if before is None else {"COLUMNS": before})
     head = "# The command line\n\nWhat `--help` says, command by command. Written by `make record`; a test compares it.\n"
-    return head + "".join(f"\n## {name}\n\n```text\n{text.strip()}\n```\n" for name, text in found.items())
+    titles = {name: f"lorakit {name}".strip() for name in help_pages()}
+    return head + "".join(f"\n## {titles[name]}\n\n```text\n{text.strip()}\n```\n" for name, text in help_pages().items())
 
 
 def test_names_are_sorted_and_have_a_home():
@@ -92,11 +86,13 @@ def test_signatures_are_as_recorded():
     assert surface() == SURFACE.read_text("utf-8"), "on purpose? then: make record"
 
 
-def test_help_is_as_recorded():
-    assert pages() == PAGES.read_text("utf-8"), "on purpose? then: make record"
+def test_help_is_as_recorded(monkeypatch: pytest.MonkeyPatch):
+    # Word by word: where lines break differs from one Python to the next.
+    assert pages(monkeypatch).split() == PAGES.read_text("utf-8").split(), "on purpose? then: make record"
 
 
 if __name__ == "__main__":
     SURFACE.write_text(surface(), "utf-8")
     PAGES.parent.mkdir(exist_ok=True)
-    PAGES.write_text(pages(), "utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        PAGES.write_text(pages(patch), "utf-8")
