@@ -1,6 +1,8 @@
 """lorakit: inject, train, evaluate, look inside and merge low-rank adapters (LoRA) of any PyTorch model."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,3 +36,17 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"lorakit.{_HOME[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing the module `lorakit.attach` binds it here under its name; the name stands for its function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, getattr(value, name) if name in _HOME and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorakit import formats
 from lorakit.delta import LowRank
-from lorakit.spec import Spec
+from lorakit.spec import Spec, full_name
 
 
 class Adapter:
@@ -47,7 +47,7 @@ class Adapter:
         """Yield `module.A`, `module.B` and the names of whole parameters, with the tensors that train."""
         for name, delta in self.deltas.items():
             for key, parameter in delta.named_parameters():
-                yield f"{name}.{key}", parameter
+                yield full_name(name, key), parameter
         yield from self.whole.items()
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -117,4 +117,4 @@ class Adapter:
 
 
 def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()

@@ -4,6 +4,7 @@ import math
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,8 @@ from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecEr
 from lorakit.fingerprint import fingerprint
 from lorakit.inits.classic import generator_for, initial_A
 from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, remove, slot_at, slot_of
-from lorakit.spec import Spec, matches
-from lorakit.targets import Place, places, select, whole
+from lorakit.spec import Spec, full_name, matches
+from lorakit.targets import Place, places, select, short_names, whole
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ def attach(
     for path, delta in adapter.deltas.items():
         place = known[path]
         delta.to(place.site.read(place.layer).device).requires_grad_(trainable).train(place.layer.training)
-        slot_at(place.layer, state, place.site).put(name, delta)
-    for path, parameter in adapter.whole.items():
-        layer, key = _owner(model, path)
-        own = layer._parameters[key]
-        parameter.data = parameter.data.to(own.device)
-        slot_at(layer, state)._parameters[f"{name}:{key}"] = parameter.requires_grad_(trainable)
+        slot_at(place.layer, state, path, place.site).put(name, delta)
+    for full, parameter in adapter.whole.items():
+        path, _, key = full.rpartition(".")
+        layer: Any = model.get_submodule(path)
+        parameter.data = parameter.data.to(layer._parameters[key].device)
+        parameter.requires_grad_(trainable)
+        slot_at(layer, state, path)._parameters[f"{name}:{key}"] = parameter
     state.adapters[name] = adapter
     exchange(model, state, on)
     return adapter
@@ -125,17 +127,7 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
         raise SpecError("Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.",
                         advice="Name a target, a bias mode that the model has biases for, or a whole module.")  # fmt: skip
     origin = {"base_fingerprint": fingerprint(model, without=modules), "seed": seed}
-    return Adapter(spec, deltas, trained, origin, _short_names(list(chosen), [n for n, _ in own_modules(model)]))
-
-
-def _short_names(chosen: list[str], names: list[str]) -> tuple[str, ...] | str:
-    """Return the shortest list of names that selects just `chosen` by PEFT's rule: equal, or ending in '.name'."""
-    ends = {n.split(".")[-1] for n in chosen}
-    if {n for n in names if n.split(".")[-1] in ends} == set(chosen):
-        return tuple(sorted(ends))
-    if not any(n.endswith("." + c) for n in names for c in chosen if "." not in c):
-        return tuple(chosen)
-    return "|".join(n.replace(".", r"\.") for n in chosen)
+    return Adapter(spec, deltas, trained, origin, short_names(chosen, dict(own_modules(model))))
 
 
 def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_base: bool) -> Adapter:
@@ -147,22 +139,21 @@ def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_bas
             faults.append(f"{path}   is not in the model")
         elif own[path].shape != tensor.shape:
             faults.append(f"{path}   is {tuple(tensor.shape)}, the model's is {tuple(own[path].shape)}")
-    spec = adapter.spec
-    modules = () if faults else tuple(whole(model, spec.whole_modules))
-    if not faults and isinstance(spec.targets, tuple) and isinstance(spec.exclude, tuple):
-        asked = {n for n in known if any(matches(t, n) for t in spec.targets)}
-        asked -= {n for n in asked for t in spec.exclude if matches(t, n)}
-        asked -= {n for n in asked for w in modules if n == w or n.startswith(w + ".")}
-        faults = [f"{n}   is named by its targets, but the adapter has no factors for it"
-                  for n in known if n in asked and n not in adapter.deltas]  # fmt: skip
+    modules = whole(model, adapter.spec.whole_modules, every=False)
+    if isinstance(adapter.target_names, tuple):
+        # Full names say no more than the factors do; shorter ones also name the layers that have none.
+        ends = tuple(f".{t}" for t in adapter.target_names if t not in adapter.deltas)
+        inside = tuple(f"{m}." for m in modules)
+        faults += [f"{n}   is named by its targets, but the adapter has no factors for it" for n in known
+                   if n not in adapter.deltas and f".{n}".endswith(ends) and not f"{n}.".startswith(inside)]  # fmt: skip
     base = adapter.provenance.get("base_model")
     where = (f"The file says it was trained on {base}. " if base else "") + "Nothing was attached."
     if faults:
         total = 2 * len(adapter.deltas) + len(adapter.whole)
         raise AdapterMismatch(f"The adapter does not fit {type(model).__name__}: {len(faults)} faults, {total} tensors.",
                               faults, where)  # fmt: skip
-    trained_on = adapter.provenance.get("base_fingerprint")
-    if trained_on and not any_base and trained_on != (here := fingerprint(model, without=modules)):
+    trained_on, here = adapter.provenance.get("base_fingerprint"), fingerprint(model, without=modules)
+    if trained_on and here and trained_on != here and not any_base:
         raise AdapterMismatch(f"The adapter was trained on other base weights ({trained_on}) than this model's ({here}).",
                               advice=f"{where} Pass any_base=True (--any-base) if you mean it.")  # fmt: skip
     return adapter
@@ -193,8 +184,8 @@ def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str]) -> list[str]:
                 faults.append(f"{path}   is trained whole by {holder[path]!r} and {name!r}")
             holder[path] = name
     for name in on:
-        faults += [f"{n}.weight   is trained whole by {holder[f'{n}.weight']!r} and adapted by {name!r}"
-                   for n in adapters[name].deltas if f"{n}.weight" in holder]  # fmt: skip
+        faults += [f"{path}   is trained whole by {holder[path]!r} and adapted by {name!r}"
+                   for n in adapters[name].deltas if (path := full_name(n, "weight")) in holder]  # fmt: skip
     return faults
 
 
@@ -246,14 +237,16 @@ def merge(model: nn.Module) -> Undo:
         raise MergeError("No adapter is on: the merged model would equal the base.", advice="Call enable with a name.")
     known, own = places(model), dict(base_parameters(model))
     trained = {path: tensor for a in state.on for path, tensor in state.adapters[a].whole.items()}
-    adapted = [n for n in known if any(n in state.adapters[a].deltas for a in state.on)]
+    adapted = {full_name(n, "weight"): known[n] for n in known if any(n in state.adapters[a].deltas for a in state.on)}
     holders: dict[int, list[str]] = {}
     for path, parameter in own.items():
         holders.setdefault(id(parameter), []).append(path)
     faults = []
-    for path in [*(f"{n}.weight" for n in adapted), *trained]:
+    for path in [*adapted, *trained]:
         if path not in own:
             faults.append(f"{path}   is computed by a parametrization")
+        elif path in trained and not torch.isfinite(trained[path]).all():
+            faults.append(f"{path}   is not finite in the adapter")
         elif others := [o for o in holders[id(own[path])] if o != path]:
             faults.append(f"{path}   is shared with {', '.join(others)}, which the merge would change too")
     if faults:
@@ -264,18 +257,17 @@ def merge(model: nn.Module) -> Undo:
         for path in trained:
             undo.weights[path] = own[path].detach().clone()
             own[path].copy_(trained[path])
-        for n in adapted:
-            place, weight = known[n], own[f"{n}.weight"]
-            undo.weights[f"{n}.weight"] = weight.detach().clone()
+        for path, place in adapted.items():
+            undo.weights[path] = own[path].detach().clone()
             M = place.site.read(place.layer)
             for a, w in undo.on.items():
-                if n in state.adapters[a].deltas:
-                    change = state.adapters[a].deltas[n].matrix()
+                if place.name in state.adapters[a].deltas:
+                    change = state.adapters[a].deltas[place.name].matrix()
                     M = M.to(torch.promote_types(M.dtype, change.dtype)) + w * change.to(M.device)
-            M = M.to(weight.dtype)
+            M = M.to(own[path].dtype)
             if not torch.isfinite(M).all():
                 _restore(model, state, undo)
-                raise MergeError(f"The sum for {n} is not finite in {weight.dtype}.", advice="Nothing was changed.")
+                raise MergeError(f"The sum for {path} is not finite in {M.dtype}.", advice="Nothing was changed.")
             place.site.write(place.layer, M)
     state.merged = undo.token
     return undo
@@ -355,8 +347,3 @@ def _attached(model: nn.Module) -> State:
 
 def _listed(state: State, rest: str) -> str:
     return f"Attached: {', '.join(map(repr, state.adapters))}. {rest}"
-
-
-def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
-    layer, _, key = path.rpartition(".")
-    return model.get_submodule(layer), key

@@ -33,6 +33,7 @@ class Coverage:
         return 100 * self.trainable_parameters / max(self.total_parameters, 1)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return lists, numbers and strings, as JSON holds them."""
         return {**asdict(self), "percent": self.percent}
 
     def __str__(self) -> str:
@@ -47,8 +48,9 @@ class Coverage:
             out, inputs = m["shape"]
             for adapter, told in m["adapters"].items():
                 if told["rank"] * (out + inputs) >= out * inputs:
+                    even = out * inputs / (out + inputs)
                     lines.append(f"  note: rank {told['rank']} of {m['name']} ({adapter}) has no fewer values than the matrix "
-                                 f"itself ({out} x {inputs}; break-even is rank {out * inputs / (out + inputs):.1f})")  # fmt: skip
+                                 f"itself ({out} x {inputs}; break-even is rank {even:.1f})")  # fmt: skip
                     break
             else:
                 continue
@@ -66,8 +68,8 @@ def _groups(modules: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     for m in modules:
         ranks = tuple(f"{a}: rank {t['rank']}, scale {t['scale']:g}" for a, t in m.get("adapters", {}).items())
         groups.setdefault((m["name"].split(".")[-1], m["kind"], tuple(m["shape"]), ranks), []).append(m)
-    return [(f"{kind} {inputs} -> {out}", f"{end} ({len(found)} layers)" if len(found) > 1 else found[0]["name"], "; ".join(ranks))
-            for (end, kind, (out, inputs), ranks), found in groups.items()]  # fmt: skip
+    return [(f"{kind} {inputs} -> {out}", f"{end} ({len(f)} layers)" if len(f) > 1 else f[0]["name"], "; ".join(ranks))
+            for (end, kind, (out, inputs), ranks), f in groups.items()]  # fmt: skip
 
 
 def coverage(model: nn.Module) -> Coverage:

@@ -37,7 +37,7 @@ class LowRank(nn.Module):
             raise SpecError(f"A (rank, in) and B (out, rank) must share a rank: A is {tuple(A.shape)}, "
                             f"B is {tuple(B.shape)}.")  # fmt: skip
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
-        self.alpha, self.scale_rule, self.dropout, self.kind = alpha, scale_rule, dropout, kind
+        self.alpha, self.scale_rule, self.dropout, self.kind = float(alpha), scale_rule, float(dropout), kind
         self.scale: float = SCALES[scale_rule](alpha, A.shape[0])
 
     @property

@@ -7,6 +7,7 @@
     ├── AdapterMismatch (ValueError)    an adapter that does not fit this model
     ├── AdapterFileError (ValueError)   an adapter folder that cannot be trusted
     ├── MergeError (RuntimeError)       a merge that would not give what was asked
+    ├── ModelError (OSError)            a model that cannot be found, read or used for the task
     ├── DataError (ValueError)          rows that cannot be trained or evaluated on
     ├── OutputError (FileExistsError)   an output folder that would be overwritten, or a run that is not there
     ├── MissingExtra (ImportError)      an optional library that is not installed
@@ -59,6 +60,9 @@ class AdapterFileError(LorakitError, ValueError): ...
 
 
 class MergeError(LorakitError, RuntimeError): ...
+
+
+class ModelError(LorakitError, OSError): ...
 
 
 class DataError(LorakitError, ValueError): ...

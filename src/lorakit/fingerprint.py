@@ -21,6 +21,9 @@ def fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
         model: with or without adapters.
         without: names of modules that do not count (those that are trained whole, such as a new head).
 
+    Returns:
+        16 hexadecimal digits; an empty string where a tensor has no values (the meta device).
+
     Cost: 16 values a tensor.
 
     >>> layer = nn.Linear(2, 2)
@@ -32,9 +35,13 @@ def fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
         if name.startswith(skip) or id(parameter) in seen:
             continue
         seen.add(id(parameter))
+        if parameter.is_meta:
+            return ""
         flat = parameter.detach().flatten()
-        at = torch.linspace(0, max(flat.numel() - 1, 0), min(SAMPLES, flat.numel()), device=flat.device).long()
-        values = flat[at]
+        count = min(SAMPLES, flat.numel())
+        # In whole numbers: float32 cannot tell the last elements of a large embedding apart.
+        at = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
+        values = flat[torch.tensor(at, dtype=torch.long, device=flat.device)]
         values = values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values.long()
         digest.update(f"{name} {tuple(parameter.shape)} {values.tolist()}\n".encode())
     return digest.hexdigest()[:16]

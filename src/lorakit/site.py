@@ -4,9 +4,12 @@ A site knows no method: `read` and `write` are for merging, `project` and `expan
 The table SITES is the only list; a new storage is one more row.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lorakit.spec import Settings
 
@@ -16,36 +19,38 @@ class Linear:
 
     kind = "linear"
 
-    def holds(self, layer: nn.Module) -> bool:
+    def holds(self, layer: Any) -> bool:
         """Tell whether this layer is of this kind and its matrix is stored as this site reads it."""
-        weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear) else None
+        # MultiheadAttention reads the weight of its out_proj and never calls it: a change would not count.
+        called = isinstance(layer, nn.Linear) and not isinstance(layer, NonDynamicallyQuantizableLinear)
+        weight = layer._parameters.get("weight") if called else None
         return weight is not None and weight.is_floating_point() and weight.shape == (layer.out_features, layer.in_features)
 
-    def read(self, layer: nn.Module) -> Tensor:
+    def read(self, layer: Any) -> Tensor:
         """Return M (out, in), a view of the stored weight in its dtype."""
         return layer.weight.detach()
 
-    def write(self, layer: nn.Module, M: Tensor) -> None:
+    def write(self, layer: Any, M: Tensor) -> None:
         """Store M (out, in), rounded once to the weight's dtype, in place."""
         layer.weight.detach().copy_(M)
 
-    def fan_in(self, layer: nn.Module) -> int:
+    def fan_in(self, layer: Any) -> int:
         """Number of inputs that are non-zero at once: what the initial A is scaled by."""
         return self.read(layer).shape[1]
 
-    def project(self, layer: nn.Module, A: Tensor, x: Tensor) -> Tensor:
+    def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         """Return A x: (..., in) -> (..., rank)."""
         return F.linear(x, A)
 
-    def expand(self, layer: nn.Module, B: Tensor, h: Tensor) -> Tensor:
+    def expand(self, layer: Any, B: Tensor, h: Tensor) -> Tensor:
         """Return B h: (..., rank) -> (..., out)."""
         return F.linear(h, B)
 
-    def blank(self, layer: nn.Module, A: Tensor) -> Tensor:
+    def blank(self, layer: Any, A: Tensor) -> Tensor:
         """Return A with zeros where the layer has inputs that must not count (padding)."""
         return A
 
-    def faults(self, layer: nn.Module, settings: Settings) -> list[str]:
+    def faults(self, layer: Any, settings: Settings) -> list[str]:
         """Return what of these settings this layer cannot use."""
         out, inputs = self.read(layer).shape
         if settings.rank > min(out, inputs):
@@ -58,15 +63,15 @@ class Conv1D(Linear):
 
     kind = "conv1d"
 
-    def holds(self, layer: nn.Module) -> bool:
+    def holds(self, layer: Any) -> bool:
         # By name, so that transformers is not imported for models that do not use it.
         names = [(c.__module__, c.__name__) for c in type(layer).__mro__]
         return ("transformers.pytorch_utils", "Conv1D") in names and layer.weight.is_floating_point()
 
-    def read(self, layer: nn.Module) -> Tensor:
+    def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
 
-    def write(self, layer: nn.Module, M: Tensor) -> None:
+    def write(self, layer: Any, M: Tensor) -> None:
         layer.weight.detach().copy_(M.T)
 
 
@@ -75,31 +80,31 @@ class Embedding(Linear):
 
     kind = "embedding"
 
-    def holds(self, layer: nn.Module) -> bool:
+    def holds(self, layer: Any) -> bool:
         # A subclass with a forward of its own scales or shifts the rows: merged would not equal attached.
         plain = isinstance(layer, nn.Embedding) and type(layer).forward is nn.Embedding.forward
         return plain and layer.weight.is_floating_point()
 
-    def read(self, layer: nn.Module) -> Tensor:
+    def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
 
-    def write(self, layer: nn.Module, M: Tensor) -> None:
+    def write(self, layer: Any, M: Tensor) -> None:
         layer.weight.detach().copy_(M.T)
 
-    def fan_in(self, layer: nn.Module) -> int:
+    def fan_in(self, layer: Any) -> int:
         return 1
 
-    def project(self, layer: nn.Module, A: Tensor, x: Tensor) -> Tensor:
+    def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         return F.embedding(x, A.T, padding_idx=layer.padding_idx)
 
-    def blank(self, layer: nn.Module, A: Tensor) -> Tensor:
+    def blank(self, layer: Any, A: Tensor) -> Tensor:
         if layer.padding_idx is None:
             return A
         keep = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
         keep[layer.padding_idx] = 0
         return A * keep
 
-    def faults(self, layer: nn.Module, settings: Settings) -> list[str]:
+    def faults(self, layer: Any, settings: Settings) -> list[str]:
         faults = super().faults(layer, settings)
         if settings.dropout:
             faults.append(f"dropout {settings.dropout:g}: an embedding's input is token ids, there is nothing to drop; "

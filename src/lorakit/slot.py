@@ -12,7 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.delta import LowRank
+from lorakit.errors import AdapterNameError
 from lorakit.site import Linear
+from lorakit.spec import full_name
 
 SLOT = "lorakit"
 
@@ -30,9 +32,9 @@ class State:
 class Slot(nn.Module):
     """The deltas of one layer; the keys of waiting parameters are "adapter:key", and ":key" for the base's own."""
 
-    def __init__(self, state: State):
+    def __init__(self, state: State, path: str):
         super().__init__()
-        self.state = state
+        self.state, self.path = state, path  # path: the layer's name in the model that attach was given
         self.site: Linear | None = None
 
     def put(self, name: str, delta: LowRank) -> None:
@@ -50,16 +52,16 @@ class Slot(nn.Module):
         return out
 
 
-def add_deltas(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+def add_deltas(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
     """The forward hook of every adapted layer; a function of this module, so that models stay picklable."""
     return layer.lorakit(layer, args[0] if args else next(iter(kwargs.values())), y)
 
 
-def slot_at(layer: nn.Module, state: State, site: Linear | None = None) -> Slot:
+def slot_at(layer: nn.Module, state: State, path: str, site: Linear | None = None) -> Slot:
     """Return the layer's slot, made where it is missing, and hooked once there is a site to read."""
     slot = slot_of(layer)
     if slot is None:
-        slot = Slot(state)
+        slot = Slot(state, path)
         layer.add_module(SLOT, slot)
     if site is not None and slot.site is None:
         slot.site = site
@@ -82,8 +84,11 @@ def slot_of(layer: nn.Module) -> Slot | None:
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the model's own modules by name: not the slots, nor what is in them."""
+    inside = None  # named_modules goes depth first: what is in a slot follows it at once
     for name, module in model.named_modules():
-        if SLOT not in name.split("."):
+        if isinstance(module, Slot):
+            inside = f"{name}."
+        elif inside is None or not name.startswith(inside):
             yield name, module
 
 
@@ -95,11 +100,24 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             own = slot._parameters.get(f":{key}") if slot else None
             own = parameter if own is None else own
             if own is not None:
-                yield f"{name}.{key}" if name else key, own
+                yield full_name(name, key), own
 
 
 def find_state(model: nn.Module) -> State | None:
-    return next((slot.state for _, module in own_modules(model) if (slot := slot_of(module))), None)
+    """Return what is attached to this model, or None.
+
+    Raises:
+        AdapterNameError: it was attached to a part of this model, or to what this is a part of: names would not fit.
+    """
+    for name, module in own_modules(model):
+        slot = slot_of(module)
+        if slot is not None:
+            if slot.path != name:
+                raise AdapterNameError(
+                    f"The adapters here were attached to another module: its {slot.path!r} is this "
+                    f"{type(model).__name__}'s {name!r}.", advice="Call with the module that attach was given.")  # fmt: skip
+            return slot.state
+    return None
 
 
 def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
@@ -111,8 +129,7 @@ def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
         if slot is None:
             continue
         for key in {waiting.partition(":")[2] for waiting in slot._parameters}:
-            full = f"{name}.{key}" if name else key
-            sides = [*(n for n, a in state.adapters.items() if full in a.whole), ""]
+            sides = [*(n for n, a in state.adapters.items() if full_name(name, key) in a.whole), ""]
             now = next(n for n in sides if f"{n}:{key}" not in slot._parameters)
             want = next((n for n in sides if n in on), "")
             if want != now:

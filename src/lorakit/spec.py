@@ -1,14 +1,17 @@
 """Spec: the only description of an adapter. Torch is not imported here, so `--help` can read the fields."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from lorakit.errors import SpecError, near
 
-SCALES = {"alpha/rank": lambda alpha, rank: alpha / rank, "alpha/sqrt(rank)": lambda alpha, rank: alpha / rank**0.5}
+SCALES: dict[str, Callable[[float, int], float]] = {
+    "alpha/rank": lambda alpha, rank: alpha / rank,
+    "alpha/sqrt(rank)": lambda alpha, rank: alpha / rank**0.5,
+}
 INITS = ("kaiming", "gaussian", "orthogonal")
 BIASES = ("none", "all", "adapted")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -77,19 +80,18 @@ class Spec:
 
     def __post_init__(self) -> None:
         for name in ("targets", "exclude", "whole_modules"):
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if not isinstance(value, str) or name == "whole_modules":
-                object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "overrides", {k: dict(v) for k, v in self.overrides.items()})
+                several = isinstance(value, Iterable) and not isinstance(value, str)
+                object.__setattr__(self, name, tuple(cast(Iterable[Any], value)) if several else (value,))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(f"{len(faults)} fault(s) in the spec.", faults, "Nothing was attached.")
+        object.__setattr__(self, "overrides", {pattern: dict(change) for pattern, change in self.overrides.items()})
 
-    def _faults(self):
+    def _faults(self) -> Iterator[tuple[str, str]]:
         base = {f.name: getattr(self, f.name) for f in fields(Settings)}
         yield from setting_faults(base)
-        if self.init_std is not None and self.init != "gaussian":
-            yield "init_std", f"only init='gaussian' has a standard deviation, asked for init={self.init!r}"
         for name, allowed in (("bias", BIASES), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 yield name, f"{getattr(self, name)!r} is none of {', '.join(allowed)}"
@@ -98,23 +100,36 @@ class Spec:
             for pattern in (value,) if isinstance(value, str) else value:
                 if not isinstance(pattern, str) or not pattern.strip():
                     yield name, f"{pattern!r} is no name pattern"
-        if not self.targets:
+        if self.targets == ():
             yield "targets", "empty; targets='none' trains biases or whole modules alone"
-        for pattern, change in self.overrides.items():
-            for key in change.keys() - base.keys():
-                yield f"overrides[{pattern!r}]", f"{key!r} cannot be overridden {near(key, base)}".rstrip()
+        overrides: Any = self.overrides
+        if not isinstance(overrides, Mapping):
+            yield "overrides", f"{{pattern: {{field: value}}}} is needed, got {overrides!r}"
+            return
+        for pattern, found in cast(Mapping[Any, Any], overrides).items():
+            if not isinstance(pattern, str) or not pattern.strip() or not isinstance(found, Mapping):
+                yield "overrides", f"{{pattern: {{field: value}}}} is needed, got {{{pattern!r}: {found!r}}}"
+                continue
+            change = cast(Mapping[str, Any], found)
+            for key in (key for key in change if key not in base):
+                yield f"overrides[{pattern!r}]", f"{key!r} cannot be overridden {near(str(key), base)}".rstrip()
             for name, fault in setting_faults({**base, **{k: v for k, v in change.items() if k in base}}):
                 if name in change:
                     yield f"overrides[{pattern!r}].{name}", fault
 
+    def change(self, name: str) -> dict[str, Any]:
+        """Return the first override that matches the layer called `name`; empty where none does."""
+        empty: dict[str, Any] = {}
+        return next((dict(c) for pattern, c in self.overrides.items() if matches(pattern, name)), empty)
+
     def settings(self, name: str) -> Settings:
-        """Return what holds for the layer called `name`: the first override that matches it, over the rest."""
-        change = next((dict(c) for pattern, c in self.overrides.items() if matches(pattern, name)), {})
+        """Return what holds for the layer called `name`: its override, over the rest."""
+        change = self.change(name)
         return Settings(**{f.name: change.get(f.name, getattr(self, f.name)) for f in fields(Settings)})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, numbers and strings, as JSON holds them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: [*cast(tuple[Any, ...], v)] if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Spec":
@@ -126,7 +141,7 @@ class Spec:
         return cls(**values)
 
 
-def setting_faults(values: Mapping[str, Any]):
+def setting_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (field, fault) for each value that no layer could use."""
     rank, alpha, dropout, std = (values[k] for k in ("rank", "alpha", "dropout", "init_std"))
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -135,8 +150,10 @@ def setting_faults(values: Mapping[str, Any]):
         yield "alpha", f"a finite number other than 0 is needed, got {alpha!r}"
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
         yield "dropout", f"a probability from 0 to 1 is needed, got {dropout!r}"
-    if std is not None and (not isinstance(std, int | float) or not 0 < std < math.inf):
+    if std is not None and (isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf):
         yield "init_std", f"a positive number is needed, got {std!r}"
+    elif std is not None and values["init"] != "gaussian":
+        yield "init_std", f"only init='gaussian' has a standard deviation, asked for init={values['init']!r}"
     for name, allowed in (("scale_rule", tuple(SCALES)), ("init", INITS)):
         if values[name] not in allowed:
             yield name, f"{values[name]!r} is none of {', '.join(allowed)} {near(str(values[name]), allowed)}".rstrip()
@@ -148,4 +165,10 @@ def matches(pattern: str, name: str) -> bool:
     >>> matches("q_proj", "layers.0.q_proj"), matches("layers.0.*", "model.layers.0.q_proj"), matches("proj", "q_proj")
     (True, True, False)
     """
-    return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
+    # Equal names first: a name may hold characters that a pattern gives a meaning.
+    return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
+
+
+def full_name(path: str, key: str) -> str:
+    """Return the name of what a module holds; the path of a model that is itself a layer is empty."""
+    return f"{path}.{key}" if path else key

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +60,13 @@ def role(name: str) -> str | None:
     return next((r for r, pattern in ROLES.items() if re.fullmatch(rf"(.*\.)?({pattern})", name)), None)
 
 
-def whole(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
+def whole(model: nn.Module, patterns: tuple[str, ...], *, every: bool = True) -> dict[str, nn.Module]:
     """Return the outermost modules that `whole_modules` names, by name.
+
+    Args:
+        model: any module.
+        patterns: names or name patterns.
+        every: whether a pattern that names nothing is refused; PEFT's files list names that a model may not have.
 
     Raises:
         TargetError: a pattern names nothing, a module without parameters, or one with buffers.
@@ -69,7 +75,7 @@ def whole(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Module]:
     chosen, faults = {}, []
     for pattern in patterns:
         hits = [name for name in modules if name and matches(pattern, name)]
-        if not hits:
+        if not hits and every:
             faults.append(f"{pattern!r}   no module   {near(pattern, (n.split('.')[-1] for n in modules if n))}".rstrip())
         for name in hits:
             if next(modules[name].parameters(), None) is None:
@@ -109,9 +115,27 @@ def select(model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, 
     return left
 
 
+def short_names(chosen: Collection[str], names: Collection[str]) -> tuple[str, ...] | str:
+    """Return the shortest list of names that selects just `chosen` of `names` by PEFT's rule: equal, or ending in '.name'.
+
+    Where a list would select more, it is a regular expression.
+
+    >>> names = ["a", "a.q", "a.k", "b", "b.q", "b.a", "b.a.k"]
+    >>> short_names(["a.q", "b.q"], names), short_names(["b.q"], names), short_names(["a.k"], names) == re.escape("a.k")
+    (('q',), ('b.q',), True)
+    """
+    ends = {n.split(".")[-1] for n in chosen}
+    if {n for n in names if n.split(".")[-1] in ends} == set(chosen):
+        return tuple(sorted(ends))
+    if not any(n.endswith(tuple(f".{c}" for c in chosen)) for n in names if n not in chosen):
+        return tuple(chosen)
+    return "|".join(re.escape(n) for n in chosen)
+
+
 def _resolve(model: nn.Module, request: Any, usable: dict[str, Place], what: str) -> tuple[set[str], dict[str, int]]:
     if isinstance(request, str) and request in PRESETS:
-        return _preset(model, request, usable), {request: 0}
+        chosen = _preset(model, request, usable)
+        return chosen, {request: len(chosen)}
     patterns = (request,) if isinstance(request, str) else tuple(request)
     hits: dict[str, set[str]] = {}
     for pattern in patterns:
@@ -177,6 +201,8 @@ def _hint(model: nn.Module, pattern: str, usable: dict[str, Place]) -> str:
             inside = [n[len(name) + 1 :] for n in usable if n.startswith(name + ".")]
             what = f"inside it: {', '.join(inside[:4])}" if inside else "it cannot be adapted"
             return f"{name} is a {type(module).__name__}; {what}"
+    if pattern in PRESETS:
+        return f"in a list it is a name; the preset is targets={pattern!r}"
     words = {name.split(".")[-1] for name in usable} | set(usable) | set(PRESETS)
     hint = near(pattern, words, count=1)
     if not hint:

@@ -1,0 +1,348 @@
+"""The laws, as plain functions of a row and a folder: the tests hold them, and planted faults must break them."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import lorakit
+
+from .table import ROWS, Row, bits, change, error, fill, randn, same_bits, state
+
+SCALE = 4.5 / 3  # alpha / rank of Row.spec
+
+
+def user_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    """A hook of somebody else's."""
+
+
+def within(got: Tensor, want: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether the error is at most twice that of the plain expression at the same dtype, or one rounding."""
+    return error(got, want) <= 2 * error(plain, want) + torch.finfo(dtype).eps * float(want.abs().max())
+
+
+def fresh_equals_base(row: Row, folder: Path) -> None:
+    model = row.model()
+    before, before_all = model.layer(row.x()), model(row.x())
+    lorakit.attach(model, row.spec())
+    for training in (True, False):
+        model.train(training)
+        after = model.layer(row.x())
+        assert after.dtype == row.dtype
+        assert torch.equal(after, before)
+        assert torch.equal(model(row.x()), before_all)
+
+
+def base_is_kept(row: Row, folder: Path) -> None:
+    model = row.model()
+    handle = model.layer.register_forward_hook(user_hook)
+    modules = {name: type(module) for name, module in model.named_modules()}
+    parameters, values = dict(model.named_parameters()), state(model)
+    adapter = lorakit.attach(model, row.spec())
+    fill(adapter)
+    model(row.x())
+    after = dict(model.named_modules())
+    assert {name: type(after[name]) for name in modules} == modules
+    assert all("lorakit" in name.split(".") for name in after.keys() - modules.keys())
+    assert isinstance(model.layer, nn.Module) and isinstance(model.rest, nn.Linear)
+    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
+    kept = {key: tensor for key, tensor in model.state_dict().items() if key in values}
+    assert same_bits(kept, values)
+    assert user_hook in model.layer._forward_hooks.values()
+    handle.remove()
+    assert user_hook not in model.layer._forward_hooks.values()
+
+
+def only_the_delta_trains(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    trained = list(adapter.parameters())
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in trained}
+    model(row.x()).float().square().mean().backward()
+    for parameter in model.parameters():
+        assert (parameter.grad is not None) == any(parameter is p for p in trained)
+    for parameter in trained:
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0
+
+
+def attached_equals_dense(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    base = row.model().layer(row.x()).detach()
+    want = row.dense(model, change(adapter, SCALE))
+    assert within(model.layer(row.x()), want, row.plain(base, adapter, SCALE), row.dtype)
+    assert error(base, want) > 0.1  # or the law would hold for an adapter that does nothing
+    x = row.x()
+    keyword = model.layer(input=x) if not row.kind.startswith("conv1d") else model.layer(x=x)
+    assert torch.equal(keyword, model.layer(x))
+    assert model.layer(x[:0]).shape == (0, *want.shape[1:])
+    assert within(model.layer(x[0, 0]), want[0, 0], row.plain(base, adapter, SCALE)[0, 0], row.dtype)
+
+
+def merged_equals_attached(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    want = row.dense(model, change(adapter, SCALE))
+    once = row.formula(model, change(adapter, SCALE), row.dtype)
+    lorakit.merge(model)
+    assert within(model.layer(row.x()), want, once, row.dtype)
+    lorakit.detach(model)
+    assert within(model.layer(row.x()), want, once, row.dtype)
+
+
+def merge_rounds_once(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    other = fill(lorakit.attach(model, row.spec(), name="other"), seed=5)
+    lorakit.enable(model, {"default": 0.5, "other": -2.0})
+    weight = model.layer.weight.detach().double().clone()
+    M = weight.T if row.kind.startswith(("conv1d", "embedding")) else weight
+    exact = M + 0.5 * change(adapter, SCALE) - 2.0 * change(other, SCALE)
+    lorakit.merge(model)
+    got = model.layer.weight.detach()
+    got = got.T if row.kind.startswith(("conv1d", "embedding")) else got
+    if row.precision in ("bfloat16", "float16"):
+        wrong = int((got != exact.to(row.dtype)).sum())
+        assert wrong == 0, f"{wrong} of {got.numel()} weights are wrongly rounded"
+    else:
+        assert float((got.double() - exact).abs().max()) <= 8 * torch.finfo(row.dtype).eps * float(exact.abs().max())
+
+
+def unmerge_restores_bits(row: Row, folder: Path) -> None:
+    model, _ = row.attached()
+    before, output = state(model), model(row.x())
+    undo = lorakit.merge(model)
+    assert not same_bits(state(model), before)
+    assert lorakit.enabled(model) == {}
+    lorakit.unmerge(model, undo)
+    assert same_bits(state(model), before)
+    assert lorakit.enabled(model) == {"default": 1.0}
+    assert torch.equal(model(row.x()), output)
+
+
+def detach_leaves_no_trace(row: Row, folder: Path) -> None:
+    model = row.model()
+    model.layer.register_forward_hook(user_hook)
+    model.rest.bias.requires_grad_(False)
+
+    def trace() -> list[object]:
+        return [
+            {name: type(module) for name, module in model.named_modules()},
+            {name: sorted(module.__dict__) for name, module in model.named_modules()},
+            {name: {k: list(v) for k, v in module.__dict__.items() if isinstance(v, dict) and "hooks" in k}
+             for name, module in model.named_modules()},
+            {name: (id(p), p.requires_grad) for name, p in model.named_parameters()},
+            model.training,
+        ]  # fmt: skip
+
+    before, values, output = trace(), state(model), model(row.x())
+    fill(lorakit.attach(model, row.spec()))
+    fill(lorakit.attach(model, row.spec(bias="all"), name="other"), seed=3)
+    assert not torch.equal(model(row.x()), output)
+    lorakit.detach(model, "other")
+    lorakit.detach(model)
+    assert trace() == before
+    assert same_bits(state(model), values)
+    assert torch.equal(model(row.x()), output)
+    assert lorakit.attached(model) == {} and lorakit.enabled(model) == {}
+
+
+def written_equals_read(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    output = model(row.x())
+    read = lorakit.Adapter.load(adapter.save(folder / "out"))
+    assert read == adapter and read.spec == adapter.spec
+    assert read.provenance == adapter.provenance
+    assert same_bits(dict(read.named_parameters()), dict(adapter.named_parameters()))
+    fresh = row.model()
+    lorakit.attach(fresh, read)
+    assert torch.equal(fresh(row.x()), output)
+
+
+def disabled_equals_base(row: Row, folder: Path) -> None:
+    model, _ = row.attached()
+    on, base = model(row.x()), row.model()(row.x())
+    lorakit.enable(model, None)
+    assert torch.equal(model(row.x()), base)
+    lorakit.enable(model, "default")
+    assert torch.equal(model(row.x()), on) and not torch.equal(on, base)
+
+
+def gradient_equals_differences(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    factors = tuple(adapter.deltas["layer"].parameters())
+    inputs = (torch.tensor([[5, 0, 5]]),) if row.embeds else (row.x(3).requires_grad_(),)
+
+    def output(*values: Tensor) -> Tensor:
+        named = {f"lorakit.default.{k}": v for k, v in zip("AB", values, strict=False)}
+        return torch.func.functional_call(model.layer, named, values[len(factors) :])
+
+    assert torch.autograd.gradcheck(output, (*factors, *inputs))
+
+
+def two_adapters_add_up(row: Row, folder: Path) -> None:
+    model, one = row.attached("one")
+    two = fill(lorakit.attach(model, row.spec(rank=2), name="two"), seed=9)
+    lorakit.enable(model, {"one": 0.5, "two": -2.0})
+    base = row.model().layer(row.x()).detach()
+    want = row.dense(model, 0.5 * change(one, SCALE), -2.0 * change(two, 4.5 / 2))
+    plain = row.plain(row.plain(base, one, 0.5 * SCALE), two, -2.0 * 4.5 / 2)
+    assert within(model.layer(row.x()), want, plain, row.dtype)
+    lorakit.enable(model, "two")
+    assert within(model.layer(row.x()), row.dense(model, change(two, 4.5 / 2)), row.plain(base, two, 4.5 / 2), row.dtype)
+
+
+def copies_are_independent(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    output = model(row.x())
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(row.x()), output)
+        (held,) = lorakit.attached(twin).values()
+        assert held == adapter and held.deltas["layer"].A is not adapter.deltas["layer"].A
+        assert held.deltas["layer"] is twin.layer.lorakit._modules["default"]
+        held.deltas["layer"].B.data.add_(1)
+        lorakit.enable(model, None)
+        assert lorakit.enabled(twin) == {"default": 1.0}
+        assert not torch.equal(twin(row.x()), output)
+        lorakit.enable(model, "default")
+        assert torch.equal(model(row.x()), output)
+        lorakit.detach(twin)
+        assert torch.equal(model(row.x()), output)
+
+
+def dropout_drops_the_delta_alone(row: Row, folder: Path) -> None:
+    if row.embeds:
+        return  # refused, see test_refusals
+    base = row.model()(row.x())
+    model, _ = row.attached(dropout=1.0)
+    assert torch.equal(model.train()(row.x()), base)
+    assert torch.equal(model.eval()(row.x()), row.attached()[0](row.x()))
+    model, _ = row.attached(dropout=0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        assert not torch.equal(model.train()(row.x()), model(row.x()))
+    assert torch.equal(model.eval()(row.x()), model(row.x()))
+
+
+def start_depends_on_seed_and_name_alone(row: Row, folder: Path) -> None:
+    model, other = row.model(), row.model()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        one = lorakit.attach(other, row.spec(), seed=3).deltas["layer"].A
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(2)
+        lorakit.attach(model, row.spec(targets=["rest"]), name="first", seed=3)
+        later = lorakit.attach(model, row.spec(), seed=3).deltas["layer"].A
+    assert torch.equal(bits(one), bits(later))
+    both = lorakit.attach(row.model(), row.spec(targets=["rest", "layer"]), seed=3)
+    assert torch.equal(both.deltas["layer"].A, one)
+    assert not torch.equal(both.deltas["layer"].A[0, :8].sign(), both.deltas["rest"].A[0, :8].sign())
+    assert not torch.equal(lorakit.attach(row.model(), row.spec(), seed=4).deltas["layer"].A, one)
+
+
+def first_step_moves_B_alone(row: Row, folder: Path) -> None:
+    model = row.model()
+    delta = lorakit.attach(model, row.spec()).deltas["layer"]
+    assert not delta.B.any() and delta.A.any()
+    model(row.x()).float().square().mean().backward()
+    assert not delta.A.grad.any() and delta.B.grad.any()
+
+
+def alpha_scales(row: Row, folder: Path) -> None:
+    one, two = row.attached()[1], row.attached(alpha=9.0)[1]
+    assert torch.equal(two.deltas["layer"].matrix(), 2 * one.deltas["layer"].matrix())
+    root = row.attached(scale_rule="alpha/sqrt(rank)")[1].deltas["layer"]
+    assert abs(root.scale - 4.5 / 3**0.5) < 1e-12 and abs(one.deltas["layer"].scale - 1.5) < 1e-12
+    want = change(row.attached(scale_rule="alpha/sqrt(rank)")[1], 4.5 / 3**0.5)
+    assert error(root.matrix(), want) < 1e-5
+    # the forward uses the same scale
+    model, adapter = row.attached(alpha=-9.0, scale_rule="alpha/sqrt(rank)")
+    base = row.model().layer(row.x()).detach()
+    scale = -9.0 / 3**0.5
+    assert within(model.layer(row.x()), row.dense(model, change(adapter, scale)), row.plain(base, adapter, scale), row.dtype)
+
+
+def rank_bounds_the_change(row: Row, folder: Path) -> None:
+    for rank in (1, 3):
+        matrix = row.attached(rank=rank)[1].deltas["layer"].matrix()
+        assert int(torch.linalg.matrix_rank(matrix.double(), rtol=1e-5)) == rank
+
+
+def enable_takes_names(row: Row, folder: Path) -> None:
+    model, _ = row.attached("one")
+    fill(lorakit.attach(model, row.spec(), name="two"), seed=4)
+    for which, on in [
+        ("one", {"one": 1.0}), (["two"], {"two": 1.0}), (("one", "two"), {"one": 1.0, "two": 1.0}), (None, {}), ([], {}),
+        ({"one": 0.25}, {"one": 0.25}), ({"one": 2, "two": -1}, {"one": 2.0, "two": -1.0}),
+    ]:  # fmt: skip
+        lorakit.enable(model, which)
+        assert lorakit.enabled(model) == on
+    outputs = []
+    for which in ("one", "two", ["one", "two"], None, {"one": 0.25}, {"one": 0.0}):
+        lorakit.enable(model, which)
+        outputs.append(model(row.x()))
+    assert torch.equal(outputs[3], outputs[5])
+    assert all(not torch.equal(outputs[i], outputs[j]) for i in range(5) for j in range(i))
+
+
+def a_layer_used_twice_is_adapted_twice(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    model.layer(row.x()).sum().backward()
+    once = {name: p.grad.clone() for name, p in adapter.named_parameters()}
+    model.zero_grad()
+    (model.layer(row.x()) + model.layer(row.x())).sum().backward()
+    assert all(torch.equal(p.grad, 2 * once[name]) for name, p in adapter.named_parameters())
+
+
+def moved_with_the_model(row: Row, folder: Path) -> None:
+    model, adapter = row.attached()
+    model.to(torch.float64)
+    assert {p.dtype for p in adapter.parameters()} == {torch.float64}
+    x = row.x() if row.embeds else row.x().double()
+    assert error(model.layer(x), row.dense(model, change(adapter, SCALE))) < 1e-12
+
+
+def biases_train_and_merge(row: Row, folder: Path) -> None:
+    for mode, names in [("none", []), ("all", ["layer.bias", "rest.bias"]), ("adapted", ["layer.bias"])]:
+        names = [name for name in names if name in dict(row.model().named_parameters())]
+        model = row.model()
+        own = dict(model.named_parameters())
+        before = {name: own[name].detach().clone() for name in own}
+        adapter = lorakit.attach(model, row.spec(bias=mode))
+        assert list(adapter.whole) == names
+        assert torch.equal(model(row.x()), row.model()(row.x()))
+        fill(adapter)
+        on = model(row.x())
+        on.float().sum().backward()
+        assert all(adapter.whole[name].grad is not None and adapter.whole[name].grad.any() for name in names)
+        assert all(own[name].grad is None for name in own)
+        lorakit.enable(model, None)
+        assert torch.equal(model(row.x()), row.model()(row.x()))
+        lorakit.enable(model, "default")
+        assert torch.equal(model(row.x()), on)
+        read = lorakit.Adapter.load(adapter.save(folder / mode))
+        assert read == adapter and read.spec.bias == mode
+        fresh = row.model()
+        lorakit.attach(fresh, read)
+        assert torch.equal(fresh(row.x()), on)
+        undo = lorakit.merge(model)
+        merged = row.formula(model, torch.zeros(()), row.dtype)
+        assert within(model.layer(row.x()), row.formula(model, torch.zeros(()), torch.float64), merged, row.dtype)
+        assert error(model(row.x()), on.detach().double()) <= 64 * torch.finfo(row.dtype).eps * float(on.detach().abs().max())
+        for name in names:
+            assert torch.equal(own[name], adapter.whole[name].to(row.dtype)) and not torch.equal(own[name], before[name])
+        lorakit.unmerge(model, undo)
+        assert all(torch.equal(bits(own[name]), bits(before[name])) for name in own)
+        assert torch.equal(model(row.x()), on)
+        lorakit.detach(model)
+        assert all(dict(model.named_parameters())[name] is own[name] for name in own)
+        assert torch.equal(model(row.x()), row.model()(row.x()))
+
+
+LAWS = [
+    fresh_equals_base, base_is_kept, only_the_delta_trains, attached_equals_dense, merged_equals_attached, merge_rounds_once,
+    unmerge_restores_bits, detach_leaves_no_trace, written_equals_read, disabled_equals_base, two_adapters_add_up,
+    copies_are_independent, dropout_drops_the_delta_alone, start_depends_on_seed_and_name_alone, first_step_moves_B_alone,
+    alpha_scales, rank_bounds_the_change, enable_takes_names, a_layer_used_twice_is_adapted_twice, moved_with_the_model,
+    biases_train_and_merge,
+]  # fmt: skip
+__all__ = ["LAWS", "ROWS", "gradient_equals_differences", "randn"]

@@ -1,0 +1,111 @@
+"""The laws are tested: each of these faults, planted into the source, turns the law named beside it red."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lorakit
+from lorakit import slot, spec
+from lorakit.delta import LowRank
+from lorakit.inits import classic
+from lorakit.site import Embedding
+
+from . import law
+from .table import Row
+
+attach = import_module("lorakit.attach")  # lorakit.attach is the function
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def edit(where: Any, name: str, old: str, new: str) -> Plant:
+    """Return what replaces a piece of the source of a function or method; it must be there exactly once."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        original = getattr(where, name)
+        source = textwrap.dedent(inspect.getsource(original))
+        assert source.count(old) == 1, f"{old!r} is no longer in {name}: plant the fault anew"
+        scope: dict[str, Any] = {}
+        exec(compile(source.replace(old, new), original.__code__.co_filename, "exec"), original.__globals__, scope)
+        patch.setattr(where, name, scope[name])
+        for other in (lorakit, attach):  # who imported the name
+            if vars(other).get(name) is original:
+                patch.setattr(other, name, scope[name])
+
+    return plant
+
+
+def item(where: dict[str, Any], key: str, value: Any) -> Plant:
+    return lambda patch: patch.setitem(where, key, value)
+
+
+SUBTRACT = "own[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
+FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
+    "scale dropped": (edit(LowRank, "forward", "h * self.scale", "h"), law.attached_equals_dense, "linear-float64"),
+    "scale squared": (edit(LowRank, "forward", "h * self.scale", "h * self.scale**2"), law.attached_equals_dense,
+                      "conv1d-float32"),
+    "scale rule inverted": (item(spec.SCALES, "alpha/sqrt(rank)", lambda alpha, rank: alpha * rank**0.5), law.alpha_scales,
+                            "linear-float64"),
+    "sign": (edit(LowRank, "forward", "return site", "return -site"), law.attached_equals_dense, "embedding-float64"),
+    "merged transposed": (edit(LowRank, "matrix", "self.A.to(wide))", "self.A.to(wide)).T"), law.merged_equals_attached,
+                          "linear-square-float64"),
+    "merge drops scale": (edit(LowRank, "matrix", "self.scale * (", "("), law.merged_equals_attached, "linear-bfloat16"),
+    "merge drops weight": (edit(attach, "merge", "w * change.to", "change.to"), law.merge_rounds_once, "linear-float32"),
+    "merge rounds the change first": (edit(attach, "merge", "+ w * change.to(M.device)", "+ (w * change).to(own[path].dtype)"),
+                                      law.merge_rounds_once, "linear-bfloat16"),
+    "merge sums in the weight's dtype": (edit(attach, "merge", "M.to(torch.promote_types(M.dtype, change.dtype)) + w * change",
+                                              "M + w * change.to(M.dtype)"), law.merge_rounds_once, "conv1d-float16"),
+    "merge drops biases": (edit(attach, "merge", "own[path].copy_(trained[path])", "pass"), law.biases_train_and_merge,
+                           "linear-float64"),
+    "merge leaves the change on": (edit(attach, "merge", "exchange(model, state, {})", "pass"), law.merged_equals_attached,
+                                   "embedding-float32"),
+    "unmerge by subtraction": (edit(attach, "_restore", "own[path].detach().copy_(tensor)", SUBTRACT),
+                               law.unmerge_restores_bits, "linear-bfloat16"),
+    "unmerge switches nothing on": (edit(attach, "_restore", "exchange(model, state, undo.on)", "pass"),
+                                    law.unmerge_restores_bits, "linear-float64"),
+    "base not frozen": (edit(attach, "attach", "model.requires_grad_(False)", "pass"), law.only_the_delta_trains,
+                        "linear-float64"),
+    "A gets no gradient": (edit(LowRank, "forward", "self.A.to(y.dtype)", "self.A.detach().to(y.dtype)"),
+                           law.only_the_delta_trains, "linear-float32"),
+    "B is cut off the graph": (edit(LowRank, "forward", "self.B.to(y.dtype)", "self.B.data.to(y.dtype)"),
+                               law.only_the_delta_trains, "conv1d-float64"),
+    "hook left behind": (edit(slot, "remove", "del layer._forward_hooks[key]", "pass"), law.detach_leaves_no_trace,
+                         "linear-float64"),
+    "all hooks removed": (edit(slot, "remove", " if hook is add_deltas", ""), law.detach_leaves_no_trace, "conv1d-float64"),
+    "requires_grad not put back": (edit(attach, "detach", "state.found.get(path, parameter.requires_grad)", "False"),
+                                   law.detach_leaves_no_trace, "linear-float64"),
+    "A from the global random state": (edit(classic, "initial_A", "rand(shape, generator=generator)", "rand(shape)"),
+                                       law.start_depends_on_seed_and_name_alone, "linear-float64"),
+    "A the same for every name": (edit(classic, "generator_for", "{seed}:{name}", "{seed}"),
+                                  law.start_depends_on_seed_and_name_alone, "linear-float64"),
+    "seed ignored": (edit(classic, "generator_for", "{seed}:{name}", "{name}"), law.start_depends_on_seed_and_name_alone,
+                     "linear-float64"),
+    "B not zero": (edit(attach, "_new", "torch.zeros(out", "torch.ones(out"), law.fresh_equals_base, "linear-float16"),
+    "output left in the adapter's dtype": (edit(LowRank, "forward", "h * self.scale)", "h * self.scale).float()"),
+                                           law.fresh_equals_base, "linear-bfloat16"),
+    "dropout while evaluating": (edit(LowRank, "forward", "self.training", "True"), law.dropout_drops_the_delta_alone,
+                                 "linear-float64"),
+    "dropout on the base's output": (edit(LowRank, "forward", "return site.expand(", "y.mul_(0.5); return site.expand("),
+                                     law.dropout_drops_the_delta_alone, "linear-float64"),
+    "enable(None) leaves it on": (edit(slot, "exchange", "state.on.clear()", "pass"), law.disabled_equals_base,
+                                  "linear-float64"),
+    "weight ignored": (edit(slot.Slot, "forward", "change * weight", "change"), law.two_adapters_add_up, "linear-float64"),
+    "biases not exchanged": (edit(slot, "exchange", "want != now", "False"), law.biases_train_and_merge, "linear-float64"),
+    "padding row changes": (edit(Embedding, "project", "F.embedding(x, A.T,", "F.embedding(x + 1 - 1 * (x == 19), A.T,"),
+                            law.attached_equals_dense, "embedding-float64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plant, caught_by, where = FAULTS[fault]
+    kind, _, precision = where.rpartition("-")
+    row = Row("lowrank", kind, precision)
+    caught_by(row, tmp_path / "sound")
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        caught_by(row, tmp_path / "faulty")
