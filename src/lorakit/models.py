@@ -35,7 +35,7 @@ class Loaded:
         max_length: tokens the model can read at most.
     """
 
-    model: nn.Module
+    model: Any
     tokenizer: Any
     task: str
     labels: list[str]
@@ -98,7 +98,8 @@ def load(
     classes = {"causal-lm": "AutoModelForCausalLM"}.get(task, "AutoModelForSequenceClassification")
     more: dict[str, Any] = {}
     if task == "classify":
-        more = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)},
+        more = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), 
+                "label2id": {n: i for i, n in enumerate(labels)},
                 "problem_type": "single_label_classification"}  # fmt: skip
     elif task == "regress":
         more = {"num_labels": 1, "problem_type": "regression"}
@@ -111,7 +112,7 @@ def load(
         except (OSError, ValueError, KeyError, ImportError) as error:
             line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
             raise ModelError(f"{name} cannot be loaded for {task}: {line}",
-                             advice="Name a model folder, a hub id that can be reached, or builtin:minilm.") from error  # fmt: skip
+                             advice="Name a model folder, a hub id within reach, or builtin:minilm.") from error  # fmt: skip
     new = _outermost(model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if new and task == "causal-lm":
         raise ModelError(f"{name} has no weights for {', '.join(new)}: it is no causal language model.")

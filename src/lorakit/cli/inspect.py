@@ -95,23 +95,47 @@ def show(result: dict[str, Any]) -> None:
         shown.table(["name", "role", "kind", "in -> out"], rows, title=f"{result['class']}: {len(rows)} layers can be adapted")
         return
     relative = any("relative_norm" in m for m in result["modules"])
-    headings = ["module", "kind", "in -> out", "rank", "scale", "norm", *(["of the matrix"] if relative else []), "effective rank",
-                "largest singular values"]  # fmt: skip
+    shared = _shared_start([m["name"] for m in result["modules"]])
     rows = []
     for m in result["modules"]:
         top = " ".join(f"{value:.3g}" for value in m["singular_values"][:4])
         share = [f"{100 * m['relative_norm']:.2f} %"] if relative else []
-        rows.append([m["name"], m["kind"], f"{m['shape'][1]} -> {m['shape'][0]}", m["rank"], f"{m['scale']:g}", m["norm"], *share,
-                     m["effective_rank"], top])  # fmt: skip
-    shown.table(
-        headings, rows, title=f"{result['adapter']}: {len(rows)} modules, {result['trainable_parameters']:,} parameters"
-    )
+        effective = f"{m['effective_rank']:.1f} of {m['rank']}"
+        shape = f"{m['shape'][1]} -> {m['shape'][0]}"
+        norm = shown.number(m["norm"])
+        rows.append([m["name"].removeprefix(shared), shape, f"{m['scale']:g}", norm, *share, effective, top])
+    title = f"{result['adapter']}: {len(rows)} modules, {result['trainable_parameters']:,} parameters"
+    if shared:
+        title += f"; names begin with {shared}"
+    headings = ["module", "in -> out", "scale", "norm", *(["of W"] if relative else []), "effective rank", "singular values"]
+    shown.table(headings, rows, title=title)
     if result["modules"] and not any(m["norm"] for m in result["modules"]):
         print("This adapter was never trained: every B is zero, so it changes nothing.")
     if result["whole"]:
         print("Trained whole: " + ", ".join(f"{path} {tuple(shape)}" for path, shape in result["whole"].items()))
     known = result["provenance"]
-    for key, text in (("base_model", "base"), ("base_fingerprint", "fingerprint of the base"), ("data_hash", "hash of the data"),
-                      ("seed", "seed"), ("steps", "steps"), ("labels", "labels"), ("after", "held-out data, after")):  # fmt: skip
+    told = {
+        "base_model": "base",
+        "base_fingerprint": "fingerprint of the base",
+        "data_hash": "hash of the data",
+        "seed": "seed",
+        "steps": "steps",
+        "labels": "labels",
+        "after": "held-out data, after",
+    }
+    for key, text in told.items():
         if known.get(key) is not None:
             print(f"{text}: {known[key]}")
+
+
+def _shared_start(names: list[str]) -> str:
+    """Return what all names begin with, up to a dot.
+
+    >>> _shared_start(["model.layers.0.q", "model.layers.1.q"])
+    'model.layers.'
+    """
+    parts = [name.split(".")[:-1] for name in names]
+    same = 0
+    while parts and all(len(p) > same for p in parts) and len({p[same] for p in parts}) == 1:
+        same += 1
+    return "".join(f"{part}." for part in parts[0][:same]) if len(names) > 1 else ""

@@ -57,7 +57,7 @@ def show(result: dict[str, Any]) -> None:
     from lorakit.cli import show as shown
 
     print(
-        f"{result['output']}: a plain model of {shown.size(result['bytes'])} in {result['dtype']}, written, read back and compared"
+        f"{result['output']}: a plain model in {result['dtype']}, {shown.size(result['bytes'])}, written, read back, compared"
     )
     shown.table(["compared with base + adapter", ""], [
         ["largest difference of a logit", result["max_logit_difference"]],

@@ -11,15 +11,20 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str 
     from rich.table import Table
 
     cells = [list(row) for row in rows]
-    grid = Table(box=SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold")
+    grid = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for i, heading in enumerate(headings):
         right = bool(cells) and all(isinstance(row[i], int | float | None) for row in cells)
-        grid.add_column(heading, justify="right" if right else "left", overflow="fold")
+        grid.add_column(heading, justify="right" if right else "left", no_wrap=i < len(headings) - 1)
     for row in cells:
         grid.add_row(*(number(cell) for cell in row))
     console = Console(highlight=False)
-    # Where nobody looks at a terminal, lines are never cut to its width.
-    console.print(grid, width=None if console.is_terminal else max(console.width, 200), crop=console.is_terminal)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)  # nobody's window: nothing is cut to its width
+    if title:
+        print(title)
+    with console.capture() as captured:
+        console.print(grid)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def number(value: Any) -> str:

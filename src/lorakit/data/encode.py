@@ -188,6 +188,9 @@ def encode_labelled(rows: Rows, tokenizer: Any, max_length: int, labels: Sequenc
     second = [row["text_b"] for row in rows.rows] if rows.kind == "pair" else None
     full = tokenizer(first, second, verbose=False).input_ids
     encoded = tokenizer(first, second, truncation=True, max_length=max_length)
-    types = encoded.get("token_type_ids") or [None] * len(full)
-    return [Example(ids, target=target, types=kind, row=i, cut=len(whole) - len(ids))
-            for i, (ids, whole, kind, target) in enumerate(zip(encoded.input_ids, full, types, targets, strict=True))]  # fmt: skip
+    kinds = encoded.get("token_type_ids") or [None] * len(full)
+    parts = zip(encoded.input_ids, full, kinds, targets, strict=True)
+    return [
+        Example(ids, target=target, types=types, row=i, cut=len(whole) - len(ids))
+        for i, (ids, whole, types, target) in enumerate(parts)
+    ]

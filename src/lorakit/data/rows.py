@@ -8,7 +8,7 @@ A row that does not fit is named by file and line, and nothing is returned.
 import csv
 import hashlib
 import json
-import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -228,21 +228,25 @@ def _datasets(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
 
 def passages(text: str) -> list[str]:
-    """Cut a plain text between paragraphs into passages of about 2,000 characters; nothing is lost but blank lines.
+    """Cut a plain text into passages of about 2,000 characters, between paragraphs where there are any, else between lines.
 
     >>> passages("One.\\n\\nTwo.")
     ['One.\\n\\nTwo.']
     """
-    out, size = [[]], 0
-    for paragraph in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
-        if not paragraph.strip():
-            continue
-        if size + len(paragraph) > PASSAGE and out[-1]:
+    out: list[list[str]] = [[]]
+    size = 0
+    for line in text.replace("\r\n", "\n").split("\n"):
+        full = size >= PASSAGE and not line.strip()
+        if full or size >= 2 * PASSAGE:
             out.append([])
             size = 0
-        out[-1].append(paragraph.strip("\n"))
-        size += len(paragraph)
-    return ["\n\n".join(part) for part in out if part]
+        for piece in textwrap.wrap(line, 2 * PASSAGE, break_on_hyphens=False) if len(line) > 2 * PASSAGE else [line]:
+            if size + len(piece) > 3 * PASSAGE:
+                out.append([])
+                size = 0
+            out[-1].append(piece)
+            size += len(piece) + 1
+    return [passage for part in out if (passage := "\n".join(part).strip("\n"))]
 
 
 def _kind(source: str, first: Any, wanted: Mapping[str, Any]) -> str:

@@ -54,7 +54,8 @@ def preview(rows: Rows, model: str, task: str, loss_on: str, max_length: int | N
     return {
         "task": task, "kind": rows.kind, "rows": len(rows), "sequences": len(examples), "max_length": longest,
         "tokens": sum(len(e.ids) for e in examples), "trained_tokens": sum(e.trained for e in examples),
-        "rows_cut": sum(e.cut > 0 for e in examples), "tokens_cut": sum(e.cut for e in examples), "rows_repeated": rows.repeated,
+        "rows_cut": sum(e.cut > 0 for e in examples), "tokens_cut": sum(e.cut for e in examples),
+        "rows_repeated": rows.repeated,
         "eos": tokenizer.eos_token if task == "causal-lm" else None,
         "eos_trained": sum(e.labels[-1] == eos for e in examples) if task == "causal-lm" else None,
         "labels": dict(Counter(label_name(r["label"]) for r in rows.rows).most_common()) if names else {},

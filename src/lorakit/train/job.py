@@ -66,7 +66,7 @@ def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda tex
     ready = prepare(settings, spec, say)
     job, facts = ready.job, ready.facts
     state = _state(output, settings, facts) if settings.resume else None
-    score = dict(pad=job.pad, batch_size=settings.eval_batch_size, classes=job.classes)
+    score = {"pad": job.pad, "batch_size": settings.eval_batch_size, "classes": job.classes}
     if state:
         restore(job.adapter, resume.newest(output))
         facts["before"] = json.loads((output / RUN).read_text())["before"]
@@ -131,7 +131,8 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     if shared:
         say(f"note: {shared:,} held-out rows also stand in the training data")
     facts = {
-        "model": settings.model, "model_name": loaded.name, "task": task, "labels": labels, "rows": len(rows), "rows_held_out": len(held_out or ()),
+        "model": settings.model, "model_name": loaded.name, "task": task, "labels": labels, "rows": len(rows),
+        "rows_held_out": len(held_out or ()),
         "rows_cut": cut, "rows_repeated": rows.repeated, "rows_shared": shared, "max_length": longest, "lr": lr,
         "trainable_parameters": covered.trainable_parameters, "total_parameters": covered.total_parameters,
         "adapted_modules": len(covered.modules), "coverage": covered.to_dict(), "spec": adapter.spec.to_dict(),
@@ -213,8 +214,8 @@ def _state(output: Path, settings: TrainSpec, facts: dict[str, Any]) -> dict[str
     faults = settings.differences(earlier["settings"])
     faults += [f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}" for key, value in facts["spec"].items()
                if value != earlier["spec"].get(key)]  # fmt: skip
-    faults += [f"{what}: was {earlier[key]}, now {facts[key]}" for key, what in
-               (("data_hash", "the data"), ("base_fingerprint", "the base's weights")) if earlier[key] != facts[key]]  # fmt: skip
+    for key, what in (("data_hash", "the data"), ("base_fingerprint", "the base's weights")):
+        faults += [f"{what}: was {earlier[key]}, now {facts[key]}"] if earlier[key] != facts[key] else []
     if faults:
         raise OutputError(f"The run in {output} was started otherwise; going on would mix two runs.", faults,
                           "Give the settings it was started with, or start anew in another folder.")  # fmt: skip

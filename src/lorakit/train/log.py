@@ -29,7 +29,7 @@ class Log:
         self.total, self.last = total, time.monotonic()
         self.file = _reopen(path, start)
         self.console = Console(stderr=True)
-        self.every = max(1, total // 20)
+        self.every = -(-total // 20)
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,

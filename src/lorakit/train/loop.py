@@ -32,7 +32,7 @@ RECENT = 10  # losses whose median tells whether a run has exploded
 class Job:
     """All that the loop works on; what is in it has been checked."""
 
-    model: nn.Module
+    model: Any
     adapter: Adapter
     task: str
     examples: Sequence[Example]
@@ -176,7 +176,8 @@ def _step(job: Job, accelerator: Accelerator, optimizer: Any, batches: Batches, 
             _stop(job, at, f"The loss is {total} at step {at.step + 1}.")
         accelerator.backward(loss)
     parameters = list(job.adapter.parameters())
-    norm = float(accelerator.clip_grad_norm_(parameters, settings.clip)) if settings.clip else gradient_norm(parameters)
+    clipped = accelerator.clip_grad_norm_(parameters, settings.clip) if settings.clip else None
+    norm = gradient_norm(parameters) if clipped is None else float(clipped)
     if at.step == 0:
         check_gradients(job.adapter)
     if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such a step and goes on
@@ -221,7 +222,7 @@ def _stop(job: Job, at: Progress, what: str) -> None:
     where = (f"The last good checkpoint is {job.output / resume.FOLDER / good}: an adapter folder that can be used as it is."
              if good else "No checkpoint had been saved yet.")  # fmt: skip
     raise TrainingError(f"{what} The run was stopped.",
-                        advice=f"{where} Try a lower --lr (it was {job.lr:g}), --clip 1, or look at the rows with preview.")  # fmt: skip
+                        advice=f"{where} Try a lower --lr (it was {job.lr:g}), --clip 1, or see the rows with preview.")  # fmt: skip
 
 
 def check_trainable(model: nn.Module, adapter: Adapter) -> None:
@@ -240,8 +241,9 @@ def check_trainable(model: nn.Module, adapter: Adapter) -> None:
 
 def check_gradients(adapter: Adapter) -> None:
     """Stop a run in which some adapted module would never learn: its B (at the start, A's gradient is zero) got none."""
-    faults = [f"{name}   {'no gradient arrives' if d.B.grad is None else 'its gradient is zero throughout'}"
-              for name, d in adapter.deltas.items() if d.B.requires_grad and (d.B.grad is None or not d.B.grad.any())]  # fmt: skip
+    grads = {name: delta.B.grad for name, delta in adapter.deltas.items() if delta.B.requires_grad}
+    faults = [f"{name}   {'no gradient arrives' if grad is None else 'its gradient is zero throughout'}"
+              for name, grad in grads.items() if grad is None or not grad.any()]  # fmt: skip
     faults += [f"{name}   no gradient arrives" for name, p in adapter.whole.items() if p.requires_grad and p.grad is None]
     if faults:
         total = len(adapter.deltas) + len(adapter.whole)

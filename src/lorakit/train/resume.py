@@ -62,7 +62,7 @@ def prune(output: Path, keep: int, best: int | None) -> None:
 
 def random_state() -> dict[str, Any]:
     """Return the state of every random generator that a model may draw from, in types that load with weights_only."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (the legacy state is what models draw from)
+    name, keys, *rest = np.random.get_state()
     version, internal, gauss = random.getstate()
     state = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss],
              "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest]}  # fmt: skip
@@ -76,6 +76,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
