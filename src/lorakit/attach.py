@@ -64,7 +64,11 @@ def attach(
     Adapter(1 modules, rank 2, 16 parameters)
     """
     state = find_state(model) or State()
-    if not isinstance(name, str) or not name or any(c in name for c in ".:/ "):
+    if not isinstance(what, Spec | Adapter):
+        raise SpecError(f"A Spec or an Adapter is needed, got {type(what).__name__}.",
+                        advice="Adapter.load(folder) reads one from disk. Nothing was attached.")  # fmt: skip
+    # A module sets its own `training`, which a child of that name would hide.
+    if not isinstance(name, str) or name in ("", "training") or any(c in name for c in ".:/ "):
         raise AdapterNameError(f"{name!r} cannot name an adapter: use a word without '.', ':', '/' or spaces.")
     if name in state.adapters:
         raise AdapterNameError(f"An adapter {name!r} is attached already.", advice=_listed(state, "Give another name."))
@@ -87,7 +91,7 @@ def attach(
     for full, parameter in adapter.whole.items():
         path, _, key = full.rpartition(".")
         layer: Any = model.get_submodule(path)
-        parameter.data = parameter.data.to(layer._parameters[key].device)
+        parameter.data = parameter.data.to(layer._parameters[key])  # a layer cannot mix dtypes
         parameter.requires_grad_(trainable)
         slot_at(layer, state, path)._parameters[f"{name}:{key}"] = parameter
     state.adapters[name] = adapter
@@ -120,7 +124,7 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
     trained = {}
     for path, own in base_parameters(model):
         layer, _, key = path.rpartition(".")
-        bias = key == "bias" and (spec.bias == "all" or (spec.bias == "adapted" and layer in chosen))
+        bias = (spec.bias == "all" and "bias" in key) or (spec.bias == "adapted" and key == "bias" and layer in chosen)
         if (bias or path.startswith(inside)) and own.is_floating_point():
             trained[path] = nn.Parameter(own.detach().clone())
     if not deltas and not trained:
