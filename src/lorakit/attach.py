@@ -160,6 +160,9 @@ def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_bas
     if trained_on and here and trained_on != here and not any_base:
         raise AdapterMismatch(f"The adapter was trained on other base weights ({trained_on}) than this model's ({here}).",
                               advice=f"{where} Pass any_base=True (--any-base) if you mean it.")  # fmt: skip
+    # In the model's order, whatever the file's was: optimizers know their tensors by number.
+    adapter.deltas = {n: adapter.deltas[n] for n in known if n in adapter.deltas}
+    adapter.whole = {n: adapter.whole[n] for n in own if n in adapter.whole}
     return adapter
 
 

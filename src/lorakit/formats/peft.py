@@ -220,7 +220,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     plain = "conv1d" if config.get("fan_in_fan_out") else "linear"
     deltas = {n: LowRank(A, B, alpha=settings[n].alpha, scale_rule=settings[n].scale_rule, dropout=settings[n].dropout,
                          kind=modules[n] if modules else "embedding" if embedded else plain)
-              for n, (A, B, embedded) in pairs.items()}  # fmt: skip
+              for n in modules or pairs for A, B, embedded in [pairs[n]]}  # fmt: skip
     origin = {"base_model": config.get("base_model_name_or_path"), "task_type": config.get("task_type")}
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
     return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, _target_names(config, deltas)
