@@ -39,10 +39,10 @@ def number(value: Any) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2e}"
+    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:,.4f}"
 
 
-def size(count: int) -> str:
+def size(count: float) -> str:
     """Return a number of bytes with its unit.
 
     >>> size(1572864)

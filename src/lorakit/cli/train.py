@@ -47,8 +47,11 @@ def show(report: dict[str, Any]) -> None:
 
     best = f", best at step {report['best_step']}" if report["best_step"] not in (None, report["steps"]) else ""
     early = ", stopped early" if report["stopped_early"] else ""
-    print(f"\n{report['steps']} steps{best}{early}, {report['seconds']:.1f} s, {report['tokens_per_second']:,.0f} tokens/s, "
-          f"{shown.size(report['peak_memory_bytes'])} peak, loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}")  # fmt: skip
+    rate, peak = f"{report['tokens_per_second']:,.0f} tokens/s", shown.size(report["peak_memory_bytes"])
+    print(
+        f"\n{report['steps']} steps{best}{early}, {report['seconds']:.1f} s, {rate}, {peak} peak, "
+        f"loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}"
+    )
     if report["after"]:
         shown.measures(report["before"], report["after"])
     else:

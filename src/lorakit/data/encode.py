@@ -125,12 +125,23 @@ def _with_eos(ids: list[int], tokenizer: Any) -> list[int]:
     return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
 
 
+def need_labels(rows: Rows) -> None:
+    """Refuse rows that have no label."""
+    if rows.kind not in ("labelled", "pair"):
+        raise DataError(f"Rows of {rows.source} have no label; classify needs text and label, or text_a, text_b and label.",
+                        advice="Use --task causal-lm, or name the label's column: --columns label=…")  # fmt: skip
+
+
 def label_names(rows: Rows) -> list[str]:
     """Return the labels of a classification, numbers in their order, words sorted.
+
+    Raises:
+        DataError: the rows have no label.
 
     >>> label_names(Rows("labelled", [{"text": "a", "label": 10}, {"text": "b", "label": 9}], ["", ""], ""))
     ['9', '10']
     """
+    need_labels(rows)
     names = {label_name(row["label"]) for row in rows.rows}
     return sorted(names, key=lambda n: (0, float(n), n) if _number(n) is not None else (1, 0.0, n))
 
@@ -166,9 +177,7 @@ def encode_labelled(rows: Rows, tokenizer: Any, max_length: int, labels: Sequenc
     Raises:
         DataError: rows of another kind, labels that are no class or no number; each is named.
     """
-    if rows.kind not in ("labelled", "pair"):
-        raise DataError(f"Rows of {rows.source} have no label; classify needs text and label, or text_a, text_b and label.",
-                        advice="Use --task causal-lm, or name the label's column: --columns label=…")  # fmt: skip
+    need_labels(rows)
     faults, targets = [], []
     for where, row in zip(rows.where, rows.rows, strict=True):
         if labels is None:

@@ -102,7 +102,7 @@ def read_rows(source: str, *, columns: Iterable[str] = (), quotes: bool | None =
 
 
 def _columns(columns: Iterable[str]) -> dict[str, Any]:
-    pairs = dict(item.partition("=")[::2] for item in columns)
+    pairs = {item.partition("=")[0]: item.partition("=")[2] for item in columns}
     faults = [f"{key}={value}   {near(key, KEYS)}".rstrip() for key, value in pairs.items() if key not in KEYS or not value]
     if faults:
         raise DataError("Columns are named as key=column.", faults, f"Keys: {', '.join(KEYS)}.")

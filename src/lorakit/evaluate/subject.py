@@ -61,7 +61,7 @@ def _own_labels(model: str) -> list[str]:
         named = AutoConfig.from_pretrained(locate(model)[0]).id2label
     except (OSError, ValueError) as error:
         raise ModelError(f"{model} cannot be read: {str(error).splitlines()[0]}") from error
-    return [named[i] for i in sorted(named)]
+    return [name for _, name in sorted((named or {}).items())]
 
 
 def encode(rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion") -> list[Example]:

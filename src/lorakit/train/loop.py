@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from lorakit.adapter import Adapter
@@ -120,6 +121,8 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
     settings, adapter = job.settings, job.adapter
+    # Accelerate keeps one state a process; a run leaves none behind, so that the next may have another precision.
+    shared = AcceleratorState._shared_state != {}
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=next(job.model.parameters()).device.type == "cpu")
     if accelerator.num_processes > 1:
         raise TrainingError("This run was launched as several processes; train runs as one.")
@@ -132,8 +135,10 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         at = Progress(**state["progress"])
     log = log_for(at.step)
     if settings.gradient_checkpointing:
-        # The reentrant kind gives no gradient to adapters behind a frozen input.
-        job.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # transformers 6 renames the method. The reentrant kind gives no gradient to adapters behind a frozen input.
+        model = job.model
+        turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        turn_on({"use_reentrant": False})
     job.model.train()
     torch.manual_seed(settings.seed)
     if state:
@@ -153,6 +158,8 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
     finally:
         log.close()
         job.model.eval()
+        if not shared:
+            AcceleratorState._reset_state(reset_partial_state=True)
     if settings.final == "best" and at.best_step not in (None, at.step):
         restore(adapter, job.output / resume.FOLDER / f"step-{at.best_step:06d}")
     return at
@@ -221,8 +228,8 @@ def _stop(job: Job, at: Progress, what: str) -> None:
     good = best or (kept[-1] if kept else None)
     where = (f"The last good checkpoint is {job.output / resume.FOLDER / good}: an adapter folder that can be used as it is."
              if good else "No checkpoint had been saved yet.")  # fmt: skip
-    raise TrainingError(f"{what} The run was stopped.",
-                        advice=f"{where} Try a lower --lr (it was {job.lr:g}), --clip 1, or see the rows with preview.")  # fmt: skip
+    advice = f"{where} Try a lower --lr (it was {job.lr:g}), --clip 1, or look at the rows with preview."
+    raise TrainingError(f"{what} The run was stopped.", advice=advice)
 
 
 def check_trainable(model: nn.Module, adapter: Adapter) -> None:
