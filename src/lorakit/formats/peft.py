@@ -7,6 +7,7 @@ The safetensors header also carries a `lorakit` entry: the spec, the list of mod
 Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.py`.
 """
 
+import glob
 import json
 import os
 import re
@@ -120,7 +121,7 @@ def spelled_out(spec: Spec, wanted: Mapping[str, Mapping[str, Any]]) -> Spec:
     while lacking := {n: w for n, w in wanted.items() if _asked(full.settings(n)) != w}:
         own |= {n: {**spec.change(n), **w} for n, w in lacking.items()}
         # The longest first: a full name also matches names that end in it.
-        first = dict(sorted(own.items(), key=lambda item: -len(item[0])))
+        first = {glob.escape(name): own[name] for name in sorted(own, key=len, reverse=True)}
         full = replace(spec, overrides={**first, **{p: c for p, c in spec.overrides.items() if p not in first}})
     return full
 
@@ -234,7 +235,9 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor
         path = "." + key.removeprefix(PREFIX)
         end = next((end for end in SUFFIXES if path.endswith(end)), None)
         if end is None:
-            rest[path.replace(".base_layer.", ".")[1:]] = tensor
+            # With all biases PEFT also writes those of the wrapper around a module trained whole, and of the one it hides.
+            if ".original_module." not in path:
+                rest[path.replace(".base_layer.", ".").replace(".modules_to_save.", ".")[1:]] = tensor
         else:
             factor, embedded = SUFFIXES[end]
             factors.setdefault(path.removesuffix(end)[1:], {"embedded": embedded})[factor] = tensor
@@ -246,7 +249,9 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor
     pairs = {n: (f["A"], f["B"], f["embedded"]) for n, f in factors.items() if all(x in f and f[x].ndim == 2 for x in "AB")}
     faults += [f"{PREFIX}{n}   A is {tuple(A.shape)} and B is {tuple(B.shape)}: the ranks differ"
                for n, (A, B, _) in pairs.items() if A.shape[0] != B.shape[1]]  # fmt: skip
-    return pairs, rest, faults
+    # PEFT also writes the weight of an embedding that it adapts, which it has not trained.
+    frozen = {full_name(n, "weight") for n, (_, _, embedded) in pairs.items() if embedded}
+    return pairs, {path: tensor for path, tensor in rest.items() if path not in frozen}, faults
 
 
 def _refusal(folder: Path, faults: list[str]) -> AdapterFileError:
