@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit import formats
 from lorakit.delta import LowRank
@@ -91,7 +91,8 @@ class Adapter:
         for name, delta in sorted(self.deltas.items()):
             digest.update(f"{name} {delta.kind} {delta.scale!r} {delta.dropout!r}\n".encode())
         for name, tensor in sorted(self.named_parameters(), key=lambda item: item[0]):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + _bits(tensor))
+            bits = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + bits.tobytes())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
@@ -114,7 +115,3 @@ class Adapter:
 
     def __repr__(self) -> str:
         return f"Adapter({len(self.deltas)} modules, rank {self.spec.rank}, {self.parameters_count:,} parameters)"
-
-
-def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()

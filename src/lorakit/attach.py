@@ -87,7 +87,8 @@ def attach(
     for path, delta in adapter.deltas.items():
         place = known[path]
         delta.to(place.site.read(place.layer).device).requires_grad_(trainable).train(place.layer.training)
-        slot_at(place.layer, state, path, place.site).put(name, delta)
+        # Not by add_module: the name may be that of a method, such as "train".
+        slot_at(place.layer, state, path, place.site)._modules[name] = delta
     for full, parameter in adapter.whole.items():
         path, _, key = full.rpartition(".")
         layer: Any = model.get_submodule(path)
@@ -335,14 +336,12 @@ def detach(model: nn.Module, name: str | None = None) -> None:
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
     """Return the adapters on this model by name; empty where there is none."""
-    state = find_state(model)
-    return dict(state.adapters) if state else {}
+    return dict((find_state(model) or State()).adapters)
 
 
 def enabled(model: nn.Module) -> dict[str, float]:
     """Return the weights of the adapters that are on, by name; empty where none is."""
-    state = find_state(model)
-    return dict(state.on) if state else {}
+    return dict((find_state(model) or State()).on)
 
 
 def _attached(model: nn.Module) -> State:

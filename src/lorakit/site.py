@@ -32,7 +32,7 @@ class Linear:
 
     def write(self, layer: Any, M: Tensor) -> None:
         """Store M (out, in), rounded once to the weight's dtype, in place."""
-        layer.weight.detach().copy_(M)
+        self.read(layer).copy_(M)
 
     def fan_in(self, layer: Any) -> int:
         """Number of inputs that are non-zero at once: what the initial A is scaled by."""
@@ -71,9 +71,6 @@ class Conv1D(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
 
-    def write(self, layer: Any, M: Tensor) -> None:
-        layer.weight.detach().copy_(M.T)
-
 
 class Embedding(Linear):
     """torch.nn.Embedding: row i of the weight is column i of M, the input is a one-hot vector."""
@@ -87,9 +84,6 @@ class Embedding(Linear):
 
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
-
-    def write(self, layer: Any, M: Tensor) -> None:
-        layer.weight.detach().copy_(M.T)
 
     def fan_in(self, layer: Any) -> int:
         return 1

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorakit.delta import LowRank
 from lorakit.errors import AdapterNameError
 from lorakit.site import Linear
 from lorakit.spec import full_name
@@ -36,10 +35,6 @@ class Slot(nn.Module):
         super().__init__()
         self.state, self.path = state, path  # path: the layer's name in the model that attach was given
         self.site: Linear | None = None
-
-    def put(self, name: str, delta: LowRank) -> None:
-        """Hold a delta under an adapter's name, also one that nn.Module uses itself, such as "train"."""
-        self._modules[name] = delta
 
     def forward(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return y plus what each delta that is on adds to it."""
@@ -109,15 +104,12 @@ def find_state(model: nn.Module) -> State | None:
     Raises:
         AdapterNameError: it was attached to a part of this model, or to what this is a part of: names would not fit.
     """
-    for name, module in own_modules(model):
-        slot = slot_of(module)
-        if slot is not None:
-            if slot.path != name:
-                raise AdapterNameError(
-                    f"The adapters here were attached to another module: its {slot.path!r} is this "
-                    f"{type(model).__name__}'s {name!r}.", advice="Call with the module that attach was given.")  # fmt: skip
-            return slot.state
-    return None
+    name, slot = next(((name, slot) for name, module in own_modules(model) if (slot := slot_of(module))), ("", None))
+    if slot is not None and slot.path != name:
+        raise AdapterNameError(f"The adapters here were attached to another module: its {slot.path!r} is this "
+                               f"{type(model).__name__}'s {name!r}.",
+                               advice="Call with the module that attach was given.")  # fmt: skip
+    return slot.state if slot else None
 
 
 def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
