@@ -338,11 +338,26 @@ def biases_train_and_merge(row: Row, folder: Path) -> None:
         assert torch.equal(model(row.x()), row.model()(row.x()))
 
 
+def padding_stays(row: Row, folder: Path) -> None:
+    if row.kind != "embedding-padded":
+        return
+    model, ids = row.model(), torch.tensor([3, 5, 3])
+    before = model.layer(ids)[0].detach().clone()
+    adapter = lorakit.attach(model, row.spec())
+    delta = adapter.deltas["layer"]
+    delta.B.data.fill_(1.0)
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=1.0)
+    model.layer(ids).float().square().sum().backward()
+    optimizer.step()
+    assert torch.equal(model.layer(ids)[0], before)
+    assert not torch.equal(model.layer(ids)[1], row.model().layer(ids)[1])
+
+
 LAWS = [
     fresh_equals_base, base_is_kept, only_the_delta_trains, attached_equals_dense, merged_equals_attached, merge_rounds_once,
     unmerge_restores_bits, detach_leaves_no_trace, written_equals_read, disabled_equals_base, two_adapters_add_up,
     copies_are_independent, dropout_drops_the_delta_alone, start_depends_on_seed_and_name_alone, first_step_moves_B_alone,
     alpha_scales, rank_bounds_the_change, enable_takes_names, a_layer_used_twice_is_adapted_twice, moved_with_the_model,
-    biases_train_and_merge,
+    biases_train_and_merge, padding_stays,
 ]  # fmt: skip
 __all__ = ["LAWS", "ROWS", "gradient_equals_differences", "randn"]

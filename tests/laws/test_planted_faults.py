@@ -95,8 +95,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                   "linear-float64"),
     "weight ignored": (edit(slot.Slot, "forward", "change * weight", "change"), law.two_adapters_add_up, "linear-float64"),
     "biases not exchanged": (edit(slot, "exchange", "want != now", "False"), law.biases_train_and_merge, "linear-float64"),
-    "padding row changes": (edit(Embedding, "project", "F.embedding(x, A.T,", "F.embedding(x + 1 - 1 * (x == 19), A.T,"),
+    "another row of an embedding": (edit(Embedding, "project", "F.embedding(x, A.T,", "F.embedding(19 - x, A.T,"),
                             law.attached_equals_dense, "embedding-float64"),
+    "padding row starts like any other": (edit(Embedding, "blank", "return A * keep", "return A"), law.padding_stays,
+                                          "embedding-padded-float32"),
+    "padding row learns": (edit(Embedding, "project", ", padding_idx=layer.padding_idx", ""), law.padding_stays,
+                           "embedding-padded-float64"),
 }  # fmt: skip
 
 
