@@ -15,7 +15,8 @@ class Coverage:
 
     Attributes:
         modules: adapted layers: name, kind, shape (out, in), and rank and scale by adapter.
-        skipped: layers of a kind that can be adapted, and are not: name, kind, shape.
+        whole: names of the parameters that are trained whole (biases, heads).
+        skipped: layers of a kind that can be adapted, and are neither adapted nor trained whole: name, kind, shape.
         unreachable: modules with a matrix that no site holds, by class name: how many, and how many values.
         trainable_parameters: values that require a gradient.
         total_parameters: all values, those of adapters included.
@@ -23,6 +24,7 @@ class Coverage:
 
     model: str
     modules: list[dict[str, Any]]
+    whole: list[str]
     skipped: list[dict[str, Any]]
     unreachable: dict[str, tuple[int, int]]
     trainable_parameters: int
@@ -40,21 +42,19 @@ class Coverage:
         lines = [f"{self.model}: {len(self.modules)} of {len(self.modules) + len(self.skipped)} layers adapted"]
         for kind, names, what in _groups(self.modules):
             lines.append(f"  adapted      {names:<44} {kind}   {what}")
+        if self.whole:
+            shown = ", ".join(self.whole[:4]) + (f" and {len(self.whole) - 4} more" if len(self.whole) > 4 else "")
+            lines.append(f"  trained whole {shown}")
         for kind, names, _ in _groups(self.skipped):
             lines.append(f"  not adapted  {names:<44} {kind}")
         for name, (count, values) in self.unreachable.items():
             lines.append(f"  out of reach {f'{name} ({count} modules)':<44} {values:,} values in a form no site holds")
-        for m in self.modules:
-            out, inputs = m["shape"]
-            for adapter, told in m["adapters"].items():
-                if told["rank"] * (out + inputs) >= out * inputs:
-                    even = out * inputs / (out + inputs)
-                    lines.append(f"  note: rank {told['rank']} of {m['name']} ({adapter}) has no fewer values than the matrix "
-                                 f"itself ({out} x {inputs}; break-even is rank {even:.1f})")  # fmt: skip
-                    break
-            else:
-                continue
-            break
+        large = [(m, told["rank"]) for m in self.modules for told in m["adapters"].values()
+                 if told["rank"] * sum(m["shape"]) >= m["shape"][0] * m["shape"][1]]  # fmt: skip
+        for m, rank in large[:1]:
+            (out, inputs), more = m["shape"], f", and {len(large) - 1} more," if len(large) > 1 else ""
+            lines.append(f"  note: rank {rank} of {m['name']}{more} has no fewer values than the matrix itself "
+                         f"({out} x {inputs}; break-even is rank {out * inputs / (out + inputs):.1f})")  # fmt: skip
         scales = [told["scale"] for m in self.modules for told in m["adapters"].values()]
         if scales and (min(scales) < 0.25 or max(scales) > 16):
             lines.append(f"  note: scales from {min(scales):g} to {max(scales):g}; 0.25 to 16 is what usually trains well")
@@ -81,6 +81,7 @@ def coverage(model: nn.Module) -> Coverage:
     trainable parameters: 15 of 15 = 100.0000 %
     """
     modules, skipped, known, state = [], [], places(model), find_state(model)
+    whole = sorted({path for a in state.adapters.values() for path in a.whole}) if state else []
     for name, place in known.items():
         slot = slot_of(place.layer)
         told = {"name": name, "kind": place.site.kind, "shape": list(place.shape)}
@@ -88,7 +89,7 @@ def coverage(model: nn.Module) -> Coverage:
         if deltas:
             adapters = {n: {"rank": d.rank, "alpha": d.alpha, "scale": d.scale} for n, d in deltas.items()}
             modules.append({**told, "adapters": adapters})
-        else:
+        elif f"{name}.weight" not in whole:
             skipped.append(told)
     unreachable: dict[str, tuple[int, int]] = {}
     for name, module in own_modules(model):
@@ -100,4 +101,4 @@ def coverage(model: nn.Module) -> Coverage:
     # A parameter that waits in a slot takes the place of one that is counted already.
     base = sum(p.numel() for p in {id(p): p for _, p in base_parameters(model)}.values())
     added = sum(d.A.numel() + d.B.numel() for a in (state.adapters.values() if state else ()) for d in a.deltas.values())
-    return Coverage(type(model).__name__, modules, skipped, unreachable, trainable, base + added)
+    return Coverage(type(model).__name__, modules, whole, skipped, unreachable, trainable, base + added)

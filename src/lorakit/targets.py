@@ -166,7 +166,7 @@ def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
     if name == "none":
         return set()
     if name == "all-linear":
-        heads = {id(head) for module in model.modules() if (head := _output_head(module)) is not None}
+        heads = {id(layer) for module in model.modules() for layer in _head(module)}
         chosen = {n for n, p in usable.items() if p.site.kind in ("linear", "conv1d") and id(p.layer) not in heads}
         if not chosen:
             raise TargetError(f"targets='all-linear' finds no linear layer in {type(model).__name__}.",
@@ -187,11 +187,15 @@ def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
     return {n for n, r in roles.items() if r in PRESETS[name]}
 
 
-def _output_head(module: nn.Module) -> nn.Module | None:
-    """Return a transformers model's output embeddings, which a preset leaves alone."""
+def _head(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a transformers model's head, which a preset leaves alone: what stands beside its base model."""
     method = getattr(type(module), "get_output_embeddings", None)
-    head = method(module) if method is not None else None
-    return head if isinstance(head, nn.Module) else None
+    output = [head] if method is not None and isinstance(head := method(module), nn.Module) else []
+    base = getattr(module, getattr(module, "base_model_prefix", "") or "", None)
+    if not output and not isinstance(base, nn.Module):
+        return []
+    inside = {id(part) for part in (base.modules() if isinstance(base, nn.Module) else module.modules())}
+    return output + [part for part in module.modules() if id(part) not in inside]
 
 
 def _hint(model: nn.Module, pattern: str, usable: dict[str, Place]) -> str:

@@ -17,7 +17,7 @@ COUNTS: dict[str, dict[str, int | None]] = {
     "llama": {"all-linear": 14, "q": 2, "k": 2, "v": 2, "o": 2, "qv": 4, "qkv": 6, "qkvo": 8, "attention": 8, "mlp": 6},
     "gpt2": {"all-linear": 8, "q": None, "k": None, "v": None, "o": 2, "qv": None, "qkv": None, "qkvo": None,
              "attention": 4, "mlp": 4},
-    "bert": {"all-linear": 14, "q": 2, "k": 2, "v": 2, "o": 2, "qv": 4, "qkv": 6, "qkvo": 8, "attention": 8, "mlp": 4},
+    "bert": {"all-linear": 13, "q": 2, "k": 2, "v": 2, "o": 2, "qv": 4, "qkv": 6, "qkvo": 8, "attention": 8, "mlp": 4},
     "t5": {"all-linear": 32, "q": 6, "k": 6, "v": 6, "o": 6, "qv": 12, "qkv": 18, "qkvo": 24, "attention": 24, "mlp": 8},
 }  # fmt: skip
 
@@ -74,6 +74,14 @@ def test_count_is_rank_times_in_plus_out(shape: tuple[int, int], rank: int, valu
     assert covered.total_parameters == values + shape[0] * shape[1] + shape[1]
 
 
+def test_a_head_is_left_alone_by_a_preset_and_can_be_named() -> None:
+    model = FAMILIES["bert"]()
+    assert "classifier" not in lorakit.select(model)
+    assert list(lorakit.select(model, ["classifier"])) == ["classifier"]
+    # The default rank is above the head's few classes: the default spec would be refused if it took the head.
+    lorakit.attach(model, Spec())
+
+
 @pytest.mark.parametrize("family", COUNTS)
 def test_coverage_counts_by_the_formula(family: str) -> None:
     model = FAMILIES[family]()
@@ -121,7 +129,7 @@ def test_coverage_says_when_low_rank_saves_nothing() -> None:
     lorakit.attach(model, Spec(rank=2))
     covered = lorakit.coverage(model)
     assert covered.trainable_parameters == 12
-    assert ("  note: rank 2 of 0 (default) has no fewer values than the matrix itself (3 x 3; break-even is rank 1.5)"
+    assert ("  note: rank 2 of 0 has no fewer values than the matrix itself (3 x 3; break-even is rank 1.5)"
             in str(covered).splitlines())  # fmt: skip
 
 

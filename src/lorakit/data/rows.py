@@ -26,7 +26,7 @@ KINDS = {  # kind -> the keys that make it; the first that fits is it
 }
 KEYS = sorted({key for keys in KINDS.values() for key in keys})
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md")
-PASSAGE = 2000  # characters: a plain text is cut between paragraphs into passages of about this length
+PASSAGE = 1000  # characters: a plain text is cut between paragraphs into passages of about this length
 
 
 @dataclass
@@ -228,7 +228,7 @@ def _datasets(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
 
 def passages(text: str) -> list[str]:
-    """Cut a plain text into passages of about 2,000 characters, between paragraphs where there are any, else between lines.
+    """Cut a plain text into passages of about 1,000 characters, between paragraphs where there are any, else between lines.
 
     >>> passages("One.\\n\\nTwo.")
     ['One.\\n\\nTwo.']

@@ -169,7 +169,9 @@ def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
     if settings.eval_data or settings.data.startswith("builtin:"):
         source = settings.eval_data or settings.data
         return rows, read_rows(source, columns=settings.columns, quotes=settings.quotes, split="test")
-    count = min(MOST_HELD_OUT, round(settings.eval_fraction * len(rows)))
+    # A handful of rows is still measured on one of them; of fewer, none can be spared.
+    least = 1 if settings.eval_fraction and len(rows) >= 5 else 0
+    count = min(MOST_HELD_OUT, max(least, round(settings.eval_fraction * len(rows))))
     if not count:
         return rows, None
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()

@@ -1,0 +1,144 @@
+"""What users get wrong most often: told in words, exit code 2, nothing written."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lorakit.cli.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("rows") / "d.jsonl"
+    path.write_text('{"text": "the cat sat on a mat."}\n' * 30)
+    return str(path)
+
+
+CASES = {
+    "no such command": (["trian"], "SpecError: There is no command 'trian'. did you mean 'train'?"),
+    "a mistyped flag": (["train", "--rnak", "8"], "unrecognized arguments: --rnak 8.\n  did you mean '--rank'"),
+    "a word for a number": (["train", "--rank", "eight"], "argument --rank: invalid int value: 'eight'"),
+    "an unknown choice": (["train", "--init", "pisa"], "argument --init: invalid choice: 'pisa'"),
+    "nothing given": (
+        ["train"],
+        "3 faults in the settings of the run.\n  model: is needed\n  data: is needed\n  output: is needed",
+    ),
+    "a target that is not there": (
+        ["train", "{llama}", "{rows}", "{out}", "--targets", "q_porj"],
+        "did you mean 'q_proj' (2 layers",
+    ),
+    "half of the targets": (
+        ["train", "{llama}", "{rows}", "{out}", "--targets", "q_proj,k_porj"],
+        "1 of 2 targets matches nothing",
+    ),
+    "a rank too high": (
+        ["train", "{llama}", "{rows}", "{out}", "--rank", "64"],
+        "rank 64 is above min(in, out) = 16 (32 -> 16)",
+    ),
+    "a negative rank": (
+        ["train", "{llama}", "{rows}", "{out}", "--rank", "-1"],
+        "rank: a whole number of at least 1 is needed",
+    ),
+    "a model that is not there": (["train", "--model", "no/such", "{rows}", "{out}"], "ModelError: no/such cannot be loaded"),
+    "data that is not there": (
+        ["train", "{llama}", "--data", "nope.jsonl", "{out}"],
+        "DataError: There is no file nope.jsonl.",
+    ),
+    "a length too long": (["train", "{llama}", "{rows}", "{out}", "--max-length", "999"], "the model takes at most 64"),
+    "a config that is not there": (["train", "--config", "no.yaml"], "SpecError: no.yaml cannot be read"),
+    "nothing to resume": (["train", "{llama}", "{rows}", "{out}", "--resume"], "There is no run in"),
+    "eval without data": (["eval", "{llama}"], "1 flags are missing.\n  --data is needed"),
+    "an adapter that is none": (["eval", "{llama}", "{rows}", "--adapter", "{empty}"], "is no adapter: there is no"),
+    "an adapter that is not there": (["eval", "{llama}", "{rows}", "--adapter", "nope"], "nope is no adapter: there is no"),
+    "an encoder without a head": (["eval", "{bert}", "{labelled}"], "has no trained weights for classifier"),
+    "labels for a language model": (["eval", "{llama}", "{labelled}", "--task", "causal-lm"], "have labels"),
+    "limit of nothing": (["eval", "{llama}", "{rows}", "--limit", "0"], "limit: at least 1 row is needed"),
+    "an adapter as a model": (
+        ["generate", "--model", "{adapter}", "--prompt", "a"],
+        "It holds an adapter: name its base model",
+    ),
+    "no prompt": (["generate", "{llama}"], "Give either --prompt or --data."),
+    "sampling without temperature": (
+        ["generate", "{llama}", "--prompt", "a", "--top-p", "0.5"],
+        "top_p: only sampling uses it",
+    ),
+    "a prompt too long": (["generate", "{llama}", "--prompt", "cat " * 99], "leave no room to answer (64 tokens)"),
+    "columns that are not there": (["preview", "{llama}", "{rows}", "--columns", "text=body"], "No such column in"),
+    "a column that is no key": (["preview", "{llama}", "{rows}", "--columns", "txt=text"], "did you mean 'text' or"),
+    "a task the rows do not suit": (["preview", "{llama}", "{rows}", "--task", "classify"], "have no label"),
+    "inspect of nothing": (["inspect", "nope"], "nope is no adapter"),
+    "inspect of a model": (["inspect", "{model}"], "is no adapter"),
+    "inspect without a subject": (["inspect"], "the following arguments are required: SUBJECT"),
+    "targets and a model": (["inspect", "{model}", "--targets", "--model", "x"], "name the model alone"),
+    "merge into what is there": (["merge", "{llama}", "--adapter", "{adapter}", "--output", "{full}"], "is not empty"),
+    "merge without an adapter": (["merge", "{llama}", "--output", "m"], "--adapter is needed"),
+    "merge with what does not fit": (
+        ["merge", "{llama}", "--adapter", "{adapter}", "--output", "m"],
+        "AdapterMismatch: The adapter",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_told_and_nothing_is_written(
+    case: str, rows: str, tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from torch import nn
+
+    import lorakit
+
+    folder = tmp_path / "work"
+    (folder / "full").mkdir(parents=True)
+    (folder / "full" / "x").write_text("")
+    (folder / "empty").mkdir()
+    (folder / "labelled.jsonl").write_text('{"text": "a", "label": "0"}\n{"text": "b", "label": "1"}\n')
+    lorakit.attach(nn.Sequential(nn.Linear(8, 8)), lorakit.Spec(rank=2)).save(folder / "adapter")
+    words = {
+        "{llama}": ["--model", str(tiny_llama)], "{bert}": ["--model", str(tiny_bert)], "{rows}": ["--data", rows],
+        "{labelled}": ["--data", "labelled.jsonl"], "{out}": ["--output", "out"], "{model}": [str(tiny_llama)],
+        "{adapter}": ["adapter"], "{empty}": ["empty"], "{full}": ["full"],
+    }  # fmt: skip
+    argv, text = CASES[case]
+    argv = [word for part in argv for word in words.get(part, [part])]
+    monkeypatch.chdir(folder)
+    before = sorted(folder.rglob("*"))
+    assert main(argv) == 2
+    out, errors = capsys.readouterr()
+    assert text in errors
+    assert "Traceback" not in errors and out == ""
+    assert main([*argv, "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert {"error", "message", "faults"} <= told.keys()
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_failure_nobody_foresaw_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rows: str, tiny_llama: Path
+) -> None:
+    from lorakit.evaluate import preview
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr(preview, "preview", broken)
+    assert main(["preview", "--model", str(tiny_llama), "--data", rows]) == 1
+    errors = capsys.readouterr().err
+    assert "error: ZeroDivisionError: by nought" in errors and "LORAKIT_TRACEBACK=1" in errors
+
+
+def test_help_answers_at_once_and_imports_no_torch() -> None:
+    code = "import sys; from lorakit.cli.__main__ import help_pages; help_pages(); print('torch' in sys.modules)"
+    begun = time.process_time()
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+    assert time.process_time() - begun < 5
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny_llama: Path) -> None:
+    command = f"{sys.executable} -m lorakit.cli inspect {tiny_llama} --targets | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
