@@ -71,6 +71,14 @@ def test_train_tells_before_and_after_and_what_to_type_next(
         assert text in out
 
 
+def test_a_users_own_text_lowers_its_perplexity(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path
+) -> None:
+    report = ask(capsys, "train", "--model", tiny_llama, "--data", files / "story.txt", "--output", tmp_path / "o",
+                 "--steps", 30, "--rank", 4, "--batch-size", 8)  # fmt: skip
+    assert report["after"]["perplexity"] < 0.8 * report["before"]["perplexity"]
+
+
 def test_the_commands_that_train_prints_work_as_they_stand(
     capsys: pytest.CaptureFixture[str], judge: Path, tiny_bert: Path, files: Path, tmp_path: Path
 ) -> None:

@@ -169,3 +169,12 @@ def test_fingerprint_reaches_the_last_value_of_a_large_tensor() -> None:
     assert lorakit.fingerprint(layer) == before
     weight[-1] = 1
     assert lorakit.fingerprint(layer) != before
+
+
+def test_what_trains_is_told_by_the_layer_and_never_by_its_name() -> None:
+    model = nn.ModuleDict({"explora_layer": nn.Linear(4, 4), "lora_A": nn.Linear(4, 4), "chosen": nn.Linear(4, 4)})
+    lorakit.attach(model, Spec(rank=2, targets=["chosen"]))
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        "chosen.lorakit.default.A",
+        "chosen.lorakit.default.B",
+    }
