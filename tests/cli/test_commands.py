@@ -1,6 +1,7 @@
 """Each command does what its help says, on stdout for people or as one JSON object, and the commands fit together."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 

@@ -1,6 +1,7 @@
 """`lorakit train`."""
 
 import argparse
+import shlex
 import sys
 from typing import Any
 
@@ -25,14 +26,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show_next(report: dict[str, Any]) -> None:
-    """Print the commands that a user would type next."""
-    model, data, out = report["model"], report["settings"]["eval_data"] or report["settings"]["data"], report["output"]
-    columns = report["settings"]["columns"]
-    named = f" --columns {' '.join(columns)}" if columns else ""
+    """Print the commands that a user would type next, quoted for a shell."""
+    data = report["settings"]["eval_data"] or report["settings"]["data"]
+    model, data, out, merged = (
+        shlex.quote(word) for word in (report["model"], data, report["output"], f"{report['output']}-merged")
+    )
+    columns = " ".join(shlex.quote(column) for column in report["settings"]["columns"])
     print("Next:")
-    print(f"  lorakit eval --model {model} --adapter {out} --data {data}{named}")
+    print(f"  lorakit eval --model {model} --adapter {out} --data {data}{f' --columns {columns}' if columns else ''}")
     print(f"  lorakit inspect {out}")
-    print(f"  lorakit merge --model {model} --adapter {out} --output {out}-merged")
+    print(f"  lorakit merge --model {model} --adapter {out} --output {merged}")
 
 
 def show_files(report: dict[str, Any]) -> None:
