@@ -1,0 +1,94 @@
+"""Write docs/results.md from benchmarks/results/*.json: every number on that page stands in one of those files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "results.md"
+ORDER = ("parity", "sst2", "sst2_full", "oz_books", "e2e", "merged_latency")
+OPENING = """# Results
+
+What was measured on real models and real data, beside PEFT where PEFT does the same. Both sides run in the same process, on the
+same batches in the same order, with the same learning rates. `benchmarks/report.py` writes this page from
+`benchmarks/results/`, which hold the numbers of every run; `make bench` measures all of it again. Figures are mean ±
+sample standard deviation over seeds. Speed: CPU seconds are those of the process, so other work on the machine counts little.
+"""
+
+
+def write() -> None:
+    """Write the page from all results that there are."""
+    import json
+
+    folder = ROOT / "benchmarks" / "results"
+    found = {name: json.loads(path.read_text("utf-8")) for name in ORDER if (path := folder / f"{name}.json").is_file()}
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join([OPENING, summary(found), *(section(name, part) for name, part in found.items())]), "utf-8")
+
+
+def summary(found: dict[str, Any]) -> str:
+    """Return the table of criteria."""
+    rows = [[name.replace("_", " "), c["text"], c["measured"], "met" if c["met"] else "**not met**"]
+            for name, part in found.items() for c in part.get("criteria", ())]  # fmt: skip
+    return table(["benchmark", "criterion", "measured", ""], rows, "llrl")
+
+
+def section(name: str, part: dict[str, Any]) -> str:
+    """Return one benchmark: its docstring, settings, table, and what else it shows."""
+    title, _, body = part["doc"].partition("\n")
+    lines = [f"## {title}", body.strip(), ""]
+    if "setting" in part:
+        s = part["setting"]
+        lines += [f"Learning rate {s['lr']:g} ({s['schedule']}, warm-up {s['warmup']:g}), {s['steps']} steps of "
+                  f"{s['batch_size']} sequences of at most {s['max_length']} tokens, rank {s['rank']}, alpha {s['alpha']:g}, "
+                  f"gradients clipped at {s['clip']:g}.", ""]  # fmt: skip
+    if part.get("tuned"):
+        keys = list(part["tuned"][0])
+        rows = [[f"{v:.4g}" for v in row.values()] for row in part["tuned"]]
+        lines += ["On the part for choosing:", "", table(keys, rows, "r" * len(keys))]
+    if "runs" in part:
+        lines.append(runs_table(part))
+    lines += [f"{note}\n" for note in part.get("notes", ())]
+    m = part["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
+    extra = ", ".join(f"{'' if m[k] else 'no '}{label}" for k, label in
+                      (("avx512", "AVX-512"), ("avx512_bf16", "AVX-512 BF16"), ("amx", "AMX")))  # fmt: skip
+    script = name.removesuffix("_full")
+    lines += [f"Measured by `benchmarks/{script}.py` on {m['date']}: {m['cpu']}, {m['cores']} cores ({extra}), "
+              f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}; {versions}.", ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def runs_table(part: dict[str, Any]) -> str:
+    """Return mean ± spread by side, or one line a run."""
+    measures, runs = part["measures"], part["runs"]
+    heads = ["", *(title for title, _ in measures.values())]
+    if part.get("one_row_a_run"):
+        return table(heads, [[r["side"], *(format(r[k], f) for k, (_, f) in measures.items())] for r in runs])
+    rows = []
+    for side in dict.fromkeys(r["side"] for r in runs):
+        mine = [r for r in runs if r["side"] == side]
+        cells = [figure([r[k] for r in mine if k in r], f) for k, (_, f) in measures.items()]
+        rows.append([{"peft": "PEFT"}.get(side, side) + (f" ({len(mine)} seeds)" if len(mine) > 1 else ""), *cells])
+    return table(heads, rows)
+
+
+def figure(numbers: Sequence[float], form: str) -> str:
+    """Return mean ± sample standard deviation; the mean alone where nothing varies."""
+    if not numbers:
+        return ""
+    if len(set(numbers)) == 1:
+        return format(numbers[0], form)
+    return f"{format(mean(numbers), form)} ± {format(stdev(numbers), form)}"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+    """Return a Markdown table; a cell's own bars are escaped."""
+    marks = [{"l": "---", "r": "---:"}[a] for a in align or "l" + "r" * (len(heads) - 1)]
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [heads, marks, *rows]]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
+
+
+if __name__ == "__main__":
+    write()
