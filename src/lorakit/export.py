@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,7 +67,9 @@ def export(
             adapter does; nothing is left behind.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; a merged model is a folder.", advice="Nothing was written.")
+    if output.exists() and any(output.iterdir()):
         raise OutputError(f"{output} is not empty.", advice="Name a new folder. Nothing was written.")
     task = adapter.provenance.get("task") or {"SEQ_CLS": "classify"}.get(adapter.provenance.get("task_type") or "", "causal-lm")
     loaded = open_subject(model, adapter, task, dtype="float32", device=device, any_base=any_base)
@@ -93,8 +96,7 @@ def export(
         merged = loaded.model.to(wanted)
         merged.config.dtype = wanted
         with quiet():
-            merged.save_pretrained(part)
-            loaded.tokenizer.save_pretrained(part)
+            _save(merged, loaded.tokenizer, part)
         again = load(str(part), task, labels=loaded.labels, dtype=_name(wanted), device=device)
         result = _compare(with_adapter, base, plain, _logits(again.model, batches))
         _judge(result, _name(wanted), allow_loss)
@@ -108,6 +110,14 @@ def export(
         "differs_from_base": changed, "dtype": _name(wanted), "output": str(output), "adapter_moves": result.adapter_moves,
         "bytes": sum(p.stat().st_size for p in output.iterdir()),
     }  # fmt: skip
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # its writer's own kind: the disk is full, mostly
+        raise OSError(f"The merged model cannot be written: {error}") from error
 
 
 def _judge(result: Comparison, dtype: str, allow_loss: bool) -> None:

@@ -53,6 +53,10 @@ def locate(name: str) -> tuple[str, str]:
     """
     if not name.startswith("builtin:"):
         path = Path(name)
+        if path.is_file():
+            raise ModelError(f"{name} is a file; a model is a folder.", advice=f"Did you mean {path.parent}?")
+        if not path.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+            raise ModelError(f"There is no folder {name}.")
         if path.is_dir() and not (path / "config.json").is_file():
             hint = ("It holds an adapter: name its base model here and give the folder as --adapter."
                     if (path / "adapter_config.json").is_file() else "")  # fmt: skip
@@ -115,7 +119,8 @@ def load(
                              advice="Name a model folder, a hub id within reach, or builtin:minilm.") from error  # fmt: skip
     new = _outermost(model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if new and task == "causal-lm":
-        raise ModelError(f"{name} has no weights for {', '.join(new)}: it is no causal language model.")
+        raise ModelError(f"{name} has no weights for {', '.join(new)}: it is no causal language model.",
+                         advice="Language modelling needs one; a classifier needs rows with labels.")  # fmt: skip
     if task != "causal-lm" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
     return Loaded(model.to(target).eval(), tokenizer, task, list(labels), called, new, _max_length(model, tokenizer))
@@ -152,6 +157,8 @@ def _device(device: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"There is no device {device!r} here: {str(error).splitlines()[0]}") from error
+    if torch.device(device).type == "meta":
+        raise ModelError("On the device 'meta' a model has no values, so nothing can be computed.")
     return torch.device(device)
 
 

@@ -56,7 +56,7 @@ CASES = {
     "an adapter that is not there": (["eval", "{llama}", "{rows}", "--adapter", "nope"], "nope is no adapter: there is no"),
     "an encoder without a head": (["eval", "{bert}", "{labelled}"], "has no trained weights for classifier"),
     "labels for a language model": (["eval", "{llama}", "{labelled}", "--task", "causal-lm"], "have labels"),
-    "limit of nothing": (["eval", "{llama}", "{rows}", "--limit", "0"], "limit: at least 1 row is needed"),
+    "limit of nothing": (["eval", "{llama}", "{rows}", "--limit", "0"], "--limit: at least 1 is needed, got 0"),
     "an adapter as a model": (
         ["generate", "--model", "{adapter}", "--prompt", "a"],
         "It holds an adapter: name its base model",
@@ -142,3 +142,122 @@ def test_a_reader_that_goes_away_is_no_error(tiny_llama: Path) -> None:
     command = f"{sys.executable} -m lorakit.cli inspect {tiny_llama} --targets | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+WRONG_ROWS = {  # what a file holds -> what is said of it
+    "deep.jsonl": (b"[" * 100_000, "is not JSON"),
+    "binary.jsonl": (b"\xff\xfe\x00\x01", "is not UTF-8: byte 0 cannot be read"),
+    "twice.csv": (b"text,text,label\na,b,1\n", "more than one column called 'text'"),
+    "semicolons.csv": (b"text;label\na;1\n", "its fields seem to be separated by ';', not by ','"),
+    "open.csv": (b'"text,label\na,1\n', "The first line of open.csv cannot be read"),
+    "nan.jsonl": (
+        b'{"text": "a", "label": NaN}\n{"text": "b", "label": 0.5}\n',
+        "'label' is nan, a word or a number is needed",
+    ),
+    "rows.JSON": (b'{"text": "a"}', "holds a dict, a list of rows is needed"),
+    "rows.jsonl.gz": (b"\x1f\x8b", "is of a kind that is not read (.gz)"),
+    "blank.txt": (b"\n \n", "'text' is empty"),
+    "table.parquet": (b"PAR1 and no more", "cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ROWS)
+def test_a_file_that_is_no_table_of_rows_is_told(
+    name: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content, text = WRONG_ROWS[name]
+    Path(name).write_bytes(content)
+    assert main(["preview", "--model", str(tiny_llama), "--data", name]) == 2
+    errors = capsys.readouterr().err
+    assert text in errors and errors.startswith("DataError: ")
+
+
+WRONG_SETTINGS = {  # what a YAML file says -> what is said of it
+    "overwrite: 'no'": "overwrite: yes or no is needed, got 'no'",
+    "model: [a, b]": "model: text is needed, got ['a', 'b']",
+    "output: 3": "output: text is needed, got 3",
+    "eval_fraction: 2": "eval_fraction: a share from 0 to below 1 is needed, got 2",
+    'rank: "8"': "rank: a whole number of at least 1 is needed, got '8'",
+    "steps: 1e2": "steps: a whole number of at least 1 is needed, got 100.0",
+    "columns: {txt: review}": "did you mean 'text'",
+    "dtype: float16": "dtype: Adam's steps are not finite in float16",
+    "a: b: c": "cannot be read: mapping values are not allowed here",
+}
+
+
+@pytest.mark.parametrize("line", WRONG_SETTINGS)
+def test_a_setting_of_the_wrong_type_is_told(
+    line: str, rows: str, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    own = "" if ": " not in line or line.startswith("a:") else line.split(":")[0]
+    given = {"model": tiny_llama, "data": rows, "output": tmp_path / "out"}
+    config.write_text("".join(f"{key}: {value}\n" for key, value in given.items() if key != own) + line + "\n")
+    assert main(["train", "--config", str(config)]) == 2
+    assert WRONG_SETTINGS[line] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_no_text_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert "run.yaml cannot be read" in capsys.readouterr().err
+
+
+NUMBERS = {
+    "eval": (["--max-length", "1"], ["--batch-size", "0"], ["--batch-size", "-4"], ["--threads", "-1"], ["--limit", "-1"]),
+    "preview": (["--max-length", "0"], ["--show", "-1"]),
+    "generate": (["--batch-size", "0"], ["--seed", "-1"], ["--temperature", "nan"]),
+}
+
+
+@pytest.mark.parametrize(("command", "words"), [(c, w) for c, cases in NUMBERS.items() for w in cases])
+def test_a_number_too_small_is_told(
+    command: str, words: list[str], rows: str, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--model", str(tiny_llama), "--data", rows, *words]) == 2
+    assert f"{words[0].removeprefix('--').replace('-', '_')[:3]}" in (errors := capsys.readouterr().err.replace("-", "_"))
+    assert " is needed, got " in errors
+
+
+@pytest.mark.parametrize("command", ["train", "merge", "generate"])
+def test_an_output_below_a_file_is_told_at_once(
+    command: str, rows: str, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    more = ["--adapter", "none"] if command == "merge" else ["--data", rows]
+    assert main([command, "--model", str(tiny_llama), *more, "--output", str(tmp_path / "file" / "out")]) == 2
+    assert f"cannot be made: {tmp_path / 'file'} is a file." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "text"), [("/no/such/folder", "There is no folder /no/such/folder."),
+                                            ("{model}/config.json", "is a file; a model is a folder.")])  # fmt: skip
+def test_a_model_path_that_is_no_folder_is_told(
+    name: str, text: str, rows: str, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "--model", name.format(model=tiny_llama), "--data", rows]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(rows: str, tiny_llama: Path, tmp_path: Path) -> None:
+    argv = [
+        "train",
+        "--model",
+        str(tiny_llama),
+        "--data",
+        rows,
+        "--output",
+        str(tmp_path / "out"),
+        "--steps",
+        "2",
+        "--rank",
+        "4",
+    ]
+    # A limit on the size of files stands for a disk without room.
+    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+            "from lorakit.cli.__main__ import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "step-000001 cannot be written" in done.stderr and "Is there room on the disk" in done.stderr
+    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []

@@ -151,3 +151,9 @@ def test_passages_lose_nothing(tmp_path: Path) -> None:
     assert "".join("".join(parts).split()) == "".join(text.split())
     assert all(len(part) <= 8000 for part in parts)
     assert len(parts) > 10
+
+
+def test_an_ending_in_capitals_and_odd_line_marks_are_read(tmp_path: Path) -> None:
+    (tmp_path / "D.CSV").write_bytes("\ufefftext,label\r\nthe cat,1\r\nform\x0cfeed \u2028 here,0\r\n".encode())
+    rows = read_rows(str(tmp_path / "D.CSV"))
+    assert rows.rows == [{"text": "the cat", "label": "1"}, {"text": "form\x0cfeed \u2028 here", "label": "0"}]

@@ -135,6 +135,13 @@ def test_classification_trains_its_head_and_tells_its_labels(tiny_bert: Path, la
     assert {"classifier.weight", "classifier.bias"} == Adapter.load(tmp_path / "out").whole.keys()
 
 
+def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(tiny_bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"the cat {i},nan{i}\n" for i in range(20)))
+    settings = TrainSpec(model=str(tiny_bert), data=str(tmp_path / "d.csv"), output=str(tmp_path / "out"))
+    ready = prepare(settings, Spec(rank=2))
+    assert len(ready.facts["labels"]) == 20 and ready.facts["rows_held_out"] == 2
+
+
 def test_regression_is_told_by_its_labels(tiny_bert: Path, tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps({"text": s, "label": len(s) / 10}) + "\n" for s in sentences(120, seed=2)))
@@ -226,6 +233,21 @@ def test_resuming_with_other_settings_is_refused(settings: dict[str, Any], text_
     assert "steps: was 2, now 3" in faults
     assert "rank: was 4, now 8" in faults
     assert "the data: was " in faults
+
+
+def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**settings, "steps": 3}
+    run(TrainSpec(**settings), Spec(rank=2))
+    (tmp_path / "out").rename(tmp_path / "moved")
+    again = TrainSpec(**{**settings, "output": str(tmp_path / "moved"), "resume": True})
+    assert run(again, Spec(rank=2))["steps"] == 3
+    state = sorted((tmp_path / "moved" / "checkpoints").iterdir())[-1] / "training_state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(OutputError, match=r"training_state.pt cannot be read: .*\nDelete .* to resume from the one before"):
+        run(again, Spec(rank=2))
+    (tmp_path / "moved" / "run.json").write_text("{")
+    with pytest.raises(OutputError, match=r"run.json is damaged"):
+        run(again, Spec(rank=2))
 
 
 def test_an_earlier_run_is_kept_unless_told(settings: dict[str, Any], tmp_path: Path) -> None:

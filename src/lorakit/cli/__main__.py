@@ -60,6 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         # The reader of stdout went away, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # the machine's, not ours: a full disk, a folder that went away
+        if os.environ.get("LORAKIT_TRACEBACK"):
+            traceback.print_exc()
+        advice = "Is there room on the disk, and may you read and write there? LORAKIT_TRACEBACK=1 shows where it happened."
+        _tell(LorakitError(f"{type(error).__name__}: {error}", advice=advice), as_json)
+        return 1
     except Exception as error:  # the last resort: no traceback for a user, unless asked for
         if os.environ.get("LORAKIT_TRACEBACK"):
             traceback.print_exc()

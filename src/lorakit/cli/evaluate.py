@@ -19,7 +19,7 @@ class Subject:
     any_base: bool = option(False, "take an adapter that was trained on other base weights")
     dtype: str = option("auto", "dtype of the base", choices=("auto", "float32", "bfloat16", "float16"))
     device: str = option("auto", "cpu, cuda, …")
-    threads: int | None = option(None, "threads of torch on the CPU", type=int)
+    threads: int | None = option(None, "threads of torch on the CPU", type=int, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Source:
     columns: tuple[str, ...] = option((), "names of columns, as key=column, e.g. text=review label=stars", several=True)
     quotes: bool | None = option(None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool)
     split: str = option("test", "of a builtin, or of data on a hub", choices=("train", "test"))
-    limit: int | None = option(None, "use the first so many rows alone", type=int)
+    limit: int | None = option(None, "use the first so many rows alone", type=int, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Scoring:
     loss_on: str = option(
         "completion", "score completions and assistant turns alone, or all tokens", choices=("completion", "all")
     )
-    max_length: int | None = option(None, "tokens of a sequence (default: 512, or what the model takes)", type=int)
-    batch_size: int = option(32, "sequences at once")
+    max_length: int | None = option(None, "tokens of a sequence (default: 512, or what the model takes)", type=int, least=2)
+    batch_size: int = option(32, "sequences at once", least=1)
     text_metrics: bool = option(False, "also generate, and compare with the completions: BLEU, chrF, ROUGE-L")
 
 
@@ -73,8 +73,6 @@ def rows_of(source: Source):
     from lorakit.data.rows import read_rows
 
     rows = read_rows(source.data, columns=source.columns, quotes=source.quotes, split=source.split)
-    if source.limit is not None and source.limit < 1:
-        raise DataError(f"limit: at least 1 row is needed, got {source.limit}.")
     return rows if source.limit is None else rows.take(range(min(source.limit, len(rows))))
 
 

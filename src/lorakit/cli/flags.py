@@ -1,13 +1,14 @@
 """Flags, YAML and help text made from the fields of Spec, TrainSpec and their like: one field, one place."""
 
 import argparse
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import SpecError, near
+from lorakit.errors import OutputError, SpecError, near
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,9 +55,21 @@ def values(args: argparse.Namespace, *classes: type) -> list[dict[str, Any]]:
     """Return what was set of each class's fields: by --config first, then by flags.
 
     Raises:
-        SpecError: the YAML file is missing or broken, or has a key that is no field of any class.
+        SpecError: the YAML file is missing or broken, or has a key that is no field of any class; or a number is below the
+            least that its field has.
     """
-    given = {**_yaml(getattr(args, "config", None), classes), **{k: v for k, v in vars(args).items() if k != "config"}}
+    given: dict[str, Any] = {
+        **_yaml(getattr(args, "config", None), classes),
+        **{k: v for k, v in vars(args).items() if k != "config"},
+    }
+    least = {f.name: f.metadata["least"] for cls in classes for f in fields(cls) if "least" in f.metadata}
+    faults = [f"--{name.replace('_', '-')}: at least {bound} is needed, got {given[name]}"
+              for name, bound in least.items() if given.get(name) is not None and given[name] < bound]  # fmt: skip
+    if faults:
+        raise SpecError(f"{len(faults)} numbers are too small.", faults, "Nothing was started.")
+    # A shell has expanded `~` already; a YAML file has not.
+    given |= {k: os.path.expanduser(v) for k, v in given.items() if isinstance(v, str) and v.startswith("~/")}
+    _check_place(given.get("output"))
     out = []
     for cls in classes:
         chosen = {f.name: given[f.name] for f in fields(cls) if f.name in given}
@@ -65,6 +78,19 @@ def values(args: argparse.Namespace, *classes: type) -> list[dict[str, Any]]:
                 chosen[name] = names(chosen[name])
         out.append(chosen)
     return out
+
+
+def _check_place(output: Any) -> None:
+    """Refuse, before an hour is spent, an output that could not be made where it was asked for."""
+    if not isinstance(output, str) or not output:
+        return
+    path = Path(output).absolute()
+    above = next(p for p in path.parents if p.exists())
+    if not above.is_dir():
+        raise OutputError(f"{output} cannot be made: {above} is a file.", advice="Nothing was started.")
+    if not os.access(path if path.is_dir() else above, os.W_OK | os.X_OK):
+        raise OutputError(f"{output} cannot be made: there is no permission to write in {path if path.is_dir() else above}.",
+                          advice="Nothing was started.")  # fmt: skip
 
 
 def _flagged(args: argparse.Namespace) -> set[str]:
@@ -91,7 +117,7 @@ def _yaml(path: str | None, classes: tuple[type, ...]) -> dict[str, Any]:
 
     try:
         found = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise SpecError(f"{path} cannot be read: {str(error).splitlines()[0]}.", advice="Nothing was started.") from error
     if not isinstance(found, dict):
         raise SpecError(f"{path} holds no `key: value` lines.", advice="Nothing was started.")

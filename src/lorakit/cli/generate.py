@@ -20,8 +20,8 @@ class Asking:
     prompt: tuple[str, ...] = option((), "one or more prompts", several=True)
     output: str | None = option(None, "JSONL file for the answers to --data", type=str)
     chat: bool = option(False, "each prompt is a user's turn, and goes through the model's chat template")
-    batch_size: int = option(16, "prompts at once")
-    seed: int = option(0, "of sampling")
+    batch_size: int = option(16, "prompts at once", least=1)
+    seed: int = option(0, "of sampling", least=0)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -19,8 +19,8 @@ class Looking:
     loss_on: str = option(
         "completion", "train completions and assistant turns alone, or all tokens", choices=("completion", "all")
     )
-    max_length: int | None = option(None, "tokens of a sequence (default: 512, or what the model takes)", type=int)
-    show: int = option(3, "rows to show token by token")
+    max_length: int | None = option(None, "tokens of a sequence (default: 512, or what the model takes)", type=int, least=2)
+    show: int = option(3, "rows to show token by token", least=0)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

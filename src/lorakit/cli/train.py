@@ -33,6 +33,8 @@ def show_next(report: dict[str, Any]) -> None:
     )
     columns = " ".join(shlex.quote(column) for column in report["settings"]["columns"])
     print("Next:")
+    if report["rows_held_out"] and not report["settings"]["eval_data"] and not data.startswith("builtin:"):
+        print("  # these rows are mostly those it was trained on; the table above is of the held-out ones")
     print(f"  lorakit eval --model {model} --adapter {out} --data {data}{f' --columns {columns}' if columns else ''}")
     print(f"  lorakit inspect {out}")
     print(f"  lorakit merge --model {model} --adapter {out} --output {merged}")

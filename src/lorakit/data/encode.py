@@ -1,5 +1,6 @@
 """Rows to token ids, with the labels that are trained; what is cut or masked is counted, never silent."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,9 +155,10 @@ def label_name(label: Any) -> str:
 
 def _number(value: Any) -> float | None:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None  # "nan" and "inf" are words
 
 
 def is_regression(rows: Rows) -> bool:

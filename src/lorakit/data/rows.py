@@ -7,7 +7,9 @@ A row that does not fit is named by file and line, and nothing is returned.
 
 import csv
 import hashlib
+import io
 import json
+import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -115,11 +117,11 @@ def _records(source: str, wanted: Mapping[str, Any], quotes: bool | None, split:
         return
     path = Path(source)
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise DataError(f"{source} is of a kind that is not read ({path.suffix or 'no ending'}).",
                             advice=f"Read are {' '.join(SUFFIXES)}.")  # fmt: skip
         yield from _file(path, wanted, quotes)
-    elif path.suffix in SUFFIXES or (path.parent != Path() and not path.exists() and source.count("/") != 1):
+    elif path.suffix.lower() in SUFFIXES or (path.parent != Path() and not path.exists() and source.count("/") != 1):
         there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise DataError(f"There is no file {source}.", advice=near(path.name, there))
     else:
@@ -136,7 +138,8 @@ def _builtin(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
 
 def _file(path: Path, wanted: Mapping[str, Any], quotes: bool | None) -> Iterator[tuple[str, Any]]:
-    if path.suffix in (".parquet", ".arrow"):
+    suffix = path.suffix.lower()
+    if suffix in (".parquet", ".arrow"):
         for number, row in enumerate(_table(path), 1):
             yield f"{path}, row {number}", row
         return
@@ -144,22 +147,23 @@ def _file(path: Path, wanted: Mapping[str, Any], quotes: bool | None) -> Iterato
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: byte {error.start} cannot be read.") from error
-    if path.suffix in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson"):
         # Not splitlines(): it also cuts at characters that JSON strings may hold, such as U+2028.
         for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield f"{path}:{number}", _json(line)
-    elif path.suffix == ".json":
+    elif suffix == ".json":
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} is not JSON: {error}.") from error
         if not isinstance(values, list):
             raise DataError(f"{path} holds a {type(values).__name__}, a list of rows is needed.")
         for number, value in enumerate(values, 1):
             yield f"{path}, row {number}", value if isinstance(value, dict) else None
-    elif path.suffix in (".csv", ".tsv"):
-        yield from _delimited(path, text, wanted, path.suffix == ".csv" if quotes is None else quotes)
+    elif suffix in (".csv", ".tsv"):
+        tabs = suffix == ".tsv"
+        yield from _delimited(path, text, wanted, "\t" if tabs else ",", not tabs if quotes is None else quotes)
     else:
         for number, passage in enumerate(passages(text), 1):
             yield f"{path}, passage {number}", {"text": passage}
@@ -168,17 +172,17 @@ def _file(path: Path, wanted: Mapping[str, Any], quotes: bool | None) -> Iterato
 def _json(line: str) -> Any:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"is not JSON: {error}"
     return value if isinstance(value, dict) else None
 
 
-def _delimited(path: Path, text: str, wanted: Mapping[str, Any], quotes: bool) -> Iterator[tuple[str, Any]]:
+def _delimited(path: Path, text: str, wanted: Mapping[str, Any], mark: str, quotes: bool) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(1 << 28)
-    style = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    reader = csv.reader(text.splitlines(keepends=True) if quotes else text.split("\n"),
-                        delimiter="\t" if path.suffix == ".tsv" else ",", quoting=style, strict=quotes)  # fmt: skip
-    names = None if any(isinstance(c, int) for c in wanted.values()) else next(reader, None)
+    # Not splitlines(): it also cuts at characters that a field may hold, such as U+2028.
+    lines = io.StringIO(text) if quotes else text.split("\n")
+    reader = csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=quotes)
+    names = None if any(isinstance(c, int) for c in wanted.values()) else _header(path, reader, mark)
     while True:
         line = reader.line_num + 1
         try:
@@ -196,6 +200,20 @@ def _delimited(path: Path, text: str, wanted: Mapping[str, Any], quotes: bool) -
             yield f"{path}:{line}", f"has {len(fields)} fields, the header has {len(names)}"
         else:
             yield f"{path}:{line}", dict(zip(names, fields, strict=True))
+
+
+def _header(path: Path, reader: Iterator[list[str]], mark: str) -> list[str]:
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise DataError(f"The first line of {path} cannot be read: {error}; see --quotes and --no-quotes.") from error
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise DataError(f"{path} has more than one column called {', '.join(map(repr, twice))}.")
+    other = next((sign for sign in ";\t|," if sign != mark and len(names) == 1 and sign in names[0]), None)
+    if other:
+        raise DataError(f"{path} has one column, called {names[0]!r}: its fields seem to be separated by {other!r}, not by "
+                        f"{mark!r}.", advice="A .csv has commas, a .tsv tabs; save or name it so.")  # fmt: skip
+    return names
 
 
 def _table(path: Path) -> list[dict[str, Any]]:
@@ -273,7 +291,8 @@ def _row_faults(kind: str, row: Mapping[str, Any], wanted: Mapping[str, Any]) ->
         if value is None:
             yield f"{name} is missing"
         elif key == "label":
-            if isinstance(value, bool | str | int | float) and str(value).strip():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            if isinstance(value, bool | str | int | float) and str(value).strip() and finite:
                 continue
             yield f"{name} is {value!r}, a word or a number is needed"
         elif key == "messages":

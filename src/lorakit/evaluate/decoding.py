@@ -1,5 +1,6 @@
 """Decoding: how the next token is chosen. Torch is not imported here, so `--help` can read the fields."""
 
+import math
 from dataclasses import dataclass
 
 from lorakit.errors import SpecError
@@ -21,7 +22,7 @@ class Decoding:
         faults = []
         if self.max_new_tokens < 1:
             faults.append(f"max_new_tokens: at least 1 is needed, got {self.max_new_tokens}")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             faults.append(f"temperature: 0 or more is needed, got {self.temperature:g}")
         if not 0 < self.top_p <= 1:
             faults.append(f"top_p: above 0, at most 1 is needed, got {self.top_p:g}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -105,6 +105,8 @@ def replace_files(folder: Path, makers: Mapping[str, Callable[[Path], Any]]) -> 
                 os.fsync(file.fileno())
         for name, part in parts.items():
             part.replace(folder / name)
+    except SafetensorError as error:  # its writer's own kind: the disk is full, mostly
+        raise OSError(f"{folder} cannot be written: {error}") from error
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)

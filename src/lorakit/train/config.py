@@ -10,7 +10,7 @@ from lorakit.spec import option
 
 TASKS = ("auto", "causal-lm", "classify", "regress")
 # What a resumed run may change: none of these alters the weights that come out.
-FREE = {"resume", "overwrite", "checkpoint_every", "keep", "threads", "device"}
+FREE = {"output", "resume", "overwrite", "checkpoint_every", "keep", "threads", "device"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,10 @@ class TrainSpec:
     overwrite: bool = option(False, "delete an earlier run in --output")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", (self.columns,) if isinstance(self.columns, str) else tuple(self.columns))
+        columns: Any = self.columns
+        if isinstance(columns, Mapping):  # as YAML writes pairs
+            columns = [f"{key}={column}" for key, column in columns.items()]
+        object.__setattr__(self, "columns", (columns,) if isinstance(columns, str) else tuple(columns))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(f"{len(faults)} faults in the settings of the run.", faults, "Nothing was started.")
@@ -75,6 +78,10 @@ class TrainSpec:
                 yield name, "is needed"
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata.get("choices")
+            kind = f.metadata.get("type") or type(f.default)
+            if kind in (str, bool) and value is not None and not isinstance(value, kind):
+                yield f.name, f"{'yes or no' if kind is bool else 'text'} is needed, got {value!r}"
+                continue
             if choices and value not in choices:
                 yield f.name, f"{value!r} is none of {', '.join(choices)} {near(str(value), choices, 1)}".rstrip()
         least = {"max_length": 2, "steps": 1, "batch_size": 1, "accumulate": 1, "eval_every": 1, "eval_batch_size": 1,
@@ -91,7 +98,7 @@ class TrainSpec:
                 yield name, f"a number is needed, got {value!r}"
             elif value is not None and (value < 0 or (value == 0 and name in ("epochs", "lr"))):
                 yield name, f"{'a number above 0' if name in ('epochs', 'lr') else '0 or more'} is needed, got {value!r}"
-        if isinstance(self.eval_fraction, float) and not 0 <= self.eval_fraction < 1:
+        if isinstance(self.eval_fraction, int | float) and not self.eval_fraction < 1:
             yield "eval_fraction", f"a share from 0 to below 1 is needed, got {self.eval_fraction!r}"
         if self.resume and self.overwrite:
             yield "resume", "a run is either gone on with or overwritten"

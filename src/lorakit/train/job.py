@@ -100,12 +100,16 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     """Read the data, load the model, attach the adapter, tokenise; nothing is written."""
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
     task = told_task(settings.task, rows)
-    rows, held_out = _hold_out(rows, settings)
+    # Before rows are held out: a rare label may be on one side alone.
     labels = label_names(rows) if task == "classify" else []
+    rows, held_out = _hold_out(rows, settings)
     if task == "classify" and len(labels) < 2:
         raise DataError(f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart.")
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise SpecError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.", advice="Nothing was started.")
+    if spec.dtype == "float16":
+        raise SpecError("dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
+                        advice="Nothing was started.")  # fmt: skip
     say(f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out")
     random.seed(settings.seed)
     loaded = load(settings.model, task, labels=labels, dtype=settings.base_dtype, device=settings.device, seed=settings.seed)
@@ -212,7 +216,10 @@ def _clear(output: Path) -> None:
 
 def _state(output: Path, settings: TrainSpec, facts: dict[str, Any]) -> dict[str, Any]:
     """Return the state to resume from, or refuse what would give other weights than the run that was interrupted."""
-    earlier = json.loads((output / RUN).read_text())
+    try:
+        earlier = json.loads((output / RUN).read_text())
+    except ValueError as error:
+        raise OutputError(f"{output / RUN} is damaged: {error}.", advice="Start anew, with --overwrite.") from error
     faults = settings.differences(earlier["settings"])
     faults += [f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}" for key, value in facts["spec"].items()
                if value != earlier["spec"].get(key)]  # fmt: skip

@@ -23,20 +23,31 @@ def save(output: Path, step: int, adapter: Adapter, optimizer: Any, progress: di
     folder = output / FOLDER / f"step-{step:06d}"
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    adapter.save(part)
-    torch.save(
-        {"optimizer": optimizer.state_dict(), "random": random_state(), "progress": progress, "step": step}, part / STATE
-    )
-    with (part / STATE).open("rb") as file:
-        os.fsync(file.fileno())
+    state = {"optimizer": optimizer.state_dict(), "random": random_state(), "progress": progress, "step": step}
+    try:
+        adapter.save(part)
+        torch.save(state, part / STATE)
+        with (part / STATE).open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk by a RuntimeError
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(f"The checkpoint {folder} cannot be written: {str(error).splitlines()[0]}") from error
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """Read the state of a checkpoint; the adapter in it is read with Adapter.load."""
-    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    """Read the state of a checkpoint; the adapter in it is read with Adapter.load.
+
+    Raises:
+        OutputError: it is cut off or damaged.
+    """
+    try:
+        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make its reader raise anything
+        raise OutputError(f"{folder / STATE} cannot be read: {str(error).splitlines()[0]}",
+                          advice=f"Delete {folder} to resume from the one before.") from error  # fmt: skip
 
 
 def newest(output: Path) -> Path:
