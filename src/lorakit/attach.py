@@ -120,7 +120,7 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
         A = initial_A(settings, inputs, place.site.fan_in(place.layer), generator_for(seed, n)).to(device, dtype)
         deltas[n] = LowRank(place.site.blank(place.layer, A), torch.zeros(out, settings.rank, dtype=dtype, device=device),
                             alpha=settings.alpha, scale_rule=settings.scale_rule, dropout=settings.dropout,
-                            kind=place.site.kind)  # fmt: skip
+                            kind=place.site.kind, kernel=place.site.kernel(place.layer))  # fmt: skip
     inside = tuple(f"{n}." for n in modules)
     trained = {}
     for path, own in base_parameters(model):
@@ -174,9 +174,11 @@ def _misfits(model: nn.Module, name: str, delta: LowRank, known: Mapping[str, Pl
         hint = f"did you mean {longer[0]!r}?" if longer else near(name, known, 1)
         yield f"{'is of a kind that cannot be adapted' if there else 'is not in the model'}   {hint}".rstrip()
         return
-    (out, inputs), kind = known[name].shape, known[name].site.kind
-    if delta.kind != kind and "embedding" in (delta.kind, kind):
+    (out, inputs), kind, kernel = known[name].shape, known[name].site.kind, known[name].site.kernel(known[name].layer)
+    if delta.kind != kind and {delta.kind, kind} != {"linear", "conv1d"}:
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
+    if delta.kernel != kernel:
+        yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
     if delta.shape[1] != inputs:
         yield f"A is {tuple(delta.A.shape)}, the layer takes {inputs}"
     if delta.shape[0] != out:

@@ -19,7 +19,8 @@ class LowRank(nn.Module):
         alpha: strength; with `scale_rule` it gives `scale`.
         scale_rule: a name from `lorakit.spec.SCALES`.
         dropout: probability with which an input of A is dropped while training.
-        kind: the kind of site it was made for ("linear", "conv1d", "embedding"): files need it.
+        kind: the kind of site it was made for ("linear", "conv1d", "embedding", …): files need it.
+        kernel: axes of the patch that a row of A is for, of a convolution: files keep them.
 
     Raises:
         SpecError: A and B do not share a rank; the message names both shapes.
@@ -31,13 +32,13 @@ class LowRank(nn.Module):
     """
 
     def __init__(self, A: Tensor, B: Tensor, *, alpha: float, scale_rule: str = "alpha/rank", dropout: float = 0.0,
-                 kind: str = "linear"):  # fmt: skip
+                 kind: str = "linear", kernel: tuple[int, ...] = ()):  # fmt: skip
         super().__init__()
         if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
-            raise SpecError(f"A (rank, in) and B (out, rank) must share a rank: A is {tuple(A.shape)}, "
-                            f"B is {tuple(B.shape)}.")  # fmt: skip
+            raise SpecError(f"A (rank, in) and B (out, rank) must share a rank: A is {tuple(A.shape)}, B is {tuple(B.shape)}.")
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.alpha, self.scale_rule, self.dropout, self.kind = float(alpha), scale_rule, float(dropout), kind
+        self.kernel = tuple(kernel)
         self.scale: float = SCALES[scale_rule](alpha, A.shape[0])
 
     @property

@@ -1,7 +1,7 @@
 """How each kind of layer holds its matrix M (out, in), so that M x + bias is what the layer computes.
 
 A site knows no method: `read` and `write` are for merging, `project` and `expand` for the factored forward.
-The table SITES is the only list; a new storage is one more row.
+SITES lists those of the core; `lorakit.sites` adds the storages with a file of their own, and is where all are found.
 """
 
 from typing import Any
@@ -49,6 +49,10 @@ class Linear:
     def blank(self, layer: Any, A: Tensor) -> Tensor:
         """Return A with zeros where the layer has inputs that must not count (padding)."""
         return A
+
+    def kernel(self, layer: Any) -> tuple[int, ...]:
+        """Return the size of the patch that is a row of A, where there is one: files keep its axes."""
+        return ()
 
     def faults(self, layer: Any, settings: Settings) -> list[str]:
         """Return what of these settings this layer cannot use."""
@@ -109,8 +113,3 @@ class Embedding(Linear):
 
 
 SITES = {site.kind: site for site in (Linear(), Conv1D(), Embedding())}
-
-
-def site_of(layer: nn.Module) -> Linear | None:
-    """Return the site that holds this layer's matrix, or None where no row of SITES does."""
-    return next((site for site in SITES.values() if site.holds(layer)), None)

@@ -61,7 +61,7 @@ class Spec:
     scale_rule: str = option("alpha/rank", "what multiplies B A", choices=tuple(SCALES))
     targets: str | tuple[str, ...] = option(
         "all-linear",
-        "what is adapted: a preset (all-linear, attention, mlp, q, k, v, o, qv, qkv, qkvo, none), "
+        "what is adapted: a preset (all-linear, conv, attention, mlp, q, k, v, o, qv, qkv, qkvo, none), "
         "name patterns, or a regular expression",
         several=True,
     )

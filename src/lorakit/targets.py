@@ -9,7 +9,9 @@ from typing import Any
 from torch import nn
 
 from lorakit.errors import TargetError, near
-from lorakit.site import SITES, Linear, site_of
+from lorakit.site import Linear
+from lorakit.sites import SITES, site_of
+from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.slot import own_modules
 from lorakit.spec import matches
 
@@ -25,7 +27,7 @@ ROLES = {
     r"mlp\.c_proj|intermediate\.dense|(?<!attention\.)output\.dense|lin1|lin2|dense_h_to_4h|dense_4h_to_h|w1|w2|w3",
 }
 PRESETS = {
-    "all-linear": (), "none": (), "q": ("q",), "k": ("k",), "v": ("v",), "o": ("o",), "qv": ("q", "v"),
+    "all-linear": (), "conv": (), "none": (), "q": ("q",), "k": ("k",), "v": ("v",), "o": ("o",), "qv": ("q", "v"),
     "qkv": ("q", "k", "v"), "qkvo": ("q", "k", "v", "o"), "attention": ("q", "k", "v", "o", "qkv"), "mlp": ("mlp",),
 }  # fmt: skip
 
@@ -172,6 +174,11 @@ def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
             raise TargetError(f"targets='all-linear' finds no linear layer in {type(model).__name__}.",
                               advice=f"It can adapt {', '.join(SITES)} layers; targets='none' trains biases or whole "
                               "modules alone. Nothing was attached.")  # fmt: skip
+        return chosen
+    if name == "conv":
+        chosen = {n for n, p in usable.items() if p.site in CONVOLUTIONS}
+        if not chosen:
+            raise TargetError(f"targets='conv' finds no convolution in {type(model).__name__}.", advice="Nothing was attached.")
         return chosen
     roles = {n: role(n) for n in usable}
     missing = [r for r in PRESETS[name] if r not in roles.values()]

@@ -73,7 +73,11 @@ def write(
     tensors: dict[str, Tensor] = {}
     for name, delta in deltas.items():
         ends = ("lora_embedding_A", "lora_embedding_B") if delta.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
-        for end, factor in zip(ends, (delta.A, delta.B), strict=True):
+        ones = [1] * len(delta.kernel)
+        factors = (
+            (delta.A.view(delta.rank, -1, *delta.kernel), delta.B.view(*delta.B.shape, *ones)) if ones else (delta.A, delta.B)
+        )
+        for end, factor in zip(ends, factors, strict=True):
             tensors[PREFIX + full_name(name, end)] = factor
     for path, tensor in whole.items():
         layer, _, key = path.rpartition(".")
@@ -202,11 +206,11 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     if modules is not None:
         faults += [f"{PREFIX}{n}   is missing: the header lists it" for n in modules if n not in pairs]
         faults += [f"{PREFIX}{n}   is extra: the header does not list it" for n in pairs if n not in modules]
-    settings = {n: _settings(config, n, embedded) for n, (_, _, embedded) in pairs.items()}
+    settings = {n: _settings(config, n, kind == "embedding") for n, (_, _, kind, _) in pairs.items()}
     wrong = (f"{CONFIG}: {key}: {fault}" for s in settings.values() for key, fault in setting_faults(asdict(s)))
     faults += dict.fromkeys(wrong)
     faults += [f"{PREFIX}{n}   A has rank {A.shape[0]}, {CONFIG} says {settings[n].rank}"
-               for n, (A, B, _) in pairs.items() if A.shape[0] != settings[n].rank]  # fmt: skip
+               for n, (A, *_) in pairs.items() if A.shape[0] != settings[n].rank]  # fmt: skip
     if faults:
         raise _refusal(folder, faults)
     try:
@@ -222,15 +226,15 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
         raise _refusal(folder, faults)
     plain = "conv1d" if config.get("fan_in_fan_out") else "linear"
     deltas = {n: LowRank(A, B, alpha=settings[n].alpha, scale_rule=settings[n].scale_rule, dropout=settings[n].dropout,
-                         kind=modules[n] if modules else "embedding" if embedded else plain)
-              for n in modules or pairs for A, B, embedded in [pairs[n]]}  # fmt: skip
+                         kind=modules[n] if modules else kind or plain, kernel=kernel)
+              for n in modules or pairs for A, B, kind, kernel in [pairs[n]]}  # fmt: skip
     origin = {"base_model": config.get("base_model_name_or_path"), "task_type": config.get("task_type")}
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
     return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, _target_names(config, deltas)
 
 
-def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor, bool]], dict[str, Tensor], list[str]]:
-    """Sort the tensors of a file: (A, B, whether of an embedding) by module, the rest by name, and what does not pair."""
+def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor, str, Any]], dict[str, Tensor], list[str]]:
+    """Sort the tensors of a file: (A, B, kind if the keys tell it, kernel) by module, the rest by name, what does not pair."""
     factors: dict[str, dict[str, Any]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -242,17 +246,27 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor
                 rest[path.replace(".base_layer.", ".").replace(".modules_to_save.", ".")[1:]] = tensor
         else:
             factor, embedded = SUFFIXES[end]
-            factors.setdefault(path.removesuffix(end)[1:], {"embedded": embedded})[factor] = tensor
+            new = {"kind": "embedding" if embedded else "", "kernel": ()}
+            factors.setdefault(path.removesuffix(end)[1:], new)[factor] = tensor
     faults = []
     for name, found in factors.items():
+        kernel = found["A"].shape[2:] if {"A", "B"} <= found.keys() and found["A"].ndim in (3, 4, 5) else ()
+        if kernel and found["B"].ndim == found["A"].ndim and not any(n > 1 for n in found["B"].shape[2:]):
+            found |= {
+                "A": found["A"].flatten(1),
+                "B": found["B"].flatten(1),
+                "kind": f"convolution{len(kernel)}d",
+                "kernel": kernel,
+            }
         faults += [f"{PREFIX}{name}   {factor} is missing" for factor in "AB" if factor not in found]
         faults += [f"{PREFIX}{name}   {factor} is {tuple(t.shape)}, a matrix is needed"
                    for factor in "AB" if (t := found.get(factor)) is not None and t.ndim != 2]  # fmt: skip
-    pairs = {n: (f["A"], f["B"], f["embedded"]) for n, f in factors.items() if all(x in f and f[x].ndim == 2 for x in "AB")}
+    pairs = {n: (f["A"], f["B"], f["kind"], f["kernel"]) for n, f in factors.items()
+             if all(x in f and f[x].ndim == 2 for x in "AB")}  # fmt: skip
     faults += [f"{PREFIX}{n}   A is {tuple(A.shape)} and B is {tuple(B.shape)}: the ranks differ"
-               for n, (A, B, _) in pairs.items() if A.shape[0] != B.shape[1]]  # fmt: skip
+               for n, (A, B, *_) in pairs.items() if A.shape[0] != B.shape[1]]  # fmt: skip
     # PEFT also writes the weight of an embedding that it adapts, which it has not trained.
-    frozen = {full_name(n, "weight") for n, (_, _, embedded) in pairs.items() if embedded}
+    frozen = {full_name(n, "weight") for n, (_, _, kind, _) in pairs.items() if kind == "embedding"}
     return pairs, {path: tensor for path, tensor in rest.items() if path not in frozen}, faults
 
 

@@ -1,0 +1,88 @@
+"""Convolutions of one, two and three dimensions, and transposed ones: groups, strides, dilation, every padding.
+
+A convolution is a matrix applied to patches: M is (out, in / groups * kernel), and A x is the layer's own convolution with
+rank output channels, so whatever its stride and padding are, they are those of the layer. With groups, every group's patch
+goes through the same A. A transposed convolution is the mirror image: A mixes channels, B spreads them over the kernel.
+
+Source: the patch form of Hu et al., arXiv 2106.09685 (any dense layer); rank is at most `rank`, unlike loralib's ConvLoRA.
+"""
+
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorakit.site import Linear
+from lorakit.spec import Settings
+
+
+class Conv(Linear):
+    """torch.nn.Conv1d, Conv2d or Conv3d: M is the weight with all axes but the first in one."""
+
+    def __init__(self, dims: int):
+        self.kind, self.dims = f"convolution{dims}d", dims
+        self.type: type[nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+
+    def holds(self, layer: Any) -> bool:
+        # A subclass with a forward of its own may use the weight otherwise.
+        plain = isinstance(layer, self.type) and type(layer).forward is self.type.forward
+        weight = layer._parameters.get("weight") if plain else None
+        return weight is not None and weight.is_floating_point()
+
+    def read(self, layer: Any) -> Tensor:
+        return layer.weight.detach().flatten(1)
+
+    def write(self, layer: Any, M: Tensor) -> None:
+        # Through the weight itself: what `read` gives is a copy where its memory runs over channels last.
+        layer.weight.detach().copy_(M.view(layer.weight.shape))
+
+    def kernel(self, layer: Any) -> tuple[int, ...]:
+        return tuple(layer.weight.shape[2:])
+
+    def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
+        kernel = A.view(A.shape[0], *layer.weight.shape[1:])
+        return layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)
+
+    def expand(self, layer: Any, B: Tensor, h: Tensor) -> Tensor:
+        return self.convolve(h, B.view(*B.shape, *[1] * self.dims), groups=layer.groups)
+
+
+class ConvTranspose(Linear):
+    """torch.nn.ConvTranspose1d, 2d or 3d: M is (out / groups * kernel, in), the weight (in, out / groups, kernel) turned."""
+
+    def __init__(self, dims: int):
+        self.kind, self.dims = f"transposed{dims}d", dims
+        self.type: type[nn.Module] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+        self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
+        self.spread: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+
+    def holds(self, layer: Any) -> bool:
+        plain = isinstance(layer, self.type) and type(layer).forward is self.type.forward
+        weight = layer._parameters.get("weight") if plain else None
+        return weight is not None and weight.is_floating_point()
+
+    def read(self, layer: Any) -> Tensor:
+        return layer.weight.detach().flatten(1).T
+
+    def write(self, layer: Any, M: Tensor) -> None:
+        layer.weight.detach().copy_(M.T.reshape(layer.weight.shape))
+
+    def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
+        # (rank, in) as one (rank, in / groups) for each group, on top of each other.
+        parts = A.view(A.shape[0], layer.groups, -1).transpose(0, 1).reshape(layer.groups * A.shape[0], -1)
+        return self.convolve(x, parts.view(*parts.shape, *[1] * self.dims), groups=layer.groups)
+
+    def expand(self, layer: Any, B: Tensor, h: Tensor) -> Tensor:
+        kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:]).repeat(layer.groups, *[1] * (self.dims + 1))
+        return self.spread(h, kernel, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+
+    def faults(self, layer: Any, settings: Settings) -> list[str]:
+        inputs, most = layer.weight.shape[0], prod(layer.weight.shape[1:])
+        if settings.rank > min(inputs, most):
+            return [f"rank {settings.rank} is above min(in, out x kernel) = {min(inputs, most)} ({inputs} -> {most})"]
+        return []
+
+
+CONVOLUTIONS = [*(Conv(dims) for dims in (1, 2, 3)), *(ConvTranspose(dims) for dims in (1, 2, 3))]
