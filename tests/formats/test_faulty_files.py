@@ -17,6 +17,7 @@ import lorakit
 from lorakit import Adapter, Spec
 from lorakit.errors import AdapterFileError
 from lorakit.formats import peft as layout
+from lorakit.formats import peft_config
 
 from .models import fill, llama, logits
 
@@ -195,7 +196,7 @@ def test_unsupported_option_is_refused_by_name(key: str, folder: Path) -> None:
 
 
 def test_every_refused_key_has_a_test() -> None:
-    assert set(UNSUPPORTED) == layout.REFUSED
+    assert set(UNSUPPORTED) == peft_config.REFUSED
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga"])

@@ -144,7 +144,7 @@ def test_pickled_file_of_peft(tmp_path: Path) -> None:
 
 def test_every_key_of_peft_is_known(tmp_path: Path) -> None:
     """A new key of LoraConfig is neither read, refused nor ignored until somebody has said which."""
-    from lorakit.formats.peft import KNOWN
+    from lorakit.formats.peft_config import KNOWN
 
     assert set(peft.LoraConfig().to_dict()) <= KNOWN
 

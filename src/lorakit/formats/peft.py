@@ -7,12 +7,10 @@ The safetensors header also carries a `lorakit` entry: the spec, the list of mod
 Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.py`.
 """
 
-import glob
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +20,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorakit.delta import LowRank
-from lorakit.errors import AdapterFileError, SpecError, near
-from lorakit.spec import Settings, Spec, full_name, matches, setting_faults
+from lorakit.errors import AdapterFileError, SpecError
+from lorakit.formats.peft_config import (
+    CONFIG,
+    asked,
+    belongs,
+    config_faults,
+    config_of,
+    settings_of,
+    spec_of,
+    spelled_out,
+    target_names_of,
+)
+from lorakit.spec import Spec, full_name, setting_faults
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 SUFFIXES = {  # how a key ends -> (factor, whether of an embedding)
     ".lora_A.weight": ("A", False), ".lora_B.weight": ("B", False),
     ".lora_embedding_A": ("A", True), ".lora_embedding_B": ("B", True),
 }  # fmt: skip
-BIAS = {"none": "none", "adapted": "lora_only", "all": "all"}
-# Keys of LoraConfig that say nothing about what the tensors mean.
-SILENT = {
-    "peft_type", "peft_version", "auto_mapping", "inference_mode", "revision", "base_model_name_or_path", "task_type",
-    "runtime_config", "megatron_core", "qalora_group_size", "layers_pattern", "layers_to_transform", "eva_config",
-}  # fmt: skip
-READ = {  # key -> types
-    "r": int, "lora_alpha": (int, float), "use_rslora": bool, "lora_dropout": (int, float), "bias": str,
-    "fan_in_fan_out": bool, "target_modules": (str, list), "exclude_modules": (str, list), "modules_to_save": list,
-    "rank_pattern": dict, "alpha_pattern": dict, "init_lora_weights": (bool, str),
-}  # fmt: skip
-# Keys that change what the tensors mean, and that this reader does not carry: any value but the default is refused.
-REFUSED = {
-    "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "lora_ga_config",
-    "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "loftq_config",
-    "velora_config", "lora_bias", "use_dora", "use_qalora", "ensure_weight_tying",
-}  # fmt: skip
-KNOWN = SILENT | READ.keys() | REFUSED
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
 
 
 def write(
@@ -69,7 +59,7 @@ def write(
         AdapterFileError: a tensor is not finite or has no values, or the folder is a file; all are named and nothing is
             written.
     """
-    spec, folder = spelled_out(spec, {name: _asked(delta) for name, delta in deltas.items()}), Path(folder)
+    spec, folder = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()}), Path(folder)
     tensors: dict[str, Tensor] = {}
     for name, delta in deltas.items():
         ends = ("lora_embedding_A", "lora_embedding_B") if delta.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
@@ -89,7 +79,7 @@ def write(
         raise AdapterFileError(f"{folder} is a file; an adapter is a folder.", advice="Nothing was written.")
     header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
     metadata = {"format": "pt", "lorakit": json.dumps(header)}
-    config = json.dumps(_config(spec, deltas, whole, provenance, target_names), indent=2, sort_keys=True) + "\n"
+    config = json.dumps(config_of(spec, deltas, whole, provenance, target_names), indent=2, sort_keys=True) + "\n"
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     replace_files(folder, {
@@ -116,61 +106,6 @@ def replace_files(folder: Path, makers: Mapping[str, Callable[[Path], Any]]) -> 
             part.unlink(missing_ok=True)
 
 
-def _asked(layer: LowRank | Settings) -> dict[str, Any]:
-    return {key: getattr(layer, key) for key in ("rank", "alpha", "scale_rule", "dropout")}
-
-
-def spelled_out(spec: Spec, wanted: Mapping[str, Mapping[str, Any]]) -> Spec:
-    """Return the spec, with overrides by full name where it does not give a layer what is wanted for it."""
-    own: dict[str, Any] = {}
-    full = spec
-    while lacking := {n: w for n, w in wanted.items() if _asked(full.settings(n)) != w}:
-        own |= {n: {**spec.change(n), **w} for n, w in lacking.items()}
-        # The longest first: a full name also matches names that end in it.
-        first = {glob.escape(name): own[name] for name in sorted(own, key=len, reverse=True)}
-        full = replace(spec, overrides={**first, **{p: c for p, c in spec.overrides.items() if p not in first}})
-    return full
-
-
-def _config(spec: Spec, deltas: Mapping[str, LowRank], whole: Mapping[str, Tensor], provenance: Mapping[str, Any],
-            target_names: Any) -> dict[str, Any]:  # fmt: skip
-    ranks, alphas = {}, {}
-    for name, delta in deltas.items():
-        key = "^" + re.escape(name) + "$"
-        if delta.rank != spec.rank:
-            ranks[key] = delta.rank
-        # One rule holds for the whole file; a module with another gets the alpha that gives its scale by this rule.
-        alpha = delta.alpha
-        if delta.scale_rule != spec.scale_rule:
-            alpha = delta.scale * (delta.rank if spec.scale_rule == "alpha/rank" else delta.rank**0.5)
-        if alpha != spec.alpha:
-            alphas[key] = alpha
-    return {
-        "peft_type": "LORA", "task_type": provenance.get("task_type"), "inference_mode": True,
-        "base_model_name_or_path": provenance.get("base_model"), "r": spec.rank, "lora_alpha": _whole_number(spec.alpha),
-        "use_rslora": spec.scale_rule == "alpha/sqrt(rank)", "lora_dropout": spec.dropout, "bias": BIAS[spec.bias],
-        "fan_in_fan_out": any(delta.kind == "conv1d" for delta in deltas.values()),
-        "target_modules": target_names if isinstance(target_names, str) else list(target_names),
-        "modules_to_save": _modules_of(whole, spec.whole_modules) or None, "rank_pattern": ranks, "alpha_pattern": alphas,
-        "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
-    }  # fmt: skip
-
-
-def _modules_of(whole: Mapping[str, Tensor], patterns: tuple[str, ...]) -> list[str]:
-    """Return the full names of the outermost modules that the patterns name: other readers know no `*`."""
-    outermost = {}
-    for path in whole:
-        parts = path.split(".")[:-1]
-        above = (".".join(parts[: i + 1]) for i in range(len(parts)))
-        outermost.update(dict.fromkeys([n for n in above if any(matches(p, n) for p in patterns)][:1]))
-    return list(outermost)
-
-
-def _whole_number(value: float) -> float:
-    # Some readers of these files take only whole numbers for alpha.
-    return int(value) if float(value).is_integer() else value
-
-
 def _unusable(tensor: Tensor) -> str:
     if tensor.is_meta:
         return "has no values: it is on the meta device"
@@ -192,7 +127,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     """
     folder = Path(folder)
     config, (tensors, header) = _read_config(folder), _read_tensors(folder)
-    faults = [*_config_faults(config), *_header_faults(header)]
+    faults = [*config_faults(config), *_header_faults(header)]
     faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
     if not tensors:
         faults.append("the file holds no tensor")
@@ -202,11 +137,11 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
         raise _refusal(folder, faults)  # what the config says cannot be compared with the tensors
     saved, mode, modules = config.get("modules_to_save", []), config.get("bias", "none"), header.get("modules")
     faults += [f"{PREFIX}{path}   is no part of the adapter that {CONFIG} describes" for path in rest
-               if not _belongs(path, saved, mode, pairs)]  # fmt: skip
+               if not belongs(path, saved, mode, pairs)]  # fmt: skip
     if modules is not None:
         faults += [f"{PREFIX}{n}   is missing: the header lists it" for n in modules if n not in pairs]
         faults += [f"{PREFIX}{n}   is extra: the header does not list it" for n in pairs if n not in modules]
-    settings = {n: _settings(config, n, kind == "embedding") for n, (_, _, kind, _) in pairs.items()}
+    settings = {n: settings_of(config, n, kind == "embedding") for n, (_, _, kind, _) in pairs.items()}
     wrong = (f"{CONFIG}: {key}: {fault}" for s in settings.values() for key, fault in setting_faults(asdict(s)))
     faults += dict.fromkeys(wrong)
     faults += [f"{PREFIX}{n}   A has rank {A.shape[0]}, {CONFIG} says {settings[n].rank}"
@@ -214,7 +149,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     if faults:
         raise _refusal(folder, faults)
     try:
-        spec = Spec.from_dict(header["spec"]) if "spec" in header else _spec(config, settings, tensors)
+        spec = Spec.from_dict(header["spec"]) if "spec" in header else spec_of(config, settings, tensors)
     except SpecError as error:
         raise _refusal(folder, error.faults) from error
     if "spec" in header:
@@ -230,7 +165,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
               for n in modules or pairs for A, B, kind, kernel in [pairs[n]]}  # fmt: skip
     origin = {"base_model": config.get("base_model_name_or_path"), "task_type": config.get("task_type")}
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
-    return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, _target_names(config, deltas)
+    return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, target_names_of(config, deltas)
 
 
 def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor, str, Any]], dict[str, Tensor], list[str]]:
@@ -324,71 +259,3 @@ def _header_faults(header: Any) -> Iterator[str]:
     for key in ("spec", "modules", "provenance"):
         if key in header and not isinstance(header[key], dict):
             yield f"header: {key} = {header[key]!r} is no object"
-
-
-def _config_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in config.items():
-        if key in READ and not isinstance(value, READ[key]):
-            yield f"{CONFIG}: {key} = {value!r} is of the wrong type"
-        elif key in REFUSED and value not in (False, {}, []):
-            yield f"{CONFIG}: {key} = {value!r} is not supported"
-        elif key not in KNOWN and value not in (False, {}, [], "", 0):
-            hint = near(key, KNOWN, 1)
-            yield f"{CONFIG}: unknown key {key!r} = {value!r} may change what the tensors mean {hint}".rstrip()
-    if (init := config.get("init_lora_weights", True)) not in PLAIN_INITS:
-        yield (f"{CONFIG}: init_lora_weights = {init!r} stores the factors relative to a base that it changed; save with "
-               "PEFT's path_initial_model_for_weight_conversion")  # fmt: skip
-    if (bias := config.get("bias", "none")) not in BIAS.values():
-        yield f"{CONFIG}: bias = {bias!r} is none of {', '.join(BIAS.values())}"
-    for key in ("rank_pattern", "alpha_pattern"):
-        for pattern in config.get(key) or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                yield f"{CONFIG}: {key} holds {pattern!r}, which is no regular expression: {error}"
-
-
-def _belongs(path: str, saved: list[str], bias: str, pairs: Mapping[str, Any]) -> bool:
-    layer, _, key = path.rpartition(".")
-    if any(f".{name}." in f".{layer}." for name in saved):
-        return True
-    # PEFT's "all" takes every name that holds the word, such as T5's relative_attention_bias.weight.
-    return (bias == "all" and "bias" in path) or (bias == "lora_only" and key == "bias" and layer in pairs)
-
-
-def _pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
-
-
-def _settings(config: Mapping[str, Any], name: str, embedded: bool) -> Settings:
-    return Settings(
-        rank=_pattern(config.get("rank_pattern", {}), name, config.get("r", 8)),
-        alpha=_pattern(config.get("alpha_pattern", {}), name, config.get("lora_alpha", 8)),
-        scale_rule="alpha/sqrt(rank)" if config.get("use_rslora") else "alpha/rank",
-        # PEFT has no dropout in front of an embedding either.
-        dropout=0.0 if embedded else config.get("lora_dropout", 0.0),
-        init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
-        init_std=None,
-    )
-
-
-def _spec(config: Mapping[str, Any], settings: Mapping[str, Settings], tensors: Mapping[str, Tensor]) -> Spec:
-    """Return the Spec that a file of PEFT's means; settings that differ are written as overrides by full name."""
-    targets, exclude = config.get("target_modules"), config.get("exclude_modules", ())
-    if isinstance(_target_names(config, settings), str) or not targets:
-        targets, exclude = tuple(settings) or "none", ()
-    spec = Spec(
-        **asdict(_settings({**config, "rank_pattern": {}, "alpha_pattern": {}}, "", False)),
-        targets=targets, exclude=exclude, bias={v: k for k, v in BIAS.items()}[config.get("bias", "none")],
-        whole_modules=config.get("modules_to_save", ()),
-        dtype=str(next(iter(tensors.values())).dtype).removeprefix("torch."),
-    )  # fmt: skip
-    return spelled_out(spec, {n: _asked(s) for n, s in settings.items()})
-
-
-def _target_names(config: Mapping[str, Any], names: Mapping[str, Any]) -> tuple[str, ...] | str:
-    """Return what `target_modules` means once what the config takes out of it again is left out."""
-    targets = config.get("target_modules") or list(names)
-    if isinstance(targets, str) or config.get("exclude_modules") or config.get("layers_to_transform") is not None:
-        return "|".join(re.escape(n) for n in names)
-    return tuple(targets)
