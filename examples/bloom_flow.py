@@ -21,8 +21,7 @@ def prompt(row: dict) -> str:
 
 words = sorted({word for row in ROWS for word in f"{prompt(row)} {row['answer']}".split()})
 vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "\n", *words])}
-raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-raw.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+(raw := Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))).pre_tokenizer = pre_tokenizers.Split(" ", "removed")
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", pad_token="<pad>")
 
 
@@ -52,8 +51,8 @@ for step in range(20):
     optimizer.step()
     optimizer.zero_grad()
     print(f"step {step + 1:2}  loss {loss.item():.3f}")
-adapter.save("bloom-adapter")
 
+adapter.save("bloom-adapter")
 again = fresh_base().eval()
 lorakit.attach(again, lorakit.Adapter.load("bloom-adapter"), trainable=False)
 given = torch.tensor([ids_of(prompt(ROWS[1]))])
