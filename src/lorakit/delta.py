@@ -63,7 +63,7 @@ class LowRank(nn.Module):
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         h = site.project(layer, self.A.to(y.dtype), x)
-        return site.expand(layer, self.B.to(y.dtype), h * self.scale)
+        return site.expand(layer, self.B.to(y.dtype), h * self.scale, y)
 
     def extra_repr(self) -> str:
         out, inputs = self.shape

@@ -42,8 +42,8 @@ class Linear:
         """Return A x: (..., in) -> (..., rank)."""
         return F.linear(x, A)
 
-    def expand(self, layer: Any, B: Tensor, h: Tensor) -> Tensor:
-        """Return B h: (..., rank) -> (..., out)."""
+    def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
+        """Return B h: (..., rank) -> (..., out), of the shape of the layer's own output y."""
         return F.linear(h, B)
 
     def blank(self, layer: Any, A: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Slot(nn.Module):
 
 def add_deltas(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
     """The forward hook of every adapted layer; a function of this module, so that models stay picklable."""
-    return layer.lorakit(layer, args[0] if args else next(iter(kwargs.values())), y)
+    return layer.lorakit(layer, args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor)), y)
 
 
 def slot_at(layer: nn.Module, state: State, path: str, site: Linear | None = None) -> Slot:

@@ -19,8 +19,12 @@ def user_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> No
 
 
 def within(got: Tensor, want: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether the error is at most twice that of the plain expression at the same dtype, or one rounding."""
-    return error(got, want) <= 2 * error(plain, want) + torch.finfo(dtype).eps * float(want.abs().max())
+    """Tell whether the error is at most twice that of the plain expression at the same dtype, or one rounding.
+
+    In float64 `want` is rounded too, by sums in another order: eight roundings.
+    """
+    roundings = 8 if dtype == torch.float64 else 1
+    return error(got, want) <= 2 * error(plain, want) + roundings * torch.finfo(dtype).eps * float(want.abs().max())
 
 
 def fresh_equals_base(row: Row, folder: Path) -> None:
@@ -76,7 +80,7 @@ def attached_equals_dense(row: Row, folder: Path) -> None:
     keyword = model.layer(input=x) if not row.kind.startswith("conv1d") else model.layer(x=x)
     assert torch.equal(keyword, model.layer(x))
     assert model.layer(x[:0]).shape == (0, *want.shape[1:])
-    assert within(model.layer(x[0, 0]), want[0, 0], row.plain(base, adapter, SCALE)[0, 0], row.dtype)
+    assert within(model.layer(x[row.one]), want[row.one], row.plain(base, adapter, SCALE)[row.one], row.dtype)
 
 
 def merged_equals_attached(row: Row, folder: Path) -> None:
@@ -93,12 +97,10 @@ def merge_rounds_once(row: Row, folder: Path) -> None:
     model, adapter = row.attached()
     other = fill(lorakit.attach(model, row.spec(), name="other"), seed=5)
     lorakit.enable(model, {"default": 0.5, "other": -2.0})
-    weight = model.layer.weight.detach().double().clone()
-    M = weight.T if row.kind.startswith(("conv1d", "embedding")) else weight
+    M = row.matrix(model.layer.weight.detach().double().clone())
     exact = M + 0.5 * change(adapter, SCALE) - 2.0 * change(other, SCALE)
     lorakit.merge(model)
-    got = model.layer.weight.detach()
-    got = got.T if row.kind.startswith(("conv1d", "embedding")) else got
+    got = row.matrix(model.layer.weight.detach())
     if row.precision in ("bfloat16", "float16"):
         wrong = int((got != exact.to(row.dtype)).sum())
         assert wrong == 0, f"{wrong} of {got.numel()} weights are wrongly rounded"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 import lorakit
@@ -25,22 +26,102 @@ def embedding(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return weight[x]
 
 
+def linear_factors(A: Tensor, B: Tensor, x: Tensor) -> Tensor:
+    return x @ A.T @ B.T
+
+
+def embedding_factors(A: Tensor, B: Tensor, x: Tensor) -> Tensor:
+    return A.T[x] @ B.T
+
+
+@dataclass(frozen=True)
+class Patches:
+    """The formulas of a convolution, one group at a time on an input that is padded first: a plain F.convNd is left.
+
+    Args:
+        kernel: (k, ...), which tells the dimensions too; stride and dilation likewise.
+        padding: (before, after) of every dimension, the first first.
+        turned: whether it is a transposed convolution: then padding is what is cut off its output, and `extra` is added to
+            the end of it.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    groups: int = 1
+    mode: str = "constant"
+    turned: bool = False
+    extra: tuple[int, ...] = ()
+
+    def apply(self, weight: Tensor, x: Tensor) -> Tensor:
+        """Apply a weight (out, in, kernel) of one group, or (in, out, kernel) of a transposed convolution."""
+        at = len(self.kernel) - 1
+        if self.turned:
+            y = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[at](x, weight, None, self.stride, 0, 0, 1,
+                                                                                 self.dilation)  # fmt: skip
+            for axis, ((before, after), extra) in enumerate(zip(self.padding, self.extra, strict=True)):
+                y = F.pad(y.movedim(2 + axis, -1), (-before, extra - after)).movedim(-1, 2 + axis)
+            return y
+        around = [n for pair in reversed(self.padding) for n in pair]
+        return (F.conv1d, F.conv2d, F.conv3d)[at](F.pad(x, around, mode=self.mode), weight, None, self.stride, 0, self.dilation)
+
+    def dense(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+        parts = zip(weight.chunk(self.groups), x.chunk(self.groups, dim=1), strict=True)
+        y = torch.cat([self.apply(w, part) for w, part in parts], dim=1)
+        return y if bias is None else y + bias.view(-1, *[1] * len(self.kernel))
+
+    def factors(self, A: Tensor, B: Tensor, x: Tensor) -> Tensor:
+        """Return (B A) x, in two steps."""
+        rank, parts = A.shape[0], []
+        if self.turned:
+            for a, part in zip(A.chunk(self.groups, dim=1), x.chunk(self.groups, dim=1), strict=True):
+                parts.append(self.apply(B.T.reshape(rank, -1, *self.kernel), torch.einsum("ri,ni...->nr...", a, part)))
+        else:
+            for b, part in zip(B.chunk(self.groups), x.chunk(self.groups, dim=1), strict=True):
+                parts.append(torch.einsum("or,nr...->no...", b, self.apply(A.view(rank, -1, *self.kernel), part)))
+        return torch.cat(parts, dim=1)
+
+
 @dataclass(frozen=True)
 class Kind:
-    """A layer, its dense formula written out here, and whether its weight is the matrix transposed."""
+    """A layer, its formulas written out here (dense, and with factors), and whether its weight is the matrix transposed.
+
+    `x` is (channels, ...) of an input of a convolution, or the number of inputs; `last` the last axis of what comes out.
+    """
 
     make: Callable[[], nn.Module]
     dense: Callable[[Tensor, Tensor | None, Tensor], Tensor]
+    factors: Callable[[Tensor, Tensor, Tensor], Tensor]
     transposed: bool
+    x: tuple[int, ...] = (12,)
+    last: int = 10
+
+
+def convolution(make: Callable[[], nn.Module], formula: Patches, x: tuple[int, ...], last: int) -> Kind:
+    return Kind(make, formula.dense, formula.factors, formula.turned, x, last)
 
 
 KINDS = {
-    "linear": Kind(lambda: nn.Linear(12, 10), linear, False),
-    "linear-square": Kind(lambda: nn.Linear(8, 8, bias=False), linear, False),
-    "conv1d": Kind(lambda: Conv1D(10, 12), conv1d, True),
-    "embedding": Kind(lambda: nn.Embedding(20, 10), embedding, True),
-    "embedding-padded": Kind(lambda: nn.Embedding(20, 10, padding_idx=3), embedding, True),
-}
+    "linear": Kind(lambda: nn.Linear(12, 10), linear, linear_factors, False),
+    "linear-square": Kind(lambda: nn.Linear(8, 8, bias=False), linear, linear_factors, False, (8,), 8),
+    "conv1d": Kind(lambda: Conv1D(10, 12), conv1d, linear_factors, True),
+    "embedding": Kind(lambda: nn.Embedding(20, 10), embedding, embedding_factors, True),
+    "embedding-padded": Kind(lambda: nn.Embedding(20, 10, padding_idx=3), embedding, embedding_factors, True),
+    "convolution1d": convolution(lambda: nn.Conv1d(4, 6, 3), Patches((3,), (1,), (1,), ((0, 0),)), (4, 10), 8),
+    "convolution2d-circular": convolution(
+        lambda: nn.Conv2d(6, 8, (3, 2), stride=2, padding=1, dilation=(1, 2), groups=2, padding_mode="circular"),
+        Patches((3, 2), (2, 2), (1, 2), ((1, 1), (1, 1)), groups=2, mode="circular"), (6, 3, 16), 8),
+    "convolution2d-depthwise": convolution(
+        lambda: nn.Conv2d(4, 4, (3, 5), padding="same", groups=4, bias=False),
+        Patches((3, 5), (1, 1), (1, 1), ((1, 1), (2, 2)), groups=4), (4, 3, 8), 8),
+    "convolution3d": convolution(
+        lambda: nn.Conv3d(2, 4, (1, 2, 3), padding=(0, 1, 0), padding_mode="replicate"),
+        Patches((1, 2, 3), (1, 1, 1), (1, 1, 1), ((0, 0), (1, 1), (0, 0)), mode="replicate"), (2, 2, 2, 10), 8),
+    "transposed2d": convolution(
+        lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+        Patches((3, 3), (2, 2), (1, 1), ((1, 1), (1, 1)), groups=2, turned=True, extra=(1, 1)), (8, 2, 4), 8),
+}  # fmt: skip
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,12 +146,21 @@ class Row:
     def embeds(self) -> bool:
         return self.kind.startswith("embedding")
 
+    @property
+    def one(self) -> tuple[int, ...]:
+        """Where a single input is in `x`: a convolution's has channels and axes of its own."""
+        return (0,) if len(KINDS[self.kind].x) > 1 else (0, 0)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """Return a weight as its matrix (out, in)."""
+        return weight.flatten(1).T if KINDS[self.kind].transposed else weight.flatten(1)
+
     def model(self) -> nn.Sequential:
         """Return a model whose `layer` is adapted and whose `rest` is not."""
         layer = KINDS[self.kind].make()
         model = nn.Sequential()
         model.add_module("layer", layer)
-        model.add_module("rest", nn.Linear(8 if self.kind == "linear-square" else 10, 4))
+        model.add_module("rest", nn.Linear(KINDS[self.kind].last, 4))
         for seed, parameter in enumerate(model.parameters()):
             parameter.data.copy_(randn(*parameter.shape, seed=100 + seed) / 2)
         return model.to(self.dtype)
@@ -78,7 +168,8 @@ class Row:
     def x(self, count: int = 7) -> Tensor:
         if self.embeds:
             return torch.arange(2 * count).reshape(2, count) % 20
-        return randn(2, count, 8 if self.kind == "linear-square" else 12, seed=7).to(self.dtype)
+        shape = KINDS[self.kind].x
+        return randn(2, *((count, *shape) if len(shape) == 1 else shape), seed=7).to(self.dtype)
 
     def spec(self, **more: Any) -> lorakit.Spec:
         dtype = "float64" if self.precision == "float64" else "float32"
@@ -98,17 +189,19 @@ class Row:
     def formula(self, model: nn.Sequential, change: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the formula at a dtype, its matrix summed in float64 and rounded once."""
         kind, layer = KINDS[self.kind], model.layer
-        weight = (layer.weight.detach().double() + (change.T if kind.transposed and change.ndim else change)).to(dtype)
+        weight = layer.weight.detach().double()
+        if change.ndim:
+            weight = weight + (change.T if kind.transposed else change).reshape(weight.shape)
+        weight = weight.to(dtype)
         bias = getattr(layer, "bias", None)
         x = self.x() if self.embeds else self.x().to(dtype)
         return kind.dense(weight, None if bias is None else bias.detach().to(dtype), x)
 
     def plain(self, y: Tensor, adapter: lorakit.Adapter, scale: float) -> Tensor:
-        """Return y + s (x A^T) B^T, everything at the row's dtype."""
+        """Return y + s B (A x), everything at the row's dtype."""
         delta = adapter.deltas["layer"]
         A, B = delta.A.detach().to(self.dtype), delta.B.detach().to(self.dtype)
-        h = A.T[self.x()] if self.embeds else self.x() @ A.T
-        return y + scale * (h @ B.T)
+        return y + scale * KINDS[self.kind].factors(A, B, self.x())
 
 
 def change(adapter: lorakit.Adapter, scale: float, name: str = "layer") -> Tensor:

@@ -118,7 +118,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "Nothing was attached."),
         "no linear layer": (lambda: nn.Sequential(nn.Embedding(4, 3)), Spec(**few), TargetError,
             "targets='all-linear' finds no linear layer in Sequential.\n"
-            "It can adapt linear, conv1d, embedding layers; targets='none' trains biases or whole modules alone. "
+            "It can adapt linear, conv1d, embedding, convolution1d, convolution2d, convolution3d, transposed1d, transposed2d, "
+            "transposed3d layers; targets='none' trains biases or whole modules alone. "
             "Nothing was attached."),
         "target is a container": (llama, Spec(targets=["self_attn"], **few), TargetError,
             "'self_attn'   0 layers   model.layers.0.self_attn is a LlamaAttention; inside it: q_proj, k_proj, v_proj, o_proj"),

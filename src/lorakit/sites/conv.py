@@ -45,7 +45,7 @@ class Conv(Linear):
         kernel = A.view(A.shape[0], *layer.weight.shape[1:])
         return layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)
 
-    def expand(self, layer: Any, B: Tensor, h: Tensor) -> Tensor:
+    def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
         return self.convolve(h, B.view(*B.shape, *[1] * self.dims), groups=layer.groups)
 
 
@@ -69,14 +69,19 @@ class ConvTranspose(Linear):
     def write(self, layer: Any, M: Tensor) -> None:
         layer.weight.detach().copy_(M.T.reshape(layer.weight.shape))
 
+    def fan_in(self, layer: Any) -> int:
+        return layer.weight.shape[0] // layer.groups
+
     def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         # (rank, in) as one (rank, in / groups) for each group, on top of each other.
         parts = A.view(A.shape[0], layer.groups, -1).transpose(0, 1).reshape(layer.groups * A.shape[0], -1)
         return self.convolve(x, parts.view(*parts.shape, *[1] * self.dims), groups=layer.groups)
 
-    def expand(self, layer: Any, B: Tensor, h: Tensor) -> Tensor:
+    def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
         kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:]).repeat(layer.groups, *[1] * (self.dims + 1))
-        return self.spread(h, kernel, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation)
+        size, how = list(y.shape[-self.dims :]), (layer.stride, layer.padding, layer.kernel_size, self.dims, layer.dilation)
+        ends = layer._output_padding(h, size, *how)  # not the layer's own: its caller may give an output_size
+        return self.spread(h, kernel, None, layer.stride, layer.padding, ends, layer.groups, layer.dilation)
 
     def faults(self, layer: Any, settings: Settings) -> list[str]:
         inputs, most = layer.weight.shape[0], prod(layer.weight.shape[1:])
