@@ -9,6 +9,7 @@ Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -95,6 +96,7 @@ def replace_files(folder: Path, makers: Mapping[str, Callable[[Path], Any]]) -> 
     try:
         for name, make in makers.items():
             make(parts[name])
+            shutil.copymode(next(iter(parts.values())), parts[name])  # safetensors lets nobody but the owner read its file
             with parts[name].open("rb") as file:
                 os.fsync(file.fileno())
         for name, part in parts.items():
