@@ -110,8 +110,9 @@ KINDS = {
     "embedding-padded": Kind(lambda: nn.Embedding(20, 10, padding_idx=3), embedding, embedding_factors, True),
     "convolution1d": convolution(lambda: nn.Conv1d(4, 6, 3), Patches((3,), (1,), (1,), ((0, 0),)), (4, 10), 8),
     "convolution2d-circular": convolution(
-        lambda: nn.Conv2d(6, 8, (3, 2), stride=2, padding=1, dilation=(1, 2), groups=2, padding_mode="circular"),
-        Patches((3, 2), (2, 2), (1, 2), ((1, 1), (1, 1)), groups=2, mode="circular"), (6, 3, 16), 8),
+        lambda: nn.Conv2d(6, 8, (3, 2), stride=2, padding=1, dilation=(1, 2), groups=2, padding_mode="circular").to(
+            memory_format=torch.channels_last),
+        Patches((3, 2), (2, 2), (1, 2), ((1, 1), (1, 1)), groups=2, mode="circular"), (6, 3, 15), 8),
     "convolution2d-depthwise": convolution(
         lambda: nn.Conv2d(4, 4, (3, 5), padding="same", groups=4, bias=False),
         Patches((3, 5), (1, 1), (1, 1), ((1, 1), (2, 2)), groups=4), (4, 3, 8), 8),
@@ -160,6 +161,8 @@ class Row:
         layer = KINDS[self.kind].make()
         model = nn.Sequential()
         model.add_module("layer", layer)
+        # Where channels come last in memory, torch takes another path for the rest once that is frozen.
+        model.add_module("flat", nn.Flatten(0, -2))
         model.add_module("rest", nn.Linear(KINDS[self.kind].last, 4))
         for seed, parameter in enumerate(model.parameters()):
             parameter.data.copy_(randn(*parameter.shape, seed=100 + seed) / 2)

@@ -14,6 +14,7 @@ from lorakit import slot, spec
 from lorakit.delta import LowRank
 from lorakit.inits import classic
 from lorakit.site import Embedding
+from lorakit.sites.conv import Conv, ConvTranspose
 
 from . import law
 from .table import Row
@@ -43,6 +44,10 @@ def item(where: dict[str, Any], key: str, value: Any) -> Plant:
     return lambda patch: patch.setitem(where, key, value)
 
 
+CONVOLVED = "layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)"
+PADDED = "F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)"
+ZEROS = "self.convolve(x, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stride, 1, layer.dilation, layer.groups)"
+UNDILATED = f"self.convolve({PADDED}, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stride, 0, 1, layer.groups)"
 SUBTRACT = "own[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
 FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "scale dropped": (edit(LowRank, "forward", "h * self.scale", "h"), law.attached_equals_dense, "linear-float64"),
@@ -85,7 +90,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "seed ignored": (edit(classic, "generator_for", "{seed}:{name}", "{name}"), law.start_depends_on_seed_and_name_alone,
                      "linear-float64"),
     "B not zero": (edit(attach, "_new", "torch.zeros(out", "torch.ones(out"), law.fresh_equals_base, "linear-float16"),
-    "output left in the adapter's dtype": (edit(LowRank, "forward", "h * self.scale)", "h * self.scale).float()"),
+    "output left in the adapter's dtype": (edit(LowRank, "forward", "h * self.scale, y)", "h * self.scale, y).float()"),
                                            law.fresh_equals_base, "linear-bfloat16"),
     "dropout while evaluating": (edit(LowRank, "forward", "self.training", "True"), law.dropout_drops_the_delta_alone,
                                  "linear-float64"),
@@ -101,6 +106,24 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                           "embedding-padded-float32"),
     "padding row learns": (edit(Embedding, "project", ", padding_idx=layer.padding_idx", ""), law.padding_stays,
                            "embedding-padded-float64"),
+    "padding mode ignored": (edit(Conv, "project", CONVOLVED, ZEROS), law.attached_equals_dense,
+                             "convolution2d-circular-float64"),
+    "dilation ignored": (edit(Conv, "project", CONVOLVED, UNDILATED), law.attached_equals_dense,
+                         "convolution2d-circular-float32"),
+    "groups in the wrong order": (edit(Conv, "project", "kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1))",
+                                       "kernel.repeat_interleave(layer.groups, dim=0)"), law.attached_equals_dense,
+                                  "convolution2d-depthwise-float64"),
+    "kernel's axes exchanged": (edit(Conv, "project", "A.view(A.shape[0], *layer.weight.shape[1:])",
+                                     "A.view(A.shape[0], layer.weight.shape[1], *layer.kernel_size[::-1]).mT"),
+                                law.attached_equals_dense, "convolution2d-depthwise-bfloat16"),
+    "merged into a copy of the kernel": (edit(Conv, "write", "layer.weight.detach().copy_(M.view(layer.weight.shape))",
+                                              "self.read(layer).copy_(M)"), law.merged_equals_attached,
+                                         "convolution2d-circular-float64"),
+    "channels of a transposed convolution's groups mixed": (edit(ConvTranspose, "project", ".transpose(0, 1)", ""),
+                                                            law.attached_equals_dense, "transposed2d-float64"),
+    "transposed convolution spreads a mirrored kernel": (edit(ConvTranspose, "expand", "*layer.weight.shape[1:]).repeat(",
+                                                              "*layer.weight.shape[1:]).flip(-1).repeat("),
+                                                         law.attached_equals_dense, "transposed2d-float16"),
 }  # fmt: skip
 
 
