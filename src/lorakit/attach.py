@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.delta import LowRank
+from lorakit.deltas import DELTAS
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, near
 from lorakit.fingerprint import fingerprint
 from lorakit.inits.classic import generator_for, initial_A
@@ -111,6 +112,7 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
                           "Nothing was attached.")  # fmt: skip
     resolved = {n: spec.settings(n) for n in chosen}
     faults = [f"{n}   {fault}" for n, p in chosen.items() for fault in p.site.faults(p.layer, resolved[n])]
+    faults += [f"{n}   {fault}" for n, p in chosen.items() for fault in DELTAS[spec.delta].faults(p.site.kind)]
     if faults:
         raise SpecError(f"{len(faults)} layers cannot be adapted as asked.", faults, "Nothing was attached.")
     dtype, deltas = getattr(torch, spec.dtype), {}
@@ -118,9 +120,10 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
         (out, inputs), settings = place.shape, resolved[n]
         device = place.site.read(place.layer).device
         A = initial_A(settings, inputs, place.site.fan_in(place.layer), generator_for(seed, n)).to(device, dtype)
-        deltas[n] = LowRank(place.site.blank(place.layer, A), torch.zeros(out, settings.rank, dtype=dtype, device=device),
-                            alpha=settings.alpha, scale_rule=settings.scale_rule, dropout=settings.dropout,
-                            kind=place.site.kind, kernel=place.site.kernel(place.layer))  # fmt: skip
+        B = torch.zeros(out, settings.rank, dtype=dtype, device=device)
+        deltas[n] = DELTAS[spec.delta].start(
+            place.site.blank(place.layer, A), B, place.site.read(place.layer), alpha=settings.alpha, dropout=settings.dropout,
+            scale_rule=settings.scale_rule, kind=place.site.kind, kernel=place.site.kernel(place.layer))  # fmt: skip
     inside = tuple(f"{n}." for n in modules)
     trained = {}
     for path, own in base_parameters(model):
@@ -269,10 +272,10 @@ def merge(model: nn.Module) -> Undo:
             own[path].copy_(trained[path])
         for path, place in adapted.items():
             undo.weights[path] = own[path].detach().clone()
-            M = place.site.read(place.layer)
+            M = base = place.site.read(place.layer)
             for a, w in undo.on.items():
                 if place.name in state.adapters[a].deltas:
-                    change = state.adapters[a].deltas[place.name].matrix()
+                    change = state.adapters[a].deltas[place.name].matrix(base)
                     M = M.to(torch.promote_types(M.dtype, change.dtype)) + w * change.to(M.device)
             M = M.to(own[path].dtype)
             if not torch.isfinite(M).all():

@@ -31,6 +31,8 @@ class LowRank(nn.Module):
     [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
     """
 
+    name = "lora"  # in Spec.delta
+
     def __init__(self, A: Tensor, B: Tensor, *, alpha: float, scale_rule: str = "alpha/rank", dropout: float = 0.0,
                  kind: str = "linear", kernel: tuple[int, ...] = ()):  # fmt: skip
         super().__init__()
@@ -41,6 +43,16 @@ class LowRank(nn.Module):
         self.kernel = tuple(kernel)
         self.scale: float = SCALES[scale_rule](alpha, A.shape[0])
 
+    @classmethod
+    def faults(cls, kind: str) -> list[str]:
+        """Return why a layer of this kind cannot be changed in this way."""
+        return []
+
+    @classmethod
+    def start(cls, A: Tensor, B: Tensor, M: Tensor, **more: Any) -> "LowRank":
+        """Return one that changes nothing yet, for the base matrix M (out, in)."""
+        return cls(A, B, **more)
+
     @property
     def rank(self) -> int:
         return self.A.shape[0]
@@ -50,8 +62,8 @@ class LowRank(nn.Module):
         """(out, in) of the matrix it changes."""
         return self.B.shape[0], self.A.shape[1]
 
-    def matrix(self) -> Tensor:
-        """Return what is added to the matrix: (out, in), float32, or float64 where a factor is."""
+    def matrix(self, M: Tensor | None = None) -> Tensor:
+        """Return what is added to the base matrix M: (out, in), float32, or float64 where a factor is."""
         wide = torch.promote_types(torch.promote_types(self.A.dtype, self.B.dtype), torch.float32)
         return self.scale * (self.B.to(wide) @ self.A.to(wide))
 

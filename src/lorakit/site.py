@@ -46,6 +46,10 @@ class Linear:
         """Return B h: (..., rank) -> (..., out), of the shape of the layer's own output y."""
         return F.linear(h, B)
 
+    def per_output(self, layer: Any, vector: Tensor) -> Tensor:
+        """Return a vector (out,) in the shape that goes with the layer's output, one value an output."""
+        return vector
+
     def blank(self, layer: Any, A: Tensor) -> Tensor:
         """Return A with zeros where the layer has inputs that must not count (padding)."""
         return A

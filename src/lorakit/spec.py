@@ -12,6 +12,7 @@ SCALES: dict[str, Callable[[float, int], float]] = {
     "alpha/rank": lambda alpha, rank: alpha / rank,
     "alpha/sqrt(rank)": lambda alpha, rank: alpha / rank**0.5,
 }
+KINDS = ("lora", "dora")
 INITS = ("kaiming", "gaussian", "orthogonal")
 BIASES = ("none", "all", "adapted")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -56,6 +57,7 @@ class Spec:
     64
     """
 
+    delta: str = option("lora", "how the change of a matrix is made: B A, or DoRA's magnitude beside it", choices=KINDS)
     rank: int = option(16, "rank of the change of each matrix")
     alpha: float = option(32.0, "strength: B A is multiplied by alpha / rank (see --scale-rule)")
     scale_rule: str = option("alpha/rank", "what multiplies B A", choices=tuple(SCALES))
@@ -92,7 +94,7 @@ class Spec:
     def _faults(self) -> Iterator[tuple[str, str]]:
         base = {f.name: getattr(self, f.name) for f in fields(Settings)}
         yield from setting_faults(base)
-        for name, allowed in (("bias", BIASES), ("dtype", DTYPES)):
+        for name, allowed in (("delta", KINDS), ("bias", BIASES), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 yield name, f"{getattr(self, name)!r} is none of {', '.join(allowed)}"
         for name in ("targets", "exclude", "whole_modules"):

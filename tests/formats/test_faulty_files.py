@@ -112,7 +112,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[str]]] = {
     "extra key": (put("base_model.model.model.norm.weight", torch.ones(16)),
                   ["base_model.model.model.norm.weight   is no part of the adapter that adapter_config.json describes"]),
     "magnitudes of DoRA": (put(Q0 + ".lora_magnitude_vector", torch.ones(16)),
-                           [f"{Q0}.lora_magnitude_vector   is no part of the adapter that adapter_config.json describes"]),
+                           [f"{Q0}   magnitude is extra: use_dora is off"]),
     "bias that is not said to train": (put(Q0 + ".base_layer.bias", torch.ones(16)),
                                        [f"{Q0}.bias   is no part of the adapter that adapter_config.json describes"]),
     "NaN": (spoil(Q0 + A, float("nan")), [f"{Q0}{A}   16 of 32 values are NaN or infinite"]),
@@ -179,7 +179,7 @@ def test_edited_config_is_seen(folder: Path) -> None:
 
 
 UNSUPPORTED = {
-    "use_dora": True, "lora_bias": True, "target_parameters": ["experts.w"], "trainable_token_indices": [1, 2],
+    "lora_bias": True, "target_parameters": ["experts.w"], "trainable_token_indices": [1, 2],
     "alora_invocation_tokens": [3], "use_qalora": True, "use_bdlora": {"x": 1}, "layer_replication": [[0, 1], [0, 1]],
     "megatron_config": {"a": 1}, "loftq_config": {"loftq_bits": 4}, "corda_config": {"a": 1}, "lora_ga_config": {"a": 1},
     "arrow_config": {"a": 1}, "kasa_config": {"a": 1}, "velora_config": {"a": 1}, "monteclora_config": {"a": 1},
@@ -238,7 +238,7 @@ def test_harmless_keys_pass(harmless: dict[str, Any], folder: Path) -> None:
 
 
 def test_faults_of_config_and_tensors_are_named_together(folder: Path) -> None:
-    edit(folder, use_dora=True, peft_type="LORA", init_lora_weights="olora")
+    edit(folder, lora_bias=True, peft_type="LORA", init_lora_weights="olora")
     retensor(folder, lambda t: [spoil(Q0 + A, float("nan"))(t), drop(Q1 + B)(t)], header=False)
     faults = refused(folder)
     assert len(faults) == 4 and faults[0].startswith("adapter_config.json: ") and f"{Q1}   B is missing" in faults

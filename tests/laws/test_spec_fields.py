@@ -27,6 +27,7 @@ def deltas(**fields: Any) -> list[Any]:
 QUERY = "bert.encoder.layer.0.attention.self.query"
 # field -> (what it is flipped to, what must be so then, and not before)
 FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
+    "delta": ("dora", lambda **f: all(type(d).__name__ == "DoRA" for d in deltas(**f))),
     "rank": (3, lambda **f: all(d.A.shape[0] == d.B.shape[1] == 3 for d in deltas(**f))),
     "alpha": (5.0, lambda **f: all(d.scale == 2.5 for d in deltas(**f))),
     "scale_rule": ("alpha/sqrt(rank)", lambda **f: all(abs(d.scale - 32 / 2**0.5) < 1e-9 for d in deltas(**f))),

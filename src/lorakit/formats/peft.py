@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorakit.delta import LowRank
+from lorakit.deltas import DELTAS
+from lorakit.deltas.dora import DoRA
 from lorakit.errors import AdapterFileError, SpecError
 from lorakit.formats.peft_config import (
     CONFIG,
@@ -39,7 +41,7 @@ WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
 SUFFIXES = {  # how a key ends -> (factor, whether of an embedding)
     ".lora_A.weight": ("A", False), ".lora_B.weight": ("B", False),
-    ".lora_embedding_A": ("A", True), ".lora_embedding_B": ("B", True),
+    ".lora_embedding_A": ("A", True), ".lora_embedding_B": ("B", True), ".lora_magnitude_vector": ("magnitude", False),
 }  # fmt: skip
 
 
@@ -68,6 +70,9 @@ def write(
         factors = (
             (delta.A.view(delta.rank, -1, *delta.kernel), delta.B.view(*delta.B.shape, *ones)) if ones else (delta.A, delta.B)
         )
+        if isinstance(delta, DoRA):
+            ends = (*ends, "lora_magnitude_vector")
+            factors = (*factors, delta.magnitude.view(1, -1, *ones) if ones else delta.magnitude)
         for end, factor in zip(ends, factors, strict=True):
             tensors[PREFIX + full_name(name, end)] = factor
     for path, tensor in whole.items():
@@ -143,11 +148,14 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     if modules is not None:
         faults += [f"{PREFIX}{n}   is missing: the header lists it" for n in modules if n not in pairs]
         faults += [f"{PREFIX}{n}   is extra: the header does not list it" for n in pairs if n not in modules]
-    settings = {n: settings_of(config, n, kind == "embedding") for n, (_, _, kind, _) in pairs.items()}
+    settings = {n: settings_of(config, n, f["kind"] == "embedding") for n, f in pairs.items()}
     wrong = (f"{CONFIG}: {key}: {fault}" for s in settings.values() for key, fault in setting_faults(asdict(s)))
     faults += dict.fromkeys(wrong)
-    faults += [f"{PREFIX}{n}   A has rank {A.shape[0]}, {CONFIG} says {settings[n].rank}"
-               for n, (A, *_) in pairs.items() if A.shape[0] != settings[n].rank]  # fmt: skip
+    faults += [f"{PREFIX}{n}   A has rank {f['A'].shape[0]}, {CONFIG} says {settings[n].rank}"
+               for n, f in pairs.items() if f["A"].shape[0] != settings[n].rank]  # fmt: skip
+    dora = config.get("use_dora", False)
+    faults += [f"{PREFIX}{n}   magnitude is {'missing: use_dora is on' if dora else 'extra: use_dora is off'}"
+               for n, f in pairs.items() if ("magnitude" in f) != dora]  # fmt: skip
     if faults:
         raise _refusal(folder, faults)
     try:
@@ -162,16 +170,19 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     if faults:
         raise _refusal(folder, faults)
     plain = "conv1d" if config.get("fan_in_fan_out") else "linear"
-    deltas = {n: LowRank(A, B, alpha=settings[n].alpha, scale_rule=settings[n].scale_rule, dropout=settings[n].dropout,
-                         kind=modules[n] if modules else kind or plain, kernel=kernel)
-              for n in modules or pairs for A, B, kind, kernel in [pairs[n]]}  # fmt: skip
+    deltas = {}
+    for n in modules or pairs:
+        tensors_of = {key: pairs[n][key] for key in ("A", "B", "magnitude") if key in pairs[n]}
+        deltas[n] = DELTAS[spec.delta](
+            **tensors_of, alpha=settings[n].alpha, scale_rule=settings[n].scale_rule, dropout=settings[n].dropout,
+            kind=modules[n] if modules else pairs[n]["kind"] or plain, kernel=pairs[n]["kernel"])  # fmt: skip
     origin = {"base_model": config.get("base_model_name_or_path"), "task_type": config.get("task_type")}
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
     return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, target_names_of(config, deltas)
 
 
-def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor, str, Any]], dict[str, Tensor], list[str]]:
-    """Sort the tensors of a file: (A, B, kind if the keys tell it, kernel) by module, the rest by name, what does not pair."""
+def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], list[str]]:
+    """Sort the tensors of a file: factors, kind (if the keys tell it) and kernel by module, the rest by name, what is wrong."""
     factors: dict[str, dict[str, Any]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
@@ -183,8 +194,8 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor
                 rest[path.replace(".base_layer.", ".").replace(".modules_to_save.", ".")[1:]] = tensor
         else:
             factor, embedded = SUFFIXES[end]
-            new = {"kind": "embedding" if embedded else "", "kernel": ()}
-            factors.setdefault(path.removesuffix(end)[1:], new)[factor] = tensor
+            found = factors.setdefault(path.removesuffix(end)[1:], {"kind": "", "kernel": ()})
+            found |= {factor: tensor, "kind": "embedding" if embedded else found["kind"]}
     faults = []
     for name, found in factors.items():
         kernel = found["A"].shape[2:] if {"A", "B"} <= found.keys() and found["A"].ndim in (3, 4, 5) else ()
@@ -198,12 +209,15 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, tuple[Tensor, Tensor
         faults += [f"{PREFIX}{name}   {factor} is missing" for factor in "AB" if factor not in found]
         faults += [f"{PREFIX}{name}   {factor} is {tuple(t.shape)}, a matrix is needed"
                    for factor in "AB" if (t := found.get(factor)) is not None and t.ndim != 2]  # fmt: skip
-    pairs = {n: (f["A"], f["B"], f["kind"], f["kernel"]) for n, f in factors.items()
-             if all(x in f and f[x].ndim == 2 for x in "AB")}  # fmt: skip
-    faults += [f"{PREFIX}{n}   A is {tuple(A.shape)} and B is {tuple(B.shape)}: the ranks differ"
-               for n, (A, B, *_) in pairs.items() if A.shape[0] != B.shape[1]]  # fmt: skip
+        if (magnitude := found.get("magnitude")) is not None:
+            found["magnitude"] = magnitude.flatten()
+            if "B" in found and magnitude.numel() != found["B"].shape[0]:
+                faults.append(f"{PREFIX}{name}   magnitude has {magnitude.numel()} values, B has {found['B'].shape[0]} rows")
+    pairs = {n: f for n, f in factors.items() if all(x in f and f[x].ndim == 2 for x in "AB")}
+    faults += [f"{PREFIX}{n}   A is {tuple(f['A'].shape)} and B is {tuple(f['B'].shape)}: the ranks differ"
+               for n, f in pairs.items() if f["A"].shape[0] != f["B"].shape[1]]  # fmt: skip
     # PEFT also writes the weight of an embedding that it adapts, which it has not trained.
-    frozen = {full_name(n, "weight") for n, (_, _, kind, _) in pairs.items() if kind == "embedding"}
+    frozen = {full_name(n, "weight") for n, f in pairs.items() if f["kind"] == "embedding"}
     return pairs, {path: tensor for path, tensor in rest.items() if path not in frozen}, faults
 
 

@@ -23,7 +23,7 @@ SILENT = {
     "runtime_config", "megatron_core", "qalora_group_size", "layers_pattern", "layers_to_transform", "eva_config",
 }  # fmt: skip
 READ = {  # key -> types
-    "r": int, "lora_alpha": (int, float), "use_rslora": bool, "lora_dropout": (int, float), "bias": str,
+    "r": int, "lora_alpha": (int, float), "use_rslora": bool, "use_dora": bool, "lora_dropout": (int, float), "bias": str,
     "fan_in_fan_out": bool, "target_modules": (str, list), "exclude_modules": (str, list), "modules_to_save": list,
     "rank_pattern": dict, "alpha_pattern": dict, "init_lora_weights": (bool, str),
 }  # fmt: skip
@@ -31,7 +31,7 @@ READ = {  # key -> types
 REFUSED = {
     "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "lora_ga_config",
     "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "loftq_config",
-    "velora_config", "lora_bias", "use_dora", "use_qalora", "ensure_weight_tying",
+    "velora_config", "lora_bias", "use_qalora", "ensure_weight_tying",
 }  # fmt: skip
 KNOWN = SILENT | READ.keys() | REFUSED
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
@@ -69,7 +69,8 @@ def config_of(spec: Spec, deltas: Mapping[str, LowRank], whole: Mapping[str, Ten
     return {
         "peft_type": "LORA", "task_type": provenance.get("task_type"), "inference_mode": True,
         "base_model_name_or_path": provenance.get("base_model"), "r": spec.rank, "lora_alpha": _whole_number(spec.alpha),
-        "use_rslora": spec.scale_rule == "alpha/sqrt(rank)", "lora_dropout": spec.dropout, "bias": BIAS[spec.bias],
+        "use_dora": spec.delta == "dora", "use_rslora": spec.scale_rule == "alpha/sqrt(rank)", "lora_dropout": spec.dropout,
+        "bias": BIAS[spec.bias],
         "fan_in_fan_out": any(delta.kind == "conv1d" for delta in deltas.values()),
         "target_modules": target_names if isinstance(target_names, str) else list(target_names),
         "modules_to_save": _modules_of(whole, spec.whole_modules) or None, "rank_pattern": ranks, "alpha_pattern": alphas,
@@ -146,7 +147,7 @@ def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], tensors
     spec = Spec(
         **asdict(settings_of({**config, "rank_pattern": {}, "alpha_pattern": {}}, "", False)),
         targets=targets, exclude=exclude, bias={v: k for k, v in BIAS.items()}[config.get("bias", "none")],
-        whole_modules=config.get("modules_to_save", ()),
+        whole_modules=config.get("modules_to_save", ()), delta="dora" if config.get("use_dora") else "lora",
         dtype=str(next(iter(tensors.values())).dtype).removeprefix("torch."),
     )  # fmt: skip
     return spelled_out(spec, {n: asked(s) for n, s in settings.items()})

@@ -45,6 +45,9 @@ class Conv(Linear):
         kernel = A.view(A.shape[0], *layer.weight.shape[1:])
         return layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)
 
+    def per_output(self, layer: Any, vector: Tensor) -> Tensor:
+        return vector.view(-1, *[1] * self.dims)
+
     def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
         return self.convolve(h, B.view(*B.shape, *[1] * self.dims), groups=layer.groups)
 
