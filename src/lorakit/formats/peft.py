@@ -43,6 +43,7 @@ SUFFIXES = {  # how a key ends -> (factor, whether of an embedding)
     ".lora_A.weight": ("A", False), ".lora_B.weight": ("B", False),
     ".lora_embedding_A": ("A", True), ".lora_embedding_B": ("B", True), ".lora_magnitude_vector": ("magnitude", False),
 }  # fmt: skip
+GROUPS = "; PEFT's do for a convolution with groups, where its A mixes the channels of all: no change of the weight does that"
 
 
 def write(
@@ -215,6 +216,7 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Any]], dic
                 faults.append(f"{PREFIX}{name}   magnitude has {magnitude.numel()} values, B has {found['B'].shape[0]} rows")
     pairs = {n: f for n, f in factors.items() if all(x in f and f[x].ndim == 2 for x in "AB")}
     faults += [f"{PREFIX}{n}   A is {tuple(f['A'].shape)} and B is {tuple(f['B'].shape)}: the ranks differ"
+               f"{GROUPS if f['kernel'] else ''}"
                for n, f in pairs.items() if f["A"].shape[0] != f["B"].shape[1]]  # fmt: skip
     # PEFT also writes the weight of an embedding that it adapts, which it has not trained.
     frozen = {full_name(n, "weight") for n, f in pairs.items() if f["kind"] == "embedding"}
