@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 import lorakit
 
-DELTAS: dict[str, dict[str, Any]] = {"lowrank": {}}  # name -> fields of Spec
+DELTAS: dict[str, dict[str, Any]] = {"lowrank": {}, "dora": {"delta": "dora"}}  # name -> fields of Spec
 
 
 def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -200,23 +200,45 @@ class Row:
         x = self.x() if self.embeds else self.x().to(dtype)
         return kind.dense(weight, None if bias is None else bias.detach().to(dtype), x)
 
-    def plain(self, y: Tensor, adapter: lorakit.Adapter, scale: float) -> Tensor:
-        """Return y + s B (A x), everything at the row's dtype."""
-        delta = adapter.deltas["layer"]
+    def plain(
+        self, y: Tensor, adapter: lorakit.Adapter, scale: float, weight: float = 1.0, base: Tensor | None = None
+    ) -> Tensor:
+        """Return y + weight * (what the adapter adds to the layer's own output), everything at the row's dtype."""
+        delta, base = adapter.deltas["layer"], y if base is None else base
         A, B = delta.A.detach().to(self.dtype), delta.B.detach().to(self.dtype)
-        return y + scale * KINDS[self.kind].factors(A, B, self.x())
+        low = scale * KINDS[self.kind].factors(A, B, self.x())
+        if self.delta == "lowrank":
+            return y + weight * low
+        across = [1] * (0 if len(KINDS[self.kind].x) == 1 else low.ndim - 2)
+        share, bias = self.share(adapter, scale).to(self.dtype).view(-1, *across), getattr(self.model().layer, "bias", None)
+        own = base if bias is None else base - bias.detach().view(-1, *across)
+        return y + weight * (share * (own + low) - own)
 
+    def base(self) -> Tensor:
+        """Return the base's matrix (out, in) in float64."""
+        return self.matrix(self.model().layer.weight.detach().double())
 
-def change(adapter: lorakit.Adapter, scale: float, name: str = "layer") -> Tensor:
-    """Return s B A in float64, from the factors alone."""
-    delta = adapter.deltas[name]
-    return scale * (delta.B.detach().double() @ delta.A.detach().double())
+    def share(self, adapter: lorakit.Adapter, scale: float) -> Tensor:
+        """Return magnitude / |W + s B A| of each row, in float64: DoRA's definition."""
+        delta = adapter.deltas["layer"]
+        V = self.base() + scale * (delta.B.detach().double() @ delta.A.detach().double())
+        return delta.magnitude.detach().double() / V.norm(dim=1)
+
+    def change(self, adapter: lorakit.Adapter, scale: float) -> Tensor:
+        """Return what is added to the base's matrix, in float64, from the definition."""
+        delta = adapter.deltas["layer"]
+        low = scale * (delta.B.detach().double() @ delta.A.detach().double())
+        if self.delta == "lowrank":
+            return low
+        return self.share(adapter, scale).unsqueeze(1) * (self.base() + low) - self.base()
 
 
 def fill(adapter: lorakit.Adapter, seed: int = 0) -> lorakit.Adapter:
     """Give every trained tensor random values: a fresh adapter shows one law only."""
-    for at, (_, parameter) in enumerate(adapter.named_parameters()):
-        parameter.data.copy_(randn(*parameter.shape, seed=1000 * seed + at) / 3)
+    for at, (name, parameter) in enumerate(adapter.named_parameters()):
+        drawn = randn(*parameter.shape, seed=1000 * seed + at) / 3
+        # A magnitude is a norm: around where it starts.
+        parameter.data.copy_(parameter.data * (1 + drawn) if name.endswith(".magnitude") else drawn)
     return adapter
 
 
@@ -238,5 +260,7 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.detach().double() - want).abs().max())
 
 
-ROWS = [Row(delta, kind, precision) for delta in DELTAS for kind in KINDS for precision in DTYPES]
+# The rows of a transposed convolution's matrix are no outputs, so DoRA refuses it.
+ROWS = [Row(delta, kind, precision) for delta in DELTAS for kind in KINDS for precision in DTYPES
+        if (delta, kind) != ("dora", "transposed2d")]  # fmt: skip
 EXACT = [row for row in ROWS if row.precision == "float64"]

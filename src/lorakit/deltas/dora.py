@@ -16,7 +16,7 @@ class DoRA(LowRank):
         A: (rank, in).
         B: (out, rank).
         magnitude: (out,); it starts as the norm of each row of W, so that a new one changes nothing.
-        more: as LowRank.
+        **more: as LowRank.
 
     Source: Liu et al., DoRA, arXiv 2402.09353, equations 5 and 11 (the detached norm) of section 4.3.
 
@@ -64,9 +64,9 @@ class DoRA(LowRank):
     def matrix(self, M: Tensor | None = None) -> Tensor:
         if M is None:
             raise SpecError("What DoRA adds depends on the matrix it is added to: give matrix(M) the base's.")
-        low = super().matrix()
-        share = self.share(M).to(low.dtype).unsqueeze(1)
-        return share * (M.to(low.dtype) + low) - M.to(low.dtype)
+        # In float64: the base's own matrix is taken off here and added again by the merge, which would round twice.
+        low, wide, share = super().matrix().double(), M.double(), self.share(M).double().unsqueeze(1)
+        return share * (wide + low) - wide
 
     def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         share = site.per_output(layer, self.share(site.read(layer)))

@@ -254,7 +254,8 @@ def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         else:
             with safe_open(path, "pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a file, no dict)
+                # In memory of their own: as parts of the file they lie where kernels may round otherwise.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (a file, no dict)
                 metadata = file.metadata() or {}
     except Exception as error:  # a file from elsewhere can make its reader raise anything
         reason = str(error).strip().partition("\n")[0].rstrip(".")
