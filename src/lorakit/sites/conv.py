@@ -82,11 +82,10 @@ class ConvTranspose(Linear):
 
     def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
         kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:]).repeat(layer.groups, *[1] * (self.dims + 1))
-        shapes = zip(
-            y.shape[-self.dims :], h.shape[-self.dims :], layer.stride, layer.padding, layer.dilation, layer.kernel_size
-        )
+        sizes, settings = (y.shape[-self.dims :], h.shape[-self.dims :]), (layer.stride, layer.padding, layer.dilation)
+        axes = zip(*sizes, *settings, layer.kernel_size, strict=True)
         # Not the layer's own output_padding: its caller may give an output_size.
-        ends = [size - (n - 1) * s + 2 * p - d * (k - 1) - 1 for size, n, s, p, d, k in shapes]
+        ends = [size - (n - 1) * s + 2 * p - d * (k - 1) - 1 for size, n, s, p, d, k in axes]
         return self.spread(h, kernel, None, layer.stride, layer.padding, ends, layer.groups, layer.dilation)
 
     def faults(self, layer: Any, settings: Settings) -> list[str]:
