@@ -126,6 +126,14 @@ def test_merge_writes_through_channels_last(dims: int, turned: bool) -> None:
     assert torch.equal(layer.weight, before) and layer.weight.stride() == strides
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.Conv1d(8, 6, 1, groups=2), nn.ConvTranspose1d(8, 6, 3, groups=2)], ids=["plain", "turned"]
+)
+def test_start_is_scaled_by_the_inputs_of_one_group(layer: nn.Module) -> None:
+    A = lorakit.attach(nn.Sequential(layer), Spec(rank=3, targets=["0"])).deltas["0"].A
+    assert 8**-0.5 < float(A.detach().abs().max()) <= 4**-0.5
+
+
 class Block(nn.Module):
     """Two convolutions beside a shortcut without parameters (option A): every second pixel, zeros for new channels."""
 

@@ -94,6 +94,11 @@ def test_unknown_field_is_refused() -> None:
     assert message == "1 unknown field(s) in the spec.\n  'rnk' is no field of Spec did you mean 'rank'?"
 
 
+class Standardized(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight / self.weight.std(), self.bias)
+
+
 def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError], str]]:
     few = {"rank": 2}
     return {
@@ -131,6 +136,18 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "2 layers cannot be adapted as asked.\n"
             "  model.layers.0.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\n"
             "  model.layers.1.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\nNothing was attached."),
+        "rank above a convolution's": (lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(4, 4, 1, groups=4)),
+            Spec(targets="conv", rank=9), SpecError,
+            "2 layers cannot be adapted as asked.\n"
+            "  0   rank 9 is above min(in, out) = 8 (18 -> 8)\n"
+            "  1   rank 9 is above min(in, out) = 1 (1 -> 4)\nNothing was attached."),
+        "rank above a transposed convolution's": (lambda: nn.Sequential(nn.ConvTranspose2d(12, 4, (2, 1), groups=2)),
+            Spec(targets="conv", rank=5), SpecError,
+            "0   rank 5 is above min(in, out x kernel) = 4 (12 -> 4)"),
+        "no convolution": (llama, Spec(targets="conv", **few), TargetError,
+            "targets='conv' finds no convolution in LlamaForCausalLM.\nNothing was attached."),
+        "a convolution with a forward of its own": (lambda: nn.Sequential(nn.Linear(2, 2), Standardized(2, 2, 1)),
+            Spec(targets=["1"], rank=1), TargetError, "'1'   0 layers   1 is a Standardized; it cannot be adapted"),
         "dropout on an embedding": (llama, Spec(targets=["embed_tokens"], dropout=0.1, **few), SpecError,
             "model.embed_tokens   dropout 0.1: an embedding's input is token ids, there is nothing to drop; "
             "set it to 0 for this name with overrides"),
@@ -325,6 +342,30 @@ def test_misfits_are_all_listed() -> None:
     assert str(caught.value).startswith("The adapter does not fit LlamaForCausalLM: 8 faults, 8 tensors.\n")
     assert str(caught.value).endswith("Nothing was attached.")
     assert lorakit.attached(wide) == {}
+
+
+KERNELS = {
+    "turned": (nn.Conv2d(4, 4, (1, 9)), ["0   was made for a kernel of (3, 3), the layer's is (1, 9)"]),
+    "a linear layer of its size": (nn.Linear(36, 4), [
+        "0   was made for a layer of kind convolution2d, the model's is linear",
+        "0   was made for a kernel of (3, 3), the layer's is ()"]),
+    "other channels": (nn.Conv2d(2, 5, 3), ["0   A is (2, 36), the layer takes 18", "0   B is (4, 2), the layer gives 5"]),
+    "a transposed one": (nn.ConvTranspose2d(36, 4, 1), [
+        "0   was made for a layer of kind convolution2d, the model's is transposed2d",
+        "0   was made for a kernel of (3, 3), the layer's is ()"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", KERNELS)
+def test_another_kernel_is_a_misfit(case: str, tmp_path: Path) -> None:
+    layer, faults = KERNELS[case]
+    adapter = adapter_for(nn.Sequential(nn.Conv2d(4, 4, 3)), targets="conv")
+    for value in (adapter, lorakit.Adapter.load(adapter.save(tmp_path))):
+        with pytest.raises(AdapterMismatch) as caught:
+            lorakit.attach(nn.Sequential(layer), value, any_base=True)
+        assert caught.value.faults == faults
+    other = adapter_for(nn.Sequential(nn.Conv2d(4, 4, (1, 9))), targets="conv")
+    assert torch.equal(other.deltas["0"].A, adapter.deltas["0"].A) and other != adapter
 
 
 def test_more_than_twelve_faults_are_counted() -> None:
