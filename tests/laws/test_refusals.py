@@ -188,6 +188,14 @@ def test_attach_is_refused(case: str) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+@pytest.mark.parametrize("kind", [nn.LazyLinear, nn.LazyConv2d, nn.LazyConvTranspose1d])
+def test_a_layer_without_a_shape_yet_is_refused(kind: Callable[..., nn.Module]) -> None:
+    layer = kind(3) if kind is nn.LazyLinear else kind(3, 2)
+    message = refused(TargetError, lambda: lorakit.select(nn.Sequential(layer), ["0"]))
+    assert f"'0'   0 layers   0 is a {kind.__name__}; it cannot be adapted\n" in message
+
+
 def test_attach_takes_a_spec_or_an_adapter() -> None:
     message = refused(SpecError, lambda: lorakit.attach(sequential(), "out/"))
     assert message == ("A Spec or an Adapter is needed, got str.\n"
