@@ -9,7 +9,7 @@
     ├── MergeError (RuntimeError)       a merge that would not give what was asked
     ├── ModelError (OSError)            a model that cannot be found, read or used for the task
     ├── DataError (ValueError)          rows that cannot be trained or evaluated on
-    ├── OutputError (FileExistsError)   an output folder that would be overwritten, or a run that is not there
+    ├── OutputError (FileExistsError)   an output that would be overwritten or cannot be made, or a run that is not there
     ├── MissingExtra (ImportError)      an optional library that is not installed
     └── TrainingError (RuntimeError)    a run that was stopped while running
 
