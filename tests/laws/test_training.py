@@ -94,7 +94,7 @@ def compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding"])
+@pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding", "convolution2d-circular", "transposed2d"])
 def test_compiled_layer_agrees(kind: str, compiler: None) -> None:
     from .table import Row
 
