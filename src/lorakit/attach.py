@@ -64,10 +64,10 @@ def attach(
     >>> attach(model, Spec(rank=2))
     Adapter(1 modules, rank 2, 16 parameters)
     """
-    state = find_state(model) or State()
-    if not isinstance(what, Spec | Adapter):
-        raise SpecError(f"A Spec or an Adapter is needed, got {type(what).__name__}.",
+    if not isinstance(model, nn.Module) or not isinstance(what, Spec | Adapter):
+        raise SpecError(f"A model and a Spec or an Adapter are needed, got {type(model).__name__} and {type(what).__name__}.",
                         advice="Adapter.load(folder) reads one from disk. Nothing was attached.")  # fmt: skip
+    state = find_state(model) or State()
     # A module sets its own `training`, which a child of that name would hide.
     if not isinstance(name, str) or name in ("", "training") or any(c in name for c in ".:/ "):
         raise AdapterNameError(f"{name!r} cannot name an adapter: use a word without '.', ':', '/' or spaces.")
@@ -135,6 +135,8 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
         raise SpecError("Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.",
                         advice="Name a target, a bias mode that the model has biases for, or a whole module.")  # fmt: skip
     origin = {"base_fingerprint": fingerprint(model, without=modules), "seed": seed}
+    if name := getattr(model, "name_or_path", ""):  # of transformers
+        origin["base_model"] = name
     return Adapter(spec, deltas, trained, origin, short_names(chosen, dict(own_modules(model))))
 
 

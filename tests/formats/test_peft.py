@@ -27,6 +27,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def test_a_model_from_a_folder_gives_the_adapter_its_name(tmp_path: Path) -> None:
+    FAMILIES["llama"]().save_pretrained(tmp_path / "base")
+    model = type(FAMILIES["llama"]()).from_pretrained(tmp_path / "base")
+    lorakit.attach(model, Spec(rank=2)).save(tmp_path / "a")
+    assert peft.PeftConfig.from_pretrained(tmp_path / "a").base_model_name_or_path == str(tmp_path / "base")
+
+
 def same(got: torch.Tensor, want: torch.Tensor) -> bool:
     """Tell whether two outputs agree to 1e-6 of their size."""
     return float((got - want).abs().max()) <= 1e-6 * max(1.0, float(want.abs().max()))

@@ -198,8 +198,10 @@ def test_a_layer_without_a_shape_yet_is_refused(kind: Callable[..., nn.Module]) 
 
 def test_attach_takes_a_spec_or_an_adapter() -> None:
     message = refused(SpecError, lambda: lorakit.attach(sequential(), "out/"))
-    assert message == ("A Spec or an Adapter is needed, got str.\n"
+    assert message == ("A model and a Spec or an Adapter are needed, got Sequential and str.\n"
                        "Adapter.load(folder) reads one from disk. Nothing was attached.")  # fmt: skip
+    swapped: tuple = (Spec(rank=2), sequential())
+    assert "got Spec and Sequential." in refused(SpecError, lambda: lorakit.attach(*swapped))
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "a:b", "a/b", "a b", "training", 5])
