@@ -1,12 +1,13 @@
 """A drop-in for microsoft/LoRA's package: `import lorakit.loralib as lora` runs code written for `import loralib as lora`.
 
-Signatures, parameter names and state-dict keys are loralib's. Here alone `eval()` merges and `train()` takes the merge back, as
-its users expect; but the base's bits are kept while it is merged, a state dict always holds the base's own weights, and what
-is loaded or changed while merged counts. So no adapter is ever counted twice, or left out.
+Signatures, parameter names, state-dict keys and the draws of a seed are loralib's. Here alone `eval()` merges and `train()`
+takes the merge back, as its users expect; but the sum is kept beside the weight, which nothing ever writes. So a state dict,
+a copy, a cast and a layer with the same weight have the base's own bits, and what is loaded or trained while merged counts.
 
 Different from loralib on purpose: every kind of convolution and kernel works, with dropout; what trains is told by the layer
-and not by its name; layers can be pickled; adapters may have another dtype than the base; a layer tells r and alpha when it is
-printed. For models that you do not want to edit, `lorakit.attach` needs no such layers.
+and not by a part of its name; layers can be pickled; adapters may have another dtype than the base; a layer tells r and alpha
+when it is printed; `layer.weight` stays the base's in eval mode too, and `layer.merged_weight()` is the sum. For models that
+you do not want to edit, `lorakit.attach` needs no such layers.
 
 Source: github.com/microsoft/LoRA, loralib 0.1.2.
 """
@@ -27,13 +28,17 @@ BIASES = ("none", "all", "lora_only")
 class LoRALayer:
     """What every layer here has: r, lora_alpha, scaling, lora_dropout, merge_weights, merged, lora_A and lora_B.
 
-    A layer is merged when it is in eval mode, unless merge_weights is False; r = 0 is the plain layer.
+    A layer is merged when it is in eval mode, unless merge_weights is False; r = 0 is the plain layer. What changes the
+    weight or a factor while merged (a load, a cast, an optimizer's step, a new parameter) counts at the next call. Only what
+    is written through `.data` leaves no trace in PyTorch: call `eval()` again after it.
     """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     weight: Any
+    training: bool
     _parameters: Any
+    _sum: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None  # of what, in which versions, and the sum
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
         if isinstance(r, bool) or not isinstance(r, int) or r < 0:
@@ -41,20 +46,13 @@ class LoRALayer:
         self.r, self.lora_alpha, self.merge_weights = r, lora_alpha, merge_weights
         self.lora_dropout = nn.Dropout(lora_dropout)
         self.scaling = lora_alpha / r if r else 0.0
-        self._kept: Tensor | None = None  # the base's own weight, while it is merged
-        self._seen: tuple[int, ...] = ()  # versions of what was merged
-
-    @property
-    def merged(self) -> bool:
-        """Whether the weight holds the adapter now."""
-        return self._kept is not None
+        self.merged = False
 
     def factors(self, A: Sequence[int], B: Sequence[int]) -> None:
         """Make lora_A and lora_B, and freeze the base's weight."""
         self.lora_A = nn.Parameter(self.weight.new_zeros(tuple(A)))
         self.lora_B = nn.Parameter(self.weight.new_zeros(tuple(B)))
         self.weight.requires_grad_(False)
-        self.reset_lora()
 
     def reset_lora(self) -> None:
         """Start anew: A as a linear layer's weight starts, B zero."""
@@ -73,73 +71,70 @@ class LoRALayer:
         """Whether there is anything to add."""
         return "lora_A" in self._parameters
 
-    def follow(self, mode: bool) -> None:
-        """Merge or take the merge back, as the mode asks."""
-        if mode:
-            self.unmerge()
-        elif self.merge_weights and self.mergeable():
-            self.merge()
-
     def mergeable(self) -> bool:
         return self.adapts()
 
-    def merge(self) -> None:
-        """Add the change into the weight, summed in float32 or better and rounded once; the base's bits are kept."""
-        self.unmerge()
-        with torch.no_grad():
-            self._kept = self.weight.detach().clone()
-            change = self.change()
-            self.weight.copy_(self.weight.to(change.dtype) + change)
-        self._seen = (self.lora_A._version, self.lora_B._version)
+    def merged_weight(self) -> Tensor:
+        """Return the weight with the change, summed in float32 or better and rounded once; made anew where a part changed."""
+        if not self.adapts():
+            return self.weight.detach()
+        parts = (self.weight, self.lora_A, self.lora_B)
+        versions = tuple(0 if p.is_inference() else p._version for p in parts)
+        if self._sum is None or versions != self._sum[1] or any(p is not q for p, q in zip(parts, self._sum[0], strict=True)):
+            with torch.inference_mode(False), torch.no_grad():  # the sum outlives an inference mode
+                change = self.change()
+                self._sum = parts, versions, (self.weight.to(change.dtype) + change).to(self.weight.dtype)
+        return self._sum[2]
 
-    def unmerge(self) -> None:
-        """Put the base's bits back."""
-        if self._kept is not None:
-            with torch.no_grad():
-                self.weight.copy_(self._kept)
-            self._kept = None
+    def adding(self) -> bool:
+        """Whether the forward adds what the factors give, instead of using the sum.
 
-    def refresh(self) -> None:
-        """Merge again if the factors were changed since."""
-        if self.merged and self._seen != (self.lora_A._version, self.lora_B._version):
-            self.merge()
+        A compiled forward always does: it could not see that a part of the sum was changed.
+        """
+        return self.adapts() and not (self.merged and not torch.compiler.is_compiling())
+
+    def used(self) -> Tensor:
+        """Return the weight that the forward uses."""
+        return self.weight if self.adding() or not self.adapts() else self.merged_weight()
 
 
 class _Module(LoRALayer, nn.Module):
-    """How a layer's mode, dtype and state dict go together with the merge."""
+    """How a layer's mode, dtype, copies and state dict go together with the merge."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # pyright: ignore  (of the plain layer)
+        if self.adapts():
+            self.reset_lora()
 
     def train(self, mode: bool = True) -> Any:
         super().train(mode)
-        self.follow(mode)
+        self._sum = None
+        self.merged = not mode and self.merge_weights and self.mergeable()
+        if self.merged:
+            self.merged_weight()
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
-        was = self.merged
-        self.unmerge()  # a cast of the merged weight would round the base too
-        super()._apply(fn, *args, **kwargs)
-        if was:
-            self.merge()
-        return self
+        self._sum = None
+        return super()._apply(fn, *args, **kwargs)
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._kept is not None:
-            destination[prefix + "weight"] = self._kept
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_sum": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         state_dict, prefix = args[:2]
-        was = self.merged
-        self.unmerge()
         for name in ("weight", "bias"):  # loralib 0.1.2 keeps a convolution's own under conv.
             if f"{prefix}conv.{name}" in state_dict:
                 state_dict.setdefault(prefix + name, state_dict[f"{prefix}conv.{name}"])
                 del state_dict[f"{prefix}conv.{name}"]
         super()._load_from_state_dict(*args, **kwargs)
-        if was:
-            self.merge()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, r={self.r}, lora_alpha={self.lora_alpha}, merged={self.merged}"
+
+
+def _called(layer: nn.Module, args: Any) -> None:
+    """Do nothing: torch's encoder layer reads the weights of its linear layers itself unless they have a hook."""
 
 
 class Embedding(_Module, nn.Embedding):
@@ -151,6 +146,7 @@ class Embedding(_Module, nn.Embedding):
         LoRALayer.__init__(self, r, lora_alpha, 0.0, merge_weights)
         if r:
             self.factors((r, num_embeddings), (embedding_dim, r))
+        self.reset_parameters()
 
     def reset_lora(self) -> None:
         nn.init.zeros_(self.lora_A)
@@ -168,11 +164,11 @@ class Embedding(_Module, nn.Embedding):
         return change
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore  (loralib's name of the argument)
-        self.refresh()
-        y = nn.Embedding.forward(self, x)
-        if self.merged or not self.adapts():
+        grad = self.scale_grad_by_freq
+        y = F.embedding(x, self.used(), self.padding_idx, self.max_norm, self.norm_type, grad, self.sparse)
+        if not self.adding():
             return y
-        h = F.embedding(x, self.lora_A.T.to(y.dtype))
+        h = F.embedding(x, self.lora_A.T.to(y.dtype), scale_grad_by_freq=grad)
         if self.padding_idx is not None:
             h = h * (x != self.padding_idx).unsqueeze(-1)
         return y + F.linear(h * self.scaling, self.lora_B.to(y.dtype))
@@ -186,9 +182,11 @@ class Linear(_Module, nn.Linear):
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         self.fan_in_fan_out = fan_in_fan_out
+        self.make()
+        self.reset_parameters()
         if fan_in_fan_out:
             self.weight.data = self.weight.data.T
-        self.make()
+        self.register_forward_pre_hook(_called)
 
     def make(self) -> None:
         if self.r:
@@ -198,9 +196,9 @@ class Linear(_Module, nn.Linear):
         return self.product().T if self.fan_in_fan_out else self.product()
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore  (loralib's name of the argument)
-        self.refresh()
-        y = F.linear(x, self.weight.T if self.fan_in_fan_out else self.weight, self.bias)
-        return y if self.merged or not self.adapts() else y + self.added(self.lora_dropout(x), y.dtype)
+        weight = self.used()
+        y = F.linear(x, weight.T if self.fan_in_fan_out else weight, self.bias)
+        return y + self.added(self.lora_dropout(x), y.dtype) if self.adding() else y
 
     def added(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what the factors add for an input, never building their product."""
@@ -216,8 +214,8 @@ class MergedLinear(Linear):
     def __init__(self, in_features: int, out_features: int, r: int = 0, lora_alpha: int = 1, lora_dropout: float = 0.0,
                  enable_lora: Sequence[bool] = (False,), fan_in_fan_out: bool = False, merge_weights: bool = True,
                  **kwargs: Any):  # fmt: skip
-        if out_features % len(enable_lora):
-            raise SpecError(f"enable_lora: {len(enable_lora)} parts must divide out_features, {out_features}.")
+        if not enable_lora or out_features % len(enable_lora):
+            raise SpecError(f"enable_lora: {len(enable_lora)} parts do not divide out_features, {out_features}.")
         self.enable_lora = list(enable_lora)
         super().__init__(in_features, out_features, r, lora_alpha, lora_dropout, fan_in_fan_out, merge_weights, **kwargs)
 
@@ -249,7 +247,7 @@ class MergedLinear(Linear):
         return torch.cat(pieces, dim=-1)
 
 
-class _Conv(_Module):
+class ConvLoRA(_Module):
     """loralib's convolution: (B A) viewed as the kernel, so its rank goes up to r * kernel; any dimension and kernel."""
 
     kernel_size: tuple[int, ...]
@@ -262,9 +260,10 @@ class _Conv(_Module):
             groups = getattr(self, "groups", 1)
             rows = out // groups * math.prod(self.kernel_size) // last
             self.factors((r * first, inputs * groups * last), (rows, r * first))
+        self.reset_parameters()
 
     @property
-    def conv(self) -> "_Conv":
+    def conv(self) -> "ConvLoRA":
         """The layer itself: loralib 0.1.2 holds its convolution one level down."""
         return self
 
@@ -272,10 +271,9 @@ class _Conv(_Module):
         return self.product().view(self.weight.shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.refresh()
         convolve: Any = self._conv_forward
-        y = convolve(x, self.weight, self.bias)
-        if self.merged or not self.adapts():
+        y = convolve(x, self.used(), self.bias)
+        if not self.adding():
             return y
         kernel = (self.scaling * (self.lora_B @ self.lora_A)).view(self.weight.shape).to(y.dtype)
         return y + convolve(self.lora_dropout(x), kernel, None)
@@ -289,8 +287,8 @@ def _convolution(kind: Any, name: str) -> Any:
         kind.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
         self.prepare(r, lora_alpha, lora_dropout, merge_weights)
 
-    text = f"`loralib.{name}`: torch.nn.{name} with lora_A and lora_B; see _Conv."
-    return type(name, (_Conv, kind), {"__init__": __init__, "__doc__": text, "__module__": __name__, "__qualname__": name})
+    text = f"`loralib.{name}`: torch.nn.{name} with lora_A and lora_B; see ConvLoRA."
+    return type(name, (ConvLoRA, kind), {"__init__": __init__, "__doc__": text, "__module__": __name__, "__qualname__": name})
 
 
 Conv1d, Conv2d, Conv3d = (_convolution(kind, kind.__name__) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
@@ -301,20 +299,21 @@ def _chosen(model: nn.Module, bias: str) -> set[str]:
     if bias not in BIASES:
         raise NotImplementedError(f"bias={bias!r} is none of {', '.join(BIASES)}")
     chosen = set()
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         layer = isinstance(module, LoRALayer) and module.adapts()
         for key in module._parameters:
             takes = bias == "all" or (bias == "lora_only" and layer)
-            if (layer and key in ("lora_A", "lora_B")) or (takes and key.endswith("bias")):
+            if (layer and key in ("lora_A", "lora_B")) or (takes and "bias" in key):
                 chosen.add(f"{path}.{key}" if path else key)
     return chosen
 
 
 def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     """Let the factors train, and biases as asked: none, all of the model, or those of adapted layers (lora_only)."""
-    chosen = _chosen(model, bias)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        parameter.requires_grad_(name in chosen)
+    chosen, every = _chosen(model, bias), dict(model.named_parameters(remove_duplicate=False))
+    train = {id(every[name]) for name in chosen if every.get(name) is not None}
+    for parameter in every.values():
+        parameter.requires_grad_(id(parameter) in train)
 
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Tensor]:
