@@ -30,7 +30,8 @@ class LoRALayer:
 
     A layer is merged when it is in eval mode, unless merge_weights is False; r = 0 is the plain layer. What changes the
     weight or a factor while merged (a load, a cast, an optimizer's step, a new parameter) counts at the next call. Only what
-    is written through `.data` leaves no trace in PyTorch: call `eval()` again after it.
+    is written through `.data` leaves no trace in PyTorch: call `eval()` again after it. As in loralib, gradients reach the
+    factors in train mode, or without merge_weights.
     """
 
     lora_A: nn.Parameter
@@ -69,7 +70,8 @@ class LoRALayer:
 
     def adapts(self) -> bool:
         """Whether there is anything to add."""
-        return "lora_A" in self._parameters
+        # By attribute: a replica of nn.DataParallel has tensors where its parameters were.
+        return getattr(self, "lora_A", None) is not None
 
     def mergeable(self) -> bool:
         return self.adapts()

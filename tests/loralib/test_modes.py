@@ -185,6 +185,48 @@ def test_torchs_encoder_layer_uses_the_factors(lora: Any):
         torch.testing.assert_close(encoder.eval()(x), expected)
 
 
+@kinds
+@modes
+def test_a_replica_adapts(kind: Kind, mode: bool):
+    """As nn.DataParallel makes one: a shallow copy whose parameters are plain tensors."""
+    layer, x = fill(make(ours, kind, r=2)).train(mode), inputs(kind)
+    replica = layer._replicate_for_data_parallel()
+    for name, parameter in layer._parameters.items():
+        if parameter is None:
+            replica._parameters[name] = None
+        else:
+            setattr(replica, name, parameter * 1)
+    assert not list(replica.parameters())
+    assert torch.equal(replica(x), layer(x))
+
+
+@kinds
+def test_autocast(kind: Kind):
+    layer, x = fill(make(ours, kind, r=2)), inputs(kind)
+    exact = layer(x).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = layer(x)
+        trained.float().sum().backward()
+        merged = layer.eval()(x)
+    assert trained.dtype == merged.dtype and layer.lora_B.grad.dtype == torch.float32
+    scale = 8 * torch.finfo(torch.bfloat16).eps * exact.abs().max()
+    assert (trained - exact).abs().max() < scale and (merged - exact).abs().max() < scale
+    assert layer.merged_weight().dtype == torch.float32
+
+
+@pytest.mark.parametrize("lora", [loralib, ours], ids=["loralib", "ours"])
+def test_gradients_reach_the_factors_in_train_mode_or_without_merging(lora: Any):
+    x = inputs(KINDS["linear"])
+    for merging in (True, False):
+        layer = fill(lora.Linear(6, 5, r=2, merge_weights=merging))
+        layer.eval()
+        layer(x).sum().backward()  # the bias gets one
+        assert (layer.lora_A.grad is None) is merging
+        layer.train()
+        layer(x).sum().backward()
+        assert layer.lora_A.grad.any()
+
+
 class Custom(nn.Linear, ours.LoRALayer):
     """A layer as people write them on loralib's mixin."""
 
@@ -206,19 +248,19 @@ def test_a_layer_of_ones_own_is_marked_and_saved():
     assert model.eval()(torch.ones(1, 4)).shape == (1, 4)
 
 
-FAULTS: dict[str, Callable[[Any], Any]] = {
-    "the sign": lambda layer: type(layer).product.__get__(layer)() * -1,
-    "the scale": lambda layer: type(layer).product.__get__(layer)() * layer.r,
-    "nothing added": lambda layer: type(layer).product.__get__(layer)() * 0,
+FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "the sign": lambda product: -product,
+    "the scale": lambda product: product * 2,
+    "nothing added": torch.zeros_like,
+    "another layout": lambda product: product.flip(0),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_planted_fault_is_seen(fault: Callable[[Any], Any]):
-    layer = fill(ours.Linear(6, 5, r=2))
-    layer.product = lambda: fault(layer)
-    layer.eval()
-    right = fill(ours.Linear(6, 5, r=2))
-    right.load_state_dict(layer.state_dict())
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(layer(inputs(KINDS["linear"])), right(inputs(KINDS["linear"])))
+def test_a_planted_fault_is_seen(fault: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch):
+    layer, x = fill(ours.Linear(6, 5, r=2)).eval(), inputs(KINDS["linear"])
+    assert_follows(layer, x)
+    right = ours.LoRALayer.product
+    monkeypatch.setattr(ours.LoRALayer, "product", lambda self: fault(right(self)))
+    with pytest.raises(AssertionError, match="not close"):
+        assert_follows(layer.eval(), x)
