@@ -84,7 +84,7 @@ def test_the_commands_that_train_prints_work_as_they_stand(
     capsys: pytest.CaptureFixture[str], judge: Path, tiny_bert: Path, files: Path, tmp_path: Path
 ) -> None:
     data = ("--data", files / "labelled.tsv", "--columns", "text=sentence", "label=kind")
-    out = tell(capsys, "train", "--model", tiny_bert, *data, "--output", tmp_path / "o", "--steps", 3)  # fmt: skip
+    out = tell(capsys, "train", "--model", tiny_bert, *data, "--output", tmp_path / "my run", "--steps", 3)  # fmt: skip
     commands = [shlex.split(line)[1:] for line in out.splitlines() if line.startswith("  lorakit ")]
     assert [c[0] for c in commands] == ["eval", "inspect", "merge"]
     for command in commands:
