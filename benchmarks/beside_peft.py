@@ -46,7 +46,7 @@ class Setting:
 
     model: str
     task: str
-    targets: str
+    targets: str | tuple[str, ...]
     lr: float
     steps: int
     batch_size: int
@@ -92,8 +92,9 @@ def adapt(side: str, setting: Setting, seed: int, loaded: Loaded | None = None) 
         spec = lorakit.Spec(rank=setting.rank, alpha=setting.alpha, targets=setting.targets, whole_modules=head)
         adapter = lorakit.attach(loaded.model, spec, seed=seed)
         return Side(loaded, list(adapter.parameters()), set(adapter.deltas))
+    named = NAMED_BY_PEFT[setting.targets] if isinstance(setting.targets, str) else list(setting.targets)
     config = peft.LoraConfig(
-        r=setting.rank, lora_alpha=setting.alpha, target_modules=NAMED_BY_PEFT[setting.targets], lora_dropout=0.0,
+        r=setting.rank, lora_alpha=setting.alpha, target_modules=named, lora_dropout=0.0,
         modules_to_save=list(head) or None, task_type=TASK_TYPES[setting.task])  # fmt: skip
     torch.manual_seed(seed)
     model = peft.get_peft_model(loaded.model, config)
@@ -151,14 +152,14 @@ def run(side: str, setting: Setting, seed: int, examples: Sequence[Example], mea
 
 
 def tune(
-    setting: Setting, lrs: Sequence[float], examples: Sequence[Example], held_out: Sequence[Example], key: str
-) -> list[dict]:
-    """Train lorakit once with each learning rate, with a seed that is not reported; return what each gave on held-out rows."""
+    setting: Setting, lrs: Sequence[float], examples: Sequence[Example], measure: Callable[[Side], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Train lorakit once with each learning rate, with a seed that is not reported; return what each gave."""
     tuned = []
     for lr in lrs:
         side = adapt("lorakit", replace(setting, lr=lr), seed=100)
         train(side, examples, replace(setting, lr=lr), seed=100)
-        tuned.append({"lr": lr, key: score(side, held_out)[key]})
+        tuned.append({"lr": lr, **measure(side)})
         print(tuned[-1], file=sys.stderr, flush=True)
     return tuned
 

@@ -1,15 +1,17 @@
 """Does a model that knew only stories learn to describe restaurants from attributes, and does its text get better?
 
-Setting: stories260K on e2e, rank 8 on all linear layers, trained on devset.csv (4,672 rows, 547 meanings) for one epoch,
-tested on testset_w_refs.csv (4,693 references of 630 meanings, none of them in training). Batches of 16, loss on the
-completion alone, one thread, lorakit with three seeds, PEFT with one. Text is generated greedily, at most 128 tokens;
-BLEU (sacrebleu, 13a) and chrF count all references, ROUGE-L the best of each. The learning rate was chosen by the loss on
-50 meanings of devset.csv that a tuning run leaves out, by lorakit with a seed that is not reported.
+Setting: stories260K on e2e, trained on devset.csv (4,672 rows, 547 meanings) for two epochs in batches of 8, tested on
+testset_w_refs.csv (4,693 references of 630 meanings, none of them in training). Rank 8 on all linear layers and on the
+output layer too: in this model the row of the end token equals those of 150 tokens that it never saw to within 4e-4, so
+that without a change of the output layer no adapter can learn to end a text. Loss on the completion alone, one thread,
+lorakit with three seeds, PEFT with one. Text is generated greedily, at most 128 tokens; BLEU (sacrebleu, 13a) and chrF count
+all references, ROUGE-L the best of each. The learning rate was chosen by the BLEU on 50 meanings of devset.csv that a
+tuning run leaves out, by lorakit with a seed that is not reported.
 
 Criteria: lorakit's BLEU is not below PEFT's by more than the spread over seeds, and at least 25 (0.2 before).
 
-Predicted: BLEU 25 to 32, with a spread of 2 over seeds; names of places come out wrong where the
-vocabulary of 512 tokens has to spell them.
+Predicted: BLEU 30 to 40, with a spread of 2 over seeds. Tried first, without the output layer and in batches of 16: 20.2
+after one epoch; 19.0 with lorakit and 18.0 with PEFT after two; the texts did not end.
 """
 
 from dataclasses import replace
@@ -25,6 +27,7 @@ from beside_peft import (
     model_at,
     not_worse,
     run,
+    score,
     steps_of,
     tune,
     values,
@@ -38,10 +41,11 @@ from lorakit.evaluate.generate import generate
 from lorakit.evaluate.subject import encode
 from lorakit.models import Loaded, load
 
-EPOCHS, TRAINED = 1, 4672
-SETTING = Setting(model="models/stories260K", task="causal-lm", targets="all-linear", lr=1e-2, batch_size=16,
-                  steps=steps_of(TRAINED, 16, EPOCHS), max_length=512)  # fmt: skip
-LRS = (5e-3, 1e-2)
+EPOCHS, TRAINED = 2, 4672
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+SETTING = Setting(model="models/stories260K", task="causal-lm", targets=TARGETS, lr=0.0025, batch_size=8,
+                  steps=steps_of(TRAINED, 8, EPOCHS), max_length=512)  # fmt: skip
+LRS = (2.5e-3, 5e-3)
 CHOOSE, SHOWN = 50, 10  # meanings
 
 
@@ -65,31 +69,36 @@ def main() -> None:
     if asked.quick:
         rows, test = rows.take(range(8)), dict(list(test.items())[:10])
         setting, how = replace(setting, steps=2, batch_size=2), Decoding(max_new_tokens=8)
+    written: list[list[str]] = []
+
+    def text_of(side: Side | Loaded, of: dict[str, list[str]]) -> dict[str, float]:
+        written.append(generate(side.loaded if isinstance(side, Side) else side, list(of), how, batch_size=64))
+        return metrics.text(written[-1], list(of.values()))
+
     if asked.tune:
         names = list(meanings(rows))
         apart = {names[i] for i in drawn(min(CHOOSE, len(names) // 2), len(names))}
-        parts = [encode(rows.take(i for i, row in enumerate(rows.rows) if (row["prompt"] in apart) == held), loaded)
-                 for held in (False, True)]  # fmt: skip
-        tried = setting if asked.quick else replace(setting, steps=steps_of(len(parts[0]), setting.batch_size, EPOCHS))
-        tuned = tune(tried, LRS, *parts, "loss")
+        ours, held = (
+            rows.take(i for i, row in enumerate(rows.rows) if (row["prompt"] in apart) == out) for out in (False, True)
+        )
+        if not asked.quick:
+            setting = replace(setting, steps=steps_of(len(ours), setting.batch_size, EPOCHS))
+        tuned = tune(setting, LRS, encode(ours, loaded), lambda side: {
+            "loss": score(side, encode(held, loaded))["loss"], "bleu": text_of(side, meanings(held))["bleu"]})  # fmt: skip
         write("e2e", __doc__, quick=asked.quick, tuned=tuned)
         return
 
     prompts, references = list(test), list(test.values())
-    written: dict[str, list[str]] = {}
 
     def measure(side: Side | Loaded) -> dict[str, float]:
-        inner = side.loaded if isinstance(side, Side) else side
-        lines = generate(inner, prompts, how, batch_size=64)
-        written[f"{len(written)}"] = lines
-        return metrics.text(lines, references)
+        return text_of(side, test)
 
     runs = [{"side": "base", **measure(loaded)}]
     plan = [("lorakit", 0), ("peft", 0), *(("lorakit", seed) for seed in SEEDS[1:] if not asked.quick)]
     runs += [run(side, setting, seed, encode(rows, loaded), measure) for side, seed in plan]
     bleu = mean(values(runs, "lorakit", "bleu"))
     criteria = [{"text": "BLEU is at least 25", "met": bleu >= 25, "measured": f"{bleu:.1f}"}, not_worse(runs, "bleu")]
-    base, ours = written["0"], written["1"]
+    base, ours = written[0], written[1]
     lines = [f"- `{prompts[i]}`\n  - before: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n  - a reference: {references[i][0]}"
              for i in drawn(min(SHOWN, len(prompts)), len(prompts))]  # fmt: skip
     notes = ["Ten meanings of the test part, drawn by a fixed seed, with what seed 0 of lorakit wrote:", "\n".join(lines)]

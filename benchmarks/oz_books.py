@@ -81,7 +81,7 @@ def main() -> None:
         parts, old = {name: some[:4] for name, some in parts.items()}, old[:4]
     if asked.tune:
         tried = setting if asked.quick else replace(setting, **TUNING)
-        tuned = tune(tried, LRS, parts["train"], parts["choose"], "perplexity")
+        tuned = tune(tried, LRS, parts["train"], lambda side: {"perplexity": score(side, parts["choose"])["perplexity"]})
         write("oz_books", __doc__, quick=asked.quick, tuned=tuned)
         return
 

@@ -69,7 +69,7 @@ def main() -> None:
         parts = {name: some[:16] for name, some in parts.items()}
     setting = replace(SETTING, steps=2 if asked.quick else steps_of(len(parts["train"]), SETTING.batch_size))
     if asked.tune:
-        tuned = tune(setting, LRS, parts["train"], parts["choose"], "accuracy")
+        tuned = tune(setting, LRS, parts["train"], lambda side: {"accuracy": score(side, parts["choose"])["accuracy"]})
         write("sst2", __doc__, quick=asked.quick, tuned=tuned)
         return
 
