@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.delta import LowRank
 from lorakit.deltas import DELTAS
-from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, near
+from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, many, near
 from lorakit.fingerprint import fingerprint
 from lorakit.inits.classic import generator_for, initial_A
 from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, remove, slot_at, slot_of
@@ -114,7 +114,7 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
     faults = [f"{n}   {fault}" for n, p in chosen.items() for fault in p.site.faults(p.layer, resolved[n])]
     faults += [f"{n}   {fault}" for n, p in chosen.items() for fault in DELTAS[spec.delta].faults(p.site.kind)]
     if faults:
-        raise SpecError(f"{len(faults)} layers cannot be adapted as asked.", faults, "Nothing was attached.")
+        raise SpecError(f"{many(len(faults), 'layer')} cannot be adapted as asked.", faults, "Nothing was attached.")
     dtype, deltas = getattr(torch, spec.dtype), {}
     for n, place in chosen.items():
         (out, inputs), settings = place.shape, resolved[n]
@@ -160,8 +160,8 @@ def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_bas
     where = (f"The file says it was trained on {base}. " if base else "") + "Nothing was attached."
     if faults:
         total = 2 * len(adapter.deltas) + len(adapter.whole)
-        raise AdapterMismatch(f"The adapter does not fit {type(model).__name__}: {len(faults)} faults, {total} tensors.",
-                              faults, where)  # fmt: skip
+        counted = f"{many(len(faults), 'fault')}, {many(total, 'tensor')}"
+        raise AdapterMismatch(f"The adapter does not fit {type(model).__name__}: {counted}.", faults, where)
     trained_on, here = adapter.provenance.get("base_fingerprint"), fingerprint(model, without=modules)
     if trained_on and here and trained_on != here and not any_base:
         raise AdapterMismatch(f"The adapter was trained on other base weights ({trained_on}) than this model's ({here}).",
@@ -265,7 +265,7 @@ def merge(model: nn.Module) -> Undo:
         elif others := [o for o in holders[id(own[path])] if o != path]:
             faults.append(f"{path}   is shared with {', '.join(others)}, which the merge would change too")
     if faults:
-        raise MergeError(f"{len(faults)} weights cannot be merged.", faults, "Nothing was changed.")
+        raise MergeError(f"{many(len(faults), 'weight')} cannot be merged.", faults, "Nothing was changed.")
     undo = Undo(uuid.uuid4().hex, {}, dict(state.on))
     exchange(model, state, {})
     with torch.no_grad():

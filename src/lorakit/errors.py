@@ -86,3 +86,12 @@ def near(word: str, known: Iterable[str], count: int = 3) -> str:
     """
     found = get_close_matches(word, sorted(set(known)), n=count, cutoff=0.6)
     return f"did you mean {' or '.join(repr(name) for name in found)}?" if found else ""
+
+
+def many(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural where it is one.
+
+    >>> many(1, "layer"), many(1200, "row")
+    ('1 layer', '1,200 rows')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lorakit.adapter import Adapter
 from lorakit.attach import detach, enable, merge
-from lorakit.errors import MergeError, OutputError
+from lorakit.errors import MergeError, OutputError, many
 from lorakit.evaluate.subject import open_subject
 from lorakit.models import load, quiet
 
@@ -139,7 +139,7 @@ def _check_read(written: nn.Module, read: nn.Module) -> None:
     own = dict(read.named_parameters())
     faults = [name for name, p in written.named_parameters() if name not in own or not torch.equal(own[name], p)]
     if faults:
-        raise MergeError(f"{len(faults)} tensors of the merged model came back from disk otherwise.", faults, FAULT)
+        raise MergeError(f"{many(len(faults), 'tensor')} of the merged model came back from disk otherwise.", faults, FAULT)
 
 
 def _judge(result: Comparison, dtype: str, allow_loss: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
-from lorakit.errors import SpecError, near
+from lorakit.errors import SpecError, many, near
 
 SCALES: dict[str, Callable[[float, int], float]] = {
     "alpha/rank": lambda alpha, rank: alpha / rank,
@@ -88,7 +88,7 @@ class Spec:
                 object.__setattr__(self, name, tuple(cast(Iterable[Any], value)) if several else (value,))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
-            raise SpecError(f"{len(faults)} fault(s) in the spec.", faults, "Nothing was attached.")
+            raise SpecError(f"{many(len(faults), 'fault')} in the spec.", faults, "Nothing was attached.")
         object.__setattr__(self, "overrides", {pattern: dict(change) for pattern, change in self.overrides.items()})
 
     def _faults(self) -> Iterator[tuple[str, str]]:
@@ -139,7 +139,7 @@ class Spec:
         known = [f.name for f in fields(cls)]
         faults = [f"{key!r} is no field of Spec {near(key, known)}".rstrip() for key in values if key not in known]
         if faults:
-            raise SpecError(f"{len(faults)} unknown field(s) in the spec.", faults)
+            raise SpecError(f"{many(len(faults), 'unknown field')} in the spec.", faults)
         return cls(**values)
 
 

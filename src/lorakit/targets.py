@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lorakit.errors import TargetError, near
+from lorakit.errors import TargetError, many, near
 from lorakit.site import Linear
 from lorakit.sites import SITES, site_of
 from lorakit.sites.conv import CONVOLUTIONS
@@ -113,7 +113,7 @@ def select(model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, 
     left = {n: p for n, p in usable.items() if n in chosen - dropped}
     if chosen and not left:
         raise TargetError("exclude leaves no layer of those that targets names.",
-                          [f"{p!r}   {c} layers" for p, c in counts.items()], "Nothing was attached.")  # fmt: skip
+                          [f"{p!r}   {many(c, 'layer')}" for p, c in counts.items()], "Nothing was attached.")  # fmt: skip
     return left
 
 
@@ -153,8 +153,8 @@ def _resolve(model: nn.Module, request: Any, usable: dict[str, Place], what: str
     missed = [p for p in patterns if not hits[p]]
     if missed:
         kinds = Counter(place.site.kind for place in usable.values())
-        held = ", ".join(f"{n} {kind} layers" for kind, n in kinds.items()) or "no layer that can be adapted"
-        rest = ", ".join(f"{p!r} {len(h)} layers" for p, h in hits.items() if h)
+        held = ", ".join(many(n, f"{kind} layer") for kind, n in kinds.items()) or "no layer that can be adapted"
+        rest = ", ".join(f"{p!r} {many(len(h), 'layer')}" for p, h in hits.items() if h)
         raise TargetError(
             f"{len(missed)} of {len(patterns)} {what} matches nothing in {type(model).__name__} ({held}).",
             [f"{p!r}   0 layers   {_hint(model, p, usable)}".rstrip() for p in missed],
@@ -223,4 +223,4 @@ def _hint(model: nn.Module, pattern: str, usable: dict[str, Place]) -> str:
     if not hits:
         return hint
     out, inputs = hits[0].shape
-    return f"{hint[:-1]} ({len(hits)} layers, {inputs} -> {out})?"
+    return f"{hint[:-1]} ({many(len(hits), 'layer')}, {inputs} -> {out})?"

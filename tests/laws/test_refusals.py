@@ -76,7 +76,7 @@ SPECS = {
 def test_spec_is_refused(case: str) -> None:
     fields, text = SPECS[case]
     message = refused(SpecError, lambda: Spec(**fields))
-    assert message.startswith("1 fault(s) in the spec.\n") and text in message
+    assert message.startswith("1 fault in the spec.\n") and text in message
     assert message.endswith("Nothing was attached.")
 
 
@@ -91,7 +91,7 @@ def test_all_faults_of_a_spec_are_named_at_once() -> None:
 
 def test_unknown_field_is_refused() -> None:
     message = refused(SpecError, lambda: Spec.from_dict({"rank": 4, "rnk": 4}))
-    assert message == "1 unknown field(s) in the spec.\n  'rnk' is no field of Spec did you mean 'rank'?"
+    assert message == "1 unknown field in the spec.\n  'rnk' is no field of Spec did you mean 'rank'?"
 
 
 class Standardized(nn.Conv2d):
@@ -103,11 +103,11 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
     few = {"rank": 2}
     return {
         "target matches nothing": (llama, Spec(targets=["k_porj"], **few), TargetError,
-            "1 of 1 targets matches nothing in LlamaForCausalLM (1 embedding layers, 15 linear layers).\n"
+            "1 of 1 targets matches nothing in LlamaForCausalLM (1 embedding layer, 15 linear layers).\n"
             "  'k_porj'   0 layers   did you mean 'k_proj' (2 layers, 16 -> 8)?\n"
             "Nothing was attached. `lorakit inspect MODEL --targets` lists what can be named."),
         "one of several targets": (llama, Spec(targets=["q_proj", "k_porj", "v_proj"], **few), TargetError,
-            "1 of 3 targets matches nothing in LlamaForCausalLM (1 embedding layers, 15 linear layers).\n"
+            "1 of 3 targets matches nothing in LlamaForCausalLM (1 embedding layer, 15 linear layers).\n"
             "  'k_porj'   0 layers   did you mean 'k_proj' (2 layers, 16 -> 8)?\n"
             "Matched: 'q_proj' 2 layers, 'v_proj' 2 layers. Nothing was attached. "
             "`lorakit inspect MODEL --targets` lists what can be named."),
@@ -297,7 +297,7 @@ def test_merge_of_a_tied_weight_is_refused() -> None:
     fill(lorakit.attach(model, Spec(rank=2, targets=["wte"])))
     before = state(model)
     assert refused(MergeError, lambda: lorakit.merge(model)) == (
-        "1 weights cannot be merged.\n"
+        "1 weight cannot be merged.\n"
         "  transformer.wte.weight   is shared with lm_head.weight, which the merge would change too\n"
         "Nothing was changed.")  # fmt: skip
     assert same_bits(state(model), before)

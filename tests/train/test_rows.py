@@ -106,7 +106,7 @@ def test_a_ragged_table_is_named_by_its_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_rows(str(tmp_path / "d.csv"))
     assert caught.value.faults == [
-        f"{tmp_path}/d.csv:3   has 1 fields, the header has 2",
+        f"{tmp_path}/d.csv:3   has 1 field, the header has 2",
         f"{tmp_path}/d.csv:4   has 3 fields, the header has 2",
     ]
 

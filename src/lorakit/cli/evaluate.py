@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorakit.cli import flags
-from lorakit.errors import DataError
+from lorakit.errors import DataError, many
 from lorakit.spec import option
 from lorakit.train.config import TASKS
 
@@ -65,7 +65,7 @@ def needed(values: dict[str, Any], *names: str) -> None:
     from lorakit.errors import SpecError
 
     if missing := [f"--{n.replace('_', '-')} is needed" for n in names if not values.get(n)]:
-        raise SpecError(f"{len(missing)} flags are missing.", missing, "Nothing was started.")
+        raise SpecError(f"{many(len(missing), 'flag')} missing.", missing, "Nothing was started.")
 
 
 def rows_of(source: Source):

@@ -8,7 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import OutputError, SpecError, near
+from lorakit.errors import OutputError, SpecError, many, near
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +66,7 @@ def values(args: argparse.Namespace, *classes: type) -> list[dict[str, Any]]:
     faults = [f"--{name.replace('_', '-')}: at least {bound} is needed, got {given[name]}"
               for name, bound in least.items() if given.get(name) is not None and given[name] < bound]  # fmt: skip
     if faults:
-        raise SpecError(f"{len(faults)} numbers are too small.", faults, "Nothing was started.")
+        raise SpecError(f"{many(len(faults), 'number')} too small.", faults, "Nothing was started.")
     # A shell has expanded `~` already; a YAML file has not.
     given |= {k: os.path.expanduser(v) for k, v in given.items() if isinstance(v, str) and v.startswith("~/")}
     _check_place(given.get("output"))

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import DataError, near
+from lorakit.errors import DataError, many, near
 
 KINDS = {  # kind -> the keys that make it; the first that fits is it
     "pair": ("text_a", "text_b", "label"),
@@ -96,10 +96,8 @@ def read_rows(source: str, *, columns: Iterable[str] = (), quotes: bool | None =
         faults += [f"{where}   {fault}" for fault in _row_faults(kind, row, wanted)]
         rows.append(row)
     if faults:
-        keys = ", ".join(KINDS[kind])
-        raise DataError(
-            f"{len(faults)} faults in {len(found)} rows of {source} (rows with {keys}).", faults, "Nothing was started."
-        )
+        counted, keys = f"{many(len(faults), 'fault')} in {many(len(found), 'row')}", ", ".join(KINDS[kind])
+        raise DataError(f"{counted} of {source} (rows with {keys}).", faults, "Nothing was started.")
     return Rows(kind, rows, [where for where, _ in found], source)
 
 
@@ -197,7 +195,7 @@ def _delimited(path: Path, text: str, wanted: Mapping[str, Any], mark: str, quot
         if names is None:
             yield f"{path}:{line}", dict(enumerate(fields))
         elif len(fields) != len(names):
-            yield f"{path}:{line}", f"has {len(fields)} fields, the header has {len(names)}"
+            yield f"{path}:{line}", f"has {many(len(fields), 'field')}, the header has {len(names)}"
         else:
             yield f"{path}:{line}", dict(zip(names, fields, strict=True))
 

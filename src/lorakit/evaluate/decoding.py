@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lorakit.errors import SpecError
+from lorakit.errors import SpecError, many
 from lorakit.spec import option
 
 
@@ -35,4 +35,4 @@ class Decoding:
         if self.no_repeat_ngram < 0:
             faults.append(f"no_repeat_ngram: 0 or more is needed, got {self.no_repeat_ngram}")
         if faults:
-            raise SpecError(f"{len(faults)} faults in how to generate.", faults)
+            raise SpecError(f"{many(len(faults), 'fault')} in how to generate.", faults)

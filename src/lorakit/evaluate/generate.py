@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from lorakit.data.encode import prompt_ids
-from lorakit.errors import DataError
+from lorakit.errors import DataError, many
 from lorakit.evaluate.decoding import Decoding
 from lorakit.models import Loaded, pad_id
 
@@ -31,8 +31,9 @@ def generate(
     tokenizer, model = loaded.tokenizer, loaded.model
     ids = [_ids(tokenizer, prompt) for prompt in prompts]
     room = loaded.max_length - 1
-    if faults := [f"prompt {i + 1} has {len(x)} tokens" for i, x in enumerate(ids) if not 0 < len(x) <= room]:
-        raise DataError(f"{len(faults)} prompts are empty, or leave no room to answer ({loaded.max_length} tokens).", faults)
+    if faults := [f"prompt {i + 1} has {many(len(x), 'token')}" for i, x in enumerate(ids) if not 0 < len(x) <= room]:
+        what = f"{many(len(faults), 'prompt')} empty, or too long to leave room to answer ({loaded.max_length} tokens)."
+        raise DataError(what, faults)
     settings: dict[str, Any] = {
         "max_new_tokens": how.max_new_tokens, "do_sample": how.temperature > 0, "num_beams": how.beams,
         "no_repeat_ngram_size": how.no_repeat_ngram, "pad_token_id": pad_id(tokenizer), "eos_token_id": tokenizer.eos_token_id,

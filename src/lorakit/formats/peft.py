@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lorakit.delta import LowRank
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
-from lorakit.errors import AdapterFileError, SpecError
+from lorakit.errors import AdapterFileError, SpecError, many
 from lorakit.formats.peft_config import (
     CONFIG,
     asked,
@@ -81,7 +81,7 @@ def write(
         tensors[PREFIX + (full_name(layer, f"base_layer.{key}") if layer in deltas else path)] = tensor
     faults = [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
     if faults:
-        raise AdapterFileError(f"{len(faults)} tensors cannot be saved.", faults, f"Nothing was written to {folder}.")
+        raise AdapterFileError(f"{many(len(faults), 'tensor')} cannot be saved.", faults, f"Nothing was written to {folder}.")
     if folder.exists() and not folder.is_dir():
         raise AdapterFileError(f"{folder} is a file; an adapter is a folder.", advice="Nothing was written.")
     header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
@@ -224,7 +224,8 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Any]], dic
 
 
 def _refusal(folder: Path, faults: list[str]) -> AdapterFileError:
-    return AdapterFileError(f"The adapter in {folder} cannot be trusted: {len(faults)} faults.", faults, "Nothing was loaded.")
+    what = f"The adapter in {folder} cannot be trusted: {many(len(faults), 'fault')}."
+    return AdapterFileError(what, faults, "Nothing was loaded.")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from lorakit.errors import SpecError, near
+from lorakit.errors import SpecError, many, near
 from lorakit.spec import option
 
 TASKS = ("auto", "causal-lm", "classify", "regress")
@@ -70,7 +70,7 @@ class TrainSpec:
         object.__setattr__(self, "columns", (columns,) if isinstance(columns, str) else tuple(columns))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
-            raise SpecError(f"{len(faults)} faults in the settings of the run.", faults, "Nothing was started.")
+            raise SpecError(f"{many(len(faults), 'fault')} in the settings of the run.", faults, "Nothing was started.")
 
     def _faults(self):
         for name in ("model", "data", "output"):

@@ -18,7 +18,7 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
-from lorakit.errors import TrainingError
+from lorakit.errors import TrainingError, many
 from lorakit.evaluate.score import batch_loss, evaluate
 from lorakit.train import resume
 from lorakit.train.config import TrainSpec
@@ -243,7 +243,7 @@ def check_trainable(model: nn.Module, adapter: Adapter) -> None:
     faults += [f"{name}   of the base requires a gradient" for name, p in model.named_parameters()
                if p.requires_grad and id(p) not in known]  # fmt: skip
     if faults:
-        raise TrainingError(f"{len(faults)} parameters are not as they were asked for.", faults, "Nothing was trained.")
+        raise TrainingError(f"{many(len(faults), 'parameter')} not as asked for.", faults, "Nothing was trained.")
 
 
 def check_gradients(adapter: Adapter) -> None:
