@@ -14,6 +14,7 @@ from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
 
 OUTPUT = "lorakit-demo"
+STEPS = 200
 SHOWN = 5
 FITTED = 4000  # rows that the linear head is fitted on: more does not help it
 
@@ -31,7 +32,7 @@ def main() -> int:
 
 def _run() -> None:
     settings = TrainSpec(
-        model="builtin:minilm", data="builtin:stdlib-docs", output=OUTPUT, steps=200, batch_size=32, lr=1e-3, max_length=64,
+        model="builtin:minilm", data="builtin:stdlib-docs", output=OUTPUT, steps=STEPS, batch_size=32, lr=1e-3, max_length=64,
         eval_every=50, overwrite=True,
     )  # fmt: skip
     print("The task: is this sentence of Python's documentation intact, or have two of its words changed places?\n")
