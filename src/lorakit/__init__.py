@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lorakit.errors import LorakitError
     from lorakit.fingerprint import fingerprint
     from lorakit.spec import Spec
+    from lorakit.spectra import factorize
     from lorakit.targets import select
 
 __version__ = "0.1.0"
@@ -21,12 +22,12 @@ __version__ = "0.1.0"
 _HOME = {
     "Adapter": "adapter", "Coverage": "coverage", "LorakitError": "errors", "LowRank": "delta", "Spec": "spec",
     "Undo": "attach", "attach": "attach", "attached": "attach", "coverage": "coverage", "detach": "attach",
-    "enable": "attach", "enabled": "attach", "fingerprint": "fingerprint", "merge": "attach", "select": "targets",
-    "unmerge": "attach",
+    "enable": "attach", "enabled": "attach", "factorize": "spectra", "fingerprint": "fingerprint", "merge": "attach",
+    "select": "targets", "unmerge": "attach",
 }  # fmt: skip
 __all__ = [
     "Adapter", "Coverage", "LorakitError", "LowRank", "Spec", "Undo", "attach", "attached", "coverage", "detach",
-    "enable", "enabled", "fingerprint", "merge", "select", "unmerge",
+    "enable", "enabled", "factorize", "fingerprint", "merge", "select", "unmerge",
 ]  # fmt: skip
 
 

@@ -38,6 +38,36 @@ def singular_values(A: Tensor, B: Tensor, scale: float = 1.0) -> Tensor:
     return torch.linalg.svdvals(Rb @ Ra.T) * abs(scale)
 
 
+def factorize(M: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return A and B with B A as near to M as a product of this rank can be, and M itself where its rank is no higher.
+
+    This is what a change of weights is written as; it is not how LoRA finds one, which learns A and B by gradient descent.
+
+    Args:
+        M: (out, in), any floating dtype.
+        rank: from 1 to min(out, in).
+
+    Returns:
+        A (rank, in) and B (out, rank), float64, on M's device; the singular values are shared evenly between them.
+
+    Raises:
+        SpecError: M is no matrix, or the rank is out of range.
+
+    Cost: one dense SVD, O(out in min(out, in)).
+    Source: Eckart and Young, 1936: the error is the root of the sum of the squares of the singular values left out.
+
+    >>> A, B = factorize(torch.tensor([[3.0, 0.0], [0.0, 2.0]]), rank=1)
+    >>> (B @ A).abs().round(decimals=6).tolist()
+    [[3.0, 0.0], [0.0, 0.0]]
+    """
+    if M.ndim != 2 or isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(M.shape):
+        most = f", at most {min(M.shape)}" if M.ndim == 2 else ""
+        raise SpecError(f"A matrix and a rank of at least 1{most} are needed: M is {tuple(M.shape)}, rank is {rank!r}.")
+    U, S, Vh = torch.linalg.svd(M.detach().double(), full_matrices=False)
+    root = S[:rank].sqrt()
+    return root.unsqueeze(1) * Vh[:rank], U[:, :rank] * root
+
+
 def effective_rank(values: Tensor) -> float:
     """Return exp(entropy) of the singular values' shares: the number of directions that really count; 0.0 of zeros.
 
