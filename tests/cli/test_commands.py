@@ -306,3 +306,18 @@ def test_help_of_every_command_names_every_flag_with_a_word() -> None:
     for name in COMMANDS:
         assert f"  {name}" in pages[""]
         assert "--json" in pages[name]
+
+
+def test_inspect_lays_two_adapters_beside_each_other_and_draws_them(
+    capsys: pytest.CaptureFixture[str], writer: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "p.png"
+    found = ask(capsys, "inspect", writer, "--with", writer, "--model", tiny_llama, "--intruders", "--plot", picture)
+    assert found["plot"] == str(picture) and picture.stat().st_size > 10_000
+    assert {"norm", "effective_rank", "stable_rank", "rank_90", "dead_modules"} <= found.keys()
+    assert all({"energy", "amplification", "intruders", "dead"} <= m.keys() for m in found["modules"])
+    assert [p["name"] for p in found["pairs"]] == [m["name"] for m in found["modules"]]
+    assert all(p["cosine"] == pytest.approx(1) for p in found["pairs"])
+    out = tell(capsys, "inspect", writer, "--with", writer)
+    assert "opposite signs" in out and "0 of 14 modules dead" in out

@@ -74,6 +74,8 @@ CASES = {
     "inspect of a model": (["inspect", "{model}"], "is no adapter"),
     "inspect without a subject": (["inspect"], "the following arguments are required: SUBJECT"),
     "targets and a model": (["inspect", "{model}", "--targets", "--model", "x"], "name the model alone"),
+    "intruders without a base": (["inspect", "x", "--intruders"], "--intruders compares with the base's own directions"),
+    "a picture of no kind": (["inspect", "x", "--plot", "p.txt"], ".txt is no kind of picture"),
     "merge into what is there": (["merge", "{llama}", "--adapter", "{adapter}", "--output", "{full}"], "is not empty"),
     "merge without an adapter": (["merge", "{llama}", "--output", "m"], "--adapter is needed"),
     "merge with what does not fit": (

@@ -37,7 +37,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str, *, only: 
             more |= {"type": kind, "choices": f.metadata.get("choices")}
             if not more["choices"]:
                 more["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
-        group.add_argument("--" + f.name.replace("_", "-"), help=_help(f), **more)
+        group.add_argument(f.metadata.get("flag") or "--" + f.name.replace("_", "-"), help=_help(f), **more)
 
 
 def _default(f: Any) -> Any:

@@ -17,6 +17,11 @@ class Inspecting:
         None, "the base: adds each change's norm relative to its matrix, and checks that it fits", type=str
     )
     targets: bool = option(False, "list what of a model can be named as a target (SUBJECT is a model)")
+    beside: str | None = option(None, "a second adapter: shows how the two lie to each other", type=str, flag="--with")
+    plot: str | None = option(
+        None, "a file for one picture: norm, effective rank, spectrum, similarity (.png, .svg, .pdf)", type=str
+    )
+    intruders: bool = option(False, "count intruder dimensions (with --model; a dense SVD of every matrix)")
     any_base: bool = option(False, "take an adapter that was trained on other base weights")
 
 
@@ -29,8 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     looking = Inspecting(**flags.values(args, Inspecting)[0])
-    if looking.targets and looking.model:
-        raise SpecError("--targets lists a model's layers: name the model alone, without --model.")
+    if looking.targets and (looking.model or looking.beside or looking.plot or looking.intruders):
+        raise SpecError("--targets lists a model's layers: name the model alone, without --model and what is of an adapter.")
     return _targets(args.subject) if looking.targets else _adapter(args.subject, looking)
 
 
@@ -57,34 +62,38 @@ def _targets(name: str) -> dict[str, Any]:
 
 
 def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
+    from lorakit import anatomy
     from lorakit.adapter import Adapter
-    from lorakit.spectra import effective_rank, singular_values
 
+    if looking.intruders and not looking.model:
+        raise SpecError("--intruders compares with the base's own directions: name it (--model).")
+    if looking.plot:
+        from lorakit import plots
+
+        plots.check(looking.plot)
     adapter = Adapter.load(folder)
+    second = Adapter.load(looking.beside) if looking.beside else None
     base = _base(looking, adapter) if looking.model else None
-    modules = []
-    for name, delta in adapter.deltas.items():
-        values = singular_values(delta.A, delta.B, delta.scale)
-        norm = float(values.norm())
-        told = {"name": name, "kind": delta.kind, "shape": list(delta.shape), "rank": delta.rank, "alpha": delta.alpha,
-                "scale": delta.scale, "norm": norm, "effective_rank": effective_rank(values),
-                "singular_values": values.tolist()}  # fmt: skip
-        if base is not None:
-            told["relative_norm"] = norm / max(float(base[name].site.read(base[name].layer).float().norm()), 1e-30)
-        modules.append(told)
-    return {
-        "modules": modules, "trainable_parameters": adapter.parameters_count, "spec": adapter.spec.to_dict(),
-        "whole": {path: list(t.shape) for path, t in adapter.whole.items()}, "provenance": adapter.provenance,
-        "content_hash": adapter.content_hash(), "adapter": folder,
+    modules = anatomy.describe(adapter, base, intruders=looking.intruders)
+    told: dict[str, Any] = {
+        "modules": modules, **anatomy.summary(modules), "trainable_parameters": adapter.parameters_count,
+        "spec": adapter.spec.to_dict(), "whole": {path: list(t.shape) for path, t in adapter.whole.items()},
+        "provenance": adapter.provenance, "content_hash": adapter.content_hash(), "adapter": folder,
     }  # fmt: skip
+    if second is not None:
+        told |= {"with": looking.beside, "pairs": anatomy.beside(adapter, second, base)}
+    if looking.plot:
+        from lorakit import plots
+
+        title = f"{folder}, and {looking.beside}" if looking.beside else folder
+        told["plot"] = str(plots.save(plots.picture(modules, told.get("pairs", ()), title=title), looking.plot))
+    return told
 
 
 def _base(looking: Inspecting, adapter: Any) -> Any:
     from lorakit.evaluate.subject import open_subject, told_task
-    from lorakit.targets import places
 
-    loaded = open_subject(looking.model or "", adapter, told_task(adapter), any_base=looking.any_base)
-    return places(loaded.model)
+    return open_subject(looking.model or "", adapter, told_task(adapter), any_base=looking.any_base).model
 
 
 def show(result: dict[str, Any]) -> None:
@@ -94,21 +103,11 @@ def show(result: dict[str, Any]) -> None:
         rows = [[t["name"], t["role"] or "", t["kind"], f"{t['shape'][1]} -> {t['shape'][0]}"] for t in result["targets"]]
         shown.table(["name", "role", "kind", "in -> out"], rows, title=f"{result['class']}: {len(rows)} layers can be adapted")
         return
-    relative = any("relative_norm" in m for m in result["modules"])
-    shared = _shared_start([m["name"] for m in result["modules"]])
-    rows = []
-    for m in result["modules"]:
-        top = " ".join(f"{value:.3g}" for value in m["singular_values"][:4])
-        share = [f"{100 * m['relative_norm']:.2f} %"] if relative else []
-        effective = f"{m['effective_rank']:.1f} of {m['rank']}"
-        shape = f"{m['shape'][1]} -> {m['shape'][0]}"
-        norm = shown.number(m["norm"])
-        rows.append([m["name"].removeprefix(shared), shape, f"{m['scale']:g}", norm, *share, effective, top])
-    title = f"{result['adapter']}: {len(rows)} modules, {result['trainable_parameters']:,} parameters"
-    if shared:
-        title += f"; names begin with {shared}"
-    headings = ["module", "in -> out", "scale", "norm", *(["of W"] if relative else []), "effective rank", "singular values"]
-    shown.table(headings, rows, title=title)
+    _modules(result)
+    if result.get("pairs"):
+        _pairs(result)
+    if result.get("plot"):
+        print(f"picture: {result['plot']}")
     if result["modules"] and not any(m["norm"] for m in result["modules"]):
         print("This adapter was never trained: every B is zero, so it changes nothing.")
     if result["whole"]:
@@ -126,6 +125,54 @@ def show(result: dict[str, Any]) -> None:
     for key, text in told.items():
         if known.get(key) is not None:
             print(f"{text}: {known[key]}")
+
+
+def _modules(result: dict[str, Any]) -> None:
+    from lorakit.cli import show as shown
+
+    relative, counted = (any(key in m for m in result["modules"]) for key in ("relative_norm", "intruders"))
+    shared = _shared_start([m["name"] for m in result["modules"]])
+    rows = []
+    for m in result["modules"]:
+        values = m["singular_values"]
+        stacked = bool(values) and isinstance(values[0], list)
+        top = f"{len(values)} matrices" if stacked else " ".join(f"{value:.3g}" for value in values[:4])
+        share = [f"{100 * m['relative_norm']:.2f} %", _factor(m)] if relative else []
+        share += [m.get("intruders")] if counted else []
+        note = "dead" if m["dead"] else "B A alone" if m.get("partial") else ""
+        shape = f"{m['shape'][1]} -> {m['shape'][0]}"
+        rows.append([m["name"].removeprefix(shared), shape, f"{m['scale']:g}", shown.number(m["norm"]), *share,
+                     f"{m['effective_rank']:.1f} of {m['rank']}", f"{m['stable_rank']:.1f}", note, top])  # fmt: skip
+    title = f"{result['adapter']}: {len(rows)} modules, {result['trainable_parameters']:,} parameters"
+    if shared:
+        title += f"; names begin with {shared}"
+    more = ["of W", "amplifies"] if relative else []
+    more += ["intruders"] if counted else []
+    shown.table(["module", "in -> out", "scale", "norm", *more, "effective rank", "stable", "", "singular values"], rows,
+                title=title)  # fmt: skip
+    if rows:
+        print(f"norm {shown.number(result['norm'])}, effective rank {result['effective_rank']:.1f} on average, "
+              f"90 % of the energy in {result['rank_90']:.1f} directions, "
+              f"{result['dead_modules']} of {len(rows)} modules dead")  # fmt: skip
+    if any(m.get("partial") for m in result["modules"]):
+        print("What DoRA adds depends on the base: without --model its B A is shown, not the whole change.")
+
+
+def _factor(module: dict[str, Any]) -> str:
+    found = module.get("amplification")
+    return f"{found['factor']:.1f}" if found else ""
+
+
+def _pairs(result: dict[str, Any]) -> None:
+    from lorakit.cli import show as shown
+
+    shared = _shared_start([m["name"] for m in result["pairs"]])
+    rows = [[p["name"].removeprefix(shared), f"{p['similarity'][0][0]:.3f}" if "similarity" in p else "",
+             f"{p['similarity'][-1][-1]:.3f}" if "similarity" in p else "", f"{p['random']:.3f}" if "random" in p else "",
+             f"{p['angles'][0]:.0f}°" if "angles" in p else "", f"{p['cosine']:+.3f}", f"{100 * p['sign_conflict']:.1f} %"]
+            for p in result["pairs"]]  # fmt: skip
+    heads = ["module", "phi(1, 1)", "phi(all)", "random", "least angle", "cosine", "opposite signs"]
+    shown.table(heads, rows, title=f"beside {result['with']}: {len(rows)} modules in both")
 
 
 def _shared_start(names: list[str]) -> str:
