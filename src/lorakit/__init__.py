@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lorakit.adapter import Adapter
-    from lorakit.attach import Undo, attach, attached, detach, enable, enabled, merge, unmerge
+    from lorakit.attach import attach, attached, detach, enable, enabled
     from lorakit.coverage import Coverage, coverage
     from lorakit.delta import LowRank
     from lorakit.errors import LorakitError
     from lorakit.fingerprint import fingerprint
+    from lorakit.merging import Undo, merge, unmerge
     from lorakit.spec import Spec
     from lorakit.spectra import factorize
     from lorakit.targets import select
@@ -21,9 +22,9 @@ __version__ = "0.1.0"
 # Names are imported when they are first used, so that `import lorakit` does not import torch.
 _HOME = {
     "Adapter": "adapter", "Coverage": "coverage", "LorakitError": "errors", "LowRank": "delta", "Spec": "spec",
-    "Undo": "attach", "attach": "attach", "attached": "attach", "coverage": "coverage", "detach": "attach",
-    "enable": "attach", "enabled": "attach", "factorize": "spectra", "fingerprint": "fingerprint", "merge": "attach",
-    "select": "targets", "unmerge": "attach",
+    "Undo": "merging", "attach": "attach", "attached": "attach", "coverage": "coverage", "detach": "attach",
+    "enable": "attach", "enabled": "attach", "factorize": "spectra", "fingerprint": "fingerprint", "merge": "merging",
+    "select": "targets", "unmerge": "merging",
 }  # fmt: skip
 __all__ = [
     "Adapter", "Coverage", "LorakitError", "LowRank", "Spec", "Undo", "attach", "attached", "coverage", "detach",

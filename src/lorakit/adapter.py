@@ -89,7 +89,9 @@ class Adapter:
         """Return a SHA-256 over names, scales, shapes, dtypes and tensor bits."""
         digest = hashlib.sha256()
         for name, delta in sorted(self.deltas.items()):
-            digest.update(f"{name} {delta.kind}{delta.kernel or ''} {delta.scale!r} {delta.dropout!r}\n".encode())
+            digest.update(
+                f"{name} {delta.kind}{delta.kernel or ''}{delta.rows or ''} {delta.scale!r} {delta.dropout!r}\n".encode()
+            )
         for name, tensor in sorted(self.named_parameters(), key=lambda item: item[0]):
             bits = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + bits.tobytes())

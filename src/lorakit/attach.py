@@ -1,13 +1,11 @@
-"""Put adapters on a model and take them off: attach, detach, enable, merge, unmerge. Plan, check everything, then do."""
+"""Put adapters on a model, switch them and take them off: attach, enable, detach. Plan, check everything, then do."""
 
 import math
-import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.delta import LowRank
@@ -15,18 +13,9 @@ from lorakit.deltas import DELTAS
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, many, near
 from lorakit.fingerprint import fingerprint
 from lorakit.inits.classic import generator_for, initial_A
-from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, remove, slot_at, slot_of
-from lorakit.spec import Spec, full_name, matches
-from lorakit.targets import Place, places, select, short_names, whole
-
-
-@dataclass(frozen=True)
-class Undo:
-    """What `unmerge` needs: the base's own tensors, and which adapters were on."""
-
-    token: str
-    weights: dict[str, Tensor]
-    on: dict[str, float]
+from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, put, remove, slot_at, slot_of
+from lorakit.spec import Spec, matches
+from lorakit.targets import Place, layout, places, select, short_names, whole
 
 
 def attach(
@@ -76,10 +65,10 @@ def attach(
     if state.merged:
         raise MergeError("The model is merged; what is attached now would be trained on other weights.",
                          advice="Call unmerge, or detach to keep the merged weights as a new base.")  # fmt: skip
-    known = places(model)
-    adapter = _new(model, what, seed) if isinstance(what, Spec) else _fit(model, what, known, any_base)
+    known = places(model, (what if isinstance(what, Spec) else what.spec).parts)
+    adapter = _new(model, what, known, seed) if isinstance(what, Spec) else _fit(model, what, known, any_base)
     on = {**state.on, name: 1.0}
-    if clashes := _clashes({**state.adapters, name: adapter}, on):
+    if clashes := _clashes({**state.adapters, name: adapter}, on, known):
         raise AdapterMismatch("Two adapters that are on cannot train the same parameters.", clashes,
                               "Switch the other off first: enable(model, None). Nothing was attached.")  # fmt: skip
     if not state.adapters:
@@ -88,8 +77,7 @@ def attach(
     for path, delta in adapter.deltas.items():
         place = known[path]
         delta.to(place.site.read(place.layer).device).requires_grad_(trainable).train(place.layer.training)
-        # Not by add_module: the name may be that of a method, such as "train".
-        slot_at(place.layer, state, path, place.site)._modules[name] = delta
+        put(place.layer, state, place.of, (name, place.key), place.site, delta)
     for full, parameter in adapter.whole.items():
         path, _, key = full.rpartition(".")
         layer: Any = model.get_submodule(path)
@@ -101,10 +89,15 @@ def attach(
     return adapter
 
 
-def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
+def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) -> Adapter:
     """Build a fresh adapter for this model, or raise with every fault."""
     modules = whole(model, spec.whole_modules)
-    chosen = select(model, spec.targets, spec.exclude, without=tuple(modules))
+    split = {(place.of, place.name.rpartition(".")[2]) for place in known.values() if place.is_part}
+    unused = [p for p, sizes in spec.parts.items() if not any(matches(p, n) and part in sizes for n, part in split)]
+    if unused:
+        raise TargetError(f"{len(unused)} of {len(spec.parts)} parts fit no layer.",
+                          [f"{p!r}   {_rows(p, spec, known)}" for p in unused], "Nothing was attached.")  # fmt: skip
+    chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
     idle = [p for p in spec.overrides if not any(matches(p, n) for n in chosen)]
     if idle:
         raise TargetError(f"{len(idle)} of {len(spec.overrides)} overrides match no adapted layer.",
@@ -117,13 +110,12 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
         raise SpecError(f"{many(len(faults), 'layer')} cannot be adapted as asked.", faults, "Nothing was attached.")
     dtype, deltas = getattr(torch, spec.dtype), {}
     for n, place in chosen.items():
-        (out, inputs), settings = place.shape, resolved[n]
-        device = place.site.read(place.layer).device
-        A = initial_A(settings, inputs, place.site.fan_in(place.layer), generator_for(seed, n)).to(device, dtype)
-        B = torch.zeros(out, settings.rank, dtype=dtype, device=device)
+        M, settings = place.site.read(place.layer), resolved[n]
+        A = initial_A(settings, M.shape, place.site.fan_in(place.layer), generator_for(seed, n)).to(M.device, dtype)
         deltas[n] = DELTAS[spec.delta].start(
-            place.site.blank(place.layer, A), B, place.site.read(place.layer), alpha=settings.alpha, dropout=settings.dropout,
-            scale_rule=settings.scale_rule, kind=place.site.kind, kernel=place.site.kernel(place.layer))  # fmt: skip
+            place.site.blank(place.layer, A), M, alpha=settings.alpha, dropout=settings.dropout,
+            scale_rule=settings.scale_rule, kind=place.site.kind, kernel=place.site.kernel(place.layer),
+            rows=place.site.rows)  # fmt: skip
     inside = tuple(f"{n}." for n in modules)
     trained = {}
     for path, own in base_parameters(model):
@@ -137,7 +129,8 @@ def _new(model: nn.Module, spec: Spec, seed: int) -> Adapter:
     origin = {"base_fingerprint": fingerprint(model, without=modules), "seed": seed}
     if name := getattr(model, "name_or_path", ""):  # of transformers
         origin["base_model"] = name
-    return Adapter(spec, deltas, trained, origin, short_names(chosen, dict(own_modules(model))))
+    layers = {place.of: None for place in chosen.values()}  # files name layers, not their parts
+    return Adapter(spec, deltas, trained, origin, short_names(layers, dict(own_modules(model))))
 
 
 def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_base: bool) -> Adapter:
@@ -154,8 +147,10 @@ def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_bas
         # Full names say no more than the factors do; shorter ones also name the layers that have none.
         ends = tuple(f".{t}" for t in adapter.target_names if t not in adapter.deltas)
         inside = tuple(f"{m}." for m in modules)
-        faults += [f"{n}   is named by its targets, but the adapter has no factors for it" for n in known
-                   if n not in adapter.deltas and f".{n}".endswith(ends) and not f"{n}.".startswith(inside)]  # fmt: skip
+        held = {known[n].of for n in adapter.deltas if n in known}
+        faults += [f"{n}   is named by its targets, but the adapter has no factors for it" for n, place in known.items()
+                   if n == place.of and n not in held and f".{n}".endswith(ends)
+                   and not f"{n}.".startswith(inside)]  # fmt: skip
     base = adapter.provenance.get("base_model")
     where = (f"The file says it was trained on {base}. " if base else "") + "Nothing was attached."
     if faults:
@@ -184,13 +179,24 @@ def _misfits(model: nn.Module, name: str, delta: LowRank, known: Mapping[str, Pl
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
     if delta.kernel != kernel:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
+    if delta.rows != known[name].site.rows:
+        yield f"was made for the rows {delta.rows} (groups, rows of each, first, count), here they are {known[name].site.rows}"
     if delta.shape[1] != inputs:
         yield f"A is {tuple(delta.A.shape)}, the layer takes {inputs}"
     if delta.shape[0] != out:
         yield f"B is {tuple(delta.B.shape)}, the layer gives {out}"
 
 
-def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str]) -> list[str]:
+def _rows(pattern: str, spec: Spec, known: Mapping[str, Place]) -> str:
+    """Say why a row of `Spec.parts` fits nothing."""
+    wanted = layout(spec.parts[pattern]).outputs
+    there = [place for place in known.values() if matches(pattern, place.of) and not place.is_part]
+    if not there:
+        return f"0 layers   {near(pattern, {n.split('.')[-1] for n in known})}".rstrip()
+    return f"gives {wanted} rows, {there[0].of} has {there[0].shape[0]}"
+
+
+def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str], known: Mapping[str, Place]) -> list[str]:
     """Return the parameters that more than one adapter that is on would replace, or replace and change."""
     faults, holder = [], {}
     for name in on:
@@ -200,7 +206,7 @@ def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str]) -> list[str]:
             holder[path] = name
     for name in on:
         faults += [f"{path}   is trained whole by {holder[path]!r} and adapted by {name!r}"
-                   for n in adapters[name].deltas if (path := full_name(n, "weight")) in holder]  # fmt: skip
+                   for n in adapters[name].deltas if n in known and (path := known[n].path) in holder]  # fmt: skip
     return faults
 
 
@@ -214,7 +220,7 @@ def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | 
 
     Cost: no weight is written.
     """
-    state = _attached(model)
+    state = state_of(model)
     if state.merged:
         raise MergeError("The model is merged: its weights hold the adapters already.", advice="Call unmerge first.")
     names = [which] if isinstance(which, str) else [] if which is None else list(which)
@@ -224,89 +230,12 @@ def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | 
                if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)]  # fmt: skip
     if faults:
         raise AdapterNameError("This cannot be switched on.", faults, _listed(state, "Nothing was switched."))
-    faults = _clashes(state.adapters, on)
+    faults = _clashes(state.adapters, on, places_of(model, state))
     faults += [f"{n!r}   has weight {w:g}, but trains parameters whole: it is on (1) or off"
                for n, w in on.items() if w != 1 and state.adapters[n].whole]  # fmt: skip
     if faults:
         raise AdapterMismatch("These cannot be on together, or not at this weight.", faults, "Nothing was switched.")
     exchange(model, state, {n: float(w) for n, w in on.items()})
-
-
-def merge(model: nn.Module) -> Undo:
-    """Add what is on into the base's weights: summed in float32 or better, rounded once.
-
-    Afterwards the model computes as before, and no adapter is on. `unmerge` takes it back to the bit; `detach` keeps the
-    merged weights and leaves a plain model.
-
-    Returns:
-        Undo: with a copy of every weight that changed.
-
-    Raises:
-        MergeError: nothing is on, the model is merged already, a weight is shared with a layer that the merge would
-            change too or is computed by a parametrization, or a sum is not finite; nothing is changed.
-    """
-    state = _attached(model)
-    if state.merged:
-        raise MergeError("The model is merged already.", advice="Call unmerge first.")
-    if not state.on:
-        raise MergeError("No adapter is on: the merged model would equal the base.", advice="Call enable with a name.")
-    known, own = places(model), dict(base_parameters(model))
-    trained = {path: tensor for a in state.on for path, tensor in state.adapters[a].whole.items()}
-    adapted = {full_name(n, "weight"): known[n] for n in known if any(n in state.adapters[a].deltas for a in state.on)}
-    holders: dict[int, list[str]] = {}
-    for path, parameter in own.items():
-        holders.setdefault(id(parameter), []).append(path)
-    faults = []
-    for path in [*adapted, *trained]:
-        if path not in own:
-            faults.append(f"{path}   is computed by a parametrization")
-        elif path in trained and not torch.isfinite(trained[path]).all():
-            faults.append(f"{path}   is not finite in the adapter")
-        elif others := [o for o in holders[id(own[path])] if o != path]:
-            faults.append(f"{path}   is shared with {', '.join(others)}, which the merge would change too")
-    if faults:
-        raise MergeError(f"{many(len(faults), 'weight')} cannot be merged.", faults, "Nothing was changed.")
-    undo = Undo(uuid.uuid4().hex, {}, dict(state.on))
-    exchange(model, state, {})
-    with torch.no_grad():
-        for path in trained:
-            undo.weights[path] = own[path].detach().clone()
-            own[path].copy_(trained[path])
-        for path, place in adapted.items():
-            undo.weights[path] = own[path].detach().clone()
-            M = base = place.site.read(place.layer)
-            for a, w in undo.on.items():
-                if place.name in state.adapters[a].deltas:
-                    change = state.adapters[a].deltas[place.name].matrix(base)
-                    M = M.to(torch.promote_types(M.dtype, change.dtype)) + w * change.to(M.device)
-            M = M.to(own[path].dtype)
-            if not torch.isfinite(M).all():
-                _restore(model, state, undo)
-                raise MergeError(f"The sum for {path} is not finite in {M.dtype}.", advice="Nothing was changed.")
-            place.site.write(place.layer, M)
-    state.merged = undo.token
-    return undo
-
-
-def unmerge(model: nn.Module, undo: Undo) -> None:
-    """Put the base's bits back, and switch on what was on.
-
-    Raises:
-        MergeError: the model is not merged, or by another merge than this Undo's.
-    """
-    state = _attached(model)
-    if state.merged != undo.token:
-        raise MergeError("This Undo belongs to another merge." if state.merged else "The model is not merged.",
-                         advice="Nothing was changed.")  # fmt: skip
-    _restore(model, state, undo)
-
-
-def _restore(model: nn.Module, state: State, undo: Undo) -> None:
-    own = dict(base_parameters(model))
-    for path, tensor in undo.weights.items():
-        own[path].detach().copy_(tensor)
-    state.merged = None
-    exchange(model, state, undo.on)
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
@@ -316,7 +245,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         AdapterNameError: nothing, or no adapter of that name, is attached.
         MergeError: one of several adapters of a merged model.
     """
-    state = _attached(model)
+    state = state_of(model)
     gone = list(state.adapters) if name is None else [name]
     if missing := [n for n in gone if n not in state.adapters]:
         raise AdapterNameError(f"No adapter {name!r} is attached. {near(str(missing[0]), state.adapters)}".rstrip(),
@@ -331,7 +260,8 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if slot is None:
             continue
         for n in gone:
-            slot._modules.pop(n, None)
+            for key in [k for k in slot._modules if k.partition("/")[0] == n]:
+                del slot._modules[key]
             for key in [k for k in slot._parameters if k.startswith(f"{n}:")]:
                 del slot._parameters[key]
         if not slot._modules and not slot._parameters:
@@ -339,6 +269,14 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     if not state.adapters:
         for path, parameter in model.named_parameters(remove_duplicate=False):
             parameter.requires_grad_(state.found.get(path, parameter.requires_grad))
+
+
+def places_of(model: nn.Module, state: State) -> dict[str, Place]:
+    """Return the places of a model, with the parts that the specs of its adapters give."""
+    given: dict[str, Any] = {}
+    for adapter in state.adapters.values():
+        given |= adapter.spec.parts
+    return places(model, given)
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
@@ -351,7 +289,12 @@ def enabled(model: nn.Module) -> dict[str, float]:
     return dict((find_state(model) or State()).on)
 
 
-def _attached(model: nn.Module) -> State:
+def state_of(model: nn.Module) -> State:
+    """Return what is attached to this model.
+
+    Raises:
+        AdapterNameError: nothing is.
+    """
     state = find_state(model)
     if state is None:
         raise AdapterNameError(f"No adapter is attached to this {type(model).__name__}.", advice="Call attach first.")

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from lorakit.slot import base_parameters, find_state, own_modules, slot_of
-from lorakit.targets import places
+from lorakit.attach import places_of
+from lorakit.slot import State, base_parameters, find_state, own_modules
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,29 @@ def coverage(model: nn.Module) -> Coverage:
       not adapted  0                                            linear 4 -> 3
     trainable parameters: 15 of 15 = 100.0000 %
     """
-    modules, skipped, known, state = [], [], places(model), find_state(model)
+    state = find_state(model)
+    modules, skipped, known = [], [], places_of(model, state or State())
+    reached = {p.path for n, p in known.items() if state and any(n in a.deltas for a in state.adapters.values())}
     whole = sorted({path for a in state.adapters.values() for path in a.whole}) if state else []
     for name, place in known.items():
-        slot = slot_of(place.layer)
         told = {"name": name, "kind": place.site.kind, "shape": list(place.shape)}
-        deltas = {n: a.deltas[name] for n, a in state.adapters.items() if name in a.deltas} if state and slot else {}
+        deltas = {n: a.deltas[name] for n, a in state.adapters.items() if name in a.deltas} if state else {}
         if deltas:
             adapters = {n: {"rank": d.rank, "alpha": d.alpha, "scale": d.scale} for n, d in deltas.items()}
             modules.append({**told, "adapters": adapters})
-        elif f"{name}.weight" not in whole:
+        elif place.path not in (*whole, *reached) and not place.is_part:
             skipped.append(told)
     unreachable: dict[str, tuple[int, int]] = {}
+    held = {p.path.rpartition(".")[0] for p in known.values()}
     for name, module in own_modules(model):
         values = sum(p.numel() for p in module._parameters.values() if p is not None and p.ndim > 1)
-        if values and name not in known:
+        if values and name not in held:
             count, before = unreachable.get(type(module).__name__, (0, 0))
             unreachable[type(module).__name__] = (count + 1, before + values)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # A parameter that waits in a slot takes the place of one that is counted already.
     base = sum(p.numel() for p in {id(p): p for _, p in base_parameters(model)}.values())
-    added = sum(d.A.numel() + d.B.numel() for a in (state.adapters.values() if state else ()) for d in a.deltas.values())
+    added = sum(
+        p.numel() for a in (state.adapters.values() if state else ()) for d in a.deltas.values() for p in d.parameters()
+    )
     return Coverage(type(model).__name__, modules, whole, skipped, unreachable, trainable, base + added)

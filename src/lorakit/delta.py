@@ -14,13 +14,14 @@ class LowRank(nn.Module):
     """The low-rank change `scale * B @ A` of a matrix (out, in), with its two factors as parameters.
 
     Args:
-        A: (rank, in), floating; the factor next to the input.
-        B: (out, rank), same rank, dtype and device as A.
+        A: (rank, in), floating; the factor next to the input. (experts, rank, in) for a stack of matrices.
+        B: (out, rank), same rank, dtype and device as A; (experts, out, rank) for a stack.
         alpha: strength; with `scale_rule` it gives `scale`.
         scale_rule: a name from `lorakit.spec.SCALES`.
         dropout: probability with which an input of A is dropped while training.
         kind: the kind of site it was made for ("linear", "conv1d", "embedding", …): files need it.
         kernel: axes of the patch that a row of A is for, of a convolution: files keep them.
+        rows: which outputs of a fused layer these are: groups, outputs of a group, first, count; empty for all.
 
     Raises:
         SpecError: A and B do not share a rank; the message names both shapes.
@@ -34,14 +35,14 @@ class LowRank(nn.Module):
     name = "lora"  # in Spec.delta
 
     def __init__(self, A: Tensor, B: Tensor, *, alpha: float, scale_rule: str = "alpha/rank", dropout: float = 0.0,
-                 kind: str = "linear", kernel: tuple[int, ...] = ()):  # fmt: skip
+                 kind: str = "linear", kernel: tuple[int, ...] = (), rows: tuple[int, ...] = ()):  # fmt: skip
         super().__init__()
-        if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1]:
+        if A.ndim < 2 or A.shape[:-2] != B.shape[:-2] or A.ndim != B.ndim or A.shape[-2] != B.shape[-1]:
             raise SpecError(f"A (rank, in) and B (out, rank) must share a rank: A is {tuple(A.shape)}, B is {tuple(B.shape)}.")
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
         self.alpha, self.scale_rule, self.dropout, self.kind = float(alpha), scale_rule, float(dropout), kind
-        self.kernel = tuple(kernel)
-        self.scale: float = SCALES[scale_rule](alpha, A.shape[0])
+        self.kernel, self.rows = tuple(kernel), tuple(rows)
+        self.scale: float = SCALES[scale_rule](alpha, A.shape[-2])
 
     @classmethod
     def faults(cls, kind: str) -> list[str]:
@@ -49,21 +50,21 @@ class LowRank(nn.Module):
         return []
 
     @classmethod
-    def start(cls, A: Tensor, B: Tensor, M: Tensor, **more: Any) -> "LowRank":
-        """Return one that changes nothing yet, for the base matrix M (out, in)."""
-        return cls(A, B, **more)
+    def start(cls, A: Tensor, M: Tensor, **more: Any) -> "LowRank":
+        """Return one that changes nothing yet, from an initial A, for the base matrix M (out, in)."""
+        return cls(A, A.new_zeros(*M.shape[:-1], A.shape[-2]), **more)
 
     @property
     def rank(self) -> int:
-        return self.A.shape[0]
+        return self.A.shape[-2]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of the matrix it changes."""
-        return self.B.shape[0], self.A.shape[1]
+        """(out, in) of the matrix it changes, or of each matrix of a stack."""
+        return self.B.shape[-2], self.A.shape[-1]
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
-        """Return what is added to the base matrix M: (out, in), float32, or float64 where a factor is."""
+        """Return what is added to the base matrix M: of its shape, float32, or float64 where a factor is."""
         wide = torch.promote_types(torch.promote_types(self.A.dtype, self.B.dtype), torch.float32)
         return self.scale * (self.B.to(wide) @ self.A.to(wide))
 

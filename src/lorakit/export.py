@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.adapter import Adapter
-from lorakit.attach import detach, enable, merge
+from lorakit.attach import detach, enable
 from lorakit.errors import MergeError, OutputError, many
 from lorakit.evaluate.subject import open_subject
+from lorakit.merging import merge
 from lorakit.models import load, quiet
 
 # Read through both models where no data is named.
@@ -92,7 +93,7 @@ def export(
     undo = merge(loaded.model)
     merged_here = _logits(loaded.model, batches)
     changed = sum(
-        int((loaded.model.get_parameter(path).to(wanted) != old.to(wanted)).sum()) for path, old in undo.weights.items()
+        int((loaded.model.get_parameter(path).to(wanted) != old.to(wanted)).sum()) for path, old in undo.before.items()
     )
     detach(loaded.model)
     if not changed:

@@ -1,6 +1,6 @@
 """How each kind of layer holds its matrix M (out, in), so that M x + bias is what the layer computes.
 
-A site knows no method: `read` and `write` are for merging, `project` and `expand` for the factored forward.
+A site knows no method: `read`, `stored` and `widen` are for merging, `project` and `expand` for the factored forward.
 SITES lists those of the core; `lorakit.sites` adds the storages with a file of their own, and is where all are found.
 """
 
@@ -18,6 +18,13 @@ class Linear:
     """torch.nn.Linear: weight is M itself."""
 
     kind = "linear"
+    rows: tuple[int, ...] = ()  # of a part: groups, rows of a group, and where in each the part's begin and how many they are
+    lends = False  # whether the layer reads its weight itself, so that it must be lent the changed one while it runs
+
+    @property
+    def whole(self) -> "Linear":
+        """The site of the whole matrix that this is a part of; itself, mostly."""
+        return self
 
     def holds(self, layer: Any) -> bool:
         """Tell whether this layer is of this kind and its matrix is stored as this site reads it."""
@@ -26,17 +33,25 @@ class Linear:
         weight = layer._parameters.get("weight") if called else None
         return weight is not None and weight.is_floating_point() and weight.shape == (layer.out_features, layer.in_features)
 
+    def path(self) -> str:
+        """Return the name of the stored weight, from the layer on."""
+        return "weight"
+
     def read(self, layer: Any) -> Tensor:
         """Return M (out, in), a view of the stored weight in its dtype."""
         return layer.weight.detach()
 
-    def write(self, layer: Any, M: Tensor) -> None:
-        """Store M (out, in), rounded once to the weight's dtype, in place."""
-        self.read(layer).copy_(M)
+    def stored(self, layer: Any, M: Tensor) -> Tensor:
+        """Return M (out, in) in the shape and order in which the layer keeps it."""
+        return M
+
+    def widen(self, change: Tensor) -> Tensor:
+        """Return a change of what this site reads as one of the matrix of `whole`: zero in all other rows."""
+        return change
 
     def fan_in(self, layer: Any) -> int:
         """Number of inputs that are non-zero at once: what the initial A is scaled by."""
-        return self.read(layer).shape[1]
+        return self.read(layer).shape[-1]
 
     def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         """Return A x: (..., in) -> (..., rank)."""
@@ -46,8 +61,12 @@ class Linear:
         """Return B h: (..., rank) -> (..., out), of the shape of the layer's own output y."""
         return F.linear(h, B)
 
+    def bias(self, layer: Any) -> Tensor | None:
+        """Return the layer's bias in the shape that goes with its output; None where it has none."""
+        return getattr(layer, "bias", None)
+
     def per_output(self, layer: Any, vector: Tensor) -> Tensor:
-        """Return a vector (out,) in the shape that goes with the layer's output, one value an output."""
+        """Return factors (out,) of the outputs in the shape that goes with the layer's output."""
         return vector
 
     def blank(self, layer: Any, A: Tensor) -> Tensor:
@@ -60,7 +79,7 @@ class Linear:
 
     def faults(self, layer: Any, settings: Settings) -> list[str]:
         """Return what of these settings this layer cannot use."""
-        out, inputs = self.read(layer).shape
+        out, inputs = self.read(layer).shape[-2:]
         if settings.rank > min(out, inputs):
             return [f"rank {settings.rank} is above min(in, out) = {min(out, inputs)} ({inputs} -> {out})"]
         return []
@@ -79,6 +98,9 @@ class Conv1D(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
 
+    def stored(self, layer: Any, M: Tensor) -> Tensor:
+        return M.T
+
 
 class Embedding(Linear):
     """torch.nn.Embedding: row i of the weight is column i of M, the input is a one-hot vector."""
@@ -92,6 +114,9 @@ class Embedding(Linear):
 
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
+
+    def stored(self, layer: Any, M: Tensor) -> Tensor:
+        return M.T
 
     def fan_in(self, layer: Any) -> int:
         return 1

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterNameError
@@ -29,22 +30,47 @@ class State:
 
 
 class Slot(nn.Module):
-    """The deltas of one layer; the keys of waiting parameters are "adapter:key", and ":key" for the base's own."""
+    """The deltas of one layer, under "adapter" or, of a part of it, "adapter/part"; and the parameters that wait.
+
+    The keys of waiting parameters are "adapter:key", and ":key" for the base's own.
+    """
 
     def __init__(self, state: State, path: str):
         super().__init__()
         self.state, self.path = state, path  # path: the layer's name in the model that attach was given
-        self.site: Linear | None = None
+        self.sites: dict[str, Linear] = {}  # by the end of the keys of its deltas: "", or "/part"
+
+    def on(self, *, lends: bool) -> Iterator[tuple[float, Any, Any]]:
+        """Yield weight, site and delta of what is on, and enters the layer in this way."""
+        for name, weight in self.state.on.items():
+            for end, site in self.sites.items():
+                delta = self._modules.get(name + end)
+                if delta is not None and site.lends is lends:
+                    yield weight, site, delta
 
     def forward(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return y plus what each delta that is on adds to it."""
         out = y
-        for name, weight in self.state.on.items():
-            delta = self._modules.get(name)
-            if delta is not None:
-                change = delta(self.site, layer, x, y)
-                out = out + (change if weight == 1.0 else change * weight)
+        for weight, site, delta in self.on(lends=False):
+            change = delta(site, layer, x, y)
+            out = out + (change if weight == 1.0 else change * weight)
         return out
+
+    def lend(self, layer: nn.Module) -> None:
+        """Lend the layer the weights that are changed by what is on: each summed as a merge sums it, and rounded once."""
+        sums: dict[str, tuple[Any, Tensor]] = {}
+        for weight, site, delta in self.on(lends=True):
+            change = site.widen(delta.matrix(site.read(layer)))
+            whole, M = sums.get(site.path(), (site.whole, site.whole.read(layer)))
+            sums[site.path()] = whole, M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change
+        for whole, M in sums.values():
+            whole.lend(layer, M)
+
+    def take_back(self, layer: nn.Module) -> None:
+        """Give the layer its own weights back."""
+        wholes: list[Any] = [site.whole for site in self.sites.values() if site.lends]
+        for whole in wholes:
+            whole.take_back(layer)
 
 
 def add_deltas(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
@@ -52,23 +78,57 @@ def add_deltas(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Ten
     return layer.lorakit(layer, args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor)), y)
 
 
-def slot_at(layer: nn.Module, state: State, path: str, site: Linear | None = None) -> Slot:
-    """Return the layer's slot, made where it is missing, and hooked once there is a site to read."""
+def lend_weights(layer: Any, args: tuple[Any, ...]) -> None:
+    """The hook before a layer that reads its adapted weights itself."""
+    layer.lorakit.lend(layer)
+
+
+def take_weights_back(layer: Any, args: tuple[Any, ...], y: Any) -> None:
+    """The hook after it, also where it failed."""
+    layer.lorakit.take_back(layer)
+
+
+def slot_at(layer: nn.Module, state: State, path: str) -> Slot:
+    """Return the layer's slot, made where it is missing."""
     slot = slot_of(layer)
     if slot is None:
         slot = Slot(state, path)
         layer.add_module(SLOT, slot)
-    if site is not None and slot.site is None:
-        slot.site = site
-        layer.register_forward_hook(add_deltas, with_kwargs=True)
     return slot
 
 
+def put(layer: nn.Module, state: State, path: str, key: tuple[str, str], site: Linear, delta: nn.Module) -> None:
+    """Put a delta into the slot of a layer, and hook the layer where nothing of this kind did before.
+
+    Args:
+        layer: the layer.
+        state: what is attached to the model.
+        path: the layer's full name.
+        key: the adapter's name, and the end of its key.
+        site: what the delta changes.
+        delta: the change.
+    """
+    slot = slot_at(layer, state, path)
+    if not any(known.lends is site.lends for known in slot.sites.values()):
+        if site.lends:
+            layer.register_forward_pre_hook(lend_weights)
+            layer.register_forward_hook(take_weights_back, always_call=True)
+        else:
+            layer.register_forward_hook(add_deltas, with_kwargs=True)
+    slot.sites.setdefault(key[1], site)
+    # Not by add_module: the name may be that of a method, such as "train".
+    slot._modules[key[0] + key[1]] = delta
+
+
 def remove(layer: nn.Module) -> None:
-    """Take the slot and its hook off a layer."""
-    for key in [key for key, hook in layer._forward_hooks.items() if hook is add_deltas]:
+    """Take the slot and its hooks off a layer."""
+    hooks = (add_deltas, lend_weights, take_weights_back)
+    for key in [key for key, hook in layer._forward_hooks.items() if hook in hooks]:
         del layer._forward_hooks[key]
         layer._forward_hooks_with_kwargs.pop(key, None)
+        layer._forward_hooks_always_called.pop(key, None)
+    for key in [key for key, hook in layer._forward_pre_hooks.items() if hook in hooks]:
+        del layer._forward_pre_hooks[key]
     del layer._modules[SLOT]
 
 

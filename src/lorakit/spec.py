@@ -75,6 +75,9 @@ class Spec:
     whole_modules: tuple[str, ...] = option(
         (), "names of modules that are trained whole and saved beside the adapter", several=True
     )
+    parts: Mapping[str, Mapping[str, int]] = option(
+        dict, "rows of fused layers, where the model class does not tell: {pattern: {part: rows, ..., groups: 1}}", flag=False
+    )
     dtype: str = option("float32", "dtype of the adapter's parameters", choices=DTYPES)
     overrides: Mapping[str, Mapping[str, Any]] = option(
         dict, "other settings for names matching a pattern: {pattern: {field: value}}, the first match counts", flag=False
@@ -89,7 +92,8 @@ class Spec:
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(f"{many(len(faults), 'fault')} in the spec.", faults, "Nothing was attached.")
-        object.__setattr__(self, "overrides", {pattern: dict(change) for pattern, change in self.overrides.items()})
+        for name in ("overrides", "parts"):
+            object.__setattr__(self, name, {pattern: dict(found) for pattern, found in getattr(self, name).items()})
 
     def _faults(self) -> Iterator[tuple[str, str]]:
         base = {f.name: getattr(self, f.name) for f in fields(Settings)}
@@ -104,6 +108,7 @@ class Spec:
                     yield name, f"{pattern!r} is no name pattern"
         if self.targets == ():
             yield "targets", "empty; targets='none' trains biases or whole modules alone"
+        yield from self._part_faults()
         overrides: Any = self.overrides
         if not isinstance(overrides, Mapping):
             yield "overrides", f"{{pattern: {{field: value}}}} is needed, got {overrides!r}"
@@ -118,6 +123,18 @@ class Spec:
             for name, fault in setting_faults({**base, **{k: v for k, v in change.items() if k in base}}):
                 if name in change:
                     yield f"overrides[{pattern!r}].{name}", fault
+
+    def _part_faults(self) -> Iterator[tuple[str, str]]:
+        parts: Any = self.parts
+        if not isinstance(parts, Mapping):
+            yield "parts", f"{{pattern: {{part: rows}}}} is needed, got {parts!r}"
+            return
+        for pattern, sizes in cast(Mapping[Any, Any], parts).items():
+            rows = list(cast(Mapping[Any, Any], sizes).items()) if isinstance(sizes, Mapping) else []
+            whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for _, n in rows)
+            words = all(isinstance(part, str) and part.isidentifier() for part, _ in rows)
+            if not isinstance(pattern, str) or not whole or not words or not [part for part, _ in rows if part != "groups"]:
+                yield f"parts[{pattern!r}]", f"{{part: rows}} with words and whole numbers is needed, got {sizes!r}"
 
     def change(self, name: str) -> dict[str, Any]:
         """Return the first override that matches the layer called `name`; empty where none does."""

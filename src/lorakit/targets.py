@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ from torch import nn
 
 from lorakit.errors import TargetError, many, near
 from lorakit.site import Linear
-from lorakit.sites import SITES, site_of
+from lorakit.sites import SITES, sites_of
 from lorakit.sites.conv import CONVOLUTIONS
+from lorakit.sites.parts import Layout
 from lorakit.slot import own_modules
-from lorakit.spec import matches
+from lorakit.spec import full_name, matches
 
 ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
 # What a projection does in its block, told by the last parts of its name in the model families of transformers.
@@ -22,10 +23,11 @@ ROLES = {
     "k": r"k|k_proj|key|key_proj|k_lin|to_k|wk",
     "v": r"v|v_proj|value|value_proj|v_lin|to_v|wv",
     "o": rf"o|o_proj|out_lin|to_out\.0|attention\.output\.dense|{ATTENTION}\.(out_proj|c_proj|dense|proj|wo)",
-    "qkv": r"c_attn|query_key_value|qkv|qkv_proj|Wqkv",
+    "qkv": rf"c_attn|query_key_value|qkv|qkv_proj|Wqkv|{ATTENTION}\.in_proj",
     "mlp": r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|fc_in|fc_out|wi|wi_0|wi_1|Dense\w*Dense\.wo|c_fc|"
     r"mlp\.c_proj|intermediate\.dense|(?<!attention\.)output\.dense|lin1|lin2|dense_h_to_4h|dense_4h_to_h|w1|w2|w3",
 }
+LINEAR = ("linear", "conv1d", "in_proj", "out_proj")  # kinds that all-linear means
 PRESETS = {
     "all-linear": (), "conv": (), "none": (), "q": ("q",), "k": ("k",), "v": ("v",), "o": ("o",), "qv": ("q", "v"),
     "qkv": ("q", "k", "v"), "qkvo": ("q", "k", "v", "o"), "attention": ("q", "k", "v", "o", "qkv"), "mlp": ("mlp",),
@@ -34,23 +36,66 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Place:
-    """A layer that can be adapted: its full name, the module, and the site that holds its matrix."""
+    """What can be adapted: a layer, a part of one, or a weight that a module reads itself.
+
+    Attributes:
+        name: its full name.
+        layer: the module.
+        site: what holds its matrix.
+        of: the layer's full name.
+    """
 
     name: str
     layer: nn.Module
     site: Linear
+    of: str
+
+    @property
+    def key(self) -> str:
+        """The end of the keys of its deltas in the layer's slot."""
+        return "" if self.name == self.of else f"/{self.name[len(self.of) :].lstrip('.')}"
+
+    @property
+    def path(self) -> str:
+        """Full name of the stored weight."""
+        return full_name(self.of, self.site.path())
+
+    @property
+    def is_part(self) -> bool:
+        return self.site.whole is not self.site
 
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of its matrix."""
-        out, inputs = self.site.read(self.layer).shape
+        out, inputs = self.site.read(self.layer).shape[-2:]
         return out, inputs
 
 
-def places(model: nn.Module) -> dict[str, Place]:
-    """Return every layer of the model that a site can hold, by name, in the model's order."""
-    found = ((name, module, site_of(module)) for name, module in own_modules(model))
-    return {name: Place(name, module, site) for name, module, site in found if site is not None}
+def places(model: nn.Module, parts: Mapping[str, Mapping[str, int]] | None = None) -> dict[str, Place]:
+    """Return everything in the model that a site can hold, by name, in the model's order.
+
+    Args:
+        model: any module.
+        parts: `Spec.parts`: rows of layers that are one projection each, where the model class does not tell.
+
+    >>> [*places(nn.Sequential(nn.Linear(2, 6)), {"0": {"q": 2, "k": 2, "v": 2}})]
+    ['0', '0.q', '0.k', '0.v']
+    """
+    found, configs = {}, {"": None}
+    for name, module in own_modules(model):
+        # The nearest module above that has one: parts of a model can be of other families than the whole.
+        above = configs.get(name.rpartition(".")[0])
+        configs[name] = module.__dict__.get("config", above)
+        given = next((layout(sizes) for pattern, sizes in (parts or {}).items() if matches(pattern, name)), None)
+        for end, site in sites_of(name, module, configs[name], given):
+            full = full_name(name, end) if end else name
+            found[full] = Place(full, module, site, name)
+    return found
+
+
+def layout(sizes: Mapping[str, int]) -> Layout:
+    """Return the layout that a row of `Spec.parts` means."""
+    return Layout({part: size for part, size in sizes.items() if part != "groups"}, sizes.get("groups", 1))
 
 
 def role(name: str) -> str | None:
@@ -90,7 +135,9 @@ def whole(model: nn.Module, patterns: tuple[str, ...], *, every: bool = True) ->
     return {n: m for n, m in chosen.items() if not any(n.startswith(outer + ".") for outer in chosen)}
 
 
-def select(model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, without: Any = ()) -> dict[str, Place]:
+def select(
+    model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, without: Any = (), parts: Any = None
+) -> dict[str, Place]:
     """Return the layers that `targets` names and `exclude` does not, in the model's order.
 
     Args:
@@ -99,6 +146,7 @@ def select(model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, 
             or its last parts), or a list of name patterns (full name or last parts, with `*` and `?`).
         exclude: likewise.
         without: names of modules whose inside is never selected (those that are trained whole).
+        parts: as `places` takes it. A part is not selected where the layer that it is of is.
 
     Raises:
         TargetError: a pattern, or all of a preset, matches nothing; the message counts what each matched.
@@ -106,11 +154,13 @@ def select(model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, 
     >>> list(select(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), ["2"]))
     ['2']
     """
-    known = places(model)
+    known = places(model, parts)
     usable = {n: p for n, p in known.items() if not any(n == w or n.startswith(w + ".") for w in without)}
     chosen, counts = _resolve(model, targets, usable, "targets")
     dropped, _ = _resolve(model, exclude, {n: usable[n] for n in chosen}, "exclude") if exclude else (set(), {})
     left = {n: p for n, p in usable.items() if n in chosen - dropped}
+    entire = {p.path for p in left.values() if not p.is_part}
+    left = {n: p for n, p in left.items() if not (p.is_part and p.path in entire)}
     if chosen and not left:
         raise TargetError("exclude leaves no layer of those that targets names.",
                           [f"{p!r}   {many(c, 'layer')}" for p, c in counts.items()], "Nothing was attached.")  # fmt: skip
@@ -169,7 +219,7 @@ def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
         return set()
     if name == "all-linear":
         heads = {id(layer) for module in model.modules() for layer in _head(module)}
-        chosen = {n for n, p in usable.items() if p.site.kind in ("linear", "conv1d") and id(p.layer) not in heads}
+        chosen = {n for n, p in usable.items() if p.site.kind in LINEAR and not p.is_part and id(p.layer) not in heads}
         if not chosen:
             raise TargetError(f"targets='all-linear' finds no linear layer in {type(model).__name__}.",
                               advice=f"It can adapt {', '.join(SITES)} layers; targets='none' trains biases or whole "
@@ -189,7 +239,7 @@ def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
         advice = "Nothing was attached. `lorakit inspect MODEL --targets` lists what can be named."
         if fused:
             advice = (f"{fused[0]} and {len(fused) - 1} more hold q, k and v in one matrix: targets='attention' adapts it "
-                      "whole. Nothing was attached.")  # fmt: skip
+                      "whole; Spec(parts=…) says which of its rows are whose. Nothing was attached.")  # fmt: skip
         raise TargetError(f"The preset {name!r} does not fit {type(model).__name__}.", faults, advice)
     return {n for n, r in roles.items() if r in PRESETS[name]}
 

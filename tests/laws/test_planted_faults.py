@@ -20,6 +20,7 @@ from . import law
 from .table import Row
 
 attach = import_module("lorakit.attach")  # lorakit.attach is the function
+merging = import_module("lorakit.merging")
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -33,7 +34,7 @@ def edit(where: Any, name: str, old: str, new: str) -> Plant:
         scope: dict[str, Any] = {}
         exec(compile(source.replace(old, new), original.__code__.co_filename, "exec"), original.__globals__, scope)
         patch.setattr(where, name, scope[name])
-        for other in (lorakit, attach):  # who imported the name
+        for other in (lorakit, attach, merging):  # who imported the name
             if vars(other).get(name) is original:
                 patch.setattr(other, name, scope[name])
 
@@ -59,18 +60,18 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "merged transposed": (edit(LowRank, "matrix", "self.A.to(wide))", "self.A.to(wide)).T"), law.merged_equals_attached,
                           "linear-square-float64"),
     "merge drops scale": (edit(LowRank, "matrix", "self.scale * (", "("), law.merged_equals_attached, "linear-bfloat16"),
-    "merge drops weight": (edit(attach, "merge", "w * change.to", "change.to"), law.merge_rounds_once, "linear-float32"),
-    "merge rounds the change first": (edit(attach, "merge", "+ w * change.to(M.device)", "+ (w * change).to(own[path].dtype)"),
+    "merge drops weight": (edit(merging, "_sum", "w * change.to", "change.to"), law.merge_rounds_once, "linear-float32"),
+    "merge rounds the change first": (edit(merging, "_sum", "+ w * change.to(M.device)", "+ (w * change).to(base.dtype)"),
                                       law.merge_rounds_once, "linear-bfloat16"),
-    "merge sums in the weight's dtype": (edit(attach, "merge", "M.to(torch.promote_types(M.dtype, change.dtype)) + w * change",
+    "merge sums in the weight's dtype": (edit(merging, "_sum", "M.to(torch.promote_types(M.dtype, change.dtype)) + w * change",
                                               "M + w * change.to(M.dtype)"), law.merge_rounds_once, "conv1d-float16"),
-    "merge drops biases": (edit(attach, "merge", "own[path].copy_(trained[path])", "pass"), law.biases_train_and_merge,
+    "merge drops biases": (edit(merging, "merge", "path: trained[path].to(tensor)", "path: tensor"), law.biases_train_and_merge,
                            "linear-float64"),
-    "merge leaves the change on": (edit(attach, "merge", "exchange(model, state, {})", "pass"), law.merged_equals_attached,
+    "merge leaves the change on": (edit(merging, "merge", "exchange(model, state, {})", "pass"), law.merged_equals_attached,
                                    "embedding-float32"),
-    "unmerge by subtraction": (edit(attach, "_restore", "own[path].detach().copy_(tensor)", SUBTRACT),
+    "unmerge by subtraction": (edit(merging, "_restore", "own[path].detach().copy_(tensor)", SUBTRACT),
                                law.unmerge_restores_bits, "linear-bfloat16"),
-    "unmerge switches nothing on": (edit(attach, "_restore", "exchange(model, state, undo.on)", "pass"),
+    "unmerge switches nothing on": (edit(merging, "_restore", "exchange(model, state, undo.on)", "pass"),
                                     law.unmerge_restores_bits, "linear-float64"),
     "base not frozen": (edit(attach, "attach", "model.requires_grad_(False)", "pass"), law.only_the_delta_trains,
                         "linear-float64"),
@@ -80,16 +81,18 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                law.only_the_delta_trains, "conv1d-float64"),
     "hook left behind": (edit(slot, "remove", "del layer._forward_hooks[key]", "pass"), law.detach_leaves_no_trace,
                          "linear-float64"),
-    "all hooks removed": (edit(slot, "remove", " if hook is add_deltas", ""), law.detach_leaves_no_trace, "conv1d-float64"),
+    "all hooks removed": (edit(slot, "remove", "_forward_hooks.items() if hook in hooks", "_forward_hooks.items()"),
+                          law.detach_leaves_no_trace, "conv1d-float64"),
     "requires_grad not put back": (edit(attach, "detach", "state.found.get(path, parameter.requires_grad)", "False"),
                                    law.detach_leaves_no_trace, "linear-float64"),
-    "A from the global random state": (edit(classic, "initial_A", "rand(shape, generator=generator)", "rand(shape)"),
+    "A from the global random state": (edit(classic, "initial_A", "rand((*stack, *size), generator=generator)",
+                                            "rand((*stack, *size))"),
                                        law.start_depends_on_seed_and_name_alone, "linear-float64"),
     "A the same for every name": (edit(classic, "generator_for", "{seed}:{name}", "{seed}"),
                                   law.start_depends_on_seed_and_name_alone, "linear-float64"),
     "seed ignored": (edit(classic, "generator_for", "{seed}:{name}", "{name}"), law.start_depends_on_seed_and_name_alone,
                      "linear-float64"),
-    "B not zero": (edit(attach, "_new", "torch.zeros(out", "torch.ones(out"), law.fresh_equals_base, "linear-float16"),
+    "B not zero": (edit(LowRank, "start", "new_zeros(", "new_ones("), law.fresh_equals_base, "linear-float16"),
     "output left in the adapter's dtype": (edit(LowRank, "forward", "h * self.scale, y)", "h * self.scale, y).float()"),
                                            law.fresh_equals_base, "linear-bfloat16"),
     "dropout while evaluating": (edit(LowRank, "forward", "self.training", "True"), law.dropout_drops_the_delta_alone,
@@ -116,9 +119,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "kernel's axes exchanged": (edit(Conv, "project", "A.view(A.shape[0], *layer.weight.shape[1:])",
                                      "A.view(A.shape[0], layer.weight.shape[1], *layer.kernel_size[::-1]).mT"),
                                 law.attached_equals_dense, "convolution2d-depthwise-bfloat16"),
-    "merged into a copy of the kernel": (edit(Conv, "write", "layer.weight.detach().copy_(M.view(layer.weight.shape))",
-                                              "self.read(layer).copy_(M)"), law.merged_equals_attached,
-                                         "convolution2d-circular-float64"),
+    "kernel merged the other way round": (edit(Conv, "stored", "(layer.weight.shape)", "(layer.weight.shape).flip(-1)"),
+                                          law.merged_equals_attached, "convolution2d-circular-float64"),
     "channels of a transposed convolution's groups mixed": (edit(ConvTranspose, "project", ".transpose(0, 1)", ""),
                                                             law.attached_equals_dense, "transposed2d-float64"),
     "transposed convolution spreads a mirrored kernel": (edit(ConvTranspose, "expand", "*layer.weight.shape[1:]).repeat(",

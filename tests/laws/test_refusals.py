@@ -117,10 +117,13 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "targets='q_proj(' is neither a preset nor a regular expression: "),
         "preset in a list": (llama, Spec(targets=["qv"], **few), TargetError,
             "'qv'   0 layers   in a list it is a name; the preset is targets='qv'"),
-        "preset does not fit": (gpt2, Spec(targets="qv", **few), TargetError,
-            "The preset 'qv' does not fit GPT2LMHeadModel.\n  'q'   0 layers\n  'v'   0 layers\n"
-            "transformer.h.0.attn.c_attn and 1 more hold q, k and v in one matrix: targets='attention' adapts it whole. "
-            "Nothing was attached."),
+        "preset does not fit": (lambda: nn.ModuleDict({"qkv": nn.Linear(4, 12)}), Spec(targets="qv", **few), TargetError,
+            "The preset 'qv' does not fit ModuleDict.\n  'q'   0 layers\n  'v'   0 layers\n"
+            "qkv and 0 more hold q, k and v in one matrix: targets='attention' adapts it whole; Spec(parts=…) says which of "
+            "its rows are whose. Nothing was attached."),
+        "parts of other rows": (gpt2, Spec(parts={"c_attn": {"q": 5}, "c_atn": {"q": 5}}, **few), TargetError,
+            "2 of 2 parts fit no layer.\n  'c_attn'   gives 5 rows, transformer.h.0.attn.c_attn has 48\n"
+            "  'c_atn'   0 layers   did you mean 'c_attn'?\nNothing was attached."),
         "no linear layer": (lambda: nn.Sequential(nn.Embedding(4, 3)), Spec(**few), TargetError,
             "targets='all-linear' finds no linear layer in Sequential.\n"
             "It can adapt linear, conv1d, embedding, convolution1d, convolution2d, convolution3d, transposed1d, transposed2d, "
@@ -130,8 +133,10 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "'self_attn'   0 layers   model.layers.0.self_attn is a LlamaAttention; inside it: q_proj, k_proj, v_proj, o_proj"),
         "target cannot be adapted": (lambda: nn.Sequential(nn.Linear(2, 2), nn.Bilinear(2, 2, 3)), Spec(targets=["1"], rank=1),
             TargetError, "'1'   0 layers   1 is a Bilinear; it cannot be adapted"),
-        "out_proj of MultiheadAttention": (lambda: nn.TransformerEncoderLayer(8, 2, 16), Spec(targets=["out_proj"], rank=1),
-            TargetError, "'out_proj'   0 layers   self_attn.out_proj is a NonDynamicallyQuantizableLinear; it cannot be adap"),
+        "dropout before a weight that is lent": (lambda: nn.TransformerEncoderLayer(8, 2, 16),
+            Spec(targets=["out_proj"], rank=1, dropout=0.1), SpecError,
+            "self_attn.out_proj   dropout 0.1: MultiheadAttention reads this weight itself, so the input of A cannot be seen; "
+            "set it to 0 for this name with overrides"),
         "rank above min(in, out)": (llama, Spec(targets="qv", rank=9), SpecError,
             "2 layers cannot be adapted as asked.\n"
             "  model.layers.0.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\n"
@@ -290,17 +295,6 @@ def test_one_of_several_cannot_leave_a_merged_model() -> None:
     lorakit.merge(model)
     assert refused(MergeError, lambda: lorakit.detach(model, "a")) == (
         "The model is merged: one adapter of several cannot be taken off.\nCall unmerge first.")  # fmt: skip
-
-
-def test_merge_of_a_tied_weight_is_refused() -> None:
-    model = gpt2()
-    fill(lorakit.attach(model, Spec(rank=2, targets=["wte"])))
-    before = state(model)
-    assert refused(MergeError, lambda: lorakit.merge(model)) == (
-        "1 weight cannot be merged.\n"
-        "  transformer.wte.weight   is shared with lm_head.weight, which the merge would change too\n"
-        "Nothing was changed.")  # fmt: skip
-    assert same_bits(state(model), before)
 
 
 def test_merge_of_what_is_not_finite_is_refused() -> None:

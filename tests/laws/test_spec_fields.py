@@ -11,6 +11,7 @@ from torch import nn
 import lorakit
 from lorakit import Adapter, Spec
 from lorakit.spec import Settings
+from lorakit.targets import places
 
 from .models import bert
 
@@ -38,6 +39,7 @@ FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
     "init_std": (9.0, lambda **f: all(d.A.std() > 5 for d in deltas(**{"init": "gaussian", **f}))),
     "bias": ("all", lambda **f: f"{QUERY}.bias" in attached(**f)[1].whole),
     "whole_modules": (["classifier"], lambda **f: [*attached(**f)[1].whole] == ["classifier.weight", "classifier.bias"]),
+    "parts": ({"query": {"one": 6, "two": 10}}, lambda **f: f"{QUERY}.one" in places(bert(), f.get("parts"))),
     "dtype": ("bfloat16", lambda **f: {p.dtype for p in attached(**f)[1].parameters()} == {torch.bfloat16}),
     "overrides": ({"query": {"rank": 4}}, lambda **f: [d.rank for d in deltas(**f)] == [4, 2, 4, 2]),
 }

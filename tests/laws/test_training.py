@@ -162,7 +162,7 @@ def test_transformer_encoder_layer_takes_no_shortcut() -> None:
     with torch.no_grad():
         base = layer(x)
         adapter = fill(lorakit.attach(layer, Spec(rank=2)))
-        assert sorted(adapter.deltas) == ["linear1", "linear2"]
+        assert sorted(adapter.deltas) == ["linear1", "linear2", "self_attn.in_proj", "self_attn.out_proj"]
         on = layer(x)
         lorakit.merge(layer)
         lorakit.detach(layer)

@@ -21,7 +21,7 @@ class DoRA(LowRank):
     Source: Liu et al., DoRA, arXiv 2402.09353, equations 5 and 11 (the detached norm) of section 4.3.
 
     >>> W = torch.tensor([[3.0, 4.0]])
-    >>> delta = DoRA.start(torch.zeros(1, 2), torch.zeros(1, 1), W, alpha=1.0)
+    >>> delta = DoRA.start(torch.zeros(1, 2), W, alpha=1.0)
     >>> delta.magnitude.tolist(), delta.matrix(W).tolist()
     ([5.0], [[0.0, 0.0]])
     """
@@ -38,8 +38,8 @@ class DoRA(LowRank):
         return ["delta 'dora': a transposed convolution has no row an output"] if kind.startswith("transposed") else []
 
     @classmethod
-    def start(cls, A: Tensor, B: Tensor, M: Tensor, **more: Any) -> "DoRA":
-        delta = cls(A, B, torch.zeros(len(M), dtype=A.dtype, device=A.device), **more)
+    def start(cls, A: Tensor, M: Tensor, **more: Any) -> "DoRA":
+        delta = cls(A, A.new_zeros(len(M), len(A)), A.new_zeros(len(M)), **more)
         delta.magnitude.data.copy_(delta.norm(M))
         return delta
 
@@ -70,7 +70,7 @@ class DoRA(LowRank):
 
     def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         share = site.per_output(layer, self.share(site.read(layer)))
-        bias = getattr(layer, "bias", None)
-        plain = y if bias is None else y - site.per_output(layer, bias)
+        bias = site.bias(layer)
+        plain = y if bias is None else y - bias
         # 1 is taken off before rounding to y's dtype, so that a small change of a magnitude is not lost beside it.
         return (share - 1).to(y.dtype) * plain + share.to(y.dtype) * super().forward(site, layer, x, y)

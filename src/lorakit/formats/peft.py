@@ -24,6 +24,7 @@ from lorakit.delta import LowRank
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import AdapterFileError, SpecError, many
+from lorakit.formats.packed import pack, unpack
 from lorakit.formats.peft_config import (
     CONFIG,
     asked,
@@ -64,6 +65,7 @@ def write(
             written.
     """
     spec, folder = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()}), Path(folder)
+    deltas, packed = pack(deltas)
     tensors: dict[str, Tensor] = {}
     for name, delta in deltas.items():
         ends = ("lora_embedding_A", "lora_embedding_B") if delta.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
@@ -85,6 +87,7 @@ def write(
     if folder.exists() and not folder.is_dir():
         raise AdapterFileError(f"{folder} is a file; an adapter is a folder.", advice="Nothing was written.")
     header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
+    header |= {"packed": packed} if packed else {}
     metadata = {"format": "pt", "lorakit": json.dumps(header)}
     config = json.dumps(config_of(spec, deltas, whole, provenance, target_names), indent=2, sort_keys=True) + "\n"
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -144,6 +147,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     if any(fault.startswith((CONFIG, "header")) for fault in faults):
         raise _refusal(folder, faults)  # what the config says cannot be compared with the tensors
     saved, mode, modules = config.get("modules_to_save", []), config.get("bias", "none"), header.get("modules")
+    packed = header.get("packed", {})
     faults += [f"{PREFIX}{path}   is no part of the adapter that {CONFIG} describes" for path in rest
                if not belongs(path, saved, mode, pairs)]  # fmt: skip
     if modules is not None:
@@ -164,7 +168,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     except SpecError as error:
         raise _refusal(folder, error.faults) from error
     if "spec" in header:
-        told = {n: spec.settings(n) for n in pairs}
+        told = {n: said if n in packed else spec.settings(n) for n, said in settings.items()}
         faults = [f"{PREFIX}{n}   scale is {told[n].scale:g} in the header, {said.scale:g} by {CONFIG}: one of them was edited"
                   for n, said in settings.items() if abs(told[n].scale - said.scale) > 1e-9 * abs(said.scale)]  # fmt: skip
         settings = told
@@ -173,13 +177,17 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Par
     plain = "conv1d" if config.get("fan_in_fan_out") else "linear"
     deltas = {}
     for n in modules or pairs:
+        if n in packed:
+            kind = modules[n] if modules else plain
+            deltas |= unpack(n, pairs[n]["A"], pairs[n]["B"], settings[n].scale, packed[n], kind, spec)
+            continue
         tensors_of = {key: pairs[n][key] for key in ("A", "B", "magnitude") if key in pairs[n]}
         deltas[n] = DELTAS[spec.delta](
             **tensors_of, alpha=settings[n].alpha, scale_rule=settings[n].scale_rule, dropout=settings[n].dropout,
             kind=modules[n] if modules else pairs[n]["kind"] or plain, kernel=pairs[n]["kernel"])  # fmt: skip
     origin = {"base_model": config.get("base_model_name_or_path"), "task_type": config.get("task_type")}
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
-    return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, target_names_of(config, deltas)
+    return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, target_names_of(config, modules or pairs)
 
 
 def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], list[str]]:
@@ -276,6 +284,6 @@ def _header_faults(header: Any) -> Iterator[str]:
     if not isinstance(header, dict):
         yield f"header: an object is needed, got {header!r}"
         return
-    for key in ("spec", "modules", "provenance"):
+    for key in ("spec", "modules", "packed", "provenance"):
         if key in header and not isinstance(header[key], dict):
             yield f"header: {key} = {header[key]!r} is no object"

@@ -1,10 +1,15 @@
 """Every storage that can be adapted, by kind: those of the core, and those with a file of their own in this room."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lorakit import site
 from lorakit.sites.conv import CONVOLUTIONS
+from lorakit.sites.lent import IN_PROJ, OUT_PROJ
+from lorakit.sites.parts import Layout, Part, layout_of, thirds
 
 SITES = {**site.SITES, **{known.kind: known for known in CONVOLUTIONS}}
 
@@ -14,3 +19,33 @@ def site_of(layer: nn.Module) -> site.Linear | None:
     if isinstance(layer, LazyModuleMixin):
         return None  # it has no shape before its first input
     return next((known for known in SITES.values() if known.holds(layer)), None)
+
+
+def sites_of(name: str, layer: nn.Module, config: Any, given: Layout | None) -> Iterator[tuple[str, site.Linear]]:
+    """Yield what of a layer can be adapted: the rest of its name ("" for the layer itself), and the site that holds it.
+
+    Args:
+        name: the layer's full name.
+        layer: any module.
+        config: of the model that it is in, as transformers has it; None elsewhere.
+        given: which of its rows are which projection, where the user said so.
+    """
+    if isinstance(layer, nn.MultiheadAttention):
+        yield from _attention(layer)
+        return
+    if (whole := site_of(layer)) is None:
+        return
+    yield "", whole
+    if whole.kind in ("linear", "conv1d"):
+        outputs = whole.read(layer).shape[0]
+        layout = given or layout_of(name, outputs, config)
+        if layout and layout.outputs == outputs:
+            yield from ((part, Part(whole, layout, part)) for part in layout.sizes)
+
+
+def _attention(layer: nn.MultiheadAttention) -> Iterator[tuple[str, site.Linear]]:
+    if layer.in_proj_weight is not None:
+        yield "in_proj", IN_PROJ
+        layout = thirds(3 * layer.embed_dim)
+        yield from ((part, Part(IN_PROJ, layout, part)) for part in layout.sizes)
+    yield "out_proj", OUT_PROJ

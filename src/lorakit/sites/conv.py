@@ -34,9 +34,8 @@ class Conv(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().flatten(1)
 
-    def write(self, layer: Any, M: Tensor) -> None:
-        # Through the weight itself: what `read` gives is a copy where its memory runs over channels last.
-        layer.weight.detach().copy_(M.view(layer.weight.shape))
+    def stored(self, layer: Any, M: Tensor) -> Tensor:
+        return M.view(layer.weight.shape)
 
     def kernel(self, layer: Any) -> tuple[int, ...]:
         return tuple(layer.weight.shape[2:])
@@ -44,6 +43,9 @@ class Conv(Linear):
     def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         kernel = A.view(A.shape[0], *layer.weight.shape[1:])
         return layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)
+
+    def bias(self, layer: Any) -> Tensor | None:
+        return None if layer.bias is None else layer.bias.view(-1, *[1] * self.dims)
 
     def per_output(self, layer: Any, vector: Tensor) -> Tensor:
         return vector.view(-1, *[1] * self.dims)
@@ -69,8 +71,8 @@ class ConvTranspose(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().flatten(1).T
 
-    def write(self, layer: Any, M: Tensor) -> None:
-        layer.weight.detach().copy_(M.T.reshape(layer.weight.shape))
+    def stored(self, layer: Any, M: Tensor) -> Tensor:
+        return M.T.reshape(layer.weight.shape)
 
     def fan_in(self, layer: Any) -> int:
         return layer.weight.shape[0] // layer.groups

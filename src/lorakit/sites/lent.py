@@ -1,0 +1,59 @@
+"""Weights that a module reads itself, in an operation of its own: no input and output of one matrix can be seen there.
+
+While such a module runs it is lent W plus the change, under the weight's own name; before and after, it has its own W.
+Gradients flow through the sum. Cost: the dense change, once a forward. So dropout on the input of A has no place.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorakit.site import Linear
+from lorakit.spec import Settings
+
+
+class Lent(Linear):
+    """The weight called `key` from a layer on: M is the weight with all axes but the first in one."""
+
+    lends = True
+
+    def __init__(self, kind: str, key: str):
+        self.kind, self.key = kind, key
+
+    def path(self) -> str:
+        return self.key
+
+    def own(self, layer: nn.Module) -> Tensor:
+        """Return the stored weight, also while another is lent."""
+        owner, _, key = self.key.rpartition(".")
+        weight = layer.get_submodule(owner)._parameters[key]
+        if weight is None:
+            raise KeyError(self.key)
+        return weight
+
+    def read(self, layer: Any) -> Tensor:
+        return self.own(layer).detach().flatten(1)
+
+    def stored(self, layer: Any, M: Tensor) -> Tensor:
+        return M.reshape(self.own(layer).shape)
+
+    def lend(self, layer: nn.Module, M: Tensor) -> None:
+        """Let the layer find M (out, in) instead of its weight; a tensor of its instance hides the parameter of its name."""
+        owner, _, key = self.key.rpartition(".")
+        layer.get_submodule(owner).__dict__[key] = self.stored(layer, M).to(self.own(layer).dtype)
+
+    def take_back(self, layer: nn.Module) -> None:
+        """Let the layer find its own weight again."""
+        owner, _, key = self.key.rpartition(".")
+        layer.get_submodule(owner).__dict__.pop(key, None)
+
+    def faults(self, layer: Any, settings: Settings) -> list[str]:
+        faults = super().faults(layer, settings)
+        if settings.dropout:
+            faults.append(f"dropout {settings.dropout:g}: {type(layer).__name__} reads this weight itself, so the input of A "
+                          "cannot be seen; set it to 0 for this name with overrides")  # fmt: skip
+        return faults
+
+
+IN_PROJ = Lent("in_proj", "in_proj_weight")
+OUT_PROJ = Lent("out_proj", "out_proj.weight")
