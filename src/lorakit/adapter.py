@@ -93,7 +93,7 @@ class Adapter:
                 f"{name} {delta.kind}{delta.kernel or ''}{delta.rows or ''} {delta.scale!r} {delta.dropout!r}\n".encode()
             )
         for name, tensor in sorted(self.named_parameters(), key=lambda item: item[0]):
-            bits = tensor.detach().cpu().flatten().view(torch.uint8).numpy()
+            bits = tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + bits.tobytes())
         return digest.hexdigest()
 

@@ -9,22 +9,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorakit.adapter import Adapter
 from lorakit.attach import detach, enable
 from lorakit.errors import MergeError, OutputError, many
+from lorakit.evaluate.agreement import TEXTS, batches_of, divergence, logits_of
 from lorakit.evaluate.subject import open_subject
 from lorakit.merging import merge
 from lorakit.models import load, quiet
 
-# Read through both models where no data is named.
-TEXTS = (
-    "Once upon a time, there was a little girl who lived near the sea with her grandmother.",
-    "The committee will meet on Tuesday to discuss the budget, which has grown by 12 percent since last year.",
-    "def mean(values):\n    return sum(values) / len(values)",
-    "What is the capital of France, and how far is it from Berlin?",
-)
 ROUNDING = 1e-4  # relative to the largest logit: what the same sums in another order may differ by
 
 
@@ -85,13 +78,13 @@ def export(
     task = adapter.provenance.get("task") or {"SEQ_CLS": "classify"}.get(adapter.provenance.get("task_type") or "", "causal-lm")
     loaded = open_subject(model, adapter, task, dtype="float32", device=device, any_base=any_base)
     wanted = _stored_dtype(loaded.model) if dtype == "auto" else getattr(torch, dtype)
-    batches = _batches(loaded, list(texts) or list(TEXTS))
-    with_adapter = _logits(loaded.model, batches)
+    batches = batches_of(loaded, list(texts) or list(TEXTS))
+    with_adapter = logits_of(loaded.model, batches)
     enable(loaded.model, None)
-    base = _logits(loaded.model, batches)
+    base = logits_of(loaded.model, batches)
     enable(loaded.model, "default")
     undo = merge(loaded.model)
-    merged_here = _logits(loaded.model, batches)
+    merged_here = logits_of(loaded.model, batches)
     changed = sum(
         int((loaded.model.get_parameter(path).to(wanted) != old.to(wanted)).sum()) for path, old in undo.before.items()
     )
@@ -109,7 +102,7 @@ def export(
             _save(merged, loaded.tokenizer, part)
         again = load(str(part), task, labels=loaded.labels, dtype=_name(wanted), device=device)
         _check_read(merged, again.model)
-        result = _compare(with_adapter, base, merged_here, _logits(again.model, batches))
+        result = _compare(with_adapter, base, merged_here, logits_of(again.model, batches))
         _judge(result, _name(wanted), allow_loss)
         if output.is_dir():
             output.rmdir()
@@ -162,30 +155,15 @@ def _compare(wanted: list[Tensor], base: list[Tensor], merged: list[Tensor], got
         return max(float((x - y).abs().max()) for x, y in pairs)
 
     largest = max(float(x.abs().max()) for x in wanted)
-    kl = [
-        F.kl_div(g.log_softmax(-1), w.log_softmax(-1), log_target=True, reduction="none").sum(-1)
-        for w, g in zip(wanted, got, strict=True)
-    ]
-    same = [(w.argmax(-1) == g.argmax(-1)).float() for w, g in zip(wanted, got, strict=True)]
+    kl, same = divergence(wanted, got)
     return Comparison(
         max_logit_difference=most(zip(wanted, got, strict=True)),
-        kl=max(0.0, float(torch.cat([k.flatten() for k in kl]).mean())),
-        top1_agreement=float(torch.cat([s.flatten() for s in same]).mean()),
+        kl=kl,
+        top1_agreement=same,
         merging=most(zip(wanted, merged, strict=True)),
         allowed=ROUNDING * largest,
         adapter_moves=most(zip(wanted, base, strict=True)),
     )
-
-
-def _batches(loaded: Any, texts: list[str]) -> list[dict[str, Tensor]]:
-    device = next(loaded.model.parameters()).device
-    limit = min(256, loaded.max_length)
-    return [loaded.tokenizer(t, return_tensors="pt", truncation=True, max_length=limit).to(device) for t in texts if t.strip()]
-
-
-def _logits(model: nn.Module, batches: list[dict[str, Tensor]]) -> list[Tensor]:
-    with torch.inference_mode():
-        return [model(**batch).logits.float() for batch in batches]
 
 
 def _stored_dtype(model: Any) -> torch.dtype:

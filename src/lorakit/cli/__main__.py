@@ -17,6 +17,9 @@ COMMANDS = {  # name -> (module in this package, what it does)
     "generate": ("generate", "what a model writes after a prompt, with or without an adapter"),
     "preview": ("preview", "which tokens are trained, what is cut, how long rows are: before a step is spent"),
     "inspect": ("inspect", "what is in an adapter; or, with --targets, what of a model can be named"),
+    "resize": ("resize", "a smaller adapter: the best of a rank, of an energy, or under a budget, with its error"),
+    "combine": ("combine", "one adapter that does the weighted sum of what several do: exact, TIES, DARE or pruned"),
+    "extract": ("extract", "an adapter out of a full fine-tune, with its error"),
     "merge": ("merge", "a plain model on disk, read back and compared before it is called done"),
 }
 

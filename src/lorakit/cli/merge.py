@@ -36,17 +36,18 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from lorakit.adapter import Adapter
     from lorakit.export import export
 
-    texts = _texts(asked) if asked.data else ()
+    found = texts(asked.data, asked.columns) if asked.data else ()
     adapter = Adapter.load(asked.adapter)
     print(f"Merging {asked.adapter} into {asked.model}", file=sys.stderr)
-    return export(asked.model, adapter, asked.output, dtype=asked.dtype, device=asked.device, texts=texts,
+    return export(asked.model, adapter, asked.output, dtype=asked.dtype, device=asked.device, texts=found,
                   any_base=asked.any_base, allow_loss=asked.allow_loss)  # fmt: skip
 
 
-def _texts(asked: Merging) -> list[str]:
+def texts(data: str, columns: tuple[str, ...]) -> list[str]:
+    """Return the texts of the first rows of a file, to compare models on."""
     from lorakit.data.rows import read_rows
 
-    rows = read_rows(asked.data or "", columns=asked.columns, split="test").rows[:16]
+    rows = read_rows(data, columns=columns, split="test").rows[:16]
     joined = (
         " ".join(str(row[key]) for key in ("text", "text_a", "text_b", "prompt", "completion") if key in row) for row in rows
     )
