@@ -59,7 +59,7 @@ def matrices_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]:
     """
     if base is None:
         return {}
-    known, faults = places(base), []
+    known, faults = places(base, adapter.spec.parts), []
     for name, delta in adapter.deltas.items():
         if name not in known:
             faults.append(f"{name}   is not in the model")

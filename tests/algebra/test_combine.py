@@ -158,7 +158,7 @@ def test_magnitude_keeps_the_largest() -> None:
 
 
 def dora(W: Tensor) -> Adapter:
-    delta = DoRA.start(randn(2, 12, seed=1), torch.zeros(9, 2, dtype=torch.float64), W, alpha=2.0)
+    delta = DoRA.start(randn(2, 12, seed=1), W, alpha=2.0)
     delta.B.data.copy_(randn(9, 2, seed=2))
     delta.magnitude.data.mul_(1.3)
     return Adapter(Spec(rank=2, delta="dora"), {"q": delta})
@@ -258,3 +258,21 @@ def test_where_it_came_from_is_kept_where_all_agree() -> None:
     assert {k: told[k] for k in ("base_fingerprint", "base_model", "task")} == {
         "base_fingerprint": "aa", "base_model": "m", "task": "causal-lm"}  # fmt: skip
     assert "steps" not in told and [part["weight"] for part in told["combined"]["of"]] == [0.5, 1.0]
+
+
+def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> None:
+    def made(seed: int, rows: tuple[int, ...] = (1, 27, 0, 9)) -> Adapter:
+        experts = LowRank(randn(3, 2, 12, seed=seed), randn(3, 9, 2, seed=seed + 1), alpha=4.0, kind="experts")
+        parts = {"qkv": {"q": 9, "k": 9, "v": 9}}
+        return Adapter(Spec(rank=2, parts=parts), {"qkv.q": lowrank(2, seed, rows=rows), "experts": experts})
+
+    told = combine([(made(1), 0.5), (made(5), -1.0)])
+    q = told.adapter.deltas["qkv.q"]
+    assert q.rows == (1, 27, 0, 9) and told.adapter.spec.parts == {"qkv": {"q": 9, "k": 9, "v": 9}}
+    expected = [0.5 * made(1).deltas[n].matrix() - made(5).deltas[n].matrix() for n in ("qkv.q", "experts")]
+    assert torch.allclose(q.matrix(), expected[0]) and torch.allclose(told.adapter.deltas["experts"].matrix(), expected[1])
+    assert combine([(made(1), 0.5), (made(5), -1.0)], rank=3).ranks == {"qkv.q": 3, "experts": 3}
+    dared = combine([(made(1), 1.0), (made(5), 1.0)], method="dare", density=0.5)
+    assert dared.adapter.deltas["experts"].A.shape == (3, 4, 12)
+    with pytest.raises(LorakitError, match=r"qkv\.q   is other rows of its layer in adapter 2 than before"):
+        combine([(made(1), 0.5), (made(5, (1, 27, 9, 9)), -1.0)])

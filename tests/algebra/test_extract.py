@@ -173,3 +173,21 @@ def test_the_rank_of_a_spec_is_the_most_common(tmp_path: Any) -> None:
     assert isinstance(told.adapter.spec, Spec) and told.adapter.spec.rank == 5 and told.ranks["head"] == 4
     told.adapter.save(tmp_path / "a")
     assert {n: d.rank for n, d in Adapter.load(tmp_path / "a").deltas.items()} == told.ranks
+
+
+def test_a_fused_layer_is_extracted_whole() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0)
+    base = GPT2LMHeadModel(config).eval()
+    tuned = copy.deepcopy(base)
+    fused = tuned.transformer.h[0].attn.c_attn
+    fused.weight.data.add_(randn(16, 48).float() / 10)
+    fused.bias.data.add_(1.0)
+    told = extract(base, tuned, rank=16)
+    assert told.ranks == {"transformer.h.0.attn.c_attn": 16} and list(told.adapter.whole) == [
+        "transformer.h.0.attn.c_attn.bias"
+    ]
+    attach(base, told.adapter)
+    ids = torch.arange(8).unsqueeze(0)
+    torch.testing.assert_close(base.eval()(ids).logits, tuned(ids).logits, rtol=0, atol=1e-4)

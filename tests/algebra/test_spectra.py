@@ -76,7 +76,7 @@ def test_a_drawn_svd_keeps_its_two_bounds() -> None:
 
 def test_what_a_dora_adds_is_described_whole_or_named() -> None:
     W = randn(6, 8)
-    delta = DoRA.start(randn(2, 8, seed=1), torch.zeros(6, 2, dtype=torch.float64), W, alpha=2.0)
+    delta = DoRA.start(randn(2, 8, seed=1), W, alpha=2.0)
     delta.B.data.copy_(randn(6, 2, seed=2))
     delta.magnitude.data.mul_(1.5)
     A, B = factors_of("q", delta, W)

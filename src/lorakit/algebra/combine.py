@@ -209,8 +209,11 @@ def _misfits(adapters: list[Adapter], like: dict[str, LowRank]) -> list[str]:
     for number, adapter in enumerate(adapters):
         for name, delta in adapter.deltas.items():
             first = like.setdefault(name, delta)
-            if tuple(delta.shape) != tuple(first.shape) or delta.kernel != first.kernel:
-                faults.append(f"{name}   is {tuple(delta.shape)} in adapter {number + 1}, {tuple(first.shape)} before")
+            here, before = ((*d.B.shape[:-1], d.A.shape[-1]) for d in (delta, first))
+            if here != before or delta.kernel != first.kernel:
+                faults.append(f"{name}   is {here} in adapter {number + 1}, {before} before")
+            elif delta.rows != first.rows:
+                faults.append(f"{name}   is other rows of its layer in adapter {number + 1} than before")
             elif delta.kind != first.kind and {delta.kind, first.kind} != {"linear", "conv1d"}:
                 faults.append(f"{name}   is of kind {delta.kind} in adapter {number + 1}, {first.kind} before")
     return faults
@@ -273,7 +276,8 @@ def _widest(adapters: list[Adapter]) -> torch.dtype:
 def _spec(adapters: list[Adapter], held: dict[str, Tensor]) -> Any:
     patterns = tuple(dict.fromkeys(p for a in adapters for p in a.spec.whole_modules))
     bias = max((a.spec.bias for a in adapters), key=BIASES.index) if held else "none"
-    return replace(adapters[0].spec, whole_modules=patterns, bias=bias)
+    parts = {pattern: sizes for a in reversed(adapters) for pattern, sizes in a.spec.parts.items()}
+    return replace(adapters[0].spec, whole_modules=patterns, bias=bias, parts=parts)
 
 
 def _provenance(weighted: Weighted, base: nn.Module | None, spec: Any, method: str) -> dict[str, Any]:

@@ -83,7 +83,8 @@ def extract(
     if not plan.matrices and not plan.whole:
         raise AdapterMismatch("The two models are equal: there is nothing to extract.", advice="Nothing was extracted.")
     element = torch.empty((), dtype=dtype).element_size()
-    costs = {name: element * sum(old.shape) for name, (old, _) in plan.matrices.items()}
+    costs = {name: element * sum(old.shape) * old.site.read(old.layer).shape[:-2].numel()
+             for name, (old, _) in plan.matrices.items()}  # fmt: skip
     room, cheapest = None, min(costs.values(), default=0)
     if size_bytes is not None:
         taken = sum(t.numel() * element for t in plan.whole.values())
@@ -155,7 +156,7 @@ def planned(base: nn.Module, tuned: nn.Module, leave_out: tuple[str, ...], heads
     if plan.faults:
         return plan
     known, there = places(base), places(tuned)
-    weights = {full_name(name, "weight"): name for name in known if name in there}
+    weights = {place.path: name for name, place in known.items() if name in there and not place.is_part}
     changed = [path for path in old if path in new and not _equal(old[path], new[path])]
     plan.left_out = [path for path in changed if path in unwanted]
     parameters = dict(tuned.named_parameters(remove_duplicate=False))
@@ -168,13 +169,14 @@ def planned(base: nn.Module, tuned: nn.Module, leave_out: tuple[str, ...], heads
             plan.matrices[weights[path]] = (known[weights[path]], there[weights[path]])
         elif path not in parameters:
             plan.faults.append(f"{path}   changed, and is a buffer: an adapter holds none")
-        elif path.rpartition(".")[2] == "bias" and layer in known:
+        elif path.rpartition(".")[2] == "bias" and any(place.of == layer for place in known.values()):
             plan.whole[path] = new[path]
-        elif not layer or any(name.startswith(f"{layer}.") for name in known):
+        elif not layer or any(f"{place.of}.".startswith(f"{layer}.") for place in known.values()):
             plan.faults.append(f"{path}   changed, and stands beside layers that are adapted: it cannot be carried whole")
         else:
             whole_of[layer] = None
-    lone = [path for path in plan.whole if path.rpartition(".")[0] not in plan.matrices]
+    adapted = {pair[0].of for pair in plan.matrices.values()}
+    lone = [path for path in plan.whole if path.rpartition(".")[0] not in adapted]
     plan.bias = "all" if lone else "adapted" if plan.whole else "none"
     plan.modules = list(whole_of)
     inside = tuple(f"{module}." for module in plan.modules)

@@ -124,7 +124,8 @@ def built(
     for name, pair in factors.items():
         A, B = stored(pair, dtype)
         model = like[name]
-        deltas[name] = LowRank(A, B, alpha=float(A.shape[-2]), dropout=model.dropout, kind=model.kind, kernel=model.kernel)
+        deltas[name] = LowRank(A, B, alpha=float(A.shape[-2]), dropout=model.dropout, kind=model.kind,
+                               kernel=model.kernel, rows=model.rows)  # fmt: skip
     ranks = Counter(delta.rank for delta in deltas.values())
     rank = ranks.most_common(1)[0][0] if ranks else spec.rank
     plain = replace(spec, delta="lora", rank=rank, alpha=float(rank), scale_rule="alpha/rank", targets=tuple(deltas) or "none",
