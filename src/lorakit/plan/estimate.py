@@ -1,0 +1,238 @@
+"""The plan of a run: parameters, memory by part, time, and what fits where; from shapes alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from lorakit.adapter import Adapter
+from lorakit.attach import detach
+from lorakit.coverage import coverage
+from lorakit.errors import ModelError, TargetError
+from lorakit.plan.cards import others
+from lorakit.plan.curve import Curve, largest
+from lorakit.plan.devices import Device, Rate
+from lorakit.plan.skeleton import Skeleton, attached
+from lorakit.plan.trace import AUTOCAST, Step, Trace, trace
+from lorakit.slot import base_parameters
+from lorakit.spec import Spec
+from lorakit.targets import select
+
+METHODS = ("full", "lora", "lora-8bit", "lora-4bit")
+# As bitsandbytes stores a matrix: bytes a value, and float32 scales, one a row or one for 64 values.
+EIGHT_BIT, FOUR_BIT = 1.0, 0.5 + 4 / 64
+MOST_BATCH, MOST_LENGTH = 1 << 16, 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run does at once.
+
+    Attributes:
+        batch: sequences of the largest batch.
+        length: tokens of its longest sequence.
+        padded: whether its sequences differ in length.
+        accumulate: passes of one step.
+        base_dtype: auto, float32, bfloat16 or float16.
+        mixed: no, bf16 or fp16.
+        checkpointing: activations are computed again.
+    """
+
+    batch: int = 16
+    length: int = 512
+    padded: bool = True
+    accumulate: int = 1
+    base_dtype: str = "auto"
+    mixed: str = "no"
+    checkpointing: bool = False
+
+    def dtype(self, gpu: bool) -> torch.dtype:
+        """Return the dtype of the base on such a device, as training chooses it."""
+        return getattr(torch, ("bfloat16" if gpu else "float32") if self.base_dtype == "auto" else self.base_dtype)
+
+    def step(self, task: str, gpu: bool) -> Step:
+        """Return the shape of one pass on such a device."""
+        return Step(batch=self.batch, length=self.length, task=task, dtype=self.dtype(gpu), mixed=self.mixed,
+                    padded=self.padded, checkpointing=self.checkpointing, fused=gpu, again=self.accumulate > 1)  # fmt: skip
+
+
+class Plan:
+    """An adapter on a model, by shapes alone; each number is made when it is asked for.
+
+    Args:
+        base: the model; nothing may be attached to it.
+        spec: of the adapter; a new head is trained whole beside it.
+        work: what a run does at once.
+
+    Raises:
+        TargetError: a target matches nothing.
+        SpecError: a rank that a layer cannot have; all are named.
+    """
+
+    def __init__(self, base: Skeleton, spec: Spec, work: Work):
+        self.base, self.work = base, work
+        self.spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in base.new_modules if m not in spec.whole_modules)))
+        self._traces: dict[tuple[Step, int | None], Trace] = {}
+        adapter = attached(base.model, self.spec)
+        self.coverage, self.adapter = coverage(base.model), adapter
+        self.adapter_bytes = _bytes_of(adapter)
+        own = list({id(p): p for _, p in base_parameters(base.model)}.values())
+        self.base_parameters, self._buffers = sum(p.numel() for p in own), sum(b.nbytes for b in base.model.buffers())
+        detach(base.model)
+
+    # --- memory ----------------------------------------------------------------------------------------------------
+
+    def traced(self, step: Step, *, rank: int | None = None, full: bool = False) -> Trace:
+        """Return the trace of a step, with the adapter at its own or another rank, or with every parameter trained."""
+        key = (step, 0 if full else rank)
+        if key not in self._traces:
+            model = self.base.model
+            if full:
+                model.requires_grad_(True)
+            else:
+                attached(model, self.spec if rank is None else _at_rank(self.spec, rank))
+            try:
+                self._traces[key] = trace(model, step)
+            finally:
+                if not full:
+                    detach(model)
+        return self._traces[key]
+
+    def weights(self, dtype: torch.dtype, method: str = "lora") -> int:
+        """Return the bytes of the base: as it is, or with its linear layers but the head in 8 or 4 bits."""
+        size = self.base_parameters * dtype.itemsize + self._buffers
+        if method in ("lora", "full"):
+            return size
+        per = EIGHT_BIT if method == "lora-8bit" else FOUR_BIT
+        scales = 4 * sum(out for out, _ in self._linear) if method == "lora-8bit" else 0
+        # One matrix at a time is back in full, to be multiplied with.
+        return int(size + sum(o * i for o, i in self._linear) * (per - dtype.itemsize) + scales) + self._widest * dtype.itemsize
+
+    @cached_property
+    def _linear(self) -> list[tuple[int, int]]:
+        try:
+            return [place.shape for place in select(self.base.model, "all-linear").values()]
+        except TargetError:  # no linear layer: nothing that is stored in fewer bits
+            return []
+
+    @cached_property
+    def _widest(self) -> int:
+        return max((out * inputs for out, inputs in self._linear), default=0)
+
+    def static(self, dtype: torch.dtype, method: str = "lora", adapter_bytes: int | None = None) -> int:
+        """Return what is there all the time: weights, adapters, and the two moments of AdamW."""
+        if method == "full":
+            return 3 * 4 * self.base_parameters + self._buffers
+        return self.weights(dtype, method) + 3 * (self.adapter_bytes if adapter_bytes is None else adapter_bytes)
+
+    def memory(self, *, gpu: bool) -> dict[str, int | None]:
+        """Return the bytes of each part, and of all at the moment when they are most.
+
+        The peak is not their sum: activations go while gradients come. Without a forward (headers alone) what a step holds is
+        not known, and is None.
+        """
+        step, size = self.work.step(self.base.task, gpu), self.adapter_bytes
+        found = self.traced(step) if self.base.runs else None
+        step_peak = None if found is None else max(found.peak, 2 * size)
+        return {
+            "weights": self.weights(step.dtype), "adapters": size, "gradients": size, "optimizer": 2 * size,
+            "activations": found.activations if found else None, "logits": found.logits if found else None,
+            "peak": None if step_peak is None else self.static(step.dtype) + step_peak,
+        }  # fmt: skip
+
+    # --- what fits -------------------------------------------------------------------------------------------------
+
+    def fits(self, device: Device) -> dict[str, dict[str, int]]:
+        """Return for each method the largest batch at the length asked, and for LoRA the longest length and highest rank.
+
+        Full fine-tuning holds weights, gradients and moments in float32 and computes in 16 bits on a GPU. 0: none fits.
+        """
+        step = self.work.step(self.base.task, device.gpu)
+        whole = replace(step, dtype=torch.float32, mixed="bf16" if device.gpu and step.mixed == "no" else step.mixed)
+        out: dict[str, dict[str, int]] = {}
+        for method in METHODS:
+            room, full = device.usable - self.static(step.dtype, method), method == "full"
+            out[method] = {"bytes": self.static(step.dtype, method), "batch": 0}
+            if room <= 0:
+                continue
+            batches = self._curve("batch", whole if full else step, (2, 4), full=full)
+            out[method]["batch"] = largest(lambda b, c=batches, r=room: c(b) <= r, MOST_BATCH)
+        room = device.usable - self.static(step.dtype)
+        if room > 0:
+            limit = self.base.max_length or MOST_LENGTH
+            points = sorted({max(2, self.work.length // k) for k in (1, 2, 4)} | {8, 16})[-3:]
+            lengths = self._curve("length", step, points)
+            out["lora"]["length"] = largest(lambda n: lengths(n) <= room, limit)
+            out["lora"]["rank"] = self._highest_rank(step, device.usable)
+        return out
+
+    def _curve(self, what: str, step: Step, sizes: Sequence[int], *, full: bool = False) -> Curve:
+        return Curve([(n, self.traced(replace(step, **{what: n}), full=full).timeline) for n in sizes])
+
+    def _highest_rank(self, step: Step, usable: int) -> int:
+        most = min((min(m["shape"]) for m in self.coverage.modules), default=0)
+        low, high = self.spec.rank, min(2 * self.spec.rank, most)
+        low = low if high > low else max(1, high // 2)
+        if self.spec.overrides or low >= high:
+            return 0
+        sizes = {r: _bytes_of(self._fresh(r)) for r in (low, high)}
+        slope = (sizes[high] - sizes[low]) / (high - low)
+        curve = Curve([(r, self.traced(step, rank=r).timeline) for r in (low, high)])
+        return largest(lambda r: self.static(step.dtype, adapter_bytes=int(sizes[low] + slope * (r - low))) + curve(r) <= usable, most)
+
+    def _fresh(self, rank: int) -> Adapter:
+        adapter = attached(self.base.model, _at_rank(self.spec, rank))
+        detach(self.base.model)
+        return adapter
+
+    # --- time and ranks --------------------------------------------------------------------------------------------
+
+    def seconds(self, rate: Rate, *, gpu: bool, batch: int | None = None, length: int | None = None) -> float:
+        """Return how long one optimizer step takes at this rate, of the largest batch or of another shape."""
+        step = self.work.step(self.base.task, gpu)
+        step = replace(step, batch=batch or step.batch, length=length or step.length, again=False)
+        found = self.traced(step)
+        return self.work.accumulate * rate.seconds(found.flops, found.moved, len(found.timeline))
+
+    def ranks(self, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> list[dict[str, Any]]:
+        """Return what each rank costs: parameters, bytes of the file, bytes while training, layers past break-even."""
+        if self.spec.overrides or not self.coverage.modules:
+            return []
+        shapes, fixed = [m["shape"] for m in self.coverage.modules], self.adapter
+        rest = fixed.parameters_count - self.spec.rank * sum(out + inputs for out, inputs in shapes)
+        width = getattr(torch, self.spec.dtype).itemsize
+        most = min(min(shape) for shape in shapes)
+        return [
+            {"rank": r, "trainable_parameters": (n := r * sum(map(sum, shapes)) + rest), "adapter_bytes": n * width,
+             "training_bytes": 4 * n * width, "share": n / self.base_parameters,
+             "past_break_even": sum(r * (out + inputs) >= out * inputs for out, inputs in shapes)}
+            for r in ranks if r <= most
+        ]  # fmt: skip
+
+    def others(self) -> dict[str, int]:
+        """Return what other methods would train on this model; empty where its config does not tell its shape."""
+        config = getattr(self.base.model, "config", None)
+        text = config.get_text_config() if config is not None else None
+        width, layers = getattr(text, "hidden_size", None), getattr(text, "num_hidden_layers", None)
+        return others(width, layers, self.spec.rank) if width and layers else {}
+
+
+def make(base: Skeleton, spec: Spec, work: Work) -> Plan:
+    """Return a plan, or refuse a length that the model cannot read."""
+    if base.max_length and work.length > base.max_length:
+        raise ModelError(f"{work.length:,} tokens asked, {base.name} takes at most {base.max_length:,}.",
+                         advice="Lower --max-length.")  # fmt: skip
+    return Plan(base, spec, work)
+
+
+def _at_rank(spec: Spec, rank: int) -> Spec:
+    return replace(spec, rank=rank)
+
+
+def _bytes_of(adapter: Adapter) -> int:
+    return sum(p.numel() * p.element_size() for p in adapter.parameters())
+
+
+__all__ = ["AUTOCAST", "METHODS", "Plan", "Work", "make"]
