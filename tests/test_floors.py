@@ -15,10 +15,11 @@ FLOORS = [
     "slot deltas sites",
     "formats",
     "targets fingerprint inits adapter spectra",
-    "attach overlap plan data models",
+    "attach overlap data models",
     "coverage merging anatomy",
     "algebra plots",
     "evaluate",
+    "plan",
     "train export baselines serve",
     "cli ui loralib",
 ]

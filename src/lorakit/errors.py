@@ -11,6 +11,7 @@
     ├── DataError (ValueError)          rows that cannot be trained or evaluated on
     ├── OutputError (FileExistsError)   an output that would be overwritten or cannot be made, or a run that is not there
     ├── MissingExtra (ImportError)      an optional library that is not installed
+    ├── PlanError (RuntimeError)        a step that cannot be run on shapes alone
     └── TrainingError (RuntimeError)    a run that was stopped while running
 
 A new one: add a line above, derive from LorakitError and a stdlib class, and test its text.
@@ -72,6 +73,9 @@ class OutputError(LorakitError, FileExistsError): ...
 
 
 class MissingExtra(LorakitError, ImportError): ...
+
+
+class PlanError(LorakitError, RuntimeError): ...
 
 
 class TrainingError(LorakitError, RuntimeError):

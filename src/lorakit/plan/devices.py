@@ -2,8 +2,10 @@
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -45,7 +47,9 @@ def named(name: str) -> Device:
     >>> named("rtx4090").name, named("2080 Ti").size >> 20
     ('RTX 4090', 11264)
     """
-    known = {_key(n): n for n in (*GPUS, HERE)} | {_key(n).removeprefix("rtx"): n for n in GPUS} | {"cpu": HERE, "a10080gb": "A100"}
+    known = (
+        {_key(n): n for n in (*GPUS, HERE)} | {_key(n).removeprefix("rtx"): n for n in GPUS} | {"cpu": HERE, "a10080gb": "A100"}
+    )
     found = known.get(_key(name))
     if found is None:
         hint = near(_key(name), known)
@@ -113,10 +117,11 @@ def measured(width: int, rows: int, dtype: torch.dtype) -> Rate:
     x, w = torch.ones(rows, width, dtype=dtype, device=device), torch.ones(width, width, dtype=dtype, device=device)
     y = torch.ones(rows, 8 * width, dtype=dtype, device=device)
     small = torch.ones(1, device=device)
-    return Rate(2 * rows * width**2 / _least(lambda: x @ w), 3 * y.nbytes / _least(lambda: y + y), _least(lambda: small + small))
+    product, addition = _median(lambda: x @ w), _median(lambda: y + y)
+    return Rate(2 * rows * width**2 / product, 3 * y.nbytes / addition, _median(lambda: small + small))
 
 
-def _least(call, seconds: float = 0.15) -> float:  # type: ignore[no-untyped-def]
+def _median(call: Callable[[], Any], seconds: float = 0.15) -> float:
     """Return the median time of a call."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     call()

@@ -15,7 +15,7 @@ from lorakit.plan.cards import others
 from lorakit.plan.curve import Curve, largest
 from lorakit.plan.devices import Device, Rate
 from lorakit.plan.skeleton import Skeleton, attached
-from lorakit.plan.trace import AUTOCAST, Step, Trace, trace
+from lorakit.plan.trace import Step, Trace, trace
 from lorakit.slot import base_parameters
 from lorakit.spec import Spec
 from lorakit.targets import select
@@ -73,7 +73,8 @@ class Plan:
 
     def __init__(self, base: Skeleton, spec: Spec, work: Work):
         self.base, self.work = base, work
-        self.spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in base.new_modules if m not in spec.whole_modules)))
+        new = tuple(m for m in base.new_modules if m not in spec.whole_modules)
+        self.spec = replace(spec, whole_modules=(*spec.whole_modules, *new))
         self._traces: dict[tuple[Step, int | None], Trace] = {}
         adapter = attached(base.model, self.spec)
         self.coverage, self.adapter = coverage(base.model), adapter
@@ -180,7 +181,12 @@ class Plan:
         sizes = {r: _bytes_of(self._fresh(r)) for r in (low, high)}
         slope = (sizes[high] - sizes[low]) / (high - low)
         curve = Curve([(r, self.traced(step, rank=r).timeline) for r in (low, high)])
-        return largest(lambda r: self.static(step.dtype, adapter_bytes=int(sizes[low] + slope * (r - low))) + curve(r) <= usable, most)
+
+        def fits(rank: int) -> bool:
+            size = int(sizes[low] + slope * (rank - low))
+            return self.static(step.dtype, adapter_bytes=size) + curve(rank) <= usable
+
+        return largest(fits, most)
 
     def _fresh(self, rank: int) -> Adapter:
         adapter = attached(self.base.model, _at_rank(self.spec, rank))
@@ -233,6 +239,3 @@ def _at_rank(spec: Spec, rank: int) -> Spec:
 
 def _bytes_of(adapter: Adapter) -> int:
     return sum(p.numel() * p.element_size() for p in adapter.parameters())
-
-
-__all__ = ["AUTOCAST", "METHODS", "Plan", "Work", "make"]

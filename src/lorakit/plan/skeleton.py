@@ -69,8 +69,8 @@ def skeleton(name: str, task: str = "auto", labels: int = 2) -> Skeleton:
             config = AutoConfig.from_pretrained(where)
     except (OSError, ValueError, KeyError) as error:
         line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        raise ModelError(f"The config of {name} cannot be read: {line}",
-                         advice=f"Name a folder, a hub id within reach, or one of {', '.join(PREFIX + c for c in CARDS)}.") from error  # fmt: skip
+        raise ModelError(f"{name} cannot be loaded: {line}",
+                         advice=f"Name a folder, a hub id within reach, or a card: {', '.join(CARDS)}.") from error  # fmt: skip
     held = set(_headers(_weight_files(Path(where)))) or None
     return _from_config(config, name, task, labels, held)
 
@@ -103,7 +103,7 @@ def _from_config(config: Any, name: str, task: str, labels: int, held: set[str] 
             model: Any = cls.from_config(config, dtype=torch.float32)
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
-        raise ModelError(f"{name} cannot be built for {task}: {line}") from error
+        raise ModelError(f"{name} cannot be loaded for {task}: {line}") from error
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 0
     return Skeleton(model, name, task, _new_modules(model, held) if task != "causal-lm" else (), int(longest))

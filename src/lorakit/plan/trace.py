@@ -4,6 +4,7 @@ Nothing is guessed from an architecture: the model's own forward and autograd's 
 storage is counted from its first use to its end. So dropout, casts, checkpointing and adapters count as they are.
 """
 
+import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from lorakit.errors import PlanError
 from lorakit.evaluate.score import batch_loss
 from lorakit.slot import SLOT
 
@@ -82,11 +84,17 @@ def trace(model: nn.Module, step: Step) -> Trace:
         model: of transformers, on any device, mostly meta; with adapters where some train.
         step: its shape.
 
+    Raises:
+        PlanError: the model computes on what tensors hold in a way that shapes cannot answer.
+
     Returns:
         The trace. Kernels' own scratch space (oneDNN, cuBLAS) is not in it.
     """
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     fake, was_training = FakeTensorMode(), model.training
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # what fails is told by PlanError
     with _substituted(model, step.dtype, fake) as known, _checkpointed(model, step.checkpointing), fake:
         model.train()
         # Models leave the mask out where nothing is padded; of a fake mask they cannot tell, so they are not given one.
@@ -96,7 +104,7 @@ def trace(model: nn.Module, step: Step) -> Trace:
         window = getattr(config, "sliding_window", None)
         masked = step.padded or (window is not None and window < step.length)
         meter = _Meter(known, config.vocab_size)
-        cast = torch.autocast("cpu", AUTOCAST[step.mixed]) if step.mixed != "no" else nullcontext()
+        kept, cast = 0, torch.autocast("cpu", AUTOCAST[step.mixed]) if step.mixed != "no" else nullcontext()
         try:
             with meter, _Attention(step.fused, masked):
                 for _ in range(1 + step.again):
@@ -107,8 +115,14 @@ def trace(model: nn.Module, step: Step) -> Trace:
                     del out
                     loss.backward()
                     del loss
+        except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, IndexError) as error:
+            line = next((text for text in str(error).splitlines() if text.strip()), "")
+            name, kind = type(model).__name__, type(error).__name__
+            raise PlanError(f"A step of {name} cannot be run on shapes alone: {kind}: {line}",
+                            advice="A short run measures what it holds.") from error  # fmt: skip
         finally:
             model.train(was_training)
+            logger.setLevel(level)
     return Trace(meter.timeline, kept, meter.most_logits, meter.flops, meter.moved)
 
 
@@ -124,7 +138,11 @@ class _Meter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is DEVICE:  # asked for at every turn: two of three calls
             return args[0].fake_device
-        out = func(*args, **(kwargs or {}))
+        if func is GROUPED and args[0].dtype != torch.bfloat16:  # on fakes it knows bfloat16 alone; on a CPU it takes any
+            narrow = (t.bfloat16() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args)
+            out = func(*narrow, **(kwargs or {})).to(args[0].dtype)
+        else:
+            out = func(*args, **(kwargs or {}))
         if func.namespace != "aten":
             return out
         fresh = 0
@@ -201,7 +219,8 @@ def _substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> 
 def _checkpointed(model: Any, on: bool) -> Iterator[None]:
     if on:
         # transformers 6 renames the methods.
-        (getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        turn_on({"use_reentrant": False})
     try:
         yield
     finally:
@@ -217,7 +236,7 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *rest: Any,
     return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
 
-aten, DEVICE = torch.ops.aten, torch.ops.prim.device.default
+aten, DEVICE, GROUPED = torch.ops.aten, torch.ops.prim.device.default, torch.ops.aten._grouped_mm.default
 FLOPS = {
     **flop_registry,
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,

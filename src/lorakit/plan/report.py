@@ -1,0 +1,162 @@
+"""The plan as `lorakit plan` gives it, and the one line of it that training prints before it starts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lorakit.data.batches import Batches
+from lorakit.data.encode import Example, is_regression, label_names
+from lorakit.data.rows import Rows, read_rows
+from lorakit.errors import ModelError, SpecError
+from lorakit.evaluate.subject import encode
+from lorakit.models import Loaded, locate, quiet
+from lorakit.plan import devices
+from lorakit.plan.estimate import Plan, Work, make
+from lorakit.plan.skeleton import Skeleton, skeleton
+from lorakit.plan.trace import AUTOCAST
+from lorakit.spec import Spec
+
+LENGTH = 512  # tokens, where nothing says otherwise: training's own default
+
+
+def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
+    """Return the plan as JSON holds it.
+
+    Args:
+        asked: model, data, columns, quotes, loss_on, task, device and teraflops, as the command has them.
+        run: the settings of training that count: max_length, batch_size, accumulate, dtypes, checkpointing, epochs, seed.
+        spec: of the adapter.
+
+    Raises:
+        SpecError: no such device, or a rate that is none.
+        ModelError: no such model, or a length that it does not take.
+        DataError, TargetError: as in training.
+    """
+    if asked.teraflops is not None and not asked.teraflops > 0:
+        raise SpecError(f"--teraflops: a number above 0 is needed, got {asked.teraflops:g}.", advice="Nothing was planned.")
+    device = devices.named(asked.device or devices.HERE)
+    rows = read_rows(asked.data, columns=asked.columns, quotes=asked.quotes) if asked.data else None
+    task, labels = _task_of(rows, asked.task)
+    base = skeleton(asked.model, task, labels=len(labels) or 2)
+    examples = tokenised(base, rows, run.max_length, labels, asked.loss_on) if rows else None
+    batches = Batches([len(e.ids) for e in examples], run.batch_size, run.seed) if examples else None
+    plan = make(base, spec, work_of(run, base, batches))
+    out = {**described(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
+    chosen = devices.all_devices() if asked.device is None else [device]
+    table = [{"device": d.name, "size": d.size, "usable": d.usable, "methods": plan.fits(d)}
+             for d in (chosen if base.runs else ())]  # fmt: skip
+    out |= {"devices": table, "fits": {d["device"]: d["methods"]["lora"]["batch"] for d in table}, "ranks": plan.ranks(),
+            "others": plan.others(), "spec": plan.spec.to_dict(), "notes": _notes(plan, table, batches)}  # fmt: skip
+    out["summary"] = summary(out)
+    return out
+
+
+def described(plan: Plan, device: devices.Device) -> dict[str, Any]:
+    """Return counts and memory of a plan on one device."""
+    work = plan.work
+    return {
+        "model": plan.base.name, "task": plan.base.task, "device": device.name, "usable_bytes": device.usable,
+        "trainable_parameters": plan.adapter.parameters_count,
+        "total_parameters": plan.coverage.total_parameters, "base_parameters": plan.base_parameters,
+        "adapted_modules": len(plan.coverage.modules), "coverage": str(plan.coverage), "adapter_bytes": plan.adapter_bytes,
+        "base_dtype": str(work.dtype(device.gpu)).removeprefix("torch."), "batch": work.batch, "length": work.length,
+        "memory": plan.memory(gpu=device.gpu),
+    }  # fmt: skip
+
+
+def summary(out: dict[str, Any]) -> str:
+    """Return the plan in one line."""
+    peak, usable = out["memory"]["peak"], out["usable_bytes"]
+    text = (f"plan: {out['trainable_parameters']:,} of {out['total_parameters']:,} parameters train, "
+            f"an adapter file of {_size(out['adapter_bytes'])}")  # fmt: skip
+    if peak is not None:
+        text += (f"; {out['batch']} x {out['length']:,} tokens need {_size(peak)} "
+                 f"of the {_size(usable)} that {out['device']} has for tensors")  # fmt: skip
+    if out.get("seconds_per_step") is not None:
+        text += f"; about {_clock(out['seconds_per_step'])} a step"
+    if out.get("seconds_per_epoch") is not None:
+        text += f", {_clock(out['seconds_per_epoch'])} an epoch"
+    return text
+
+
+def work_of(run: Any, base: Skeleton, batches: Batches | None) -> Work:
+    """Return what a run does at once: the largest of its batches, or without rows the largest that there could be."""
+    sizes: dict[str, Any] = {"batch": run.batch_size, "length": run.max_length or min(LENGTH, base.max_length or LENGTH)}
+    if batches is not None:
+        k = batches.longest(0, batches.per_epoch)
+        rows, width = batches.shape(k)
+        sizes = {"batch": rows, "length": width, "padded": any(batches.lengths[i] != width for i in batches[k])}
+    return Work(**sizes, accumulate=run.accumulate, base_dtype=run.base_dtype, mixed=run.mixed_precision,
+                checkpointing=run.gradient_checkpointing)  # fmt: skip
+
+
+def tokenised(
+    base: Skeleton, rows: Rows, max_length: int | None, labels: Sequence[str], loss_on: str, tokenizer: Any = None
+) -> list[Example]:
+    """Return the rows as training would read them; of the model the tokenizer alone is loaded, where it is not given."""
+    if tokenizer is None:
+        from transformers import AutoTokenizer
+
+        try:
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(locate(base.name)[0])
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The tokenizer of {base.name} cannot be read: {str(error).splitlines()[0]}",
+                             advice="Without --data no tokenizer is needed.") from error  # fmt: skip
+    most = int(min(tokenizer.model_max_length, base.max_length or 1 << 30))
+    return encode(rows, Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), most), max_length, loss_on)
+
+
+def _task_of(rows: Rows | None, task: str) -> tuple[str, list[str]]:
+    if rows is None:
+        return task, []
+    if task == "auto":
+        labelled = rows.kind in ("labelled", "pair")
+        task = ("regress" if is_regression(rows) else "classify") if labelled else "causal-lm"
+    return task, label_names(rows) if task == "classify" else []
+
+
+def _time(plan: Plan, device: devices.Device, run: Any, batches: Batches | None, teraflops: float | None) -> dict[str, Any]:
+    """Return seconds a step and an epoch; None where no rate is known or no rows are given."""
+    none = {"seconds_per_step": None, "seconds_per_epoch": None, "flops_per_second": None}
+    if not plan.base.runs or (teraflops is None and device.name != devices.HERE):
+        return none
+    dtype, config = AUTOCAST.get(plan.work.mixed, plan.work.dtype(device.gpu)), plan.base.model.config.get_text_config()
+    tokens = plan.work.batch * plan.work.length
+    rate = (devices.Rate(teraflops * 1e12) if teraflops is not None
+            else devices.measured(getattr(config, "hidden_size", 512), tokens, dtype))  # fmt: skip
+    if batches is None:
+        return {**none, "seconds_per_step": plan.seconds(rate, gpu=device.gpu), "flops_per_second": rate.flops}
+    shapes = [batches.shape(k) for k in range(batches.per_epoch)]
+    width = round(sum(n * w for n, w in shapes) / sum(n for n, _ in shapes))
+    mean = plan.seconds(rate, gpu=device.gpu, batch=max(n for n, _ in shapes), length=max(width, 2))
+    # Passes, not steps: what is left over at the end of an epoch is a pass too.
+    epoch = mean / run.accumulate * sum(n for n, _ in shapes) / max(n for n, _ in shapes)
+    return {"seconds_per_step": mean, "seconds_per_epoch": epoch, "flops_per_second": rate.flops}
+
+
+def _notes(plan: Plan, table: list[dict[str, Any]], batches: Batches | None) -> list[str]:
+    notes = []
+    if not plan.base.runs:
+        notes.append("headers tell shapes alone: activations, peak, time and what fits need the model's config.json")
+    if table:
+        notes.append("full: weights, gradients and moments in float32, computing in 16 bits on a GPU")
+        notes.append("8-bit and 4-bit base: its linear layers but the head, as bitsandbytes stores them")
+    if batches is None:
+        notes.append("without --data every sequence is taken to be as long as it may be")
+    return notes
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+        count /= 1024  # type: ignore[assignment]
+    return f"{count:,.1f} GiB"
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
