@@ -92,11 +92,10 @@ def attach(
 def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) -> Adapter:
     """Build a fresh adapter for this model, or raise with every fault."""
     modules = whole(model, spec.whole_modules)
-    split = {(place.of, place.name.rpartition(".")[2]) for place in known.values() if place.is_part}
-    unused = [p for p, sizes in spec.parts.items() if not any(matches(p, n) and part in sizes for n, part in split)]
-    if unused:
-        raise TargetError(f"{len(unused)} of {len(spec.parts)} parts fit no layer.",
-                          [f"{p!r}   {_rows(p, spec, known)}" for p in unused], "Nothing was attached.")  # fmt: skip
+    faults = {p: fault for p in spec.parts if (fault := _rows(p, spec, known))}
+    if faults:
+        raise TargetError(f"{len(faults)} of {len(spec.parts)} parts fit no layer.",
+                          [f"{p!r}   {fault}" for p, fault in faults.items()], "Nothing was attached.")  # fmt: skip
     chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
     idle = [p for p in spec.overrides if not any(matches(p, n) for n in chosen)]
     if idle:
@@ -188,12 +187,18 @@ def _misfits(model: nn.Module, name: str, delta: LowRank, known: Mapping[str, Pl
 
 
 def _rows(pattern: str, spec: Spec, known: Mapping[str, Place]) -> str:
-    """Say why a row of `Spec.parts` fits nothing."""
+    """Return why a row of `Spec.parts` does not fit a layer that it names, the first such; empty where it fits all."""
     wanted = layout(spec.parts[pattern]).outputs
-    there = [place for place in known.values() if matches(pattern, place.of) and not place.is_part]
+    there = [place for place in known.values() if not place.is_part and matches(pattern, place.of)]
     if not there:
         return f"0 layers   {near(pattern, {n.split('.')[-1] for n in known})}".rstrip()
-    return f"gives {wanted} rows, {there[0].of} has {there[0].shape[0]}"
+    mine = [place for place in there if pattern == next(p for p in spec.parts if matches(p, place.of))]
+    if not mine:
+        return f"{many(len(there), 'layer')}, each named by a row before it"
+    if odd := [place for place in mine if place.site.kind not in ("linear", "conv1d")]:
+        return f"{odd[0].of} is of kind {odd[0].site.kind}, which has no parts to give"
+    wrong = next((place for place in mine if place.shape[0] != wanted), None)
+    return f"gives {wanted} rows, {wrong.of} has {wrong.shape[0]}" if wrong else ""
 
 
 def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str], known: Mapping[str, Place]) -> list[str]:

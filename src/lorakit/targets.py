@@ -22,10 +22,11 @@ ROLES = {
     "q": r"q|q_proj|query|query_proj|q_lin|to_q|wq",
     "k": r"k|k_proj|key|key_proj|k_lin|to_k|wk",
     "v": r"v|v_proj|value|value_proj|v_lin|to_v|wv",
-    "o": rf"o|o_proj|out_lin|to_out\.0|attention\.output\.dense|{ATTENTION}\.(out_proj|c_proj|dense|proj|wo)",
-    "qkv": rf"c_attn|query_key_value|qkv|qkv_proj|Wqkv|{ATTENTION}\.in_proj",
+    "o": rf"o|o_proj|out_lin|to_out\.0|attention\.output\.dense|{ATTENTION}\.(out_proj|c_proj|dense|proj|projection|wo|Wo)",
+    "qkv": rf"c_attn|query_key_value|qkv|qkv_proj|Wqkv|att_proj|{ATTENTION}\.(self\.)?in_proj",
     "mlp": r"gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|fc_in|fc_out|wi|wi_0|wi_1|Dense\w*Dense\.wo|c_fc|"
-    r"mlp\.c_proj|intermediate\.dense|(?<!attention\.)output\.dense|lin1|lin2|dense_h_to_4h|dense_4h_to_h|w1|w2|w3",
+    r"mlp\.c_proj|intermediate\.dense|(?<!attention\.)output\.dense|lin1|lin2|dense_h_to_4h|dense_4h_to_h|w1|w2|w3|"
+    r"Wi|mlp\.Wo|(gate_up_proj|Wi)\.(gate|up)",
 }
 LINEAR = ("linear", "conv1d", "in_proj", "out_proj")  # kinds that all-linear means
 PRESETS = {

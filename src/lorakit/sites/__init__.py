@@ -8,8 +8,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from lorakit import site
 from lorakit.sites.conv import CONVOLUTIONS
+from lorakit.sites.families import layout_of
 from lorakit.sites.lent import IN_PROJ, OUT_PROJ
-from lorakit.sites.parts import Layout, Part, layout_of, thirds
+from lorakit.sites.parts import Layout, Part, thirds
 
 SITES = {**site.SITES, **{known.kind: known for known in CONVOLUTIONS}}
 

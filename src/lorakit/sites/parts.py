@@ -1,10 +1,9 @@
 """Parts of a matrix that holds several projections at once: q, k and v in one, or gate and up.
 
 A part is a place of its own, named `<layer>.<part>`. Its input is the layer's, its output some of the layer's outputs.
-Which rows are whose is told by the model class, or given (`Spec.parts`).
+Which rows are whose is told by the model family (`families.py`), or given (`Spec.parts`).
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,31 +75,7 @@ class Part(Linear):
         return F.pad(some.unflatten(-1, (self.layout.groups, self.size)), ends, value=rest).flatten(-2)
 
 
-def layout_of(name: str, outputs: int, config: Any) -> Layout | None:
-    """Return which rows of a layer are which projection, told by the model family; None for a layer that is one.
-
-    Args:
-        name: the layer's full name.
-        outputs: rows of its matrix.
-        config: of the model, as transformers has it; None elsewhere.
-    """
-    family, last = getattr(config, "model_type", ""), name.rpartition(".")[2]
-    return next((make(config, outputs) for families, names, make in FUSED
-                 if family in families and re.fullmatch(names, last)), None)  # fmt: skip
-
-
 def thirds(outputs: int, groups: int = 1) -> Layout:
     """Return the layout of q, k and v of one size."""
     size = outputs // (3 * groups)
     return Layout({"q": size, "k": size, "v": size}, groups)
-
-
-def _heads(config: Any, outputs: int) -> Layout:
-    return thirds(outputs, config.num_attention_heads)
-
-
-# Families, the layer's own name, and what makes the layout of its rows.
-FUSED: list[tuple[tuple[str, ...], str, Any]] = [
-    (("gpt2",), "c_attn", lambda config, outputs: thirds(outputs)),
-    (("bloom", "gpt_neox"), "query_key_value", _heads),
-]
