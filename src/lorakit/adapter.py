@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lorakit import formats
-from lorakit.delta import LowRank
+from lorakit.delta import Delta
 from lorakit.spec import Spec, full_name
 
 
@@ -22,11 +22,12 @@ class Adapter:
 
     Args:
         spec: how it was asked for.
-        deltas: module name -> LowRank.
+        deltas: module name -> Delta.
         whole: parameter name -> tensor that replaces the base's (biases, modules trained whole).
         provenance: JSON-like facts: base_fingerprint, base_model, task_type, data_hash, seed, versions, metrics.
         target_names: module names as a PEFT file lists them (full names, or shorter ones that mean the same).
 
+    >>> from lorakit import LowRank
     >>> adapter = Adapter(Spec(rank=1), {"0": LowRank(torch.ones(1, 3), torch.ones(2, 1), alpha=1.0)})
     >>> adapter.parameters_count, adapter == adapter.copy()
     (5, True)
@@ -35,7 +36,7 @@ class Adapter:
     def __init__(
         self,
         spec: Spec,
-        deltas: Mapping[str, LowRank],
+        deltas: Mapping[str, Delta],
         whole: Mapping[str, nn.Parameter] | None = None,
         provenance: Mapping[str, Any] | None = None,
         target_names: tuple[str, ...] | str = (),
@@ -92,7 +93,9 @@ class Adapter:
             digest.update(
                 f"{name} {delta.kind}{delta.kernel or ''}{delta.rows or ''} {delta.scale!r} {delta.dropout!r}\n".encode()
             )
-        for name, tensor in sorted(self.named_parameters(), key=lambda item: item[0]):
+        # What is frozen counts too, once where several share it.
+        frozen = {id(t): (full_name(n, key), t) for n, delta in sorted(self.deltas.items()) for key, t in delta.named_buffers()}
+        for name, tensor in sorted([*self.named_parameters(), *frozen.values()], key=lambda item: item[0]):
             bits = tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + bits.tobytes())
         return digest.hexdigest()

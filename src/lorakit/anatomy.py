@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.delta import LowRank
+from lorakit.delta import Delta, LowRank
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.overlap import (
     amplification,
@@ -70,12 +70,12 @@ def matrices_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]:
     return {name: known[name].site.read(known[name].layer) for name in adapter.deltas}
 
 
-def _row(name: str, delta: LowRank, M: Tensor | None, intruders: bool) -> dict[str, Any]:
+def _row(name: str, delta: Delta, M: Tensor | None, intruders: bool) -> dict[str, Any]:
     partial = False
     try:
         A, B = factors_of(name, delta, M)
     except SpecError:  # its change depends on the base's matrix
-        if M is not None:
+        if M is not None or not isinstance(delta, LowRank):
             raise
         partial, A, B = True, delta.A.detach().double(), delta.B.detach().double() * delta.scale
     values = singular_values(A, B)
@@ -140,7 +140,7 @@ def beside(first: Adapter, second: Adapter, base: nn.Module | None = None) -> li
     return [_pair(n, *((a.deltas[n], m.get(n)) for a, m in zip((first, second), matrices, strict=True))) for n in shared]
 
 
-def _pair(name: str, *sides: tuple[LowRank, Tensor | None]) -> dict[str, Any]:
+def _pair(name: str, *sides: tuple[Delta, Tensor | None]) -> dict[str, Any]:
     one, two = (factors_of(name, delta, M) for delta, M in sides)
     if not all(float(singular_values(*side).norm()) for side in (one, two)) or one[0].ndim > 2:
         return {"name": name, "cosine": cosine(one, two), "sign_conflict": sign_conflict(one, two)}

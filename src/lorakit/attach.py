@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.delta import LowRank
+from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, many, near
 from lorakit.fingerprint import fingerprint
@@ -104,15 +104,17 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) ->
                           "Nothing was attached.")  # fmt: skip
     resolved = {n: spec.settings(n) for n in chosen}
     faults = [f"{n}   {fault}" for n, p in chosen.items() for fault in p.site.faults(p.layer, resolved[n])]
-    faults += [f"{n}   {fault}" for n, p in chosen.items() for fault in DELTAS[spec.delta].faults(p.site.kind)]
+    kind = DELTAS[spec.delta]
+    faults += [f"{n}   {fault}" for n, p in chosen.items() for fault in kind.faults(p.site, resolved[n], spec)]
     if faults:
         raise SpecError(f"{many(len(faults), 'layer')} cannot be adapted as asked.", faults, "Nothing was attached.")
     dtype, deltas = getattr(torch, spec.dtype), {}
+    shared = kind.shared({n: place.shape for n, place in chosen.items()}, spec, generator_for(seed, ""))
     for n, place in chosen.items():
-        M, settings = place.site.read(place.layer), resolved[n]
-        A = initial_A(settings, M.shape, place.site.fan_in(place.layer), generator_for(seed, n)).to(M.device, dtype)
-        deltas[n] = DELTAS[spec.delta].start(
-            place.site.blank(place.layer, A), M, alpha=settings.alpha, dropout=settings.dropout,
+        M, settings, generator = place.site.read(place.layer), resolved[n], generator_for(seed, n)
+        A = initial_A(settings, M.shape, place.site.fan_in(place.layer), generator).to(M.device, dtype)
+        deltas[n] = kind.start(
+            place.site.blank(place.layer, A), M, generator, **shared, alpha=settings.alpha, dropout=settings.dropout,
             scale_rule=settings.scale_rule, kind=place.site.kind, kernel=place.site.kernel(place.layer),
             rows=place.site.rows)  # fmt: skip
     inside = tuple(f"{n}." for n in modules)
@@ -162,28 +164,27 @@ def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_bas
                               advice=f"{where} Pass any_base=True (--any-base) if you mean it.")  # fmt: skip
     # In the model's order, whatever the file's was: optimizers know their tensors by number.
     adapter.deltas = {n: adapter.deltas[n] for n in known if n in adapter.deltas}
+    for n, delta in adapter.deltas.items():
+        delta.settle(known[n].site.kind, known[n].site.kernel(known[n].layer), known[n].shape)
     adapter.whole = {n: adapter.whole[n] for n in own if n in adapter.whole}
     return adapter
 
 
-def _misfits(model: nn.Module, name: str, delta: LowRank, known: Mapping[str, Place]) -> Iterable[str]:
+def _misfits(model: nn.Module, name: str, delta: Delta, known: Mapping[str, Place]) -> Iterable[str]:
     if name not in known:
         there = name in dict(own_modules(model))
         longer = [n for n in known if n.endswith("." + name) or name.endswith("." + n)]
         hint = f"did you mean {longer[0]!r}?" if longer else near(name, known, 1)
         yield f"{'is of a kind that cannot be adapted' if there else 'is not in the model'}   {hint}".rstrip()
         return
-    (out, inputs), kind, kernel = known[name].shape, known[name].site.kind, known[name].site.kernel(known[name].layer)
-    if delta.kind != kind and {delta.kind, kind} != {"linear", "conv1d"}:
+    kind, kernel = known[name].site.kind, known[name].site.kernel(known[name].layer)
+    if delta.kind and delta.kind != kind and {delta.kind, kind} != {"linear", "conv1d"}:
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
-    if delta.kernel != kernel:
+    if delta.kind and delta.kernel != kernel:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
     if delta.rows != known[name].site.rows:
         yield f"was made for the rows {delta.rows} (groups, rows of each, first, count), here they are {known[name].site.rows}"
-    if delta.shape[1] != inputs:
-        yield f"A is {tuple(delta.A.shape)}, the layer takes {inputs}"
-    if delta.shape[0] != out:
-        yield f"B is {tuple(delta.B.shape)}, the layer gives {out}"
+    yield from delta.misfits(known[name].shape)
 
 
 def _rows(pattern: str, spec: Spec, known: Mapping[str, Place]) -> str:

@@ -1,5 +1,6 @@
-"""LowRank: the change s B A of one matrix. It knows no layer; a site tells it how a layer applies a matrix."""
+"""Delta: a change of one matrix, and LowRank, s B A. They know no layer; a site tells them how a layer applies a matrix."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -7,10 +8,80 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.errors import SpecError
-from lorakit.spec import SCALES
+from lorakit.spec import SCALES, Settings, Spec
 
 
-class LowRank(nn.Module):
+class Delta(nn.Module):
+    """A change of a matrix (out, in), however it is made: what all parameterisations have in common.
+
+    Args:
+        rank: what `scale` depends on, beside alpha.
+        alpha: strength; with `scale_rule` it gives `scale`.
+        scale_rule: a name from `lorakit.spec.SCALES`.
+        dropout: probability with which an input is dropped while training.
+        kind: the kind of site it was made for ("linear", "conv1d", "embedding", …): files need it; "" where one tells none.
+        kernel: axes of the patch that a row of the matrix is for, of a convolution: files keep them.
+        rows: which outputs of a fused layer these are: groups, outputs of a group, first, count; empty for all.
+    """
+
+    name = ""  # in Spec.delta
+    zero: str  # the parameter that starts at zero: the first to get a gradient
+    rank: Any  # of the change; a property where a tensor tells it
+    shape: Any  # (out, in) of the matrix it changes, or of each matrix of a stack
+
+    def __init__(self, rank: int, *, alpha: float, scale_rule: str = "alpha/rank", dropout: float = 0.0,
+                 kind: str = "linear", kernel: tuple[int, ...] = (), rows: tuple[int, ...] = ()):  # fmt: skip
+        super().__init__()
+        self.alpha, self.scale_rule, self.dropout, self.kind = float(alpha), scale_rule, float(dropout), kind
+        self.kernel, self.rows = tuple(kernel), tuple(rows)
+        self.scale: float = SCALES[scale_rule](alpha, rank)
+
+    @classmethod
+    def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
+        """Return why what this site holds cannot be changed in this way, with these settings of its own."""
+        return []
+
+    @classmethod
+    def shared(cls, shapes: Mapping[str, tuple[int, int]], spec: Spec, generator: torch.Generator) -> dict[str, Any]:
+        """Return what all layers of one adapter hold together, by the name that `start` takes it under."""
+        return {}
+
+    @classmethod
+    def start(cls, A: Tensor, M: Tensor, generator: torch.Generator, **more: Any) -> "Delta":
+        """Return one that changes nothing yet, for the base matrix M (out, in).
+
+        Args:
+            A: (rank, in), as Spec.init says; of its dtype and device is what is made.
+            M: the base's matrix.
+            generator: what else is random comes from it; it depends on the seed and the layer's name alone.
+            **more: what `shared` returned, and what the class takes.
+        """
+        raise NotImplementedError
+
+    def misfits(self, shape: tuple[int, int]) -> Iterator[str]:
+        """Yield why it cannot be put on a matrix of this shape."""
+        if tuple(self.shape) != tuple(shape):
+            yield f"changes a matrix of {tuple(self.shape)}, the layer's is {tuple(shape)}"
+
+    def settle(self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]) -> None:
+        """Learn of the layer it is put on what its file did not tell."""
+        self.kind, self.kernel = self.kind or kind, self.kernel or tuple(kernel)
+
+    def matrix(self, M: Tensor | None = None) -> Tensor:
+        """Return what is added to the base matrix M: of its shape, float32, or float64 where a parameter is."""
+        raise NotImplementedError
+
+    def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Return what is added to the layer's output `y` for its input `x`: shape and dtype of y."""
+        x = F.dropout(x, self.dropout, self.training)
+        return site.apply(layer, self.matrix(site.read(layer)).to(y.dtype), x)
+
+    def extra_repr(self) -> str:
+        out, inputs = self.shape
+        return f"{inputs} -> {out}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}, kind={self.kind}"
+
+
+class LowRank(Delta):
     """The low-rank change `scale * B @ A` of a matrix (out, in), with its two factors as parameters.
 
     Args:
@@ -19,9 +90,9 @@ class LowRank(nn.Module):
         alpha: strength; with `scale_rule` it gives `scale`.
         scale_rule: a name from `lorakit.spec.SCALES`.
         dropout: probability with which an input of A is dropped while training.
-        kind: the kind of site it was made for ("linear", "conv1d", "embedding", …): files need it.
-        kernel: axes of the patch that a row of A is for, of a convolution: files keep them.
-        rows: which outputs of a fused layer these are: groups, outputs of a group, first, count; empty for all.
+        kind: the kind of site it was made for; `kernel` and `rows` likewise, as in Delta.
+        kernel: axes of the patch that a row of A is for.
+        rows: which outputs of a fused layer these are.
 
     Raises:
         SpecError: A and B do not share a rank; the message names both shapes.
@@ -32,26 +103,18 @@ class LowRank(nn.Module):
     [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
     """
 
-    name = "lora"  # in Spec.delta
+    name, zero = "lora", "B"
 
     def __init__(self, A: Tensor, B: Tensor, *, alpha: float, scale_rule: str = "alpha/rank", dropout: float = 0.0,
                  kind: str = "linear", kernel: tuple[int, ...] = (), rows: tuple[int, ...] = ()):  # fmt: skip
-        super().__init__()
         if A.ndim < 2 or A.shape[:-2] != B.shape[:-2] or A.ndim != B.ndim or A.shape[-2] != B.shape[-1]:
             raise SpecError(f"A (rank, in) and B (out, rank) must share a rank: A is {tuple(A.shape)}, B is {tuple(B.shape)}.")
+        super().__init__(A.shape[-2], alpha=alpha, scale_rule=scale_rule, dropout=dropout, kind=kind, kernel=kernel, rows=rows)
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
-        self.alpha, self.scale_rule, self.dropout, self.kind = float(alpha), scale_rule, float(dropout), kind
-        self.kernel, self.rows = tuple(kernel), tuple(rows)
-        self.scale: float = SCALES[scale_rule](alpha, A.shape[-2])
 
     @classmethod
-    def faults(cls, kind: str) -> list[str]:
-        """Return why a layer of this kind cannot be changed in this way."""
-        return []
-
-    @classmethod
-    def start(cls, A: Tensor, M: Tensor, **more: Any) -> "LowRank":
-        """Return one that changes nothing yet, from an initial A, for the base matrix M (out, in)."""
+    def start(cls, A: Tensor, M: Tensor, generator: torch.Generator | None = None, **more: Any) -> "LowRank":
+        """Return one that changes nothing yet: from an initial A (rank, in) and B = 0, for the base matrix M (out, in)."""
         return cls(A, A.new_zeros(*M.shape[:-1], A.shape[-2]), **more)
 
     @property
@@ -63,8 +126,14 @@ class LowRank(nn.Module):
         """(out, in) of the matrix it changes, or of each matrix of a stack."""
         return self.B.shape[-2], self.A.shape[-1]
 
+    def misfits(self, shape: tuple[int, int]) -> Iterator[str]:
+        out, inputs = shape
+        if self.shape[1] != inputs:
+            yield f"A is {tuple(self.A.shape)}, the layer takes {inputs}"
+        if self.shape[0] != out:
+            yield f"B is {tuple(self.B.shape)}, the layer gives {out}"
+
     def matrix(self, M: Tensor | None = None) -> Tensor:
-        """Return what is added to the base matrix M: of its shape, float32, or float64 where a factor is."""
         wide = torch.promote_types(torch.promote_types(self.A.dtype, self.B.dtype), torch.float32)
         return self.scale * (self.B.to(wide) @ self.A.to(wide))
 
@@ -77,7 +146,3 @@ class LowRank(nn.Module):
             x = F.dropout(x, self.dropout, self.training)
         h = site.project(layer, self.A.to(y.dtype), x)
         return site.expand(layer, self.B.to(y.dtype), h * self.scale, y)
-
-    def extra_repr(self) -> str:
-        out, inputs = self.shape
-        return f"{inputs} -> {out}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}, kind={self.kind}"

@@ -61,6 +61,10 @@ class Linear:
         """Return B h: (..., rank) -> (..., out), of the shape of the layer's own output y."""
         return F.linear(h, B)
 
+    def apply(self, layer: Any, M: Tensor, x: Tensor) -> Tensor:
+        """Return M x, of the shape of the layer's own output: for changes that are no product of two factors."""
+        return F.linear(x, M)
+
     def bias(self, layer: Any) -> Tensor | None:
         """Return the layer's bias in the shape that goes with its output; None where it has none."""
         return getattr(layer, "bias", None)

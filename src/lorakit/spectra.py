@@ -3,10 +3,12 @@
 Leading axes are those of a stack (experts): every function takes one matrix or a stack of them.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
-from lorakit.delta import LowRank
+from lorakit.delta import Delta, LowRank
 from lorakit.errors import SpecError
 
 DENSE = 512  # below this many rows or columns a whole SVD is cheaper than one that is drawn
@@ -77,7 +79,7 @@ def product_norm(A: Tensor, B: Tensor) -> float:
     return float(singular_values(A, B).norm())
 
 
-def factors_of(name: str, delta: LowRank, M: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return A (rank, in) and B (out, rank), float64, with `B @ A` what the delta adds to M, its scale included.
 
     Plain low rank gives its own factors; another parameterisation is built whole and factored by an SVD, which is exact.
@@ -108,7 +110,7 @@ def factors_of(name: str, delta: LowRank, M: Tensor | None = None) -> tuple[Tens
     return root.unsqueeze(-1) * Vh[..., :keep, :], U[..., :keep] * root.unsqueeze(-2)
 
 
-def is_plain(delta: LowRank) -> bool:
+def is_plain(delta: Delta) -> TypeGuard[LowRank]:
     """Tell whether what a delta adds is `scale * B @ A` and nothing else, so that its factors say all."""
     return type(delta).matrix is LowRank.matrix
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lorakit.delta import LowRank
 from lorakit.errors import SpecError
+from lorakit.spec import Settings, Spec
 
 
 class DoRA(LowRank):
@@ -33,12 +34,13 @@ class DoRA(LowRank):
         self.magnitude = nn.Parameter(magnitude)
 
     @classmethod
-    def faults(cls, kind: str) -> list[str]:
+    def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
         # The rows of a transposed convolution's matrix are no outputs: each is one place of the kernel.
-        return ["delta 'dora': a transposed convolution has no row an output"] if kind.startswith("transposed") else []
+        turned = site.kind.startswith("transposed")
+        return ["delta 'dora': a transposed convolution has no row an output"] if turned else []
 
     @classmethod
-    def start(cls, A: Tensor, M: Tensor, **more: Any) -> "DoRA":
+    def start(cls, A: Tensor, M: Tensor, generator: torch.Generator | None = None, **more: Any) -> "DoRA":
         delta = cls(A, A.new_zeros(len(M), len(A)), A.new_zeros(len(M)), **more)
         delta.magnitude.data.copy_(delta.norm(M))
         return delta

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lorakit.delta import LowRank
+from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import AdapterFileError, SpecError, many
@@ -50,7 +50,7 @@ GROUPS = "; PEFT's do for a convolution with groups, where its A mixes the chann
 def write(
     folder: str | Path,
     spec: Spec,
-    deltas: Mapping[str, LowRank],
+    deltas: Mapping[str, Any],
     whole: Mapping[str, Tensor],
     provenance: Mapping[str, Any],
     target_names: tuple[str, ...] | str,
@@ -126,7 +126,7 @@ def _unusable(tensor: Tensor) -> str:
     return f"{bad} of {tensor.numel()} values are NaN or infinite" if bad else ""
 
 
-def read(folder: str | Path) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Parameter], dict[str, Any], Any]:
+def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Parameter], dict[str, Any], Any]:
     """Read an adapter folder, written by lorakit or by PEFT.
 
     Returns:

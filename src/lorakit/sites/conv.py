@@ -44,6 +44,9 @@ class Conv(Linear):
         kernel = A.view(A.shape[0], *layer.weight.shape[1:])
         return layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)
 
+    def apply(self, layer: Any, M: Tensor, x: Tensor) -> Tensor:
+        return layer._conv_forward(x, M.view(layer.weight.shape), None)
+
     def bias(self, layer: Any) -> Tensor | None:
         return None if layer.bias is None else layer.bias.view(-1, *[1] * self.dims)
 
