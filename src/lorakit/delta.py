@@ -28,6 +28,7 @@ class Delta(nn.Module):
     zero: str  # the parameter that starts at zero: the first to get a gradient
     rank: Any  # of the change; a property where a tensor tells it
     shape: Any  # (out, in) of the matrix it changes, or of each matrix of a stack
+    stack: Any = ()  # leading axes of a stack of matrices
 
     def __init__(self, rank: int, *, alpha: float, scale_rule: str = "alpha/rank", dropout: float = 0.0,
                  kind: str = "linear", kernel: tuple[int, ...] = (), rows: tuple[int, ...] = ()):  # fmt: skip
@@ -120,6 +121,11 @@ class LowRank(Delta):
     @property
     def rank(self) -> int:
         return self.A.shape[-2]
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """(experts,) of a stack of matrices; () of one."""
+        return tuple(self.A.shape[:-2])
 
     @property
     def shape(self) -> tuple[int, int]:

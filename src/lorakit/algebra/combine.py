@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.algebra.outcome import Factors, Ledger, Outcome, built, changes_of, pooled, shared_evenly, stored
 from lorakit.algebra.sparse import SPARSE
-from lorakit.delta import LowRank
+from lorakit.delta import Delta
 from lorakit.errors import AdapterMismatch, SpecError, many, near
 from lorakit.fingerprint import fingerprint
 from lorakit.slot import base_parameters
@@ -34,7 +34,7 @@ def scale(adapter: Adapter, factor: float, **more: Any) -> Adapter:
         **more: base, whole, … as in `combine`.
 
     >>> import lorakit
-    >>> adapter = Adapter(lorakit.Spec(rank=1), {"0": LowRank(torch.ones(1, 2), torch.ones(1, 1), alpha=3.0)})
+    >>> adapter = Adapter(lorakit.Spec(rank=1), {"0": lorakit.LowRank(torch.ones(1, 2), torch.ones(1, 1), alpha=3.0)})
     >>> scale(adapter, -0.5).deltas["0"].matrix().tolist()
     [[-1.5, -1.5]]
     """
@@ -86,8 +86,8 @@ def combine(
     Source: TIES from Yadav et al., arXiv 2306.01708; DARE from Yu et al., arXiv 2311.03099.
 
     >>> import lorakit
-    >>> one = Adapter(lorakit.Spec(rank=1), {"0": LowRank(torch.eye(2)[:1], torch.eye(2)[:, :1], alpha=1.0)})
-    >>> two = Adapter(lorakit.Spec(rank=1), {"0": LowRank(torch.eye(2)[1:], torch.eye(2)[:, 1:], alpha=4.0)})
+    >>> one = Adapter(lorakit.Spec(rank=1), {"0": lorakit.LowRank(torch.eye(2)[:1], torch.eye(2)[:, :1], alpha=1.0)})
+    >>> two = Adapter(lorakit.Spec(rank=1), {"0": lorakit.LowRank(torch.eye(2)[1:], torch.eye(2)[:, 1:], alpha=4.0)})
     >>> combine([(one, 1.0), (two, 0.5)]).adapter.deltas["0"].matrix().tolist()
     [[1.0, 0.0], [0.0, 2.0]]
     >>> round(combine([(one, 1.0), (two, 0.5)], rank=1).energy, 6)
@@ -95,7 +95,7 @@ def combine(
     """
     _check_request(weighted, rank, energy, method, density, whole)
     adapters = [adapter for adapter, _ in weighted]
-    like: dict[str, LowRank] = {}
+    like: dict[str, Delta] = {}
     faults = [*_misfits(adapters, like), *_other_bases(adapters, base, any_base)]
     held, notes = _whole(weighted, whole, base, faults)
     if faults:
@@ -122,7 +122,7 @@ def combine(
 
 
 def _exact(
-    ledger: Ledger, name: str, delta: LowRank, parts: list[tuple[Factors, float]], rank: int | None, energy: float | None,
+    ledger: Ledger, name: str, delta: Delta, parts: list[tuple[Factors, float]], rank: int | None, energy: float | None,
     dtype: torch.dtype,
 ) -> None:  # fmt: skip
     A = torch.cat([A for (A, _), _ in parts], -2)
@@ -161,7 +161,7 @@ def book_dense(
     ledger.book(name, asked, lost, min(float(spectrum[rank:].square().sum()), lost), pair)
 
 
-def _limit(delta: LowRank, rank: int) -> int:
+def _limit(delta: Delta, rank: int) -> int:
     return min(rank, *delta.shape[-2:])
 
 
@@ -203,13 +203,13 @@ def _check_rank(rank: int, most: dict[str, int]) -> None:
                         advice="Leave the rank out: the sum is exact without. Nothing was made.")  # fmt: skip
 
 
-def _misfits(adapters: list[Adapter], like: dict[str, LowRank]) -> list[str]:
+def _misfits(adapters: list[Adapter], like: dict[str, Delta]) -> list[str]:
     """Fill `like` with the first delta of each module; return what does not fit it."""
     faults = []
     for number, adapter in enumerate(adapters):
         for name, delta in adapter.deltas.items():
             first = like.setdefault(name, delta)
-            here, before = ((*d.B.shape[:-1], d.A.shape[-1]) for d in (delta, first))
+            here, before = ((*d.stack, *d.shape) for d in (delta, first))
             if here != before or delta.kernel != first.kernel:
                 faults.append(f"{name}   is {here} in adapter {number + 1}, {before} before")
             elif delta.rows != first.rows:

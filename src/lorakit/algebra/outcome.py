@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.anatomy import matrices_of
-from lorakit.delta import LowRank
+from lorakit.delta import Delta, LowRank
 from lorakit.errors import SpecError, many
 from lorakit.formats.peft_config import asked, spelled_out
 from lorakit.spec import Spec
@@ -116,7 +116,7 @@ def pooled(S: Tensor) -> Tensor:
 
 
 def built(
-    like: Mapping[str, LowRank], spec: Spec, factors: Mapping[str, Factors], whole: Mapping[str, Tensor],
+    like: Mapping[str, Delta], spec: Spec, factors: Mapping[str, Factors], whole: Mapping[str, Tensor],
     provenance: Mapping[str, Any], dtype: torch.dtype,
 ) -> Adapter:  # fmt: skip
     """Return the adapter of these factors: plain low rank, scale 1, other settings as in `like` and `spec`."""
