@@ -16,7 +16,7 @@ FLOORS = [
     "formats",
     "targets fingerprint inits adapter spectra",
     "attach overlap data models",
-    "coverage merging anatomy",
+    "coverage check merging anatomy",
     "algebra plots",
     "evaluate",
     "plan",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lorakit.adapter import Adapter
     from lorakit.attach import attach, attached, detach, enable, enabled
+    from lorakit.check import check
     from lorakit.coverage import Coverage, coverage
     from lorakit.delta import LowRank
     from lorakit.errors import LorakitError
@@ -22,12 +23,12 @@ __version__ = "0.1.0"
 # Names are imported when they are first used, so that `import lorakit` does not import torch.
 _HOME = {
     "Adapter": "adapter", "Coverage": "coverage", "LorakitError": "errors", "LowRank": "delta", "Spec": "spec",
-    "Undo": "merging", "attach": "attach", "attached": "attach", "coverage": "coverage", "detach": "attach",
+    "Undo": "merging", "attach": "attach", "attached": "attach", "check": "check", "coverage": "coverage", "detach": "attach",
     "enable": "attach", "enabled": "attach", "factorize": "spectra", "fingerprint": "fingerprint", "merge": "merging",
     "select": "targets", "unmerge": "merging",
 }  # fmt: skip
 __all__ = [
-    "Adapter", "Coverage", "LorakitError", "LowRank", "Spec", "Undo", "attach", "attached", "coverage", "detach",
+    "Adapter", "Coverage", "LorakitError", "LowRank", "Spec", "Undo", "attach", "attached", "check", "coverage", "detach",
     "enable", "enabled", "factorize", "fingerprint", "merge", "select", "unmerge",
 ]  # fmt: skip
 

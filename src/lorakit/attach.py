@@ -130,7 +130,7 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) ->
     origin = {"base_fingerprint": fingerprint(model, without=modules), "seed": seed}
     if name := getattr(model, "name_or_path", ""):  # of transformers
         origin["base_model"] = name
-    layers = {place.of: None for place in chosen.values()}  # files name layers, not their parts
+    layers = {place.module: None for place in chosen.values()}  # files name layers, not their parts
     return Adapter(spec, deltas, trained, origin, short_names(layers, dict(own_modules(model))))
 
 

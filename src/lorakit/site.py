@@ -19,6 +19,7 @@ class Linear:
 
     kind = "linear"
     rows: tuple[int, ...] = ()  # of a part: groups, rows of a group, and where in each the part's begin and how many they are
+    child = ""  # of the layer: the module whose weight this is, where files name that and not the layer
     lends = False  # whether the layer reads its weight itself, so that it must be lent the changed one while it runs
 
     @property

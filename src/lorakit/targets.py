@@ -29,6 +29,7 @@ ROLES = {
     r"Wi|mlp\.Wo|(gate_up_proj|Wi)\.(gate|up)",
 }
 LINEAR = ("linear", "conv1d", "in_proj", "out_proj")  # kinds that all-linear means
+KERNELS = {site.kind for site in CONVOLUTIONS}
 PRESETS = {
     "all-linear": (), "conv": (), "none": (), "q": ("q",), "k": ("k",), "v": ("v",), "o": ("o",), "qv": ("q", "v"),
     "qkv": ("q", "k", "v"), "qkvo": ("q", "k", "v", "o"), "attention": ("q", "k", "v", "o", "qkv"), "mlp": ("mlp",),
@@ -62,6 +63,11 @@ class Place:
         return full_name(self.of, self.site.path())
 
     @property
+    def module(self) -> str:
+        """Full name of the module that files name."""
+        return full_name(self.of, self.site.child) if self.site.child else self.of
+
+    @property
     def is_part(self) -> bool:
         return self.site.whole is not self.site
 
@@ -82,7 +88,8 @@ def places(model: nn.Module, parts: Mapping[str, Mapping[str, int]] | None = Non
     >>> [*places(nn.Sequential(nn.Linear(2, 6)), {"0": {"q": 2, "k": 2, "v": 2}})]
     ['0', '0.q', '0.k', '0.v']
     """
-    found, configs = {}, {"": None}
+    found: dict[str, Place] = {}
+    configs: dict[str, Any] = {"": None}
     for name, module in own_modules(model):
         # The nearest module above that has one: parts of a model can be of other families than the whole.
         above = configs.get(name.rpartition(".")[0])
@@ -90,7 +97,8 @@ def places(model: nn.Module, parts: Mapping[str, Mapping[str, int]] | None = Non
         given = next((layout(sizes) for pattern, sizes in (parts or {}).items() if matches(pattern, name)), None)
         for end, site in sites_of(name, module, configs[name], given):
             full = full_name(name, end) if end else name
-            found[full] = Place(full, module, site, name)
+            # What a module above reads itself is that one's place: it stands there already.
+            found.setdefault(full, Place(full, module, site, name))
     return found
 
 
@@ -227,7 +235,7 @@ def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
                               "modules alone. Nothing was attached.")  # fmt: skip
         return chosen
     if name == "conv":
-        chosen = {n for n, p in usable.items() if p.site in CONVOLUTIONS}
+        chosen = {n for n, p in usable.items() if p.site.kind in KERNELS}
         if not chosen:
             raise TargetError(f"targets='conv' finds no convolution in {type(model).__name__}.", advice="Nothing was attached.")
         return chosen

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lorakit import site
+from lorakit.sites.borrowed import Borrowed, children_read
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.families import layout_of
 from lorakit.sites.lent import IN_PROJ, OUT_PROJ
@@ -34,6 +35,9 @@ def sites_of(name: str, layer: nn.Module, config: Any, given: Layout | None) -> 
     if isinstance(layer, nn.MultiheadAttention):
         yield from _attention(layer)
         return
+    for child, module in children_read(layer):
+        if (inner := site_of(module)) is not None:
+            yield child, Borrowed(child, inner)
     if (whole := site_of(layer)) is None:
         return
     yield "", whole
