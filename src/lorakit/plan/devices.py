@@ -65,9 +65,10 @@ def all_devices() -> list[Device]:
     return [this_machine(), *(_gpu(name, size << 20) for name, size in GPUS.items())]
 
 
-def this_machine() -> Device:
-    """Return the GPU of this machine where it has one, else its main memory, or what a container may have of it."""
-    if torch.cuda.is_available():
+def this_machine(*, cpu: bool = False) -> Device:
+    """Return the GPU of this machine where it has one (and `cpu` is not asked for), else its main memory, or what a container
+    may have of it."""
+    if torch.cuda.is_available() and not cpu:
         return _gpu(HERE, torch.cuda.get_device_properties(0).total_memory)
     size = psutil.virtual_memory().total
     for file in CGROUPS:

@@ -106,7 +106,11 @@ def _from_config(config: Any, name: str, task: str, labels: int, held: set[str] 
         raise ModelError(f"{name} cannot be loaded for {task}: {line}") from error
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 0
-    return Skeleton(model, name, task, _new_modules(model, held) if task != "causal-lm" else (), int(longest))
+    new = _new_modules(model, held) if held is not None or task != "causal-lm" else ()
+    if new and task == "causal-lm":
+        raise ModelError(f"{name} has no weights for {', '.join(new)}: it is no causal language model.",
+                         advice="Language modelling needs one; a classifier needs rows with labels.")  # fmt: skip
+    return Skeleton(model, name, task, new, int(longest))
 
 
 def _told(config: Any) -> str:
@@ -120,8 +124,9 @@ def _told(config: Any) -> str:
 def _new_modules(model: Any, held: set[str] | None) -> tuple[str, ...]:
     """Return the modules of the head that a checkpoint with these tensors does not hold; all of it where none is known."""
     base = model.base_model_prefix
-    heads = [n for n, child in model.named_children() if n != base and next(child.parameters(), None) is not None]
-    return tuple(n for n in heads if held is None or not any(key.startswith(n + ".") for key in held))
+    tied = {id(p) for p in model.base_model.parameters()}  # a head that is the embedding has no tensor of its own
+    heads = [n for n, child in model.named_children() if n != base and any(id(p) not in tied for p in child.parameters())]
+    return tuple(n for n in heads if held is None or not any(f".{n}." in f".{key}" for key in held))
 
 
 class Headers(nn.Module):

@@ -10,7 +10,7 @@ from lorakit.spec import option
 
 TASKS = ("auto", "causal-lm", "classify", "regress")
 # What a resumed run may change: none of these alters the weights that come out.
-FREE = {"output", "resume", "overwrite", "checkpoint_every", "keep", "threads", "device"}
+FREE = {"output", "resume", "overwrite", "checkpoint_every", "keep", "threads", "device", "beyond_memory"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class TrainSpec:
     keep: int = option(2, "newest checkpoints that are kept, beside the best")
     patience: int | None = option(None, "stop after so many evaluations without a better loss", type=int)
     final: str = option("best", "which weights are written at the end", choices=("best", "last"))
+    beyond_memory: bool = option(False, "start although the plan says that the largest batch does not fit into memory")
     seed: int = option(0, "of the initial A, a new head, the order of the data, and dropout")
     device: str = option("auto", "cpu, cuda, …")
     threads: int | None = option(None, "threads of torch on the CPU", type=int)

@@ -18,12 +18,17 @@ import torch
 import lorakit
 from lorakit.attach import attach
 from lorakit.coverage import coverage
+from lorakit.data.batches import Batches
 from lorakit.data.encode import is_regression, label_names
 from lorakit.data.rows import Rows, read_rows
-from lorakit.errors import DataError, OutputError, SpecError
+from lorakit.errors import DataError, OutputError, PlanError, SpecError
 from lorakit.evaluate.score import evaluate
 from lorakit.evaluate.subject import encode
 from lorakit.models import TASK_TYPES, Loaded, load, pad_id
+from lorakit.plan.devices import this_machine
+from lorakit.plan.estimate import make
+from lorakit.plan.report import described, summary, tokenised, work_of
+from lorakit.plan.skeleton import skeleton
 from lorakit.spec import Spec
 from lorakit.train import card, resume
 from lorakit.train.config import TrainSpec
@@ -110,6 +115,7 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     if spec.dtype == "float16":
         raise SpecError("dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
                         advice="Nothing was started.")  # fmt: skip
+    planned = plan_first(settings, spec, task, labels, rows, say)
     say(f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out")
     random.seed(settings.seed)
     loaded = load(settings.model, task, labels=labels, dtype=settings.base_dtype, device=settings.device, seed=settings.seed)
@@ -141,9 +147,37 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
         "trainable_parameters": covered.trainable_parameters, "total_parameters": covered.total_parameters,
         "adapted_modules": len(covered.modules), "coverage": covered.to_dict(), "spec": adapter.spec.to_dict(),
         "settings": settings.to_dict(), "seed": settings.seed, "base_fingerprint": adapter.provenance["base_fingerprint"],
-        "data_hash": rows.content_hash(), "versions": versions(),
+        "data_hash": rows.content_hash(), "versions": versions(), "plan": planned,
     }  # fmt: skip
     return Prepared(job, loaded, facts)
+
+
+def plan_first(
+    settings: TrainSpec, spec: Spec, task: str, labels: list[str], rows: Rows, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Say in a line what the run will take, before any weight is loaded; None where shapes alone do not tell it.
+
+    Raises:
+        SpecError: its largest batch does not fit into the memory of this machine.
+    """
+    base = skeleton(settings.model, task, labels=len(labels) or 2)
+    examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
+    batches = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed)
+    plan = make(base, spec, work_of(settings, base, batches))
+    try:
+        told = described(plan, this_machine(cpu=settings.device == "cpu"))
+    except PlanError as error:
+        say(f"note: no plan: {error.message}")
+        return None
+    say(summary(told))
+    needs, has = told["memory"]["peak"], told["usable_bytes"]
+    if needs > has and not settings.beyond_memory:
+        parts = [f"{part}   {count:,} bytes" for part, count in told["memory"].items()]
+        raise SpecError(f"The largest batch, {told['batch']} sequences of {told['length']:,} tokens, needs {needs:,} bytes; "
+                        f"this machine has {has:,} for tensors.", parts,
+                        "Lower --batch-size (--accumulate makes up for it) or --max-length, or give --gradient-checkpointing; "
+                        "--beyond-memory starts all the same. Nothing was started.")  # fmt: skip
+    return told
 
 
 def told_task(task: str, rows: Rows) -> str:

@@ -24,6 +24,7 @@ from lorakit.train import resume
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import Log
 from lorakit.train.optim import gradient_norm, lr_factor, make_optimizer, set_lr
+from lorakit.train.rehearsal import rehearse
 
 LOOK = 256  # held-out sequences that are looked at during the run; before and after it, all are
 RECENT = 10  # losses whose median tells whether a run has exploded
@@ -140,6 +141,7 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         turn_on({"use_reentrant": False})
     job.model.train()
+    rehearse(job, accelerator, batches, at.step * settings.accumulate, job.steps * settings.accumulate)
     torch.manual_seed(settings.seed)
     if state:
         resume.set_random_state(state["random"])

@@ -1,0 +1,164 @@
+"""A run says first what it will take, refuses what cannot fit, and does its longest batch first, without a trace."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from lorakit.data.batches import Batches
+from lorakit.errors import PlanError, SpecError, TrainingError
+from lorakit.plan import devices
+from lorakit.spec import Spec
+from lorakit.train import job as jobs
+from lorakit.train import loop, rehearsal
+from lorakit.train.config import TrainSpec
+from lorakit.train.job import prepare, run
+
+from ..conftest import sentences
+
+
+@pytest.fixture
+def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
+    return {"model": str(tiny_llama), "data": str(data), "output": str(tmp_path / "out"), "batch_size": 4, "steps": 12,
+            "lr": 5e-3, "threads": 1}  # fmt: skip
+
+
+def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
+    monkeypatch.setattr(jobs, "this_machine", lambda cpu: devices.Device("this machine", usable, usable, gpu=False))
+
+
+def test_the_plan_is_said_first_and_kept_in_the_report(settings: dict[str, Any]) -> None:
+    said: list[str] = []
+    report = run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)
+    assert said[0].startswith(f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters train, ")
+    assert said[1].startswith("Loading ")
+    assert report["plan"]["memory"]["peak"] > report["plan"]["memory"]["activations"] > 0
+
+
+@pytest.mark.parametrize("kind", ["classify", "causal-lm"])
+def test_what_is_planned_is_what_trains(kind: str, settings: dict[str, Any], tiny_bert: Path, tmp_path: Path) -> None:
+    if kind == "classify":  # a new head trains whole
+        rows = tmp_path / "labelled.csv"
+        rows.write_text("text,label\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(40))))
+        settings |= {"model": str(tiny_bert), "data": str(rows)}
+    facts = prepare(TrainSpec(**settings), Spec(rank=4)).facts
+    for name in ("trainable_parameters", "total_parameters", "adapted_modules"):
+        assert facts["plan"][name] == facts[name]
+
+
+def test_what_cannot_fit_is_refused_before_weights_are_loaded(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+                                                              tmp_path: Path) -> None:  # fmt: skip
+    small(monkeypatch, 100_000)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "load", lambda *args, **more: pytest.fail("weights were loaded"))
+        with pytest.raises(SpecError) as caught:
+            run(TrainSpec(**settings), Spec(rank=4))
+    assert caught.value.message.startswith("The largest batch, 4 sequences of ")
+    assert caught.value.message.endswith(" bytes; this machine has 100,000 for tensors.")
+    assert any(fault.startswith("activations   ") for fault in caught.value.faults)
+    assert "--beyond-memory starts all the same. Nothing was started." in caught.value.advice
+    assert not (tmp_path / "out").exists()
+    assert run(TrainSpec(**{**settings, "steps": 2, "beyond_memory": True}), Spec(rank=4))["steps"] == 2
+
+
+def test_a_model_that_cannot_be_planned_trains(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def untold(*args: Any) -> None:
+        raise PlanError("A step of Odd cannot be run on shapes alone.")
+
+    monkeypatch.setattr(jobs, "described", untold)
+    said: list[str] = []
+    assert run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)["plan"] is None
+    assert said[0] == "note: no plan: A step of Odd cannot be run on shapes alone."
+
+
+def test_the_longest_batch_of_the_run_goes_first(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, tuple[int, ...]]] = []
+    for module, where in ((rehearsal, "rehearsed"), (loop, "trained")):
+        real = module.batch_loss
+
+        def noted(model: Any, batch: Any, task: str, real: Any = real, where: str = where) -> Any:
+            seen.append((where, tuple(batch["input_ids"].shape)))
+            return real(model, batch, task)
+
+        monkeypatch.setattr(module, "batch_loss", noted)
+    run(TrainSpec(**settings, accumulate=2), Spec(rank=4))
+    trained = [shape for where, shape in seen if where == "trained"]
+    assert [where for where, _ in seen] == ["rehearsed"] + ["trained"] * 24
+    assert seen[0][1] == max(trained, key=lambda s: (s[0] * s[1], s[1])) != trained[0]
+
+
+def test_the_rehearsal_leaves_no_trace(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Spec(rank=4, dropout=0.2)
+    run(TrainSpec(**settings), spec)
+    monkeypatch.setattr(loop, "rehearse", lambda *args: (0, 0))
+    run(TrainSpec(**{**settings, "output": str(tmp_path / "without")}), spec)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "without"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    lines = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+             for name in ("out", "without")]  # fmt: skip
+    assert lines[0] == lines[1]
+
+
+def counted(model: Any, args: Any, out: Any) -> None:
+    model.seen.add_(1)
+
+
+def rehearsed(settings: dict[str, Any], hook: Any = None) -> tuple[Any, tuple[int, int]]:
+    job = prepare(TrainSpec(**settings), Spec(rank=4, dropout=0.2)).job
+    job.model.train().register_buffer("seen", torch.zeros(1))
+    job.model.register_forward_hook(hook or counted)
+    batches = Batches([len(e.ids) for e in job.examples], job.settings.batch_size, job.settings.seed)
+    try:
+        return job, rehearsal.rehearse(job, Accelerator(cpu=True), batches, 0, 12)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_gradients_buffers_and_random_numbers_are_as_before(settings: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    job, (rows, width) = rehearsed(settings)
+    batches = Batches([len(e.ids) for e in job.examples], 4, job.settings.seed)
+    assert rows * width == max(n * w for n, w in map(batches.shape, range(12)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert job.model.seen.item() == 0
+    assert all(p.grad is None for p in job.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_memory_that_runs_out_is_told_before_the_first_step(error: Exception, settings: dict[str, Any]) -> None:
+    def full(*args: Any) -> None:
+        raise error
+
+    with pytest.raises(TrainingError, match=r"Memory ran out on the longest batch of the run: 4 sequences of \d+ tokens. No "
+                                            r"step was taken.\nLower --batch-size"):  # fmt: skip
+        rehearsed(settings, full)
+
+
+def test_other_errors_are_not_taken_for_memory(settings: dict[str, Any]) -> None:
+    def broken(*args: Any) -> None:
+        raise RuntimeError("a shape that does not fit")
+
+    with pytest.raises(RuntimeError, match="a shape that does not fit"):
+        rehearsed(settings, broken)
+
+
+def test_a_run_with_no_batch_left_rehearses_nothing(settings: dict[str, Any]) -> None:
+    batches = Batches([3, 4], 1, 0)
+    assert rehearsal.rehearse(None, Accelerator(cpu=True), batches, 5, 5) == (0, 0)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert replace(TrainSpec(**settings), beyond_memory=True).differences(TrainSpec(**settings).to_dict()) == []
