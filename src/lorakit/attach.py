@@ -13,7 +13,18 @@ from lorakit.deltas import DELTAS
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, many, near
 from lorakit.fingerprint import fingerprint
 from lorakit.inits.classic import generator_for, initial_A
-from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, put, remove, slot_at, slot_of
+from lorakit.slot import (
+    State,
+    base_parameters,
+    exchange,
+    find_state,
+    own_modules,
+    put,
+    refuse_while_routed,
+    remove,
+    slot_at,
+    slot_of,
+)
 from lorakit.spec import Spec, matches
 from lorakit.targets import Place, layout, places, select, short_names, whole
 
@@ -57,6 +68,7 @@ def attach(
         raise SpecError(f"A model and a Spec or an Adapter are needed, got {type(model).__name__} and {type(what).__name__}.",
                         advice="Adapter.load(folder) reads one from disk. Nothing was attached.")  # fmt: skip
     state = find_state(model) or State()
+    refuse_while_routed(state)
     # A module sets its own `training`, which a child of that name would hide.
     if not isinstance(name, str) or name in ("", "training") or any(c in name for c in ".:/ "):
         raise AdapterNameError(f"{name!r} cannot name an adapter: use a word without '.', ':', '/' or spaces.")

@@ -7,6 +7,7 @@
     ├── AdapterMismatch (ValueError)    an adapter that does not fit this model
     ├── AdapterFileError (ValueError)   an adapter folder that cannot be trusted
     ├── MergeError (RuntimeError)       a merge that would not give what was asked
+    ├── RowsError (RuntimeError)        rows of a batch that cannot go to adapters of their own
     ├── ModelError (OSError)            a model that cannot be found, read or used for the task
     ├── DataError (ValueError)          rows that cannot be trained or evaluated on
     ├── OutputError (FileExistsError)   an output that would be overwritten or cannot be made, or a run that is not there
@@ -61,6 +62,9 @@ class AdapterFileError(LorakitError, ValueError): ...
 
 
 class MergeError(LorakitError, RuntimeError): ...
+
+
+class RowsError(LorakitError, RuntimeError): ...
 
 
 class ModelError(LorakitError, OSError): ...

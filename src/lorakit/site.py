@@ -20,6 +20,7 @@ class Linear:
     kind = "linear"
     rows: tuple[int, ...] = ()  # of a part: groups, rows of a group, and where in each the part's begin and how many they are
     child = ""  # of the layer: the module whose weight this is, where files name that and not the layer
+    axes = 1  # of one input: what comes before them is rows of the batch, and tokens
     lends = False  # whether the layer reads its weight itself, so that it must be lent the changed one while it runs
 
     @property
@@ -111,6 +112,7 @@ class Embedding(Linear):
     """torch.nn.Embedding: row i of the weight is column i of M, the input is a one-hot vector."""
 
     kind = "embedding"
+    axes = 0
 
     def holds(self, layer: Any) -> bool:
         # A subclass with a forward of its own scales or shifts the rows: merged would not equal attached.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.errors import AdapterNameError
+from lorakit.errors import AdapterNameError, RowsError
 from lorakit.site import Linear
 from lorakit.spec import full_name
 
@@ -27,6 +27,7 @@ class State:
     on: dict[str, float] = field(default_factory=dict)  # name -> weight
     found: dict[str, bool] = field(default_factory=dict)  # requires_grad of every parameter, as found
     merged: str | None = None  # token of the Undo that takes the merge back
+    route: Any = None  # of the rows of a batch, while a block of `route` lasts
 
 
 class Slot(nn.Module):
@@ -39,17 +40,20 @@ class Slot(nn.Module):
         super().__init__()
         self.state, self.path = state, path  # path: the layer's name in the model that attach was given
         self.sites: dict[str, Linear] = {}  # by the end of the keys of its deltas: "", or "/part"
+        self.rows_first = False  # whether inputs were seen whose first axis can only be the rows of the batch
 
     def on(self, *, lends: bool) -> Iterator[tuple[float, Any, Any]]:
         """Yield weight, site and delta of what is on, and enters the layer in this way."""
-        for name, weight in self.state.on.items():
+        for name, weight in self.state.on.items() if self.state.route is None else ():
             for end, site in self.sites.items():
                 delta = self._modules.get(name + end)
                 if delta is not None and site.lends is lends:
                     yield weight, site, delta
 
     def forward(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return y plus what each delta that is on adds to it."""
+        """Return y plus what each delta that is on adds to it, or what each row of the batch is routed to."""
+        if self.state.route is not None:
+            return self.state.route.add(self, layer, x, y)
         out = y
         for weight, site, delta in self.on(lends=False):
             change = delta(site, layer, x, y)
@@ -172,8 +176,16 @@ def find_state(model: nn.Module) -> State | None:
     return slot.state if slot else None
 
 
+def refuse_while_routed(state: State) -> None:
+    """Raise RowsError in a block of `route`: what it looked up once would no longer be what is attached."""
+    if state.route is not None:
+        raise RowsError("The rows of this model are routed: what is attached and on stays as it is until the block ends.",
+                        advice="Do it before or after the block. Nothing was changed.")  # fmt: skip
+
+
 def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
     """Set what is on, and put the parameters of those adapters (or the base's own) in their places."""
+    refuse_while_routed(state)
     state.on.clear()
     state.on.update(on)
     for name, layer in own_modules(model):

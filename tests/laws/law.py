@@ -3,11 +3,13 @@
 import copy
 import pickle
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import lorakit
+from lorakit import shares
 
 from .table import KINDS, ROWS, Row, bits, error, fill, randn, same_bits, state
 
@@ -386,11 +388,45 @@ def padding_stays(row: Row, folder: Path) -> None:
     assert not torch.equal(model.layer(ids)[1], row.model().layer(ids)[1])
 
 
+def rows_equal_alone(row: Row, folder: Path) -> None:
+    model, one = row.attached("one")
+    two = fill(lorakit.attach(model, row.spec(rank=2), name="two"), seed=9)
+    factors, x = [*one.parameters(), *two.parameters()], torch.cat([row.x(), row.x().flip(1)])
+    exact = copy.deepcopy(model).double()
+    lorakit.enable(model, None)
+    base = model.layer(x)  # of all rows at once: a product of other sizes may round otherwise
+    for routed in (["one", None, {"one": 0.5, "two": -2.0}, "two"], ["two", "one", ["one", "two"], "one"]):
+        alone, want = [], []
+        for at, which in enumerate(routed):
+            for twin, outputs in ((model, alone), (exact, want)):
+                lorakit.enable(twin, which)
+                rows = x[at : at + 1] if twin is model or row.embeds else x[at : at + 1].double()
+                outputs.append(twin.layer(rows)[0] if twin is model else twin.layer(rows)[0].detach())
+        alone = torch.stack(alone)
+        pull = randn(*alone.shape, seed=8).to(row.dtype)
+        pulled = torch.autograd.grad((alone * pull).sum(), factors)
+        for waste, long in ((1 << 40, 0), (-1, 1 << 40), (-1, 0)):  # each way to compute it
+            limits = mock.patch.dict(shares.WASTE, {row.dtype: waste}), mock.patch.object(shares, "LONG", long)
+            with limits[0], limits[1], lorakit.route(model, routed):
+                got = model.layer(x)
+            for at, which in enumerate(routed):
+                assert within(got[at], want[at], alone[at], row.dtype)
+                assert which is not None or torch.equal(got[at], base[at])
+            if row.precision in ("float32", "float64"):
+                near = 1e-6 if row.precision == "float32" else 1e-14
+                assert error(got, alone.detach().double()) <= near * float(got.detach().abs().max())
+                grads = torch.autograd.grad((got * pull).sum(), factors, materialize_grads=True)
+                most = max(float(g.abs().max()) for g in pulled)
+                assert all(error(g, p.double()) <= 4 * near * most for g, p in zip(grads, pulled, strict=True))
+    lorakit.enable(model, ["one", "two"])
+    assert model.layer.lorakit.state.route is None and not torch.allclose(model.layer(x), got)
+
+
 LAWS = [
     fresh_equals_base, base_is_kept, only_the_delta_trains, attached_equals_dense, merged_equals_attached, merge_rounds_once,
     unmerge_restores_bits, detach_leaves_no_trace, written_equals_read, disabled_equals_base, two_adapters_add_up,
     copies_are_independent, dropout_drops_the_delta_alone, start_depends_on_seed_and_name_alone, first_step_moves_B_alone,
     alpha_scales, rank_bounds_the_change, enable_takes_names, a_layer_used_twice_is_adapted_twice, moved_with_the_model,
-    biases_train_and_merge, padding_stays,
+    biases_train_and_merge, padding_stays, rows_equal_alone,
 ]  # fmt: skip
 __all__ = ["LAWS", "ROWS", "gradient_equals_differences", "gradient_takes_the_norm_as_constant", "randn"]

@@ -13,6 +13,7 @@ import lorakit
 from lorakit import slot, spec
 from lorakit.delta import LowRank
 from lorakit.inits import classic
+from lorakit.shares import Share
 from lorakit.site import Embedding
 from lorakit.sites.conv import Conv, ConvTranspose
 
@@ -126,6 +127,18 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "transposed convolution spreads a mirrored kernel": (edit(ConvTranspose, "expand", "*layer.weight.shape[1:]).repeat(",
                                                               "*layer.weight.shape[1:]).flip(-1).repeat("),
                                                          law.attached_equals_dense, "transposed2d-float16"),
+    "rows get the ranks of others": (edit(Share, "stacked", "h.masked_fill(self.table.off.view(shape), 0.0)", "h"),
+                                     law.rows_equal_alone, "linear-float64"),
+    "a row's weights dropped": (edit(Share, "stacked", "h * self.table.strength.to(h.dtype).view(shape)", "h"),
+                                law.rows_equal_alone, "conv1d-bfloat16"),
+    "a group's weights dropped": (edit(Share, "join", "B[n] * w", "B[n]"), law.rows_equal_alone, "linear-float64"),
+    "sorted rows not put back": (edit(Share, "grouped", "torch.zeros_like(change).view(count, each, -1).index_copy(0, order, "
+                                      "change.view(count, each, -1))", "change.view(count, each, -1)"), law.rows_equal_alone,
+                                 "linear-square-float32"),
+    "rows of an adapter mixed up": (edit(Share, "one_by_one", "x.index_select(0, index)", "x.index_select(0, index.flip(0))"),
+                                    law.rows_equal_alone, "convolution2d-depthwise-float64"),
+    "joined factors are cut off the graph": (edit(Share, "join", "n: d.A for", "n: d.A.detach() for"), law.rows_equal_alone,
+                                             "embedding-float64"),
 }  # fmt: skip
 
 

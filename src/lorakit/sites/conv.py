@@ -21,7 +21,7 @@ class Conv(Linear):
     """torch.nn.Conv1d, Conv2d or Conv3d: M is the weight with all axes but the first in one."""
 
     def __init__(self, dims: int):
-        self.kind, self.dims = f"convolution{dims}d", dims
+        self.kind, self.dims, self.axes = f"convolution{dims}d", dims, dims + 1
         self.type: type[nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
         self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
 
@@ -61,7 +61,7 @@ class ConvTranspose(Linear):
     """torch.nn.ConvTranspose1d, 2d or 3d: M is (out / groups * kernel, in), the weight (in, out / groups, kernel) turned."""
 
     def __init__(self, dims: int):
-        self.kind, self.dims = f"transposed{dims}d", dims
+        self.kind, self.dims, self.axes = f"transposed{dims}d", dims, dims + 1
         self.type: type[nn.Module] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
         self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
         self.spread: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
