@@ -130,10 +130,11 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) ->
             scale_rule=settings.scale_rule, kind=place.site.kind, kernel=place.site.kernel(place.layer),
             rows=place.site.rows)  # fmt: skip
     inside = tuple(f"{n}." for n in modules)
-    trained = {}
+    layers = {place.module: None for place in chosen.values()}  # files name layers, not their parts
+    adapted, trained = {*layers, *chosen}, {}
     for path, own in base_parameters(model):
         layer, _, key = path.rpartition(".")
-        bias = (spec.bias == "all" and "bias" in key) or (spec.bias == "adapted" and key == "bias" and layer in chosen)
+        bias = (spec.bias == "all" and "bias" in key) or (spec.bias == "adapted" and key == "bias" and layer in adapted)
         if (bias or path.startswith(inside)) and own.is_floating_point():
             trained[path] = nn.Parameter(own.detach().clone())
     if not deltas and not trained:
@@ -142,7 +143,6 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) ->
     origin = {"base_fingerprint": fingerprint(model, without=modules), "seed": seed}
     if name := getattr(model, "name_or_path", ""):  # of transformers
         origin["base_model"] = name
-    layers = {place.module: None for place in chosen.values()}  # files name layers, not their parts
     return Adapter(spec, deltas, trained, origin, short_names(layers, dict(own_modules(model))))
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import AdapterFileError, SpecError, many
-from lorakit.formats.packed import pack, unpack
+from lorakit.formats.packed import attention_of, attentions, pack, unpack
 from lorakit.formats.peft_config import (
     CONFIG,
     asked,
     belongs,
     config_faults,
     config_of,
+    counts_twice,
     settings_of,
     spec_of,
     spelled_out,
@@ -80,6 +81,7 @@ def write(
             tensors[PREFIX + full_name(name, end)] = factor
     for path, tensor in whole.items():
         layer, _, key = path.rpartition(".")
+        layer = next((n for n, parts in packed.items() if layer in parts), layer)
         tensors[PREFIX + (full_name(layer, f"base_layer.{key}") if layer in deltas else path)] = tensor
     faults = [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
     if faults:
@@ -148,12 +150,18 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
         raise _refusal(folder, faults)  # what the config says cannot be compared with the tensors
     saved, mode, modules = config.get("modules_to_save", []), config.get("bias", "none"), header.get("modules")
     packed = header.get("packed", {})
+    # Where no note tells what a MultiheadAttention's tensors are, PEFT wrote them: both, of one rank.
+    called = {} if packed else attentions(pairs)
+    for n in [n for n in called if called[n] in pairs]:
+        pairs[n] = {**pairs.pop(called[n]), "kind": n.rpartition(".")[2]}
     faults += [f"{PREFIX}{path}   is no part of the adapter that {CONFIG} describes" for path in rest
-               if not belongs(path, saved, mode, pairs)]  # fmt: skip
+               if not belongs(path, saved, mode, {*pairs, *(part for parts in packed.values() for part in parts)})]  # fmt: skip
     if modules is not None:
         faults += [f"{PREFIX}{n}   is missing: the header lists it" for n in modules if n not in pairs]
         faults += [f"{PREFIX}{n}   is extra: the header does not list it" for n in pairs if n not in modules]
-    settings = {n: settings_of(config, n, f["kind"] == "embedding") for n, f in pairs.items()}
+    settings = {n: settings_of(config, attention_of(called.get(n, n)), f["kind"] == "embedding") for n, f in pairs.items()}
+    if counts_twice(config):
+        settings |= {n: replace(settings[n], alpha=2 * settings[n].alpha) for n in called if n.endswith("out_proj")}
     wrong = (f"{CONFIG}: {key}: {fault}" for s in settings.values() for key, fault in setting_faults(asdict(s)))
     faults += dict.fromkeys(wrong)
     faults += [f"{PREFIX}{n}   A has rank {f['A'].shape[0]}, {CONFIG} says {settings[n].rank}"

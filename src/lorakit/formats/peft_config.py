@@ -5,7 +5,7 @@ Source: huggingface/peft 0.21, `tuners/lora/config.py`.
 
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorakit.delta import LowRank
 from lorakit.errors import near
+from lorakit.formats.packed import attention_of
 from lorakit.spec import Settings, Spec, matches
 
 CONFIG = "adapter_config.json"
@@ -57,7 +58,7 @@ def config_of(spec: Spec, deltas: Mapping[str, LowRank], whole: Mapping[str, Ten
             target_names: Any) -> dict[str, Any]:  # fmt: skip
     ranks, alphas = {}, {}
     for name, delta in deltas.items():
-        key = "^" + re.escape(name) + "$"
+        key = "^" + re.escape(attention_of(name)) + "$"
         if delta.rank != spec.rank:
             ranks[key] = delta.rank
         # One rule holds for the whole file; a module with another gets the alpha that gives its scale by this rule.
@@ -115,12 +116,20 @@ def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
                 yield f"{CONFIG}: {key} holds {pattern!r}, which is no regular expression: {error}"
 
 
-def belongs(path: str, saved: list[str], bias: str, pairs: Mapping[str, Any]) -> bool:
+def belongs(path: str, saved: list[str], bias: str, adapted: Collection[str]) -> bool:
     layer, _, key = path.rpartition(".")
     if any(f".{name}." in f".{layer}." for name in saved):
         return True
     # PEFT's "all" takes every name that holds the word, such as T5's relative_attention_bias.weight.
-    return (bias == "all" and "bias" in path) or (bias == "lora_only" and key == "bias" and layer in pairs)
+    return (bias == "all" and "bias" in path) or (bias == "lora_only" and key == "bias" and layer in adapted)
+
+
+def counts_twice(config: Mapping[str, Any]) -> bool:
+    """Tell whether the PEFT that trained this added the change of an attention's out_proj twice: all up to 0.21 do.
+
+    Its `merge`, which every forward calls, writes W + change and then merges the layer once more.
+    """
+    return [int(n) for n in re.findall(r"\d+", str(config.get("peft_version", "0")))[:2]] <= [0, 21]
 
 
 def _pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:

@@ -10,7 +10,7 @@ from lorakit import site
 from lorakit.sites.borrowed import Borrowed, children_read
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.families import layout_of
-from lorakit.sites.lent import IN_PROJ, OUT_PROJ
+from lorakit.sites.lent import APART, IN_PROJ, OUT_PROJ
 from lorakit.sites.parts import Layout, Part, thirds
 
 SITES = {**site.SITES, **{known.kind: known for known in CONVOLUTIONS}}
@@ -53,4 +53,6 @@ def _attention(layer: nn.MultiheadAttention) -> Iterator[tuple[str, site.Linear]
         yield "in_proj", IN_PROJ
         layout = thirds(3 * layer.embed_dim)
         yield from ((part, Part(IN_PROJ, layout, part)) for part in layout.sizes)
+    else:
+        yield from APART.items()
     yield "out_proj", OUT_PROJ

@@ -57,3 +57,5 @@ class Lent(Linear):
 
 IN_PROJ = Lent("in_proj", "in_proj_weight")
 OUT_PROJ = Lent("out_proj", "out_proj.weight")
+# Of an attention whose keys and values are of other widths than its queries.
+APART = {part: Lent(f"{part}_proj", f"{part}_proj_weight") for part in ("q", "k", "v")}
