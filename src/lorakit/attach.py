@@ -130,7 +130,7 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) ->
             scale_rule=settings.scale_rule, kind=place.site.kind, kernel=place.site.kernel(place.layer),
             rows=place.site.rows)  # fmt: skip
     inside = tuple(f"{n}." for n in modules)
-    layers = {place.module: None for place in chosen.values()}  # files name layers, not their parts
+    layers = {p.module: None for p in chosen.values() if p.site.kind != "experts"}  # files name layers, not their parts
     adapted, trained = {*layers, *chosen}, {}
     for path, own in base_parameters(model):
         layer, _, key = path.rpartition(".")

@@ -13,6 +13,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lorakit.spec import Settings
 
+OWN_FORWARD = ("FalconLinear",)  # subclasses of nn.Linear that write M x + bias in their own words
+
 
 class Linear:
     """torch.nn.Linear: weight is M itself."""
@@ -30,8 +32,10 @@ class Linear:
 
     def holds(self, layer: Any) -> bool:
         """Tell whether this layer is of this kind and its matrix is stored as this site reads it."""
-        # MultiheadAttention reads the weight of its out_proj and never calls it: a change would not count.
-        called = isinstance(layer, nn.Linear) and not isinstance(layer, NonDynamicallyQuantizableLinear)
+        # MultiheadAttention reads the weight of its out_proj and never calls it: a change would not count. A subclass with a
+        # forward of its own may give something else than M x + bias (Llama 4's router does).
+        plain = type(layer).forward is nn.Linear.forward or type(layer).__name__ in OWN_FORWARD
+        called = isinstance(layer, nn.Linear) and plain and not isinstance(layer, NonDynamicallyQuantizableLinear)
         weight = layer._parameters.get("weight") if called else None
         return weight is not None and weight.is_floating_point() and weight.shape == (layer.out_features, layer.in_features)
 
@@ -50,6 +54,14 @@ class Linear:
     def widen(self, change: Tensor) -> Tensor:
         """Return a change of what this site reads as one of the matrix of `whole`: zero in all other rows."""
         return change
+
+    def changed(self, layer: Any, changes: Any) -> Tensor:
+        """Return M with changes added as a merge adds them: (weight, site, delta) each, of M or of a part of it."""
+        M = self.read(layer)
+        for weight, site, delta in changes:
+            change = site.widen(delta.matrix(site.read(layer)))
+            M = M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change
+        return M
 
     def fan_in(self, layer: Any) -> int:
         """Number of inputs that are non-zero at once: what the initial A is scaled by."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterNameError, RowsError
@@ -61,14 +60,12 @@ class Slot(nn.Module):
         return out
 
     def lend(self, layer: nn.Module) -> None:
-        """Lend the layer the weights that are changed by what is on: each summed as a merge sums it, and rounded once."""
-        sums: dict[str, tuple[Any, Tensor]] = {}
-        for weight, site, delta in self.on(lends=True):
-            change = site.widen(delta.matrix(site.read(layer)))
-            whole, M = sums.get(site.path(), (site.whole, site.whole.read(layer)))
-            sums[site.path()] = whole, M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change
-        for whole, M in sums.values():
-            whole.lend(layer, M)
+        """Lend the layer the weights that are changed by what is on."""
+        changes: dict[str, list[tuple[float, Any, Any]]] = {}
+        for change in self.on(lends=True):
+            changes.setdefault(change[1].path(), []).append(change)
+        for found in changes.values():
+            found[0][1].whole.lend(layer, found)
 
     def take_back(self, layer: nn.Module) -> None:
         """Give the layer its own weights back."""

@@ -28,7 +28,7 @@ ROLES = {
     r"mlp\.c_proj|intermediate\.dense|(?<!attention\.)output\.dense|lin1|lin2|dense_h_to_4h|dense_4h_to_h|w1|w2|w3|"
     r"Wi|mlp\.Wo|(gate_up_proj|Wi)\.(gate|up)",
 }
-LINEAR = ("linear", "conv1d", "in_proj", "out_proj", "q_proj", "k_proj", "v_proj")  # kinds that all-linear means
+LINEAR = ("linear", "conv1d", "in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "experts")  # kinds that all-linear means
 KERNELS = {site.kind for site in CONVOLUTIONS}
 PRESETS = {
     "all-linear": (), "conv": (), "none": (), "q": ("q",), "k": ("k",), "v": ("v",), "o": ("o",), "qv": ("q", "v"),

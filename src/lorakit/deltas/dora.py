@@ -35,6 +35,8 @@ class DoRA(LowRank):
 
     @classmethod
     def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
+        if site.kind == "experts":
+            return ["delta 'dora': a stack of experts is changed by low rank alone; use delta='lora'"]
         # The rows of a transposed convolution's matrix are no outputs: each is one place of the kernel.
         turned = site.kind.startswith("transposed")
         return ["delta 'dora': a transposed convolution has no row an output"] if turned else []

@@ -37,6 +37,7 @@ from lorakit.formats.peft_config import (
     spelled_out,
     target_names_of,
 )
+from lorakit.formats.stacks import flat, keys_of, stacked
 from lorakit.spec import Spec, full_name, setting_faults
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -68,17 +69,20 @@ def write(
     spec, folder = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()}), Path(folder)
     deltas, packed = pack(deltas)
     tensors: dict[str, Tensor] = {}
+    stacks = keys_of(n for n, delta in deltas.items() if delta.kind == "experts")
     for name, delta in deltas.items():
         ends = ("lora_embedding_A", "lora_embedding_B") if delta.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
         ones = [1] * len(delta.kernel)
         factors = (
             (delta.A.view(delta.rank, -1, *delta.kernel), delta.B.view(*delta.B.shape, *ones)) if ones else (delta.A, delta.B)
         )
+        if name in stacks:
+            factors = flat(delta)
         if isinstance(delta, DoRA):
             ends = (*ends, "lora_magnitude_vector")
             factors = (*factors, delta.magnitude.view(1, -1, *ones) if ones else delta.magnitude)
         for end, factor in zip(ends, factors, strict=True):
-            tensors[PREFIX + full_name(name, end)] = factor
+            tensors[PREFIX + full_name(stacks.get(name, name), end)] = factor
     for path, tensor in whole.items():
         layer, _, key = path.rpartition(".")
         layer = next((n for n, parts in packed.items() if layer in parts), layer)
@@ -148,6 +152,8 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
     faults += more
     if any(fault.startswith((CONFIG, "header")) for fault in faults):
         raise _refusal(folder, faults)  # what the config says cannot be compared with the tensors
+    pairs, more = stacked(pairs, config, lambda name: settings_of(config, name, False).rank)
+    faults += more
     saved, mode, modules = config.get("modules_to_save", []), config.get("bias", "none"), header.get("modules")
     packed = header.get("packed", {})
     # Where no note tells what a MultiheadAttention's tensors are, PEFT wrote them: both, of one rank.
@@ -164,8 +170,8 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
         settings |= {n: replace(settings[n], alpha=2 * settings[n].alpha) for n in called if n.endswith("out_proj")}
     wrong = (f"{CONFIG}: {key}: {fault}" for s in settings.values() for key, fault in setting_faults(asdict(s)))
     faults += dict.fromkeys(wrong)
-    faults += [f"{PREFIX}{n}   A has rank {f['A'].shape[0]}, {CONFIG} says {settings[n].rank}"
-               for n, f in pairs.items() if f["A"].shape[0] != settings[n].rank]  # fmt: skip
+    faults += [f"{PREFIX}{n}   A has rank {f['A'].shape[-2]}, {CONFIG} says {settings[n].rank}"
+               for n, f in pairs.items() if f["A"].shape[-2] != settings[n].rank]  # fmt: skip
     dora = config.get("use_dora", False)
     faults += [f"{PREFIX}{n}   magnitude is {'missing: use_dora is on' if dora else 'extra: use_dora is off'}"
                for n, f in pairs.items() if ("magnitude" in f) != dora]  # fmt: skip

@@ -26,12 +26,12 @@ SILENT = {
 READ = {  # key -> types
     "r": int, "lora_alpha": (int, float), "use_rslora": bool, "use_dora": bool, "lora_dropout": (int, float), "bias": str,
     "fan_in_fan_out": bool, "target_modules": (str, list), "exclude_modules": (str, list), "modules_to_save": list,
-    "rank_pattern": dict, "alpha_pattern": dict, "init_lora_weights": (bool, str),
+    "target_parameters": list, "rank_pattern": dict, "alpha_pattern": dict, "init_lora_weights": (bool, str),
 }  # fmt: skip
 # Keys that change what the tensors mean, and that this reader does not carry: any value but the default is refused.
 REFUSED = {
     "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "lora_ga_config",
-    "megatron_config", "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "loftq_config",
+    "megatron_config", "monteclora_config", "trainable_token_indices", "use_bdlora", "loftq_config",
     "velora_config", "lora_bias", "use_qalora", "ensure_weight_tying",
 }  # fmt: skip
 KNOWN = SILENT | READ.keys() | REFUSED
@@ -57,6 +57,7 @@ def spelled_out(spec: Spec, wanted: Mapping[str, Mapping[str, Any]]) -> Spec:
 def config_of(spec: Spec, deltas: Mapping[str, LowRank], whole: Mapping[str, Tensor], provenance: Mapping[str, Any],
             target_names: Any) -> dict[str, Any]:  # fmt: skip
     ranks, alphas = {}, {}
+    stacks = [name for name, delta in deltas.items() if delta.kind == "experts"]
     for name, delta in deltas.items():
         key = "^" + re.escape(attention_of(name)) + "$"
         if delta.rank != spec.rank:
@@ -73,7 +74,8 @@ def config_of(spec: Spec, deltas: Mapping[str, LowRank], whole: Mapping[str, Ten
         "use_dora": spec.delta == "dora", "use_rslora": spec.scale_rule == "alpha/sqrt(rank)", "lora_dropout": spec.dropout,
         "bias": BIAS[spec.bias],
         "fan_in_fan_out": any(delta.kind == "conv1d" for delta in deltas.values()),
-        "target_modules": target_names if isinstance(target_names, str) else list(target_names),
+        "target_modules": target_names if isinstance(target_names, str) else [n for n in target_names if n not in stacks],
+        "target_parameters": stacks or None,
         "modules_to_save": _modules_of(whole, spec.whole_modules) or None, "rank_pattern": ranks, "alpha_pattern": alphas,
         "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
     }  # fmt: skip
@@ -151,6 +153,8 @@ def settings_of(config: Mapping[str, Any], name: str, embedded: bool) -> Setting
 def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], tensors: Mapping[str, Tensor]) -> Spec:
     """Return the Spec that a file of PEFT's means; settings that differ are written as overrides by full name."""
     targets, exclude = config.get("target_modules"), config.get("exclude_modules", ())
+    if (stacks := config.get("target_parameters")) and not isinstance(targets, str):
+        targets = (*(targets or ()), *stacks)
     if isinstance(target_names_of(config, settings), str) or not targets:
         targets, exclude = tuple(settings) or "none", ()
     spec = Spec(

@@ -9,6 +9,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from lorakit import site
 from lorakit.sites.borrowed import Borrowed, children_read
 from lorakit.sites.conv import CONVOLUTIONS
+from lorakit.sites.experts import stacks_of
 from lorakit.sites.families import layout_of
 from lorakit.sites.lent import APART, IN_PROJ, OUT_PROJ
 from lorakit.sites.parts import Layout, Part, thirds
@@ -39,6 +40,7 @@ def sites_of(name: str, layer: nn.Module, config: Any, given: Layout | None) -> 
         if (inner := site_of(module)) is not None:
             yield child, Borrowed(child, inner)
     if (whole := site_of(layer)) is None:
+        yield from ((stack.key, stack) for stack in stacks_of(layer))
         return
     yield "", whole
     if whole.kind in ("linear", "conv1d"):

@@ -46,10 +46,10 @@ class Borrowed(Linear):
     def kernel(self, layer: Any) -> tuple[int, ...]:
         return self.inner.kernel(layer._modules[self.child])
 
-    def lend(self, layer: nn.Module, M: Tensor) -> None:
-        """Let the child hold M (out, in) instead of its weight; a tensor of its instance hides the parameter of its name."""
+    def lend(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
+        """Let the child hold its weight with changes added; a tensor of its instance hides the parameter of its name."""
         child: Any = layer._modules[self.child]
-        child.__dict__[self.inner.path()] = self.stored(layer, M).to(child.weight.dtype)
+        child.__dict__[self.inner.path()] = self.stored(layer, self.changed(layer, changes)).to(child.weight.dtype)
 
     def take_back(self, layer: nn.Module) -> None:
         """Let the child hold its own weight again."""

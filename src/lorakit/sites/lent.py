@@ -37,10 +37,17 @@ class Lent(Linear):
     def stored(self, layer: Any, M: Tensor) -> Tensor:
         return M.reshape(self.own(layer).shape)
 
-    def lend(self, layer: nn.Module, M: Tensor) -> None:
-        """Let the layer find M (out, in) instead of its weight; a tensor of its instance hides the parameter of its name."""
+    def lend(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
+        """Let the layer find its weight with changes added, summed as a merge sums them and rounded once.
+
+        A tensor of its instance hides the parameter of its name.
+
+        Args:
+            layer: the layer.
+            changes: weight, site and delta of what is on: of this matrix, and of parts of it.
+        """
         owner, _, key = self.key.rpartition(".")
-        layer.get_submodule(owner).__dict__[key] = self.stored(layer, M).to(self.own(layer).dtype)
+        layer.get_submodule(owner).__dict__[key] = self.stored(layer, self.changed(layer, changes)).to(self.own(layer).dtype)
 
     def take_back(self, layer: nn.Module) -> None:
         """Let the layer find its own weight again."""
