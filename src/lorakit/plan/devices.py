@@ -14,6 +14,7 @@ from lorakit.errors import SpecError, near
 
 HERE = "this machine"
 CONTEXT = 512 << 20  # bytes that CUDA, its libraries and PyTorch's kernels take of a GPU
+TINY = 9  # operations of the tiny step that is measured: three forward, six backward
 FRAGMENTS = 0.05  # share of a GPU that its allocator loses between blocks
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 # Name -> MiB as nvidia-smi shows them. An A100 has 40 or 80 GB; the plain name means the larger.
@@ -93,7 +94,7 @@ class Rate:
     Attributes:
         flops: matrix products, a multiply-add being two, a second.
         moved: bytes that other operations read and write, a second; 0 where they are not counted.
-        call: seconds that an operation takes that does nothing.
+        call: seconds that any operation takes of itself, with what autograd does for it.
     """
 
     flops: float
@@ -106,7 +107,7 @@ class Rate:
 
 
 def measured(width: int, rows: int, dtype: torch.dtype) -> Rate:
-    """Measure this machine, in about half a second: a product of the model's width, a sum of large tensors, an empty call.
+    """Measure this machine, in about half a second: a product of the model's width, a sum of large tensors, a tiny step.
 
     Args:
         width: of the model.
@@ -117,9 +118,11 @@ def measured(width: int, rows: int, dtype: torch.dtype) -> Rate:
     width, rows = min(max(width, 16), 4096), min(max(rows, 16), 1024)
     x, w = torch.ones(rows, width, dtype=dtype, device=device), torch.ones(width, width, dtype=dtype, device=device)
     y = torch.ones(rows, 8 * width, dtype=dtype, device=device)
-    small = torch.ones(1, device=device)
+    small = torch.ones(8, 8, device=device, requires_grad=True)
     product, addition = _median(lambda: x @ w), _median(lambda: y + y)
-    return Rate(2 * rows * width**2 / product, 3 * y.nbytes / addition, _median(lambda: small + small))
+    return Rate(
+        2 * rows * width**2 / product, 3 * y.nbytes / addition, _median(lambda: (small @ small + small).sum().backward()) / TINY
+    )
 
 
 def _median(call: Callable[[], Any], seconds: float = 0.15) -> float:

@@ -200,22 +200,21 @@ class Plan:
         step = self.work.step(self.base.task, gpu)
         step = replace(step, batch=batch or step.batch, length=length or step.length, again=False)
         found = self.traced(step)
-        return self.work.accumulate * rate.seconds(found.flops, found.moved, len(found.timeline))
+        return self.work.accumulate * rate.seconds(found.flops, found.moved, found.calls)
 
     def ranks(self, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> list[dict[str, Any]]:
         """Return what each rank costs: parameters, bytes of the file, bytes while training, layers past break-even."""
         if self.spec.overrides or not self.coverage.modules:
             return []
-        shapes, fixed = [m["shape"] for m in self.coverage.modules], self.adapter
-        rest = fixed.parameters_count - self.spec.rank * sum(out + inputs for out, inputs in shapes)
-        width = getattr(torch, self.spec.dtype).itemsize
-        most = min(min(shape) for shape in shapes)
-        return [
-            {"rank": r, "trainable_parameters": (n := r * sum(map(sum, shapes)) + rest), "adapter_bytes": n * width,
-             "training_bytes": 4 * n * width, "share": n / self.base_parameters,
-             "past_break_even": sum(r * (out + inputs) >= out * inputs for out, inputs in shapes)}
-            for r in ranks if r <= most
-        ]  # fmt: skip
+        shapes = [m["shape"] for m in self.coverage.modules]
+        out: list[dict[str, Any]] = []
+        for r in (r for r in ranks if r <= min(min(shape) for shape in shapes)):
+            adapter = self._fresh(r)
+            size, count = _bytes_of(adapter), adapter.parameters_count
+            past = sum(r * (rows + columns) >= rows * columns for rows, columns in shapes)
+            out.append({"rank": r, "trainable_parameters": count, "adapter_bytes": size, "training_bytes": 4 * size,
+                        "share": count / self.base_parameters, "past_break_even": past})  # fmt: skip
+        return out
 
     def others(self) -> dict[str, int]:
         """Return what other methods would train on this model; empty where its config does not tell its shape."""

@@ -63,6 +63,7 @@ class Trace:
         logits: most bytes that logits and what is made of them (float32 copy, log-probabilities, gradient) take at once.
         flops: of all matrix products, a multiply-add being two.
         moved: bytes that everything else reads and writes.
+        calls: operations of any kind.
     """
 
     timeline: list[int]
@@ -70,6 +71,7 @@ class Trace:
     logits: int
     flops: int
     moved: int
+    calls: int
 
     @property
     def peak(self) -> int:
@@ -123,7 +125,7 @@ def trace(model: nn.Module, step: Step) -> Trace:
         finally:
             model.train(was_training)
             logger.setLevel(level)
-    return Trace(meter.timeline, kept, meter.most_logits, meter.flops, meter.moved)
+    return Trace(meter.timeline, kept, meter.most_logits, meter.flops, meter.moved, meter.calls)
 
 
 class _Meter(TorchDispatchMode):
@@ -132,7 +134,7 @@ class _Meter(TorchDispatchMode):
     def __init__(self, known: set[int], vocabulary: int):
         super().__init__()
         self.vocabulary, self.known, self.alive = vocabulary, known, dict[int, tuple[Any, int, bool]]()
-        self.now = self.logits = self.most_logits = self.flops = self.moved = 0
+        self.now = self.logits = self.most_logits = self.flops = self.moved = self.calls = 0
         self.timeline: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -145,7 +147,7 @@ class _Meter(TorchDispatchMode):
             out = func(*args, **(kwargs or {}))
         if func.namespace != "aten":
             return out
-        fresh = 0
+        fresh, self.calls = 0, self.calls + 1
         for t in tree_leaves(out):
             if isinstance(t, Tensor):
                 fresh += self._see(t)
