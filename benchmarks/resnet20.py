@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import lorakit
 from lorakit.train.optim import lr_factor, set_lr
 
-RANK, ALPHA, BATCH, EPOCHS, LR = 8, 32, 64, 3, 2e-3
+RANK, ALPHA, BATCH, EPOCHS, LR = 8, 32, 64, 3, 4e-3
 LRS = (1e-3, 2e-3, 4e-3)
 TEST, CHOOSE = slice(0, None, 2), slice(1, None, 6)  # the files are sorted by class
 GOAL = 0.866
