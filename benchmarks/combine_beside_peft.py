@@ -87,14 +87,17 @@ def main() -> None:
                 runs.append(row(case, f"PEFT '{how}'", wrong(changes(model, how), wanted), time.perf_counter() - begun))
             except ValueError as refusal:
                 print(f"{case}, {how}: {refusal}")
-    theirs = [run["error"] for run in runs if "linear" in run["side"]]
-    write("combine_beside_peft", __doc__ or "", quick=quick, runs=runs, one_row_a_run=True,
-          measures={"error": ["relative error in ΔW", ".3g"], "seconds": ["seconds", ".3f"]},
-          notes=["Where 'linear' is missing PEFT refuses it: the ranks differ. 'svd' without a rank keeps the larger of the two, "
-                 "so what it leaves is the tail of the sum; lorakit keeps the sum of the ranks. For rsLoRA PEFT writes alpha = rank, "
-                 "which that rule does not turn into a scale of 1 but of the root of the rank."],
-          criteria=[{"text": f"the error in ΔW is below {LEAST:g}", "met": max(ours) < LEAST,
-                     "measured": f"{max(ours):.1e} at most; PEFT 'linear' {100 * min(theirs):.0f} to {100 * max(theirs):.0f} %"}])  # fmt: skip
+    theirs = [100 * run["error"] for run in runs if "linear" in run["side"]]
+    note = (
+        "1 is an error as large as the sum itself. Where 'linear' is missing PEFT refuses it: the ranks differ. 'svd' without a "
+        "rank keeps the larger of the two, so what it leaves is the tail of the sum; lorakit keeps the sum of the ranks. For "
+        "rsLoRA PEFT writes alpha = rank, which that rule does not turn into a scale of 1 but of the root of the rank."
+    )
+    measured = f"{max(ours):.1e} at most; PEFT 'linear' {min(theirs):.0f} to {max(theirs):.0f} %"
+    judged = {"text": f"the error in ΔW is below {LEAST:g}", "met": max(ours) < LEAST, "measured": measured}
+    measures = {"error": ["relative error in ΔW", ".3g"], "seconds": ["seconds", ".3f"]}
+    write("combine_beside_peft", __doc__ or "", quick=quick, runs=runs, one_row_a_run=True, notes=[note], measures=measures,
+          criteria=[judged])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -276,3 +276,15 @@ def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> 
     assert dared.adapter.deltas["experts"].A.shape == (3, 4, 12)
     with pytest.raises(LorakitError, match=r"qkv\.q   is other rows of its layer in adapter 2 than before"):
         combine([(made(1), 0.5), (made(5, (1, 27, 9, 9)), -1.0)])
+
+
+def test_trimming_keeps_the_largest_by_size() -> None:
+    M = torch.tensor([[1.0, -5.0, 2.0], [-3.0, 0.5, 4.0]])
+    assert trimmed(M, 0.5).tolist() == [[0.0, -5.0, 0.0], [-3.0, 0.0, 4.0]]
+    assert torch.equal(trimmed(M, 1.0), M) and int((trimmed(M, 1e-9) != 0).sum()) == 1
+
+
+def test_an_adapter_of_views_has_a_hash() -> None:
+    wide = torch.eye(3)
+    views, copies = (Adapter(Spec(rank=1), {"0": LowRank(wide[:1], B, alpha=1.0)}) for B in (wide[:, :1], wide[:, :1].clone()))
+    assert views.content_hash() == copies.content_hash()
