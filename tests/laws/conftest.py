@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from lorakit.sites import SITES, register
+
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
@@ -19,3 +21,16 @@ def same_randomness() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def added_sites() -> Iterator[None]:
+    """The sites of the table of laws, for as long as one test."""
+    from .table import ADDED
+
+    before = dict(SITES)
+    for added in ADDED:
+        register(added)
+    yield
+    SITES.clear()
+    SITES.update(before)

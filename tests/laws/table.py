@@ -10,6 +10,9 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 import lorakit
+from lorakit.site import Linear
+from lorakit.sites.lent import Lent
+from lorakit.sites.parts import Layout, Part
 
 DELTAS: dict[str, dict[str, Any]] = {"lowrank": {}, "dora": {"delta": "dora"}}  # name -> fields of Spec
 
@@ -96,13 +99,59 @@ class Kind:
     transposed: bool
     x: tuple[int, ...] = (12,)
     last: int = 10
+    rows: tuple[int, ...] = ()  # those of the matrix that are adapted, in this order; all where empty
 
 
 def convolution(make: Callable[[], nn.Module], formula: Patches, x: tuple[int, ...], last: int) -> Kind:
     return Kind(make, formula.dense, formula.factors, formula.turned, x, last)
 
 
+class Fused(nn.Linear):
+    """Three projections of one matrix, one after the other."""
+
+
+class Interleaved(nn.Linear):
+    """Two heads of two projections each."""
+
+
+class Reading(nn.Module):
+    """A module that reads its weight in an operation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(10, 12)), nn.Parameter(torch.empty(10))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.einsum("...i,oi->...o", input, self.weight) + self.bias
+
+
+class Second(Part):
+    """One part of a layer's matrix, as if it were all that the layer has."""
+
+    def __init__(self, kind: str, layer: type[nn.Module], layout: Layout, part: str):
+        super().__init__(Linear(), layout, part)
+        self.kind, self.type = kind, layer
+
+    def holds(self, layer: Any) -> bool:
+        return isinstance(layer, self.type)
+
+
+class Lending(Lent):
+    def holds(self, layer: Any) -> bool:
+        return isinstance(layer, Reading)
+
+
+# Added as a user of the library adds a site (see conftest), so that the place of each is the layer itself.
+ADDED = [
+    Second("contiguous", Fused, Layout({"q": 5, "k": 4, "v": 3}), "k"),
+    Second("interleaved", Interleaved, Layout({"k": 2, "v": 3}, groups=2), "v"),
+    Lending("reading", "weight"),
+]
+
 KINDS = {
+    "part-contiguous": Kind(lambda: Fused(12, 12), linear, linear_factors, False, last=12, rows=(5, 6, 7, 8)),
+    "part-interleaved": Kind(lambda: Interleaved(12, 10), linear, linear_factors, False, rows=(2, 3, 4, 7, 8, 9)),
+    "lent": Kind(Reading, linear, linear_factors, False),
     "linear": Kind(lambda: nn.Linear(12, 10), linear, linear_factors, False),
     "linear-square": Kind(lambda: nn.Linear(8, 8, bias=False), linear, linear_factors, False, (8,), 8),
     "conv1d": Kind(lambda: Conv1D(10, 12), conv1d, linear_factors, True),
@@ -148,13 +197,30 @@ class Row:
         return self.kind.startswith("embedding")
 
     @property
+    def lent(self) -> bool:
+        return self.kind == "lent"
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether no file that other tools read can hold it."""
+        return self.delta == "dora" and bool(KINDS[self.kind].rows)
+
+    @property
     def one(self) -> tuple[int, ...]:
         """Where a single input is in `x`: a convolution's has channels and axes of its own."""
         return (0,) if len(KINDS[self.kind].x) > 1 else (0, 0)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """Return a weight as its matrix (out, in)."""
-        return weight.flatten(1).T if KINDS[self.kind].transposed else weight.flatten(1)
+        """Return a weight as its matrix (out, in), or the rows of it that are adapted."""
+        M = weight.flatten(1).T if KINDS[self.kind].transposed else weight.flatten(1)
+        return M[list(KINDS[self.kind].rows)] if KINDS[self.kind].rows else M
+
+    def widen(self, some: Tensor, axis: int, rest: float = 0.0) -> Tensor:
+        """Return values of the adapted outputs among all outputs."""
+        if not KINDS[self.kind].rows:
+            return some
+        whole = some.new_full((*some.shape[:axis], KINDS[self.kind].last, *some.shape[axis:][1:]), rest)
+        return whole.index_copy(axis, torch.tensor(KINDS[self.kind].rows), some)
 
     def model(self) -> nn.Sequential:
         """Return a model whose `layer` is adapted and whose `rest` is not."""
@@ -194,7 +260,7 @@ class Row:
         kind, layer = KINDS[self.kind], model.layer
         weight = layer.weight.detach().double()
         if change.ndim:
-            weight = weight + (change.T if kind.transposed else change).reshape(weight.shape)
+            weight = weight + (change.T if kind.transposed else self.widen(change, 0)).reshape(weight.shape)
         weight = weight.to(dtype)
         bias = getattr(layer, "bias", None)
         x = self.x() if self.embeds else self.x().to(dtype)
@@ -206,11 +272,14 @@ class Row:
         """Return y + weight * (what the adapter adds to the layer's own output), everything at the row's dtype."""
         delta, base = adapter.deltas["layer"], y if base is None else base
         A, B = delta.A.detach().to(self.dtype), delta.B.detach().to(self.dtype)
-        low = scale * KINDS[self.kind].factors(A, B, self.x())
+        low = scale * KINDS[self.kind].factors(A, self.widen(B, 0), self.x())
         if self.delta == "lowrank":
             return y + weight * low
         across = [1] * (0 if len(KINDS[self.kind].x) == 1 else low.ndim - 2)
-        share, bias = self.share(adapter, scale).to(self.dtype).view(-1, *across), getattr(self.model().layer, "bias", None)
+        share, bias = (
+            self.widen(self.share(adapter, scale).to(self.dtype), 0, 1.0).view(-1, *across),
+            getattr(self.model().layer, "bias", None),
+        )
         own = base if bias is None else base - bias.detach().view(-1, *across)
         return y + weight * (share * (own + low) - own)
 

@@ -8,6 +8,8 @@ import pytest
 from .law import LAWS, gradient_equals_differences, gradient_takes_the_norm_as_constant
 from .table import EXACT, ROWS, Row
 
+pytestmark = pytest.mark.usefixtures("added_sites")
+
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

@@ -12,10 +12,12 @@ import pytest
 import lorakit
 from lorakit import slot, spec
 from lorakit.delta import LowRank
+from lorakit.formats import peft
 from lorakit.inits import classic
 from lorakit.shares import Share
 from lorakit.site import Embedding
 from lorakit.sites.conv import Conv, ConvTranspose
+from lorakit.sites.parts import Part
 
 from . import law
 from .table import Row
@@ -139,9 +141,27 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                     law.rows_equal_alone, "convolution2d-depthwise-float64"),
     "joined factors are cut off the graph": (edit(Share, "join", "n: d.A for", "n: d.A.detach() for"), law.rows_equal_alone,
                                              "embedding-float64"),
+    "part among the rows of its neighbour": (edit(Part, "spread", "(self.start, self.block - self.start - self.size)",
+                                                  "(self.start + 1, self.block - self.start - self.size - 1)"),
+                                             law.attached_equals_dense, "part-contiguous-float64"),
+    "parts of groups one after the other": (edit(Part, "spread", "some.unflatten(-1, (self.layout.groups, self.size))",
+                                                 "some.unflatten(-1, (self.size, self.layout.groups)).mT"),
+                                            law.attached_equals_dense, "part-interleaved-float64"),
+    "part merged into other rows": (edit(Part, "widen", "(0, 0, self.start, self.block - self.start - self.size)",
+                                         "(0, 0, self.block - self.start - self.size, self.start)"),
+                                    law.merged_equals_attached, "part-contiguous-bfloat16"),
+    "parts in a file keep no order of groups": (edit(peft, "unpack", "B.view(groups, block, -1)",
+                                                     "B.view(block, groups, -1).transpose(0, 1)"),
+                                                law.written_equals_read, "part-interleaved-float32"),
+    "lent and not given back": (edit(slot.Slot, "take_back", "whole.take_back(layer)", "pass"), law.detach_leaves_no_trace,
+                                "lent-float64"),
+    "lent without a gradient of A": (edit(LowRank, "matrix", "self.A.to(wide)", "self.A.detach().to(wide)"),
+                                     law.only_the_delta_trains, "lent-float32"),
+    "lent without its weight": (edit(slot.Slot, "lend", "weight * change", "change"), law.two_adapters_add_up, "lent-float64"),
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("added_sites")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plant, caught_by, where = FAULTS[fault]

@@ -24,7 +24,7 @@ from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import AdapterFileError, SpecError, many
-from lorakit.formats.packed import attention_of, attentions, pack, unpack
+from lorakit.formats.packed import BEHIND, attention_of, attentions, pack, unpack
 from lorakit.formats.peft_config import (
     CONFIG,
     asked,
@@ -85,7 +85,7 @@ def write(
             tensors[PREFIX + full_name(stacks.get(name, name), end)] = factor
     for path, tensor in whole.items():
         layer, _, key = path.rpartition(".")
-        layer = next((n for n, parts in packed.items() if layer in parts), layer)
+        layer = next((n for n, parts in packed.items() if layer in parts and n.endswith(BEHIND)), layer)
         tensors[PREFIX + (full_name(layer, f"base_layer.{key}") if layer in deltas else path)] = tensor
     faults = [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
     if faults:

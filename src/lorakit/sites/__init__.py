@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lorakit import site
+from lorakit.errors import SpecError
 from lorakit.sites.borrowed import Borrowed, children_read
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.experts import stacks_of
@@ -15,6 +16,29 @@ from lorakit.sites.lent import APART, IN_PROJ, OUT_PROJ
 from lorakit.sites.parts import Layout, Part, thirds
 
 SITES = {**site.SITES, **{known.kind: known for known in CONVOLUTIONS}}
+
+
+def register(added: site.Linear) -> None:
+    """Let layers of a further kind be adapted; the sites that were added last are asked first.
+
+    Args:
+        added: an instance of a class derived from `lorakit.site.Linear`, with a `kind` of its own and its own `holds`.
+
+    Raises:
+        SpecError: it is no such instance, or its kind is taken; nothing is added.
+    """
+    if not isinstance(added, site.Linear):
+        raise SpecError(f"A site is an instance of a class derived from lorakit.site.Linear, got {added!r}.")
+    faults = []
+    if not added.kind.isidentifier() or added.kind in SITES:
+        faults.append(f"kind {added.kind!r} is {'taken' if added.kind in SITES else 'no word'}")
+    if any(type(added).holds is type(known).holds for known in SITES.values() if type(known) is not type(added)):
+        faults.append("holds is inherited: it would take the layers of another kind")
+    if faults:
+        raise SpecError(f"{type(added).__name__} cannot be added.", faults, f"Kinds that are taken: {', '.join(SITES)}.")
+    before = dict(SITES)
+    SITES.clear()
+    SITES.update({added.kind: added}, **before)
 
 
 def site_of(layer: nn.Module) -> site.Linear | None:
