@@ -22,6 +22,7 @@ from lorakit.spectra import effective_rank, energy, factors_of, rank_for, singul
 from lorakit.targets import places
 
 DEAD = 0.01  # of the median norm
+DRAWS = 8  # of random subspaces, whose mean is the control
 
 
 def describe(adapter: Adapter, base: nn.Module | None = None, *, intruders: bool = False) -> list[dict[str, Any]]:
@@ -112,7 +113,7 @@ def beside(first: Adapter, second: Adapter, base: nn.Module | None = None) -> li
     """Return how two adapters lie to each other, one dict for each module that both change.
 
     name, similarity (phi by the directions of the change's input side, rank 1 x rank 2), random (phi(all, all) of random
-    directions of these sizes), output_similarity (phi of the output side), angles (degrees), cosine of the two changes, and
+    directions of these sizes, the mean of some draws), output_similarity (phi of the output side), angles (degrees), cosine of the two changes, and
     sign_conflict (share of weights that they push in opposite directions; 0.5 is chance).
 
     Args:
@@ -147,9 +148,10 @@ def _pair(name: str, *sides: tuple[Delta, Tensor | None]) -> dict[str, Any]:
     (U1, S1, V1), (U2, S2, V2) = (_live(*svd(*side)) for side in (one, two))
     left = subspace_similarity(U1.mT * S1[:, None], U2.mT * S2[:, None])
     right = subspace_similarity(V1 * S1[:, None], V2 * S2[:, None])
+    drawn = (float(random_similarity(len(S1), len(S2), V1.shape[1], seed=seed)[-1, -1]) for seed in range(DRAWS))
     return {
         "name": name, "similarity": right.tolist(), "output_similarity": left.tolist(),
-        "random": float(random_similarity(len(S1), len(S2), V1.shape[1])[-1, -1]),
+        "random": sum(drawn) / DRAWS,
         "angles": principal_angles(V1, V2).tolist(), "cosine": cosine(one, two), "sign_conflict": sign_conflict(one, two),
     }  # fmt: skip
 

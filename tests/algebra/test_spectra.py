@@ -169,6 +169,7 @@ def test_an_adapter_is_described_by_module_and_as_a_whole() -> None:
 def test_two_adapters_lie_beside_each_other() -> None:
     rows = beside(pair(0), pair(100))
     assert [row["name"] for row in rows] == ["h.0.q", "h.0.v", "h.1.q", "h.1.v"]
+    assert all(row["random"] == pytest.approx(3 / 12, rel=0.25) for row in rows)  # max(i, j) / width
     own = beside(pair(0), pair(0))
     assert all(row["cosine"] == pytest.approx(1) and row["sign_conflict"] == 0 for row in own)
     assert all(max(row["angles"]) < 1e-4 for row in own)
