@@ -113,8 +113,8 @@ def beside(first: Adapter, second: Adapter, base: nn.Module | None = None) -> li
     """Return how two adapters lie to each other, one dict for each module that both change.
 
     name, similarity (phi by the directions of the change's input side, rank 1 x rank 2), random (phi(all, all) of random
-    directions of these sizes, the mean of some draws), output_similarity (phi of the output side), angles (degrees), cosine of the two changes, and
-    sign_conflict (share of weights that they push in opposite directions; 0.5 is chance).
+    directions of these sizes, the mean of some draws), output_similarity (phi of the output side), angles (degrees), cosine
+    of the two changes, and sign_conflict (share of weights that they push in opposite directions; 0.5 is chance).
 
     Args:
         first: any adapter.
