@@ -7,24 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorakit import inits
 from lorakit.adapter import Adapter
 from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
+from lorakit.deltas.moved import Moved
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, many, near
 from lorakit.fingerprint import fingerprint
-from lorakit.inits.classic import generator_for, initial_A
-from lorakit.slot import (
-    State,
-    base_parameters,
-    exchange,
-    find_state,
-    own_modules,
-    put,
-    refuse_while_routed,
-    remove,
-    slot_at,
-    slot_of,
-)
+from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, put, remove, slot_at, slot_of
+from lorakit.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec, matches
 from lorakit.targets import Place, layout, places, select, short_names, whole
 
@@ -37,6 +28,7 @@ def attach(
     seed: int = 0,
     trainable: bool = True,
     any_base: bool = False,
+    batches: Iterable[Any] | None = None,
 ) -> Adapter:
     """Put an adapter on a model, on at weight 1, and freeze everything that no adapter trains.
 
@@ -49,6 +41,8 @@ def attach(
         seed: of the initial A, which depends on it and the layer's name alone.
         trainable: whether the adapter's parameters require gradients.
         any_base: take an adapter that was trained on other base weights of the same shapes.
+        batches: what the starts "eva" and "lora-ga" look at: dicts, tuples or tensors that the model is called with, or
+            functions of the model; "lora-ga" needs a loss from each. Other starts look at none.
 
     Returns:
         The Adapter that is on the model: its tensors are those that train.
@@ -64,11 +58,13 @@ def attach(
     >>> attach(model, Spec(rank=2))
     Adapter(1 modules, rank 2, 16 parameters)
     """
+    if isinstance(what, Adapter) and batches is not None:
+        raise SpecError("batches are for the start of a new adapter; this one has started.", advice="Nothing was attached.")
     if not isinstance(model, nn.Module) or not isinstance(what, Spec | Adapter):
         raise SpecError(f"A model and a Spec or an Adapter are needed, got {type(model).__name__} and {type(what).__name__}.",
                         advice="Adapter.load(folder) reads one from disk. Nothing was attached.")  # fmt: skip
     state = find_state(model) or State()
-    refuse_while_routed(state)
+    refuse(state)
     # A module sets its own `training`, which a child of that name would hide.
     if not isinstance(name, str) or name in ("", "training") or any(c in name for c in ".:/ "):
         raise AdapterNameError(f"{name!r} cannot name an adapter: use a word without '.', ':', '/' or spaces.")
@@ -78,7 +74,7 @@ def attach(
         raise MergeError("The model is merged; what is attached now would be trained on other weights.",
                          advice="Call unmerge, or detach to keep the merged weights as a new base.")  # fmt: skip
     known = places(model, (what if isinstance(what, Spec) else what.spec).parts)
-    adapter = _new(model, what, known, seed) if isinstance(what, Spec) else _fit(model, what, known, any_base)
+    adapter = _new(model, what, known, seed, batches) if isinstance(what, Spec) else _fit(model, what, known, any_base)
     on = {**state.on, name: 1.0}
     if clashes := _clashes({**state.adapters, name: adapter}, on, known):
         raise AdapterMismatch("Two adapters that are on cannot train the same parameters.", clashes,
@@ -101,7 +97,7 @@ def attach(
     return adapter
 
 
-def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) -> Adapter:
+def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, batches: Iterable[Any] | None) -> Adapter:
     """Build a fresh adapter for this model, or raise with every fault."""
     modules = whole(model, spec.whole_modules)
     faults = {p: fault for p in spec.parts if (fault := _rows(p, spec, known))}
@@ -115,20 +111,20 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int) ->
                           [f"{p!r}   0 layers   {near(p, {n.split('.')[-1] for n in chosen})}".rstrip() for p in idle],
                           "Nothing was attached.")  # fmt: skip
     resolved = {n: spec.settings(n) for n in chosen}
-    faults = [f"{n}   {fault}" for n, p in chosen.items() for fault in p.site.faults(p.layer, resolved[n])]
     kind = DELTAS[spec.delta]
-    faults += [f"{n}   {fault}" for n, p in chosen.items() for fault in kind.faults(p.site, resolved[n], spec)]
+    faults = [f"{n}   {fault}" for n, p in chosen.items() for fault in
+              (*p.site.faults(p.layer, resolved[n]), *kind.faults(p.site, resolved[n], spec),
+               *inits.faults(spec.delta, resolved[n], p))]  # fmt: skip
     if faults:
         raise SpecError(f"{many(len(faults), 'layer')} cannot be adapted as asked.", faults, "Nothing was attached.")
-    dtype, deltas = getattr(torch, spec.dtype), {}
-    shared = kind.shared({n: place.shape for n, place in chosen.items()}, spec, generator_for(seed, ""))
+    dtype, deltas, seen = getattr(torch, spec.dtype), {}, inits.look(model, chosen, resolved, batches)
+    shared = kind.shared({n: place.shape for n, place in chosen.items()}, spec, inits.generator_for(seed, ""))
     for n, place in chosen.items():
-        M, settings, generator = place.site.read(place.layer), resolved[n], generator_for(seed, n)
-        A = initial_A(settings, M.shape, place.site.fan_in(place.layer), generator).to(M.device, dtype)
-        deltas[n] = kind.start(
-            place.site.blank(place.layer, A), M, generator, **shared, alpha=settings.alpha, dropout=settings.dropout,
-            scale_rule=settings.scale_rule, kind=place.site.kind, kernel=place.site.kernel(place.layer),
-            rows=place.site.rows)  # fmt: skip
+        M, settings, generator = place.site.read(place.layer), resolved[n], inits.generator_for(seed, n)
+        A, B = inits.start(place, settings, generator, seen.get(n), dtype)
+        more: Any = {"alpha": settings.alpha, "dropout": settings.dropout, "scale_rule": settings.scale_rule,
+                     "kind": place.site.kind, "kernel": place.site.kernel(place.layer), "rows": place.site.rows}  # fmt: skip
+        deltas[n] = kind.start(A, M, generator, **shared, **more) if B is None else Moved(A, B, **more)
     inside = tuple(f"{n}." for n in modules)
     layers = {p.module: None for p in chosen.values() if p.site.kind != "experts"}  # files name layers, not their parts
     adapted, trained = {*layers, *chosen}, {}

@@ -13,7 +13,7 @@ SCALES: dict[str, Callable[[float, int], float]] = {
     "alpha/sqrt(rank)": lambda alpha, rank: alpha / rank**0.5,
 }
 KINDS = ("lora", "dora")
-INITS = ("kaiming", "gaussian", "orthogonal")
+INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa-fast", "olora", "eva", "lora-ga")
 BIASES = ("none", "all", "adapted")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -69,7 +69,7 @@ class Spec:
     )
     exclude: str | tuple[str, ...] = option((), "name patterns that are left out", several=True)
     dropout: float = option(0.0, "dropout on the input of A, while training")
-    init: str = option("kaiming", "how A starts (B starts at zero)", choices=INITS)
+    init: str = option("kaiming", "how A starts (B at zero), or A and B as a part of the base's matrix", choices=INITS)
     init_std: float | None = option(None, "standard deviation of a gaussian A (default 1 / rank)", type=float)
     bias: str = option("none", "biases that train: none, all of the model, or those of adapted layers", choices=BIASES)
     whole_modules: tuple[str, ...] = option(

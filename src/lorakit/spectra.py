@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorakit.delta import Delta, LowRank
+from lorakit.deltas.moved import Moved
 from lorakit.errors import SpecError
 
 DENSE = 512  # below this many rows or columns a whole SVD is cheaper than one that is drawn
@@ -96,6 +97,8 @@ def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor
     >>> (B @ A).tolist()
     [[3.0, 3.0], [3.0, 3.0]]
     """
+    if isinstance(delta, Moved):
+        delta = delta.plain()
     if is_plain(delta):
         return delta.A.detach().double(), delta.B.detach().double() * delta.scale
     try:

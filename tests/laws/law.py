@@ -241,7 +241,7 @@ def dropout_drops_the_delta_alone(row: Row, folder: Path) -> None:
     if row.embeds or row.lent:
         return  # refused, see test_refusals
     model, adapter = row.attached(dropout=1.0)
-    if row.delta == "lowrank":
+    if row.delta != "dora":
         assert torch.equal(model.train()(row.x()), row.model()(row.x()))
     else:  # DoRA keeps its magnitudes, over the norm of what it has learned
         left = (row.share(adapter, SCALE).unsqueeze(1) - 1) * row.base()
@@ -269,15 +269,16 @@ def start_depends_on_seed_and_name_alone(row: Row, folder: Path) -> None:
     both = lorakit.attach(row.model(), row.spec(targets=["rest", "layer"]), seed=3)
     assert torch.equal(both.deltas["layer"].A, one)
     assert not torch.equal(both.deltas["layer"].A[0, :8].sign(), both.deltas["rest"].A[0, :8].sign())
-    assert not torch.equal(lorakit.attach(row.model(), row.spec(), seed=4).deltas["layer"].A, one)
+    other = lorakit.attach(row.model(), row.spec(), seed=4).deltas["layer"].A
+    assert torch.equal(other, one) == (row.delta == "moved")  # that start depends on the weight alone
 
 
 def first_step_moves_B_alone(row: Row, folder: Path) -> None:
     model = row.model()
     delta = lorakit.attach(model, row.spec()).deltas["layer"]
-    assert not delta.B.any() and delta.A.any()
+    assert delta.A.any() and delta.B.any() == (row.delta == "moved")
     model(row.x()).float().square().mean().backward()
-    assert not delta.A.grad.any() and delta.B.grad.any()
+    assert delta.B.grad.any() and delta.A.grad.any() == (row.delta == "moved")
 
 
 def alpha_scales(row: Row, folder: Path) -> None:
@@ -327,7 +328,10 @@ def a_layer_used_twice_is_adapted_twice(row: Row, folder: Path) -> None:
     once = {name: p.grad.clone() for name, p in adapter.named_parameters()}
     model.zero_grad()
     (model.layer(row.x()) + model.layer(row.x())).sum().backward()
-    assert all(torch.equal(p.grad, 2 * once[name]) for name, p in adapter.named_parameters())
+    # A's gradient has two terms where it stands beside its start: the order of sums is another.
+    slack = 8 * torch.finfo(adapter.dtype).eps if row.delta == "moved" else 0.0
+    pairs = [(p.grad, 2 * once[name]) for name, p in adapter.named_parameters()]
+    assert all(float((got - want).abs().max()) <= slack * float(want.abs().max()) for got, want in pairs)
 
 
 def moved_with_the_model(row: Row, folder: Path) -> None:

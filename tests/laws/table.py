@@ -14,7 +14,11 @@ from lorakit.site import Linear
 from lorakit.sites.lent import Lent
 from lorakit.sites.parts import Layout, Part
 
-DELTAS: dict[str, dict[str, Any]] = {"lowrank": {}, "dora": {"delta": "dora"}}  # name -> fields of Spec
+DELTAS: dict[str, dict[str, Any]] = {
+    "lowrank": {},
+    "dora": {"delta": "dora"},
+    "moved": {"init": "pissa"},
+}  # name -> fields of Spec
 
 
 def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -273,7 +277,10 @@ class Row:
         delta, base = adapter.deltas["layer"], y if base is None else base
         A, B = delta.A.detach().to(self.dtype), delta.B.detach().to(self.dtype)
         low = scale * KINDS[self.kind].factors(A, self.widen(B, 0), self.x())
-        if self.delta == "lowrank":
+        if self.delta == "moved":
+            start = delta.A0.to(self.dtype), self.widen(delta.B0.to(self.dtype), 0)
+            low = low - scale * KINDS[self.kind].factors(*start, self.x())
+        if self.delta != "dora":
             return y + weight * low
         across = [1] * (0 if len(KINDS[self.kind].x) == 1 else low.ndim - 2)
         share, bias = (
@@ -297,6 +304,8 @@ class Row:
         """Return what is added to the base's matrix, in float64, from the definition."""
         delta = adapter.deltas["layer"]
         low = scale * (delta.B.detach().double() @ delta.A.detach().double())
+        if self.delta == "moved":
+            return low - scale * (delta.B0.double() @ delta.A0.double())
         if self.delta == "lowrank":
             return low
         return self.share(adapter, scale).unsqueeze(1) * (self.base() + low) - self.base()

@@ -12,6 +12,7 @@ import pytest
 import lorakit
 from lorakit import slot, spec
 from lorakit.delta import LowRank
+from lorakit.deltas.moved import Moved
 from lorakit.formats import peft
 from lorakit.inits import classic
 from lorakit.shares import Share
@@ -150,14 +151,24 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "part merged into other rows": (edit(Part, "widen", "(0, 0, self.start, self.block - self.start - self.size)",
                                          "(0, 0, self.block - self.start - self.size, self.start)"),
                                     law.merged_equals_attached, "part-contiguous-bfloat16"),
-    "parts in a file keep no order of groups": (edit(peft, "unpack", "B.view(groups, block, -1)",
-                                                     "B.view(block, groups, -1).transpose(0, 1)"),
+    "parts in a file keep no order of groups": (edit(peft, "unpack", "own.unflatten(0, (groups, block))",
+                                                     "own.unflatten(0, (block, groups)).transpose(0, 1)"),
                                                 law.written_equals_read, "part-interleaved-float32"),
     "lent and not given back": (edit(slot.Slot, "take_back", "whole.take_back(layer)", "pass"), law.detach_leaves_no_trace,
                                 "lent-float64"),
     "lent without a gradient of A": (edit(LowRank, "matrix", "self.A.to(wide)", "self.A.detach().to(wide)"),
                                      law.only_the_delta_trains, "lent-float32"),
     "lent without its weight": (edit(slot.Slot, "lend", "weight * change", "change"), law.two_adapters_add_up, "lent-float64"),
+    "start of B not taken off": (edit(Moved, "factors", "self.B - start[1]", "self.B"), law.fresh_equals_base,
+                                 "moved:linear-float64"),
+    "start of A not taken off": (edit(Moved, "factors", "self.A - start[0]", "self.A"), law.fresh_equals_base,
+                                 "moved:embedding-bfloat16"),
+    "merge forgets the start": (edit(Moved, "matrix", "self.factors()", "(self.A, self.B)"), law.merged_equals_attached,
+                                "moved:convolution3d-float64"),
+    "start written with the wrong sign": (edit(Moved, "plain", "-start[1]", "start[1]"), law.written_equals_read,
+                                          "moved:conv1d-float32"),
+    "start of A is a view of A": (edit(Moved, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
+                                  law.attached_equals_dense, "moved:transposed2d-float64"),
 }  # fmt: skip
 
 
@@ -165,8 +176,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plant, caught_by, where = FAULTS[fault]
-    kind, _, precision = where.rpartition("-")
-    row = Row("lowrank", kind, precision)
+    (delta, _, layer), (_, _, precision) = where.rpartition(":"), where.rpartition("-")
+    row = Row(delta or "lowrank", layer.removesuffix(f"-{precision}"), precision)
     caught_by(row, tmp_path / "sound")
     plant(monkeypatch)
     with pytest.raises(AssertionError):

@@ -50,7 +50,8 @@ SPECS = {
     "dropout NaN": ({"dropout": float("nan")}, "dropout: a probability from 0 to 1 is needed, got nan"),
     "scale rule": ({"scale_rule": "alpha/sqr(rank)"},
                    "scale_rule: 'alpha/sqr(rank)' is none of alpha/rank, alpha/sqrt(rank) did you mean 'alpha/sqrt(rank)'"),
-    "init": ({"init": "kaming"}, "init: 'kaming' is none of kaiming, gaussian, orthogonal did you mean 'kaiming'?"),
+    "init": ({"init": "kaming"}, "init: 'kaming' is none of kaiming, gaussian, orthogonal, pissa, pissa-fast, olora, "
+             "eva, lora-ga did you mean 'kaiming'?"),
     "init_std without gaussian": ({"init_std": 0.1},
                                   "init_std: only init='gaussian' has a standard deviation, asked for init='kaiming'"),
     "init_std 0": ({"init": "gaussian", "init_std": 0}, "init_std: a positive number is needed, got 0"),

@@ -1,5 +1,6 @@
 """Changes that other readers do not know, as plain low rank that they do: what is on disk is one A and one B a layer.
 
+A change that is measured from a start of its own (deltas/moved.py) is one of twice the rank: [A; A0] and [B, -B0].
 Parts of a fused layer lie in one pair of factors: their A on top of each other, their B beside each other, each in its own
 rows and multiplied by the ratio of its scale to the pair's. nn.MultiheadAttention has one rank and one scale for both of its
 weights, `in_proj` under its own name and `out_proj` behind `base_layer`: the lower rank is filled up with zeros. A note in the
@@ -8,12 +9,14 @@ file's header says what lies where, so that reading gives back what was written.
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorakit.delta import LowRank
+from lorakit.deltas.moved import Moved, doubled
 from lorakit.errors import AdapterFileError
 from lorakit.spec import Spec, full_name
 
@@ -22,15 +25,17 @@ BEHIND = "base_layer.out_proj"  # of a MultiheadAttention, in PEFT's files
 WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 
 
-def pack(deltas: Mapping[str, LowRank]) -> tuple[dict[str, LowRank], dict[str, Any]]:
-    """Return the deltas by the names that files give them, with one in place of all parts of a layer; and the note.
+def pack(spec: Spec, deltas: Mapping[str, LowRank]) -> tuple[Spec, dict[str, LowRank], dict[str, Any]]:
+    """Return the spec as a config tells it, the deltas by the names that files give them, one a layer; and the note.
 
     Raises:
         AdapterFileError: a part whose change is not plain low rank.
     """
     plain: dict[str, LowRank] = {}
     packed: dict[str, dict[str, LowRank]] = {}
-    for name, delta in deltas.items():
+    moved = {name for name, delta in deltas.items() if isinstance(delta, Moved)}
+    for name, own in deltas.items():
+        delta = own.plain() if isinstance(own, Moved) else own
         layer, _, last = name.rpartition(".")
         if delta.rows and type(delta) is not LowRank:
             raise AdapterFileError(f"{name} cannot be saved: a part of a layer with delta {delta.name!r} has no place in a "
@@ -40,7 +45,7 @@ def pack(deltas: Mapping[str, LowRank]) -> tuple[dict[str, LowRank], dict[str, A
             packed.setdefault(full_name(layer, BEHIND) if delta.kind == "out_proj" else layer, {})[name] = delta
         else:
             plain[name] = delta
-    note: dict[str, Any] = {}
+    note: dict[str, Any] = {n: {n: {"rank": d.rank, "rows": [], "ratio": 1.0}} for n, d in plain.items() if n in moved}
     for name, parts in packed.items():
         layer = attention_of(name)
         mates = [packed[n] for n in (layer, full_name(layer, BEHIND)) if n in packed]
@@ -48,7 +53,11 @@ def pack(deltas: Mapping[str, LowRank]) -> tuple[dict[str, LowRank], dict[str, A
         rank = max(sum(part.rank for part in mate.values()) for mate in mates)
         note[name] = {n: {"rank": d.rank, "rows": [*d.rows], "ratio": d.scale / first.scale} for n, d in parts.items()}
         plain[name] = _joined([*parts.values()], first, rank)
-    return plain, note
+    for told in note.values():
+        told |= {n: {**told[n], "moved": True} for n in told if n in moved}
+    if moved:  # readers that look at one rank and alpha for all layers find those of the file
+        spec = replace(spec, rank=2 * spec.rank, alpha=doubled(spec.alpha, spec.scale_rule))
+    return spec, plain, note
 
 
 def _joined(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
@@ -68,8 +77,10 @@ def _joined(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
     return LowRank(A, joined, alpha=alpha, scale_rule=like.scale_rule, dropout=like.dropout, kind=own.kind)
 
 
-def unpack(name: str, A: Tensor, B: Tensor, scale: float, note: Mapping[str, Any], kind: str, spec: Spec) -> dict[str, LowRank]:
-    """Return the parts that `pack` put into one pair of factors.
+def unpack(
+    name: str, A: Tensor, B: Tensor, scale: float, note: Mapping[str, Any], kind: str, kernel: tuple[int, ...], spec: Spec
+) -> dict[str, LowRank]:
+    """Return what `pack` put into one pair of factors: the parts of a layer, or a change with its start.
 
     Args:
         name: the pair's, in the file.
@@ -78,6 +89,7 @@ def unpack(name: str, A: Tensor, B: Tensor, scale: float, note: Mapping[str, Any
         scale: of the pair.
         note: of this pair.
         kind: of the layer.
+        kernel: of the layer, where it has one.
         spec: what the parts' settings are read from.
 
     Raises:
@@ -90,11 +102,14 @@ def unpack(name: str, A: Tensor, B: Tensor, scale: float, note: Mapping[str, Any
             raise AdapterFileError(f"{name}   scale is {settings.scale:g} for {part} in the header, "
                                    f"{scale * told['ratio']:g} by the config: one of them was edited",
                                    advice="Nothing was loaded.")  # fmt: skip
-        groups, block, start, size = told["rows"] or (1, len(B), 0, len(B))
-        own = B.view(groups, block, -1)[:, start : start + size, at : at + rank].reshape(groups * size, rank)
-        found[part] = LowRank(
-            A[at : at + rank].clone(), (own.double() / told["ratio"]).to(A.dtype), alpha=settings.alpha,
-            scale_rule=settings.scale_rule, dropout=settings.dropout, kind=kind, rows=tuple(told["rows"]))  # fmt: skip
+        own = B[..., at : at + rank]
+        if told["rows"]:
+            groups, block, start, size = told["rows"]
+            own = own.unflatten(0, (groups, block))[:, start : start + size].reshape(groups * size, rank)
+        found[part] = (Moved.of_plain if told.get("moved") else LowRank)(
+            A[..., at : at + rank, :].clone(), (own.double() / told["ratio"]).to(A.dtype), alpha=settings.alpha,
+            scale_rule=settings.scale_rule, dropout=settings.dropout, kind=kind, kernel=kernel,
+            rows=tuple(told["rows"]))  # fmt: skip
         at += rank
     return found
 

@@ -67,7 +67,7 @@ def write(
             written.
     """
     spec, folder = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()}), Path(folder)
-    deltas, packed = pack(deltas)
+    plain, deltas, packed = pack(spec, deltas)
     tensors: dict[str, Tensor] = {}
     stacks = keys_of(n for n, delta in deltas.items() if delta.kind == "experts")
     for name, delta in deltas.items():
@@ -95,7 +95,7 @@ def write(
     header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
     header |= {"packed": packed} if packed else {}
     metadata = {"format": "pt", "lorakit": json.dumps(header)}
-    config = json.dumps(config_of(spec, deltas, whole, provenance, target_names), indent=2, sort_keys=True) + "\n"
+    config = json.dumps(config_of(plain, deltas, whole, provenance, target_names), indent=2, sort_keys=True) + "\n"
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     replace_files(folder, {
@@ -193,7 +193,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
     for n in modules or pairs:
         if n in packed:
             kind = modules[n] if modules else plain
-            deltas |= unpack(n, pairs[n]["A"], pairs[n]["B"], settings[n].scale, packed[n], kind, spec)
+            deltas |= unpack(n, pairs[n]["A"], pairs[n]["B"], settings[n].scale, packed[n], kind, pairs[n]["kernel"], spec)
             continue
         tensors_of = {key: pairs[n][key] for key in ("A", "B", "magnitude") if key in pairs[n]}
         deltas[n] = DELTAS[spec.delta](

@@ -7,7 +7,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +18,13 @@ import torch
 import lorakit
 from lorakit.attach import attach
 from lorakit.coverage import coverage
-from lorakit.data.batches import Batches
-from lorakit.data.encode import is_regression, label_names
+from lorakit.data.batches import Batches, collate
+from lorakit.data.encode import Example, is_regression, label_names
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, OutputError, PlanError, SpecError
 from lorakit.evaluate.score import evaluate
 from lorakit.evaluate.subject import encode
+from lorakit.inits import looks_at_data
 from lorakit.models import TASK_TYPES, Loaded, load, pad_id
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
@@ -39,6 +40,7 @@ from lorakit.train.optim import default_lr
 RUN, REPORT, CARD = "run.json", "report.json", "README.md"
 WRITTEN = (RUN, REPORT, CARD, METRICS, "adapter_config.json", "adapter_model.safetensors", resume.FOLDER)
 MOST_HELD_OUT = 2000  # rows
+FIRST = 8  # batches that a start which looks at data is given
 
 
 @dataclass
@@ -123,7 +125,8 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     examples = encode(rows, loaded, longest, settings.loss_on)
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
     spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
-    adapter = attach(loaded.model, spec, seed=settings.seed)
+    first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
+    adapter = attach(loaded.model, spec, seed=settings.seed, batches=first if looks_at_data(spec) else None)
     adapter.provenance |= {"base_model": loaded.name, "task_type": TASK_TYPES[task], "task": task, "max_length": longest}
     if labels:
         adapter.provenance["labels"] = labels
@@ -178,6 +181,12 @@ def plan_first(
                         "Lower --batch-size (--accumulate makes up for it) or --max-length, or give --gradient-checkpointing; "
                         "--beyond-memory starts all the same. Nothing was started.")  # fmt: skip
     return told
+
+
+def _first(examples: Sequence[Example], settings: TrainSpec, pad: int, device: torch.device) -> list[dict[str, Any]]:
+    """Return the batches that the run begins with, as the model is called with them for a loss."""
+    order = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed)
+    return [collate([examples[i] for i in order[k]], pad, device) for k in range(min(FIRST, order.per_epoch))]
 
 
 def told_task(task: str, rows: Rows) -> str:

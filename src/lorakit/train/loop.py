@@ -263,7 +263,9 @@ def check_gradients(adapter: Adapter) -> None:
 
 def restore(adapter: Adapter, folder: Path) -> None:
     """Copy the tensors of a checkpoint into an adapter that is attached."""
-    kept = dict(Adapter.load(folder).named_parameters())
+    kept = Adapter.load(folder)
     with torch.no_grad():
-        for name, parameter in adapter.named_parameters():
-            parameter.copy_(kept[name])
+        for name, delta in adapter.deltas.items():  # with what is frozen in it
+            delta.load_state_dict(kept.deltas[name].state_dict())
+        for name, parameter in adapter.whole.items():
+            parameter.copy_(kept.whole[name])
