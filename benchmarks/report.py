@@ -7,7 +7,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
-ORDER = ("parity", "sst2", "sst2_full", "oz_books", "e2e", "merged_latency", "spectra", "combine_beside_peft", "extract")
+ORDER = (
+    "parity",
+    "sst2",
+    "sst2_full",
+    "oz_books",
+    "e2e",
+    "merged_latency",
+    "spectra",
+    "combine_beside_peft",
+    "extract",
+    "rows",
+    "shared_and_specific",
+)
 OPENING = """# Results
 
 What was measured on real models and real data, beside PEFT where PEFT does the same. Both sides run in the same process, on the
