@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.errors import SpecError
+from lorakit.fused import add
 from lorakit.spec import SCALES, Settings, Spec
+
+
+def is_traced() -> bool:
+    """Tell whether operations are recorded or rewritten rather than run: torch.compile, torch.func, dispatch modes."""
+    return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack() > 0)  # fmt: skip
 
 
 class Delta(nn.Module):
@@ -77,6 +84,21 @@ class Delta(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         return site.apply(layer, self.matrix(site.read(layer)).to(y.dtype), x)
 
+    def added(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor, out: Tensor, weight: float, *, into: bool) -> Tensor:
+        """Return out + weight * what this adds to the layer's output y for its input x.
+
+        Args:
+            site: what holds the layer's matrix.
+            layer: the layer.
+            x: its input.
+            y: its own output.
+            out: y, and what was added before.
+            weight: of the adapter.
+            into: whether out may be overwritten.
+        """
+        change = self(site, layer, x, y)
+        return out + (change if weight == 1.0 else change * weight)
+
     def extra_repr(self) -> str:
         out, inputs = self.shape
         return f"{inputs} -> {out}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}, kind={self.kind}"
@@ -142,6 +164,13 @@ class LowRank(Delta):
     def matrix(self, M: Tensor | None = None) -> Tensor:
         wide = torch.promote_types(torch.promote_types(self.A.dtype, self.B.dtype), torch.float32)
         return self.scale * (self.B.to(wide) @ self.A.to(wide))
+
+    def added(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor, out: Tensor, weight: float, *, into: bool) -> Tensor:
+        # In a compiled graph plain operations are fused with what is around them, and transforms cannot look inside.
+        if not site.flat or type(self).forward is not LowRank.forward or is_traced():
+            return super().added(site, layer, x, y, out, weight, into=into)
+        dropout = self.dropout if self.training else 0.0
+        return add(out, x, self.A, self.B, self.scale * weight, dropout, into=into and out.is_contiguous())
 
     def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return what is added to the layer's output `y` for its input `x`: shape and dtype of y.

@@ -43,6 +43,10 @@ class Linear:
         """Return the name of the stored weight, from the layer on."""
         return "weight"
 
+    def own_output(self, layer: Any) -> bool:
+        """Tell whether the layer's output is new memory that only this layer and its hook have seen."""
+        return type(layer).forward is nn.Linear.forward and len(layer._forward_hooks) == 1
+
     def read(self, layer: Any) -> Tensor:
         """Return M (out, in), a view of the stored weight in its dtype."""
         return layer.weight.detach()
@@ -107,6 +111,9 @@ class Conv1D(Linear):
     """GPT-2's transformers.pytorch_utils.Conv1D: a Linear that stores M transposed."""
 
     kind = "conv1d"
+
+    def own_output(self, layer: Any) -> bool:
+        return type(layer).__name__ == "Conv1D" and len(layer._forward_hooks) == 1
 
     def holds(self, layer: Any) -> bool:
         # By name, so that transformers is not imported for models that do not use it.

@@ -53,10 +53,11 @@ class Slot(nn.Module):
         """Return y plus what each delta that is on adds to it, or what each row of the batch is routed to."""
         if self.state.route is not None:
             return self.state.route.add(self, layer, x, y)
-        out = y
-        for weight, site, delta in self.on(lends=False):
-            change = delta(site, layer, x, y)
-            out = out + (change if weight == 1.0 else change * weight)
+        out, on = y, list(self.on(lends=False))
+        for weight, site, delta in on:
+            # y itself is overwritten only where nothing else reads it: not the deltas that come after, either.
+            into = out is not y or (len(on) == 1 and site.own_output(layer))
+            out = delta.added(site, layer, x, y, out, weight, into=into)
         return out
 
     def lend(self, layer: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import lorakit
-from lorakit import slot, spec
+from lorakit import fused, slot, spec
 from lorakit.delta import LowRank
 from lorakit.deltas.moved import Moved
 from lorakit.formats import peft
@@ -55,8 +55,8 @@ ZEROS = "self.convolve(x, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stri
 UNDILATED = f"self.convolve({PADDED}, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stride, 0, 1, layer.groups)"
 SUBTRACT = "own[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
 FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
-    "scale dropped": (edit(LowRank, "forward", "h * self.scale", "h"), law.attached_equals_dense, "linear-float64"),
-    "scale squared": (edit(LowRank, "forward", "h * self.scale", "h * self.scale**2"), law.attached_equals_dense,
+    "scale dropped": (edit(fused, "_sum", "(B * factor)", "B"), law.attached_equals_dense, "linear-float64"),
+    "scale squared": (edit(fused, "_sum", "(B * factor)", "(B * factor**2)"), law.attached_equals_dense,
                       "conv1d-float32"),
     "scale rule inverted": (item(spec.SCALES, "alpha/sqrt(rank)", lambda alpha, rank: alpha * rank**0.5), law.alpha_scales,
                             "linear-float64"),
@@ -79,9 +79,9 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                     law.unmerge_restores_bits, "linear-float64"),
     "base not frozen": (edit(attach, "attach", "model.requires_grad_(False)", "pass"), law.only_the_delta_trains,
                         "linear-float64"),
-    "A gets no gradient": (edit(LowRank, "forward", "self.A.to(y.dtype)", "self.A.detach().to(y.dtype)"),
+    "A gets no gradient": (edit(fused._Add, "backward", "if to_A else None", "if False else None"),
                            law.only_the_delta_trains, "linear-float32"),
-    "B is cut off the graph": (edit(LowRank, "forward", "self.B.to(y.dtype)", "self.B.data.to(y.dtype)"),
+    "B is cut off the graph": (edit(fused._Add, "backward", "* factor if to_B else None", "if False else None"),
                                law.only_the_delta_trains, "conv1d-float64"),
     "hook left behind": (edit(slot, "remove", "del layer._forward_hooks[key]", "pass"), law.detach_leaves_no_trace,
                          "linear-float64"),
@@ -97,15 +97,15 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "seed ignored": (edit(classic, "generator_for", "{seed}:{name}", "{name}"), law.start_depends_on_seed_and_name_alone,
                      "linear-float64"),
     "B not zero": (edit(LowRank, "start", "new_zeros(", "new_ones("), law.fresh_equals_base, "linear-float16"),
-    "output left in the adapter's dtype": (edit(LowRank, "forward", "h * self.scale, y)", "h * self.scale, y).float()"),
+    "output left in the adapter's dtype": (edit(fused, "_sum", "return out", "return out.float()"),
                                            law.fresh_equals_base, "linear-bfloat16"),
-    "dropout while evaluating": (edit(LowRank, "forward", "self.training", "True"), law.dropout_drops_the_delta_alone,
+    "dropout while evaluating": (edit(LowRank, "added", "if self.training else 0.0", ""), law.dropout_drops_the_delta_alone,
                                  "linear-float64"),
-    "dropout on the base's output": (edit(LowRank, "forward", "return site.expand(", "y.mul_(0.5); return site.expand("),
+    "dropout on the base's output": (edit(LowRank, "added", "add(out, x", "add(out * 0.5, x"),
                                      law.dropout_drops_the_delta_alone, "linear-float64"),
     "enable(None) leaves it on": (edit(slot, "exchange", "state.on.clear()", "pass"), law.disabled_equals_base,
                                   "linear-float64"),
-    "weight ignored": (edit(slot.Slot, "forward", "change * weight", "change"), law.two_adapters_add_up, "linear-float64"),
+    "weight ignored": (edit(LowRank, "added", "self.scale * weight", "self.scale"), law.two_adapters_add_up, "linear-float64"),
     "biases not exchanged": (edit(slot, "exchange", "want != now", "False"), law.biases_train_and_merge, "linear-float64"),
     "another row of an embedding": (edit(Embedding, "project", "F.embedding(x, A.T,", "F.embedding(19 - x, A.T,"),
                             law.attached_equals_dense, "embedding-float64"),
