@@ -2,9 +2,9 @@
 
 Setting: a Llama of random weights on random tokens; rank 16 on all linear layers, AdamW on what trains, one thread. The base
 is bfloat16, adapters are float32 on both sides (PEFT's and lorakit's default). "floor" is the frozen model with the gradient
-of its input and nothing else. All variants live in one process and take turns, round by round; the time is the CPU time of forward,
-backward and optimizer. Saved activations are the distinct storages that autograd keeps between forward and backward, those of
-parameters left out.
+of its input and nothing else. All variants live in one process and take turns, round by round; the time is the CPU time of
+forward, backward and optimizer. Saved activations are the distinct storages that autograd keeps between forward and backward,
+those of parameters left out.
 """
 
 import argparse

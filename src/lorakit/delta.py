@@ -8,14 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.errors import SpecError
-from lorakit.fused import add
+from lorakit.fused import add, is_traced
 from lorakit.spec import SCALES, Settings, Spec
-
-
-def is_traced() -> bool:
-    """Tell whether operations are recorded or rewritten rather than run: torch.compile, torch.func, dispatch modes."""
-    return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-            or torch._C._len_torch_dispatch_stack() > 0)  # fmt: skip
 
 
 class Delta(nn.Module):

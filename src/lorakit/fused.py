@@ -14,6 +14,12 @@ from torch import Tensor
 STEPS = 1 << 16  # in how many steps a probability is counted
 
 
+def is_traced() -> bool:
+    """Tell whether operations are recorded or rewritten rather than run: torch.compile, torch.func, dispatch modes."""
+    return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+            or torch._C._len_torch_dispatch_stack() > 0)  # fmt: skip
+
+
 def add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0, *, into: bool = False) -> Tensor:
     """Return y + scale * drop(x) A^T B^T.
 
