@@ -161,7 +161,7 @@ class LowRank(Delta):
 
     def added(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor, out: Tensor, weight: float, *, into: bool) -> Tensor:
         # In a compiled graph plain operations are fused with what is around them, and transforms cannot look inside.
-        if not site.flat or type(self).forward is not LowRank.forward or is_traced():
+        if site.axes != 1 or site.whole is not site or type(self).forward is not LowRank.forward or is_traced():
             return super().added(site, layer, x, y, out, weight, into=into)
         dropout = self.dropout if self.training else 0.0
         return add(out, x, self.A, self.B, self.scale * weight, dropout, into=into and out.is_contiguous())
