@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import lorakit
-from lorakit import fused, slot, spec
+from lorakit import fused, inits, slot, spec
 from lorakit.delta import LowRank
 from lorakit.deltas.moved import Moved
 from lorakit.formats import peft
 from lorakit.inits import classic
 from lorakit.shares import Share
-from lorakit.site import Embedding
+from lorakit.site import Embedding, Linear
 from lorakit.sites.conv import Conv, ConvTranspose
 from lorakit.sites.parts import Part
 
@@ -38,7 +38,7 @@ def edit(where: Any, name: str, old: str, new: str) -> Plant:
         scope: dict[str, Any] = {}
         exec(compile(source.replace(old, new), original.__code__.co_filename, "exec"), original.__globals__, scope)
         patch.setattr(where, name, scope[name])
-        for other in (lorakit, attach, merging):  # who imported the name
+        for other in (lorakit, attach, merging, inits):  # who imported the name
             if vars(other).get(name) is original:
                 patch.setattr(other, name, scope[name])
 
@@ -158,7 +158,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                 "lent-float64"),
     "lent without a gradient of A": (edit(LowRank, "matrix", "self.A.to(wide)", "self.A.detach().to(wide)"),
                                      law.only_the_delta_trains, "lent-float32"),
-    "lent without its weight": (edit(slot.Slot, "lend", "weight * change", "change"), law.two_adapters_add_up, "lent-float64"),
+    "lent without its weight": (edit(Linear, "changed", "weight * change", "change"), law.two_adapters_add_up, "lent-float64"),
     "start of B not taken off": (edit(Moved, "factors", "self.B - start[1]", "self.B"), law.fresh_equals_base,
                                  "moved:linear-float64"),
     "start of A not taken off": (edit(Moved, "factors", "self.A - start[0]", "self.A"), law.fresh_equals_base,
