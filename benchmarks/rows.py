@@ -2,7 +2,8 @@
 
 Setting: a Llama made on the spot (1 layer, width 512, MLP 1024), rank 16 on all linear layers, one thread, no gradient.
 Batches of 8 and 32 rows, of 1 token (as in generation) and of 128 (as in reading a prompt), with 1 to 32 adapters, the rows
-dealt to them in turn. Beside `route`: the base alone; one adapter for all rows (`enable`); and each adapter alone on its rows,
+dealt to them in turn (8 x 128: 8 rows of 128 tokens).
+Beside `route`: the base alone; one adapter for all rows (`enable`); and each adapter alone on its rows,
 one forward pass after the other. In every round each runs once, in turn; figures are medians over rounds of the ratio to the
 base in the same round. Other work on the machine makes single rounds noisy.
 Switching: on the same model, between two adapters by `enable`, and merged (`unmerge`, `enable`, `merge`), against reading
@@ -26,8 +27,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorakit
 
-ADAPTERS, RANK = (1, 2, 8, 32), 16
-ROUNDS = {1: 15, 128: 2}
+ADAPTERS, RANK = (1, 4, 8, 32), 16
+ROUNDS = {1: 7, 128: 2}
 
 
 def base() -> LlamaForCausalLM:
