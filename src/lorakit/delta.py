@@ -26,6 +26,9 @@ class Delta(nn.Module):
     """
 
     name = ""  # in Spec.delta
+    kinds: tuple[str, ...] = ()  # of layers that it serves; empty for all
+    inits: tuple[str, ...] = ()  # of Spec.init that it can start by; empty for all
+    biases = True  # whether its files have a place for them
     zero: str  # the parameter that starts at zero: the first to get a gradient
     rank: Any  # of the change; a property where a tensor tells it
     shape: Any  # (out, in) of the matrix it changes, or of each matrix of a stack
@@ -36,12 +39,21 @@ class Delta(nn.Module):
         super().__init__()
         self.alpha, self.scale_rule, self.dropout, self.kind = float(alpha), scale_rule, float(dropout), kind
         self.kernel, self.rows = tuple(kernel), tuple(rows)
-        self.scale: float = SCALES[scale_rule](alpha, rank)
+        self.scale: float = SCALES[scale_rule](alpha, max(rank, 1))
 
     @classmethod
     def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
         """Return why what this site holds cannot be changed in this way, with these settings of its own."""
-        return []
+        told: list[str] = []
+        if cls.kinds and site.kind not in cls.kinds:
+            told.append(f"serves {', '.join(cls.kinds)}, not a layer of kind {site.kind}")
+        if cls.kinds and site.rows:
+            told.append("a part of a fused layer is changed by plain low rank alone (delta='lora')")
+        if cls.inits and settings.init not in cls.inits:
+            told.append(f"has a start of its own, init={settings.init!r} has no place in it")
+        if spec.bias != "none" and not cls.biases:
+            told.append(f"its files have no place for biases, asked for bias={spec.bias!r}")
+        return [f"delta {cls.name!r}: {text}" for text in told]
 
     @classmethod
     def shared(cls, shapes: Mapping[str, tuple[int, int]], spec: Spec, generator: torch.Generator) -> dict[str, Any]:
@@ -59,6 +71,11 @@ class Delta(nn.Module):
             **more: what `shared` returned, and what the class takes.
         """
         raise NotImplementedError
+
+    @property
+    def initial(self) -> int:
+        """The rank that was asked for, which `scale` depends on."""
+        return self.rank
 
     def misfits(self, shape: tuple[int, int]) -> Iterator[str]:
         """Yield why it cannot be put on a matrix of this shape."""
@@ -96,6 +113,15 @@ class Delta(nn.Module):
     def extra_repr(self) -> str:
         out, inputs = self.shape
         return f"{inputs} -> {out}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}, kind={self.kind}"
+
+
+def uniform(like: Tensor, generator: torch.Generator, *size: int) -> Tensor:
+    """Return uniform(±1/sqrt(inputs)) of this size (…, inputs), drawn on the CPU, with the dtype and device of `like`.
+
+    >>> bool(uniform(torch.ones(1), torch.Generator(), 9, 4).abs().max() <= 0.5)
+    True
+    """
+    return ((torch.rand(size, generator=generator) * 2 - 1) / size[-1] ** 0.5).to(like)
 
 
 class LowRank(Delta):

@@ -12,7 +12,7 @@ SCALES: dict[str, Callable[[float, int], float]] = {
     "alpha/rank": lambda alpha, rank: alpha / rank,
     "alpha/sqrt(rank)": lambda alpha, rank: alpha / rank**0.5,
 }
-KINDS = ("lora", "dora")
+KINDS = ("lora", "dora", "vera", "loha", "lokr", "adalora")
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa-fast", "olora", "eva", "lora-ga")
 BIASES = ("none", "all", "adapted")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -57,7 +57,7 @@ class Spec:
     64
     """
 
-    delta: str = option("lora", "how the change of a matrix is made: B A, or DoRA's magnitude beside it", choices=KINDS)
+    delta: str = option("lora", "how the change of a matrix is made: B A, or another parameterisation", choices=KINDS)
     rank: int = option(16, "rank of the change of each matrix")
     alpha: float = option(32.0, "strength: B A is multiplied by alpha / rank (see --scale-rule)")
     scale_rule: str = option("alpha/rank", "what multiplies B A", choices=tuple(SCALES))

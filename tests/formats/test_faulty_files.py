@@ -17,7 +17,7 @@ import lorakit
 from lorakit import Adapter, Spec
 from lorakit.errors import AdapterFileError
 from lorakit.formats import peft as layout
-from lorakit.formats import peft_config
+from lorakit.formats.methods import BY_TYPE
 
 from .models import fill, llama, logits
 
@@ -196,7 +196,7 @@ def test_unsupported_option_is_refused_by_name(key: str, folder: Path) -> None:
 
 
 def test_every_refused_key_has_a_test() -> None:
-    assert set(UNSUPPORTED) == peft_config.REFUSED
+    assert set(UNSUPPORTED) == BY_TYPE["LORA"].refused
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga"])
@@ -248,13 +248,16 @@ def test_faults_of_config_and_tensors_are_named_together(folder: Path) -> None:
 
 def test_what_is_no_adapter(folder: Path, tmp_path: Path) -> None:
     edit(folder, peft_type="IA3")
-    assert "describes 'IA3'; only peft_type 'LORA' is read.\nNothing was loaded." in refused(folder)[0]
+    assert (
+        "describes 'IA3'; peft_type is one of LORA, VERA, LOHA, LOKR, ADALORA where it is read.\nNothing was loaded."
+        in refused(folder)[0]
+    )
     (folder / CONFIG).write_text('{"peft_type": "LORA",')
     assert "is not JSON: " in refused(folder)[0]
     (folder / CONFIG).write_bytes(b"\xff\xfe\x00")
     assert "is not JSON: " in refused(folder)[0]
     (folder / CONFIG).write_text("[1]")
-    assert "describes [1]; only peft_type 'LORA' is read." in refused(folder)[0]
+    assert "describes [1]; peft_type is one of LORA, VERA, LOHA, LOKR, ADALORA where it is read." in refused(folder)[0]
     (folder / CONFIG).unlink()
     assert refused(folder)[0] == f"{folder} is no adapter: there is no {folder / CONFIG}.\nNothing was loaded."
     file = folder / WEIGHTS

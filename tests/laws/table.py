@@ -14,11 +14,12 @@ from lorakit.site import Linear
 from lorakit.sites.lent import Lent
 from lorakit.sites.parts import Layout, Part
 
-DELTAS: dict[str, dict[str, Any]] = {
-    "lowrank": {},
-    "dora": {"delta": "dora"},
-    "moved": {"init": "pissa"},
-}  # name -> fields of Spec
+DELTAS: dict[str, dict[str, Any]] = {  # name -> fields of Spec
+    "lowrank": {}, "dora": {"delta": "dora"}, "moved": {"init": "pissa"}, "vera": {"delta": "vera"}, "loha": {"delta": "loha"},
+    "lokr": {"delta": "lokr"}, "adalora": {"delta": "adalora"},
+}  # fmt: skip
+# What is random at the start, of each.
+RANDOM = {"lowrank": "A", "dora": "A", "moved": "A", "vera": "pair.A", "loha": "w1_b", "lokr": "w2", "adalora": "A"}
 
 
 def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
 
 
 def conv1d(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return x @ weight + bias
+    return x @ weight if bias is None else x @ weight + bias
 
 
 def embedding(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -275,8 +276,14 @@ class Row:
     ) -> Tensor:
         """Return y + weight * (what the adapter adds to the layer's own output), everything at the row's dtype."""
         delta, base = adapter.deltas["layer"], y if base is None else base
-        A, B = delta.A.detach().to(self.dtype), delta.B.detach().to(self.dtype)
-        low = scale * KINDS[self.kind].factors(A, self.widen(B, 0), self.x())
+        if self.delta in ("loha", "lokr"):
+            low = self.apply(self.change(adapter, scale))
+        elif self.delta in ("vera", "adalora"):
+            A, B = (factor.to(self.dtype) for factor in self.factors(adapter, scale))
+            low = KINDS[self.kind].factors(A, B, self.x())
+        else:
+            A, B = delta.A.detach().to(self.dtype), delta.B.detach().to(self.dtype)
+            low = scale * KINDS[self.kind].factors(A, self.widen(B, 0), self.x())
         if self.delta == "moved":
             start = delta.A0.to(self.dtype), self.widen(delta.B0.to(self.dtype), 0)
             low = low - scale * KINDS[self.kind].factors(*start, self.x())
@@ -289,6 +296,21 @@ class Row:
         )
         own = base if bias is None else base - bias.detach().view(-1, *across)
         return y + weight * (share * (own + low) - own)
+
+    def apply(self, change: Tensor) -> Tensor:
+        """Return what a change (out, in) gives for `x`, rounded to the row's dtype first."""
+        kind, weight = KINDS[self.kind], self.model().layer.weight
+        return kind.dense((change.T if kind.transposed else change).reshape(weight.shape).to(self.dtype), None, self.x())
+
+    def factors(self, adapter: lorakit.Adapter, scale: float) -> tuple[Tensor, Tensor]:
+        """Return A and B, in float64, whose product is all that low rank adds, from the definition."""
+        delta = adapter.deltas["layer"]
+        own = {key: p.detach().double() for key, p in delta.named_parameters()}
+        if self.delta == "vera":  # its scale is in the shared B
+            out, inputs = self.base().shape
+            A, B = delta.pair.A[:, :inputs].double(), delta.pair.B[:out].double()
+            return own["d"].unsqueeze(1) * A, own["b"].unsqueeze(1) * B
+        return (scale * own["E"] * own["A"] if self.delta == "adalora" else scale * own["A"]), own["B"]
 
     def base(self) -> Tensor:
         """Return the base's matrix (out, in) in float64."""
@@ -303,10 +325,17 @@ class Row:
     def change(self, adapter: lorakit.Adapter, scale: float) -> Tensor:
         """Return what is added to the base's matrix, in float64, from the definition."""
         delta = adapter.deltas["layer"]
-        low = scale * (delta.B.detach().double() @ delta.A.detach().double())
+        own = {key: p.detach().double() for key, p in delta.named_parameters()}
+        if self.delta == "loha":
+            return scale * (own["w1_a"] @ own["w1_b"]) * (own["w2_a"] @ own["w2_b"])
+        if self.delta == "lokr":
+            w2 = own["w2"] if "w2" in own else own["w2_a"] @ own["w2_b"]
+            return scale * torch.einsum("lm,kn->lkmn", own["w1"], w2).flatten(0, 1).flatten(1)
+        A, B = self.factors(adapter, scale)
+        low = B @ A
         if self.delta == "moved":
             return low - scale * (delta.B0.double() @ delta.A0.double())
-        if self.delta == "lowrank":
+        if self.delta != "dora":
             return low
         return self.share(adapter, scale).unsqueeze(1) * (self.base() + low) - self.base()
 
@@ -338,7 +367,13 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.detach().double() - want).abs().max())
 
 
-# The rows of a transposed convolution's matrix are no outputs, so DoRA refuses it.
+UNBIASED = ("loha", "lokr")  # their files have no place for biases
+# What is refused: the rows of a transposed convolution's matrix are no outputs (DoRA); a change that is built whole is none
+# for a table of tokens, and one pair of factors none for layers of several kinds; parts and weights that their module reads
+# itself share one pair of plain factors in a file.
+REFUSED = {"dora": ("transposed",), "vera": ("part", "lent", "embedding", "convolution", "transposed"),
+           "loha": ("part", "lent", "embedding", "transposed"), "adalora": ("part", "lent"),
+           "lokr": ("part", "lent", "embedding", "transposed")}  # fmt: skip
 ROWS = [Row(delta, kind, precision) for delta in DELTAS for kind in KINDS for precision in DTYPES
-        if (delta, kind) != ("dora", "transposed2d")]  # fmt: skip
+        if not kind.startswith(REFUSED.get(delta, ("nothing",)))]  # fmt: skip
 EXACT = [row for row in ROWS if row.precision == "float64"]

@@ -24,6 +24,7 @@ from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import AdapterFileError, SpecError, many
+from lorakit.formats.methods import BY_TYPE, METHODS, PREFIX, made, rank_faults, sort, tensors_of
 from lorakit.formats.packed import BEHIND, attention_of, attentions, pack, unpack
 from lorakit.formats.peft_config import (
     CONFIG,
@@ -41,7 +42,6 @@ from lorakit.formats.stacks import flat, keys_of, stacked
 from lorakit.spec import Spec, full_name, setting_faults
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
-PREFIX = "base_model.model."
 SUFFIXES = {  # how a key ends -> (factor, whether of an embedding)
     ".lora_A.weight": ("A", False), ".lora_B.weight": ("B", False),
     ".lora_embedding_A": ("A", True), ".lora_embedding_B": ("B", True), ".lora_magnitude_vector": ("magnitude", False),
@@ -71,6 +71,9 @@ def write(
     tensors: dict[str, Tensor] = {}
     stacks = keys_of(n for n, delta in deltas.items() if delta.kind == "experts")
     for name, delta in deltas.items():
+        if METHODS[delta.name].ends:
+            tensors |= tensors_of(name, delta)
+            continue
         ends = ("lora_embedding_A", "lora_embedding_B") if delta.kind == "embedding" else ("lora_A.weight", "lora_B.weight")
         ones = [1] * len(delta.kernel)
         factors = (
@@ -94,6 +97,8 @@ def write(
         raise AdapterFileError(f"{folder} is a file; an adapter is a folder.", advice="Nothing was written.")
     header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
     header |= {"packed": packed} if packed else {}
+    if METHODS[spec.delta].ends:  # tensors that do not tell all of the matrix that they change
+        header["told"] = {n: {"kernel": d.kernel, "inputs": d.shape[1]} for n, d in deltas.items() if d.kind}
     metadata = {"format": "pt", "lorakit": json.dumps(header)}
     config = json.dumps(config_of(plain, deltas, whole, provenance, target_names), indent=2, sort_keys=True) + "\n"
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -148,7 +153,8 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
     faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
     if not tensors:
         faults.append("the file holds no tensor")
-    pairs, rest, more = _sort(tensors)
+    method = BY_TYPE[config["peft_type"]]
+    pairs, rest, more = sort(method, tensors) if method.ends else _sort(tensors)
     faults += more
     if any(fault.startswith((CONFIG, "header")) for fault in faults):
         raise _refusal(folder, faults)  # what the config says cannot be compared with the tensors
@@ -170,11 +176,14 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
         settings |= {n: replace(settings[n], alpha=2 * settings[n].alpha) for n in called if n.endswith("out_proj")}
     wrong = (f"{CONFIG}: {key}: {fault}" for s in settings.values() for key, fault in setting_faults(asdict(s)))
     faults += dict.fromkeys(wrong)
-    faults += [f"{PREFIX}{n}   A has rank {f['A'].shape[-2]}, {CONFIG} says {settings[n].rank}"
-               for n, f in pairs.items() if f["A"].shape[-2] != settings[n].rank]  # fmt: skip
-    dora = config.get("use_dora", False)
-    faults += [f"{PREFIX}{n}   magnitude is {'missing: use_dora is on' if dora else 'extra: use_dora is off'}"
-               for n, f in pairs.items() if ("magnitude" in f) != dora]  # fmt: skip
+    if method.ends:
+        faults += [fault for n, f in pairs.items() for fault in rank_faults(method, config, n, f, settings[n].rank)]
+    else:
+        faults += [f"{PREFIX}{n}   A has rank {f['A'].shape[-2]}, {CONFIG} says {settings[n].rank}"
+                   for n, f in pairs.items() if f["A"].shape[-2] != settings[n].rank]  # fmt: skip
+        dora = config.get("use_dora", False)
+        faults += [f"{PREFIX}{n}   magnitude is {'missing: use_dora is on' if dora else 'extra: use_dora is off'}"
+                   for n, f in pairs.items() if ("magnitude" in f) != dora]  # fmt: skip
     if faults:
         raise _refusal(folder, faults)
     try:
@@ -184,13 +193,19 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
     if "spec" in header:
         told = {n: said if n in packed else spec.settings(n) for n, said in settings.items()}
         faults = [f"{PREFIX}{n}   scale is {told[n].scale:g} in the header, {said.scale:g} by {CONFIG}: one of them was edited"
-                  for n, said in settings.items() if abs(told[n].scale - said.scale) > 1e-9 * abs(said.scale)]  # fmt: skip
+                  for n, said in settings.items()
+                  if "alpha" in method.roles and abs(told[n].scale - said.scale) > 1e-9 * abs(said.scale)]  # fmt: skip
         settings = told
     if faults:
         raise _refusal(folder, faults)
     plain = "conv1d" if config.get("fan_in_fan_out") else "linear"
-    deltas = {}
+    deltas: dict[str, Delta] = {}
+    shared: dict[str, Any] = {}
     for n in modules or pairs:
+        if method.ends:
+            beside = header.get("told", {}).get(n, {}) | ({"kind": modules[n]} if modules else {})
+            deltas[n] = made(method, n, pairs[n], settings[n], config, beside, shared)
+            continue
         if n in packed:
             kind = modules[n] if modules else plain
             deltas |= unpack(n, pairs[n]["A"], pairs[n]["B"], settings[n].scale, packed[n], kind, pairs[n]["kernel"], spec)
@@ -261,9 +276,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AdapterFileError(f"{path} is not JSON: {error}.", advice="Nothing was loaded.") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not isinstance(config, dict) or config.get("peft_type") not in BY_TYPE:
         found = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapterFileError(f"{path} describes {found!r}; only peft_type 'LORA' is read.", advice="Nothing was loaded.")
+        raise AdapterFileError(f"{path} describes {found!r}; peft_type is one of {', '.join(BY_TYPE)} where it is read.",
+                               advice="Nothing was loaded.")  # fmt: skip
     return {key: value for key, value in config.items() if value is not None}
 
 
@@ -298,6 +314,6 @@ def _header_faults(header: Any) -> Iterator[str]:
     if not isinstance(header, dict):
         yield f"header: an object is needed, got {header!r}"
         return
-    for key in ("spec", "modules", "packed", "provenance"):
+    for key in ("spec", "modules", "packed", "told", "provenance"):
         if key in header and not isinstance(header[key], dict):
             yield f"header: {key} = {header[key]!r} is no object"

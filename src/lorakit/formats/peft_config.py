@@ -1,6 +1,6 @@
 """What `adapter_config.json` of PEFT says of an adapter: written from a Spec, and read back into one.
 
-Source: huggingface/peft 0.21, `tuners/lora/config.py`.
+Source: huggingface/peft 0.21, `tuners/*/config.py`; which method has which keys, `methods` says.
 """
 
 import glob
@@ -11,35 +11,20 @@ from typing import Any
 
 from torch import Tensor
 
-from lorakit.delta import LowRank
+from lorakit.delta import Delta
 from lorakit.errors import near
+from lorakit.formats.methods import BY_TYPE, METHODS, Method, pattern_of, sizes_of
 from lorakit.formats.packed import attention_of
 from lorakit.spec import Settings, Spec, matches
 
 CONFIG = "adapter_config.json"
-BIAS = {"none": "none", "adapted": "lora_only", "all": "all"}
-# Keys of LoraConfig that say nothing about what the tensors mean.
-SILENT = {
-    "peft_type", "peft_version", "auto_mapping", "inference_mode", "revision", "base_model_name_or_path", "task_type",
-    "runtime_config", "megatron_core", "qalora_group_size", "layers_pattern", "layers_to_transform", "eva_config",
-}  # fmt: skip
-READ = {  # key -> types
-    "r": int, "lora_alpha": (int, float), "use_rslora": bool, "use_dora": bool, "lora_dropout": (int, float), "bias": str,
-    "fan_in_fan_out": bool, "target_modules": (str, list), "exclude_modules": (str, list), "modules_to_save": list,
-    "target_parameters": list, "rank_pattern": dict, "alpha_pattern": dict, "init_lora_weights": (bool, str),
-}  # fmt: skip
-# Keys that change what the tensors mean, and that this reader does not carry: any value but the default is refused.
-REFUSED = {
-    "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "lora_ga_config",
-    "megatron_config", "monteclora_config", "trainable_token_indices", "use_bdlora", "loftq_config",
-    "velora_config", "lora_bias", "use_qalora", "ensure_weight_tying",
-}  # fmt: skip
-KNOWN = SILENT | READ.keys() | REFUSED
+EPSILON = 1e-5  # what PEFT adds to the rank that it divides AdaLoRA by
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
 
 
-def asked(layer: LowRank | Settings) -> dict[str, Any]:
-    return {key: getattr(layer, key) for key in ("rank", "alpha", "scale_rule", "dropout")}
+def asked(layer: Delta | Settings) -> dict[str, Any]:
+    rank = layer.initial if isinstance(layer, Delta) else layer.rank
+    return {"rank": rank, **{key: getattr(layer, key) for key in ("alpha", "scale_rule", "dropout")}}
 
 
 def spelled_out(spec: Spec, wanted: Mapping[str, Mapping[str, Any]]) -> Spec:
@@ -54,31 +39,49 @@ def spelled_out(spec: Spec, wanted: Mapping[str, Mapping[str, Any]]) -> Spec:
     return full
 
 
-def config_of(spec: Spec, deltas: Mapping[str, LowRank], whole: Mapping[str, Tensor], provenance: Mapping[str, Any],
+def config_of(spec: Spec, deltas: Mapping[str, Delta], whole: Mapping[str, Tensor], provenance: Mapping[str, Any],
             target_names: Any) -> dict[str, Any]:  # fmt: skip
-    ranks, alphas = {}, {}
+    method = METHODS[spec.delta]
+    rule = spec.scale_rule if "rslora" in method.roles else "alpha/rank"
+
+    def alpha_of(layer: Delta | Settings) -> float:
+        # One rule holds for the whole file; a module with another gets the alpha that gives its scale by this rule.
+        alpha, rank = layer.alpha, asked(layer)["rank"]
+        if layer.scale_rule != rule:
+            alpha = layer.scale * (rank if rule == "alpha/rank" else rank**0.5)
+        return alpha * (rank + EPSILON) / rank if spec.delta == "adalora" else alpha
+
     stacks = [name for name, delta in deltas.items() if delta.kind == "experts"]
+    ranks, alphas, alpha = {}, {}, alpha_of(spec.settings(""))
     for name, delta in deltas.items():
         key = "^" + re.escape(attention_of(name)) + "$"
-        if delta.rank != spec.rank:
-            ranks[key] = delta.rank
-        # One rule holds for the whole file; a module with another gets the alpha that gives its scale by this rule.
-        alpha = delta.alpha
-        if delta.scale_rule != spec.scale_rule:
-            alpha = delta.scale * (delta.rank if spec.scale_rule == "alpha/rank" else delta.rank**0.5)
-        if alpha != spec.alpha:
-            alphas[key] = alpha
-    return {
-        "peft_type": "LORA", "task_type": provenance.get("task_type"), "inference_mode": True,
-        "base_model_name_or_path": provenance.get("base_model"), "r": spec.rank, "lora_alpha": _whole_number(spec.alpha),
-        "use_dora": spec.delta == "dora", "use_rslora": spec.scale_rule == "alpha/sqrt(rank)", "lora_dropout": spec.dropout,
-        "bias": BIAS[spec.bias],
-        "fan_in_fan_out": any(delta.kind == "conv1d" for delta in deltas.values()),
+        if delta.initial != spec.rank:
+            ranks[key] = delta.initial
+        if alpha_of(delta) != alpha:
+            alphas[key] = alpha_of(delta)
+    told = {"rank": spec.rank, "alpha": _whole_number(alpha), "ranks": ranks, "alphas": alphas, "dropout": spec.dropout,
+            "rslora": rule == "alpha/sqrt(rank)", "bias": _biases(method)[spec.bias],
+            "fan": any(delta.kind == "conv1d" for delta in deltas.values())}  # fmt: skip
+    config = {
+        "peft_type": method.peft_type, "task_type": provenance.get("task_type"), "inference_mode": True,
+        "base_model_name_or_path": provenance.get("base_model"),
         "target_modules": target_names if isinstance(target_names, str) else [n for n in target_names if n not in stacks],
-        "target_parameters": stacks or None,
-        "modules_to_save": _modules_of(whole, spec.whole_modules) or None, "rank_pattern": ranks, "alpha_pattern": alphas,
-        "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
+        "modules_to_save": _modules_of(whole, spec.whole_modules) or None,
+        **{key: told[role] for role, key in method.roles.items()}, **method.fixed,
     }  # fmt: skip
+    if method.peft_type == "LORA":
+        config |= {"use_dora": spec.delta == "dora", "target_parameters": stacks or None}
+        config |= {"init_lora_weights": "gaussian" if spec.init == "gaussian" else True}
+    if spec.delta == "lokr":
+        config |= sizes_of(deltas)
+    if spec.delta == "adalora":
+        mean = sum(delta.rank for delta in deltas.values()) / max(1, len(deltas))
+        config |= {"rank_pattern": pattern_of(deltas), "target_r": round(mean)}
+    return config
+
+
+def _biases(method: Method) -> dict[str, str]:
+    return {"none": "none", "adapted": method.biases, "all": "all"}
 
 
 def _modules_of(whole: Mapping[str, Tensor], patterns: tuple[str, ...]) -> list[str]:
@@ -97,20 +100,25 @@ def _whole_number(value: float) -> float:
 
 
 def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
+    method = BY_TYPE[config["peft_type"]]
+    types, known = method.types(), method.known
     for key, value in config.items():
-        if key in READ and not isinstance(value, READ[key]):
+        if key in types and not isinstance(value, types[key]):
             yield f"{CONFIG}: {key} = {value!r} is of the wrong type"
-        elif key in REFUSED and value not in (False, {}, []):
+        elif key in method.refused and value not in (False, {}, []):
             yield f"{CONFIG}: {key} = {value!r} is not supported"
-        elif key not in KNOWN and value not in (False, {}, [], "", 0):
-            hint = near(key, KNOWN, 1)
+        elif key not in known and value not in (False, {}, [], "", 0):
+            hint = near(key, known, 1)
             yield f"{CONFIG}: unknown key {key!r} = {value!r} may change what the tensors mean {hint}".rstrip()
-    if (init := config.get("init_lora_weights", True)) not in PLAIN_INITS:
+    if method.peft_type == "LORA" and (init := config.get("init_lora_weights", True)) not in PLAIN_INITS:
         yield (f"{CONFIG}: init_lora_weights = {init!r} stores the factors relative to a base that it changed; save with "
                "PEFT's path_initial_model_for_weight_conversion")  # fmt: skip
-    if (bias := config.get("bias", "none")) not in BIAS.values():
-        yield f"{CONFIG}: bias = {bias!r} is none of {', '.join(BIAS.values())}"
-    for key in ("rank_pattern", "alpha_pattern"):
+    if config.get("save_projection") is False:
+        yield f"{CONFIG}: save_projection is off: the shared factors are not in the file; save with save_projection=True"
+    biases = [name for name in _biases(method).values() if name]
+    if (bias := config.get("bias", "none")) not in biases:
+        yield f"{CONFIG}: bias = {bias!r} is none of {', '.join(biases)}"
+    for key in (method.roles[role] for role in ("ranks", "alphas") if role in method.roles):
         for pattern in config.get(key) or ():
             try:
                 re.compile(pattern)
@@ -123,7 +131,7 @@ def belongs(path: str, saved: list[str], bias: str, adapted: Collection[str]) ->
     if any(f".{name}." in f".{layer}." for name in saved):
         return True
     # PEFT's "all" takes every name that holds the word, such as T5's relative_attention_bias.weight.
-    return (bias == "all" and "bias" in path) or (bias == "lora_only" and key == "bias" and layer in adapted)
+    return (bias == "all" and "bias" in path) or (bias.endswith("_only") and key == "bias" and layer in adapted)
 
 
 def counts_twice(config: Mapping[str, Any]) -> bool:
@@ -139,13 +147,18 @@ def _pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def settings_of(config: Mapping[str, Any], name: str, embedded: bool) -> Settings:
+    method = BY_TYPE[config["peft_type"]]
+    told = {role: config[key] for role, key in method.roles.items() if key in config}
+    rank = _pattern(told.get("ranks", {}), name, told.get("rank", method.rank))
+    # Where the config has no alpha, nothing scales: alpha / rank is 1.
+    alpha = _pattern(told.get("alphas", {}), name, told.get("alpha", 8)) if "alpha" in method.roles else rank
     return Settings(
-        rank=_pattern(config.get("rank_pattern", {}), name, config.get("r", 8)),
-        alpha=_pattern(config.get("alpha_pattern", {}), name, config.get("lora_alpha", 8)),
-        scale_rule="alpha/sqrt(rank)" if config.get("use_rslora") else "alpha/rank",
+        rank=rank,
+        alpha=alpha * rank / (rank + EPSILON) if method.delta == "adalora" else alpha,
+        scale_rule="alpha/sqrt(rank)" if told.get("rslora") else "alpha/rank",
         # PEFT has no dropout in front of an embedding either.
-        dropout=0.0 if embedded else config.get("lora_dropout", 0.0),
-        init="gaussian" if config.get("init_lora_weights") == "gaussian" else "kaiming",
+        dropout=0.0 if embedded else told.get("dropout", 0.0),
+        init="gaussian" if config.get("init_lora_weights") == "gaussian" and method.peft_type == "LORA" else "kaiming",
         init_std=None,
     )
 
@@ -157,10 +170,11 @@ def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], tensors
         targets = (*(targets or ()), *stacks)
     if isinstance(target_names_of(config, settings), str) or not targets:
         targets, exclude = tuple(settings) or "none", ()
+    method = BY_TYPE[config["peft_type"]]
     spec = Spec(
         **asdict(settings_of({**config, "rank_pattern": {}, "alpha_pattern": {}}, "", False)),
-        targets=targets, exclude=exclude, bias={v: k for k, v in BIAS.items()}[config.get("bias", "none")],
-        whole_modules=config.get("modules_to_save", ()), delta="dora" if config.get("use_dora") else "lora",
+        targets=targets, exclude=exclude, bias={v: k for k, v in _biases(method).items()}[config.get("bias", "none")],
+        whole_modules=config.get("modules_to_save", ()), delta="dora" if config.get("use_dora") else method.delta,
         dtype=str(next(iter(tensors.values())).dtype).removeprefix("torch."),
     )  # fmt: skip
     return spelled_out(spec, {n: asked(s) for n, s in settings.items()})
