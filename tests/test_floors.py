@@ -15,7 +15,7 @@ FLOORS = [
     "slot deltas sites",
     "formats shares",
     "targets fingerprint inits adapter spectra",
-    "attach overlap data models",
+    "fusing attach overlap data models",
     "coverage check merging rows anatomy",
     "algebra plots",
     "evaluate",

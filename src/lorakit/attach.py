@@ -17,7 +17,7 @@ from lorakit.fingerprint import fingerprint
 from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, put, remove, slot_at, slot_of
 from lorakit.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec, matches
-from lorakit.targets import Place, layout, places, select, short_names, whole
+from lorakit.targets import Place, check_parts, places, select, short_names, whole
 
 
 def attach(
@@ -100,10 +100,7 @@ def attach(
 def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, batches: Iterable[Any] | None) -> Adapter:
     """Build a fresh adapter for this model, or raise with every fault."""
     modules = whole(model, spec.whole_modules)
-    faults = {p: fault for p in spec.parts if (fault := _rows(p, spec, known))}
-    if faults:
-        raise TargetError(f"{len(faults)} of {len(spec.parts)} parts fit no layer.",
-                          [f"{p!r}   {fault}" for p, fault in faults.items()], "Nothing was attached.")  # fmt: skip
+    check_parts(spec.parts, known)
     chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
     idle = [p for p in spec.overrides if not any(matches(p, n) for n in chosen)]
     if idle:
@@ -193,21 +190,6 @@ def _misfits(model: nn.Module, name: str, delta: Delta, known: Mapping[str, Plac
     if delta.rows != known[name].site.rows:
         yield f"was made for the rows {delta.rows} (groups, rows of each, first, count), here they are {known[name].site.rows}"
     yield from delta.misfits(known[name].shape)
-
-
-def _rows(pattern: str, spec: Spec, known: Mapping[str, Place]) -> str:
-    """Return why a row of `Spec.parts` does not fit a layer that it names, the first such; empty where it fits all."""
-    wanted = layout(spec.parts[pattern]).outputs
-    there = [place for place in known.values() if not place.is_part and matches(pattern, place.of)]
-    if not there:
-        return f"0 layers   {near(pattern, {n.split('.')[-1] for n in known})}".rstrip()
-    mine = [place for place in there if pattern == next(p for p in spec.parts if matches(p, place.of))]
-    if not mine:
-        return f"{many(len(there), 'layer')}, each named by a row before it"
-    if odd := [place for place in mine if place.site.kind not in ("linear", "conv1d")]:
-        return f"{odd[0].of} is of kind {odd[0].site.kind}, which has no parts to give"
-    wrong = next((place for place in mine if place.shape[0] != wanted), None)
-    return f"gives {wanted} rows, {wrong.of} has {wrong.shape[0]}" if wrong else ""
 
 
 def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str], known: Mapping[str, Place]) -> list[str]:

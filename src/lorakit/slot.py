@@ -196,4 +196,4 @@ def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
             want = next((n for n in sides if n in on), "")
             if want != now:
                 slot._parameters[f"{now}:{key}"] = layer._parameters[key]
-                layer._parameters[key] = slot._parameters.pop(f"{want}:{key}")
+                setattr(layer, key, slot._parameters.pop(f"{want}:{key}"))  # not in its dict: an LSTM keeps a list too

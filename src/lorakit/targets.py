@@ -107,6 +107,27 @@ def layout(sizes: Mapping[str, int]) -> Layout:
     return Layout({part: size for part, size in sizes.items() if part != "groups"}, sizes.get("groups", 1))
 
 
+def check_parts(parts: Mapping[str, Mapping[str, int]], known: Mapping[str, Place]) -> None:
+    """Raise TargetError where a row of `Spec.parts` does not fit a layer that it names; the first such is told."""
+    faults = [f"{p!r}   {fault}" for p in parts if (fault := _misfit(p, parts, known))]
+    if faults:
+        raise TargetError(f"{len(faults)} of {len(parts)} parts fit no layer.", faults, "Nothing was attached.")
+
+
+def _misfit(pattern: str, parts: Mapping[str, Mapping[str, int]], known: Mapping[str, Place]) -> str:
+    wanted = layout(parts[pattern]).outputs
+    there = [place for place in known.values() if not place.is_part and matches(pattern, place.of)]
+    if not there:
+        return f"0 layers   {near(pattern, {n.split('.')[-1] for n in known})}".rstrip()
+    mine = [place for place in there if pattern == next(p for p in parts if matches(p, place.of))]
+    if not mine:
+        return f"{many(len(there), 'layer')}, each named by a row before it"
+    if odd := [place for place in mine if place.site.kind not in ("linear", "conv1d")]:
+        return f"{odd[0].of} is of kind {odd[0].site.kind}, which has no parts to give"
+    wrong = next((place for place in mine if place.shape[0] != wanted), None)
+    return f"gives {wanted} rows, {wrong.of} has {wrong.shape[0]}" if wrong else ""
+
+
 def role(name: str) -> str | None:
     """Return what a projection does (q, k, v, o, qkv, mlp), told by its name.
 

@@ -132,8 +132,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "Nothing was attached."),
         "target is a container": (llama, Spec(targets=["self_attn"], **few), TargetError,
             "'self_attn'   0 layers   model.layers.0.self_attn is a LlamaAttention; inside it: q_proj, k_proj, v_proj, o_proj"),
-        "target cannot be adapted": (lambda: nn.Sequential(nn.Linear(2, 2), nn.Bilinear(2, 2, 3)), Spec(targets=["1"], rank=1),
-            TargetError, "'1'   0 layers   1 is a Bilinear; it cannot be adapted"),
+        "target cannot be adapted": (lambda: nn.Sequential(nn.Linear(2, 2), nn.PReLU()), Spec(targets=["1"], rank=1),
+            TargetError, "'1'   0 layers   1 is a PReLU; it cannot be adapted"),
         "dropout before a weight that is lent": (lambda: nn.TransformerEncoderLayer(8, 2, 16),
             Spec(targets=["out_proj"], rank=1, dropout=0.1), SpecError,
             "self_attn.out_proj   dropout 0.1: MultiheadAttention reads this weight itself, so the input of A cannot be seen; "

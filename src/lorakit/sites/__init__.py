@@ -14,6 +14,7 @@ from lorakit.sites.experts import stacks_of
 from lorakit.sites.families import layout_of
 from lorakit.sites.lent import APART, IN_PROJ, OUT_PROJ
 from lorakit.sites.parts import Layout, Part, thirds
+from lorakit.sites.recurrent import recurrent
 
 SITES = {**site.SITES, **{known.kind: known for known in CONVOLUTIONS}}
 
@@ -60,6 +61,7 @@ def sites_of(name: str, layer: nn.Module, config: Any, given: Layout | None) -> 
     if isinstance(layer, nn.MultiheadAttention):
         yield from _attention(layer)
         return
+    yield from recurrent(layer)
     for child, module in children_read(layer):
         if (inner := site_of(module)) is not None:
             yield child, Borrowed(child, inner)

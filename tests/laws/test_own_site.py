@@ -1,0 +1,72 @@
+"""A site that a user of the library adds: the page that shows it runs in tests/docs; what cannot be meant is refused."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from torch import nn
+
+import lorakit
+from lorakit import Spec
+from lorakit.errors import SpecError
+from lorakit.site import Linear
+from lorakit.sites import SITES, register
+
+
+class Special(nn.Linear): ...
+
+
+class Own(Linear):
+    kind = "own"
+
+    def holds(self, layer: Any) -> bool:
+        return isinstance(layer, Special)
+
+
+class Greedy(Linear):
+    kind = "linear"
+
+
+class Unnamed(Own):
+    kind = "no word"
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    before = dict(SITES)
+    yield
+    SITES.clear()
+    SITES.update(before)
+
+
+def test_the_site_added_last_is_asked_first() -> None:
+    model = nn.Sequential(Special(3, 4), nn.Linear(4, 2))
+    assert [p.site.kind for p in lorakit.select(model, ["0", "1"]).values()] == ["linear", "linear"]
+    register(Own())
+    adapter = lorakit.attach(model, Spec(rank=1, targets=["0", "1"]))
+    assert [delta.kind for delta in adapter.deltas.values()] == ["own", "linear"]
+
+
+@pytest.mark.parametrize(("added", "message"), [
+    (Greedy(), "Greedy cannot be added.\n  kind 'linear' is taken\n  holds is inherited: it would take the "
+               "layers of another kind\nKinds that are taken: linear, conv1d, "),
+    (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no word\n"),
+    (Own, "A site is an instance of a class derived from lorakit.site.Linear, got <class"),
+])  # fmt: skip
+def test_what_cannot_be_meant_is_refused(added: Any, message: str) -> None:
+    before = dict(SITES)
+    with pytest.raises(SpecError) as caught:
+        register(added)
+    assert str(caught.value).startswith(message)
+    assert before == SITES
+
+
+def test_a_part_with_dora_is_not_saved(tmp_path: Any) -> None:
+    model = nn.ModuleDict({"qkv": nn.Linear(4, 12)})
+    spec = Spec(rank=1, delta="dora", targets="k", parts={"qkv": {"q": 4, "k": 4, "v": 4}})
+    adapter = lorakit.attach(model, spec)
+    with pytest.raises(lorakit.LorakitError) as caught:
+        adapter.save(tmp_path / "out")
+    assert str(caught.value) == ("qkv.k cannot be saved: a part of a layer with delta 'dora' has no place in a file that other "
+                                 "readers know.\nNothing was written.")  # fmt: skip
+    assert not (tmp_path / "out").exists()
