@@ -47,6 +47,11 @@ class TrainSpec:
         "dtype of the frozen base; a head that is trained whole has it too",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    target_rank: int | None = option(None, "AdaLoRA: average rank at the end (default: half of --rank)", type=int)
+    budget_warmup: float = option(0.1, "AdaLoRA: share of the steps before the budget of ranks begins to fall")
+    budget_final: float = option(0.3, "AdaLoRA: share of the steps, at the end, in which no rank moves any more")
+    budget_every: int = option(10, "AdaLoRA: steps between two decisions which ranks stay")
+    orthogonality: float = option(0.1, "AdaLoRA: weight of the term that keeps its directions orthogonal")
     mixed_precision: str = option("no", "autocast while training", choices=("no", "bf16", "fp16"))
     gradient_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, more time")
     eval_every: int | None = option(
@@ -86,12 +91,14 @@ class TrainSpec:
             if choices and value not in choices:
                 yield f.name, f"{value!r} is none of {', '.join(choices)} {near(str(value), choices, 1)}".rstrip()
         least = {"max_length": 2, "steps": 1, "batch_size": 1, "accumulate": 1, "eval_every": 1, "eval_batch_size": 1,
-                 "checkpoint_every": 1, "keep": 1, "patience": 1, "threads": 1, "seed": 0}  # fmt: skip
+                 "checkpoint_every": 1, "keep": 1, "patience": 1, "threads": 1, "seed": 0,
+                 "target_rank": 1, "budget_every": 1}  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < bound):
                 yield name, f"a whole number of at least {bound} is needed, got {value!r}"
-        for name in ("epochs", "lr", "warmup", "weight_decay", "clip", "eval_fraction"):
+        for name in ("epochs", "lr", "warmup", "weight_decay", "clip", "eval_fraction", "budget_warmup", "budget_final",
+                     "orthogonality"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and (
                 isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)

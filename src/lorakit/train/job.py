@@ -34,7 +34,7 @@ from lorakit.spec import Spec
 from lorakit.train import card, resume
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS, Log, counting
-from lorakit.train.loop import Job, fit, restore
+from lorakit.train.loop import Job, budget_of, fit, restore
 from lorakit.train.optim import default_lr
 
 RUN, REPORT, CARD = "run.json", "report.json", "README.md"
@@ -114,6 +114,9 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
         raise DataError(f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart.")
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise SpecError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.", advice="Nothing was started.")
+    if settings.target_rank is not None and spec.delta != "adalora":
+        raise SpecError(f"target_rank: only delta='adalora' has a budget of ranks, asked for {spec.delta!r}.",
+                        advice="Nothing was started.")  # fmt: skip
     if spec.dtype == "float16":
         raise SpecError("dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
                         advice="Nothing was started.")  # fmt: skip
@@ -140,6 +143,8 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     job = Job(
         loaded.model, adapter, task, examples, held, pad_id(loaded.tokenizer), len(labels), settings, lr, Path(settings.output)
     )
+    if spec.delta == "adalora" and adapter.deltas:
+        budget_of(adapter, settings, job.steps)  # refuses what it could not keep
     shared = _shared(rows, held_out)
     if shared:
         say(f"note: {shared:,} held-out rows also stand in the training data")

@@ -21,6 +21,7 @@ from lorakit.data.encode import Example
 from lorakit.errors import TrainingError, many
 from lorakit.evaluate.score import batch_loss, evaluate
 from lorakit.train import resume
+from lorakit.train.budget import Budget
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import Log
 from lorakit.train.optim import gradient_norm, lr_factor, make_optimizer, set_lr
@@ -129,11 +130,16 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         raise TrainingError("This run was launched as several processes; train runs as one.")
     check_trainable(job.model, adapter)
     optimizer = accelerator.prepare(make_optimizer(adapter, job.lr, settings.weight_decay))
+    budget = None
+    if adapter.spec.delta == "adalora" and adapter.deltas:
+        budget = budget_of(adapter, settings, job.steps)
     batches = Batches([len(e.ids) for e in job.examples], settings.batch_size, settings.seed)
     at = Progress()
     if state:
         optimizer.load_state_dict(state["optimizer"])
         at = Progress(**state["progress"])
+        if budget:
+            budget.load_state_dict(state["budget"])
     log = log_for(at.step)
     if settings.gradient_checkpointing:
         # transformers 6 renames the method. The reentrant kind gives no gradient to adapters behind a frozen input.
@@ -148,11 +154,11 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
     try:
         with Signals() as signals:
             while at.step < job.steps and not at.stopped_early:
-                _step(job, accelerator, optimizer, batches, at, log)
+                _step(job, accelerator, optimizer, batches, at, log, budget)
                 last = at.step == job.steps or at.stopped_early
                 every = settings.checkpoint_every or job.every
                 if last or signals.asked or at.step % every == 0 or at.best_step == at.step:
-                    resume.save(job.output, at.step, adapter, optimizer, asdict(at))
+                    resume.save(job.output, at.step, adapter, optimizer, asdict(at), budget)
                     resume.prune(job.output, settings.keep, at.best_step)
                 if signals.asked and not last:
                     raise Interrupted(f"Interrupted after step {at.step} of {job.steps}; a checkpoint was saved.",
@@ -164,10 +170,20 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
             AcceleratorState._reset_state(reset_partial_state=True)
     if settings.final == "best" and at.best_step not in (None, at.step):
         restore(adapter, job.output / resume.FOLDER / f"step-{at.best_step:06d}")
+    if budget:
+        budget.prune()
     return at
 
 
-def _step(job: Job, accelerator: Accelerator, optimizer: Any, batches: Batches, at: Progress, log: Log) -> None:
+def budget_of(adapter: Adapter, settings: TrainSpec, steps: int) -> Budget:
+    """Return the budget of ranks that these settings ask for."""
+    return Budget(adapter, steps, rank=settings.target_rank, warmup=settings.budget_warmup, final=settings.budget_final,
+                  every=settings.budget_every, orthogonality=settings.orthogonality)  # fmt: skip
+
+
+def _step(
+    job: Job, accelerator: Accelerator, optimizer: Any, batches: Batches, at: Progress, log: Log, budget: Budget | None
+) -> None:
     """Do one optimizer step, and what falls due after it."""
     settings, begun = job.settings, time.perf_counter()
     lr = job.lr * lr_factor(at.step, job.steps, settings.warmup, settings.schedule)
@@ -191,7 +207,12 @@ def _step(job: Job, accelerator: Accelerator, optimizer: Any, batches: Batches, 
         check_gradients(job.adapter)
     if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such a step and goes on
         _stop(job, at, f"The gradient's norm is {norm} at step {at.step + 1}.")
-    optimizer.step()
+    if budget:
+        if not settings.clip:
+            accelerator.unscale_gradients(optimizer)
+        budget.step(optimizer)
+    else:
+        optimizer.step()
     optimizer.zero_grad()
     at.step += 1
     at.tokens += sum(len(e.ids) for group in groups for e in group)
@@ -205,7 +226,9 @@ def _step(job: Job, accelerator: Accelerator, optimizer: Any, batches: Batches, 
         if not math.isfinite(found["loss"]):
             _stop(job, at, f"The held-out loss is {found['loss']} at step {at.step}.")
         line |= {f"eval_{key}": value for key, value in found.items()}
-        if found["loss"] < at.best_loss:
+        if budget and not budget.settled:
+            pass  # weights that have more ranks than the budget are none to keep
+        elif found["loss"] < at.best_loss:
             at.best_loss, at.best_step, at.worse = found["loss"], at.step, 0
         else:
             at.worse += 1

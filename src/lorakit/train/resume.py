@@ -15,7 +15,7 @@ from lorakit.errors import OutputError
 FOLDER, STATE = "checkpoints", "training_state.pt"
 
 
-def save(output: Path, step: int, adapter: Adapter, optimizer: Any, progress: dict[str, Any]) -> Path:
+def save(output: Path, step: int, adapter: Adapter, optimizer: Any, progress: dict[str, Any], budget: Any = None) -> Path:
     """Write `checkpoints/step-N`: a loadable adapter folder, and the state of optimizer, random numbers and progress.
 
     It is made under another name and renamed at the end, so a run that is killed leaves no half checkpoint.
@@ -24,6 +24,7 @@ def save(output: Path, step: int, adapter: Adapter, optimizer: Any, progress: di
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     state = {"optimizer": optimizer.state_dict(), "random": random_state(), "progress": progress, "step": step}
+    state |= {"budget": budget.state_dict()} if budget else {}
     try:
         adapter.save(part)
         torch.save(state, part / STATE)
