@@ -109,13 +109,16 @@ def fuse_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
     """
     deltas: dict[str, Any] = {}
     faults: list[str] = []
-    for name, delta in adapter.deltas.items():
+    held: dict[str, Any] = adapter.deltas
+    for name, delta in held.items():
         layer, _, part = name.rpartition(".")
         if layer not in layouts or part not in layouts[layer].sizes:
             deltas[name] = delta
             continue
-        parts = [adapter.deltas.get(f"{layer}.{other}") for other in layouts[layer].sizes]
-        alike = all(p is not None and torch.equal(p.A, delta.A) and p.scale == delta.scale for p in parts)
+        parts = [held.get(f"{layer}.{other}") for other in layouts[layer].sizes]
+        alike = type(delta) is LowRank and all(
+            type(p) is LowRank and torch.equal(p.A, delta.A) and p.scale == delta.scale for p in parts
+        )
         if not alike:
             faults.append(f"{name}   has an A or a scale of its own, or stands alone")
         elif layer not in deltas:
@@ -127,5 +130,5 @@ def fuse_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
     return Adapter(adapter.spec, deltas, adapter.whole, adapter.provenance, adapter.target_names).copy()
 
 
-def _like(delta: LowRank, A: Tensor, B: Tensor, rows: tuple[int, ...]) -> LowRank:
+def _like(delta: Any, A: Tensor, B: Tensor, rows: tuple[int, ...]) -> LowRank:
     return LowRank(A, B, alpha=delta.alpha, scale_rule=delta.scale_rule, dropout=delta.dropout, kind=delta.kind, rows=rows)
