@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lorakit.fingerprint import fingerprint
 from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, put, remove, slot_at, slot_of
 from lorakit.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec, matches
-from lorakit.targets import Place, check_parts, places, select, short_names, whole
+from lorakit.targets import Place, check_parts, places, select, short_names, spelled, whole
 
 
 def attach(
@@ -99,6 +100,7 @@ def attach(
 
 def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, batches: Iterable[Any] | None) -> Adapter:
     """Build a fresh adapter for this model, or raise with every fault."""
+    spec = replace(spec, whole_modules=spelled(model, spec.whole_modules))
     modules = whole(model, spec.whole_modules)
     check_parts(spec.parts, known)
     chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from lorakit.sites.quantised import comes_from
 from lorakit.slot import base_parameters
 
 SAMPLES = 16  # values of each tensor that count
@@ -37,7 +38,9 @@ def fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
         seen.add(id(parameter))
         if parameter.is_meta:
             return ""
-        flat = parameter.detach().flatten()
+        # torchao's tensors can be multiplied by, and little else.
+        own = parameter.detach()
+        flat = (own.dequantize() if comes_from(own, "torchao") else own).flatten()
         count = min(SAMPLES, flat.numel())
         # In whole numbers: float32 cannot tell the last elements of a large embedding apart.
         at = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]

@@ -49,8 +49,8 @@ def merge(model: nn.Module) -> Undo:
         Undo: with a copy of every weight that changed.
 
     Raises:
-        MergeError: nothing is on, the model is merged already, a weight is computed by a parametrization, or a sum is not
-            finite; nothing is changed.
+        MergeError: nothing is on, the model is merged already, a weight is computed by a parametrization or kept in int8 or 4
+            bits, or a sum is not finite; nothing is changed.
     """
     state = state_of(model)
     if state.merged:
@@ -68,6 +68,7 @@ def merge(model: nn.Module) -> Undo:
                if path in own and not torch.isfinite(new).all()]  # fmt: skip
     if faults:
         raise MergeError(f"{many(len(faults), 'weight')} cannot be merged.", faults, "Nothing was changed.")
+    _refuse_coarse(state, adapted)
     undo = Undo(uuid.uuid4().hex, {}, dict(state.on))
     exchange(model, state, {})
     holders: dict[int, list[str]] = {}
@@ -103,13 +104,35 @@ def merge(model: nn.Module) -> Undo:
 def _sum(state: State, on: Mapping[str, float], places: list[Place]) -> Tensor:
     """Return a weight with all changes of all its places added, as the layer stores it."""
     whole, layer = places[0].site.whole, places[0].layer
-    M = base = whole.read(layer)
-    for a, w in on.items():
-        for place in places:
-            if place.name in state.adapters[a].deltas:
-                change = place.site.widen(state.adapters[a].deltas[place.name].matrix(place.site.read(layer)))
-                M = M.to(torch.promote_types(M.dtype, change.dtype)) + w * change.to(M.device)
-    return whole.stored(layer, M.to(base.dtype))
+    return whole.stored(layer, whole.changed(layer, _changes(state, on, places)).to(whole.read(layer).dtype))
+
+
+def _changes(state: State, on: Mapping[str, float], places: list[Place]) -> list[tuple[float, Any, Any]]:
+    return [(w, place.site, state.adapters[a].deltas[place.name])
+            for a, w in on.items() for place in places if place.name in state.adapters[a].deltas]  # fmt: skip
+
+
+def _refuse_coarse(state: State, adapted: Mapping[str, list[Place]]) -> None:
+    """Refuse to round sums back to int8 or 4 bits.
+
+    Raises:
+        MergeError: with how far that would move the output, beside what the adapter does: for inputs of one size in all
+            directions both are the norm of a difference of matrices over that of the base's.
+    """
+    faults, form = [], ""
+    for path, places in adapted.items():
+        whole, layer = places[0].site.whole, places[0].layer
+        if coarse := whole.quantised(layer):
+            with torch.no_grad():
+                M, new = whole.read(layer).float(), whole.changed(layer, _changes(state, state.on, places)).float()
+                lost, own = ((x - new).norm() / M.norm() for x in (whole.rounded(layer, new), M))
+            form = form or coarse
+            faults.append(f"{path}   rounding the sum back would move its output by about {lost:.2g} (relative), the adapter "
+                          f"itself moves it by {own:.2g}")  # fmt: skip
+    if faults:
+        raise MergeError(f"{many(len(faults), 'weight')} cannot be merged: stored as {form}.", faults,
+                         "Merge into a 16-bit copy: load the base in full and attach there with any_base=True (`lorakit merge "
+                         "--any-base --dtype bfloat16`), or use the adapter unmerged. Nothing was changed.")  # fmt: skip
 
 
 def _put(model: nn.Module, path: str, parameter: nn.Parameter) -> None:

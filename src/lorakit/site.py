@@ -59,12 +59,20 @@ class Linear:
         """Return a change of what this site reads as one of the matrix of `whole`: zero in all other rows."""
         return change
 
+    def quantised(self, layer: Any) -> str:
+        """Return what coarse form the layer keeps its matrix in; "" where it is M in full."""
+        return ""
+
+    def rounded(self, layer: Any, M: Tensor) -> Tensor:
+        """Return M as it would be read again after the layer has stored it."""
+        return M
+
     def changed(self, layer: Any, changes: Any) -> Tensor:
-        """Return M with changes added as a merge adds them: (weight, site, delta) each, of M or of a part of it."""
+        """Return M with changes added: (weight, site, delta) each, of M or of a part of it. The sum is in float32 or better."""
         M = self.read(layer)
         for weight, site, delta in changes:
             change = site.widen(delta.matrix(site.read(layer)))
-            M = M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change
+            M = M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change.to(M.device)
         return M
 
     def fan_in(self, layer: Any) -> int:

@@ -73,7 +73,9 @@ class Spec:
     init_std: float | None = option(None, "standard deviation of a gaussian A (default 1 / rank)", type=float)
     bias: str = option("none", "biases that train: none, all of the model, or those of adapted layers", choices=BIASES)
     whole_modules: tuple[str, ...] = option(
-        (), "names of modules that are trained whole and saved beside the adapter", several=True
+        (),
+        "names of modules that are trained whole and saved beside the adapter; norms: all normalisation layers",
+        several=True,
     )
     parts: Mapping[str, Mapping[str, int]] = option(
         dict, "rows of fused layers, where the model class does not tell: {pattern: {part: rows, ..., groups: 1}}", flag=False

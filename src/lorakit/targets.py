@@ -13,7 +13,7 @@ from lorakit.site import Linear
 from lorakit.sites import SITES, sites_of
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.parts import Layout
-from lorakit.slot import own_modules
+from lorakit.slot import SLOT, own_modules
 from lorakit.spec import full_name, matches
 
 ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
@@ -163,6 +163,41 @@ def whole(model: nn.Module, patterns: tuple[str, ...], *, every: bool = True) ->
     if faults:
         raise TargetError(f"whole_modules does not fit {type(model).__name__}.", faults, "Nothing was attached.")
     return {n: m for n, m in chosen.items() if not any(n.startswith(outer + ".") for outer in chosen)}
+
+
+def spelled(model: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `whole_modules` with the names of the model's normalisation layers where it says "norms".
+
+    Those are modules called …Norm with nothing but a scale and a bias; a model that has a module of the name keeps it.
+
+    Raises:
+        TargetError: the model has none.
+
+    >>> spelled(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), ("norms",))
+    ('1',)
+    """
+    modules = dict(own_modules(model))
+    if "norms" not in patterns or any(matches("norms", name) for name in modules):
+        return patterns
+    norms = [name for name, module in modules.items() if name and _is_norm(module)]
+    if not norms:
+        raise TargetError(f"whole_modules='norms' finds no normalisation layer with a scale in {type(model).__name__}.",
+                          advice="Nothing was attached.")  # fmt: skip
+    short = short_names(norms, list(modules))
+    names = short if isinstance(short, tuple) else tuple(norms)
+    return tuple(name for pattern in patterns for name in (names if pattern == "norms" else (pattern,)))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    held = {key for key, parameter in module._parameters.items() if parameter is not None}
+    named = "norm" in type(module).__name__.lower()
+    return (
+        named
+        and "weight" in held
+        and held <= {"weight", "bias"}
+        and not module._buffers
+        and not module._modules.keys() - {SLOT}
+    )
 
 
 def select(

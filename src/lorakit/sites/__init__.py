@@ -14,9 +14,10 @@ from lorakit.sites.experts import stacks_of
 from lorakit.sites.families import layout_of
 from lorakit.sites.lent import APART, IN_PROJ, OUT_PROJ
 from lorakit.sites.parts import Layout, Part, thirds
+from lorakit.sites.quantised import QUANTISED
 from lorakit.sites.recurrent import recurrent
 
-SITES = {**site.SITES, **{known.kind: known for known in CONVOLUTIONS}}
+SITES = {**QUANTISED, **site.SITES, **{known.kind: known for known in CONVOLUTIONS}}
 
 
 def register(added: site.Linear) -> None:
