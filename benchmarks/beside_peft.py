@@ -138,7 +138,8 @@ def score(side: Side | Loaded, examples: Sequence[Example]) -> dict[str, Any]:
     return evaluate(loaded.model, examples, loaded.task, pad=pad_id(loaded.tokenizer), classes=len(loaded.labels)).metrics
 
 
-def run(side: str, setting: Setting, seed: int, examples: Sequence[Example], measure: Callable[[Side], dict[str, Any]]):
+def run(side: str, setting: Setting, seed: int, examples: Sequence[Example], measure: Callable[[Side], dict[str, Any]],
+        adapt: Callable[[str, Setting, int], Side] = adapt):  # fmt: skip
     """Adapt, train and measure once; return one row of results."""
     adapted = adapt(side, setting, seed)
     begun, cpu = time.perf_counter(), time.process_time()

@@ -19,6 +19,7 @@ ORDER = (
     "extract",
     "rows",
     "shared_and_specific",
+    "rank_schedules",
 )
 OPENING = """# Results
 

@@ -15,7 +15,7 @@ FLOORS = [
     "slot deltas sites",
     "formats shares",
     "targets fingerprint inits adapter spectra",
-    "fusing attach overlap data models",
+    "fusing attach overlap data models ranks",
     "coverage check merging rows anatomy",
     "algebra plots",
     "evaluate",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lorakit.errors import LorakitError
     from lorakit.fingerprint import fingerprint
     from lorakit.merging import Undo, merge, unmerge
+    from lorakit.ranks import schedule, suggest
     from lorakit.rows import route
     from lorakit.spec import Spec
     from lorakit.spectra import factorize
@@ -26,11 +27,11 @@ _HOME = {
     "Adapter": "adapter", "Coverage": "coverage", "LorakitError": "errors", "LowRank": "delta", "Spec": "spec",
     "Undo": "merging", "attach": "attach", "attached": "attach", "check": "check", "coverage": "coverage", "detach": "attach",
     "enable": "attach", "enabled": "attach", "factorize": "spectra", "fingerprint": "fingerprint", "merge": "merging",
-    "route": "rows", "select": "targets", "unmerge": "merging",
+    "route": "rows", "schedule": "ranks", "select": "targets", "suggest": "ranks", "unmerge": "merging",
 }  # fmt: skip
 __all__ = [
     "Adapter", "Coverage", "LorakitError", "LowRank", "Spec", "Undo", "attach", "attached", "check", "coverage", "detach",
-    "enable", "enabled", "factorize", "fingerprint", "merge", "route", "select", "unmerge",
+    "enable", "enabled", "factorize", "fingerprint", "merge", "route", "schedule", "select", "suggest", "unmerge",
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from lorakit.errors import SpecError, many, near
 from lorakit.spec import option
 
 TASKS = ("auto", "causal-lm", "classify", "regress")
+RANKS = ("even", "bottom-heavy", "top-heavy", "linear", "linear-falling", "explained-variance", "suggested")
 # What a resumed run may change: none of these alters the weights that come out.
 FREE = {"output", "resume", "overwrite", "checkpoint_every", "keep", "threads", "device", "beyond_memory"}
 
@@ -42,6 +43,12 @@ class TrainSpec:
     warmup: float = option(0.05, "warm-up: a share of the steps below 1, a number of steps from 1")
     weight_decay: float = option(0.0, "weight decay of A and B")
     clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
+    ranks: str = option(
+        "even",
+        "how rank is spread over the layers at one count of values; suggested: half of it, on some layers",
+        choices=RANKS,
+    )
+    rank_budget: int | None = option(None, "values of A and B that --ranks spreads (default: those of --rank)", type=int)
     base_dtype: str = option(
         "auto",
         "dtype of the frozen base; a head that is trained whole has it too",
@@ -91,7 +98,7 @@ class TrainSpec:
             if choices and value not in choices:
                 yield f.name, f"{value!r} is none of {', '.join(choices)} {near(str(value), choices, 1)}".rstrip()
         least = {"max_length": 2, "steps": 1, "batch_size": 1, "accumulate": 1, "eval_every": 1, "eval_batch_size": 1,
-                 "checkpoint_every": 1, "keep": 1, "patience": 1, "threads": 1, "seed": 0,
+                 "checkpoint_every": 1, "keep": 1, "rank_budget": 1, "patience": 1, "threads": 1, "seed": 0,
                  "target_rank": 1, "budget_every": 1}  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)

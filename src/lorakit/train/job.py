@@ -30,6 +30,7 @@ from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
 from lorakit.plan.report import described, summary, tokenised, work_of
 from lorakit.plan.skeleton import skeleton
+from lorakit.ranks import EXPLAINED, schedule, suggest
 from lorakit.spec import Spec
 from lorakit.train import card, resume
 from lorakit.train.config import TrainSpec
@@ -129,6 +130,7 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
     spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
     first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
+    spec = _spread(loaded.model, spec, settings, first)
     adapter = attach(loaded.model, spec, seed=settings.seed, batches=first if looks_at_data(spec) else None)
     adapter.provenance |= {"base_model": loaded.name, "task_type": TASK_TYPES[task], "task": task, "max_length": longest}
     if labels:
@@ -186,6 +188,16 @@ def plan_first(
                         "Lower --batch-size (--accumulate makes up for it) or --max-length, or give --gradient-checkpointing; "
                         "--beyond-memory starts all the same. Nothing was started.")  # fmt: skip
     return told
+
+
+def _spread(model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]]) -> Spec:
+    """Return the spec with its rank where the settings want it."""
+    if settings.ranks == "suggested":
+        return suggest(model, spec, first, budget=settings.rank_budget)
+    if settings.ranks == "even" and settings.rank_budget is None:
+        return spec
+    looks = first if settings.ranks == EXPLAINED else None
+    return schedule(model, spec, shape=settings.ranks, budget=settings.rank_budget, batches=looks)
 
 
 def _first(examples: Sequence[Example], settings: TrainSpec, pad: int, device: torch.device) -> list[dict[str, Any]]:

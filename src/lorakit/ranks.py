@@ -1,0 +1,200 @@
+"""How rank is spread over the layers under a budget of parameters, and which layers deserve any: a Spec to a Spec."""
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from lorakit.errors import SpecError, many, near
+from lorakit.formats.peft_config import asked, spelled_out
+from lorakit.inits import STARTS
+from lorakit.inits.from_data import checked, gradients_of, inputs_of
+from lorakit.spec import SCALES, Settings, Spec, matches
+from lorakit.targets import Place, select, whole
+
+HEAVY = 3.0  # times the rank of the light end
+# Name -> weight of a layer at depth t, from 0 (the first block) to 1 (the last).
+SHAPES: dict[str, Callable[[float], float]] = {
+    "even": lambda t: 1.0,
+    "bottom-heavy": lambda t: HEAVY if t < 0.5 else 1.0,
+    "top-heavy": lambda t: HEAVY if t > 0.5 else 1.0,
+    "linear": lambda t: 1.0 + (HEAVY - 1) * t,
+    "linear-falling": lambda t: HEAVY - (HEAVY - 1) * t,
+}
+EXPLAINED = "explained-variance"
+
+
+def schedule(
+    model: nn.Module,
+    spec: Spec,
+    *,
+    shape: str | Callable[[float], float] | Mapping[str, float] = "even",
+    budget: int | None = None,
+    batches: Iterable[Any] | None = None,
+) -> Spec:
+    """Return the spec with the rank of every layer so that ranks have this shape and no more than `budget` values train.
+
+    What is left of the budget is less than one rank of any layer that could still take one. A layer's scale stays what the
+    spec gives it, so alpha follows its rank. Every layer keeps a rank of at least 1.
+
+    Args:
+        model: what the spec is for.
+        spec: its targets, scale and ranks; the ranks count where no budget is given.
+        shape: "even", "bottom-heavy" (three times the rank in the first half), "top-heavy", "linear" (rising from the first
+            block to the last, to three times the rank), "linear-falling"; "explained-variance", as much as the inputs of each
+            layer have directions that matter; a function of the depth from 0 to 1; or weights by name pattern.
+        budget: values of all A and B together; those of the spec as it is where it is not given.
+        batches: of model inputs, for "explained-variance" alone.
+
+    Raises:
+        SpecError: an unknown shape, a weight that is none, a budget that is too small for rank 1; all faults are named.
+        TargetError: a target or a pattern matches nothing.
+
+    Source: explained variance: Paischer et al., EVA, arXiv 2410.07170, section 3.3.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    >>> chosen = schedule(model, Spec(rank=4, targets="all-linear"), shape="bottom-heavy")
+    >>> [chosen.settings(name).rank for name in ("0", "1")]
+    [6, 2]
+    """
+    chosen, costs, budget = _counted(model, spec, budget)
+    most = {n: min(p.shape) // _vectors(spec.settings(n)) for n, p in chosen.items()}
+    if isinstance(shape, str) and shape == EXPLAINED:
+        if batches is None:
+            raise SpecError(f"shape {shape!r} looks at data.", advice="Give batches=[...]: batches of model inputs.")
+        seen = inputs_of(model, chosen, dict.fromkeys(chosen, 1), checked(batches))
+        shares = {n: (s.leading.square().sum(1) / s.total).tolist() for n, s in seen.items()}
+        ranks = _spread(budget, costs, most, lambda n, i: shares[n][i - 1] if i <= len(shares[n]) else 0.0)
+    else:
+        if batches is not None:
+            raise SpecError(f"batches are given, but shape {shape!r} looks at none.")
+        weights = _weights(chosen, shape)
+        # The next rank goes to where weight / (rank + 1/2) is largest: ranks in the ratio of the weights (Sainte-Laguë).
+        ranks = _spread(budget, costs, most, lambda n, i: weights[n] / (i - 0.5))
+    return _with(spec, ranks)
+
+
+def suggest(model: nn.Module, spec: Spec, batches: Iterable[Any], *, budget: int | None = None) -> Spec:
+    """Return the spec with those of its layers alone that deserve the rank most, by the gradient of a few batches.
+
+    A layer is worth what its gradient has in its `rank` largest singular values (their norm), for each value that it would
+    train: that is how far a first step of this rank can lower the loss. Layers are taken in this order while they fit.
+
+    Args:
+        model: what the spec is for; it must give a loss for each batch, as for init="lora-ga".
+        spec: what may be adapted, and the rank of each.
+        batches: see `attach`.
+        budget: values of all A and B together; half of the spec's where it is not given.
+
+    Raises:
+        SpecError: the budget is too small for any layer, or a layer gets no gradient.
+
+    >>> model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.eye(4)
+    >>> chosen = suggest(model, Spec(rank=1), [lambda net: net[1](x).square().sum() + 1e-6 * net[0](x).sum()])
+    >>> chosen.targets
+    ('1',)
+    """
+    chosen, costs, full = _counted(model, spec, None)
+    size = {n: cost * spec.settings(n).rank for n, cost in costs.items()}
+    worth = {n: float(torch.linalg.svdvals(G.double())[..., : spec.settings(n).rank].norm()) / size[n]
+             for n, G in gradients_of(model, chosen, checked(batches)).items()}  # fmt: skip
+    left, taken = full // 2 if budget is None else budget, list[str]()
+    for n in sorted(chosen, key=lambda n: -worth[n]):
+        if size[n] <= left:
+            taken.append(n)
+            left -= size[n]
+    if not taken:
+        raise SpecError(f"No layer fits into a budget of {left:,} values; the smallest takes {min(size.values()):,}.",
+                        advice="Give a larger budget, or a lower rank.")  # fmt: skip
+    kept = {n: asked(spec.settings(n)) for n in taken}
+    targets = tuple(n for n in chosen if n in kept)
+    mine = {p: c for p, c in spec.overrides.items() if any(matches(p, n) for n in targets)}
+    return spelled_out(replace(spec, targets=targets, exclude=(), overrides=mine), kept)
+
+
+def _counted(model: nn.Module, spec: Spec, budget: int | None) -> tuple[dict[str, Place], dict[str, int], int]:
+    """Return the layers that the spec selects, what one rank of each costs, and the budget."""
+    if spec.delta not in ("lora", "dora"):
+        raise SpecError(f"Ranks are counted by A and B; delta {spec.delta!r} has others.")
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+        raise SpecError(f"budget: a whole number of at least 1 is needed, got {budget!r}.")
+    modules = whole(model, spec.whole_modules)
+    chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
+    costs = {n: sum(p.shape) * p.site.read(p.layer).shape[:-2].numel() for n, p in chosen.items()}
+    return chosen, costs, sum(costs[n] * spec.settings(n).rank for n in chosen) if budget is None else budget
+
+
+def _vectors(settings: Settings) -> int:
+    start = STARTS[settings.init]
+    return start.ranks if start else 1
+
+
+def _weights(chosen: Mapping[str, Place], shape: Any) -> dict[str, float]:
+    """Return the weight of every layer."""
+    weights: dict[str, Any]
+    if isinstance(shape, Mapping):
+        given: Mapping[str, Any] = cast(Mapping[str, Any], shape)
+        missed = [p for p in given if not any(matches(p, n) for n in chosen)]
+        weights = {n: next((w for p, w in given.items() if matches(p, n)), None) for n in chosen}
+        faults = [f"{p!r}   0 layers   {near(str(p), {n.split('.')[-1] for n in chosen})}".rstrip() for p in missed]
+        faults += [f"{n}   no pattern gives it a weight" for n, w in weights.items() if w is None]
+    elif callable(shape) or shape in SHAPES:
+        at, weigh = depths(chosen), shape if callable(shape) else SHAPES[shape]
+        weights, faults = {n: weigh(at[n]) for n in chosen}, []
+    else:
+        known = (*SHAPES, EXPLAINED)
+        raise SpecError(f"shape {shape!r} is none of {', '.join(known)} {near(str(shape), known)}".rstrip() + ".",
+                        advice="A function of the depth, or weights by name pattern, say any other.")  # fmt: skip
+    faults += [f"{n}   weight {w!r} is no number above 0" for n, w in weights.items()
+               if w is not None and not (isinstance(w, int | float) and 0 < w < float("inf"))]  # fmt: skip
+    if faults:
+        raise SpecError(f"{many(len(faults), 'fault')} in the shape.", faults)
+    return weights
+
+
+def depths(names: Iterable[str]) -> dict[str, float]:
+    """Return how deep each layer lies, by its block: the name as far as its first number.
+
+    >>> depths(["embed", "h.0.q", "h.0.k", "h.1.q"])
+    {'embed': 0.0, 'h.0.q': 0.5, 'h.0.k': 0.5, 'h.1.q': 1.0}
+    """
+    block = {}
+    for name in names:
+        words = name.split(".")
+        number = next((i for i, word in enumerate(words) if word.isdigit()), len(words))
+        block[name] = ".".join(words[: number + 1])
+    order = {b: i for i, b in enumerate(dict.fromkeys(block.values()))}
+    return {name: order[b] / max(len(order) - 1, 1) for name, b in block.items()}
+
+
+def _spread(
+    budget: int, costs: Mapping[str, int], most: Mapping[str, int], gain: Callable[[str, int], float]
+) -> dict[str, int]:
+    """Return ranks of at least 1: each further one goes where `gain` of it is largest, as long as it fits."""
+    least = sum(costs.values())
+    if least > budget:
+        raise SpecError(f"A budget of {budget:,} values is too small: rank 1 of {many(len(costs), 'layer')} takes {least:,}.",
+                        advice="Give a larger budget, or fewer targets.")  # fmt: skip
+    ranks, left = dict.fromkeys(costs, 1), budget - least
+    order = {n: i for i, n in enumerate(costs)}
+    heap = [(-gain(n, 2), order[n], n) for n in costs]
+    heapq.heapify(heap)
+    while heap:
+        _, _, n = heapq.heappop(heap)
+        if ranks[n] < most[n] and costs[n] <= left:
+            ranks[n] += 1
+            left -= costs[n]
+            heapq.heappush(heap, (-gain(n, ranks[n] + 1), order[n], n))
+    return ranks
+
+
+def _with(spec: Spec, ranks: Mapping[str, int]) -> Spec:
+    wanted = {}
+    for n, rank in ranks.items():
+        settings = spec.settings(n)
+        alpha = settings.scale / SCALES[settings.scale_rule](1.0, rank)
+        wanted[n] = {**asked(settings), "rank": rank, "alpha": round(alpha, 10)}
+    return spelled_out(spec, wanted)
