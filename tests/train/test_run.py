@@ -418,3 +418,16 @@ def test_a_new_head_depends_on_the_seed_alone(tiny_bert: Path) -> None:
         assert loaded.new_modules == ("classifier",)
         heads.append(loaded.model.classifier.weight.detach())
     assert torch.equal(heads[0], heads[1])
+
+
+@pytest.mark.parametrize("ranks", ["top-heavy", "explained-variance", "suggested"])
+def test_a_run_spreads_its_ranks(ranks: str, settings: dict[str, Any]) -> None:
+    spec = Spec(rank=4)
+    plain = prepare(TrainSpec(**settings), spec).job.adapter
+    chosen = prepare(TrainSpec(**settings, ranks=ranks), spec).job.adapter
+    few = prepare(TrainSpec(**settings, ranks=ranks, rank_budget=plain.parameters_count // 3), spec).job.adapter
+    assert 0 < few.parameters_count <= plain.parameters_count // 3 < chosen.parameters_count <= plain.parameters_count
+    if ranks == "suggested":
+        assert len(few.deltas) < len(chosen.deltas) < len(plain.deltas)
+    else:
+        assert len({delta.rank for delta in chosen.deltas.values()}) > 1 and len(few.deltas) == len(plain.deltas)
