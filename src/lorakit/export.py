@@ -132,6 +132,14 @@ FAULT = "Nothing was left behind. This is a fault: of the disk, of the model's l
 def _check_read(written: nn.Module, read: nn.Module) -> None:
     own = dict(read.named_parameters())
     faults = [name for name, p in written.named_parameters() if name not in own or not torch.equal(own[name], p)]
+    tied = set(getattr(written, "_tied_weights_keys", None) or ()) & set(faults)
+    if tied and len(faults) == len(tied):
+        raise MergeError(
+            f"{type(written).__name__} ties {', '.join(sorted(tied))} again when it is loaded: a merge that changed them apart "
+            "from the embedding cannot be kept in its folder.",
+            faults,
+            "Use the adapter unmerged, or train one that leaves the tied weights out. Nothing was left behind.",
+        )
     if faults:
         raise MergeError(f"{many(len(faults), 'tensor')} of the merged model came back from disk otherwise.", faults, FAULT)
 
