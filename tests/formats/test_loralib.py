@@ -87,7 +87,8 @@ def test_written_equals_read_and_another_scale_goes_into_B(tmp_path: Path) -> No
     adapter = fill_adapter(lorakit.attach(model, spec))
     path = file.write(tmp_path / "new" / "lora.pt", adapter.spec, adapter.deltas, adapter.whole)
     assert {k: tuple(t.shape) for k, t in torch.load(path, weights_only=True).items()} == {
-        "head.weight": (2, 5), "head.bias": (2,), "q.lora_A": (2, 6), "q.lora_B": (5, 2), "v.lora_A": (1, 6), "v.lora_B": (5, 1)}  # fmt: skip
+        "head.weight": (2, 5), "head.bias": (2,), "q.lora_A": (2, 6), "q.lora_B": (5, 2), "v.lora_A": (1, 6),
+        "v.lora_B": (5, 1)}  # fmt: skip
     read = Adapter(*file.read(path, alpha=4))
     assert read.spec.whole_modules == ("head",) and read.spec.bias == "none" and read.spec.settings("v").rank == 1
     for name, delta in adapter.deltas.items():
@@ -118,8 +119,8 @@ WRONG = {
                        "a   has its weight beside its factors, as 0 more have: in eval mode loralib adds the change to the "
                        "weight, and the file does not say whether it did; save lora.lora_state_dict(model)"),
     "parts": ({"a.lora_A": torch.ones(4, 4), "a.lora_B": B}, {},
-              "a   lora_A is (4, 4), lora_B is (6, 2): 2 parts of a MergedLinear; enable_lora={'a': [True, False, True]} or the "
-              "like says which"),
+              "a   lora_A is (4, 4), lora_B is (6, 2): 2 parts of a MergedLinear; enable_lora={'a': [True, False, True]} or "
+              "the like says which"),
     "other parts": ({"a.lora_A": torch.ones(4, 4), "a.lora_B": B}, {"enable_lora": {"a": [True]}},
                     "a   lora_A is (4, 4), lora_B is (6, 2); enable_lora=[True] does not fit"),
     "no such part": ({"a.lora_A": A, "a.lora_B": B}, {"enable_lora": {"b": [True]}},
