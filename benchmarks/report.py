@@ -13,6 +13,7 @@ ORDER = (
     "sst2_full",
     "oz_books",
     "e2e",
+    "resnet20",
     "merged_latency",
     "spectra",
     "combine_beside_peft",

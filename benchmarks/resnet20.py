@@ -6,7 +6,10 @@ batches of 64, mirrored by chance, AdamW, cosine, one thread. The statistics of 
 sides: an adapter does not hold them. Reported is every second test image (5,000; the file is sorted by class); the learning
 rate was chosen on 1,667 of the others, by lorakit with a seed that is not reported.
 
-Criteria: 86.6 % or better, from the base's 81.0 %; and not below PEFT by more than the spread over seeds.
+Learning rate 0.004 (cosine, warm-up 0.05): the highest that was tried, and the best. One seed, or three with --full.
+
+Criteria: 86.6 % or better, from the base's 81.0 %; and not below PEFT by more than the spread over seeds (of one seed: the
+standard error of 5,000 images).
 
 Predicted: both between 86.5 and 88 %, equal but for the draw of A.
 """
@@ -133,7 +136,7 @@ def run(side: str, seed: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, T
 
 
 def main() -> None:
-    asked = arguments(__doc__, "--tune: choose the learning rate on test images that are not reported")
+    asked = arguments(__doc__, "--tune: choose the learning rate on test images that are not reported", "--full: three seeds")
     torch.set_num_threads(1)
     part = slice(0, None, 80) if asked.quick else slice(None)
     data = images("train_10k", part)
@@ -144,11 +147,21 @@ def main() -> None:
         return
     test = images("test", slice(0, None, 40) if asked.quick else TEST)
     runs = [{"side": "the base alone", "seed": 0, "accuracy": accuracy(base(), test)}]
-    runs += [run(side, seed, data, test, LR) for seed in SEEDS[: 1 if asked.quick else None] for side in SIDES]
-    ours = values(runs, "lorakit", "accuracy")
+    runs += [run(side, seed, data, test, LR) for seed in SEEDS[: None if asked.full else 1] for side in SIDES]
+    conclude(runs, quick=asked.quick)
+
+
+def conclude(runs: list[dict], *, quick: bool) -> None:
+    ours, theirs = values(runs, "lorakit", "accuracy"), values(runs, "peft", "accuracy")
     reached = {"text": f"accuracy: {GOAL:.1%} or better", "met": mean(ours) >= GOAL, "measured": f"{mean(ours):.2%}"}
-    write("resnet20", __doc__, quick=asked.quick, runs=runs, measures=MEASURES, lr=LR,
-          criteria=[reached, not_worse(runs, "accuracy")])  # fmt: skip
+    if len(ours) > 1:
+        beside = not_worse(runs, "accuracy")
+    else:  # the standard error of the test part stands for the spread
+        error = (theirs[0] * (1 - theirs[0]) / 5000) ** 0.5
+        beside = {"text": "accuracy: lorakit is not below PEFT by more than the standard error of 5,000 images",
+                  "met": ours[0] >= theirs[0] - error,
+                  "measured": f"by {ours[0] - theirs[0]:+.4f}, standard error {error:.4f}"}  # fmt: skip
+    write("resnet20", __doc__, quick=quick, runs=runs, measures=MEASURES, lr=LR, criteria=[reached, beside])
 
 
 if __name__ == "__main__":
