@@ -20,6 +20,8 @@ ORDER = (
     "extract",
     "rows",
     "shared_and_specific",
+    "variants_oz_books",
+    "variants_sst2",
     "rank_schedules",
 )
 OPENING = """# Results
