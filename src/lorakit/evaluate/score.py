@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from lorakit.data.batches import collate, in_order
 from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate import metrics
+from lorakit.evaluate.head import known_head, loss_of
 
 
-def batch_loss(model: nn.Module, batch: dict[str, Tensor], task: str) -> tuple[Tensor, Tensor]:
+def batch_loss(model: nn.Module, batch: dict[str, Tensor], task: str) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of a batch, and the model's outputs.
 
     Args:
@@ -22,12 +23,15 @@ def batch_loss(model: nn.Module, batch: dict[str, Tensor], task: str) -> tuple[T
         task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error a row).
 
     Returns:
-        The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch, length, vocabulary),
-        (batch, classes) or (batch,), float32 for the last two.
+        The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch, classes) or (batch,) in
+        float32, or (batch, length, vocabulary), or None where those of all tokens were never made.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     labels = batch["labels"]
     if task == "causal-lm":
+        head = known_head(model, inputs)
+        if head is not None:
+            return loss_of(head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED), None
         logits = model(**inputs, use_cache=False).logits
         flat = logits[:, :-1].float().flatten(0, 1)
         return F.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"), logits
@@ -75,7 +79,9 @@ def evaluate(
                 loss, out = batch_loss(model, collate(chosen, pad, device), task)
                 total += loss.item()
                 count += sum(e.trained for e in chosen)
-                if task == "classify":
+                if out is None:
+                    pairs = ()
+                elif task == "classify":
                     best = out.softmax(-1).max(-1)
                     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
                 elif task == "regress":
