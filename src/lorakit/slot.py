@@ -5,6 +5,7 @@ wait to be exchanged: while an adapter that trains a bias or a module whole is o
 the base's own waits here (so that it moves and casts with the model); otherwise it is the other way round.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,6 +118,10 @@ def put(layer: nn.Module, state: State, path: str, key: tuple[str, str], site: L
             layer.register_forward_hook(take_weights_back, always_call=True)
         else:
             layer.register_forward_hook(add_deltas, with_kwargs=True)
+    # torch.compile does not guard on hooks, so a graph of the same class that was compiled without them would be taken for
+    # this layer too, without a word. It does guard on the type of this dict, which nothing else asks for.
+    if type(layer._parameters) is dict:
+        layer.__dict__["_parameters"] = OrderedDict(layer._parameters)
     slot.sites.setdefault(key[1], site)
     # Not by add_module: the name may be that of a method, such as "train".
     slot._modules[key[0] + key[1]] = delta
@@ -131,6 +136,8 @@ def remove(layer: nn.Module) -> None:
         layer._forward_hooks_always_called.pop(key, None)
     for key in [key for key, hook in layer._forward_pre_hooks.items() if hook in hooks]:
         del layer._forward_pre_hooks[key]
+    if type(layer._parameters) is OrderedDict:
+        layer.__dict__["_parameters"] = dict(layer._parameters)
     del layer._modules[SLOT]
 
 

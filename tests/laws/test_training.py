@@ -112,6 +112,22 @@ def test_compiled_layer_agrees(kind: str, compiler: None) -> None:
     assert all(torch.allclose(a, p.grad, atol=1e-4) for a, p in zip(got, adapter.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("attached_later", [False, True])
+def test_a_graph_without_adapters_is_not_taken_for_a_model_with_them(attached_later: bool, compiler: None) -> None:
+    """torch.compile does not guard on hooks: two frozen models of one class, one of them adapted, must not share a graph."""
+    plain, other = (llama().eval().requires_grad_(False) for _ in range(2))
+    run = torch.compile(plain, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        base = run(input_ids=IDS).logits
+        model = plain if attached_later else other
+        fill(lorakit.attach(model, Spec(rank=2), trainable=False))
+        compiled = run if attached_later else torch.compile(other, fullgraph=True, backend="aot_eager")
+        got, want = compiled(input_ids=IDS).logits, model(input_ids=IDS).logits
+        assert torch.allclose(got, want, atol=1e-5) and not torch.allclose(got, base, atol=1e-2)
+        lorakit.detach(model)
+        assert torch.allclose(compiled(input_ids=IDS).logits, base, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
