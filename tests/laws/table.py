@@ -206,11 +206,6 @@ class Row:
         return self.kind == "lent"
 
     @property
-    def unsaved(self) -> bool:
-        """Whether no file that other tools read can hold it."""
-        return self.delta == "dora" and bool(KINDS[self.kind].rows)
-
-    @property
     def one(self) -> tuple[int, ...]:
         """Where a single input is in `x`: a convolution's has channels and axes of its own."""
         return (0,) if len(KINDS[self.kind].x) > 1 else (0, 0)
@@ -371,7 +366,7 @@ UNBIASED = ("loha", "lokr")  # their files have no place for biases
 # What is refused: the rows of a transposed convolution's matrix are no outputs (DoRA); a change that is built whole is none
 # for a table of tokens, and one pair of factors none for layers of several kinds; parts and weights that their module reads
 # itself share one pair of plain factors in a file.
-REFUSED = {"dora": ("transposed",), "vera": ("part", "lent", "embedding", "convolution", "transposed"),
+REFUSED = {"dora": ("transposed", "part"), "vera": ("part", "lent", "embedding", "convolution", "transposed"),
            "loha": ("part", "lent", "embedding", "transposed"), "adalora": ("part", "lent"),
            "lokr": ("part", "lent", "embedding", "transposed")}  # fmt: skip
 ROWS = [Row(delta, kind, precision) for delta in DELTAS for kind in KINDS for precision in DTYPES

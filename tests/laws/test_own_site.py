@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 import lorakit
 from lorakit import Spec
+from lorakit.deltas.dora import DoRA
 from lorakit.errors import SpecError
 from lorakit.site import Linear
 from lorakit.sites import SITES, register
@@ -49,7 +51,7 @@ def test_the_site_added_last_is_asked_first() -> None:
 
 @pytest.mark.parametrize(("added", "message"), [
     (Greedy(), "Greedy cannot be added.\n  kind 'linear' is taken\n  holds is inherited: it would take the "
-               "layers of another kind\nKinds that are taken: linear, conv1d, "),
+               "layers of another kind\nKinds that are taken: torchao, bitsandbytes, linear, conv1d, "),
     (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no word\n"),
     (Own, "A site is an instance of a class derived from lorakit.site.Linear, got <class"),
 ])  # fmt: skip
@@ -61,12 +63,22 @@ def test_what_cannot_be_meant_is_refused(added: Any, message: str) -> None:
     assert before == SITES
 
 
-def test_a_part_with_dora_is_not_saved(tmp_path: Any) -> None:
+def test_a_part_with_dora_is_refused_before_it_trains() -> None:
     model = nn.ModuleDict({"qkv": nn.Linear(4, 12)})
     spec = Spec(rank=1, delta="dora", targets="k", parts={"qkv": {"q": 4, "k": 4, "v": 4}})
-    adapter = lorakit.attach(model, spec)
+    with pytest.raises(SpecError) as caught:
+        lorakit.attach(model, spec)
+    assert str(caught.value) == (
+        "1 layer cannot be adapted as asked.\n  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank alone; "
+        "use delta='lora', or name the whole layer\nNothing was attached."
+    )
+    assert not lorakit.attached(model)
+
+
+def test_a_part_with_dora_made_by_hand_is_not_saved(tmp_path: Any) -> None:
+    delta = DoRA.start(torch.ones(1, 4), torch.ones(4, 4), alpha=1.0, rows=(1, 12, 4, 4))
     with pytest.raises(lorakit.LorakitError) as caught:
-        adapter.save(tmp_path / "out")
+        lorakit.Adapter(Spec(rank=1, delta="dora", targets=["qkv.k"]), {"qkv.k": delta}).save(tmp_path / "out")
     assert str(caught.value) == ("qkv.k cannot be saved: a part of a layer with delta 'dora' has no place in a file that other "
                                  "readers know.\nNothing was written.")  # fmt: skip
     assert not (tmp_path / "out").exists()

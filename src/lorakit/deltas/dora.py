@@ -37,6 +37,9 @@ class DoRA(LowRank):
     def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
         if site.kind == "experts":
             return ["delta 'dora': a stack of experts is changed by low rank alone; use delta='lora'"]
+        if site.rows:  # in a file they share one pair of factors, which other readers would take for something else
+            return ["delta 'dora': a part of a fused layer is changed by plain low rank alone; use delta='lora', or name the "
+                    "whole layer"]  # fmt: skip
         # The rows of a transposed convolution's matrix are no outputs: each is one place of the kernel.
         turned = site.kind.startswith("transposed")
         return ["delta 'dora': a transposed convolution has no row an output"] if turned else []
