@@ -21,11 +21,12 @@ FLOORS = [
     "evaluate",
     "plan",
     "train export baselines serve",
+    "choose",
     "cli ui loralib",
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms.split()}
 FILES = sorted(path.relative_to(SRC) for path in SRC.rglob("*.py") if path != SRC / "__init__.py")
-LIGHT = ["lorakit", "lorakit.spec", "lorakit.errors", "lorakit.train.config", "lorakit.cli.__main__"]
+LIGHT = ["lorakit", "lorakit.spec", "lorakit.errors", "lorakit.train.config", "lorakit.choose.config", "lorakit.cli.__main__"]
 
 
 def climbs(room: str, source: str) -> list[str]:

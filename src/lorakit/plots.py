@@ -1,7 +1,7 @@
 """Pictures of an adapter, drawn on axes that the caller gives or as one figure. Needs matplotlib: `lorakit[plot]`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,37 @@ def similarity(ax: Any, pairs: Sequence[dict[str, Any]], *, title: str = "") -> 
                  rows=[str(i + 1) for i in range(height)], columns=[str(j + 1) for j in range(width)])  # fmt: skip
     ax.set(xlabel="top j directions of the second", ylabel="top i directions of the first")
     return image
+
+
+def curves(
+    ax: Any, lines: Mapping[str, Sequence[tuple[float, float, float, float]]], *, title: str, x: str, y: str,
+    powers: bool = False,
+) -> None:  # fmt: skip
+    """Draw lines with a band each.
+
+    Args:
+        ax: matplotlib axes.
+        lines: by label: (x, y, low, high), ascending in x; a band is drawn where low and high differ.
+        title: above it.
+        x: label below.
+        y: label on the left.
+        powers: whether x goes in powers of two, each value of it with its number.
+    """
+    for number, (label, points) in enumerate(lines.items()):
+        at, middle, low, high = ([p[i] for p in points] for i in range(4))
+        ax.plot(at, middle, color=f"C{number % 10}", linewidth=2, marker="o", markersize=4, label=label)
+        if any(a != b for a, b in zip(low, high, strict=True)):
+            ax.fill_between(at, low, high, color=f"C{number % 10}", alpha=0.18, linewidth=0)
+    if powers:
+        ax.set_xscale("log", base=2)
+        places = sorted({p[0] for points in lines.values() for p in points})
+        ax.set_xticks(places, [f"{place:g}" for place in places])
+        ax.minorticks_off()
+    ax.set(xlabel=x, ylabel=y)
+    ax.set_title(title, fontsize=11)
+    ax.grid(alpha=0.25)
+    if len(lines) > 1:
+        ax.legend(fontsize=8)
 
 
 def picture(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]] = (), *, title: str = "") -> Any:

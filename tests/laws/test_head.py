@@ -194,3 +194,16 @@ def test_the_peak_is_a_fifth_of_the_plain_one(dtype: torch.dtype) -> None:
     x, labels = randn(1024, 8, seed=1).to(dtype).requires_grad_(), torch.arange(1024)
     plain = peak(lambda: F.cross_entropy(layer(x).float(), labels).backward())
     assert 0 < peak(lambda: cross_entropy(x, labels, layer).backward()) <= 0.2 * plain
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_losses_of_rows_add_up_to_that_of_the_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(name)
+    monkeypatch.setattr(heads, "VALUES", 97 * 16)
+    with torch.no_grad():
+        rows, whole = batch_loss(model, batch(), "causal-lm", by_row=True)[0], batch_loss(model, batch(), "causal-lm")[0]
+        monkeypatch.setattr(score, "known_head", lambda *args: None)
+        plain = batch_loss(model, batch(), "causal-lm", by_row=True)[0]
+    assert rows.shape == (3,)
+    torch.testing.assert_close(rows.sum(), whole, rtol=1e-5, atol=0, check_dtype=False)
+    torch.testing.assert_close(rows, plain, rtol=1e-5, atol=0, check_dtype=False)

@@ -17,6 +17,7 @@ COMMANDS = {  # name -> (module in this package, what it does)
     "generate": ("generate", "what a model writes after a prompt, with or without an adapter"),
     "preview": ("preview", "which tokens are trained, what is cut, how long rows are: before a step is spent"),
     "plan": ("plan", "parameters, memory by part, time and what fits where, before anything is downloaded or run"),
+    "rank": ("rank", "which rank is enough: one run, a curve of quality by rank, a recommendation, the small adapter"),
     "inspect": ("inspect", "what is in an adapter; or, with --targets, what of a model can be named"),
     "resize": ("resize", "a smaller adapter: the best of a rank, of an energy, or under a budget, with its error"),
     "combine": ("combine", "one adapter that does the weighted sum of what several do: exact, TIES, DARE or pruned"),

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lorakit.slot import slot_of
 
@@ -150,6 +151,25 @@ def loss_of(head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int
     at = None if isinstance(flat, torch._subclasses.FakeTensor) else (flat != ignored).nonzero().squeeze(1)
     hidden = _hidden(head, inputs).flatten(0, 1)
     return cross_entropy(hidden if at is None else hidden[at], flat if at is None else flat[at], head.layer, head.after)
+
+
+def rows_of(head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int) -> Tensor:
+    """Return the same for each row, (batch,): for measuring, since a gradient would keep the logits of all chunks.
+
+    Args:
+        head: of the model.
+        inputs: what it is called with.
+        targets: (batch, length), what each position is to predict; `ignored` where it is not trained.
+        ignored: the label of positions that do not count.
+    """
+    flat = targets.flatten()
+    at = (flat != ignored).nonzero().squeeze(1)
+    x, size = _hidden(head, inputs).flatten(0, 1), max(16, VALUES // head.layer.out_features)
+    total = torch.zeros(len(targets), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
+    for part in at.split(size):
+        losses = F.cross_entropy(head.after(head.layer(x[part])).to(total.dtype), flat[part], reduction="none")
+        total = total.index_add(0, part // targets.shape[1], losses)
+    return total
 
 
 def cross_entropy(x: Tensor, labels: Tensor, layer: nn.Linear, after: Callable[[Tensor], Tensor] = lambda y: y) -> Tensor:

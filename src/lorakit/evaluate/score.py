@@ -11,43 +11,48 @@ from torch.nn import functional as F
 from lorakit.data.batches import collate, in_order
 from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate import metrics
-from lorakit.evaluate.head import known_head, loss_of
+from lorakit.evaluate.head import known_head, loss_of, rows_of
 
 
-def batch_loss(model: nn.Module, batch: dict[str, Tensor], task: str) -> tuple[Tensor, Tensor | None]:
+def batch_loss(
+    model: nn.Module, batch: dict[str, Tensor], task: str, *, by_row: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of a batch, and the model's outputs.
 
     Args:
         model: of transformers, with the head of the task.
         batch: what `collate` gives.
         task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error a row).
+        by_row: give the sum of each row, (batch,), instead of that of all.
 
     Returns:
         The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch, classes) or (batch,) in
         float32, or (batch, length, vocabulary), or None where those of all tokens were never made.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    labels = batch["labels"]
+    labels, how = batch["labels"], "none" if by_row else "sum"
     if task == "causal-lm":
         head = known_head(model, inputs)
         if head is not None:
-            return loss_of(head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED), None
+            return (rows_of if by_row else loss_of)(head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED), None
         logits = model(**inputs, use_cache=False).logits
         flat = logits[:, :-1].float().flatten(0, 1)
-        return F.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"), logits
+        loss = F.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=how)
+        return loss.view(len(labels), -1).sum(1) if by_row else loss, logits
     logits = model(**inputs).logits.float()
     if task == "classify":
-        return F.cross_entropy(logits, labels, reduction="sum"), logits
+        return F.cross_entropy(logits, labels, reduction=how), logits
     values = logits.squeeze(-1)
-    return F.mse_loss(values, labels.float(), reduction="sum"), values
+    return F.mse_loss(values, labels.float(), reduction=how), values
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of one data set, and what was predicted for each example (empty for language modelling)."""
+    """Metrics of one data set, what was predicted for each example (empty for language modelling), and the loss of each."""
 
     metrics: dict[str, Any]
     predictions: list[tuple[float, float]]  # (class, probability) or (value, 1.0)
+    losses: list[float]  # summed over what is trained of an example
 
 
 def evaluate(
@@ -69,15 +74,16 @@ def evaluate(
         Scores: loss, perplexity and tokens · loss, accuracy, f1, matthews and rows · loss, pearson, spearman and rows.
     """
     device, was_training = next(model.parameters()).device, model.training
-    total, count = 0.0, 0
+    losses, count = [0.0] * len(examples), 0
     predicted: list[tuple[float, float]] = [(0.0, 0.0)] * (0 if task == "causal-lm" else len(examples))
     model.eval()
     try:
         with torch.inference_mode():
             for at in in_order([len(e.ids) for e in examples], batch_size):
                 chosen = [examples[i] for i in at]
-                loss, out = batch_loss(model, collate(chosen, pad, device), task)
-                total += loss.item()
+                found_losses, out = batch_loss(model, collate(chosen, pad, device), task, by_row=True)
+                for i, loss in zip(at, found_losses.tolist(), strict=True):
+                    losses[i] = loss
                 count += sum(e.trained for e in chosen)
                 if out is None:
                     pairs = ()
@@ -94,13 +100,13 @@ def evaluate(
                     progress(len(at))
     finally:
         model.train(was_training)
-    loss = total / max(count, 1)
+    loss = sum(losses) / max(count, 1)
     if task == "causal-lm":
-        return Scores({"loss": loss, "perplexity": metrics.perplexity(loss), "tokens": count}, [])
+        return Scores({"loss": loss, "perplexity": metrics.perplexity(loss), "tokens": count}, [], losses)
     targets = [e.target for e in examples]
     values = [value for value, _ in predicted]
     if task == "classify":
         found: dict[str, Any] = metrics.classification([int(t) for t in targets], [int(v) for v in values], classes)
     else:
         found = metrics.regression(targets, values)
-    return Scores({"loss": loss, **found, "rows": count}, predicted)
+    return Scores({"loss": loss, **found, "rows": count}, predicted, losses)

@@ -23,16 +23,17 @@ class Log:
         path: metrics.jsonl; lines after `start` (of a run that was killed later than its last checkpoint) are dropped.
         start: the step that the run goes on from.
         total: the step that it ends with.
+        quiet: write to the file alone.
     """
 
-    def __init__(self, path: Path, start: int, total: int):
-        self.total, self.last = total, time.monotonic()
+    def __init__(self, path: Path, start: int, total: int, *, quiet: bool = False):
+        self.total, self.last, self.quiet = total, time.monotonic(), quiet
         self.file = _reopen(path, start)
         self.console = Console(stderr=True)
         self.every = -(-total // 20)
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
+            TimeRemainingColumn(), console=self.console, disable=quiet or not self.console.is_terminal,
         )  # fmt: skip
         self.bar.start()
         self.task = self.bar.add_task("training", total=total, completed=start, note="")
@@ -41,6 +42,8 @@ class Log:
         """Keep one step: step, loss, lr, tokens, seconds, and eval_… where measured."""
         self.file.write(json.dumps({k: _plain(v) for k, v in line.items()}) + "\n")
         self.file.flush()
+        if self.quiet:
+            return
         note = f"loss {line['loss']:.4f}  {line['tokens'] / max(line['seconds'], 1e-9):,.0f} tokens/s"
         if "eval_loss" in line:
             note += f"  eval loss {line['eval_loss']:.4f}"

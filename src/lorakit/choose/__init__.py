@@ -1,0 +1,1 @@
+"""Which rank is enough: one run and its truncations, growing, a threshold on singular values, and advice."""

@@ -1,0 +1,168 @@
+"""What held-out rows say about a rank: a metric with its interval, the pairs of two ranks, and the smallest that is enough."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lorakit.data.encode import Example
+from lorakit.errors import DataError, SpecError
+from lorakit.evaluate.score import Scores
+
+DRAWS = 2000  # of the rows, with replacement
+LEVEL = 0.95  # of all intervals
+HIGHER = ("accuracy",)  # metrics of which more is better; of "loss" less is
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One adapter on the held-out rows: the metric is the sum of `totals` over that of `counts`.
+
+    Attributes:
+        totals: (rows,) float64: summed loss of a row, or 1 where its class was found.
+        counts: (rows,) float64: trained tokens of a row, or 1.
+    """
+
+    totals: Any
+    counts: Any
+
+    @property
+    def metric(self) -> float:
+        return float(self.totals.sum() / self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is known of one rank; all intervals are of the middle 95 %.
+
+    Attributes:
+        rank: of every module at most.
+        metric: on the held-out rows.
+        low: lower end of the metric's interval.
+        high: upper end.
+        error: standard error of the metric.
+        behind: how much worse than the best, on the same rows; 0 of the best itself.
+        behind_low: lower end of the interval of `behind`: above 0 the rows do tell the two apart.
+        behind_high: upper end.
+    """
+
+    rank: int
+    metric: float
+    low: float
+    high: float
+    error: float
+    behind: float
+    behind_low: float
+    behind_high: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A curve, and what follows from it."""
+
+    points: tuple[Point, ...]
+    rank: int
+    best: int
+    reason: str
+
+    def at(self, rank: int) -> Point:
+        """Return the point of a rank."""
+        return next(point for point in self.points if point.rank == rank)
+
+
+def by_row(scores: Scores, examples: Sequence[Example], metric: str) -> Scored:
+    """Return the scores of examples by the rows they came from: a long text is several examples, and one row.
+
+    Args:
+        scores: of `evaluate`.
+        examples: those that were scored.
+        metric: loss or accuracy.
+
+    Raises:
+        SpecError: the metric is not one of this task.
+    """
+    if metric == "accuracy" and not (scores.predictions and "accuracy" in scores.metrics):
+        raise SpecError("metric: accuracy is counted where rows have classes; here it is the loss.")
+    index: dict[int, int] = {}
+    places = [index.setdefault(e.row, len(index)) for e in examples]
+    if metric == "accuracy":
+        values = [float(value == e.target) for (value, _), e in zip(scores.predictions, examples, strict=True)]
+        sizes = [1.0] * len(examples)
+    else:
+        values, sizes = scores.losses, [float(e.trained) for e in examples]
+    totals, counts = np.zeros(len(index)), np.zeros(len(index))
+    np.add.at(totals, places, values)
+    np.add.at(counts, places, sizes)
+    return Scored(totals, counts)
+
+
+def choose(scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0) -> Choice:
+    """Return the curve, and the smallest rank whose metric is within one standard error of the best one's.
+
+    The rows are drawn anew, with replacement, the same for all ranks: so each metric gets its interval, and the difference
+    of two ranks gets its own, which is narrower because both saw the same rows.
+
+    Args:
+        scored: by rank, each on the same rows.
+        metric: its name; of "accuracy" more is better.
+        seed: of the draws.
+
+    Raises:
+        DataError: fewer than two rows: they have no spread.
+
+    Source: one standard error: Breiman, Friedman, Olshen and Stone, Classification and Regression Trees, 1984, section 3.4.3.
+
+    >>> import numpy as np
+    >>> rows = np.linspace(1.0, 3.0, 50)
+    >>> told = choose({r: Scored(rows + gap, np.ones(50)) for r, gap in ((1, 0.5), (2, 0.01), (4, 0.0))})
+    >>> told.rank, told.best
+    (2, 4)
+    """
+    ranks = sorted(scored)
+    rows = len(scored[ranks[0]].totals)
+    if rows < 2:
+        raise DataError(f"Only {rows} row is held out: it has no spread, so no two ranks can be told apart.",
+                        advice="Give --eval-data, or a larger --eval-fraction.")  # fmt: skip
+    sign = -1.0 if metric in HIGHER else 1.0
+    draws = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=DRAWS).astype(float)
+    drawn = {r: draws @ s.totals / (draws @ s.counts) for r, s in scored.items()}
+    best = min(ranks, key=lambda r: (sign * scored[r].metric, r))
+    points = []
+    for r in ranks:
+        gap = sign * (drawn[r] - drawn[best])
+        behind = sign * (scored[r].metric - scored[best].metric)
+        points.append(Point(r, scored[r].metric, *_middle(drawn[r]), float(drawn[r].std(ddof=1)), behind, *_middle(gap)))
+    error = next(p.error for p in points if p.rank == best)
+    rank = next(p.rank for p in points if p.behind <= error)
+    return Choice(tuple(points), rank, best, _reason(points, rank, best, metric, rows))
+
+
+def reached(metric: float, goal: float, name: str) -> bool:
+    """Tell whether a metric is as good as was asked for.
+
+    >>> reached(0.9, 0.8, "accuracy"), reached(0.9, 0.8, "loss")
+    (True, False)
+    """
+    return metric >= goal if name in HIGHER else metric <= goal
+
+
+def _middle(values: Any) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _reason(points: Sequence[Point], rank: int, best: int, metric: str, rows: int) -> str:
+    at, top = (next(p for p in points if p.rank == r) for r in (rank, best))
+    told = f"Rank {best} has the best {metric}, {top.metric:.4f} with a standard error of {top.error:.4f} on {rows:,} rows"
+    if rank == best:
+        lower = [p for p in points if p.rank < rank]
+        return f"{told}; " + (
+            f"rank {lower[-1].rank} is {lower[-1].behind:.4f} worse, which is more than that." if lower else "none is smaller."
+        )
+    told += f"; rank {rank} is the smallest within that of it ({at.metric:.4f}, {at.behind:.4f} worse)."
+    if at.behind_low > 0 and math.isfinite(at.behind_low):
+        told += (f" On the same rows the difference is real, though: {at.behind_low:.4f} to {at.behind_high:.4f}. "
+                 f"If that matters, take rank {best}, or hold out more rows.")  # fmt: skip
+    return told
