@@ -26,7 +26,9 @@ POINT = {"rank", "metric", "low", "high"}
 RUN = ("--steps", 30, "--batch-size", 8, "--lr", 5e-3, "--threads", 1, "--eval-fraction", 0.25)
 
 
-def test_one_run_tells_the_curve_and_writes_the_small_adapter(capsys: Any, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
+def test_one_run_tells_the_curve_and_writes_the_small_adapter(
+    capsys: Any, tiny_llama: Path, data: Path, tmp_path: Path
+) -> None:
     told = ask(capsys, "rank", "--model", tiny_llama, "--data", data / "text.jsonl", "--rank", 8, *RUN, "--refine", 0.3,
                "--output", tmp_path / "small", "--plot", tmp_path / "curve.png")  # fmt: skip
     assert {"curve", "recommended_rank", "reason", "cost", "metric_name"} <= told.keys()
@@ -89,10 +91,17 @@ WRONG = {
         "output: --way threshold makes no adapter",
     ),
     "no such rank": (["--model", "{llama}", "--data", "{data}", "--rank", "8", "--try-ranks", "9"], "below the highest, 8"),
-    "a moved base": (["--model", "{llama}", "--data", "{data}", "--init", "pissa", "--rank", "4", "--output", "{out}"], "init pissa is not"),
+    "a moved base": (
+        ["--model", "{llama}", "--data", "{data}", "--init", "pissa", "--rank", "4", "--output", "{out}"],
+        "init pissa is not",
+    ),
     "nothing held out": (
         ["--model", "{llama}", "--data", "{data}", "--rank", "4", "--eval-fraction", "0", "--output", "{out}"],
         "No rows are held out",
+    ),
+    "ranks by layer": (
+        ["--model", "{llama}", "--data", "{data}", "--config", "{config}"],
+        "3 faults in what is asked.\n  overwrite: a search for a rank begins a run\n  ranks: ranks by layer are what",
     ),
     "a picture of no kind": (["--model", "{llama}", "--data", "{data}", "--plot", "curve.xyz"], ".xyz is no kind of picture"),
     "a full folder": (["--model", "{llama}", "--data", "{data}", "--output", "{full}"], "is not empty"),
@@ -104,7 +113,15 @@ def test_wrong_requests_write_nothing(capsys: Any, tiny_llama: Path, data: Path,
     argv, says = WRONG[case]
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
-    names = {"llama": tiny_llama, "data": data / "text.jsonl", "out": tmp_path / "out", "full": tmp_path / "full"}
+    config = tmp_path / "config.yaml"
+    config.write_text("overwrite: true\nranks: linear\noverrides: {q_proj: {rank: 2}}\n")
+    names = {
+        "config": config,
+        "llama": tiny_llama,
+        "data": data / "text.jsonl",
+        "out": tmp_path / "out",
+        "full": tmp_path / "full",
+    }
     code = main(["rank", *(word.format(**names) for word in argv), "--json"])
     out, errors = capsys.readouterr()
     assert code == 2 and says in errors and not (tmp_path / "out").exists()

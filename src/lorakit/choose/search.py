@@ -31,7 +31,8 @@ from lorakit.train.config import TrainSpec
 from lorakit.train.job import peak_memory, prepare, told_task, versions
 
 REPORT, RUN = "rank.json", "run"
-UNUSED = ("resume", "overwrite")  # settings of a run that a search cannot use
+BEGINS, FINDS = "a search for a rank begins a run", "ranks by layer are what the search finds"
+UNUSED = {"resume": BEGINS, "overwrite": BEGINS, "ranks": FINDS, "rank_budget": FINDS}  # of a run, not of a search
 
 
 def run(
@@ -50,7 +51,8 @@ def run(
     """
     needed = ("model", "data") if asked.way in (*TRAINING, "advice") else ("model",)
     faults = [f"{name}: is needed" for name in needed if not values.get(name)]
-    faults += [f"{name}: a search for a rank is one run, from its start" for name in UNUSED if values.get(name)]
+    faults += [f"{name}: {why}" for name, why in UNUSED.items() if values.get(name)]
+    faults += [f"overrides[{pattern!r}].rank: {FINDS}" for pattern, found in spec.overrides.items() if "rank" in found]
     if asked.way not in TRAINING and values.get("output"):
         faults.append(f"output: --way {asked.way} makes no adapter, so there is nothing to write")
     if faults:

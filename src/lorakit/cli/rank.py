@@ -15,7 +15,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
                         help="YAML file with any of these settings, and `overrides`; flags win")  # fmt: skip
     flags.add_fields(parser, Choosing, "the search")
-    run = {f.name for f in fields(TrainSpec)} - {"resume", "overwrite"}
+    run = {f.name for f in fields(TrainSpec)} - {"resume", "overwrite", "ranks", "rank_budget"}
     flags.add_fields(parser, TrainSpec, "the run (--output: a new folder for the small adapter; without it nothing is kept)",
                      only=run)  # fmt: skip
     flags.add_fields(parser, Spec, "the adapter", only={f.name for f in fields(Spec)} - {"rank"})
