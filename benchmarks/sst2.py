@@ -2,7 +2,7 @@
 
 Setting: MiniLM (22.7 M parameters) on sst2, rank 8 on query and value, a new classification head trained whole, one epoch of
 batches of 32, two threads. 6,000 of the 60,614 training rows, drawn by a fixed seed, with three seeds; and with --full
-all 60,614 rows with one seed. Reported is test.tsv (872 rows), the usual split; the learning rate was chosen on 2,000 rows of
+all 60,614 rows. Reported is test.tsv (872 rows), the usual split; the learning rate was chosen on 2,000 rows of
 dev.tsv, by lorakit with a seed that is not reported.
 
 Criterion: lorakit's accuracy is not below PEFT's by more than the spread over seeds.
@@ -27,7 +27,6 @@ from beside_peft import (
     score,
     steps_of,
     tune,
-    values,
     write,
 )
 
@@ -38,10 +37,11 @@ from lorakit.models import Loaded, load
 
 FULL = """Does it still, with all the training rows?
 
-Setting: as above, with all 60,614 rows, one seed and one thread. The learning rate was chosen at this length, on the same
-2,000 rows of dev.tsv: the one that is best for 188 steps ends below it on both sides after 1,895.
+Setting: as above, with all 60,614 rows and one thread; three seeds for lorakit, one for PEFT. The learning rate was chosen at
+this length, on the same 2,000 rows of dev.tsv: the one that is best for 188 steps ends far lower on both sides after 1,895.
+From one and the same initial A the two sides are one computation (see parity), so what differs here is the draw.
 """
-FEW, CHOOSE, TEST = 6000, 2000, 872
+FEW, CHOOSE = 6000, 2000
 SETTING = Setting(model="builtin:minilm", task="classify", targets="qv", labels=("0", "1"), lr=4e-3, batch_size=32,
                   steps=steps_of(FEW, 32), max_length=64, threads=2)  # fmt: skip
 LRS, FULL_LRS = (1e-3, 2e-3, 4e-3), (5e-4, 1e-3, 2e-3)
@@ -64,7 +64,7 @@ def examples(loaded: Loaded, *, full: bool = False) -> dict[str, list[Example]]:
 
 
 def main() -> None:
-    asked = arguments(__doc__, "--tune: choose the learning rate on dev.tsv", "--full: all training rows, one seed")
+    asked = arguments(__doc__, "--tune: choose the learning rate on dev.tsv", "--full: all training rows")
     loaded = load(model_at(SETTING.model), SETTING.task, labels=SETTING.labels)
     parts = examples(loaded, full=asked.full)
     if asked.quick:
@@ -86,21 +86,15 @@ def main() -> None:
     def measure(side: Side) -> dict[str, float]:
         return {"accuracy": score(side, parts["test"])["accuracy"]}
 
-    seeds = SEEDS[: 1 if asked.quick or asked.full else None]
-    runs = [run(side, setting, seed, parts["train"], measure) for seed in seeds for side in SIDES]
+    seeds = SEEDS[: 1 if asked.quick else None]
+    runs = [run(side, setting, seed, parts["train"], measure)
+            for seed in seeds for side in SIDES if not (asked.full and seed and side == "peft")]  # fmt: skip
     if asked.full:
-        write("sst2_full", FULL, quick=asked.quick, setting=setting, runs=runs, measures=MEASURES, criteria=[one_seed(runs)])
+        write("sst2_full", FULL, quick=asked.quick, setting=setting, runs=runs, measures=MEASURES,
+              criteria=[not_worse(runs, "accuracy")])  # fmt: skip
         return
     write("sst2", __doc__, quick=asked.quick, setting=setting, runs=runs, measures=MEASURES,
           criteria=[not_worse(runs, "accuracy")])  # fmt: skip
-
-
-def one_seed(runs: list[dict]) -> dict:
-    """Return the criterion for a single seed: the test part's own standard error stands for the spread."""
-    ours, theirs = (values(runs, side, "accuracy")[0] for side in SIDES)
-    error = (theirs * (1 - theirs) / TEST) ** 0.5
-    return {"text": f"accuracy: lorakit is not below PEFT by more than the standard error of {TEST} rows",
-            "met": ours >= theirs - error, "measured": f"by {ours - theirs:+.4f}, standard error {error:.4f}"}  # fmt: skip
 
 
 if __name__ == "__main__":
