@@ -1,4 +1,4 @@
-"""On a task with a known rank the search answers it; it says what decided, costs little more than a run, and writes what it says."""
+"""On a task with a known rank the search answers it; it says what decided, costs little, and writes what it says."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`lorakit rank` in each of its ways: the fields that others rely on, the adapter and the picture it writes, what it refuses."""
+"""`lorakit rank` in each of its ways: the fields others rely on, the adapter and the picture it writes, what it refuses."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_one_run_tells_the_curve_and_writes_the_small_adapter(
     told = ask(capsys, "rank", "--model", tiny_llama, "--data", data / "text.jsonl", "--rank", 8, *RUN, "--refine", 0.3,
                "--output", tmp_path / "small", "--plot", tmp_path / "curve.png")  # fmt: skip
     assert {"curve", "recommended_rank", "reason", "cost", "metric_name"} <= told.keys()
-    assert all(POINT <= p.keys() for p in told["curve"]) and [p["rank"] for p in told["curve"]] == [1, 2, 4, 8]
+    assert all(p.keys() >= POINT for p in told["curve"]) and [p["rank"] for p in told["curve"]] == [1, 2, 4, 8]
     assert told["metric_name"] == "loss" and told["recommended_rank"] in (1, 2, 4, 8) and "standard error" in told["reason"]
     assert told["curve"][-1]["metric"] < told["before"]
     small = Adapter.load(tmp_path / "small")

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from lorakit.cli import flags
+from lorakit.errors import many
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
 
@@ -57,6 +58,9 @@ def show(report: dict[str, Any]) -> None:
         f"\n{report['steps']} steps{best}{early}, {report['seconds']:.1f} s, {rate}, {peak} peak, "
         f"loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}"
     )
+    if jumps := report["loss_spikes"]:
+        print(f"note: the loss jumped at {many(len(jumps), 'step')} ({', '.join(map(str, jumps[:5]))}"
+              f"{', …' if len(jumps) > 5 else ''}); often, and --lr is too high")  # fmt: skip
     if report["after"]:
         shown.measures(report["before"], report["after"])
     else:

@@ -34,9 +34,10 @@ from lorakit.ranks import EXPLAINED, schedule, suggest
 from lorakit.spec import Spec
 from lorakit.train import card, resume
 from lorakit.train.config import TrainSpec
-from lorakit.train.log import METRICS, Log, counting
+from lorakit.train.log import METRICS, Log, counting, read_metrics
 from lorakit.train.loop import Job, budget_of, fit, restore
 from lorakit.train.optim import default_lr
+from lorakit.train.spikes import spikes
 
 RUN, REPORT, CARD = "run.json", "report.json", "README.md"
 WRITTEN = (RUN, REPORT, CARD, METRICS, "adapter_config.json", "adapter_model.safetensors", resume.FOLDER)
@@ -96,6 +97,7 @@ def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda tex
         "tokens_per_second": round(at.tokens / max(at.seconds, 1e-9), 1), "wall_seconds": round(time.perf_counter() - begun, 3),
         "peak_memory_bytes": peak_memory(), "loss_first": at.loss_first, "loss_last": at.loss_last, "after": after,
         "best_step": at.best_step, "stopped_early": at.stopped_early, "output": str(output),
+        "loss_spikes": spikes([line["loss"] for line in read_metrics(output / METRICS)]),
     }  # fmt: skip
     job.adapter.provenance |= {key: report[key] for key in ("data_hash", "seed", "versions", "before", "after", "steps")}
     job.adapter.save(output)

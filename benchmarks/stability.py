@@ -1,0 +1,162 @@
+"""When does training become unstable, and when does rank overfit?
+
+stories260K on oz-books, all linear layers, lorakit's own loop, one thread. Three questions.
+
+Rates: ranks 2, 8 and 32 with the scale alpha / r and alpha / sqrt(r), equally strong at rank 8, one learning rate, 60 steps:
+the spread of the three loss curves, which is small where a learning rate found at one rank serves the others.
+
+Instability: learning rates from a tenth of the usual to a hundred times it, three seeds each, 60 steps, gradients not
+clipped: what the loop's guard and the detector of jumps say of each run. A run that explodes is stopped, its last good
+checkpoint kept.
+
+Overfitting: 40 passages, 160 steps, so that each is read often: loss on them and on held-out ones by rank, without dropout
+and with dropout 0.2 on the input of A.
+
+Criteria: a learning rate a hundred times the usual is noticed in every seed, the usual one in none; the gap between held-out
+and trained loss is larger at rank 32 than at rank 1.
+"""
+
+from dataclasses import replace
+from statistics import mean, stdev
+
+from beside_peft import SEEDS, arguments, read, write
+from real_tasks import folders, job_of, opened, picture, score, trained
+
+from lorakit import plots
+from lorakit.errors import TrainingError
+from lorakit.spec import SCALES
+from lorakit.train.log import METRICS, read_metrics
+from lorakit.train.spikes import spikes
+
+TASK, STEPS = "oz-books", 60
+RANKS, TIMES = (2, 8, 32), (0.1, 1.0, 10.0, 100.0)
+OVER_RANKS, FEW, LONG, DROPOUT = (1, 4, 16, 32), 40, 160, 0.2
+PARTS = ("rates", "instability", "overfitting")
+
+
+def rates(new, *, quick: bool) -> list[dict]:
+    """Return the loss curve of each rule and rank."""
+    loaded, parts, setting = opened(TASK, quick=quick)
+    setting, out = replace(setting, steps=setting.steps if quick else STEPS), []
+    for rule in SCALES:
+        for rank in RANKS:
+            # As strong at rank 8 by either rule, so that the two differ in how they go with the rank alone.
+            alpha = 32.0 if rule == "alpha/rank" else 32.0 / 8**0.5
+            job = job_of(loaded, parts, replace(setting, rank=rank, alpha=alpha), new(), rule=rule, whole=False)
+            out.append({"rule": rule, "rank": rank, "lr": setting.lr, "losses": rounded(trained(job))})
+            print(rule, rank, out[-1]["losses"][-1], flush=True)
+    return out
+
+
+def rounded(losses: list[float]) -> list[float]:
+    """Return what the results keep of a curve."""
+    return [round(loss, 4) for loss in losses]
+
+
+def spread(runs: list[dict], rule: str) -> float:
+    """Return the mean over steps of the standard deviation over ranks, the first tenth of the steps left out."""
+    curves = [run["losses"] for run in runs if run["rule"] == rule]
+    return mean(stdev(at) for at in list(zip(*curves, strict=True))[len(curves[0]) // 10 :])
+
+
+def instability(new, *, quick: bool) -> list[dict]:
+    """Return what became of each learning rate and seed."""
+    loaded, parts, setting = opened(TASK, quick=quick)
+    setting, out = replace(setting, steps=setting.steps if quick else STEPS), []
+    for times in TIMES:
+        for seed in SEEDS[: 1 if quick else None]:
+            job, stopped = job_of(loaded, parts, replace(setting, lr=times * setting.lr), new(), seed=seed, clip=0.0), ""
+            try:
+                trained(job)
+            except TrainingError as error:
+                stopped = error.message
+            losses = [line["loss"] for line in read_metrics(job.output / METRICS)]
+            out.append({"times": times, "lr": job.lr, "seed": seed, "steps": len(losses), "stopped": stopped,
+                        "jumps": len(spikes(losses)), "last": mean(losses[-5:]) if losses else None,
+                        "worse": bool(losses) and mean(losses[-5:]) > losses[0], "losses": rounded(losses)})  # fmt: skip
+            print({k: v for k, v in out[-1].items() if k != "losses"}, flush=True)
+    return out
+
+
+def is_noticed(run: dict) -> bool:
+    """Tell whether a run was stopped, had jumps, or ended above where it began."""
+    return bool(run["stopped"] or run["jumps"] or run["worse"])
+
+
+def overfitting(new, *, quick: bool) -> list[dict]:
+    """Return trained and held-out loss by rank and dropout."""
+    loaded, parts, setting = opened(TASK, quick=quick)
+    seen = parts["train"][:FEW]
+    setting, out = replace(setting, steps=setting.steps if quick else LONG), []
+    for dropout in (0.0, DROPOUT):
+        for rank in OVER_RANKS:
+            job = job_of(loaded, {**parts, "train": seen}, replace(setting, rank=rank), new(), dropout=dropout, whole=False)
+            trained(job)
+            held = score(job, parts["test"][:200], "loss")
+            out.append({"dropout": dropout, "rank": rank, "train": score(job, seen, "loss"), "held_out": held})
+            print(out[-1], flush=True)
+    return out
+
+
+def drawn(found: dict[str, list[dict]]):
+    """Return all three answers as one figure."""
+    figure = plots.figure(16, 4.2)
+    left, middle, right = figure.subplots(1, 3)
+    styles = {rule: {} for rule in SCALES}
+    for run in found["rates"]:
+        styles[run["rule"]][run["rank"]] = run["losses"]
+    lines = {f"{rule}, rank {rank}": [(i + 1, x, x, x) for i, x in enumerate(losses)]
+             for rule, by_rank in styles.items() for rank, losses in by_rank.items()}  # fmt: skip
+    plots.curves(left, lines, title="one learning rate, three ranks, two rules", x="step", y="loss")
+    lines = {f"{times:g} times": [(i + 1, x, x, x) for i, x in enumerate(run["losses"])]
+             for times in TIMES for run in found["instability"] if run["times"] == times and run["seed"] == 0}  # fmt: skip
+    plots.curves(middle, lines, title="learning rates, from the usual", x="step", y="loss")
+    middle.set_yscale("log")
+    lines = {
+        f"{what.replace('_', ' ')}, dropout {d:g}": [
+            (r["rank"], r[what], r[what], r[what]) for r in found["overfitting"] if r["dropout"] == d
+        ]
+        for d in (0.0, DROPOUT)
+        for what in ("train", "held_out")
+    }
+    plots.curves(right, lines, title=f"{FEW} passages, read often", x="rank", y="loss", powers=True)
+    return figure
+
+
+def main() -> None:
+    alone = (f"--{part}: this part alone; the others keep what was measured before" for part in PARTS)
+    asked = arguments(__doc__ or "", *alone)
+    chosen = [part for part in PARTS if getattr(asked, part)] or list(PARTS)
+    before = {} if asked.quick else read("stability")
+    found = {part: before.get(part, []) for part in PARTS}
+    with folders() as new:
+        for part in chosen:
+            found[part] = globals()[part](new, quick=asked.quick)
+    if not all(found.values()):
+        raise SystemExit("The other parts were never measured: run without a part first.")
+    spreads = {rule: spread(found["rates"], rule) for rule in SCALES}
+    noticed = {times: [is_noticed(r) for r in found["instability"] if r["times"] == times] for times in TIMES}
+    gaps = {(r["dropout"], r["rank"]): r["held_out"] - r["train"] for r in found["overfitting"]}
+    ranks = ", ".join(map(str, RANKS))
+    rows = [{"side": f"scale {rule}: spread over ranks {ranks}", "loss": value} for rule, value in spreads.items()]
+    for times in TIMES:
+        mine = [r for r in found["instability"] if r["times"] == times]
+        ends = [r["last"] for r in mine if r["last"] is not None]
+        rows.append({"side": f"{times:g} times the usual rate", **({"loss": mean(ends)} if ends else {}),
+                     "stopped": sum(bool(r["stopped"]) for r in mine), "jumps": sum(r["jumps"] for r in mine)})  # fmt: skip
+    rows += [{"side": f"rank {r['rank']}, dropout {r['dropout']:g}", "loss": r["train"], "held_out": r["held_out"],
+              "gap": r["held_out"] - r["train"]} for r in found["overfitting"]]  # fmt: skip
+    write("stability", __doc__ or "", quick=asked.quick, **found, runs=rows,
+          measures={"loss": ["loss (spread; last; trained)", ".4f"], "held_out": ["held-out loss", ".4f"],
+                    "gap": ["gap", ".4f"], "stopped": ["runs stopped", ".0f"], "jumps": ["jumps", ".0f"]},
+          notes=[picture(drawn(found), "stability", quick=asked.quick)],
+          criteria=[{"text": "a hundred times the usual rate is noticed in every seed, the usual one in none",
+                     "met": all(noticed[100.0]) and not any(noticed[1.0]),
+                     "measured": ", ".join(f"{t:g} times: {sum(n)} of {len(n)}" for t, n in noticed.items())},
+                    {"text": "rank 32 overfits more than rank 1", "met": gaps[0.0, 32] > gaps[0.0, 1],
+                     "measured": f"gap {gaps[0.0, 1]:.3f} at rank 1, {gaps[0.0, 32]:.3f} at rank 32, "
+                                 f"{gaps[DROPOUT, 32]:.3f} there with dropout"}])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

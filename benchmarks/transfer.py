@@ -1,0 +1,83 @@
+"""Does an adapter of one task serve another?
+
+stories260K, four tasks: prose (oz-books, tinyshakespeare) and sentences from attributes (e2e, dart), all with the same
+layers, the output layer among them, at rank 8. Tested: the adapter of the row's task, as it is, on the held-out rows of the
+column's. Started: trained on the column's task from the row's adapter, for a third of the steps at half the rate, beside as
+many from nothing. Loss on all tokens that are trained; one seed, one thread. The share tells how much of what the task's own
+adapter gains another's does: 1 is all of it, below 0 is harm.
+
+Criterion: each task is served best by its own adapter.
+"""
+
+from dataclasses import replace
+from statistics import mean
+
+from beside_peft import arguments, write
+from e2e import TARGETS
+from real_tasks import folders, job_of, opened, picture, score, trained
+
+from lorakit import detach, plots
+
+NAMES, HELD_OUT = ("oz-books", "tinyshakespeare", "e2e", "dart"), 150
+STEPS, FEWER = 120, 40
+
+
+def main() -> None:
+    asked = arguments(__doc__ or "")
+    tasks = {name: opened(name, quick=asked.quick) for name in NAMES}
+    rank, alpha = 8, 32.0
+    base, own, tested, started, fresh = {}, {}, {}, {}, {}
+
+    def job(name: str, new, *, steps: int, start=None):
+        loaded, parts, setting = tasks[name]
+        lr = setting.lr if start is None else setting.lr / 2
+        setting = replace(setting, targets=TARGETS, rank=rank, alpha=alpha, lr=lr, steps=2 if asked.quick else steps)
+        return job_of(loaded, parts, setting, new(), start=start, whole=False)
+
+    def loss(of, name: str) -> float:
+        return score(of, tasks[name][1]["test"][:HELD_OUT], "loss")
+
+    with folders() as new:
+        for name in NAMES:
+            learned = job(name, new, steps=STEPS)
+            base[name] = loss(learned, name)
+            trained(learned)
+            own[name] = learned.adapter
+            for other in NAMES:
+                tested[name, other] = loss(learned, other)
+            few = job(name, new, steps=FEWER)
+            trained(few)
+            fresh[name] = loss(few, name)
+            print(name, base[name], {o: tested[name, o] for o in NAMES}, fresh[name], flush=True)
+            detach(learned.model)
+        for name in NAMES:
+            for other in NAMES:
+                if name != other:
+                    going_on = job(other, new, steps=FEWER, start=own[name])
+                    trained(going_on)
+                    started[name, other] = loss(going_on, other)
+            print(name, {o: started.get((name, o)) for o in NAMES}, flush=True)
+    shares = {(i, j): (base[j] - tested[i, j]) / (base[j] - tested[j, j]) for i in NAMES for j in NAMES}
+    rows = [{"side": "the base alone", **{j: base[j] for j in NAMES}}]
+    rows += [{"side": f"adapter of {i}", **{j: tested[i, j] for j in NAMES}} for i in NAMES]
+    rows += [{"side": f"{FEWER} steps from nothing", **{j: fresh[j] for j in NAMES}}]
+    rows += [{"side": f"{FEWER} steps from that of {i}", **{j: started[i, j] for j in NAMES if i != j}} for i in NAMES]
+    figure = plots.figure(13, 4.6)
+    left, right = figure.subplots(1, 2)
+    plots.heat(left, [[shares[i, j] for j in NAMES] for i in NAMES], rows=NAMES, columns=NAMES, form=".2f", low=-1, high=1,
+               title="share of the own adapter's gain: trained on the row, tested on the column")  # fmt: skip
+    gains = [[fresh[j] - started[i, j] if i != j else None for j in NAMES] for i in NAMES]
+    plots.heat(right, gains, rows=NAMES, columns=NAMES, form=".2f", low=None,
+               title=f"loss saved by starting from the row's adapter ({FEWER} steps)")  # fmt: skip
+    best = {j: min(NAMES, key=lambda i: tested[i, j]) for j in NAMES}
+    near = mean(shares[i, j] for i, j in (NAMES[:2], NAMES[1::-1], NAMES[2:], NAMES[:1:-1]))
+    far = mean(shares[pair] for i in NAMES[:2] for j in NAMES[2:] for pair in ((i, j), (j, i)))
+    write("transfer", __doc__ or "", quick=asked.quick, runs=rows, measures={name: [name, ".3f"] for name in NAMES},
+          notes=[picture(figure, "transfer", quick=asked.quick),
+                 f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} between the two kinds."],
+          criteria=[{"text": "each task is served best by its own adapter", "met": all(i == j for j, i in best.items()),
+                     "measured": ", ".join(f"{j}: {i}" for j, i in best.items())}])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Which rank is enough: one run that is cut to every lower rank, beside one run per rank
+
+sst2 (MiniLM, query and value, 3,000 rows, accuracy on the 872 of test.tsv), oz-books (stories260K, all linear layers, loss on
+90 passages) and e2e (stories260K, with the output layer, loss on 400 references). The search trains once at rank 16, cuts by
+SVD to 1, 2, 4 and 8, lets each cut train on for a few steps and measures on as many held-out rows as its cost allows, as
+`lorakit rank` does. The honest way trains each rank by itself with three seeds, on as many steps, at the same learning rate,
+and measures on all held-out rows. One thread.
+
+Criteria: at the rank that the search recommends, the honest way is within one standard error of its best (that of the
+held-out rows, averaged over seeds); the search takes no more than 1.3 times the CPU time of one run, its measuring on the way
+included.
+"""
+
+import time
+from dataclasses import replace
+from statistics import mean
+
+from beside_peft import SEEDS, arguments, read, write
+from real_tasks import TASKS, folders, job_of, opened, picture, trained
+
+from lorakit import plots
+from lorakit.choose.config import Choosing
+from lorakit.choose.evidence import HIGHER, choose
+from lorakit.choose.truncate import measured, truncate
+
+NAMES = ("sst2", "oz-books", "e2e")
+HIGHEST = 16
+
+
+def search(name: str, new, *, quick: bool) -> dict:
+    """Return what one search tells of a task."""
+    loaded, parts, setting = opened(name, quick=quick)
+    setting = replace(setting, rank=HIGHEST)
+    alone = time.process_time()
+    trained(job_of(loaded, parts, setting, new()))
+    alone = time.process_time() - alone
+    asked, begun = Choosing(rank=HIGHEST, all_rows=False), time.process_time()
+    found = truncate(job_of(loaded, parts, setting, new()), asked)
+    spent = time.process_time() - begun
+    points = [{"rank": p.rank, "metric": p.metric, "low": p.low, "high": p.high} for p in found.choice.points]
+    return {"task": name, "metric": found.metric, "curve": points, "recommended": found.choice.rank,
+            "reason": found.choice.reason, "cost": spent / alone, "rows": found.facts["rows_measured"]}  # fmt: skip
+
+
+def honest(name: str, new, *, quick: bool) -> list[dict]:
+    """Return one run a rank and seed, with the standard error of its held-out rows."""
+    loaded, parts, setting = opened(name, quick=quick)
+    metric, out = TASKS[name].metric, []
+    for rank in Choosing(rank=HIGHEST).ranks:
+        for seed in SEEDS[: 1 if quick else None]:
+            job = job_of(loaded, parts, replace(setting, rank=rank), new(), seed=seed, whole=False)
+            trained(job)
+            told = choose({rank: measured(job, job.adapter, parts["test"], metric)}, metric).points[0]
+            out.append({"task": name, "rank": rank, "seed": seed, "metric": told.metric, "error": told.error})
+            print(out[-1], flush=True)
+    return out
+
+
+def judged(found: dict, runs: list[dict]) -> dict:
+    """Return the criterion of one task."""
+    mine = [run for run in runs if run["task"] == found["task"]]
+    means = {rank: mean(r["metric"] for r in mine if r["rank"] == rank) for rank in sorted({r["rank"] for r in mine})}
+    sign = -1 if found["metric"] in HIGHER else 1
+    best = min(means, key=lambda rank: sign * means[rank])
+    error = mean(r["error"] for r in mine if r["rank"] == best)
+    gap = sign * (means[found["recommended"]] - means[best])
+    return {"text": f"{found['task']}: honest quality at the recommended rank is within one standard error of the best",
+            "met": gap <= error,
+            "measured": f"rank {found['recommended']}: {gap:.4f} behind rank {best}, standard error {error:.4f}"}  # fmt: skip
+
+
+def drawn(searches: list[dict], runs: list[dict]):
+    """Return the curves of all tasks as one figure."""
+    figure = plots.figure(5 * len(searches), 4.2)
+    for ax, found in zip(figure.subplots(1, len(searches), squeeze=False)[0], searches, strict=True):
+        mine = [run for run in runs if run["task"] == found["task"]]
+        lines = {"one run, cut": [(p["rank"], p["metric"], p["low"], p["high"]) for p in found["curve"]]}
+        by_rank = {rank: [r["metric"] for r in mine if r["rank"] == rank] for rank in sorted({r["rank"] for r in mine})}
+        lines["one run per rank, three seeds"] = [(r, mean(v), min(v), max(v)) for r, v in by_rank.items()]
+        plots.curves(ax, lines, title=found["task"], x="rank", y=found["metric"], powers=True)
+        ax.axvline(found["recommended"], color="0.5", linestyle=":", zorder=0)
+    return figure
+
+
+def main() -> None:
+    alone = (f"--{name}: this task alone; the others keep what was measured before" for name in NAMES)
+    asked = arguments(__doc__ or "", *alone)
+    chosen = [name for name in NAMES if getattr(asked, name.replace("-", "_"))] or list(NAMES)
+    before = {} if asked.quick else read("which_rank")
+    searches = [s for s in before.get("searches", ()) if s["task"] not in chosen]
+    each = [r for r in before.get("honest", ()) if r["task"] not in chosen]
+    with folders() as new:
+        for name in chosen:
+            searches.append(search(name, new, quick=asked.quick))
+            print(searches[-1], flush=True)
+            each += honest(name, new, quick=asked.quick)
+    searches.sort(key=lambda s: NAMES.index(s["task"]))
+    rows = []
+    for found in searches:
+        for p in found["curve"]:
+            mine = [r["metric"] for r in each if (r["task"], r["rank"]) == (found["task"], p["rank"])]
+            mark = " (recommended)" if p["rank"] == found["recommended"] else ""
+            rows.append({"side": f"{found['task']}, rank {p['rank']}{mark}", "cut": p["metric"], "low": p["low"],
+                         "high": p["high"], "honest": mean(mine), "spread": max(mine) - min(mine)})  # fmt: skip
+    cost = max(s["cost"] for s in searches)
+    write("which_rank", __doc__ or "", quick=asked.quick, searches=searches, honest=each, runs=rows, one_row_a_run=True,
+          measures={"cut": ["one run, cut", ".4f"], "low": ["from", ".4f"], "high": ["to", ".4f"],
+                    "honest": ["one run per rank", ".4f"], "spread": ["between seeds", ".4f"]},
+          notes=[picture(drawn(searches, each), "which_rank", quick=asked.quick),
+                 *(f"{s['task']} ({s['metric']}, {s['rows']} sequences measured, {s['cost']:.2f} times one run): {s['reason']}"
+                   for s in searches)],
+          criteria=[*(judged(s, each) for s in searches),
+                    {"text": "a search takes at most 1.3 times the CPU time of one run", "met": cost <= 1.3,
+                     "measured": f"at most {cost:.2f}"}])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""A jump of the loss is seen, noise is none, and the report tells the jumps of its run."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from lorakit.spec import Spec
+from lorakit.train.config import TrainSpec
+from lorakit.train.job import run
+from lorakit.train.spikes import spikes
+
+from ..conftest import sentences
+
+
+def losses(seed: int, count: int = 300, noise: float = 0.15) -> list[float]:
+    draw = random.Random(seed)
+    return [1 + 3 / (1 + i / 20) + draw.gauss(0, noise) for i in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_is_no_jump(seed: int) -> None:
+    assert spikes(losses(seed)) == []
+
+
+@pytest.mark.parametrize("at", [30, 150, 299])
+def test_a_jump_is_seen_where_it_is(at: int) -> None:
+    found = losses(0)
+    found[at] += 4
+    assert spikes(found) == [at + 1]
+
+
+def test_a_rise_that_stays_is_told_once_the_window_has_not_forgotten() -> None:
+    found = [2.0] * 30 + [5.0] * 30
+    assert spikes(found) == list(range(31, 41))
+
+
+def test_nothing_is_judged_before_there_is_enough_to_compare() -> None:
+    assert spikes([1.0, 50.0, 1.0]) == [] and spikes([]) == []
+    assert spikes([1.0] * 10 + [float("nan")]) == [11]
+
+
+def test_the_report_tells_the_jumps_of_its_run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
+    monkeypatch.setattr("lorakit.train.spikes.FAR", -1.0)  # anything is a jump
+    settings = TrainSpec(model=str(tiny_llama), data=str(tmp_path / "text.jsonl"), output=str(tmp_path / "out"), steps=12,
+                         batch_size=8, lr=1e-9, threads=1)  # fmt: skip
+    assert run(settings, Spec(rank=2))["loss_spikes"] != []
+    monkeypatch.undo()
+    again = TrainSpec(**{**settings.to_dict(), "output": str(tmp_path / "calm")})
+    assert run(again, Spec(rank=2))["loss_spikes"] == []
