@@ -158,13 +158,13 @@ def test_what_is_not_known_keeps_the_plain_way(kind: Any) -> None:
 def test_a_head_that_borrows_a_parameter_from_elsewhere_is_not_taken() -> None:
     model, other = build("llama"), nn.Parameter(torch.ones(97, dtype=torch.float64))
     model.lm_head.register_forward_hook(lambda layer, args, y: y * other)
-    assert known_head(model, {"input_ids": batch()["input_ids"]}) is None
+    assert known_head(model, batch()["input_ids"]) is None
 
 
 def test_a_hook_on_the_model_itself_is_not_passed_by() -> None:
     model = build("llama")
     model.register_forward_hook(lambda module, args, out: None)
-    assert known_head(model, {"input_ids": batch()["input_ids"]}) is None
+    assert known_head(model, batch()["input_ids"]) is None
 
 
 def test_looking_at_a_model_leaves_no_trace() -> None:
@@ -172,7 +172,7 @@ def test_looking_at_a_model_leaves_no_trace() -> None:
     lorakit.attach(model, Spec(rank=3, dropout=0.5))
     state, hooks = torch.get_rng_state(), len(model.lm_head._forward_hooks)
     model.train()
-    assert known_head(model, {"input_ids": batch()["input_ids"]}) is not None
+    assert known_head(model, batch()["input_ids"]) is not None
     assert torch.equal(torch.get_rng_state(), state) and len(model.lm_head._forward_hooks) == hooks
     assert all(p.grad is None for p in model.parameters())
 

@@ -1,6 +1,7 @@
 """Which examples make which batch, by seed and step alone, so that a run resumes at any step; and padding."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +18,19 @@ class Batches:
         lengths: length of each example, tokens.
         size: examples a batch; the last of an epoch may be smaller.
         seed: of the order.
+        tokens: where given, a batch has about so many tokens instead of `size` examples, at least as many as the longest
+            example; each epoch then has the same number of batches, cut from its order where the tokens are even.
+        packed: examples lie one after the other, so that nothing is padded and like lengths need not go together.
 
     >>> sorted(sum((Batches([3, 1, 2], size=2, seed=0)[k] for k in range(2)), []))
     [0, 1, 2]
     """
 
-    def __init__(self, lengths: Sequence[int], size: int, seed: int):
-        self.lengths, self.size, self.seed = lengths, size, seed
-        self.per_epoch = -(-len(lengths) // size)
+    def __init__(
+        self, lengths: Sequence[int], size: int, seed: int, tokens: int | None = None, *, packed: bool = False
+    ):  # fmt: skip
+        self.lengths, self.size, self.seed, self.tokens, self.packed = lengths, size, seed, tokens, packed
+        self.per_epoch = max(1, sum(lengths) // tokens) if tokens else -(-len(lengths) // size)
         self._epoch, self._batches = -1, [[]]
 
     def __getitem__(self, k: int) -> list[int]:
@@ -42,7 +48,12 @@ class Batches:
         >>> batches[batches.longest(0, 4)]
         [2]
         """
-        return max(range(start, stop), key=lambda k: (self.shape(k)[0] * self.shape(k)[1], self.shape(k)[1]))
+        return max(range(start, stop), key=lambda k: (self.width(k), self.shape(k)[1]))
+
+    def width(self, k: int) -> int:
+        """Return the tokens that the k-th batch takes, padding counted in."""
+        rows, longest = self.shape(k)
+        return sum(self.lengths[i] for i in self[k]) if self.packed else rows * longest
 
     def shape(self, k: int) -> tuple[int, int]:
         """Return (sequences, tokens of the longest) of the k-th batch."""
@@ -51,6 +62,8 @@ class Batches:
     def _order(self, epoch: int) -> list[list[int]]:
         generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        if self.tokens:
+            return self._cut(order)
         batches, width = [], self.size * WINDOW
         for start in range(0, len(order), width):
             window = sorted(order[start : start + width], key=self.lengths.__getitem__)
@@ -59,10 +72,50 @@ class Batches:
         return batches
 
 
+    def _cut(self, order: list[int]) -> list[list[int]]:
+        """Cut an order into `per_epoch` parts of even tokens: an example goes where its middle lies."""
+        batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
+        total, before = sum(self.lengths), 0
+        for i in order:
+            batches[min((2 * before + self.lengths[i]) * self.per_epoch // (2 * total), self.per_epoch - 1)].append(i)
+            before += self.lengths[i]
+        return batches
+
+
 def in_order(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Return batches of like length, longest first: for evaluation, where order does not matter."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def packed_rows(examples: Sequence[Example], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Lay examples of language modelling one after the other.
+
+    Args:
+        examples: of language modelling.
+        device: where the tensors go.
+
+    Returns:
+        input_ids, position_ids and labels (1, tokens) int64, each example from position 0, with its first label IGNORED: no
+        token before it predicts it; a mask that is none; and `packed`, the tokens of each example.
+    """
+    labels = [label for e in examples for label in [IGNORED, *e.labels[1:]]]
+    return {**laid_out([e.ids for e in examples], device), "labels": torch.tensor([labels], device=device)}
+
+
+def laid_out(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return what a model is called with for token ids that lie one after the other.
+
+    >>> laid_out([[7, 8], [9]])["position_ids"].tolist()
+    [[0, 1, 0]]
+    """
+    return {
+        "input_ids": torch.tensor([[t for row in rows for t in row]], device=device),
+        "position_ids": torch.tensor([[i for row in rows for i in range(len(row))]], device=device),
+        # A mask of four axes is taken as it is: none is made of all pairs of tokens, and attention row by row needs none.
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+        "packed": tuple(len(row) for row in rows),
+    }
 
 
 def collate(examples: Sequence[Example], pad: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:

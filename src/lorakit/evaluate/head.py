@@ -37,18 +37,18 @@ class Head:
     after: Callable[[Tensor], Tensor]
 
 
-def known_head(model: Any, inputs: dict[str, Tensor]) -> Head | None:
+def known_head(model: Any, ids: Tensor) -> Head | None:
     """Return the head of a causal language model where its loss can be taken in chunks, else None.
 
     Args:
         model: of transformers.
-        inputs: what it is called with, without labels; its first tokens are run once for each model.
+        ids: (batch, tokens) that it is called with; the first few are run, once for each model.
     """
     # Recorded operations are left as they are; hooks on the model itself would be passed by.
     if torch.compiler.is_compiling() or model._forward_hooks or model._forward_pre_hooks:
         return None
-    if torch.is_autocast_enabled(inputs["input_ids"].device.type):
-        narrow = torch.get_autocast_dtype(inputs["input_ids"].device.type)
+    if torch.is_autocast_enabled(ids.device.type):
+        narrow = torch.get_autocast_dtype(ids.device.type)
     else:
         narrow = next(model.parameters()).dtype
     if narrow == torch.float16:  # the gradient is taken before fp16's scaler is known, and would run out of its range
@@ -59,7 +59,7 @@ def known_head(model: Any, inputs: dict[str, Tensor]) -> Head | None:
     slot = slot_of(head.layer)
     key = (id(head.layer), id(head.body), tuple(slot._modules) if slot else None)
     if SEEN.get(model, (None, False))[0] != key:
-        SEEN[model] = (key, _is_all(model, head, inputs))
+        SEEN[model] = (key, _is_all(model, head, ids))
     return head if SEEN[model][1] else None
 
 
@@ -87,18 +87,15 @@ def _after(model: Any) -> Callable[[Tensor], Tensor]:
     return lambda y: y
 
 
-def _is_all(model: Any, head: Head, inputs: dict[str, Tensor]) -> bool:
+def _is_all(model: Any, head: Head, ids: Tensor) -> bool:
     """Tell whether the model's logits are the head's of what the body gives, to the bit, with no parameter from elsewhere."""
-    # From the left, where nothing is padded.
-    few = {key: t[:1, :LOOKED_AT] if t.ndim == 2 else t for key, t in inputs.items()}
-    if any(t.ndim != 2 for t in few.values()):
-        return False
+    few = {"input_ids": ids[:1, :LOOKED_AT]}  # from the left, where nothing is padded
     seen: list[tuple[Tensor, Any]] = []
     handle = head.layer.register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
     try:
-        with torch.inference_mode(False), torch.enable_grad(), _same_draws(few["input_ids"].device):
+        with torch.inference_mode(False), torch.enable_grad(), _same_draws(ids.device):
             logits = model(**few, use_cache=False).logits
-        with torch.inference_mode(False), torch.no_grad(), _same_draws(few["input_ids"].device):
+        with torch.inference_mode(False), torch.no_grad(), _same_draws(ids.device):
             hidden = _hidden(head, few)
     finally:
         handle.remove()
@@ -130,11 +127,11 @@ def _same_draws(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _hidden(head: Head, inputs: dict[str, Tensor]) -> Tensor:
+def _hidden(head: Head, inputs: dict[str, Any]) -> Tensor:
     return head.body(**inputs, use_cache=False)[0]
 
 
-def loss_of(head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int) -> Tensor:
+def loss_of(head: Head, inputs: dict[str, Any], targets: Tensor, ignored: int) -> Tensor:
     """Return the summed cross-entropy of what comes next, over the positions that have a label.
 
     Args:

@@ -15,13 +15,13 @@ from lorakit.evaluate.head import known_head, loss_of, rows_of
 
 
 def batch_loss(
-    model: nn.Module, batch: dict[str, Tensor], task: str, *, by_row: bool = False
+    model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of a batch, and the model's outputs.
 
     Args:
         model: of transformers, with the head of the task.
-        batch: what `collate` gives.
+        batch: what `collate` or `packed_rows` gives.
         task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error a row).
         by_row: give the sum of each row, (batch,), instead of that of all.
 
@@ -32,7 +32,7 @@ def batch_loss(
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     labels, how = batch["labels"], "none" if by_row else "sum"
     if task == "causal-lm":
-        head = known_head(model, inputs)
+        head = known_head(model, inputs["input_ids"])
         if head is not None:
             return (rows_of if by_row else loss_of)(head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED), None
         logits = model(**inputs, use_cache=False).logits
