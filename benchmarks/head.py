@@ -1,8 +1,8 @@
 """What does the loss of a head of 65,536 tokens cost, taken in chunks, beside plain cross-entropy on all logits?
 
-Setting: hidden states of random values, width 896, a frozen head, one thread; forward and backward to the hidden state, the two
-ways in turn, round by round; all positions labelled, and a quarter of them, as with the prompts of instruction data masked. Time
-is CPU time, the peak what PyTorch's allocator gives out at most while it runs.
+Setting: hidden states of random values, width 896, a frozen head, one thread; forward and backward to the hidden state, the
+two ways in turn, round by round; all positions labelled, and a quarter of them, as with masked prompts. Time is CPU time, the
+peak what PyTorch's allocator gives out at most while it runs.
 """
 
 import argparse

@@ -165,6 +165,11 @@ def _device(device: str) -> torch.device:
 def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype != "auto":
         return getattr(torch, dtype)
+    return auto_dtype(device)
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of a base for which none was asked: bfloat16 on a GPU that has it, else float32."""
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 

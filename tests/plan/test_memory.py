@@ -1,5 +1,6 @@
 """The memory that a plan tells, beside what PyTorch's allocator really gave out while such a step ran."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import lorakit
 from lorakit import Spec
+from lorakit.data.batches import packed_rows
+from lorakit.data.encode import Example
+from lorakit.evaluate.packing import packing
 from lorakit.evaluate.score import batch_loss
 from lorakit.plan.estimate import Plan, Work
 
@@ -21,6 +25,7 @@ CASES: dict[str, tuple[str, str, Spec, Work]] = {
     "llama, nothing padded": ("llama", LM, Spec(rank=4, targets="qv"), Work(batch=2, length=96, padded=False)),
     "deep and narrow, dropout": ("deep and narrow", LM, Spec(rank=16, dropout=0.05), Work(batch=4, length=64)),
     "deep and narrow, checkpointing": ("deep and narrow", LM, Spec(rank=4), Work(batch=6, length=80, checkpointing=True)),
+    "llama, packed": ("llama", LM, Spec(rank=8), Work(batch=4, length=128, packed=(128, 90, 30, 61))),
     "large vocabulary": ("large vocabulary", LM, Spec(rank=4, targets="attention"), Work(batch=4, length=100)),
     "encoder with dropout of its own": ("encoder", "classify", Spec(rank=8, dropout=0.1), Work(batch=16, length=48)),
     "encoder, checkpointing": ("encoder", "classify", Spec(rank=8), Work(batch=3, length=120, checkpointing=True)),
@@ -30,7 +35,9 @@ CASES: dict[str, tuple[str, str, Spec, Work]] = {
 }  # fmt: skip
 
 
-def batch_of(work: Work, task: str, device: str) -> dict[str, torch.Tensor]:
+def batch_of(work: Work, task: str, device: str) -> dict[str, Any]:
+    if work.packed:
+        return packed_rows([Example([1] * n, [1] * n) for n in work.packed], device)
     ids = torch.ones(work.batch, work.length, dtype=torch.long, device=device)
     mask = torch.ones_like(ids)
     if work.padded:
@@ -57,7 +64,8 @@ def prepared(name: str, task: str, spec: Spec, work: Work, device: str) -> tuple
 
 def step(model: Any, adapter: lorakit.Adapter, optimizer: torch.optim.Optimizer, work: Work, task: str, device: str) -> None:
     for _ in range(work.accumulate):
-        with torch.autocast(device, torch.bfloat16, enabled=work.mixed == "bf16"):
+        packs = packing(model) if work.packed else nullcontext()
+        with packs, torch.autocast(device, torch.bfloat16, enabled=work.mixed == "bf16"):
             loss = batch_loss(model, batch_of(work, task, device), task)[0] / work.batch
         loss.backward()
     torch.nn.utils.clip_grad_norm_(list(adapter.parameters()), 1.0)

@@ -159,10 +159,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException)
     """Make the loop die right before a step, as a crash would."""
     real = loop._step
 
-    def dying(job: Any, accelerator: Any, optimizer: Any, batches: Any, at: Any, log: Any) -> None:
+    def dying(job: Any, accelerator: Any, optimizer: Any, batches: Any, at: Any, log: Any, *more: Any) -> None:
         if at.step == step:
             raise error
-        real(job, accelerator, optimizer, batches, at, log)
+        real(job, accelerator, optimizer, batches, at, log, *more)
 
     monkeypatch.setattr(loop, "_step", dying)
 

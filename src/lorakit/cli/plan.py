@@ -9,7 +9,10 @@ from lorakit.cli.evaluate import needed
 from lorakit.spec import Spec, option
 from lorakit.train.config import TASKS, TrainSpec
 
-RUN = ("max_length", "batch_size", "accumulate", "base_dtype", "mixed_precision", "gradient_checkpointing", "epochs", "seed")
+RUN = (
+    "max_length", "batch_size", "packing", "batch_tokens", "accumulate", "base_dtype", "mixed_precision",
+    "gradient_checkpointing", "epochs", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

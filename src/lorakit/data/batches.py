@@ -71,7 +71,6 @@ class Batches:
             batches += [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
         return batches
 
-
     def _cut(self, order: list[int]) -> list[list[int]]:
         """Cut an order into `per_epoch` parts of even tokens: an example goes where its middle lies."""
         batches: list[list[int]] = [[] for _ in range(self.per_epoch)]

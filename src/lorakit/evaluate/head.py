@@ -192,6 +192,11 @@ def cross_entropy(x: Tensor, labels: Tensor, layer: nn.Linear, after: Callable[[
     return _Chunked.apply(x, labels, layer, after, torch.is_grad_enabled() and x.requires_grad, *trained)
 
 
+def chunk_rows(width: int) -> int:
+    """Return how many rows are taken at once by a head of so many outputs."""
+    return max(16, VALUES // width)
+
+
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, labels: Tensor, layer: nn.Linear, after: Callable[[Tensor], Tensor], to_x: bool,
@@ -201,7 +206,7 @@ class _Chunked(torch.autograd.Function):
         gx = torch.empty_like(x) if to_x else None
         # Sums of many chunks are kept in float32.
         sums = [torch.zeros_like(p, dtype=wide) for p in trained]
-        rows = max(16, VALUES // layer.out_features)
+        rows = chunk_rows(layer.out_features)
         for start in range(0, len(x), rows):
             part = x[start : start + rows].detach().requires_grad_(to_x)
             with torch.set_grad_enabled(to_x or bool(trained)):

@@ -1,6 +1,6 @@
 """The plan of a run: parameters, memory by part, time, and what fits where; from shapes alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from lorakit.adapter import Adapter
 from lorakit.attach import detach
 from lorakit.coverage import coverage
 from lorakit.errors import ModelError, TargetError
+from lorakit.evaluate.head import chunk_rows
 from lorakit.plan.cards import others
 from lorakit.plan.curve import Curve, largest
 from lorakit.plan.devices import Device, Rate
@@ -34,6 +35,7 @@ class Work:
         batch: sequences of the largest batch.
         length: tokens of its longest sequence.
         padded: whether its sequences differ in length.
+        packed: tokens of each sequence, where they lie one after the other instead.
         accumulate: passes of one step.
         base_dtype: auto, float32, bfloat16 or float16.
         mixed: no, bf16 or fp16.
@@ -43,6 +45,7 @@ class Work:
     batch: int = 16
     length: int = 512
     padded: bool = True
+    packed: tuple[int, ...] = ()
     accumulate: int = 1
     base_dtype: str = "auto"
     mixed: str = "no"
@@ -55,7 +58,8 @@ class Work:
     def step(self, task: str, gpu: bool) -> Step:
         """Return the shape of one pass on such a device."""
         return Step(batch=self.batch, length=self.length, task=task, dtype=self.dtype(gpu), mixed=self.mixed,
-                    padded=self.padded, checkpointing=self.checkpointing, fused=gpu, again=self.accumulate > 1)  # fmt: skip
+                    padded=self.padded, packed=self.packed, checkpointing=self.checkpointing, fused=gpu,
+                    again=self.accumulate > 1)  # fmt: skip
 
 
 class Plan:
@@ -118,6 +122,10 @@ class Plan:
         except TargetError:  # no linear layer: nothing that is stored in fewer bits
             return []
 
+    @property
+    def _vocabulary(self) -> int:
+        return self.base.model.config.get_text_config().vocab_size
+
     @cached_property
     def _widest(self) -> int:
         return max((out * inputs for out, inputs in self._linear), default=0)
@@ -150,7 +158,7 @@ class Plan:
 
         Full fine-tuning holds weights, gradients and moments in float32 and computes in 16 bits on a GPU. 0: none fits.
         """
-        step = self.work.step(self.base.task, device.gpu)
+        step = replace(self.work.step(self.base.task, device.gpu), packed=())  # for all of one length there is no difference
         whole = replace(step, dtype=torch.float32, mixed="bf16" if device.gpu and step.mixed == "no" else step.mixed)
         out: dict[str, dict[str, int]] = {}
         for method in METHODS:
@@ -158,19 +166,33 @@ class Plan:
             out[method] = {"bytes": self.static(step.dtype, method), "batch": 0}
             if room <= 0:
                 continue
-            batches = self._curve("batch", whole if full else step, (2, 4), full=full)
+            batches = self._curve("batch", whole if full else step, (2, 4), MOST_BATCH, full=full)
             out[method]["batch"] = largest(lambda b, c=batches, r=room: c(b) <= r, MOST_BATCH)
         room = device.usable - self.static(step.dtype)
         if room > 0:
             limit = self.base.max_length or MOST_LENGTH
             points = sorted({max(2, self.work.length // k) for k in (1, 2, 4)} | {8, 16})[-3:]
-            lengths = self._curve("length", step, points)
+            lengths = self._curve("length", step, points, limit)
             out["lora"]["length"] = largest(lambda n: lengths(n) <= room, limit)
             out["lora"]["rank"] = self._highest_rank(step, device.usable)
         return out
 
-    def _curve(self, what: str, step: Step, sizes: Sequence[int], *, full: bool = False) -> Curve:
-        return Curve([(n, self.traced(replace(step, **{what: n}), full=full).timeline) for n in sizes])
+    def _curve(self, what: str, step: Step, sizes: Sequence[int], most: int, *, full: bool = False) -> Callable[[int], int]:
+        def through(sizes: Sequence[int]) -> Curve:
+            return Curve([(n, self.traced(replace(step, **{what: n}), full=full).timeline) for n in sizes])
+
+        # A loss of more than one chunk holds no more logits, whatever the size, so from there on another curve holds.
+        edge = max(1, chunk_rows(self._vocabulary) // (step.length if what == "batch" else step.batch))
+        low, high = 2 * edge, min(8 * edge, most)
+        if step.task != "causal-lm" or high - low < len(sizes):
+            return through(sizes)
+        beyond = through([low + (high - low) * k // (len(sizes) - 1) for k in range(len(sizes))])
+        if edge < sizes[-1]:
+            return beyond
+        below = through(sizes)
+        start, rise = below(edge), (beyond(low) - below(edge)) / (low - edge)
+        # Between the two the peak is below the line that joins them: it is the highest of several lines.
+        return lambda n: below(n) if n <= edge else beyond(n) if n >= low else round(start + rise * (n - edge))
 
     def _highest_rank(self, step: Step, usable: int) -> int:
         most = min((min(m["shape"]) for m in self.coverage.modules), default=0)
@@ -198,7 +220,9 @@ class Plan:
     def seconds(self, rate: Rate, *, gpu: bool, batch: int | None = None, length: int | None = None) -> float:
         """Return how long one optimizer step takes at this rate, of the largest batch or of another shape."""
         step = self.work.step(self.base.task, gpu)
-        step = replace(step, batch=batch or step.batch, length=length or step.length, again=False)
+        step = replace(
+            step, batch=batch or step.batch, length=length or step.length, again=False, packed=() if batch else step.packed
+        )
         found = self.traced(step)
         return self.work.accumulate * rate.seconds(found.flops, found.moved, found.calls)
 

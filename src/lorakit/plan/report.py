@@ -7,6 +7,7 @@ from lorakit.data.batches import Batches
 from lorakit.data.encode import Example, is_regression, label_names
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import ModelError, SpecError
+from lorakit.evaluate.packing import why_not
 from lorakit.evaluate.subject import encode
 from lorakit.models import Loaded, locate, quiet
 from lorakit.plan import devices
@@ -38,7 +39,7 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
     task, labels = _task_of(rows, asked.task)
     base = skeleton(asked.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, run.max_length, labels, asked.loss_on) if rows else None
-    batches = Batches([len(e.ids) for e in examples], run.batch_size, run.seed) if examples else None
+    batches = batches_of(run, base, examples) if examples else None
     plan = make(base, spec, work_of(run, base, batches))
     out = {**described(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
     chosen = devices.all_devices() if asked.device is None else [device]
@@ -78,6 +79,20 @@ def summary(out: dict[str, Any]) -> str:
     return text
 
 
+def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches:
+    """Return the batches of a run; packed where nothing of the model's shape speaks against it.
+
+    Raises:
+        SpecError: fewer tokens a batch than the longest row has.
+    """
+    lengths = [len(e.ids) for e in examples]
+    if run.batch_tokens is not None and run.batch_tokens < max(lengths):
+        raise SpecError(f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {max(lengths):,} tokens.",
+                        advice="Raise it, or lower --max-length. Nothing was started.")  # fmt: skip
+    packed = run.packing != "off" and base.task == "causal-lm" and base.runs and why_not(base.model, max(lengths)) is None
+    return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
+
+
 def work_of(run: Any, base: Skeleton, batches: Batches | None) -> Work:
     """Return what a run does at once: the largest of its batches, or without rows the largest that there could be."""
     sizes: dict[str, Any] = {"batch": run.batch_size, "length": run.max_length or min(LENGTH, base.max_length or LENGTH)}
@@ -85,6 +100,8 @@ def work_of(run: Any, base: Skeleton, batches: Batches | None) -> Work:
         k = batches.longest(0, batches.per_epoch)
         rows, width = batches.shape(k)
         sizes = {"batch": rows, "length": width, "padded": any(batches.lengths[i] != width for i in batches[k])}
+        if batches.packed:
+            sizes |= {"packed": tuple(batches.lengths[i] for i in batches[k])}
     return Work(**sizes, accumulate=run.accumulate, base_dtype=run.base_dtype, mixed=run.mixed_precision,
                 checkpointing=run.gradient_checkpointing)  # fmt: skip
 
@@ -127,7 +144,7 @@ def _time(plan: Plan, device: devices.Device, run: Any, batches: Batches | None,
     if batches is None:
         return {**none, "seconds_per_step": plan.seconds(rate, gpu=device.gpu), "flops_per_second": rate.flops}
     shapes = [batches.shape(k) for k in range(batches.per_epoch)]
-    width = round(sum(n * w for n, w in shapes) / sum(n for n, _ in shapes))
+    width = round(sum(batches.width(k) for k in range(batches.per_epoch)) / sum(n for n, _ in shapes))
     mean = plan.seconds(rate, gpu=device.gpu, batch=max(n for n, _ in shapes), length=max(width, 2))
     # Passes, not steps: what is left over at the end of an epoch is a pass too.
     epoch = mean / run.accumulate * sum(n for n, _ in shapes) / max(n for n, _ in shapes)

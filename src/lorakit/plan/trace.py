@@ -19,7 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from lorakit.data.batches import laid_out
 from lorakit.errors import PlanError
+from lorakit.evaluate.packing import packing
 from lorakit.evaluate.score import batch_loss
 from lorakit.slot import SLOT
 
@@ -37,6 +39,7 @@ class Step:
         dtype: of the base's weights.
         mixed: no, bf16 or fp16.
         padded: sequences differ in length, so that attention gets a mask.
+        packed: tokens of each sequence, where they lie one after the other; batch and length do not count then.
         checkpointing: activations are computed again in the backward pass.
         fused: attention's own dropout costs no memory, as in the kernels of GPUs.
         again: gradients of an earlier pass are there already (accumulation).
@@ -48,6 +51,7 @@ class Step:
     dtype: torch.dtype = torch.float32
     mixed: str = "no"
     padded: bool = True
+    packed: tuple[int, ...] = ()
     checkpointing: bool = False
     fused: bool = False
     again: bool = False
@@ -101,14 +105,16 @@ def trace(model: nn.Module, step: Step) -> Trace:
         model.train()
         # Models leave the mask out where nothing is padded; of a fake mask they cannot tell, so they are not given one.
         names = ("input_ids", "attention_mask") if step.padded else ("input_ids",)
-        batch = {name: torch.ones(step.batch, step.length, dtype=torch.long) for name in names}
+        batch: dict[str, Any] = {name: torch.ones(step.batch, step.length, dtype=torch.long) for name in names}
+        if step.packed:
+            batch = laid_out([[1] * length for length in step.packed])
         batch["labels"] = batch["input_ids"] if step.task == "causal-lm" else torch.ones(step.batch, dtype=torch.long)
         window = getattr(config, "sliding_window", None)
-        masked = step.padded or (window is not None and window < step.length)
+        masked = not step.packed and (step.padded or (window is not None and window < step.length))
         meter = _Meter(known, config.vocab_size)
         kept, cast = 0, torch.autocast("cpu", AUTOCAST[step.mixed]) if step.mixed != "no" else nullcontext()
         try:
-            with meter, _Attention(step.fused, masked):
+            with meter, _Attention(step.fused, masked), packing(model) if step.packed else nullcontext():
                 for _ in range(1 + step.again):
                     with cast:
                         loss, out = batch_loss(model, batch, step.task)

@@ -37,6 +37,13 @@ class TrainSpec:
     epochs: float = option(3.0, "passes over the data")
     steps: int | None = option(None, "optimizer steps, instead of epochs", type=int)
     batch_size: int = option(16, "sequences of one forward pass")
+    packing: str = option(
+        "auto", "rows of a batch one after the other, without padding, each for itself (causal-lm): auto where the model is "
+        "seen to keep them apart", choices=("auto", "on", "off"),
+    )  # fmt: skip
+    batch_tokens: int | None = option(
+        None, "about so many tokens of packed rows in one forward pass, instead of batch_size sequences", type=int
+    )
     accumulate: int = option(1, "forward passes of one optimizer step")
     lr: float | None = option(None, "peak learning rate (default: 5e-4 x sqrt(2000 / width of the model))", type=float)
     schedule: str = option("cosine", "how the learning rate goes on after warm-up", choices=("constant", "linear", "cosine"))
@@ -97,9 +104,8 @@ class TrainSpec:
                 continue
             if choices and value not in choices:
                 yield f.name, f"{value!r} is none of {', '.join(choices)} {near(str(value), choices, 1)}".rstrip()
-        least = {"max_length": 2, "steps": 1, "batch_size": 1, "accumulate": 1, "eval_every": 1, "eval_batch_size": 1,
-                 "checkpoint_every": 1, "keep": 1, "rank_budget": 1, "patience": 1, "threads": 1, "seed": 0,
-                 "target_rank": 1, "budget_every": 1}  # fmt: skip
+        least = {"max_length": 2, "steps": 1, "batch_size": 1, "batch_tokens": 2, "accumulate": 1, "eval_every": 1,
+                 "eval_batch_size": 1, "checkpoint_every": 1, "keep": 1, "patience": 1, "threads": 1, "seed": 0}  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < bound):
@@ -115,6 +121,8 @@ class TrainSpec:
                 yield name, f"{'a number above 0' if name in ('epochs', 'lr') else '0 or more'} is needed, got {value!r}"
         if isinstance(self.eval_fraction, int | float) and not self.eval_fraction < 1:
             yield "eval_fraction", f"a share from 0 to below 1 is needed, got {self.eval_fraction!r}"
+        if self.batch_tokens is not None and self.packing == "off":
+            yield "batch_tokens", "rows that are padded are counted by batch_size; packing is off"
         if self.resume and self.overwrite:
             yield "resume", "a run is either gone on with or overwritten"
 

@@ -22,13 +22,14 @@ from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example, is_regression, label_names
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, OutputError, PlanError, SpecError
+from lorakit.evaluate.packing import leaks, packing, why_not
 from lorakit.evaluate.score import evaluate
 from lorakit.evaluate.subject import encode
 from lorakit.inits import looks_at_data
 from lorakit.models import TASK_TYPES, Loaded, load, pad_id
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
-from lorakit.plan.report import described, summary, tokenised, work_of
+from lorakit.plan.report import batches_of, described, summary, tokenised, work_of
 from lorakit.plan.skeleton import skeleton
 from lorakit.ranks import EXPLAINED, schedule, suggest
 from lorakit.spec import Spec
@@ -130,6 +131,7 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     longest = min(512, loaded.max_length) if settings.max_length is None else settings.max_length
     examples = encode(rows, loaded, longest, settings.loss_on)
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
+    packed = _is_packed(loaded.model, examples, settings, task, say)
     spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
     first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
     spec = _spread(loaded.model, spec, settings, first)
@@ -145,7 +147,17 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
     lr = settings.lr if settings.lr is not None else default_lr(width)
     job = Job(
-        loaded.model, adapter, task, examples, held, pad_id(loaded.tokenizer), len(labels), settings, lr, Path(settings.output)
+        loaded.model,
+        adapter,
+        task,
+        examples,
+        held,
+        pad_id(loaded.tokenizer),
+        len(labels),
+        settings,
+        lr,
+        Path(settings.output),
+        packed,
     )
     if spec.delta == "adalora" and adapter.deltas:
         budget_of(adapter, settings, job.steps)  # refuses what it could not keep
@@ -154,7 +166,7 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
         say(f"note: {shared:,} held-out rows also stand in the training data")
     facts = {
         "model": settings.model, "model_name": loaded.name, "task": task, "labels": labels, "rows": len(rows),
-        "rows_held_out": len(held_out or ()),
+        "rows_held_out": len(held_out or ()), "packed": packed,
         "rows_cut": cut, "rows_repeated": rows.repeated, "rows_shared": shared, "max_length": longest, "lr": lr,
         "trainable_parameters": covered.trainable_parameters, "total_parameters": covered.total_parameters,
         "adapted_modules": len(covered.modules), "coverage": covered.to_dict(), "spec": adapter.spec.to_dict(),
@@ -174,8 +186,7 @@ def plan_first(
     """
     base = skeleton(settings.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
-    batches = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed)
-    plan = make(base, spec, work_of(settings, base, batches))
+    plan = make(base, spec, work_of(settings, base, batches_of(settings, base, examples)))
     try:
         told = described(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
@@ -202,9 +213,33 @@ def _spread(model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, A
     return schedule(model, spec, shape=settings.ranks, budget=settings.rank_budget, batches=looks)
 
 
+def _is_packed(
+    model: Any, examples: Sequence[Example], settings: TrainSpec, task: str, say: Callable[[str], None]
+) -> bool:  # fmt: skip
+    """Tell whether rows are packed, as asked, and as the model is seen to take them.
+
+    Raises:
+        SpecError: packing was asked for, or batches by tokens, and cannot be done.
+    """
+    if settings.packing == "off":
+        return False
+    longest = max(len(e.ids) for e in examples)
+    why = "rows are packed for causal-lm alone" if task != "causal-lm" else why_not(model, longest)
+    if why is None:
+        with packing(model):
+            why = leaks(model)
+    if why is not None and (settings.packing == "on" or settings.batch_tokens is not None):
+        asked = "packing" if settings.packing == "on" else "batch_tokens"
+        raise SpecError(f"{asked}: the rows of {settings.data} cannot be packed for {type(model).__name__}: {why}.",
+                        advice="Leave it out: rows are padded then. Nothing was started.")  # fmt: skip
+    if why is not None and task == "causal-lm":
+        say(f"note: rows are padded, not packed: {why}")
+    return why is None
+
+
 def _first(examples: Sequence[Example], settings: TrainSpec, pad: int, device: torch.device) -> list[dict[str, Any]]:
     """Return the batches that the run begins with, as the model is called with them for a loss."""
-    order = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed)
+    order = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed, settings.batch_tokens)
     return [collate([examples[i] for i in order[k]], pad, device) for k in range(min(FIRST, order.per_epoch))]
 
 

@@ -5,6 +5,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -16,9 +17,10 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.data.batches import Batches, collate
+from lorakit.data.batches import Batches, collate, packed_rows
 from lorakit.data.encode import Example
 from lorakit.errors import TrainingError, many
+from lorakit.evaluate.packing import packing
 from lorakit.evaluate.score import batch_loss, evaluate
 from lorakit.train import resume
 from lorakit.train.budget import Budget
@@ -45,12 +47,25 @@ class Job:
     settings: TrainSpec
     lr: float
     output: Path
+    packed: bool = False
+
+    @property
+    def batches(self) -> Batches:
+        """The order of the batches."""
+        s = self.settings
+        return Batches([len(e.ids) for e in self.examples], s.batch_size, s.seed, s.batch_tokens, packed=self.packed)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        batches = math.ceil(len(self.examples) / self.settings.batch_size)
-        return self.settings.steps or max(1, math.ceil(self.settings.epochs * batches / self.settings.accumulate))
+        return self.settings.steps or max(
+            1, math.ceil(self.settings.epochs * self.batches.per_epoch / self.settings.accumulate)
+        )
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Return what the loss is taken of."""
+        device = next(self.model.parameters()).device
+        return packed_rows(examples, device) if self.packed else collate(examples, self.pad, device)
 
     @property
     def every(self) -> int:
@@ -133,7 +148,7 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
     budget = None
     if adapter.spec.delta == "adalora" and adapter.deltas:
         budget = budget_of(adapter, settings, job.steps)
-    batches = Batches([len(e.ids) for e in job.examples], settings.batch_size, settings.seed)
+    batches = job.batches
     at = Progress()
     if state:
         optimizer.load_state_dict(state["optimizer"])
@@ -147,12 +162,14 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         turn_on({"use_reentrant": False})
     job.model.train()
-    rehearse(job, accelerator, batches, at.step * settings.accumulate, job.steps * settings.accumulate)
+    packs = packing if job.packed else nullcontext
+    with packs(job.model):
+        rehearse(job, accelerator, batches, at.step * settings.accumulate, job.steps * settings.accumulate)
     torch.manual_seed(settings.seed)
     if state:
         resume.set_random_state(state["random"])
     try:
-        with Signals() as signals:
+        with packs(job.model), Signals() as signals:
             while at.step < job.steps and not at.stopped_early:
                 _step(job, accelerator, optimizer, batches, at, log, budget)
                 last = at.step == job.steps or at.stopped_early
@@ -193,9 +210,8 @@ def _step(
     count = sum(e.trained for group in groups for e in group)
     total = 0.0
     for group in groups:
-        batch = collate(group, job.pad, next(job.model.parameters()).device)
         with accelerator.autocast():
-            loss = batch_loss(job.model, batch, job.task)[0] / count
+            loss = batch_loss(job.model, job.batch(group), job.task)[0] / count
         total += loss.item()
         if not math.isfinite(total):
             _stop(job, at, f"The loss is {total} at step {at.step + 1}.")

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from lorakit.data.batches import Batches, collate
+from lorakit.data.batches import Batches
 from lorakit.errors import TrainingError
 from lorakit.evaluate.score import batch_loss
 from lorakit.train import resume
@@ -35,9 +35,8 @@ def rehearse(job: Any, accelerator: Accelerator, batches: Batches, first: int, l
     try:
         # AdamW's two moments come with the first step, and this batch may come after it; so room is kept for them.
         room = [torch.empty_like(p) for p in parameters for _ in range(2)]
-        batch = collate([job.examples[i] for i in batches[k]], job.pad, next(model.parameters()).device)
         with accelerator.autocast():
-            loss = batch_loss(model, batch, job.task)[0]
+            loss = batch_loss(model, job.batch([job.examples[i] for i in batches[k]]), job.task)[0]
         accelerator.backward(loss)
         del room
     except RuntimeError as error:

@@ -1,0 +1,76 @@
+"""Training on packed rows: the same losses as on padded ones, seen in the report, refused where it would be wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorakit.errors import SpecError
+from lorakit.spec import Spec
+from lorakit.train import job as jobs
+from lorakit.train.config import TrainSpec
+from lorakit.train.job import run
+
+from ..conftest import sentences
+
+
+@pytest.fixture
+def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
+    return {"model": str(tiny_llama), "data": str(path), "output": str(tmp_path / "out"), "batch_size": 8, "steps": 10,
+            "lr": 5e-3, "threads": 1, "eval_fraction": 0.0, "base_dtype": "float32"}  # fmt: skip
+
+
+def losses(output: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_packed_and_padded_rows_train_alike(settings: dict[str, Any], tmp_path: Path) -> None:
+    report = run(TrainSpec(**settings), Spec(rank=4))
+    other = run(TrainSpec(**{**settings, "output": str(tmp_path / "off")}, packing="off"), Spec(rank=4))
+    assert (report["packed"], other["packed"]) == (True, False)
+    assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "off"), abs=2e-4)
+
+
+def test_batches_by_tokens_train_every_row_once_an_epoch(settings: dict[str, Any]) -> None:
+    settings.pop("steps")
+    whole = run(TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True), Spec(rank=4))
+    report = run(TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True, batch_tokens=100), Spec(rank=4))
+    assert report["tokens"] == whole["tokens"] and report["steps"] == whole["tokens"] // 100
+
+
+def test_the_model_has_its_own_attention_back(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Any] = []
+    real = jobs.fit
+    monkeypatch.setattr(jobs, "fit", lambda job, *more: kept.append(job) or real(job, *more))
+    run(TrainSpec(**settings), Spec(rank=4))
+    assert kept[0].packed and kept[0].model.config._attn_implementation == "sdpa"
+
+
+LEAKS = ": the rows of DATA cannot be packed for LlamaForCausalLM: a packed row sees the others."
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    ({"packing": "on"}, f"packing{LEAKS}"), ({"batch_tokens": 99}, f"batch_tokens{LEAKS}"),
+    ({"batch_tokens": 5}, "batch_tokens: 5 asked, the longest row has 13 tokens.")], ids=str)  # fmt: skip
+def test_what_cannot_be_packed_is_refused(more: dict[str, Any], said: str, settings: dict[str, Any],
+                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(jobs, "leaks", lambda model: "a packed row sees the others")
+    with pytest.raises(SpecError) as caught:
+        run(TrainSpec(**settings, **more), Spec(rank=4))
+    assert caught.value.message == said.replace("DATA", settings["data"])
+
+
+def test_rows_are_padded_where_packing_was_not_asked_for(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "leaks", lambda model: "a packed row sees the others")
+    told: list[str] = []
+    assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["packed"] is False
+    assert "note: rows are padded, not packed: a packed row sees the others" in told
+
+
+def test_tokens_of_padded_rows_are_not_counted() -> None:
+    with pytest.raises(SpecError, match="1 fault in the settings of the run") as caught:
+        TrainSpec(model="m", data="d", output="o", packing="off", batch_tokens=64)
+    assert caught.value.faults == ["batch_tokens: rows that are padded are counted by batch_size; packing is off"]
