@@ -15,6 +15,7 @@ FLOORS = [
     "slot deltas sites",
     "formats shares",
     "targets fingerprint inits adapter spectra",
+    "vocabulary",
     "fusing attach overlap data models ranks",
     "coverage check merging rows anatomy",
     "algebra plots",

@@ -11,6 +11,7 @@ from torch import nn
 
 from lorakit import formats
 from lorakit.delta import Delta
+from lorakit.deltas.tokens import TokenRows
 from lorakit.spec import Spec, full_name
 
 
@@ -43,6 +44,17 @@ class Adapter:
     ):
         self.spec, self.deltas, self.whole = spec, dict(deltas), dict(whole or {})
         self.provenance, self.target_names = dict(provenance or {}), target_names or tuple(self.deltas)
+        self.tied: dict[str, Delta] = {}  # of layers that share a weight with one in deltas, while it is on a model
+
+    @property
+    def placed(self) -> dict[str, Delta]:
+        """The deltas by every place of a model that they change, those that share a weight included."""
+        return {**self.deltas, **self.tied}
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """Ids of the tokens whose rows train, by the name of the weight."""
+        return {full_name(n, "weight"): [int(i) for i in d.tokens] for n, d in self.deltas.items() if isinstance(d, TokenRows)}
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield `module.A`, `module.B` and the names of whole parameters, with the tensors that train."""

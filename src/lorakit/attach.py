@@ -19,6 +19,7 @@ from lorakit.slot import State, base_parameters, exchange, find_state, own_modul
 from lorakit.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec, matches
 from lorakit.targets import Place, check_parts, places, select, short_names, spelled, whole
+from lorakit.vocabulary import new_rows, tied
 
 
 def attach(
@@ -76,6 +77,7 @@ def attach(
                          advice="Call unmerge, or detach to keep the merged weights as a new base.")  # fmt: skip
     known = places(model, (what if isinstance(what, Spec) else what.spec).parts)
     adapter = _new(model, what, known, seed, batches) if isinstance(what, Spec) else _fit(model, what, known, any_base)
+    adapter.tied = tied(model, adapter, known)
     on = {**state.on, name: 1.0}
     if clashes := _clashes({**state.adapters, name: adapter}, on, known):
         raise AdapterMismatch("Two adapters that are on cannot train the same parameters.", clashes,
@@ -83,7 +85,7 @@ def attach(
     if not state.adapters:
         state.found = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
         model.requires_grad_(False)
-    for path, delta in adapter.deltas.items():
+    for path, delta in adapter.placed.items():
         place = known[path]
         delta.to(place.site.read(place.layer).device).requires_grad_(trainable).train(place.layer.training)
         put(place.layer, state, place.of, (name, place.key), place.site, delta)
@@ -124,6 +126,8 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, ba
         more: Any = {"alpha": settings.alpha, "dropout": settings.dropout, "scale_rule": settings.scale_rule,
                      "kind": place.site.kind, "kernel": place.site.kernel(place.layer), "rows": place.site.rows}  # fmt: skip
         deltas[n] = kind.start(A, M, generator, **shared, **more) if B is None else Moved(A, B, **more)
+    deltas |= new_rows(model, spec, known, (*chosen, *modules))
+    deltas = {n: deltas[n] for n in known if n in deltas}
     inside = tuple(f"{n}." for n in modules)
     layers = {p.module: None for p in chosen.values() if p.site.kind != "experts"}  # files name layers, not their parts
     adapted, trained = {*layers, *chosen}, {}
@@ -135,10 +139,11 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, ba
     if not deltas and not trained:
         raise SpecError("Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.",
                         advice="Name a target, a bias mode that the model has biases for, or a whole module.")  # fmt: skip
-    origin = {"base_fingerprint": fingerprint(model, without=modules), "seed": seed}
+    adapter = Adapter(spec, deltas, trained, {}, short_names(layers, dict(own_modules(model))))
+    adapter.provenance |= {"base_fingerprint": fingerprint(model, without=modules, rows=adapter.rows), "seed": seed}
     if name := getattr(model, "name_or_path", ""):  # of transformers
-        origin["base_model"] = name
-    return Adapter(spec, deltas, trained, origin, short_names(layers, dict(own_modules(model))))
+        adapter.provenance["base_model"] = name
+    return adapter
 
 
 def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_base: bool) -> Adapter:
@@ -165,7 +170,7 @@ def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_bas
         total = 2 * len(adapter.deltas) + len(adapter.whole)
         counted = f"{many(len(faults), 'fault')}, {many(total, 'tensor')}"
         raise AdapterMismatch(f"The adapter does not fit {type(model).__name__}: {counted}.", faults, where)
-    trained_on, here = adapter.provenance.get("base_fingerprint"), fingerprint(model, without=modules)
+    trained_on, here = adapter.provenance.get("base_fingerprint"), fingerprint(model, without=modules, rows=adapter.rows)
     if trained_on and here and trained_on != here and not any_base:
         raise AdapterMismatch(f"The adapter was trained on other base weights ({trained_on}) than this model's ({here}).",
                               advice=f"{where} Pass any_base=True (--any-base) if you mean it.")  # fmt: skip
@@ -204,7 +209,7 @@ def _clashes(adapters: Mapping[str, Adapter], on: Iterable[str], known: Mapping[
             holder[path] = name
     for name in on:
         faults += [f"{path}   is trained whole by {holder[path]!r} and adapted by {name!r}"
-                   for n in adapters[name].deltas if n in known and (path := known[n].path) in holder]  # fmt: skip
+                   for n in adapters[name].placed if n in known and (path := known[n].path) in holder]  # fmt: skip
     return faults
 
 

@@ -38,7 +38,7 @@ def check(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     ['0']
     """
     state = state_of(model)
-    adapted = {n for adapter in state.adapters.values() for n in adapter.deltas}
+    adapted = {n for adapter in state.adapters.values() for n in adapter.placed}
     places = {name: place for name, place in places_of(model, state).items() if name in adapted}
     owners: dict[int, set[nn.Module]] = {}
     for module in model.modules():

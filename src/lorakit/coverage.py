@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from lorakit.attach import places_of
+from lorakit.errors import many
 from lorakit.slot import State, base_parameters, find_state, own_modules
 
 
@@ -14,7 +15,8 @@ class Coverage:
     """Counts of one model; `print` shows them as a table, `to_dict` gives them as JSON holds them.
 
     Attributes:
-        modules: adapted layers: name, kind, shape (out, in), and rank and scale by adapter.
+        modules: adapted layers: name, kind, shape (out, in), and rank and scale by adapter (and
+            tokens, where single rows train: how many).
         whole: names of the parameters that are trained whole (biases, heads).
         skipped: layers of a kind that can be adapted, and are neither adapted nor trained whole: name, kind, shape.
         unreachable: modules with a matrix that no site holds, by class name: how many, and how many values.
@@ -50,7 +52,7 @@ class Coverage:
         for name, (count, values) in self.unreachable.items():
             lines.append(f"  out of reach {f'{name} ({count} modules)':<44} {values:,} values in a form no site holds")
         large = [(m, told["rank"]) for m in self.modules for told in m["adapters"].values()
-                 if told["rank"] * sum(m["shape"]) >= m["shape"][0] * m["shape"][1]]  # fmt: skip
+                 if "tokens" not in told and told["rank"] * sum(m["shape"]) >= m["shape"][0] * m["shape"][1]]  # fmt: skip
         for m, rank in large[:1]:
             (out, inputs), more = m["shape"], f", and {len(large) - 1} more," if len(large) > 1 else ""
             lines.append(f"  note: rank {rank} of {m['name']}{more} has no fewer values than the matrix itself "
@@ -66,7 +68,8 @@ def _groups(modules: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     """Group layers by the end of their name and shape: (kind and shape, name and count, ranks)."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for m in modules:
-        ranks = tuple(f"{a}: rank {t['rank']}, scale {t['scale']:g}" for a, t in m.get("adapters", {}).items())
+        ranks = tuple(f"{a}: {many(t['tokens'], 'row')}" if "tokens" in t else f"{a}: rank {t['rank']}, scale {t['scale']:g}"
+                      for a, t in m.get("adapters", {}).items())  # fmt: skip
         groups.setdefault((m["name"].split(".")[-1], m["kind"], tuple(m["shape"]), ranks), []).append(m)
     return [(f"{kind} {inputs} -> {out}", f"{end} ({len(f)} layers)" if len(f) > 1 else f[0]["name"], "; ".join(ranks))
             for (end, kind, (out, inputs), ranks), f in groups.items()]  # fmt: skip
@@ -82,13 +85,14 @@ def coverage(model: nn.Module) -> Coverage:
     """
     state = find_state(model)
     modules, skipped, known = [], [], places_of(model, state or State())
-    reached = {p.path for n, p in known.items() if state and any(n in a.deltas for a in state.adapters.values())}
+    reached = {p.path for n, p in known.items() if state and any(n in a.placed for a in state.adapters.values())}
     whole = sorted({path for a in state.adapters.values() for path in a.whole}) if state else []
     for name, place in known.items():
         told = {"name": name, "kind": place.site.kind, "shape": list(place.shape)}
-        deltas = {n: a.deltas[name] for n, a in state.adapters.items() if name in a.deltas} if state else {}
+        deltas = {n: a.placed[name] for n, a in state.adapters.items() if name in a.placed} if state else {}
         if deltas:
-            adapters = {n: {"rank": d.rank, "alpha": d.alpha, "scale": d.scale} for n, d in deltas.items()}
+            adapters = {n: {"rank": d.rank, "alpha": d.alpha, "scale": d.scale, **({"tokens": d.rank} if d.single else {})}
+                        for n, d in deltas.items()}  # fmt: skip
             modules.append({**told, "adapters": adapters})
         elif place.path not in (*whole, *reached) and not place.is_part:
             skipped.append(told)

@@ -29,7 +29,8 @@ class Delta(nn.Module):
     kinds: tuple[str, ...] = ()  # of layers that it serves; empty for all
     inits: tuple[str, ...] = ()  # of Spec.init that it can start by; empty for all
     biases = True  # whether its files have a place for them
-    zero: str  # the parameter that starts at zero: the first to get a gradient
+    single = False  # whether it is of single rows, given by token
+    zero: str  # the parameter that starts at zero: the first to get a gradient; "" where a batch may have none for it
     rank: Any  # of the change; a property where a tensor tells it
     shape: Any  # (out, in) of the matrix it changes, or of each matrix of a stack
     stack: Any = ()  # leading axes of a stack of matrices

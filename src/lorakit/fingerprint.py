@@ -1,7 +1,7 @@
 """Which base an adapter belongs to: a hash that needs no second of reading, and survives a cast to bfloat16."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from lorakit.slot import base_parameters
 SAMPLES = 16  # values of each tensor that count
 
 
-def fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
+def fingerprint(model: nn.Module, *, without: Iterable[str] = (), rows: Mapping[str, Iterable[int]] | None = None) -> str:
     """Return a hash of the names, shapes and sampled values of the base's parameters.
 
     The values are rounded to bfloat16 first, so a float32 checkpoint and its bfloat16 copy give the same print.
@@ -21,6 +21,7 @@ def fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
     Args:
         model: with or without adapters.
         without: names of modules that do not count (those that are trained whole, such as a new head).
+        rows: numbers of rows that do not count, by the name of their weight (those of new tokens: random in the base).
 
     Returns:
         16 hexadecimal digits; an empty string where a tensor has no values (the meta device).
@@ -32,6 +33,10 @@ def fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
     (True, False)
     """
     skip, digest, seen = tuple(f"{name}." for name in without), hashlib.sha256(), set()
+    own = dict(base_parameters(model)) if rows else {}
+    unseen: dict[int, set[int]] = {}
+    for path, numbers in (rows or {}).items():
+        unseen.setdefault(id(own.get(path)), set()).update(numbers)
     for name, parameter in sorted(base_parameters(model), key=lambda item: item[0]):
         if name.startswith(skip) or id(parameter) in seen:
             continue
@@ -44,6 +49,8 @@ def fingerprint(model: nn.Module, *, without: Iterable[str] = ()) -> str:
         count = min(SAMPLES, flat.numel())
         # In whole numbers: float32 cannot tell the last elements of a large embedding apart.
         at = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
+        if (leave := unseen.get(id(parameter))) is not None:
+            at = [i for i in at if i // parameter[0].numel() not in leave]
         values = flat[torch.tensor(at, dtype=torch.long, device=flat.device)]
         values = values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values.long()
         digest.update(f"{name} {tuple(parameter.shape)} {values.tolist()}\n".encode())

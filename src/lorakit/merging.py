@@ -61,7 +61,7 @@ def merge(model: nn.Module) -> Undo:
     trained = {path: tensor for a in state.on for path, tensor in state.adapters[a].whole.items()}
     adapted: dict[str, list[Place]] = {}
     for name, place in places_of(model, state).items():
-        if any(name in state.adapters[a].deltas for a in state.on):
+        if any(name in state.adapters[a].placed for a in state.on):
             adapted.setdefault(place.path, []).append(place)
     faults = [f"{path}   is computed by a parametrization" for path in [*trained, *adapted] if path not in own]
     faults += [f"{path}   is not finite in the adapter" for path, new in trained.items()
@@ -108,8 +108,8 @@ def _sum(state: State, on: Mapping[str, float], places: list[Place]) -> Tensor:
 
 
 def _changes(state: State, on: Mapping[str, float], places: list[Place]) -> list[tuple[float, Any, Any]]:
-    return [(w, place.site, state.adapters[a].deltas[place.name])
-            for a, w in on.items() for place in places if place.name in state.adapters[a].deltas]  # fmt: skip
+    return [(w, place.site, state.adapters[a].placed[place.name])
+            for a, w in on.items() for place in places if place.name in state.adapters[a].placed]  # fmt: skip
 
 
 def _refuse_coarse(state: State, adapted: Mapping[str, list[Place]]) -> None:

@@ -77,6 +77,13 @@ class Spec:
         "names of modules that are trained whole and saved beside the adapter; norms: all normalisation layers",
         several=True,
     )
+    token_rows: tuple[int, ...] | Mapping[str, tuple[int, ...]] = option(
+        (),
+        "ids of tokens whose rows train, and no others, in the input embedding and a head that is tied to it; in Python and "
+        "YAML also {module: ids}",
+        several=True,
+        type=int,
+    )
     parts: Mapping[str, Mapping[str, int]] = option(
         dict, "rows of fused layers, where the model class does not tell: {pattern: {part: rows, ..., groups: 1}}", flag=False
     )
@@ -91,6 +98,10 @@ class Spec:
             if not isinstance(value, str) or name == "whole_modules":
                 several = isinstance(value, Iterable) and not isinstance(value, str)
                 object.__setattr__(self, name, tuple(cast(Iterable[Any], value)) if several else (value,))
+        rows: Any = self.token_rows
+        if isinstance(rows, Mapping):
+            rows = {name: _ids(ids) for name, ids in cast(Mapping[Any, Any], rows).items()}
+        object.__setattr__(self, "token_rows", _ids(rows))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(f"{many(len(faults), 'fault')} in the spec.", faults, "Nothing was attached.")
@@ -111,6 +122,7 @@ class Spec:
         if self.targets == ():
             yield "targets", "empty; targets='none' trains biases or whole modules alone"
         yield from self._part_faults()
+        yield from self._row_faults()
         overrides: Any = self.overrides
         if not isinstance(overrides, Mapping):
             yield "overrides", f"{{pattern: {{field: value}}}} is needed, got {overrides!r}"
@@ -138,6 +150,22 @@ class Spec:
             if not isinstance(pattern, str) or not whole or not words or not [part for part, _ in rows if part != "groups"]:
                 yield f"parts[{pattern!r}]", f"{{part: rows}} with words and whole numbers is needed, got {sizes!r}"
 
+    def _row_faults(self) -> Iterator[tuple[str, str]]:
+        rows: Any = self.token_rows
+        named = cast(dict[Any, Any], rows) if isinstance(rows, dict) else {"": rows}
+        for where, given in named.items():
+            name = f"token_rows[{where!r}]" if named is rows else "token_rows"
+            if not isinstance(given, tuple) or not isinstance(where, str) or (named is rows and not (given and where)):
+                yield name, f"ids of tokens, or {{module: ids}}, are needed, got {rows!r}"
+                continue
+            ids = cast(tuple[Any, ...], given)
+            if odd := [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or i < 0]:
+                yield name, f"whole numbers from 0 on are needed, got {', '.join(map(repr, odd))}"
+            elif doubled := sorted({i for i in ids if ids.count(i) > 1}):
+                yield name, f"{', '.join(map(str, doubled))} stands there more than once"
+        if rows and self.delta not in ("lora", "dora"):
+            yield "token_rows", f"the files of delta {self.delta!r} have no place for rows of tokens; lora's and dora's have"
+
     def change(self, name: str) -> dict[str, Any]:
         """Return the first override that matches the layer called `name`; empty where none does."""
         empty: dict[str, Any] = {}
@@ -160,6 +188,10 @@ class Spec:
         if faults:
             raise SpecError(f"{many(len(faults), 'unknown field')} in the spec.", faults)
         return cls(**values)
+
+
+def _ids(given: Any) -> Any:
+    return tuple(cast(list[Any], given)) if isinstance(given, list | range) else given
 
 
 def setting_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,12 @@ def llama() -> nn.Module:
         num_key_value_heads=2, max_position_embeddings=64))  # fmt: skip
 
 
+def tied() -> nn.Module:
+    return filled(LlamaForCausalLM, LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True))  # fmt: skip
+
+
 def gpt2() -> nn.Module:
     return filled(GPT2LMHeadModel, GPT2Config(
         vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0))  # fmt: skip
@@ -51,7 +57,7 @@ def t5() -> nn.Module:
         vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0))  # fmt: skip
 
 
-FAMILIES = {"llama": llama, "gpt2": gpt2, "bert": bert, "t5": t5}
+FAMILIES = {"llama": llama, "tied": tied, "gpt2": gpt2, "bert": bert, "t5": t5}
 IDS = [[(7 * i + 13 * j) % 50 for i in range(6)] for j in range(2)]
 
 

@@ -179,7 +179,7 @@ def test_edited_config_is_seen(folder: Path) -> None:
 
 
 UNSUPPORTED = {
-    "lora_bias": True, "trainable_token_indices": [1, 2],
+    "lora_bias": True,
     "alora_invocation_tokens": [3], "use_qalora": True, "use_bdlora": {"x": 1}, "layer_replication": [[0, 1], [0, 1]],
     "megatron_config": {"a": 1}, "loftq_config": {"loftq_bits": 4}, "corda_config": {"a": 1}, "lora_ga_config": {"a": 1},
     "arrow_config": {"a": 1}, "kasa_config": {"a": 1}, "velora_config": {"a": 1}, "monteclora_config": {"a": 1},

@@ -66,6 +66,18 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert, biases of adapted layers": ("bert", {"targets": "qkvo", "bias": "adapted"}),
     "t5, qv": ("t5", {"targets": "qv"}),
     "t5, all-linear": ("t5", {}),
+    "llama, rows of tokens": ("llama", {"targets": "qv", "token_rows": (13, 7)}),
+    "llama, rows of embedding and head": (
+        "llama",
+        {"targets": "qv", "token_rows": {"embed_tokens": (13,), "lm_head": (7, 1)}},
+    ),
+    "tied llama, rows of tokens": ("tied", {"targets": "qv", "token_rows": (13, 7)}),
+    "tied llama, rows of tokens apart": ("tied", {"targets": "qv", "token_rows": {"embed_tokens": (13,), "lm_head": (7, 13)}}),
+    "tied llama, rows of the head alone": ("tied", {"targets": "qv", "token_rows": {"lm_head": (7, 13)}}),
+    "tied llama, rows of tokens alone": ("tied", {"targets": "none", "token_rows": (13, 7)}),
+    "tied llama, rows of tokens and dora": ("tied", {"delta": "dora", "targets": "qv", "token_rows": (13, 7)}),
+    "gpt2, rows of tokens": ("gpt2", {"targets": ["c_attn"], "token_rows": (49, 0, 7)}),
+    "gpt2, rows of tokens alone": ("gpt2", {"targets": "none", "token_rows": (49, 0, 7)}),
 }
 
 
@@ -115,6 +127,17 @@ THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5, q and v": ("t5", {"target_modules": ["q", "v"]}),
     "t5, all biases": ("t5", {"target_modules": ["q", "v"], "bias": "all"}),
     "t5, all-linear": ("t5", {"target_modules": "all-linear"}),
+    "llama, rows of tokens": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [13, 7]}),
+    "llama, rows of embedding and head": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": {
+        "embed_tokens": [13, 7], "lm_head": [7]}}),
+    "tied llama, rows of tokens": ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": [13, 7]}),
+    "tied llama, the same rows of both": ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": {
+        "embed_tokens": [13, 7], "lm_head": [13, 7]}}),
+    "tied llama, other rows of the head": ("tied", {"target_modules": ["q_proj"], "trainable_token_indices": {
+        "embed_tokens": [13, 7], "lm_head": [13, 8]}}),
+    "gpt2, rows of tokens": ("gpt2", {"target_modules": ["c_attn"], "trainable_token_indices": [49, 0]}),
+    "gpt2, rows of tokens alone": ("gpt2", {"target_modules": "dummy-target-modules",
+                                            "trainable_token_indices": {"wte": [49, 0]}}),
 }  # fmt: skip
 
 

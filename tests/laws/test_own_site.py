@@ -69,8 +69,8 @@ def test_a_part_with_dora_is_refused_before_it_trains() -> None:
     with pytest.raises(SpecError) as caught:
         lorakit.attach(model, spec)
     assert str(caught.value) == (
-        "1 layer cannot be adapted as asked.\n  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank alone; "
-        "use delta='lora', or name the whole layer\nNothing was attached."
+        "1 layer cannot be adapted as asked.\n  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank "
+        "alone; use delta='lora', or name the whole layer\nNothing was attached."
     )
     assert not lorakit.attached(model)
 

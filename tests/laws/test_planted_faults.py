@@ -13,6 +13,7 @@ import lorakit
 from lorakit import fused, inits, slot, spec
 from lorakit.delta import LowRank
 from lorakit.deltas.moved import Moved
+from lorakit.deltas.tokens import Tied, TokenRows
 from lorakit.formats import peft
 from lorakit.inits import classic
 from lorakit.shares import Share
@@ -22,6 +23,7 @@ from lorakit.sites.parts import Part
 
 from . import law
 from .table import Row
+from .test_token_rows import rows_equal_dense, rows_merge_as_attached
 
 attach = import_module("lorakit.attach")  # lorakit.attach is the function
 merging = import_module("lorakit.merging")
@@ -169,6 +171,16 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                 "moved:convolution3d-float64"),
     "start written with the wrong sign": (edit(Moved, "plain", "-start[1]", "start[1]"), law.written_equals_read,
                                           "moved:conv1d-float32"),
+    "row of the next token": (edit(TokenRows, "matrix", "index_copy(0, self.tokens,", "index_copy(0, (self.tokens + 1) % 40,"),
+                              lambda row, folder: rows_merge_as_attached(), "linear-float64"),
+    "row is that of the next token": (edit(TokenRows, "forward", "== self.tokens", "== (self.tokens + 1) % 40"),
+                                      lambda row, folder: rows_equal_dense(), "linear-float64"),
+    "tied head forgotten": (edit(attach, "attach", "adapter.tied = tied(model, adapter, known)", "adapter.tied = {}"),
+                            lambda row, folder: rows_equal_dense(), "linear-float64"),
+    "rows of the head forgotten": (edit(Tied, "added", "self.of.added(site, layer, x, y, out, weight, into=into)", "out"),
+                                   lambda row, folder: rows_equal_dense(), "linear-float64"),
+    "new rows are added to the old": (edit(TokenRows, "difference", "self.new.to(wide) - old.to(wide)", "self.new.to(wide)"),
+                                      lambda row, folder: rows_equal_dense(), "linear-float64"),
     "start of A is a view of A": (edit(Moved, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
                                   law.attached_equals_dense, "moved:transposed2d-float64"),
 }  # fmt: skip

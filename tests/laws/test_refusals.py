@@ -127,7 +127,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "  'c_atn'   0 layers   did you mean 'c_attn'?\nNothing was attached."),
         "no linear layer": (lambda: nn.Sequential(nn.Embedding(4, 3)), Spec(**few), TargetError,
             "targets='all-linear' finds no linear layer in Sequential.\n"
-            "It can adapt linear, conv1d, embedding, convolution1d, convolution2d, convolution3d, transposed1d, transposed2d, "
+            "It can adapt torchao, bitsandbytes, linear, conv1d, embedding, convolution1d, convolution2d, "
+            "convolution3d, transposed1d, transposed2d, "
             "transposed3d layers; targets='none' trains biases or whole modules alone. "
             "Nothing was attached."),
         "target is a container": (llama, Spec(targets=["self_attn"], **few), TargetError,

@@ -1,6 +1,7 @@
 """Every field of the Spec changes something: one row a field, and a new field without a row fails."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,7 @@ FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
     "init_std": (9.0, lambda **f: all(d.A.std() > 5 for d in deltas(**{"init": "gaussian", **f}))),
     "bias": ("all", lambda **f: f"{QUERY}.bias" in attached(**f)[1].whole),
     "whole_modules": (["classifier"], lambda **f: [*attached(**f)[1].whole] == ["classifier.weight", "classifier.bias"]),
+    "token_rows": ((3, 5), lambda **f: "bert.embeddings.word_embeddings" in attached(**f)[1].deltas),
     "parts": ({"query": {"one": 6, "two": 10}}, lambda **f: f"{QUERY}.one" in places(bert(), f.get("parts"))),
     "dtype": ("bfloat16", lambda **f: {p.dtype for p in attached(**f)[1].parameters()} == {torch.bfloat16}),
     "overrides": ({"query": {"rank": 4}}, lambda **f: [d.rank for d in deltas(**f)] == [4, 2, 4, 2]),
@@ -87,8 +89,8 @@ def test_spec_cannot_be_changed_from_outside() -> None:
 
 def test_spec_survives_its_dict() -> None:
     spec = Spec(rank=3, targets=["a", "b"], exclude="c.*", init="gaussian", init_std=0.5, whole_modules="head",
-                overrides={"a": {"rank": 2}})  # fmt: skip
-    assert Spec.from_dict(spec.to_dict()) == spec
+                overrides={"a": {"rank": 2}}, token_rows={"wte": [3, 1]})  # fmt: skip
+    assert Spec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])

@@ -226,7 +226,7 @@ def _other_bases(adapters: list[Adapter], base: nn.Module | None, any_base: bool
     for number, adapter in enumerate(adapters):
         told, patterns = adapter.provenance.get("base_fingerprint"), tuple(adapter.spec.whole_modules)
         if base is not None:
-            here = fingerprint(base, without=modules_of(base, patterns, every=False))
+            here = fingerprint(base, without=modules_of(base, patterns, every=False), rows=adapter.rows)
         else:  # what is trained whole does not count in a fingerprint: those of different sets cannot be compared
             here = seen.setdefault(patterns, told or "") if told else ""
         if told and here and told != here:

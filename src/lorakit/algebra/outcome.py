@@ -129,6 +129,6 @@ def built(
     ranks = Counter(delta.rank for delta in deltas.values())
     rank = ranks.most_common(1)[0][0] if ranks else spec.rank
     plain = replace(spec, delta="lora", rank=rank, alpha=float(rank), scale_rule="alpha/rank", targets=tuple(deltas) or "none",
-                    exclude=(), overrides={}, dtype=str(dtype).removeprefix("torch."))  # fmt: skip
+                    exclude=(), overrides={}, token_rows=(), dtype=str(dtype).removeprefix("torch."))  # fmt: skip
     plain = spelled_out(plain, {name: asked(delta) for name, delta in deltas.items()})
     return Adapter(plain, deltas, {path: nn.Parameter(t.detach().clone()) for path, t in whole.items()}, provenance)

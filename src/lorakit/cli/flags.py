@@ -32,7 +32,7 @@ def add_fields(parser: argparse.ArgumentParser, cls: type, title: str, *, only: 
         if kind is bool:
             more["action"] = argparse.BooleanOptionalAction
         elif f.metadata.get("several"):
-            more |= {"nargs": "+", "metavar": "NAME"}
+            more |= {"nargs": "+", "metavar": "NAME"} if kind is not int else {"nargs": "+", "metavar": "N", "type": int}
         else:
             more |= {"type": kind, "choices": f.metadata.get("choices")}
             if not more["choices"]:

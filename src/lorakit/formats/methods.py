@@ -73,7 +73,7 @@ LORA_SILENT = frozenset({"megatron_core", "qalora_group_size", "eva_config"})
 # Keys of LoraConfig that change what the tensors mean, and that this reader does not carry.
 LORA_REFUSED = frozenset({
     "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "lora_ga_config",
-    "megatron_config", "monteclora_config", "trainable_token_indices", "use_bdlora", "loftq_config",
+    "megatron_config", "monteclora_config", "use_bdlora", "loftq_config",
     "velora_config", "lora_bias", "use_qalora", "ensure_weight_tying",
 })  # fmt: skip
 LORA_ROLES = {"rank": "r", "alpha": "lora_alpha", "ranks": "rank_pattern", "alphas": "alpha_pattern", "rslora": "use_rslora",
@@ -84,7 +84,8 @@ KRON = {key: f".lokr_{key}" for key in ("w1_a", "w1_b", "w2_a", "w2_b", "w1", "w
 NONE: frozenset[str] = frozenset()
 
 METHODS = {method.delta: method for method in (
-    Method("lora", "LORA", LORA_ROLES, {"use_dora": bool, "init_lora_weights": (bool, str), "target_parameters": list},
+    Method("lora", "LORA", LORA_ROLES, {"use_dora": bool, "init_lora_weights": (bool, str), "target_parameters": list,
+                                   "trainable_token_indices": (list, dict)},
            LORA_SILENT, LORA_REFUSED, {}, {}, {}, ()),
     Method("vera", "VERA", {"rank": "r", "dropout": "vera_dropout", "bias": "bias", "fan": "fan_in_fan_out"},
            {"save_projection": bool}, frozenset({"projection_prng_key", "d_initial", "init_weights"}), NONE,
@@ -103,7 +104,7 @@ METHODS = {method.delta: method for method in (
                                   "fan": "fan_in_fan_out"}, {"rank_pattern": dict},
            LORA_SILENT | {"r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
                           "use_rslora", "alpha_pattern", "init_lora_weights"},
-           LORA_REFUSED | {"use_dora", "target_parameters"}, {"r": 8, "total_step": 1},
+           LORA_REFUSED | {"use_dora", "target_parameters", "trainable_token_indices"}, {"r": 8, "total_step": 1},
            {"A": ".lora_A", "B": ".lora_B", "E": ".lora_E"}, {"A": "ri", "B": "or", "E": "r1"}, (frozenset("ABE"),), rank=12),
 )}  # fmt: skip
 METHODS["dora"] = METHODS["lora"]

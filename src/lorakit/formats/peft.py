@@ -39,6 +39,7 @@ from lorakit.formats.peft_config import (
     target_names_of,
 )
 from lorakit.formats.stacks import flat, keys_of, stacked
+from lorakit.formats.tokens import rows_of, take, written
 from lorakit.spec import Spec, full_name, setting_faults
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -66,9 +67,11 @@ def write(
         AdapterFileError: a tensor is not finite or has no values, or the folder is a file; all are named and nothing is
             written.
     """
-    spec, folder = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()}), Path(folder)
+    rows, folder = rows_of(deltas), Path(folder)
+    deltas = {name: delta for name, delta in deltas.items() if name not in rows}
+    spec = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()})
     plain, deltas, packed = pack(spec, deltas)
-    tensors: dict[str, Tensor] = {}
+    tensors, indices, tokens = written(rows)
     stacks = keys_of(n for n, delta in deltas.items() if delta.kind == "experts")
     for name, delta in deltas.items():
         if METHODS[delta.name].ends:
@@ -97,10 +100,11 @@ def write(
         raise AdapterFileError(f"{folder} is a file; an adapter is a folder.", advice="Nothing was written.")
     header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
     header |= {"packed": packed} if packed else {}
+    header |= {"token_rows": tokens} if tokens else {}
     if METHODS[spec.delta].ends:  # tensors that do not tell all of the matrix that they change
         header["told"] = {n: {"kernel": d.kernel, "inputs": d.shape[1]} for n, d in deltas.items() if d.kind}
     metadata = {"format": "pt", "lorakit": json.dumps(header)}
-    config = json.dumps(config_of(plain, deltas, whole, provenance, target_names), indent=2, sort_keys=True) + "\n"
+    config = json.dumps(config_of(plain, deltas, whole, provenance, target_names, indices), indent=2, sort_keys=True) + "\n"
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     replace_files(folder, {
@@ -153,7 +157,9 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
     faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
     if not tensors:
         faults.append("the file holds no tensor")
-    method = BY_TYPE[config["peft_type"]]
+    method, dtype = BY_TYPE[config["peft_type"]], next(iter(tensors.values())).dtype if tensors else torch.float32
+    rows, more = take(tensors, config, header if isinstance(header, dict) else {})
+    faults += more
     pairs, rest, more = sort(method, tensors) if method.ends else _sort(tensors)
     faults += more
     if any(fault.startswith((CONFIG, "header")) for fault in faults):
@@ -187,7 +193,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
     if faults:
         raise _refusal(folder, faults)
     try:
-        spec = Spec.from_dict(header["spec"]) if "spec" in header else spec_of(config, settings, tensors)
+        spec = Spec.from_dict(header["spec"]) if "spec" in header else spec_of(config, settings, dtype, rows)
     except SpecError as error:
         raise _refusal(folder, error.faults) from error
     if "spec" in header:
@@ -216,6 +222,7 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
             kind=modules[n] if modules else pairs[n]["kind"] or plain, kernel=pairs[n]["kernel"])  # fmt: skip
     origin = {"base_model": config.get("base_model_name_or_path"), "task_type": config.get("task_type")}
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
+    deltas |= rows
     return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, target_names_of(config, modules or pairs)
 
 
@@ -314,6 +321,6 @@ def _header_faults(header: Any) -> Iterator[str]:
     if not isinstance(header, dict):
         yield f"header: an object is needed, got {header!r}"
         return
-    for key in ("spec", "modules", "packed", "told", "provenance"):
+    for key in ("spec", "modules", "packed", "told", "token_rows", "provenance"):
         if key in header and not isinstance(header[key], dict):
             yield f"header: {key} = {header[key]!r} is no object"

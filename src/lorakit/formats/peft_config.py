@@ -9,12 +9,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lorakit.delta import Delta
 from lorakit.errors import near
 from lorakit.formats.methods import BY_TYPE, METHODS, Method, pattern_of, sizes_of
 from lorakit.formats.packed import attention_of
+from lorakit.formats.tokens import KEY, NO_TARGETS
 from lorakit.spec import Settings, Spec, matches
 
 CONFIG = "adapter_config.json"
@@ -40,7 +42,7 @@ def spelled_out(spec: Spec, wanted: Mapping[str, Mapping[str, Any]]) -> Spec:
 
 
 def config_of(spec: Spec, deltas: Mapping[str, Delta], whole: Mapping[str, Tensor], provenance: Mapping[str, Any],
-            target_names: Any) -> dict[str, Any]:  # fmt: skip
+            target_names: Any, rows: Mapping[str, list[int]]) -> dict[str, Any]:  # fmt: skip
     method = METHODS[spec.delta]
     rule = spec.scale_rule if "rslora" in method.roles else "alpha/rank"
 
@@ -62,15 +64,16 @@ def config_of(spec: Spec, deltas: Mapping[str, Delta], whole: Mapping[str, Tenso
     told = {"rank": spec.rank, "alpha": _whole_number(alpha), "ranks": ranks, "alphas": alphas, "dropout": spec.dropout,
             "rslora": rule == "alpha/sqrt(rank)", "bias": _biases(method)[spec.bias],
             "fan": any(delta.kind == "conv1d" for delta in deltas.values())}  # fmt: skip
+    targets = target_names if isinstance(target_names, str) else [n for n in target_names if n not in (*stacks, *rows)]
     config = {
         "peft_type": method.peft_type, "task_type": provenance.get("task_type"), "inference_mode": True,
         "base_model_name_or_path": provenance.get("base_model"),
-        "target_modules": target_names if isinstance(target_names, str) else [n for n in target_names if n not in stacks],
+        "target_modules": NO_TARGETS if rows and not deltas else targets,
         "modules_to_save": _modules_of(whole, spec.whole_modules) or None,
         **{key: told[role] for role, key in method.roles.items()}, **method.fixed,
     }  # fmt: skip
     if method.peft_type == "LORA":
-        config |= {"use_dora": spec.delta == "dora", "target_parameters": stacks or None}
+        config |= {"use_dora": spec.delta == "dora", "target_parameters": stacks or None, KEY: dict(rows) or None}
         config |= {"init_lora_weights": "gaussian" if spec.init == "gaussian" else True}
     if spec.delta == "lokr":
         config |= sizes_of(deltas)
@@ -163,19 +166,19 @@ def settings_of(config: Mapping[str, Any], name: str, embedded: bool) -> Setting
     )
 
 
-def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], tensors: Mapping[str, Tensor]) -> Spec:
+def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], dtype: torch.dtype, rows: Mapping[str, Any]) -> Spec:
     """Return the Spec that a file of PEFT's means; settings that differ are written as overrides by full name."""
     targets, exclude = config.get("target_modules"), config.get("exclude_modules", ())
     if (stacks := config.get("target_parameters")) and not isinstance(targets, str):
         targets = (*(targets or ()), *stacks)
-    if isinstance(target_names_of(config, settings), str) or not targets:
+    if isinstance(target_names_of(config, settings), str) or not targets or targets == NO_TARGETS:
         targets, exclude = tuple(settings) or "none", ()
     method = BY_TYPE[config["peft_type"]]
     spec = Spec(
         **asdict(settings_of({**config, "rank_pattern": {}, "alpha_pattern": {}}, "", False)),
         targets=targets, exclude=exclude, bias={v: k for k, v in _biases(method).items()}[config.get("bias", "none")],
         whole_modules=config.get("modules_to_save", ()), delta="dora" if config.get("use_dora") else method.delta,
-        dtype=str(next(iter(tensors.values())).dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."), token_rows={n: delta.tokens.tolist() for n, delta in rows.items()} or (),
     )  # fmt: skip
     return spelled_out(spec, {n: asked(s) for n, s in settings.items()})
 
@@ -183,6 +186,8 @@ def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], tensors
 def target_names_of(config: Mapping[str, Any], names: Mapping[str, Any]) -> tuple[str, ...] | str:
     """Return what `target_modules` means once what the config takes out of it again is left out."""
     targets = config.get("target_modules") or list(names)
+    if targets == NO_TARGETS:
+        return ()
     if isinstance(targets, str) or config.get("exclude_modules") or config.get("layers_to_transform") is not None:
         return "|".join(re.escape(n) for n in names)
     return tuple(targets)

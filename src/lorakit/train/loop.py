@@ -289,7 +289,7 @@ def check_trainable(model: nn.Module, adapter: Adapter) -> None:
 
 def check_gradients(adapter: Adapter) -> None:
     """Stop a run in which some adapted module would never learn: what starts at zero (such as B) got no gradient."""
-    first = {name: delta.get_parameter(delta.zero) for name, delta in adapter.deltas.items()}
+    first = {name: delta.get_parameter(delta.zero) for name, delta in adapter.deltas.items() if delta.zero}
     grads = {name: parameter.grad for name, parameter in first.items() if parameter.requires_grad}
     faults = [f"{name}   {'no gradient arrives' if grad is None else 'its gradient is zero throughout'}"
               for name, grad in grads.items() if grad is None or not grad.any()]  # fmt: skip
