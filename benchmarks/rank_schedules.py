@@ -3,7 +3,7 @@
 Setting: stories260K on the passages of oz_books.py, the values of rank 8 on all linear layers as the budget, three seeds, one
 thread. `even`, `bottom-heavy` and `top-heavy` spend the whole budget on all layers (lorakit.schedule; the heavy half of the
 layers has three times the rank). `suggested` and `random` spend half of it, at rank 8: on the layers that lorakit.suggest
-takes by the gradient of four batches, and on layers drawn by the seed in random order while they fit. The learning rate is
+takes by a probe of eight batches, and on layers drawn by the seed in random order while they fit. The learning rate is
 that of oz_books.py; runs are short (40 steps of 8), so differences are those of the start of a training.
 
 Criterion: the suggested layers give a lower held-out perplexity than random ones, on average and with each seed.
@@ -25,7 +25,7 @@ from lorakit.models import load, pad_id
 
 SETTING = replace(BOOKS, steps=40, batch_size=8)
 WHOLE, HALF = ("even", "bottom-heavy", "top-heavy"), ("suggested", "random")
-BATCHES = 4  # that the suggestion looks at
+BATCHES = 8  # that the suggestion looks at
 
 
 def spec_for(side: str, model: Any, batches: list[Any], seed: int) -> lorakit.Spec:
@@ -34,7 +34,7 @@ def spec_for(side: str, model: Any, batches: list[Any], seed: int) -> lorakit.Sp
     if side in WHOLE:
         return lorakit.schedule(model, spec, shape=side)
     if side == "suggested":
-        return lorakit.suggest(model, spec, batches)
+        return lorakit.suggest(model, spec, batches, lr=SETTING.lr * 0.3)
     sizes = {n: SETTING.rank * sum(place.shape) for n, place in lorakit.select(model, spec.targets).items()}
     names, left, taken = list(sizes), sum(sizes.values()) // 2, []
     for i in torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist():

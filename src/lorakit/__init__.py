@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from lorakit.errors import LorakitError
     from lorakit.fingerprint import fingerprint
     from lorakit.merging import Undo, merge, unmerge
-    from lorakit.ranks import schedule, suggest
+    from lorakit.ranks import schedule
     from lorakit.rows import route
     from lorakit.spec import Spec
     from lorakit.spectra import factorize
+    from lorakit.suggestion import suggest
     from lorakit.targets import select
 
 __version__ = "0.1.0"
@@ -27,7 +28,7 @@ _HOME = {
     "Adapter": "adapter", "Coverage": "coverage", "LorakitError": "errors", "LowRank": "delta", "Spec": "spec",
     "Undo": "merging", "attach": "attach", "attached": "attach", "check": "check", "coverage": "coverage", "detach": "attach",
     "enable": "attach", "enabled": "attach", "factorize": "spectra", "fingerprint": "fingerprint", "merge": "merging",
-    "route": "rows", "schedule": "ranks", "select": "targets", "suggest": "ranks", "unmerge": "merging",
+    "route": "rows", "schedule": "ranks", "select": "targets", "suggest": "suggestion", "unmerge": "merging",
 }  # fmt: skip
 __all__ = [
     "Adapter", "Coverage", "LorakitError", "LowRank", "Spec", "Undo", "attach", "attached", "check", "coverage", "detach",

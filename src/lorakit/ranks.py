@@ -1,17 +1,15 @@
-"""How rank is spread over the layers under a budget of parameters, and which layers deserve any: a Spec to a Spec."""
+"""How rank is spread over the layers under a budget of parameters: a Spec to a Spec."""
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from lorakit.errors import SpecError, many, near
 from lorakit.formats.peft_config import asked, spelled_out
 from lorakit.inits import STARTS
-from lorakit.inits.from_data import checked, gradients_of, inputs_of
+from lorakit.inits.from_data import checked, inputs_of
 from lorakit.spec import SCALES, Settings, Spec, matches
 from lorakit.targets import Place, select, whole
 
@@ -60,7 +58,7 @@ def schedule(
     >>> [chosen.settings(name).rank for name in ("0", "1")]
     [6, 2]
     """
-    chosen, costs, budget = _counted(model, spec, budget)
+    chosen, costs, budget = counted(model, spec, budget)
     most = {n: min(p.shape) // _vectors(spec.settings(n)) for n, p in chosen.items()}
     if isinstance(shape, str) and shape == EXPLAINED:
         if batches is None:
@@ -77,46 +75,8 @@ def schedule(
     return _with(spec, ranks)
 
 
-def suggest(model: nn.Module, spec: Spec, batches: Iterable[Any], *, budget: int | None = None) -> Spec:
-    """Return the spec with those of its layers alone that deserve the rank most, by the gradient of a few batches.
-
-    A layer is worth what its gradient has in its `rank` largest singular values (their norm), for each value that it would
-    train: that is how far a first step of this rank can lower the loss. Layers are taken in this order while they fit.
-
-    Args:
-        model: what the spec is for; it must give a loss for each batch, as for init="lora-ga".
-        spec: what may be adapted, and the rank of each.
-        batches: see `attach`.
-        budget: values of all A and B together; half of the spec's where it is not given.
-
-    Raises:
-        SpecError: the budget is too small for any layer, or a layer gets no gradient.
-
-    >>> model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.eye(4)
-    >>> chosen = suggest(model, Spec(rank=1), [lambda net: net[1](x).square().sum() + 1e-6 * net[0](x).sum()])
-    >>> chosen.targets
-    ('1',)
-    """
-    chosen, costs, full = _counted(model, spec, None)
-    size = {n: cost * spec.settings(n).rank for n, cost in costs.items()}
-    worth = {n: float(torch.linalg.svdvals(G.double())[..., : spec.settings(n).rank].norm()) / size[n]
-             for n, G in gradients_of(model, chosen, checked(batches)).items()}  # fmt: skip
-    left, taken = full // 2 if budget is None else budget, list[str]()
-    for n in sorted(chosen, key=lambda n: -worth[n]):
-        if size[n] <= left:
-            taken.append(n)
-            left -= size[n]
-    if not taken:
-        raise SpecError(f"No layer fits into a budget of {left:,} values; the smallest takes {min(size.values()):,}.",
-                        advice="Give a larger budget, or a lower rank.")  # fmt: skip
-    kept = {n: asked(spec.settings(n)) for n in taken}
-    targets = tuple(n for n in chosen if n in kept)
-    mine = {p: c for p, c in spec.overrides.items() if any(matches(p, n) for n in targets)}
-    return spelled_out(replace(spec, targets=targets, exclude=(), overrides=mine), kept)
-
-
-def _counted(model: nn.Module, spec: Spec, budget: int | None) -> tuple[dict[str, Place], dict[str, int], int]:
-    """Return the layers that the spec selects, what one rank of each costs, and the budget."""
+def counted(model: nn.Module, spec: Spec, budget: int | None) -> tuple[dict[str, Place], dict[str, int], int]:
+    """Return the layers that the spec selects, what one rank of each costs, and the budget (the spec's own for None)."""
     if spec.delta not in ("lora", "dora"):
         raise SpecError(f"Ranks are counted by A and B; delta {spec.delta!r} has others.")
     if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):

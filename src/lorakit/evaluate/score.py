@@ -14,9 +14,7 @@ from lorakit.evaluate import metrics
 from lorakit.evaluate.head import known_head, loss_of, rows_of
 
 
-def batch_loss(
-    model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def batch_loss(model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bool = False) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of a batch, and the model's outputs.
 
     Args:

@@ -184,7 +184,7 @@ def gradients_of(model: nn.Module, places: Mapping[str, Any], batches: Iterable[
             weight.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for batch in batches:
-                found = torch.autograd.grad(_loss(model, batch), list(weights.values()), allow_unused=True)
+                found = torch.autograd.grad(loss_of(model, batch), list(weights.values()), allow_unused=True)
                 for path, G in zip(weights, found, strict=True):
                     if G is not None:
                         sums[path] = wide(G) + sums[path] if path in sums else wide(G)
@@ -209,7 +209,7 @@ def _as_matrix(place: Any, G: Tensor) -> Tensor:
     return torch.autograd.grad(stored, M, G)[0]
 
 
-def _loss(model: nn.Module, batch: Any) -> Tensor:
+def loss_of(model: nn.Module, batch: Any) -> Tensor:
     out = run(model, batch)
     loss = out if isinstance(out, Tensor) else getattr(out, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:

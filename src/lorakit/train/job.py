@@ -31,8 +31,9 @@ from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
 from lorakit.plan.report import batches_of, described, summary, tokenised, work_of
 from lorakit.plan.skeleton import skeleton
-from lorakit.ranks import EXPLAINED, schedule, suggest
+from lorakit.ranks import EXPLAINED, schedule
 from lorakit.spec import Spec
+from lorakit.suggestion import suggest
 from lorakit.train import card, resume
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS, Log, counting, read_metrics
@@ -206,7 +207,7 @@ def plan_first(
 def _spread(model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]]) -> Spec:
     """Return the spec with its rank where the settings want it."""
     if settings.ranks == "suggested":
-        return suggest(model, spec, first, budget=settings.rank_budget)
+        return suggest(model, spec, first, budget=settings.rank_budget, lr=settings.lr / 3)
     if settings.ranks == "even" and settings.rank_budget is None:
         return spec
     looks = first if settings.ranks == EXPLAINED else None
