@@ -207,3 +207,13 @@ def test_the_losses_of_rows_add_up_to_that_of_the_batch(name: str, monkeypatch: 
     assert rows.shape == (3,)
     torch.testing.assert_close(rows.sum(), whole, rtol=1e-5, atol=0, check_dtype=False)
     torch.testing.assert_close(rows, plain, rtol=1e-5, atol=0, check_dtype=False)
+
+
+def test_a_base_whose_parameters_train_is_measured_in_inference_mode() -> None:
+    model = build("llama")
+    assert all(p.requires_grad for p in model.parameters())
+    want = batch_loss(model, batch(), "causal-lm")[0].detach()
+    model = build("llama")
+    with torch.inference_mode():
+        got = batch_loss(model, batch(), "causal-lm", by_row=True)[0].sum()
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=0, check_dtype=False)

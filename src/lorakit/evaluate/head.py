@@ -89,7 +89,8 @@ def _after(model: Any) -> Callable[[Tensor], Tensor]:
 
 def _is_all(model: Any, head: Head, ids: Tensor) -> bool:
     """Tell whether the model's logits are the head's of what the body gives, to the bit, with no parameter from elsewhere."""
-    few = {"input_ids": ids[:1, :LOOKED_AT]}  # from the left, where nothing is padded
+    with torch.inference_mode(False):  # a copy that autograd takes, of ids that may have been made in that mode
+        few = {"input_ids": ids[:1, :LOOKED_AT].clone()}  # from the left, where nothing is padded
     seen: list[tuple[Tensor, Any]] = []
     handle = head.layer.register_forward_hook(lambda _, args, y: seen.append((args[0], y)))
     try:
