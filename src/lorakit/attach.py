@@ -105,7 +105,7 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, ba
     spec = replace(spec, whole_modules=spelled(model, spec.whole_modules))
     modules = whole(model, spec.whole_modules)
     check_parts(spec.parts, known)
-    chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
+    chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts, known=known)
     idle = [p for p in spec.overrides if not any(matches(p, n) for n in chosen)]
     if idle:
         raise TargetError(f"{len(idle)} of {len(spec.overrides)} overrides match no adapted layer.",

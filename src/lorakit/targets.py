@@ -201,8 +201,9 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def select(
-    model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, without: Any = (), parts: Any = None
-) -> dict[str, Place]:
+    model: nn.Module, targets: Any = "all-linear", exclude: Any = (), *, without: Any = (), parts: Any = None,
+    known: Mapping[str, Place] | None = None,
+) -> dict[str, Place]:  # fmt: skip
     """Return the layers that `targets` names and `exclude` does not, in the model's order.
 
     Args:
@@ -212,6 +213,7 @@ def select(
         exclude: likewise.
         without: names of modules whose inside is never selected (those that are trained whole).
         parts: as `places` takes it. A part is not selected where the layer that it is of is.
+        known: what `places` gave for this model and these parts, where it was asked before.
 
     Raises:
         TargetError: a pattern, or all of a preset, matches nothing; the message counts what each matched.
@@ -219,7 +221,7 @@ def select(
     >>> list(select(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), ["2"]))
     ['2']
     """
-    known = places(model, parts)
+    known = places(model, parts) if known is None else known
     usable = {n: p for n, p in known.items() if not any(n == w or n.startswith(w + ".") for w in without)}
     chosen, counts = _resolve(model, targets, usable, "targets")
     dropped, _ = _resolve(model, exclude, {n: usable[n] for n in chosen}, "exclude") if exclude else (set(), {})

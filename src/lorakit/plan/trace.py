@@ -229,6 +229,7 @@ def _checkpointed(model: Any, on: bool) -> Iterator[None]:
         # transformers 6 renames the methods.
         turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         turn_on({"use_reentrant": False})
+        model.disable_input_require_grads()
     try:
         yield
     finally:

@@ -6,6 +6,7 @@ right whether the child is called or its weight is read.
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,5 +67,9 @@ class Borrowed(Linear):
 
 def children_read(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the children whose weights this layer reads itself, by name."""
-    named = next((children for name, children in READERS.items() if re.fullmatch(name, type(layer).__name__)), ())
-    yield from ((name, child) for name in named if (child := layer._modules.get(name)) is not None)
+    yield from ((name, child) for name in _read_by(type(layer).__name__) if (child := layer._modules.get(name)) is not None)
+
+
+@cache
+def _read_by(kind: str) -> tuple[str, ...]:
+    return next((children for name, children in READERS.items() if re.fullmatch(name, kind)), ())

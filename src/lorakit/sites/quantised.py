@@ -7,6 +7,7 @@ small change: merging refuses, with both movements of the output.
 A layer is known by the package that its class or its weight comes from, so neither package is imported for other models.
 """
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -18,7 +19,12 @@ from lorakit.site import Linear
 
 def comes_from(value: Any, package: str) -> bool:
     """Tell whether the class of a value, or one that it inherits from, is defined in a package."""
-    return any(known.__module__.partition(".")[0] == package for known in type(value).__mro__)
+    return _is_of(type(value), package)
+
+
+@cache
+def _is_of(kind: type, package: str) -> bool:
+    return any(known.__module__.partition(".")[0] == package for known in kind.__mro__)
 
 
 class TorchAO(Linear):

@@ -161,6 +161,7 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         model = job.model
         turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         turn_on({"use_reentrant": False})
+        model.disable_input_require_grads()  # turned on with it for that other kind: a gradient down to the input for nothing
     job.model.train()
     packs = packing if job.packed else nullcontext
     with packs(job.model):
