@@ -1,0 +1,90 @@
+"""Models that transformers loads in int8 or 4 bits on a CPU: adapted, trained, saved, read back, merged into 16 bits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+
+import lorakit
+from lorakit.cli.__main__ import main
+
+from ..laws.table import fill
+from .tied import IDS, SIZES, logits
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the packages, while they are imported
+ASKED = "pip install 'lorakit[quantised]'"
+
+
+def torchao() -> Any:
+    quantization = pytest.importorskip("torchao.quantization", reason=ASKED)
+    return TorchAoConfig(quantization.Int8WeightOnlyConfig())
+
+
+def bitsandbytes(**how: Any) -> Any:
+    pytest.importorskip("bitsandbytes", reason=ASKED)
+    return BitsAndBytesConfig(**how)
+
+
+FORMS: dict[str, Callable[[], Any]] = {
+    "torchao": torchao,
+    "int8 of bitsandbytes": lambda: bitsandbytes(load_in_8bit=True),
+    "nf4 of bitsandbytes": lambda: bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 64}, num_key_value_heads=2))
+    model.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_coarse_base_of_transformers_is_trained_and_read_back(form: str, base: Path, tmp_path: Path) -> None:
+    def coarse() -> Any:
+        return LlamaForCausalLM.from_pretrained(base, quantization_config=FORMS[form](), device_map="cpu", dtype=torch.float32)
+
+    model = coarse()
+    place = lorakit.select(model, "qv")["model.layers.0.self_attn.q_proj"]
+    assert form.split(" ")[0] in place.site.quantised(place.layer)
+    adapter = lorakit.attach(model, lorakit.Spec(rank=2, targets="qv"))
+    optimizer, losses = torch.optim.Adam(adapter.parameters(), lr=1e-2), []
+    for _ in range(4):
+        loss = model(input_ids=IDS, labels=IDS).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses[1:]) < losses[0] - 0.1
+    after = logits(model)
+    read = lorakit.Adapter.load(adapter.save(tmp_path / "adapter"))
+    again = coarse()
+    lorakit.attach(again, read)
+    assert read == adapter and torch.equal(logits(again), after)
+    lorakit.enable(model, None)
+    assert torch.equal(logits(model), logits(coarse()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_command_merges_it_into_a_16_bit_copy(form: str, tiny_llama: Path, tmp_path: Path) -> None:
+    coarse = LlamaForCausalLM.from_pretrained(
+        tiny_llama, quantization_config=FORMS[form](), device_map="cpu", dtype=torch.float32
+    )
+    adapter = fill(lorakit.attach(coarse, lorakit.Spec(rank=2, alpha=2.0, targets="qv")))
+    adapter.save(tmp_path / "adapter")
+    asked = ["merge", "--model", str(tiny_llama), "--adapter", str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]
+    assert main([*asked, "--dtype", "bfloat16"]) != 0 and not (tmp_path / "merged").exists()  # other base weights
+    assert main([*asked, "--dtype", "bfloat16", "--any-base"]) == 0
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert merged.dtype == torch.bfloat16
+    want = LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    lorakit.attach(want, lorakit.Adapter.load(tmp_path / "adapter"), any_base=True)
+    ids = torch.arange(12).view(2, 6) + 3
+    with torch.no_grad():
+        got, exact = merged(ids).logits.float(), want(ids).logits
+    assert float((got - exact).norm() / exact.norm()) < 0.05
