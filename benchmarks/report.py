@@ -1,5 +1,6 @@
 """Write docs/results.md from benchmarks/results/*.json: every number on that page stands in one of those files."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -45,6 +46,21 @@ def write() -> None:
     found = {name: json.loads(path.read_text("utf-8")) for name in ORDER if (path := folder / f"{name}.json").is_file()}
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join([OPENING, summary(found), *(section(name, part) for name, part in found.items())]), "utf-8")
+    for page in PAGE.parent.glob("*.md"):
+        if "<!-- figures:" in page.read_text("utf-8"):
+            fill(page, found)
+
+
+def fill(page: Path, found: dict[str, Any]) -> None:
+    """Write the tables that a page of the docs asks for between its marks."""
+    text = page.read_text("utf-8")
+    for names in re.findall(r"<!-- figures: (.*?) -->", text):
+        tables = [f"**{found[name]['doc'].partition(chr(10))[0]}**\n\n{runs_table(found[name])}" for name in names.split()
+                  if name in found]  # fmt: skip
+        start, end = f"<!-- figures: {names} -->\n", "<!-- end of figures -->"
+        before, _, rest = text.partition(start)
+        text = before + start + "\n" + "\n".join(tables) + "\n" + end + rest.partition(end)[2]
+    page.write_text(text, "utf-8")
 
 
 def summary(found: dict[str, Any]) -> str:
