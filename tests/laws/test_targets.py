@@ -128,8 +128,9 @@ def test_coverage_says_when_low_rank_saves_nothing() -> None:
 
 
 def test_coverage_names_what_is_left_out() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.Bilinear(2, 3, 4), nn.MultiheadAttention(8, 2), nn.Linear(8, 40),
-                          nn.Conv2d(4, 4, 3).to(torch.complex64))  # fmt: skip
+    odd = nn.Module()
+    odd.table = nn.Parameter(torch.zeros(4, 6))
+    model = nn.Sequential(nn.Linear(8, 8), nn.Bilinear(2, 3, 4), nn.MultiheadAttention(8, 2), nn.Linear(8, 40), odd)
     lorakit.attach(model, Spec(rank=1, alpha=40, targets=["0"]))
     lines = [" ".join(line.split()) for line in str(lorakit.coverage(model)).splitlines()]
     assert lines[:-1] == [
@@ -139,7 +140,7 @@ def test_coverage_names_what_is_left_out() -> None:
         "not adapted 2.in_proj in_proj 8 -> 24",
         "not adapted 2.out_proj out_proj 8 -> 8",
         "not adapted 3 linear 8 -> 40",
-        "out of reach Conv2d (1 modules) 144 values in a form no site holds",
+        "out of reach Module (1 modules) 24 values in a form no site holds",
         "note: scales from 40 to 40; 0.25 to 16 is what usually trains well",
     ]
 
