@@ -135,7 +135,9 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     packed = _is_packed(loaded.model, examples, settings, task, say)
     spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
     first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
-    spec = _spread(loaded.model, spec, settings, first)
+    width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
+    lr = settings.lr if settings.lr is not None else default_lr(width)
+    spec = _spread(loaded.model, spec, settings, first, lr)
     adapter = attach(loaded.model, spec, seed=settings.seed, batches=first if looks_at_data(spec) else None)
     adapter.provenance |= {"base_model": loaded.name, "task_type": TASK_TYPES[task], "task": task, "max_length": longest}
     if labels:
@@ -145,8 +147,6 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     cut = sum(e.cut > 0 for e in examples)
     if cut:
         say(f"note: {cut:,} of {len(rows):,} rows are longer than {longest} tokens and are cut; `lorakit preview` shows them")
-    width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
-    lr = settings.lr if settings.lr is not None else default_lr(width)
     job = Job(
         loaded.model,
         adapter,
@@ -204,10 +204,10 @@ def plan_first(
     return told
 
 
-def _spread(model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]]) -> Spec:
+def _spread(model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]], lr: float) -> Spec:
     """Return the spec with its rank where the settings want it."""
     if settings.ranks == "suggested":
-        return suggest(model, spec, first, budget=settings.rank_budget, lr=settings.lr / 3)
+        return suggest(model, spec, first, budget=settings.rank_budget, lr=lr / 3)
     if settings.ranks == "even" and settings.rank_budget is None:
         return spec
     looks = first if settings.ranks == EXPLAINED else None
