@@ -5,6 +5,7 @@ float32. Here the factors go to y's dtype, which is what mixed precision compute
 layers beside this one share, and makes everything else again: h = x A^T costs rank / out of the layer's own product.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ STEPS = 1 << 16  # in how many steps a probability is counted
 
 
 def is_traced() -> bool:
-    """Tell whether operations are recorded or rewritten rather than run: torch.compile, torch.func, dispatch modes."""
-    return (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-            or torch._C._len_torch_dispatch_stack() > 0)  # fmt: skip
+    """Tell whether operations are recorded or rewritten rather than run: torch.compile, torch.func."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def is_watched() -> bool:
+    """Tell whether a dispatch mode sees every operation: it may keep what they give, or run them on tensors without values."""
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float = 0.0, *, into: bool = False) -> Tensor:
@@ -38,16 +43,23 @@ def add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float
     >>> add(torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1), 2.0).tolist()
     [[6.0, 6.0]]
     """
-    seed = int(torch.randint(1 << 62, ())) if dropout else 0
+    seed, watched = _seed() if dropout else 0, is_watched()
+    into = into and not watched
     factor = scale / (1 - dropout) if dropout < 1 else 0.0
     if not torch.is_grad_enabled() or not (y.requires_grad or x.requires_grad or A.requires_grad or B.requires_grad):
-        return _sum(y, x, A, B, factor, dropout, seed, into)
-    return _Add.apply(y, x, A, B, factor, dropout, seed, into)
+        return _sum(y, x, A, B, factor, (dropout, seed, watched), into)
+    return _Add.apply(y, x, A, B, factor, (dropout, seed, watched), into)
 
 
-def _sum(y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, dropout: float, seed: int, into: bool) -> Tensor:
+def _seed() -> int:
+    """Draw a seed from the global random state, also where tensors have no values."""
+    with torch._C._DisableTorchDispatch() if is_watched() else nullcontext():
+        return int(torch.randint(1 << 62, ()))
+
+
+def _sum(y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, drop: tuple[float, int, bool], into: bool) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
-    h = _dropped(rows, _mask(rows, dropout, seed)) @ A.to(y.dtype).T
+    h = _dropped(rows, _mask(rows, *drop)) @ A.to(y.dtype).T
     out = y if into else y.clone(memory_format=torch.contiguous_format)
     out.view(-1, out.shape[-1]).addmm_(h, (B * factor).to(y.dtype).T)
     return out
@@ -56,11 +68,11 @@ def _sum(y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, dropout: flo
 BITS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}  # by bytes of a value
 
 
-def _mask(like: Tensor, dropout: float, seed: int) -> Tensor | None:
-    """Return what `_dropped` drops values by; the same for the same seed, shape, dtype and device."""
+def _mask(like: Tensor, dropout: float, seed: int, watched: bool = False) -> Tensor | None:
+    """Return what `_dropped` drops values by; the same for the same seed, shape, dtype, device and `watched`."""
     if not dropout:
         return None
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or watched:
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.rand(like.shape, device=like.device, generator=generator) >= dropout
     # On a CPU torch's dropout takes longer than the product it stands before. Here 16 random bits are drawn a value, 64 at
@@ -80,27 +92,27 @@ def _dropped(rows: Tensor, mask: Tensor | None) -> Tensor:
 
 class _Add(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, dropout: float, seed: int,
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, drop: tuple[float, int, bool],
                 into: bool) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, A, B)
-        ctx.told, ctx.dtype = (factor, dropout, seed), y.dtype
-        out = _sum(y, x, A, B, factor, dropout, seed, into)
+        ctx.told, ctx.dtype = (factor, drop), y.dtype
+        out = _sum(y, x, A, B, factor, drop, into)
         if into:
             ctx.mark_dirty(y)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (x, A, B), (factor, dropout, seed), dtype, g = ctx.saved_tensors, ctx.told, ctx.dtype, grads[0]
+        (x, A, B), (factor, drop), dtype, g = ctx.saved_tensors, ctx.told, ctx.dtype, grads[0]
         to_y, to_x, to_A, to_B = ctx.needs_input_grad[:4]
         rows, a, gx, gA, gB = g.reshape(-1, g.shape[-1]).to(dtype), A.to(dtype), None, None, None
         back = rows @ (B * factor).to(dtype)  # (m, rank)
         inputs = x.reshape(-1, x.shape[-1]).to(dtype)
-        mask = _mask(inputs, dropout, seed)
+        mask = _mask(inputs, *drop)
         if to_A or to_B:
             dropped = _dropped(inputs, mask)
             gA = (back.T @ dropped).to(A.dtype) if to_A else None
             gB = (rows.T @ (dropped @ a.T)).to(B.dtype) * factor if to_B else None
         if to_x:
             gx = _dropped(back @ a, mask).to(x.dtype).view(x.shape)
-        return g if to_y else None, gx, gA, gB, None, None, None, None
+        return g if to_y else None, gx, gA, gB, None, None, None

@@ -19,7 +19,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 CASES = {
-    "no such command": (["trian"], "SpecError: There is no command 'trian'. did you mean 'train'?"),
+    "no such command": (["trian"], "SpecError: There is no command 'trian'. did you mean 'train' or 'rank'?"),
     "a mistyped flag": (["train", "--rnak", "8"], "unrecognized arguments: --rnak 8.\n  did you mean '--rank'"),
     "a word for a number": (["train", "--rank", "eight"], "argument --rank: invalid int value: 'eight'"),
     "an unknown choice": (["train", "--init", "pisa"], "argument --init: invalid choice: 'pisa'"),
