@@ -16,6 +16,7 @@ ORDER = (
     "e2e",
     "resnet20",
     "merged_latency",
+    "step",
     "spectra",
     "combine_beside_peft",
     "extract",

@@ -7,17 +7,15 @@ forward, backward and optimizer. Saved activations are the distinct storages tha
 those of parameters left out.
 """
 
-import argparse
 import gc
-import json
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
+from beside_peft import arguments, write
 from torch import Tensor, nn
 
 import lorakit
@@ -139,21 +137,44 @@ def measure(setting: Setting, names: list[str], rounds: int, *, compiled: bool =
              "median": median(run.times), "saved": saved[run.name]} for run in runs]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--device", default="cpu")
-    asked = parser.parse_args()
-    torch.set_num_threads(1)
-    setting = Setting(dropout=asked.dropout, device=asked.device)
-    rows = measure(setting, asked.variants, asked.rounds, compiled=asked.compiled)
+def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows as the report shows them: beside PEFT and the floor of the same round."""
+    by = {row["side"]: row for row in rows}
     for row in rows:
-        print(
-            json.dumps({k: row[k] for k in ("side", "first", "min", "median")} | {"MiB": row["saved"] / 2**20}), file=sys.stderr
-        )
+        form = "compiled" if row["compiled"] else f"dropout {row['dropout']:g}"
+        row |= {"name": f"{row['side']}, {form}", "saved_mib": row["saved"] / 2**20,
+                "of_floor": row["min"] / by["floor"]["min"],
+                "of_peft": row["min"] / by["PEFT"]["min"] if "PEFT" in by else float("nan")}  # fmt: skip
+    return rows
+
+
+def met(text: str, value: float, most: float) -> dict[str, Any]:
+    return {"text": text, "met": value <= most, "measured": f"{value:.3g}"}
+
+
+def main() -> None:
+    asked = arguments(__doc__, "--compiled: the compiled steps too")
+    torch.set_num_threads(1)
+    setting = Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32) if asked.quick else Setting()
+    rounds = 2 if asked.quick else 7
+    plain = told(measure(setting, ["full", "floor", "PEFT", "lorakit"], rounds))
+    dropped = told(measure(replace(setting, dropout=0.05), ["floor", "PEFT", "lorakit"], rounds))
+    fast = told(measure(setting, ["floor", "lorakit"], rounds, compiled=True)) if asked.compiled else []
+    ours, ours_dropped = plain[-1], dropped[-1]
+    criteria = [
+        met("eager step, dropout 0: at most 1.08 of the floor", ours["of_floor"], 1.08),
+        met(f"eager step, dropout 0: at most 0.65 of PEFT (the floor is {plain[1]['of_peft']:.2f})", ours["of_peft"], 0.65),
+        met(f"eager step, dropout 0.05: at most 0.50 of PEFT (the floor is {dropped[0]['of_peft']:.2f})",
+            ours_dropped["of_peft"], 0.50),
+        met("saved activations, dropout 0, MiB: at most 36 above the floor", ours["saved_mib"] - plain[1]["saved_mib"], 36),
+        met("saved activations, dropout 0.05, MiB: at most 46 above the floor",
+            ours_dropped["saved_mib"] - dropped[0]["saved_mib"], 46),
+        *(met("compiled step: at most 1.15 of the compiled floor", row["of_floor"], 1.15) for row in fast[-1:]),
+    ]  # fmt: skip
+    runs = [{**row, "side": row["name"]} for row in (*plain, *dropped, *fast)]
+    write("step", __doc__, quick=asked.quick, runs=runs, criteria=criteria, one_row_a_run=True,
+          measures={"min": ["CPU seconds, least", ".3f"], "median": ["median", ".3f"], "of_floor": ["of the floor", ".3f"],
+                    "of_peft": ["of PEFT", ".3f"], "saved_mib": ["saved activations, MiB", ".0f"]})  # fmt: skip
 
 
 if __name__ == "__main__":
