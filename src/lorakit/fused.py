@@ -5,12 +5,12 @@ float32. Here the factors go to y's dtype, which is what mixed precision compute
 layers beside this one share, and makes everything else again: h = x A^T costs rank / out of the layer's own product.
 """
 
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 STEPS = 1 << 16  # in how many steps a probability is counted
 
@@ -43,18 +43,14 @@ def add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float
     >>> add(torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1), 2.0).tolist()
     [[6.0, 6.0]]
     """
-    seed, watched = _seed() if dropout else 0, is_watched()
+    watched = is_watched()
     into = into and not watched
+    # Where tensors have no values, no random numbers are spent.
+    seed = int(torch.randint(1 << 62, ())) if dropout and not (watched and is_fake(x)) else 0
     factor = scale / (1 - dropout) if dropout < 1 else 0.0
     if not torch.is_grad_enabled() or not (y.requires_grad or x.requires_grad or A.requires_grad or B.requires_grad):
         return _sum(y, x, A, B, factor, (dropout, seed, watched), into)
     return _Add.apply(y, x, A, B, factor, (dropout, seed, watched), into)
-
-
-def _seed() -> int:
-    """Draw a seed from the global random state, also where tensors have no values."""
-    with torch._C._DisableTorchDispatch() if is_watched() else nullcontext():
-        return int(torch.randint(1 << 62, ()))
 
 
 def _sum(y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, drop: tuple[float, int, bool], into: bool) -> Tensor:

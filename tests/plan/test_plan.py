@@ -87,7 +87,7 @@ def told(spec: Spec | None = None, name: str = "llama", **work: Any) -> dict[str
 
 def test_dropout_casts_and_checkpointing_are_accounted_for() -> None:
     plain = told()
-    assert told(Spec(rank=8, dropout=0.1))["activations"] > plain["activations"]
+    assert told(Spec(rank=8, dropout=0.1))["activations"] == plain["activations"]  # replayed from its seed: nothing is kept
     assert told(checkpointing=True)["activations"] < 0.3 * plain["activations"]
     assert told(checkpointing=True)["peak"] < plain["peak"]
     assert told(base_dtype="bfloat16")["weights"] == pytest.approx(plain["weights"] / 2, rel=1e-3)
