@@ -51,7 +51,7 @@ def test_the_site_added_last_is_asked_first() -> None:
 
 @pytest.mark.parametrize(("added", "message"), [
     (Greedy(), "Greedy cannot be added.\n  kind 'linear' is taken\n  holds is inherited: it would take the "
-               "layers of another kind\nKinds that are taken: torchao, bitsandbytes, linear, conv1d, "),
+               "layers of another kind\nKinds that are taken: {kinds}."),
     (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no word\n"),
     (Own, "A site is an instance of a class derived from lorakit.site.Linear, got <class"),
 ])  # fmt: skip
@@ -59,8 +59,9 @@ def test_what_cannot_be_meant_is_refused(added: Any, message: str) -> None:
     before = dict(SITES)
     with pytest.raises(SpecError) as caught:
         register(added)
-    assert str(caught.value).startswith(message)
-    assert before == SITES
+    # Other tests of the same process may have added kinds of their own.
+    assert str(caught.value).startswith(message.replace("{kinds}", ", ".join(before)))
+    assert {"linear", "conv1d", "torchao"} <= before.keys() and before == SITES
 
 
 def test_a_part_with_dora_is_refused_before_it_trains() -> None:
