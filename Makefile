@@ -11,7 +11,7 @@ BIN := .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ON_JOBS = -n $(JOBS) --dist loadfile
 
-.PHONY: help demo test unit lint fix record docs bench clean
+.PHONY: help demo test unit lint fix record docs tutorial bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ record: .venv/dev.stamp ## write tests/surface.txt and docs/cli.md again; read t
 
 docs: .venv/dev.stamp ## run what README, docs and examples show
 	$(PYTEST) tests/docs
+
+tutorial: .venv/dev.stamp ## run the notebooks, and write them with their pictures to build/tutorial
+	$(BIN)/python docs/tutorial/run.py
 
 bench: .venv/dev.stamp ## answer the questions under benchmarks/ again
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
