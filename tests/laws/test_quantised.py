@@ -13,7 +13,6 @@ from lorakit.errors import MergeError
 
 from .table import error, fill, randn
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the packages, while they are imported
 X = randn(5, 64).float()
 
 

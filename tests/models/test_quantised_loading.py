@@ -14,7 +14,6 @@ from lorakit.cli.__main__ import main
 from ..laws.table import fill
 from .tied import IDS, SIZES, logits
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the packages, while they are imported
 ASKED = "pip install 'lorakit[quantised]'"
 
 
