@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,7 +36,7 @@ RECENT = 10  # losses whose median tells whether a run has exploded
 
 @dataclass
 class Job:
-    """All that the loop works on; what is in it has been checked."""
+    """All that the loop works on; what is in it has been checked. `dataclasses.replace` gives one with other settings."""
 
     model: Any
     adapter: Adapter
@@ -49,13 +50,13 @@ class Job:
     output: Path
     packed: bool = False
 
-    @property
+    @cached_property
     def batches(self) -> Batches:
         """The order of the batches."""
         s = self.settings
         return Batches([len(e.ids) for e in self.examples], s.batch_size, s.seed, s.batch_tokens, packed=self.packed)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.settings.steps or max(
@@ -67,12 +68,12 @@ class Job:
         device = next(self.model.parameters()).device
         return packed_rows(examples, device) if self.packed else collate(examples, self.pad, device)
 
-    @property
+    @cached_property
     def every(self) -> int:
         """Steps between evaluations."""
         return self.settings.eval_every or max(1, math.ceil(self.steps / 10))
 
-    @property
+    @cached_property
     def look(self) -> Sequence[Example]:
         """The held-out sequences that evaluations during the run use: evenly spread, at most LOOK."""
         return self.held_out[:: max(1, math.ceil(len(self.held_out) / LOOK))]
