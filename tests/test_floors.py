@@ -17,7 +17,7 @@ FLOORS = [
     "targets fingerprint inits adapter spectra",
     "vocabulary",
     "fusing attach overlap data models ranks",
-    "coverage check merging rows anatomy suggestion",
+    "coverage check merging rows anatomy suggestion attention",
     "algebra plots",
     "evaluate",
     "plan",

@@ -18,9 +18,13 @@ class Inspecting:
     )
     targets: bool = option(False, "list what of a model can be named as a target (SUBJECT is a model)")
     beside: str | None = option(None, "a second adapter: shows how the two lie to each other", type=str, flag="--with")
-    plot: str | None = option(
-        None, "a file for one picture: norm, effective rank, spectrum, similarity (.png, .svg, .pdf)", type=str
+    attention: str | None = option(
+        None, "a text: shows where the base and the adapted model look in it, and how far apart (with --model)", type=str
     )
+    plot: str | None = option(
+        None, "a file for one picture (.png, .svg, .pdf): norm, effective rank, spectrum, similarity; with --attention the maps",
+        type=str,
+    )  # fmt: skip
     intruders: bool = option(False, "count intruder dimensions (with --model; a dense SVD of every matrix)")
     any_base: bool = option(False, "take an adapter that was trained on other base weights")
 
@@ -34,7 +38,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     looking = Inspecting(**flags.values(args, Inspecting)[0])
-    if looking.targets and (looking.model or looking.beside or looking.plot or looking.intruders):
+    if looking.targets and (looking.model or looking.beside or looking.plot or looking.intruders or looking.attention):
         raise SpecError("--targets lists a model's layers: name the model alone, without --model and what is of an adapter.")
     return _targets(args.subject) if looking.targets else _adapter(args.subject, looking)
 
@@ -67,13 +71,16 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
 
     if looking.intruders and not looking.model:
         raise SpecError("--intruders compares with the base's own directions: name it (--model).")
+    if looking.attention is not None and not looking.model:
+        raise SpecError("--attention compares with the base's own maps: name it (--model).")
     if looking.plot:
         from lorakit import plots
 
         plots.check(looking.plot)
     adapter = Adapter.load(folder)
     second = Adapter.load(looking.beside) if looking.beside else None
-    base = _base(looking, adapter) if looking.model else None
+    loaded = _loaded(looking, adapter) if looking.model else None
+    base = loaded.model if loaded else None
     modules = anatomy.describe(adapter, base, intruders=looking.intruders)
     told: dict[str, Any] = {
         "modules": modules, **anatomy.summary(modules), "trainable_parameters": adapter.parameters_count,
@@ -82,18 +89,28 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
     }  # fmt: skip
     if second is not None:
         told |= {"with": looking.beside, "pairs": anatomy.beside(adapter, second, base)}
+    maps = _attention(loaded, looking.attention) if loaded and looking.attention is not None else None
+    if maps:
+        told["attention"] = {"text": looking.attention, **maps.to_dict()}
     if looking.plot:
         from lorakit import plots
 
         title = f"{folder}, and {looking.beside}" if looking.beside else folder
-        told["plot"] = str(plots.save(plots.picture(modules, told.get("pairs", ()), title=title), looking.plot))
+        drawn = plots.attention(maps, title=title) if maps else plots.picture(modules, told.get("pairs", ()), title=title)
+        told["plot"] = str(plots.save(drawn, looking.plot))
     return told
 
 
-def _base(looking: Inspecting, adapter: Any) -> Any:
+def _loaded(looking: Inspecting, adapter: Any) -> Any:
     from lorakit.evaluate.subject import open_subject, told_task
 
-    return open_subject(looking.model or "", adapter, told_task(adapter), any_base=looking.any_base).model
+    return open_subject(looking.model or "", adapter, told_task(adapter), any_base=looking.any_base)
+
+
+def _attention(loaded: Any, text: str) -> Any:
+    from lorakit.attention import compare
+
+    return compare(loaded.model, loaded.tokenizer, text)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -106,6 +123,8 @@ def show(result: dict[str, Any]) -> None:
     _modules(result)
     if result.get("pairs"):
         _pairs(result)
+    if "attention" in result:
+        _maps(result["attention"])
     if result.get("plot"):
         print(f"picture: {result['plot']}")
     if result["modules"] and not any(m["norm"] for m in result["modules"]):
@@ -125,6 +144,18 @@ def show(result: dict[str, Any]) -> None:
     for key, text in told.items():
         if known.get(key) is not None:
             print(f"{text}: {known[key]}")
+
+
+def _maps(found: dict[str, Any]) -> None:
+    from lorakit.cli import show as shown
+
+    rows = [[layer, sum(heads) / len(heads), heads.index(max(heads)), max(heads)] for layer, heads in enumerate(found["by_head"])]
+    shown.table(["layer", "mean of its heads", "head that moved most", "by"], rows,
+                title=f"where it looks, without and with the adapter: {found['distance']:.3f} bits apart (0 alike, 1 disjoint)")  # fmt: skip
+    layer, head = found["most"]
+    print(f"Layer {layer}, head {head}, where it moved most:")
+    for row in found["moves"]:
+        print(f"  {row['token']!r} looks at {row['at']!r}: {row['before']:.2f} -> {row['after']:.2f}")
 
 
 def _modules(result: dict[str, Any]) -> None:
