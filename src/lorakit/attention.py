@@ -90,7 +90,7 @@ def compare(model: nn.Module, tokenizer: Any, text: str) -> Compared:
     tokens = tuple(spelled(tokenizer, inputs["input_ids"][0].tolist()))
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if longest is not None and len(tokens) > longest:
-        raise SpecError(f"The text has {len(tokens):,} tokens; the model takes at most {longest:,}.", advice="Give a shorter one.")
+        raise SpecError(f"The text has {len(tokens):,} tokens; the model takes at most {longest:,}.", advice="Shorten it.")
     if not text.strip() or len(tokens) < 2:
         raise SpecError(f"The text {text!r} has no tokens that could look at each other.", advice="Give a sentence.")
     after = maps(model, inputs)
@@ -125,7 +125,7 @@ def maps(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
                          advice="Encoders and decoders of transformers do; models of both halves, and those without attention, "
                          "do not.")  # fmt: skip
     if len(shapes := {tuple(layer.shape) for layer in layers}) > 1:
-        raise ModelError(f"{type(model).__name__} gives maps of different shapes, {sorted(shapes)}: they are not laid together.")
+        raise ModelError(f"{type(model).__name__} gives maps of different shapes, which fit no one table: {sorted(shapes)}.")
     return torch.stack(layers).double().cpu()
 
 
@@ -156,7 +156,7 @@ def divergence(P: Tensor, Q: Tensor) -> Tensor:
 
 @contextmanager
 def exactly(model: Any) -> Iterator[None]:
-    """Let a model of transformers compute its attention in eval mode and by the way that keeps its maps, while the block lasts."""
+    """Keep a model in eval mode, and its attention as the plain one that keeps its maps, while the block lasts."""
     config = getattr(model, "config", None)
     if config is None or not callable(getattr(model, "set_attn_implementation", None)):
         raise ModelError(f"{type(model).__name__} is no model of transformers: where its attention maps are is not known.")

@@ -127,7 +127,8 @@ def test_the_moves_are_the_largest_changes(opened):
 
 @pytest.mark.parametrize(
     ("which", "text", "says"),
-    [("off", TEXT, "No adapter is on, so nothing could have moved."), ("on", "  ", "has no tokens that could look at each other"),
+    [("off", TEXT, "No adapter is on, so nothing could have moved."),
+     ("on", "  ", "has no tokens that could look at each other"),
      ("on", "cat " * 80, "tokens; the model takes at most 64")],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_refused(tiny_bert: Path, which: str, text: str, says: str):

@@ -22,8 +22,8 @@ class Inspecting:
         None, "a text: shows where the base and the adapted model look in it, and how far apart (with --model)", type=str
     )
     plot: str | None = option(
-        None, "a file for one picture (.png, .svg, .pdf): norm, effective rank, spectrum, similarity; with --attention the maps",
-        type=str,
+        None, "a file for one picture (.png, .svg, .pdf): norm, effective rank, spectrum, similarity; with --attention "
+        "the maps", type=str,
     )  # fmt: skip
     intruders: bool = option(False, "count intruder dimensions (with --model; a dense SVD of every matrix)")
     any_base: bool = option(False, "take an adapter that was trained on other base weights")
@@ -149,9 +149,10 @@ def show(result: dict[str, Any]) -> None:
 def _maps(found: dict[str, Any]) -> None:
     from lorakit.cli import show as shown
 
-    rows = [[layer, sum(heads) / len(heads), heads.index(max(heads)), max(heads)] for layer, heads in enumerate(found["by_head"])]
+    rows = [[layer, sum(by) / len(by), by.index(max(by)), max(by)] for layer, by in enumerate(found["by_head"])]
     shown.table(["layer", "mean of its heads", "head that moved most", "by"], rows,
-                title=f"where it looks, without and with the adapter: {found['distance']:.3f} bits apart (0 alike, 1 disjoint)")  # fmt: skip
+                title="where it looks, without and with the adapter: "
+                      f"{found['distance']:.3f} bits apart (0 alike, 1 disjoint)")  # fmt: skip
     layer, head = found["most"]
     print(f"Layer {layer}, head {head}, where it moved most:")
     for row in found["moves"]:

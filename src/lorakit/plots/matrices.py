@@ -11,6 +11,7 @@ NUMBERED = 160  # cells up to which a grid's numbers are written into it
 def heat(
     ax: Any, values: Sequence[Sequence[float | None]], *, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (),
     form: str = ".2g", low: float | None = 0.0, high: float | None = None, colours: str = "viridis",
+    numbered: bool = True,
 ) -> Any:  # fmt: skip
     """Draw a matrix as colours, its numbers in the cells where there is room; a missing value stays white.
 
@@ -24,6 +25,7 @@ def heat(
         low: what the darkest colour stands for; the least value where None.
         high: what the brightest stands for; the largest value where None.
         colours: the name of a colour map of matplotlib.
+        numbered: write the numbers into the cells, where there is room.
 
     Returns:
         What matplotlib calls the image: `.get_array()` holds the numbers.
@@ -38,7 +40,7 @@ def heat(
         axis.set_ticks(range(0, count, step), [labels[i] for i in range(0, count, step)] if labels else None)
     if columns and max(map(len, columns)) > 6:
         ax.tick_params(axis="x", rotation=30)
-    if grid.size <= NUMBERED:
+    if numbered and grid.size <= NUMBERED:
         bottom, top = image.get_clim()
         for (i, j), value in np.ndenumerate(grid):
             if not np.isnan(value):
