@@ -11,6 +11,7 @@ from torch import Tensor
 from lorakit.delta import Delta, LowRank
 from lorakit.deltas.moved import Moved
 from lorakit.errors import SpecError
+from lorakit.svd import leading_range, shared_evenly
 
 DENSE = 512  # below this many rows or columns a whole SVD is cheaper than one that is drawn
 
@@ -109,8 +110,7 @@ def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor
                         "of its factors.", advice="Give the base (--model).") from error  # fmt: skip
     U, S, Vh = torch.linalg.svd(dense, full_matrices=False)
     keep = max(1, int((S.amax() * 1e-15 * max(dense.shape[-2:]) < S).sum(-1).max()))
-    root = S[..., :keep].sqrt()
-    return root.unsqueeze(-1) * Vh[..., :keep, :], U[..., :keep] * root.unsqueeze(-2)
+    return shared_evenly(U, S, Vh, keep)
 
 
 def is_plain(delta: Delta) -> TypeGuard[LowRank]:
@@ -143,9 +143,7 @@ def factorize(M: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if M.ndim != 2 or isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(M.shape):
         most = f", at most {min(M.shape)}" if M.ndim == 2 else ""
         raise SpecError(f"A matrix and a rank of at least 1{most} are needed: M is {tuple(M.shape)}, rank is {rank!r}.")
-    U, S, Vh = torch.linalg.svd(M.detach().double(), full_matrices=False)
-    root = S[:rank].sqrt()
-    return root.unsqueeze(1) * Vh[:rank], U[:, :rank] * root
+    return shared_evenly(*torch.linalg.svd(M.detach().double(), full_matrices=False), rank)
 
 
 def drawn_svd(M: Tensor, rank: int, *, oversample: int = 10, rounds: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,12 +173,7 @@ def drawn_svd(M: Tensor, rank: int, *, oversample: int = 10, rounds: int = 2, se
         return torch.linalg.svd(M.detach().double(), full_matrices=False)
     # In float32 the draw costs half; only the projection's result needs to be exact.
     draw = torch.randn(*M.shape[:-2], M.shape[-1], width, generator=torch.Generator().manual_seed(seed)).to(M.device)
-    work = M.detach().float()
-    Q = torch.linalg.qr(work @ draw).Q
-    for _ in range(rounds):
-        Q = torch.linalg.qr(work.mT @ Q).Q
-        Q = torch.linalg.qr(work @ Q).Q
-    Q = torch.linalg.qr(Q.double()).Q
+    Q = torch.linalg.qr(leading_range(M.detach().float(), draw, rounds).double()).Q
     U, S, Vh = torch.linalg.svd(Q.mT @ M.detach().double(), full_matrices=False)
     return Q @ U, S, Vh
 

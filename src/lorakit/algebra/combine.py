@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.outcome import Factors, Ledger, Outcome, built, changes_of, pooled, shared_evenly, stored
+from lorakit.algebra.outcome import Factors, Ledger, Outcome, built, changes_of, pooled, stored
 from lorakit.algebra.sparse import SPARSE
 from lorakit.delta import Delta
 from lorakit.errors import AdapterMismatch, SpecError, many, near
 from lorakit.fingerprint import fingerprint
 from lorakit.slot import base_parameters
 from lorakit.spectra import drawn_svd, product_norm, rank_for, svd
+from lorakit.svd import shared_evenly
 from lorakit.targets import whole as modules_of
 
 METHODS = ("exact", *SPARSE)

@@ -104,12 +104,6 @@ def stored(factors: Factors, dtype: torch.dtype) -> Factors:
     return A.to(dtype).contiguous(), B.to(dtype).contiguous()
 
 
-def shared_evenly(U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> Factors:
-    """Return A and B of the first directions of an SVD, each with the root of the singular values."""
-    root = S[..., :rank].sqrt()
-    return root.unsqueeze(-1) * Vh[..., :rank, :], U[..., :rank] * root.unsqueeze(-2)
-
-
 def pooled(S: Tensor) -> Tensor:
     """Return one spectrum of a stack: a rank holds for all of its matrices, so their energies add up."""
     return S.square().reshape(-1, S.shape[-1]).sum(0).sqrt()

@@ -23,6 +23,7 @@ from lorakit.formats.peft_config import asked, spelled_out
 from lorakit.site import Linear
 from lorakit.sites import site_of
 from lorakit.spec import Spec, full_name, matches
+from lorakit.svd import shared_evenly
 
 SUFFIXES = (".pt", ".bin", ".pth")
 WRAPPED = ("model_state_dict", "state_dict")  # the scripts of the repository save it under such a key
@@ -212,9 +213,8 @@ def _kernel(A: Tensor, B: Tensor, scale: float, shape: tuple[int, int], kind: st
     """Return scale * B A, viewed as a kernel, as factors of that kernel's matrix (out, in / groups * kernel)."""
     U, S, V = torch.linalg.svd((B.double() @ A.double()).view(shape), full_matrices=False)
     rank = max(1, int((1e-12 * S[0] < S).sum()))
-    root = S[:rank].sqrt()
-    return LowRank((root.unsqueeze(1) * V[:rank]).to(A.dtype), (U[:, :rank] * root).to(B.dtype), alpha=scale * rank, kind=kind,
-                   kernel=kernel)  # fmt: skip
+    first, last = shared_evenly(U, S, V, rank)
+    return LowRank(first.to(A.dtype), last.to(B.dtype), alpha=scale * rank, kind=kind, kernel=kernel)
 
 
 def _rest(rest: Mapping[str, Tensor], factors: Mapping[str, Any]) -> dict[str, Any]:

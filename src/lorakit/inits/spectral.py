@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lorakit.spec import Settings
+from lorakit.svd import leading_range, shared_evenly
 
 OVERSAMPLE, PASSES = 8, 4  # of the randomised SVD: directions beyond the rank, and passes over the matrix and back
 
@@ -45,9 +46,7 @@ def pissa_fast(M: Tensor, settings: Settings, generator: torch.Generator) -> tup
     M = wide(M)
     count = min(settings.rank + OVERSAMPLE, *M.shape[-2:])
     random = torch.randn((*M.shape[:-2], M.shape[-1], count), generator=generator, dtype=torch.float32).to(M)
-    Q = torch.linalg.qr(M @ random)[0]
-    for _ in range(PASSES):
-        Q = torch.linalg.qr(M @ torch.linalg.qr(M.mT @ Q)[0])[0]
+    Q = leading_range(M, random, PASSES)
     U, S, Vh = torch.linalg.svd(Q.mT @ M, full_matrices=False)
     return _shared(Q @ U, S, Vh, settings)
 
@@ -71,6 +70,5 @@ def wide(M: Tensor) -> Tensor:
 
 
 def _shared(U: Tensor, S: Tensor, Vh: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    rank, scale = settings.rank, settings.scale
-    root = (S[..., :rank] / abs(scale)).sqrt()
-    return root.unsqueeze(-1) * Vh[..., :rank, :], U[..., :rank] * root.unsqueeze(-2) * (1 if scale > 0 else -1)
+    A, B = shared_evenly(U, S / abs(settings.scale), Vh, settings.rank)
+    return A, B * (1 if settings.scale > 0 else -1)
