@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorakit.adapter import Adapter
 from lorakit.delta import LowRank
-from lorakit.errors import AdapterMismatch
+from lorakit.errors import AdapterMismatch, many
 from lorakit.sites.parts import Layout
 from lorakit.spec import full_name
 
@@ -126,7 +126,7 @@ def fuse_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
             B = fuse_qkv(stacked, layouts)[f"{layer}.weight"]
             deltas[layer] = _like(delta, delta.A.detach().clone(), B, ())
     if faults:
-        raise AdapterMismatch(f"{len(faults)} parts cannot be fused.", faults, "Nothing was fused.")
+        raise AdapterMismatch(f"{many(len(faults), 'part')} cannot be fused.", faults, "Nothing was fused.")
     return Adapter(adapter.spec, deltas, adapter.whole, adapter.provenance, adapter.target_names).copy()
 
 

@@ -138,8 +138,20 @@ def sizes_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
             "decompose_factor": -1 if own else max(size for a, b, *_ in w1 for size in (a, b))}  # fmt: skip
 
 
+def beside(path: str) -> str | None:
+    """Return the model's own name for a tensor that is of no change, or None of a copy that PEFT hides.
+
+    With all biases PEFT also writes those of the wrapper around a module trained whole, and of the one it hides.
+
+    >>> beside(".score.modules_to_save.weight"), beside(".q.base_layer.bias"), beside(".score.original_module.bias")
+    ('score.weight', 'q.bias', None)
+    """
+    hidden = ".original_module." in path
+    return None if hidden else path.replace(".base_layer.", ".").replace(".modules_to_save.", ".").removeprefix(".")
+
+
 def sort(method: Method, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], list[str]]:
-    """Sort the tensors of a file: parameters by module, the rest by name, what is wrong; as `peft.sort_lora` does."""
+    """Sort the tensors of a file: parameters by module, the rest by name, what is wrong."""
     pairs: dict[str, dict[str, Any]] = {}
     rest, pair = {}, {PAIR[key]: tensor for key, tensor in tensors.items() if key in PAIR and method.peft_type == "VERA"}
     for key, tensor in tensors.items():
@@ -151,8 +163,8 @@ def sort(method: Method, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[
                 found["kernel"] = tuple(tensor.shape[2:])
                 tensor = tensor.flatten(1)
             found[at] = tensor
-        elif not (pair and key in PAIR) and ".original_module." not in path:
-            rest[path.replace(".base_layer.", ".").replace(".modules_to_save.", ".")[1:]] = tensor
+        elif not (pair and key in PAIR) and (name := beside(path)) is not None:
+            rest[name] = tensor
     faults = [] if pair.keys() == {"A", "B"} or method.peft_type != "VERA" else [
         f"{key}   is missing: all layers need it" for key, factor in PAIR.items() if factor not in pair]  # fmt: skip
     for name, found in pairs.items():

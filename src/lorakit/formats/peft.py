@@ -24,7 +24,7 @@ from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import AdapterFileError, SpecError, many
-from lorakit.formats.methods import BY_TYPE, METHODS, PREFIX, made, rank_faults, sort, tensors_of
+from lorakit.formats.methods import BY_TYPE, METHODS, PREFIX, beside, made, rank_faults, sort, tensors_of
 from lorakit.formats.packed import BEHIND, attention_of, attentions, pack, unpack
 from lorakit.formats.peft_config import (
     CONFIG,
@@ -234,9 +234,8 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Any]], dic
         path = "." + key.removeprefix(PREFIX)
         end = next((end for end in SUFFIXES if path.endswith(end)), None)
         if end is None:
-            # With all biases PEFT also writes those of the wrapper around a module trained whole, and of the one it hides.
-            if ".original_module." not in path:
-                rest[path.replace(".base_layer.", ".").replace(".modules_to_save.", ".")[1:]] = tensor
+            if (name := beside(path)) is not None:
+                rest[name] = tensor
         else:
             factor, embedded = SUFFIXES[end]
             found = factors.setdefault(path.removesuffix(end)[1:], {"kind": "", "kernel": ()})
