@@ -41,6 +41,7 @@ def test_cutting_answers_the_planted_rank(rank: int, tmp_path: Path) -> None:
         assert found.choice.at(rank - 1).behind_low > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 4])
 def test_growing_stops_at_the_planted_rank(rank: int, tmp_path: Path) -> None:
     found = grow(planted.job(rank, tmp_path, highest=1, steps=1200), Choosing(way="grow", rank=8, try_ranks=ALL))
@@ -49,6 +50,7 @@ def test_growing_stops_at_the_planted_rank(rank: int, tmp_path: Path) -> None:
     assert f"Rank {rank + 1} is no better than rank {rank} by more than one standard error" in found.choice.reason
 
 
+@pytest.mark.slow
 def test_growing_stops_at_what_is_good_enough_and_at_the_end(tmp_path: Path) -> None:
     goal = Choosing(way="grow", rank=4, good_enough=3.3)
     found = grow(planted.job(4, tmp_path / "a", highest=1, steps=300), goal)
@@ -68,6 +70,7 @@ def test_the_small_adapter_does_what_the_curve_says(tmp_path: Path) -> None:
     assert not lorakit.attached(job.model)
 
 
+@pytest.mark.slow
 def test_what_was_cut_is_better_for_training_on(tmp_path: Path) -> None:
     """Below the planted rank a cut is far from the best of its rank: a few steps bring it nearer."""
     losses = []

@@ -9,6 +9,7 @@ from lorakit.cli.__main__ import main
 from lorakit.data import stdlib_docs
 
 
+@pytest.mark.slow
 def test_no_module_stands_on_both_sides_and_both_labels_are_as_many() -> None:
     sides = {split: {module for module, _ in stdlib_docs.docstrings() if stdlib_docs.side(module) == split}
              for split in ("train", "test")}  # fmt: skip

@@ -140,6 +140,7 @@ def test_help_answers_at_once_and_imports_no_torch() -> None:
     assert time.process_time() - begun < 5
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tiny_llama: Path) -> None:
     command = f"{sys.executable} -m lorakit.cli inspect {tiny_llama} --targets | head -1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
@@ -242,6 +243,7 @@ def test_a_model_path_that_is_no_folder_is_told(
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(rows: str, tiny_llama: Path, tmp_path: Path) -> None:
     argv = [
         "train",

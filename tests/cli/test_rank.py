@@ -26,6 +26,7 @@ POINT = {"rank", "metric", "low", "high"}
 RUN = ("--steps", 30, "--batch-size", 8, "--lr", 5e-3, "--threads", 1, "--eval-fraction", 0.25)
 
 
+@pytest.mark.slow
 def test_one_run_tells_the_curve_and_writes_the_small_adapter(
     capsys: Any, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -147,6 +147,7 @@ def test_autocast(base: torch.dtype) -> None:
     assert all(p.grad.dtype == torch.float32 and p.grad.any() for p in adapter.parameters())
 
 
+@pytest.mark.slow
 def test_no_graph_break() -> None:
     made = model("plain", torch.float32)
     adapter = fill(lorakit.attach(made, spec(dtype="float32")))

@@ -142,6 +142,7 @@ def test_no_dense_change_is_made(monkeypatch: pytest.MonkeyPatch):
         logits(model).sum().backward()
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager_without_a_graph_break():
     model, _ = adapted("qwen3-moe", "batched_mm")
     compiled = torch.compile(model, fullgraph=True, backend="eager")

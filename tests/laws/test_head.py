@@ -188,6 +188,7 @@ def peak(run: Any) -> int:
     return most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_peak_is_a_fifth_of_the_plain_one(dtype: torch.dtype) -> None:
     layer = nn.Linear(8, 65536, bias=False).to(dtype).requires_grad_(False)

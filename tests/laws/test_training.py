@@ -112,6 +112,7 @@ def test_compiled_layer_agrees(kind: str, compiler: None) -> None:
     assert all(torch.allclose(a, p.grad, atol=1e-4) for a, p in zip(got, adapter.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attached_later", [False, True])
 def test_a_graph_without_adapters_is_not_taken_for_a_model_with_them(attached_later: bool, compiler: None) -> None:
     """torch.compile does not guard on hooks: two frozen models of one class, one of them adapted, must not share a graph."""

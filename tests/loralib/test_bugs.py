@@ -258,6 +258,7 @@ def test_the_sum_is_in_no_file():
     assert abs(len(pickle.dumps(layer)) - len(pickle.dumps(layer.eval()))) < 2_000 < layer.merged_weight().numel() * 4
 
 
+@pytest.mark.slow
 def test_a_layer_can_be_exported_and_compiled():
     """torch.jit.script takes neither loralib's layers nor ours; it is deprecated."""
     mine, x = pair("Linear", 6, 5, r=2)[1], draw(3, 6)

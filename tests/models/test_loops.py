@@ -118,6 +118,7 @@ def base_of(model: nn.Module) -> dict[str, Tensor]:
     return {key: tensor for key, tensor in state(model).items() if "lorakit" not in key.split(".")}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_trainer_of_trl(tiny_llama: Path, tmp_path: Path) -> None:
     import trl

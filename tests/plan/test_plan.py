@@ -58,6 +58,7 @@ def test_counts_are_those_of_the_attached_model(tiny_llama: Path) -> None:
     assert plan.coverage.to_dict() == lorakit.coverage(loaded.model).to_dict()
 
 
+@pytest.mark.slow
 def test_planning_leaves_no_trace(tiny_llama: Path) -> None:
     base, state = skeleton(str(tiny_llama)), torch.get_rng_state()
     base.model.eval()
@@ -85,6 +86,7 @@ def told(spec: Spec | None = None, name: str = "llama", **work: Any) -> dict[str
     return Plan(bare(name, "causal-lm"), spec or Spec(rank=8), Work(**{"batch": 4, "length": 64, **work})).memory(gpu=False)
 
 
+@pytest.mark.slow
 def test_dropout_casts_and_checkpointing_are_accounted_for() -> None:
     plain = told()
     assert told(Spec(rank=8, dropout=0.1))["activations"] == plain["activations"]  # replayed from its seed: nothing is kept
@@ -110,6 +112,7 @@ def test_kernels_of_gpus_keep_no_mask_of_attention_dropout() -> None:
     assert trace(base.model, Step(**step, fused=True)).activations < 0.8 * trace(base.model, Step(**step)).activations
 
 
+@pytest.mark.slow
 def test_flops_are_two_thirds_of_full_fine_tuning_plus_the_factors() -> None:
     base = bare("deep and narrow", "causal-lm")
     plan, step = Plan(base, Spec(rank=1), Work()), Step(batch=2, length=32)
@@ -122,6 +125,7 @@ def test_flops_are_two_thirds_of_full_fine_tuning_plus_the_factors() -> None:
 # --- what fits -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "large vocabulary"])
 def test_the_largest_that_fits_fits_and_one_more_does_not(name: str) -> None:
     plan = Plan(bare(name, "causal-lm"), Spec(rank=4, dropout=0.1), Work(batch=3, length=64))
@@ -165,6 +169,7 @@ def test_a_container_may_have_less_than_the_machine(tmp_path: Path, monkeypatch:
 # --- where shapes come from ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_headers_alone_give_the_counts(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from_config = run(capsys, "--model", str(tiny_llama), "--rank", "4", "--device", "t4")
     (tmp_path / "only").mkdir()
@@ -222,6 +227,7 @@ FIELDS = {"trainable_parameters", "total_parameters", "adapter_bytes", "memory",
 PARTS = {"weights", "adapters", "gradients", "optimizer", "activations", "logits", "peak"}
 
 
+@pytest.mark.slow
 def test_the_command_gives_what_others_rely_on(tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(50)))
@@ -236,6 +242,7 @@ def test_the_command_gives_what_others_rely_on(tiny_llama: Path, tmp_path: Path,
     assert found["summary"] == summary(found)
 
 
+@pytest.mark.slow
 def test_the_command_prints_tables_that_line_up(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--model", str(tiny_bert), "--rank", "2", "--device", "l4", "--teraflops", "50"]) == 0
     out = capsys.readouterr().out
@@ -245,6 +252,7 @@ def test_the_command_prints_tables_that_line_up(tiny_bert: Path, capsys: pytest.
     assert "LoRA, 4-bit base" in out and "layers past break-even" in out and "bottleneck adapters, two a block, width 2" in out
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_given_tells_the_time(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--model", str(tiny_llama), "--rank", "4", "--device", "T4")
     assert run(capsys, *words)["seconds_per_step"] is None

@@ -107,6 +107,7 @@ def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
             "lr": 5e-3, "threads": 1, "budget_every": 2, "target_rank": 2}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_ends_within_its_budget_and_resumed_equals_straight(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

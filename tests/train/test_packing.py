@@ -27,6 +27,7 @@ def losses(output: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_packed_and_padded_rows_train_alike(settings: dict[str, Any], tmp_path: Path) -> None:
     report = run(TrainSpec(**settings), Spec(rank=4))
     other = run(TrainSpec(**{**settings, "output": str(tmp_path / "off")}, packing="off"), Spec(rank=4))

@@ -99,6 +99,7 @@ def test_the_base_keeps_every_bit(settings: dict[str, Any]) -> None:
     assert before and all(torch.equal(after[n], p) for n, p in before.items())
 
 
+@pytest.mark.slow
 def test_accumulating_gives_the_gradient_of_one_large_batch(settings: dict[str, Any], tmp_path: Path) -> None:
     more = {**settings, "steps": 6, "eval_fraction": 0.0, "final": "last"}
     run(TrainSpec(**{**more, "batch_size": 120, "output": str(tmp_path / "large")}), Spec(rank=4))
@@ -167,6 +168,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException)
     monkeypatch.setattr(loop, "_step", dying)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "init"), [("causal-lm", "kaiming"), ("classify", "kaiming"), ("causal-lm", "pissa-fast"),
                                             ("classify", "lora-ga"), ("causal-lm", "eva")])  # fmt: skip
 def test_stopped_and_resumed_equals_straight(task: str, init: str, settings: dict[str, Any], tiny_bert: Path,
@@ -248,6 +250,7 @@ def test_resuming_with_other_settings_is_refused(settings: dict[str, Any], text_
     assert "the data: was " in faults
 
 
+@pytest.mark.slow
 def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(settings: dict[str, Any], tmp_path: Path) -> None:
     settings = {**settings, "steps": 3}
     run(TrainSpec(**settings), Spec(rank=2))

@@ -19,6 +19,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from lorakit.errors import DataError
@@ -59,8 +60,13 @@ def side(module: str) -> str:
     return "test" if _number(f"side 28:{family}") % 5 == 0 else "train"
 
 
-def docstrings() -> Iterator[tuple[str, str]]:
-    """Yield (top-level module, docstring) for everything documented in the library."""
+@cache  # reading takes seconds, and both sides are wanted
+def docstrings() -> tuple[tuple[str, str], ...]:
+    """Return (top-level module, docstring) for everything documented in the library."""
+    return tuple(_read())
+
+
+def _read() -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
