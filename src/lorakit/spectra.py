@@ -143,7 +143,8 @@ def factorize(M: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if M.ndim != 2 or isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= min(M.shape):
         most = f", at most {min(M.shape)}" if M.ndim == 2 else ""
         raise SpecError(f"A matrix and a rank of at least 1{most} are needed: M is {tuple(M.shape)}, rank is {rank!r}.")
-    return shared_evenly(*torch.linalg.svd(M.detach().double(), full_matrices=False), rank)
+    U, S, Vh = torch.linalg.svd(M.detach().double(), full_matrices=False)
+    return shared_evenly(U, S, Vh, rank)
 
 
 def drawn_svd(M: Tensor, rank: int, *, oversample: int = 10, rounds: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
