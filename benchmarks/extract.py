@@ -1,4 +1,4 @@
-"""A full fine-tune as an adapter: quality against rank, beside LoRA trained at that rank
+"""A full fine-tune as an adapter: quality against rank, beside LoRA trained at that rank, a cut model and a distilled one
 
 stories260K, all of it fine-tuned on public-domain books (the split of `oz_books.py`), then extracted at several ranks: the
 truncated difference of every matrix, norms carried whole. Beside it LoRA trained from the same base at the same rank, on the
@@ -6,26 +6,111 @@ same batches with the same number of steps, the learning rates chosen on other p
 perplexity of 45 passages; KL is that to the tuned model on those. A rank of 64 is all that these matrices have. One thread, one
 seed.
 
+Two other things that a low rank or a small model is used for, and that LoRA is not: the tuned model's own matrices W cut to a
+rank by SVD (it compresses a model and learns nothing), and a student with three of the five layers that learns the tuned
+model's answers on the same batches (distillation: a new, smaller model that needs no base).
+
+Predicted: extraction needs more rank than LoRA for the same perplexity, because no training chose its directions; W cut to
+rank 8 is worse than the base before any training; LoRA at full rank (that of k and v is 32) comes near full fine-tuning and
+does not reach it, because embeddings and norms stay.
+
 Read with care: the model is so small that rank 16 is a third of it.
 """
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import oz_books
 import torch
-from beside_peft import Setting, Side, adapt, arguments, model_at, score, train, write
+from beside_peft import Setting, Side, arguments, model_at, score, train, write
+from real_tasks import picture
+from torch import Tensor, nn
 
 import lorakit
+from lorakit import plots
 from lorakit.algebra import extract
-from lorakit.data.batches import collate
+from lorakit.data.batches import Batches, collate
 from lorakit.evaluate.agreement import divergence, logits_of
 from lorakit.models import load, pad_id
+from lorakit.spectra import energy, factorize, factors_of, rank_for, singular_values
+from lorakit.train.optim import lr_factor, set_lr
 
 SETTING = Setting(model="models/stories260K", task="causal-lm", targets="all-linear", lr=1e-2, steps=60, batch_size=16,
                   max_length=256)  # fmt: skip
 FULL_LR = 4e-3  # of 2e-3 and 4e-3, on the passages for choosing (12.60 and 12.10 after 120 steps)
-RANKS, TRAINED, SHARES = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16), (0.5, 0.9)
+RANKS, TRAINED, SHARES = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64), (0.5, 0.9)
+CUT, KEPT = (8, 16, 32), (0, 2, 4)  # ranks of W; layers of the student
+
+
+def matrices(model: nn.Module) -> dict[str, Tensor]:
+    """Return W of every linear layer."""
+    return {name: place.site.read(place.layer) for name, place in lorakit.select(model, "all-linear").items()}
+
+
+def needed(values: Iterable[Tensor]) -> str:
+    """Return what singular values say: the share of the energy in the first 8, and how many hold 90 %, on average."""
+    each = list(values)
+    first = sum(float(energy(v)[min(7, len(v) - 1)]) for v in each) / len(each)
+    return f"{100 * first:.0f} % in the first 8, 90 % in {sum(rank_for(v, 0.9) for v in each) / len(each):.0f} directions"
+
+
+def lora(setting: Setting, rank: int) -> Side:
+    """Return the base with a LoRA of this rank, or of the highest that k and v can take."""
+    loaded = load(model_at(setting.model), setting.task)
+    few = {name: {"rank": min(W.shape)} for name, W in matrices(loaded.model).items() if min(W.shape) < rank}
+    spec = lorakit.Spec(rank=rank, alpha=setting.alpha, targets=setting.targets, overrides=few)
+    adapter = lorakit.attach(loaded.model, spec, seed=0)
+    return Side(loaded, list(adapter.parameters()), set(adapter.deltas))
+
+
+def cut(model: nn.Module, rank: int) -> tuple[nn.Module, int]:
+    """Return the model with W itself replaced by the nearest product of this rank, and how many parameters that leaves."""
+    small, left = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
+    for name, W in matrices(model).items():
+        A, B = factorize(W, min(rank, *W.shape))
+        small.get_submodule(name).weight.data.copy_(B @ A)  # type: ignore[union-attr]
+        left -= max(0, W.numel() - rank * sum(W.shape))
+    return small, left
+
+
+def distilled(model: Any, base: Any, examples: list[Any], setting: Setting, pad: int) -> nn.Module:
+    """Return a student with some of the base's layers that learned the model's answers, token by token."""
+    student = copy.deepcopy(base)
+    student.model.layers = nn.ModuleList(student.model.layers[i] for i in KEPT[: len(student.model.layers)])
+    student.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=FULL_LR, weight_decay=0.0)
+    batches = Batches([len(e.ids) for e in examples], setting.batch_size, 0)
+    for step in range(setting.steps):
+        set_lr(optimizer, FULL_LR * lr_factor(step, setting.steps, setting.warmup, setting.schedule))
+        batch = collate([examples[i] for i in batches[step]], pad)
+        real = batch.pop("labels") != -100
+        with torch.no_grad():
+            goal = model(**batch, use_cache=False).logits[real].log_softmax(-1)
+        got = student(**batch, use_cache=False).logits[real].log_softmax(-1)
+        nn.functional.kl_div(got, goal, log_target=True, reduction="batchmean").backward()
+        nn.utils.clip_grad_norm_(student.parameters(), setting.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return student.eval()
+
+
+def drawn(found: dict[str, dict[str, Any]]) -> Any:
+    """Return perplexity against rank as one figure."""
+    figure = plots.figure(8, 4.8)
+    ax = figure.subplots()
+    ways = {"full fine-tuning, extracted": ("extracted, rank {}", RANKS),
+            "LoRA trained at this rank": ("LoRA trained at rank {}", TRAINED),
+            "the tuned model's own W cut": ("W of the tuned model cut to rank {}", CUT)}  # fmt: skip
+    lines = {way: [(r, *[found[name.format(r)]["perplexity"]] * 3) for r in ranks] for way, (name, ranks) in ways.items()}
+    plots.curves(ax, lines, title="stories260K on books: how good each rank is", x="rank", y="held-out perplexity", powers=True)
+    for side, colour in (("base", "0.6"), ("full fine-tuning", "0.2")):
+        value = found[side]["perplexity"]
+        ax.axhline(value, color=colour, linestyle=":", zorder=0)
+        ax.text(1, value, f"{side}: {value:.1f}", fontsize=8, color=colour, va="bottom")
+    ax.set_yscale("log")
+    return figure
 
 
 def main() -> None:
@@ -62,12 +147,28 @@ def main() -> None:
                      "kl": divergence(goal, logits_of(model, batches))[0], "energy": told.energy, "residual": told.residual,
                      "parameters": told.adapter.parameters_count})  # fmt: skip
         print(runs[-1], flush=True)
+    learned: list[Tensor] = []
     for rank in TRAINED:
-        side = adapt("lorakit", replace(setting, rank=rank), seed=0)
+        side = lora(setting, rank)
         train(side, parts["train"], replace(setting, rank=rank), seed=0)
         runs.append({"side": f"LoRA trained at rank {rank}", "perplexity": perplexity(side.loaded),
                      "parameters": sum(p.numel() for p in side.parameters)})  # fmt: skip
+        mine = lorakit.attached(side.loaded.model)["default"].deltas
+        learned = [singular_values(*factors_of(name, delta)) for name, delta in mine.items()]
         print(runs[-1], flush=True)
+    for rank in CUT:
+        model, left = cut(tuned.model, rank)
+        runs.append({"side": f"W of the tuned model cut to rank {rank}", "perplexity": perplexity(replace(base, model=model)),
+                     "kl": divergence(goal, logits_of(model, batches))[0], "parameters": left})  # fmt: skip
+    student = distilled(tuned.model, base.model, parts["train"], setting, pad)
+    runs.append({"side": f"student of {len(KEPT)} layers, distilled", "perplexity": perplexity(replace(base, model=student)),
+                 "kl": divergence(goal, logits_of(student, batches))[0],
+                 "parameters": sum(p.numel() for p in student.parameters())})  # fmt: skip
+    print(*runs[-len(CUT) - 1 :], sep="\n", flush=True)
+    W, V = matrices(base.model), matrices(tuned.model)
+    spectra = {"W": needed(torch.linalg.svdvals(m.double()) for m in W.values()),
+               "ΔW of full fine-tuning": needed(torch.linalg.svdvals((V[n] - m).double()) for n, m in W.items()),
+               f"ΔW of LoRA at rank {TRAINED[-1]}": needed(learned)}  # fmt: skip
     found = {run["side"]: run for run in runs}
     gap = abs(found["extracted, rank 64"]["perplexity"] / found["full fine-tuning"]["perplexity"] - 1)
     shares = [found[f"extracted, rank {rank}"]["energy"] for rank in RANKS]
@@ -76,7 +177,10 @@ def main() -> None:
                     "energy": ["energy captured", ".3f"], "residual": ["residual in ΔW", ".3f"],
                     "parameters": ["parameters", ",.0f"]},
           notes=[f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of {setting.batch_size} "
-                 f"sequences of at most {setting.max_length} tokens each."],
+                 f"sequences of at most {setting.max_length} tokens each.",
+                 "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "
+                 + "; ".join(f"{what}: {told}" for what, told in spectra.items()) + ".",
+                 picture(drawn(found), "extract", quick=asked.quick)],
           criteria=[{"text": "all ranks together give the tuned model back: perplexity within 0.1 %", "met": gap < 1e-3,
                      "measured": f"{100 * gap:.4f} %"},
                     {"text": "energy grows with the rank", "met": shares == sorted(shares),
