@@ -11,12 +11,17 @@ import torch
 import lorakit
 from lorakit import Adapter, Spec
 from lorakit.choose.config import Choosing
-from lorakit.choose.evidence import Scored, by_row, choose, reached
+from lorakit.choose.evidence import HIGHER, Scored, by_row, choose, reached
+from lorakit.choose.grid import grid
 from lorakit.choose.grow import extend, grow
 from lorakit.choose.truncate import truncate
+from lorakit.data.encode import Example
 from lorakit.delta import LowRank
 from lorakit.errors import AdapterMismatch, DataError, SpecError
-from lorakit.evaluate.score import evaluate
+from lorakit.evaluate.metrics import classification
+from lorakit.evaluate.score import Scores, evaluate
+from lorakit.train.log import Log
+from lorakit.train.loop import fit
 
 from . import planted
 
@@ -167,6 +172,38 @@ def test_good_enough_follows_the_metric(goal: tuple[float, float, str, bool]) ->
     assert reached(*goal[:3]) is goal[3]
 
 
+@pytest.mark.parametrize("metric", HIGHER)
+def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
+    """Rows of 3 classes for accuracy, of 2 for those of one class; and of rows drawn without any of it, nothing is divided."""
+    draw = np.random.default_rng(0)
+    classes = 3 if metric == "accuracy" else 2
+    true, said = draw.integers(classes, size=40).tolist(), draw.integers(classes, size=40).tolist()
+    told = classification(true, said, classes)
+    examples = [Example(ids=[1], row=i, target=float(t)) for i, t in enumerate(true)]
+    scored = by_row(Scores(told, [(s, 1.0) for s in said], [0.0] * 40), examples, metric)
+    assert scored.metric == pytest.approx(told[metric]) and scored.metrics is told
+    assert choose({1: scored, 2: scored}, metric).points[0].error == pytest.approx(0.08, abs=0.04)
+    none = by_row(Scores(told, [(0, 1.0)] * 40, [0.0] * 40), [replace(e, target=0.0) for e in examples], metric)
+    assert choose({1: none}, metric).points[0].metric == (1.0 if metric == "accuracy" else 0.0)
+
+
+def test_a_grid_trains_every_rank_as_a_run_by_itself(tmp_path: Path) -> None:
+    found = grid(planted.job(2, tmp_path, highest=1, steps=100), Choosing(way="grid", rank=4, try_ranks=(1, 2)))
+    assert found.choice.rank == 2 and found.facts["steps"] == 300
+    alone = planted.job(2, tmp_path / "alone", highest=2, steps=100)
+    fit(alone, lambda start: Log(tmp_path / "metrics.jsonl", start, 100, quiet=True))
+    assert torch.equal(found.adapter.deltas["middle"].matrix(), alone.adapter.deltas["middle"].matrix())
+    assert [point["metrics"]["loss"] for point in found.facts["extra"].values()] == [p.metric for p in found.choice.points]
+
+
+def test_a_grid_takes_what_cannot_be_cut(tmp_path: Path) -> None:
+    job = planted.job(1, tmp_path, steps=3)
+    lorakit.detach(job.model)
+    adapter = lorakit.attach(job.model, Spec(rank=1, delta="dora", targets=("middle",)))
+    found = grid(replace(job, adapter=adapter), Choosing(way="grid", rank=2))
+    assert found.adapter.spec.delta == "dora" and [p.rank for p in found.choice.points] == [1, 2]
+
+
 WRONG = {
     "rank: a whole number of at least 2 is needed, got 1": {"rank": 1},
     "try_ranks: whole numbers from 1 to below the highest, 8, are needed, got 9": {"rank": 8, "try_ranks": (4, 9)},
@@ -176,7 +213,8 @@ WRONG = {
     "good_enough: --way truncate does not use it": {"good_enough": 1.0},
     "refine: --way grow does not use it": {"way": "grow", "refine": 0.5},
     "plot: --way advice does not use it": {"way": "advice", "plot": "x.png"},
-    "way: 'guess' is none of truncate, grow, threshold, advice": {"way": "guess"},
+    "refine: --way grid does not use it": {"way": "grid", "refine": 0.5},
+    "way: 'guess' is none of truncate, grid, grow, threshold, advice": {"way": "guess"},
 }
 
 
@@ -197,6 +235,8 @@ def test_what_cannot_be_cut_or_measured_is_refused(tmp_path: Path) -> None:
         truncate(replace(job, adapter=dora), Choosing(rank=8))
     with pytest.raises(SpecError, match="accuracy is counted where rows have classes; the task is causal-lm"):
         truncate(job, Choosing(rank=8, metric="accuracy"))
+    with pytest.raises(SpecError, match="f1 decides between two classes; here are 3: take accuracy or loss"):
+        truncate(replace(job, task="classify", classes=3), Choosing(rank=8, metric="f1"))
     with pytest.raises(DataError, match="Only 1 row is held out"):
         choose({1: Scored(np.ones(1), np.ones(1))})
 

@@ -58,7 +58,7 @@ def linear_head(
         progress: called with the number of examples done since the last call.
 
     Returns:
-        accuracy, f1, matthews and rows.
+        accuracy, f1, precision, recall, matthews and rows.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler

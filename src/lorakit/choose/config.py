@@ -8,9 +8,9 @@ from lorakit.errors import SpecError, many
 from lorakit.spec import option
 
 HIGHEST = 32
-WAYS = ("truncate", "grow", "threshold", "advice")
-METRICS = ("auto", "loss", "accuracy")
-TRAINING = ("truncate", "grow")  # the ways that train, and need data
+WAYS = ("truncate", "grid", "grow", "threshold", "advice")
+METRICS = ("auto", "loss", "accuracy", "f1", "precision", "recall")
+TRAINING = ("truncate", "grid", "grow")  # the ways that train, and need data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +23,19 @@ class Choosing:
 
     way: str = option(
         "truncate",
-        "truncate: one run at --rank, cut to every lower one; grow: from small until it is enough; "
-        "threshold: by the singular values of W, or of an adapter; advice: by task, data and memory",
+        "truncate: one run at --rank, cut to every lower one; grid: one run for each rank; grow: from small until it is "
+        "enough; threshold: by the singular values of W, or of an adapter; advice: by task, data and memory",
         choices=WAYS,
     )
-    rank: int = option(HIGHEST, "the highest rank: that of the one run, or where growing ends")
+    rank: int = option(HIGHEST, "the highest rank: that of the one run, of the grid, or where growing ends")
     try_ranks: tuple[int, ...] = option(
         (), "ranks to try, the highest left out (default: 1, 2, 4, … below --rank)", several=True
     )
-    metric: str = option("auto", "what decides; auto: accuracy where rows have classes, else loss", choices=METRICS)
+    metric: str = option(
+        "auto",
+        "what decides; auto: accuracy where rows have classes, else loss; f1, precision and recall: of the second of two",
+        choices=METRICS,
+    )
     refine: float = option(0.15, "truncate: steps, as a share of the run's, for which all that was cut trains on together")
     all_rows: bool = option(False, "truncate: measure on all held-out rows, whatever it costs")
     good_enough: float | None = option(None, "grow: stop once the metric is as good as this", type=float)
@@ -67,6 +71,7 @@ class Choosing:
         if self.good_enough is not None and not math.isfinite(self.good_enough):
             yield "good_enough", f"a finite number is needed, got {self.good_enough!r}"
         uses = {"truncate": ("try_ranks", "metric", "refine", "all_rows", "plot"), "advice": (),
+                "grid": ("try_ranks", "metric", "plot"),
                 "grow": ("try_ranks", "metric", "good_enough", "plot"),
                 "threshold": ("threshold", "energy", "adapter")}  # fmt: skip
         if self.way in uses:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,15 @@ from lorakit.evaluate.score import Scores
 
 DRAWS = 2000  # of the rows, with replacement
 LEVEL = 0.95  # of all intervals
-HIGHER = ("accuracy",)  # metrics of which more is better; of "loss" less is
+HIGHER = ("accuracy", "f1", "precision", "recall")  # metrics of which more is better; of "loss" less is
+
+# What a row adds above and below the line, from the class that was said and the one that is; those below the first, of class 1.
+COUNTED = {
+    "accuracy": lambda said, true: (said == true, 1),
+    "f1": lambda said, true: (2 * (said == true == 1), (said == 1) + (true == 1)),
+    "precision": lambda said, true: (said == true == 1, said == 1),
+    "recall": lambda said, true: (said == true == 1, true == 1),
+}
 
 
 @dataclass(frozen=True)
@@ -23,14 +31,26 @@ class Scored:
     Attributes:
         totals: (rows,) float64: summed loss of a row, or 1 where its class was found.
         counts: (rows,) float64: trained tokens of a row, or 1.
+        metrics: all that was measured, by name.
     """
 
     totals: Any
     counts: Any
+    metrics: dict[str, Any] = field(default_factory=dict)
 
     @property
     def metric(self) -> float:
-        return float(self.totals.sum() / self.counts.sum())
+        return float(ratio(self.totals.sum(), self.counts.sum()))
+
+
+def ratio(total: Any, count: Any) -> Any:
+    """Return total / count, and 0 where nothing was counted: the precision of a class that was never said.
+
+    >>> float(ratio(1.0, 4.0)), float(ratio(0.0, 0.0))
+    (0.25, 0.0)
+    """
+    total, count = np.asarray(total, float), np.asarray(count, float)
+    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
 
 
 @dataclass(frozen=True)
@@ -78,24 +98,24 @@ def by_row(scores: Scores, examples: Sequence[Example], metric: str) -> Scored:
     Args:
         scores: of `evaluate`.
         examples: those that were scored.
-        metric: loss or accuracy.
+        metric: loss, accuracy, or f1, precision or recall of class 1 of two.
 
     Raises:
         SpecError: the metric is not one of this task.
     """
-    if metric == "accuracy" and not (scores.predictions and "accuracy" in scores.metrics):
-        raise SpecError("metric: accuracy is counted where rows have classes; here it is the loss.")
+    if metric in HIGHER and not (scores.predictions and "accuracy" in scores.metrics):
+        raise SpecError(f"metric: {metric} is counted where rows have classes; here it is the loss.")
     index: dict[int, int] = {}
     places = [index.setdefault(e.row, len(index)) for e in examples]
-    if metric == "accuracy":
-        values = [float(value == e.target) for (value, _), e in zip(scores.predictions, examples, strict=True)]
-        sizes = [1.0] * len(examples)
+    if metric in HIGHER:
+        pairs = [(value, e.target) for (value, _), e in zip(scores.predictions, examples, strict=True)]
+        values, sizes = ([float(part[i]) for part in map(COUNTED[metric], *zip(*pairs, strict=True))] for i in (0, 1))
     else:
         values, sizes = scores.losses, [float(e.trained) for e in examples]
     totals, counts = np.zeros(len(index)), np.zeros(len(index))
     np.add.at(totals, places, values)
     np.add.at(counts, places, sizes)
-    return Scored(totals, counts)
+    return Scored(totals, counts, scores.metrics)
 
 
 def choose(scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0) -> Choice:
@@ -127,7 +147,7 @@ def choose(scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0)
                         advice="Give --eval-data, or a larger --eval-fraction.")  # fmt: skip
     sign = -1.0 if metric in HIGHER else 1.0
     draws = np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=DRAWS).astype(float)
-    drawn = {r: draws @ s.totals / (draws @ s.counts) for r, s in scored.items()}
+    drawn = {r: ratio(draws @ s.totals, draws @ s.counts) for r, s in scored.items()}
     best = min(ranks, key=lambda r: (sign * scored[r].metric, r))
     points = []
     for r in ranks:

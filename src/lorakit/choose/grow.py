@@ -67,7 +67,7 @@ def grow(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: No
         DataError: nothing, or one row, is held out.
         TrainingError: of a run.
     """
-    metric, spec = deciding(asked.metric, job.task), job.adapter.spec
+    metric, spec = deciding(asked.metric, job), job.adapter.spec
     check(job, spec)
     steps = max(1, job.steps // len(asked.ranks))
     begun, adapter, found = time.perf_counter(), job.adapter, {}
@@ -112,7 +112,7 @@ def _found(
     job: Job, made: dict[int, Adapter], scored: dict[int, Any], metric: str, rank: int, why: str, begun: float, steps: int
 ) -> Found:
     choice = replace(choose(scored, metric, seed=job.settings.seed), rank=rank, reason=why)
-    extra = {r: {"parameters": adapter.parameters_count} for r, adapter in made.items()}
+    extra = {r: {"parameters": adapter.parameters_count, "metrics": scored[r].metrics} for r, adapter in made.items()}
     facts = {"extra": extra, "steps": steps * len(made), "steps_a_rank": steps,
              "seconds": round(time.perf_counter() - begun, 3)}  # fmt: skip
     return Found(choice, made[rank], metric, facts)

@@ -13,6 +13,7 @@ from lorakit.adapter import Adapter
 from lorakit.choose.advice import advise
 from lorakit.choose.config import TRAINING, Choosing
 from lorakit.choose.evidence import HIGHER
+from lorakit.choose.grid import grid
 from lorakit.choose.grow import grow
 from lorakit.choose.threshold import suggestion
 from lorakit.choose.truncate import Found, check, deciding, truncate
@@ -77,12 +78,12 @@ def _trained(
     first = asked.rank if asked.way == "truncate" else asked.ranks[0]
     ready = prepare(settings, replace(spec, rank=first), say)
     job = ready.job
-    check(job, job.adapter.spec)
-    metric = deciding(asked.metric, job.task)
+    check(job, job.adapter.spec, plain=asked.way != "grid")
+    metric = deciding(asked.metric, job)
     Path(settings.output).mkdir(parents=True, exist_ok=True)
     score: dict[str, Any] = {"pad": job.pad, "batch_size": settings.eval_batch_size, "classes": job.classes}
     before = evaluate(job.model, job.look, job.task, **score).metrics
-    found = (truncate if asked.way == "truncate" else grow)(job, asked, say)
+    found = {"truncate": truncate, "grid": grid, "grow": grow}[asked.way](job, asked, say)
     extra = found.facts.pop("extra")
     curve = [{**asdict(point), **extra[point.rank]} for point in found.choice.points]
     facts = {key: ready.facts[key] for key in ("model", "task", "rows", "rows_held_out", "lr", "base_fingerprint", "data_hash")}

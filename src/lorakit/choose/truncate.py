@@ -13,7 +13,7 @@ from lorakit.adapter import Adapter
 from lorakit.algebra.resize import resize
 from lorakit.attach import attach, attached, detach
 from lorakit.choose.config import Choosing
-from lorakit.choose.evidence import Choice, Scored, by_row, choose
+from lorakit.choose.evidence import HIGHER, Choice, Scored, by_row, choose
 from lorakit.data.encode import Example
 from lorakit.errors import DataError, SpecError, many
 from lorakit.evaluate.score import evaluate
@@ -45,14 +45,19 @@ class Found:
     facts: dict[str, Any]
 
 
-def check(job: Job, spec: Spec) -> None:
-    """Refuse what cannot be cut, or not be measured.
+def check(job: Job, spec: Spec, *, plain: bool = True) -> None:
+    """Refuse what cannot be cut or grown, or not be measured.
+
+    Args:
+        job: the run.
+        spec: of its adapter.
+        plain: whether it will be cut or grown.
 
     Raises:
         SpecError: an adapter that is no plain low rank from its start on.
         DataError: nothing is held out.
     """
-    if spec.delta != "lora" or spec.init in ("pissa", "pissa-fast", "olora", "lora-ga"):
+    if plain and (spec.delta != "lora" or spec.init in ("pissa", "pissa-fast", "olora", "lora-ga")):
         what = spec.delta if spec.delta != "lora" else f"init {spec.init}"
         raise SpecError(f"Plain LoRA on an unmoved base is cut by its singular values; {what} is not.",
                         advice="Leave --delta and --init as they are: the rank carries over. Nothing was started.")  # fmt: skip
@@ -82,14 +87,17 @@ def measured(job: Job, adapter: Adapter, examples: Sequence[Example], metric: st
     return by_row(scores, examples, metric)
 
 
-def deciding(metric: str, task: str) -> str:
+def deciding(metric: str, job: Job) -> str:
     """Return the metric that decides.
 
     Raises:
-        SpecError: accuracy is asked where there are no classes.
+        SpecError: a metric of classes is asked where there are none, or one of two classes where there are more.
     """
-    if metric == "accuracy" and task != "classify":
-        raise SpecError(f"metric: accuracy is counted where rows have classes; the task is {task}.")
+    task = job.task
+    if metric in HIGHER and task != "classify":
+        raise SpecError(f"metric: {metric} is counted where rows have classes; the task is {task}.")
+    if metric in HIGHER[1:] and job.classes != 2:
+        raise SpecError(f"metric: {metric} decides between two classes; here are {job.classes}: take accuracy or loss.")
     return ("accuracy" if task == "classify" else "loss") if metric == "auto" else metric
 
 
@@ -131,7 +139,7 @@ def truncate(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text
         DataError: nothing, or one row, is held out.
         TrainingError: of the run.
     """
-    metric, full = deciding(asked.metric, job.task), job.adapter
+    metric, full = deciding(asked.metric, job), job.adapter
     check(job, full.spec)
     lower = [r for r in asked.ranks if r < max((d.rank for d in full.deltas.values()), default=0)]
     if not lower:
@@ -169,7 +177,7 @@ def truncate(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text
                               "ranks": {name: delta.rank for name, delta in spread.deltas.items()}}  # fmt: skip
         small = spread if better else small
     seconds = time.perf_counter() - begun
-    extra = {r: {"train": fit_of[r], "parameters": adapter.parameters_count, "energy": energy}
+    extra = {r: {"train": fit_of[r], "parameters": adapter.parameters_count, "energy": energy, "metrics": scored[r].metrics}
              for r, (adapter, energy) in made.items()}  # fmt: skip
     facts |= {
         "extra": extra,

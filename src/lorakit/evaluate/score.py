@@ -69,7 +69,8 @@ def evaluate(
         progress: called with the number of examples done since the last call.
 
     Returns:
-        Scores: loss, perplexity and tokens · loss, accuracy, f1, matthews and rows · loss, pearson, spearman and rows.
+        Scores: loss, perplexity and tokens · loss, accuracy, f1, precision, recall,
+            matthews and rows · loss, pearson, spearman and rows.
     """
     device, was_training = next(model.parameters()).device, model.training
     losses, count = [0.0] * len(examples), 0

@@ -1,0 +1,98 @@
+"""Which matrices of the attention, and which rank, at the same number of parameters?
+
+The two tables of the paper, 5 and 6, on models that train in seconds. Table 5: one budget, spent on one, two or four of the
+attention's matrices; sst2 (MiniLM, 3,000 rows, accuracy on the 872 of test.tsv, two seeds) and oz-books (stories260K, loss on
+90 passages, three seeds). In MiniLM all four are 384 x 384, so rank 8, 4 and 2 cost the same; in stories260K k and v are half
+as large as q and o, and take the highest rank that stays within the budget. Table 6: rank 1, 2, 4, 8 and 64 on q, on q and v,
+and on all four; sst2, one seed. Same steps, batches and learning rate for all, alpha 32, one thread.
+
+Predicted, from the paper: two matrices at half the rank are not worse than one at the whole; rank 1 is near rank 64 on q and v.
+
+Criterion: on both tasks the best of the choices with two or four matrices is not worse than the best single one, by more than
+the standard error of the held-out rows.
+"""
+
+from dataclasses import replace
+from statistics import mean
+from typing import Any
+
+from beside_peft import SEEDS, arguments, write
+from real_tasks import TASKS, folders, job_of, opened, trained
+
+import lorakit
+from lorakit.choose.evidence import HIGHER, choose
+from lorakit.choose.truncate import measured
+
+BUDGET = 8  # the rank that the query alone takes
+CHOICES = ("q", "k", "v", "o", "qk", "qv", "qkvo")
+SEEDS_OF = {"sst2": SEEDS[:2], "oz-books": SEEDS}
+RANKED, RANKS = ("q", "qv", "qkvo"), (1, 2, 4, 8, 64)
+
+
+def targets_of(choice: str, model: Any) -> tuple[str, ...]:
+    """Return the layers that a choice of letters names."""
+    return tuple(name for letter in choice for name in lorakit.select(model, letter))
+
+
+def rank_within(choice: str, model: Any) -> int:
+    """Return the highest rank of all chosen layers that costs no more than the budget's on the query."""
+    a_rank = {part: sum(sum(place.shape) for place in lorakit.select(model, targets_of(part, model)).values())
+              for part in ("q", choice)}  # fmt: skip
+    return BUDGET * a_rank["q"] // a_rank[choice]
+
+
+def one(task: str, opened_task: tuple[Any, Any, Any], choice: str, rank: int, seed: int, to: Any) -> dict[str, Any]:
+    """Train one choice; return its parameters, its metric, and the standard error of that."""
+    loaded, parts, setting = opened_task
+    setting = replace(setting, targets=targets_of(choice, loaded.model), rank=rank)
+    job = job_of(loaded, parts, setting, to, seed=seed, whole=False)
+    trained(job)
+    told = choose({rank: measured(job, job.adapter, parts["test"], TASKS[task].metric)}, TASKS[task].metric).points[0]
+    size = sum(p.numel() for d in job.adapter.deltas.values() for p in d.parameters())
+    row = {"task": task, "choice": choice, "rank": rank, "seed": seed, "parameters": size, "metric": told.metric,
+           "error": told.error}  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
+def judged(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the criterion of one task."""
+    mine = [run for run in runs if run["task"] == task]
+    sign = -1 if TASKS[task].metric in HIGHER else 1
+    means = {c: mean(r["metric"] for r in mine if r["choice"] == c) for c in CHOICES}
+    single, several = (min((c for c in CHOICES if (len(c) == 1) is alone), key=lambda c: sign * means[c])
+                       for alone in (True, False))  # fmt: skip
+    gap, error = sign * (means[several] - means[single]), mean(r["error"] for r in mine)
+    return {"text": f"{task}: the best of several matrices is within one standard error of the best single one, or better",
+            "met": gap <= error,
+            "measured": f"{several} {means[several]:.4f}, {single} {means[single]:.4f}, error {error:.4f}"}  # fmt: skip
+
+
+def main() -> None:
+    asked = arguments(__doc__ or "")
+    first, ranked = [], []
+    with folders() as new:
+        for task, seeds in SEEDS_OF.items():
+            given = opened(task, quick=asked.quick)
+            for choice in CHOICES:
+                rank = rank_within(choice, given[0].model)
+                first += [one(task, given, choice, rank, seed, new()) for seed in seeds[: 1 if asked.quick else None]]
+        given = opened("sst2", quick=asked.quick)
+        for choice in RANKED:
+            known = {r["rank"]: r for r in first if (r["task"], r["choice"], r["seed"]) == ("sst2", choice, 0)}
+            ranked += [known.get(rank) or one("sst2", given, choice, rank, 0, new()) for rank in RANKS]
+    rows = []
+    for task in SEEDS_OF:
+        for choice in CHOICES:
+            mine = [r for r in first if (r["task"], r["choice"]) == (task, choice)]
+            rows += [{"side": f"{task}: {', '.join(choice)} at rank {r['rank']}", TASKS[task].metric: r["metric"],
+                      "parameters": r["parameters"]} for r in mine]  # fmt: skip
+    rows += [{"side": f"sst2, by rank: {', '.join(r['choice'])} at rank {r['rank']}", "accuracy": r["metric"],
+              "parameters": r["parameters"]} for r in ranked]  # fmt: skip
+    write("which_matrices", __doc__ or "", quick=asked.quick, each=first, ranked=ranked, runs=rows,
+          measures={"accuracy": ["accuracy", ".4f"], "loss": ["held-out loss", ".4f"], "parameters": ["parameters", ",.0f"]},
+          criteria=[judged(task, first) for task in SEEDS_OF])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
