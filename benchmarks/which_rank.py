@@ -3,8 +3,13 @@
 sst2 (MiniLM, query and value, 3,000 rows, accuracy on the 872 of test.tsv), oz-books (stories260K, all linear layers, loss on
 90 passages) and e2e (stories260K, with the output layer, loss on 400 references). The search trains once at rank 16, cuts by
 SVD to 1, 2, 4 and 8, lets each cut train on for a few steps and measures on as many held-out rows as its cost allows, as
-`lorakit rank` does. The honest way trains each rank by itself with three seeds, on as many steps, at the same learning rate,
-and measures on all held-out rows. One thread.
+`lorakit rank` does; it answers with the smallest rank that those rows show to be within one standard error of the best. The
+honest way trains each rank by itself with three seeds, on as many steps, at the same learning rate, and measures on all
+held-out rows. One thread.
+
+Tried first: the smallest rank that is within one standard error of the best on the rows that were measured. On sst2, where 78
+rows are measured, that took rank 1, which trained by itself is 0.0164 behind the best, whose standard error is 0.0132; and
+with 15 % of the run's steps for training on and as much for measuring, oz-books took 1.31 times one run.
 
 Criteria: at the rank that the search recommends, the honest way is within one standard error of its best (that of the
 held-out rows, averaged over seeds); the search takes no more than 1.3 times the CPU time of one run, its measuring on the way
@@ -84,16 +89,17 @@ def drawn(searches: list[dict], runs: list[dict]):
 
 def main() -> None:
     alone = (f"--{name}: this task alone; the others keep what was measured before" for name in NAMES)
-    asked = arguments(__doc__ or "", *alone)
+    asked = arguments(__doc__ or "", *alone, "--search: search again; one run per rank is kept as it was measured before")
     chosen = [name for name in NAMES if getattr(asked, name.replace("-", "_"))] or list(NAMES)
     before = {} if asked.quick else read("which_rank")
     searches = [s for s in before.get("searches", ()) if s["task"] not in chosen]
-    each = [r for r in before.get("honest", ()) if r["task"] not in chosen]
+    each = [r for r in before.get("honest", ()) if asked.search or r["task"] not in chosen]
     with folders() as new:
         for name in chosen:
             searches.append(search(name, new, quick=asked.quick))
             print(searches[-1], flush=True)
-            each += honest(name, new, quick=asked.quick)
+            if not asked.search:
+                each += honest(name, new, quick=asked.quick)
     searches.sort(key=lambda s: NAMES.index(s["task"]))
     rows = []
     for found in searches:

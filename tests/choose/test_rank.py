@@ -118,6 +118,26 @@ def test_the_smallest_within_one_standard_error_of_the_best_is_taken() -> None:
     assert choose(rows(0.0, 1.0, 0.5 * error), "accuracy").best == 2
 
 
+def test_of_what_was_cut_the_rows_must_show_it() -> None:
+    """Within one standard error by the numbers, but not by the rows: the difference is too uncertain, or the rows are few."""
+    noise = np.random.default_rng(0).normal(size=(2, 400))
+    noise -= noise.mean(1, keepdims=True)
+    loose = {1: Scored(noise[0] + 0.02, np.ones(400)), 2: Scored(noise[1], np.ones(400))}
+    assert choose(loose).rank == 1 and choose(loose, of=400).rank == 2
+    assert (
+        "rank 1 is 0.0200 worse, but these rows do not show it to be within the error of all 400"
+        in choose(loose, of=400).reason
+    )
+    tight = rows(0.02, 0.0)
+    assert choose(tight, of=400).rank == 1 and choose(tight, of=40_000).rank == 2
+
+
+def test_where_classes_are_counted_the_losses_must_show_it() -> None:
+    right, noise = np.ones(100), np.random.default_rng(0).normal(1, 0.3, size=100)
+    told = {r: Scored(right, right, {}, noise + gap) for r, gap in ((1, 0.1), (2, 0.001), (4, 0.0))}
+    assert choose(told, "accuracy").rank == 1 and choose(told, "accuracy", of=100).rank == 2
+
+
 def test_intervals_are_those_of_the_rows() -> None:
     told = choose(rows(0.5, 0.0, count=1000))
     at = told.at(2)

@@ -36,7 +36,7 @@ class Choosing:
         "what decides; auto: accuracy where rows have classes, else loss; f1, precision and recall: of the second of two",
         choices=METRICS,
     )
-    refine: float = option(0.15, "truncate: steps, as a share of the run's, for which all that was cut trains on together")
+    refine: float = option(0.12, "truncate: steps, as a share of the run's, for which all that was cut trains on together")
     all_rows: bool = option(False, "truncate: measure on all held-out rows, whatever it costs")
     good_enough: float | None = option(None, "grow: stop once the metric is as good as this", type=float)
     threshold: float = option(0.9, "threshold: the share of the singular values that is kept")

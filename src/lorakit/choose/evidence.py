@@ -32,11 +32,13 @@ class Scored:
         totals: (rows,) float64: summed loss of a row, or 1 where its class was found.
         counts: (rows,) float64: trained tokens of a row, or 1.
         metrics: all that was measured, by name.
+        losses: (rows,) float64: the loss of each row of a class, where another metric is asked.
     """
 
     totals: Any
     counts: Any
     metrics: dict[str, Any] = field(default_factory=dict)
+    losses: Any = None
 
     @property
     def metric(self) -> float:
@@ -112,22 +114,25 @@ def by_row(scores: Scores, examples: Sequence[Example], metric: str) -> Scored:
         values, sizes = ([float(part[i]) for part in map(COUNTED[metric], *zip(*pairs, strict=True))] for i in (0, 1))
     else:
         values, sizes = scores.losses, [float(e.trained) for e in examples]
-    totals, counts = np.zeros(len(index)), np.zeros(len(index))
-    np.add.at(totals, places, values)
-    np.add.at(counts, places, sizes)
-    return Scored(totals, counts, scores.metrics)
+    totals, counts, losses = (np.bincount(places, part, len(index)) for part in (values, sizes, scores.losses))
+    return Scored(totals, counts, scores.metrics, losses if metric in HIGHER else None)
 
 
-def choose(scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0) -> Choice:
+def choose(scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0, of: int = 0) -> Choice:
     """Return the curve, and the smallest rank whose metric is within one standard error of the best one's.
 
     The rows are drawn anew, with replacement, the same for all ranks: so each metric gets its interval, and the difference
     of two ranks gets its own, which is narrower because both saw the same rows.
 
+    With `of` the rows must show it: the error is that of all these rows, so measuring on few of them allows no more, and the
+    whole interval of the difference must lie within it. Whether a row is right is too coarse for that: of a metric of
+    classes the value itself must be within the error, and the interval of the difference in loss within that of the loss.
+
     Args:
         scored: by rank, each on the same rows.
         metric: its name; of "accuracy" more is better.
         seed: of the draws.
+        of: held-out rows that there are, if what was cut is judged and not what was trained at each rank.
 
     Raises:
         DataError: fewer than two rows: they have no spread.
@@ -155,8 +160,20 @@ def choose(scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0)
         behind = sign * (scored[r].metric - scored[best].metric)
         points.append(Point(r, scored[r].metric, *_middle(drawn[r]), float(drawn[r].std(ddof=1)), behind, *_middle(gap)))
     error = next(p.error for p in points if p.rank == best)
-    rank = next(p.rank for p in points if p.behind <= error)
-    return Choice(tuple(points), rank, best, _reason(points, rank, best, metric, rows))
+    enough = {p.rank for p in points if p.behind <= error}
+    if of and metric in HIGHER:
+        losses = {r: Scored(s.losses, np.ones(rows)) for r, s in scored.items()}
+        enough &= _shown(choose(losses, seed=seed).points, (rows / of) ** 0.5)
+    elif of:
+        enough &= _shown(points, (rows / of) ** 0.5)
+    rank = min(enough, default=best)
+    return Choice(tuple(points), rank, best, _reason(points, rank, best, metric, rows, of))
+
+
+def _shown(points: Sequence[Point], share: float) -> set[int]:
+    """Return the ranks whose whole interval of the difference from the best lies within the best one's error, scaled."""
+    error = next(p.error for p in points if p.behind == 0) * share
+    return {p.rank for p in points if p.behind_high <= error}
 
 
 def reached(metric: float, goal: float, name: str) -> bool:
@@ -173,9 +190,16 @@ def _middle(values: Any) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _reason(points: Sequence[Point], rank: int, best: int, metric: str, rows: int) -> str:
+def _reason(points: Sequence[Point], rank: int, best: int, metric: str, rows: int, of: int) -> str:
     at, top = (next(p for p in points if p.rank == r) for r in (rank, best))
     told = f"Rank {best} has the best {metric}, {top.metric:.4f} with a standard error of {top.error:.4f} on {rows:,} rows"
+    less = [p for p in points if p.rank < rank and p.behind <= top.error]
+    if less and of:
+        told += (f"; rank {less[0].rank} is {less[0].behind:.4f} worse, but these rows do not show it to be within the error "
+                 f"of all {of:,}")  # fmt: skip
+        if rank == best:
+            return f"{told}, nor any other below {best}."
+        return f"{told}; rank {rank} is the smallest that they do ({at.metric:.4f}, {at.behind:.4f} worse)."
     if rank == best:
         lower = [p for p in points if p.rank < rank]
         return f"{told}; " + (

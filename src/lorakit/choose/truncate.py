@@ -21,8 +21,8 @@ from lorakit.spec import Spec
 from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import Job, fit
 
-LOOKING = 0.15  # of the run: what all measuring may cost, told by tokens
-FORWARD = 0.4  # of a step: what measuring a token costs
+LOOKING = 0.12  # of the run: what all measuring may cost, told by tokens
+FORWARD = 0.45  # of a step: what measuring a token costs
 SEEN = 0.2  # of what is measured: rows that were trained on
 LEAST = 30  # held-out examples that are measured on at least, if there are so many
 GENTLE = 0.5  # of the run's learning rate: where what was cut trains on
@@ -166,7 +166,7 @@ def truncate(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text
     made: dict[int, tuple[Adapter, float]] = {r: cut(f"rank-{r}", {"rank": r}) for r in lower}
     made[max(asked.ranks)] = (full, 1.0)
     scored = {r: measured(job, adapter, held, metric) for r, (adapter, _) in made.items()}
-    choice = choose(scored, metric, seed=job.settings.seed)
+    choice = choose(scored, metric, seed=job.settings.seed, of=len({e.row for e in job.held_out}))
     fit_of = {r: measured(job, adapter, seen, metric).metric for r, (adapter, _) in made.items()}
     small, facts = made[choice.rank][0], {}
     if choice.rank in lower:

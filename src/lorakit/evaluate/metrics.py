@@ -23,7 +23,7 @@ def classification(targets: Sequence[int], predictions: Sequence[int], classes: 
     none: Any = 0.0
     average = "binary" if classes == 2 else "macro"
     told = precision_recall_fscore_support(targets, predictions, average=average, zero_division=none)
-    precision, recall, f1 = (float(value) for value in told[:3])  # type: ignore[arg-type]
+    precision, recall, f1 = (float(value) for value in told[:3])
     return {
         "accuracy": float(accuracy_score(targets, predictions)),
         "f1": f1,
