@@ -49,11 +49,11 @@ def matrices(model: nn.Module) -> dict[str, Tensor]:
     return {name: place.site.read(place.layer) for name, place in lorakit.select(model, "all-linear").items()}
 
 
-def needed(values: Iterable[Tensor]) -> str:
-    """Return what singular values say: the share of the energy in the first 8, and how many hold 90 %, on average."""
+def needed(values: Iterable[Tensor]) -> dict[str, float]:
+    """Return what singular values say, on average: the share of the energy in the first 8, and how many hold 90 %."""
     each = list(values)
     first = sum(float(energy(v)[min(7, len(v) - 1)]) for v in each) / len(each)
-    return f"{100 * first:.0f} % in the first 8, 90 % in {sum(rank_for(v, 0.9) for v in each) / len(each):.0f} directions"
+    return {"first_8": first, "rank_90": sum(rank_for(v, 0.9) for v in each) / len(each)}
 
 
 def lora(setting: Setting, rank: int) -> Side:
@@ -172,14 +172,15 @@ def main() -> None:
     found = {run["side"]: run for run in runs}
     gap = abs(found["extracted, rank 64"]["perplexity"] / found["full fine-tuning"]["perplexity"] - 1)
     shares = [found[f"extracted, rank {rank}"]["energy"] for rank in RANKS]
-    write("extract", __doc__ or "", quick=asked.quick, runs=runs,
+    write("extract", __doc__ or "", quick=asked.quick, runs=runs, spectra=spectra,
           measures={"perplexity": ["held-out perplexity", ".2f"], "kl": ["KL to the tuned model", ".4f"],
                     "energy": ["energy captured", ".3f"], "residual": ["residual in ΔW", ".3f"],
                     "parameters": ["parameters", ",.0f"]},
           notes=[f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of {setting.batch_size} "
                  f"sequences of at most {setting.max_length} tokens each.",
                  "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "
-                 + "; ".join(f"{what}: {told}" for what, told in spectra.items()) + ".",
+                 + "; ".join(f"{what}: {100 * s['first_8']:.0f} % in the first 8, 90 % in {s['rank_90']:.0f} directions"
+                             for what, s in spectra.items()) + ".",
                  picture(drawn(found), "extract", quick=asked.quick)],
           criteria=[{"text": "all ranks together give the tuned model back: perplexity within 0.1 %", "met": gap < 1e-3,
                      "measured": f"{100 * gap:.4f} %"},
