@@ -11,11 +11,11 @@ BIN := .venv/bin
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ON_JOBS = -n $(JOBS) --dist loadfile
 
-.PHONY: help demo test unit lint fix record docs tutorial bench clean
+.PHONY: help demo test unit lint fix record docs docs-serve tutorial bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile
 
 demo: .venv/demo.stamp ## train, look at and merge a small adapter, from nothing
 	@$(BIN)/python -m lorakit.cli.demo
@@ -38,8 +38,11 @@ fix: .venv/dev.stamp ## let ruff mend what it can
 record: .venv/dev.stamp ## write tests/surface.txt and docs/cli.md again; read the diff before you commit it
 	$(BIN)/python tests/test_surface.py
 
-docs: .venv/dev.stamp ## run what README, docs and examples show
-	$(PYTEST) tests/docs
+docs: .venv/dev.stamp ## build the documentation, and say where it lies; a broken link or docstring fails
+	@$(BIN)/python docs/book
+
+docs-serve: .venv/dev.stamp ## the same, and show it on http://127.0.0.1:8000
+	@$(BIN)/python docs/book --serve
 
 tutorial: .venv/dev.stamp ## run the notebooks, and write them with their pictures to build/tutorial
 	$(BIN)/python docs/tutorial/run.py

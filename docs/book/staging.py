@@ -1,0 +1,146 @@
+"""The pages of the site, laid out in one folder: what README and docs say, with links that lead to pages."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+ROOT = Path(__file__).parents[2]
+BOOK = Path(__file__).parent
+HOME, LAYOUT, EXAMPLES, COMMANDS = "index.md", "layout.md", "examples.md", "commands/index.md"
+OF_THE_ROOT = {
+    "README.md": HOME, "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "LOG.md": "log.md",
+    "SECURITY.md": "security.md", "LICENSE": "licence.md",
+}  # fmt: skip
+APART = ("More", "Layout")  # sections of the README: the navigation is the one, the other has a page
+FENCE = re.compile(r"^(```+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
+HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
+CODE = re.compile(r"`[^`\n]+`")
+
+
+class BookError(Exception):
+    """Something of the site is not as it must be; the message lists every fault."""
+
+    def __init__(self, faults: Iterable[str]):
+        super().__init__("\n".join(faults))
+
+
+def places(root: Path = ROOT) -> dict[str, str]:
+    """Return which page of the site each file of the repository becomes."""
+    found = dict(OF_THE_ROOT)
+    for path in sorted((root / "docs").rglob("*.md")):
+        name = path.relative_to(root / "docs").as_posix()
+        found[f"docs/{name}"] = re.sub(r"(^|/)README\.md$", r"\1index.md", name)
+    for path in sorted((root / "examples").glob("*.py")):
+        found[f"examples/{path.name}"] = f"{EXAMPLES}#{path.stem}"
+    return {**found, "examples": EXAMPLES, "docs/cli.md": COMMANDS}
+
+
+def apart(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[bool, str]]:
+    """Yield a text in pieces, with whether each is a match."""
+    at = 0
+    for match in pattern.finditer(text):
+        yield False, text[at : match.start()]
+        yield True, match[0]
+        at = match.end()
+    yield False, text[at:]
+
+
+def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: list[str]) -> str:
+    """Return a page's text with links that hold on the site; a link that leads nowhere is a fault.
+
+    Args:
+        text: Markdown.
+        source: the file of the repository that it is from; its links are relative to that.
+        page: the page of the site that it becomes.
+        to: file of the repository -> page of the site.
+        faults: what is wrong is added here.
+    """
+
+    def lead(match: re.Match[str]) -> str:
+        words, target = match[1], match[2]
+        if re.match(r"[a-z]+:|#", target):
+            return match[0]
+        path, _, anchor = target.partition("#")
+        named = os.path.normpath(PurePosixPath(source).parent / path)
+        if (place := to.get(named)) is None:
+            if not path.endswith((".png", ".svg")):
+                faults.append(f"{source}: {target} leads to no page")
+            return match[0]
+        if place == COMMANDS and anchor.startswith("lorakit-"):
+            place, anchor = f"commands/{anchor.removeprefix('lorakit-')}.md", ""
+        place, _, inner = place.partition("#")
+        near = os.path.relpath(place, PurePosixPath(page).parent)
+        return f"{words}({near}{'#' * bool(anchor or inner)}{anchor or inner})"
+
+    done = []
+    for fenced, piece in apart(text, FENCE):
+        done += [piece] if fenced else [part if code else LINK.sub(lead, part) for code, part in apart(piece, CODE)]
+    return "".join(done)
+
+
+def sections(text: str) -> list[tuple[str, str]]:
+    """Return the heading and text of each section of a page; the first has no heading."""
+    fences = [match.span() for match in FENCE.finditer(text)]
+    heads = [m for m in HEADING.finditer(text) if not any(start <= m.start() < end for start, end in fences)]
+    ends = [m.start() for m in heads[1:]] + [len(text)]
+    found = [("", text[: heads[0].start()] if heads else text)]
+    return found + [(m[1].strip(), text[m.start() : end]) for m, end in zip(heads, ends, strict=False)]
+
+
+def of_the_readme(text: str) -> dict[str, str]:
+    """Return what the README becomes: the home, without what the navigation does, and a page of its tree."""
+    parts = sections(text)
+    home = "".join(part for head, part in parts if head not in APART)
+    layout = next(part for head, part in parts if head == "Layout").replace("## Layout", "# Layout", 1)
+    return {HOME: home, LAYOUT: layout}
+
+
+def of_the_examples(root: Path = ROOT) -> str:
+    """Return one page of all that is under examples/."""
+    pages = ["# Examples\n\nEach is one file of at most 60 lines that runs as it is; the tests run them all.\n"]
+    for path in sorted((root / "examples").glob("*.py")):
+        title, code = path.stem.replace("_", " "), path.read_text("utf-8").strip()
+        head = f"## {title[0].upper()}{title[1:]} {{ #{path.stem} }}"
+        pages.append(f"{head}\n\n`examples/{path.name}`\n\n```python\n{code}\n```\n")
+    return "\n".join(pages)
+
+
+def stage(folder: Path, made: Mapping[str, str], root: Path = ROOT) -> None:
+    """Write every page of the site into a folder, which is emptied first.
+
+    Args:
+        folder: what lies there is dropped.
+        made: page -> text, of those that no file holds.
+        root: the repository.
+
+    Raises:
+        BookError: a link leads to no page.
+    """
+    faults: list[str] = []
+    to = places(root)
+    texts = {EXAMPLES: of_the_examples(root), **made}
+    for source, page in to.items():
+        if page in made or "#" in page or not (root / source).is_file():
+            continue
+        text = (root / source).read_text("utf-8")
+        if source == "LICENSE":
+            text = f"# Licence\n\n```text\n{text.strip()}\n```\n"
+        for name, part in of_the_readme(text).items() if page == HOME else [(page, text)]:
+            texts[name] = linked(part, source, name, to, faults)
+    if faults:
+        raise BookError(faults)
+    shutil.rmtree(folder, ignore_errors=True)
+    for page, text in texts.items():
+        path = folder / page
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    for path in (root / "docs").rglob("*"):
+        if path.suffix in (".png", ".svg"):
+            there = folder / path.relative_to(root / "docs")
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, there)
+    for name in ("style.css", "iframe-worker.js"):
+        shutil.copyfile(BOOK / name, folder / name)

@@ -1,0 +1,109 @@
+"""The documentation site builds, and a fault is seen: a link, a page outside the navigation, a docstring, a missing name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lorakit.cli.__main__ import COMMANDS, parser_for
+
+from .blocks import ROOT
+
+sys.path.insert(0, str(ROOT / "docs" / "book"))
+import checks
+import commands
+import reference
+import staging
+
+
+def slug(text: str) -> str:
+    return text.lower().replace(" ", "-")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_fault(tmp_path: Path):
+    done = subprocess.run([sys.executable, str(ROOT / "docs" / "book"), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "index.html").is_file() and re.match(r"\d+ pages: open ", done.stdout)
+
+
+def test_every_page_is_in_the_navigation():
+    pages = {page for page in staging.places().values() if "#" not in page} | {staging.LAYOUT, "api/index.md", *reference.PAGES}
+    assert checks.outside(pages | {f"commands/{name}.md" for name in COMMANDS}, checks.navigation()) == []
+
+
+@pytest.mark.parametrize(
+    ("pages", "named", "fault"),
+    [
+        (["a.md", "b.md"], ["a.md"], "b.md is not in the navigation of zensical.toml"),
+        (["a.md"], ["a.md", "b.md"], "b.md is in the navigation of zensical.toml and is no page"),
+        (["a.md"], ["a.md", "a.md"], "a.md is in the navigation of zensical.toml twice"),
+    ],
+)
+def test_a_page_outside_the_navigation_is_seen(pages: list[str], named: list[str], fault: str):
+    assert checks.outside(pages, named) == [fault]
+
+
+def test_every_public_name_is_on_an_api_page():
+    package = reference.loaded()
+    made, faults = reference.pages(package)
+    assert faults == []
+    texts = "".join(made.values())
+    assert [name for name, path in reference.public(package).items() if f"{{ #{path} }}" not in texts] == []
+
+
+PLANTED = '''"""A package."""
+
+_HOME = {"attach": "attach"}
+__all__ = ["attach"]
+'''
+
+
+def test_a_name_without_a_page_and_a_docstring_that_cannot_be_read_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "lorakit").mkdir()
+    (tmp_path / "lorakit" / "__init__.py").write_text(PLANTED)
+    docstring = '"""Put it on.\n\n    Args:\n        modle: one.\n    """'
+    (tmp_path / "lorakit" / "attach.py").write_text(f'"""Attach."""\n\n\ndef attach(model: int) -> None:\n    {docstring}\n')
+    package = reference.loaded(tmp_path)
+    monkeypatch.setattr(reference, "PAGES", {"api/attach.md": {"title": "Attach", "says": "On.", "of": ["attach"]}})
+    assert any("modle" in fault for fault in reference.pages(package)[1])
+    monkeypatch.setattr(reference, "PAGES", {})
+    assert reference.pages(package)[1] == ["lorakit.attach stands on no API page"]
+
+
+def test_every_flag_of_every_command_is_on_its_page():
+    made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {}, slug)
+    for name in COMMANDS:
+        told = re.findall(r"^`(.+)`$", made[f"commands/{name}.md"], re.MULTILINE)
+        flags = {flag for action in parser_for(name)._actions for flag in action.option_strings}
+        assert {word for line in told for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", line)} == flags, name
+
+
+def test_a_command_leads_to_where_it_is_shown():
+    text = "# Guide\n\n## First run\n\n```console\n$ lorakit train --model tiny\n```\n"
+    made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {"guide.md": text}, slug)
+    assert "[Guide: First run](../guide.md#first-run)" in made["commands/train.md"]
+
+
+def test_links_of_the_repository_become_links_of_the_site():
+    faults: list[str] = []
+    text = "[a](docs/files.md#x), [b](examples), [c](docs/cli.md#lorakit-train), [d](docs/no.md), `[e](f)`\n"
+    said = staging.linked(text, "README.md", "index.md", staging.places(), faults)
+    assert said == "[a](files.md#x), [b](examples.md), [c](commands/train.md), [d](docs/no.md), `[e](f)`\n"
+    assert faults == ["README.md: docs/no.md leads to no page"]
+
+
+@pytest.mark.parametrize(
+    ("body", "fault"),
+    [
+        ('<a href="no.html">', "index.html: no.html leads nowhere"),
+        ('<a href="#no">', "index.html: #no: the page has no such heading"),
+        ('<script src="https://elsewhere/x.js">', "index.html loads https://elsewhere/x.js: it would not work offline"),
+        ('<a href="https://elsewhere"><h2 id="yes"></h2><a href="#yes">', None),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path, body: str, fault: str | None):
+    (tmp_path / "index.html").write_text(body)
+    assert checks.broken(tmp_path) == [fault] * bool(fault)
