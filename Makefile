@@ -38,14 +38,19 @@ fix: .venv/dev.stamp ## let ruff mend what it can
 record: .venv/dev.stamp ## write tests/surface.txt and docs/cli.md again; read the diff before you commit it
 	$(BIN)/python tests/test_surface.py
 
-docs: .venv/dev.stamp ## build the documentation, and say where it lies; a broken link or docstring fails
+docs: build/tutorial/stamp ## build the documentation, and say where it lies; a broken link or docstring fails
 	@$(BIN)/python docs/book
 
-docs-serve: .venv/dev.stamp ## the same, and show it on http://127.0.0.1:8000
+docs-serve: build/tutorial/stamp ## the same, and show it on http://127.0.0.1:8000
 	@$(BIN)/python docs/book --serve
 
 tutorial: .venv/dev.stamp ## run the notebooks, and write them with their pictures to build/tutorial
 	$(BIN)/python docs/tutorial/run.py
+
+build/tutorial/stamp: .venv/dev.stamp $(wildcard docs/tutorial/*.ipynb)
+	@echo "Running the tutorial, for its pictures; this takes some minutes."
+	@$(BIN)/python docs/tutorial/run.py
+	@touch $@
 
 bench: .venv/dev.stamp ## answer the questions under benchmarks/ again
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done

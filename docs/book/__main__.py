@@ -7,33 +7,42 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import checks
 import commands
+import notebooks
 import reference
 from pymdownx.slugs import slugify
-from staging import COMMANDS, ROOT, BookError, places, stage
+from staging import COMMANDS, ROOT, BookError, expanded, linked, places, stage
 
 
-def written(folder: Path) -> None:
-    """Write the pages of the site, as Markdown.
+def written(folder: Path) -> str:
+    """Write the pages of the site, as Markdown; returns the configuration that names them all.
 
     Raises:
         BookError: a link, a docstring or the navigation is at fault.
     """
     slug = functools.partial(slugify(case="lower"), sep="-")
-    texts = {page: (ROOT / source).read_text("utf-8") for source, page in places().items()
-             if page.endswith(".md") and page != COMMANDS and (ROOT / source).is_file()}  # fmt: skip
+    faults: list[str] = []
+    files: dict[str, bytes] = {}
+    to = places()
+    texts = {page: (ROOT / source).read_text("utf-8") for source, page in to.items()
+             if source.endswith(".md") and page != COMMANDS}  # fmt: skip
     made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), texts, slug)
-    api, faults = reference.pages(reference.loaded())
-    stage(folder, made | api)
-    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*.md"))
-    if faults := faults + checks.outside(there, checks.navigation()):
+    for source, page in to.items():
+        if source.endswith(".ipynb"):
+            text = notebooks.page(ROOT / source, page.removesuffix(".md"), files, faults)
+            made[page] = linked(text, source, page, to, faults)
+    api, unread = reference.pages(reference.loaded())
+    stage(folder, made | api, files)
+    pages = [path.relative_to(folder).as_posix() for path in folder.rglob("*.md")]
+    config = expanded((ROOT / "zensical.toml").read_text("utf-8"), pages)
+    if faults := faults + unread + checks.outside(pages, checks.navigation(config)):
         raise BookError(faults)
+    return config
 
 
 def built(folder: Path) -> Path:
@@ -42,8 +51,8 @@ def built(folder: Path) -> Path:
     Raises:
         BookError: what is wrong with it.
     """
-    written(folder / "pages")
-    shutil.copyfile(ROOT / "zensical.toml", folder / "zensical.toml")
+    config = written(folder / "pages")
+    (folder / "zensical.toml").write_text(config, "utf-8")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:

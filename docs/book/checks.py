@@ -8,8 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from staging import ROOT
-
 LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "video": "src", "object": "data"}
 
 
@@ -32,8 +30,8 @@ class Page(HTMLParser):
             self.loads.add(target)
 
 
-def navigation(config: Path = ROOT / "zensical.toml") -> list[str]:
-    """Return the pages that the navigation names, in its order."""
+def navigation(config: str) -> list[str]:
+    """Return the pages that the navigation of zensical.toml names, in its order."""
 
     def walk(node: Any) -> Iterator[str]:
         if isinstance(node, str):
@@ -41,7 +39,7 @@ def navigation(config: Path = ROOT / "zensical.toml") -> list[str]:
         for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
             yield from walk(inner)
 
-    return list(walk(tomllib.loads(config.read_text("utf-8"))["project"]["nav"]))
+    return list(walk(tomllib.loads(config)["project"]["nav"]))
 
 
 def outside(pages: Iterable[str], named: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ OF_THE_ROOT = {
     "README.md": HOME, "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "LOG.md": "log.md",
     "SECURITY.md": "security.md", "LICENSE": "licence.md",
 }  # fmt: skip
+ASSETS = ("style.css", "iframe-worker.js")
 APART = ("More", "Layout")  # sections of the README: the navigation is the one, the other has a page
 FENCE = re.compile(r"^(```+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
@@ -33,6 +34,8 @@ def places(root: Path = ROOT) -> dict[str, str]:
     for path in sorted((root / "docs").rglob("*.md")):
         name = path.relative_to(root / "docs").as_posix()
         found[f"docs/{name}"] = re.sub(r"(^|/)README\.md$", r"\1index.md", name)
+    for path in sorted((root / "docs").rglob("*.ipynb")):
+        found[path.relative_to(root).as_posix()] = path.relative_to(root / "docs").with_suffix(".md").as_posix()
     for path in sorted((root / "examples").glob("*.py")):
         found[f"examples/{path.name}"] = f"{EXAMPLES}#{path.stem}"
     return {**found, "examples": EXAMPLES, "docs/cli.md": COMMANDS}
@@ -77,7 +80,12 @@ def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: lis
 
     done = []
     for fenced, piece in apart(text, FENCE):
-        done += [piece] if fenced else [part if code else LINK.sub(lead, part) for code, part in apart(piece, CODE)]
+        # Braces are no attributes in the repository, so they are none on the site.
+        done += (
+            [piece]
+            if fenced
+            else [part if code else LINK.sub(lead, part).replace("{", "\\{") for code, part in apart(piece, CODE)]
+        )
     return "".join(done)
 
 
@@ -108,12 +116,23 @@ def of_the_examples(root: Path = ROOT) -> str:
     return "\n".join(pages)
 
 
-def stage(folder: Path, made: Mapping[str, str], root: Path = ROOT) -> None:
+def expanded(config: str, pages: Iterable[str]) -> str:
+    """Return zensical.toml with `"folder/*"` in its navigation replaced by the pages there that it does not name."""
+
+    def listed(match: re.Match[str]) -> str:
+        return ", ".join(f'"{page}"' for page in sorted(pages) if page.startswith(match[1]) and f'"{page}"' not in config)
+
+    pages = list(pages)
+    return re.sub(r'"([\w-]+/)\*"', listed, config)
+
+
+def stage(folder: Path, made: Mapping[str, str], files: Mapping[str, bytes], root: Path = ROOT) -> None:
     """Write every page of the site into a folder, which is emptied first.
 
     Args:
         folder: what lies there is dropped.
-        made: page -> text, of those that no file holds.
+        made: page -> text, of those that are not written as they lie in the repository.
+        files: name -> content, of what pages show.
         root: the repository.
 
     Raises:
@@ -137,10 +156,8 @@ def stage(folder: Path, made: Mapping[str, str], root: Path = ROOT) -> None:
         path = folder / page
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
-    for path in (root / "docs").rglob("*"):
-        if path.suffix in (".png", ".svg"):
-            there = folder / path.relative_to(root / "docs")
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, there)
-    for name in ("style.css", "iframe-worker.js"):
-        shutil.copyfile(BOOK / name, folder / name)
+    pictures = [path for path in (root / "docs").rglob("*") if path.suffix in (".png", ".svg")]
+    held = {path.relative_to(root / "docs").as_posix(): path.read_bytes() for path in pictures}
+    for name, content in {**held, **files, **{name: (BOOK / name).read_bytes() for name in ASSETS}}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)

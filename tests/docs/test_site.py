@@ -1,5 +1,7 @@
 """The documentation site builds, and a fault is seen: a link, a page outside the navigation, a docstring, a missing name."""
 
+import base64
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from .blocks import ROOT
 sys.path.insert(0, str(ROOT / "docs" / "book"))
 import checks
 import commands
+import notebooks
 import reference
 import staging
 
@@ -31,7 +34,15 @@ def test_the_site_builds_without_a_fault(tmp_path: Path):
 
 def test_every_page_is_in_the_navigation():
     pages = {page for page in staging.places().values() if "#" not in page} | {staging.LAYOUT, "api/index.md", *reference.PAGES}
-    assert checks.outside(pages | {f"commands/{name}.md" for name in COMMANDS}, checks.navigation()) == []
+    pages |= {f"commands/{name}.md" for name in COMMANDS}
+    config = staging.expanded((ROOT / "zensical.toml").read_text("utf-8"), pages)
+    assert checks.outside(pages, checks.navigation(config)) == []
+
+
+def test_a_star_stands_for_the_pages_that_are_not_named():
+    config = '[project]\nnav = [{ "A" = ["a/index.md", "a/*"] }]\n'
+    named = checks.navigation(staging.expanded(config, ["a/2.md", "b/1.md", "a/1.md", "a/index.md"]))
+    assert named == ["a/index.md", "a/1.md", "a/2.md"]
 
 
 @pytest.mark.parametrize(
@@ -46,6 +57,7 @@ def test_a_page_outside_the_navigation_is_seen(pages: list[str], named: list[str
     assert checks.outside(pages, named) == [fault]
 
 
+@pytest.mark.slow
 def test_every_public_name_is_on_an_api_page():
     package = reference.loaded()
     made, faults = reference.pages(package)
@@ -89,9 +101,9 @@ def test_a_command_leads_to_where_it_is_shown():
 
 def test_links_of_the_repository_become_links_of_the_site():
     faults: list[str] = []
-    text = "[a](docs/files.md#x), [b](examples), [c](docs/cli.md#lorakit-train), [d](docs/no.md), `[e](f)`\n"
+    text = "[a](docs/files.md#x), [b](examples), [c](docs/cli.md#lorakit-train), [d](docs/no.md), `[e](f)` {g}\n"
     said = staging.linked(text, "README.md", "index.md", staging.places(), faults)
-    assert said == "[a](files.md#x), [b](examples.md), [c](commands/train.md), [d](docs/no.md), `[e](f)`\n"
+    assert said == "[a](files.md#x), [b](examples.md), [c](commands/train.md), [d](docs/no.md), `[e](f)` \\{g}\n"
     assert faults == ["README.md: docs/no.md leads to no page"]
 
 
@@ -107,3 +119,32 @@ def test_links_of_the_repository_become_links_of_the_site():
 def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path, body: str, fault: str | None):
     (tmp_path / "index.html").write_text(body)
     assert checks.broken(tmp_path) == [fault] * bool(fault)
+
+
+def notebook(path: Path, **outputs: object) -> Path:
+    code = {"cell_type": "code", "source": ["draw(\n", ")"], **outputs}
+    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": ["# One"]}, code]}))
+    return path
+
+
+def test_a_notebook_that_was_run_shows_what_it_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "run").mkdir()
+    data = {"image/png": base64.b64encode(b"picture").decode(), "text/plain": ["<Figure>"]}
+    outputs = [{"output_type": "stream", "text": ["said\n"]}, {"output_type": "display_data", "data": data}]
+    path = notebook(tmp_path / "1.ipynb")
+    monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
+    files, faults = {}, []
+    assert notebooks.UNRUN in notebooks.page(path, "t/1", files, faults)
+    notebook(tmp_path / "run" / "1.ipynb", outputs=outputs)
+    shown = "# One\n\n```python\ndraw(\n)\n```\n\n```text\nsaid\n```\n\n![what the cell draws](1-2-2.png)\n"
+    assert notebooks.page(path, "t/1", files, faults) == shown
+    assert (files, faults) == ({"t/1-2-2.png": b"picture"}, [])
+
+
+def test_outputs_of_other_cells_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "run").mkdir()
+    path = notebook(tmp_path / "1.ipynb")
+    ran = notebook(tmp_path / "run" / "1.ipynb", outputs=[{"output_type": "stream", "text": ["old"]}])
+    ran.write_text(ran.read_text().replace("draw", "drew"))
+    monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
+    assert "old" not in notebooks.page(path, "1", {}, [])
