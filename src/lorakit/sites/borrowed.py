@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.site import Linear
+from lorakit.sites.lent import Lent
 from lorakit.spec import Settings
 
 # Class name of the parent in transformers -> its children that it reads. `lorakit.check` finds others.
@@ -24,16 +25,12 @@ READERS = {
 }
 
 
-class Borrowed(Linear):
+class Borrowed(Lent):
     """The matrix of the layer's child, which a site of its own holds."""
 
-    lends = True
-
     def __init__(self, child: str, inner: Linear):
-        self.child, self.inner, self.kind = child, inner, inner.kind
-
-    def path(self) -> str:
-        return f"{self.child}.{self.inner.path()}"
+        super().__init__(inner.kind, f"{child}.{inner.path()}")
+        self.child, self.inner = child, inner
 
     def read(self, layer: Any) -> Tensor:
         return self.inner.read(layer._modules[self.child])
@@ -47,22 +44,8 @@ class Borrowed(Linear):
     def kernel(self, layer: Any) -> tuple[int, ...]:
         return self.inner.kernel(layer._modules[self.child])
 
-    def lend(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
-        """Let the child hold its weight with changes added; a tensor of its instance hides the parameter of its name."""
-        child: Any = layer._modules[self.child]
-        child.__dict__[self.inner.path()] = self.stored(layer, self.changed(layer, changes)).to(child.weight.dtype)
-
-    def take_back(self, layer: nn.Module) -> None:
-        """Let the child hold its own weight again."""
-        child: Any = layer._modules[self.child]
-        child.__dict__.pop(self.inner.path(), None)
-
-    def faults(self, layer: Any, settings: Settings) -> list[str]:
-        faults = self.inner.faults(layer._modules[self.child], settings)
-        if settings.dropout:
-            faults.append(f"dropout {settings.dropout:g}: {type(layer).__name__} reads this weight itself, so the input of A "
-                          "cannot be seen; set it to 0 for this name with overrides")  # fmt: skip
-        return faults
+    def matrix_faults(self, layer: Any, settings: Settings) -> list[str]:
+        return self.inner.faults(layer._modules[self.child], settings)
 
 
 def children_read(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:

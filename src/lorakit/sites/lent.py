@@ -54,8 +54,12 @@ class Lent(Linear):
         owner, _, key = self.key.rpartition(".")
         layer.get_submodule(owner).__dict__.pop(key, None)
 
+    def matrix_faults(self, layer: Any, settings: Settings) -> list[str]:
+        """Return what is wrong whether the matrix is lent or not."""
+        return super().faults(layer, settings)
+
     def faults(self, layer: Any, settings: Settings) -> list[str]:
-        faults = super().faults(layer, settings)
+        faults = self.matrix_faults(layer, settings)
         if settings.dropout:
             faults.append(f"dropout {settings.dropout:g}: {type(layer).__name__} reads this weight itself, so the input of A "
                           "cannot be seen; set it to 0 for this name with overrides")  # fmt: skip
