@@ -1,28 +1,30 @@
 """How long does attaching to a model of 1,000 linear layers take, beside PEFT; and how long do command and import?
 
 Setting: a Llama of random weights with 143 blocks (1,001 linear layers, width 64), rank 8 on all of them but the head, one
-thread. Each side gets a new copy of the model each round, in turn; CPU seconds. The command and the import are started as
-processes of their own; CPU seconds of these, and whether torch was loaded.
+thread. Each side gets a new copy of the model each round, in turn; CPU seconds, of Python's garbage collection too, which is
+run before each side so that none pays for what was there. "load" reads the adapter's folder and attaches it. The command
+and the import are started as processes of their own; CPU seconds of these.
 """
 
-import argparse
 import copy
-import json
+import gc
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from beside_peft import arguments, write
 
 import lorakit
 
-RESULT = Path(__file__).parent / "results" / "attach.json"
+BLOCKS = 143
 STARTED = {
     "import lorakit": "import lorakit",
     "lorakit --help": "import sys; sys.argv = ['lorakit', '--help']\nfrom lorakit.cli.__main__ import main\nmain()",
@@ -36,55 +38,84 @@ def model(blocks: int) -> Any:
                                         num_attention_heads=4, num_key_value_heads=4))  # fmt: skip
 
 
-def ours(base: Any) -> None:
-    lorakit.attach(base, lorakit.Spec(rank=8))
+def ours(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield what lorakit does, by what it is called; a copy of the base is used for each but saving."""
+    adapter: Any = None
+
+    def attach() -> None:
+        nonlocal adapter
+        adapter = lorakit.attach(base(), lorakit.Spec(rank=8))
+
+    yield "attach", attach
+    yield "save", lambda: adapter.save(folder / "ours")
+    yield "load", lambda: lorakit.attach(base(), lorakit.Adapter.load(folder / "ours"))
 
 
-def peft(base: Any) -> None:
-    from peft import LoraConfig, get_peft_model
+def peft(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield what PEFT does, likewise."""
+    from peft import LoraConfig, PeftModel, get_peft_model
 
-    get_peft_model(base, LoraConfig(r=8, target_modules="all-linear"))
+    wrapped: Any = None
+
+    def attach() -> None:
+        nonlocal wrapped
+        wrapped = get_peft_model(base(), LoraConfig(r=8, target_modules="all-linear"))
+
+    yield "attach", attach
+    yield "save", lambda: wrapped.save_pretrained(folder / "peft")
+    yield "load", lambda: PeftModel.from_pretrained(base(), folder / "peft")
 
 
-def started(code: str) -> tuple[float, bool]:
-    """Return the CPU seconds of a process that runs this, and whether it loaded torch."""
+SIDES = {"PEFT": peft, "lorakit": ours}
+
+
+def round_of(model: Any) -> Iterator[tuple[str, str, float]]:
+    """Yield side, what it did and the CPU seconds of each."""
+    for side, steps in SIDES.items():
+        with TemporaryDirectory() as folder:
+            copies: list[Any] = []
+            for what, run in steps(copies.pop, Path(folder)):
+                copies[:] = [copy.deepcopy(model)]
+                gc.collect()
+                begun = time.process_time()
+                run()
+                yield side, what, time.process_time() - begun
+
+
+def started(code: str) -> float:
+    """Return the CPU seconds of a process that runs this, which must not load torch.
+
+    Raises:
+        RuntimeError: it failed, or loaded torch.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = f"import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n{code}"
     done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, env=os.environ, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, done.stderr.strip().endswith("True")
+    if done.returncode or not done.stderr.strip().endswith("False"):
+        raise RuntimeError(f"{code!r}: {done.stderr[-500:]}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two rounds, nothing written")
-    parser.add_argument("--blocks", type=int, default=143)
-    asked = parser.parse_args()
+    asked = arguments(__doc__)
     torch.set_num_threads(1)
-    base, rounds = model(asked.blocks), 2 if asked.quick else 9
-    sides: dict[str, Callable[[Any], None]] = {"PEFT": peft, "lorakit": ours}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():  # what is imported on the way is not counted
-        side(model(1))
+    base, rounds = model(2 if asked.quick else BLOCKS), 2 if asked.quick else 5
+    list(round_of(model(1)))  # what is imported on the way is not counted
+    times: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
-        for name, side in sides.items():
-            fresh = copy.deepcopy(base)
-            begun = time.process_time()
-            side(fresh)
-            times[name].append(time.process_time() - begun)
-    rows: list[dict[str, Any]] = [
-        {"what": name, "min": min(taken), "median": median(taken), "ratio": min(taken) / min(times["PEFT"])}
-        for name, taken in times.items()
-    ]
+        for side, what, seconds in round_of(base):
+            times.setdefault((side, what), []).append(seconds)
+    rows = [{"side": f"{what}, {side}", "min": min(taken), "median": median(taken),
+             "of_peft": min(taken) / min(times["PEFT", what])} for (side, what), taken in times.items()]  # fmt: skip
     for name, code in STARTED.items():
-        runs = [started(code) for _ in range(rounds)]
-        taken = [seconds for seconds, _ in runs]
-        rows.append({"what": name, "min": min(taken), "median": median(taken), "torch": any(loaded for _, loaded in runs)})
-    for row in rows:
-        print(json.dumps(row), file=sys.stderr)
-    if not asked.quick:
-        RESULT.write_text(json.dumps({"rows": rows, "blocks": asked.blocks, "threads": 1}, indent=2) + "\n")
+        taken = [started(code) for _ in range(rounds)]
+        rows.append({"side": name, "min": min(taken), "median": median(taken), "of_peft": float("nan")})
+    ratio = next(row["of_peft"] for row in rows if row["side"] == "attach, lorakit")
+    criteria = [{"text": "attach to 1,001 linear layers: at most 0.25 of PEFT's get_peft_model", "met": ratio <= 0.25,
+                 "measured": f"{ratio:.3f}"}]  # fmt: skip
+    write("attach", __doc__, quick=asked.quick, runs=rows, criteria=criteria, one_row_a_run=True, rounds=rounds,
+          measures={"min": ["CPU seconds, least", ".3f"], "median": ["median", ".3f"], "of_peft": ["of PEFT", ".3f"]})  # fmt: skip
 
 
 if __name__ == "__main__":

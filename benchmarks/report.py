@@ -17,6 +17,7 @@ ORDER = (
     "resnet20",
     "merged_latency",
     "step",
+    "attach",
     "spectra",
     "combine_beside_peft",
     "extract",

@@ -83,17 +83,18 @@ def attach(
         raise AdapterMismatch("Two adapters that are on cannot train the same parameters.", clashes,
                               "Switch the other off first: enable(model, None). Nothing was attached.")  # fmt: skip
     if not state.adapters:
-        state.found = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
+        state.found = {n: p.requires_grad for n, p in base_parameters(model)}
         model.requires_grad_(False)
     for path, delta in adapter.placed.items():
         place = known[path]
-        delta.to(place.site.read(place.layer).device).requires_grad_(trainable).train(place.layer.training)
+        delta.train(place.layer.training)
         put(place.layer, state, place.of, (name, place.key), place.site, delta)
+    for parameter in adapter.parameters() if adapter is what or not trainable else ():  # what is new requires gradients
+        parameter.requires_grad_(trainable)
     for full, parameter in adapter.whole.items():
         path, _, key = full.rpartition(".")
         layer: Any = model.get_submodule(path)
         parameter.data = parameter.data.to(layer._parameters[key])  # a layer cannot mix dtypes
-        parameter.requires_grad_(trainable)
         slot_at(layer, state, path)._parameters[f"{name}:{key}"] = parameter
     state.adapters[name] = adapter
     exchange(model, state, on)
@@ -131,7 +132,7 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, ba
     inside = tuple(f"{n}." for n in modules)
     layers = {p.module: None for p in chosen.values() if p.site.kind != "experts"}  # files name layers, not their parts
     adapted, trained = {*layers, *chosen}, {}
-    for path, own in base_parameters(model):
+    for path, own in base_parameters(model) if spec.bias != "none" or modules else ():
         layer, _, key = path.rpartition(".")
         bias = (spec.bias == "all" and "bias" in key) or (spec.bias == "adapted" and key == "bias" and layer in adapted)
         if (bias or path.startswith(inside)) and own.is_floating_point():
@@ -177,7 +178,8 @@ def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_bas
     # In the model's order, whatever the file's was: optimizers know their tensors by number.
     adapter.deltas = {n: adapter.deltas[n] for n in known if n in adapter.deltas}
     for n, delta in adapter.deltas.items():
-        delta.settle(known[n].site.kind, known[n].site.kernel(known[n].layer), known[n].shape)
+        site, layer = known[n].site, known[n].layer
+        delta.to(site.read(layer).device).settle(site.kind, site.kernel(layer), known[n].shape)
     adapter.whole = {n: adapter.whole[n] for n in own if n in adapter.whole}
     return adapter
 
@@ -270,7 +272,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if not slot._modules and not slot._parameters:
             remove(layer)
     if not state.adapters:
-        for path, parameter in model.named_parameters(remove_duplicate=False):
+        for path, parameter in base_parameters(model):
             parameter.requires_grad_(state.found.get(path, parameter.requires_grad))
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -10,6 +11,15 @@ from lorakit.sites.quantised import comes_from
 from lorakit.slot import base_parameters
 
 SAMPLES = 16  # values of each tensor that count
+
+
+@lru_cache(maxsize=64)  # layers of few shapes make a model
+def _sampled(size: int, device: torch.device) -> torch.Tensor:
+    """Return the numbers of the values that count."""
+    count = min(SAMPLES, size)
+    # In whole numbers: float32 cannot tell the last elements of a large embedding apart.
+    at = [i * (size - 1) // max(count - 1, 1) for i in range(count)]
+    return torch.tensor(at, dtype=torch.long, device=device)
 
 
 def fingerprint(model: nn.Module, *, without: Iterable[str] = (), rows: Mapping[str, Iterable[int]] | None = None) -> str:
@@ -46,12 +56,10 @@ def fingerprint(model: nn.Module, *, without: Iterable[str] = (), rows: Mapping[
         # torchao's tensors can be multiplied by, and little else.
         own = parameter.detach()
         flat = (own.dequantize() if comes_from(own, "torchao") else own).flatten()
-        count = min(SAMPLES, flat.numel())
-        # In whole numbers: float32 cannot tell the last elements of a large embedding apart.
-        at = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
+        at = _sampled(flat.numel(), flat.device)
         if (leave := unseen.get(id(parameter))) is not None:
-            at = [i for i in at if i // parameter[0].numel() not in leave]
-        values = flat[torch.tensor(at, dtype=torch.long, device=flat.device)]
+            at = at[[i // parameter[0].numel() not in leave for i in at.tolist()]]
+        values = flat[at]
         values = values.to(torch.bfloat16).view(torch.int16) if values.is_floating_point() else values.long()
         digest.update(f"{name} {tuple(parameter.shape)} {values.tolist()}\n".encode())
     return digest.hexdigest()[:16]

@@ -148,12 +148,14 @@ def slot_of(layer: nn.Module) -> Slot | None:
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the model's own modules by name: not the slots, nor what is in them."""
-    inside = None  # named_modules goes depth first: what is in a slot follows it at once
-    for name, module in model.named_modules():
-        if isinstance(module, Slot):
-            inside = f"{name}."
-        elif inside is None or not name.startswith(inside):
+    # In the order of named_modules, without the chain of generators that it puts between a module and who asks for it.
+    seen, left = set[nn.Module](), [("", model)]
+    while left:
+        name, module = left.pop()
+        if module not in seen and not isinstance(module, Slot):
+            seen.add(module)
             yield name, module
+            left += [(full_name(name, k), child) for k, child in reversed(module._modules.items()) if child is not None]
 
 
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -161,8 +163,7 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     for name, module in own_modules(model):
         slot = slot_of(module)
         for key, parameter in module._parameters.items():
-            own = slot._parameters.get(f":{key}") if slot else None
-            own = parameter if own is None else own
+            own = slot._parameters.get(f":{key}", parameter) if slot else parameter
             if own is not None:
                 yield full_name(name, key), own
 

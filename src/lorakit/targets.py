@@ -148,7 +148,7 @@ def whole(model: nn.Module, patterns: tuple[str, ...], *, every: bool = True) ->
     Raises:
         TargetError: a pattern names nothing, a module without parameters, or one with buffers.
     """
-    modules = dict(own_modules(model))
+    modules = dict(own_modules(model)) if patterns else {}
     chosen, faults = {}, []
     for pattern in patterns:
         hits = [name for name in modules if name and matches(pattern, name)]
@@ -176,8 +176,8 @@ def spelled(model: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
     >>> spelled(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), ("norms",))
     ('1',)
     """
-    modules = dict(own_modules(model))
-    if "norms" not in patterns or any(matches("norms", name) for name in modules):
+    modules = dict(own_modules(model)) if "norms" in patterns else {}
+    if not modules or any(matches("norms", name) for name in modules):
         return patterns
     norms = [name for name, module in modules.items() if name and _is_norm(module)]
     if not norms:
@@ -315,7 +315,8 @@ def _head(module: nn.Module) -> list[nn.Module]:
     """Return the layers of a transformers model's head, which a preset leaves alone: what stands beside its base model."""
     method = getattr(type(module), "get_output_embeddings", None)
     output = [head] if method is not None and isinstance(head := method(module), nn.Module) else []
-    base = getattr(module, getattr(module, "base_model_prefix", "") or "", None)
+    prefix = getattr(type(module), "base_model_prefix", "")  # of the class: asking a module for what it lacks takes long
+    base = getattr(module, prefix, None) if prefix else None
     if not output and not isinstance(base, nn.Module):
         return []
     inside = {id(part) for part in (base.modules() if isinstance(base, nn.Module) else module.modules())}

@@ -49,8 +49,10 @@ def asked_rows(model: nn.Module, asked: Any, known: Mapping[str, Place], taken: 
     Raises:
         TargetError: no such module, or one that cannot be served; or an id that it has no row for. All are named.
     """
+    if not asked:
+        return {}
     own, found, faults = dict(base_parameters(model)), dict[str, tuple[int, ...]](), []
-    items = asked.items() if isinstance(asked, Mapping) else [("", asked)] if asked else []
+    items = asked.items() if isinstance(asked, Mapping) else [("", asked)]
     for pattern, ids in items:
         names = [n for n in known if matches(pattern, n)] if pattern else _inputs(model, known)
         if len(names) == 1:
@@ -107,7 +109,8 @@ def tied(model: nn.Module, adapter: Adapter, known: Mapping[str, Place]) -> dict
     Raises:
         AdapterMismatch: such a layer changes otherwise too, or is of a kind that has no rows of tokens.
     """
-    own, rows = dict(base_parameters(model)), {n: d for n, d in adapter.deltas.items() if isinstance(d, TokenRows)}
+    rows = {n: d for n, d in adapter.deltas.items() if isinstance(d, TokenRows)}
+    own = dict(base_parameters(model)) if rows else {}
     # Rows of a head alone leave the embedding as it is, as in PEFT.
     weights = {id(own[known[n].path]): n for n, d in rows.items() if d.kind == "embedding" and known[n].path in own}
     shared = {n: weights[key] for n, place in known.items() if n not in rows and not place.is_part

@@ -38,4 +38,4 @@ def initial_A(settings: Settings, shape: Sequence[int], fan_in: int, generator: 
         tall = torch.randn((*stack, max(size), min(size)), generator=generator, dtype=torch.float64)
         Q = torch.linalg.qr(tall)[0].float()
         return (Q if Q.shape[-2:] == size else Q.mT).contiguous() * (shape[-1] / (3 * fan_in)) ** 0.5
-    return (torch.rand((*stack, *size), generator=generator) * 2 - 1) / fan_in**0.5
+    return torch.rand((*stack, *size), generator=generator).mul_(2).sub_(1).div_(fan_in**0.5)
