@@ -21,8 +21,8 @@ FLOORS = [
     "algebra plots",
     "evaluate",
     "plan",
-    "train export baselines serve",
-    "choose",
+    "train export serve",
+    "choose baselines",
     "cli ui loralib",
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms.split()}

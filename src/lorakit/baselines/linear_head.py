@@ -58,7 +58,7 @@ def linear_head(
         progress: called with the number of examples done since the last call.
 
     Returns:
-        accuracy, f1, precision, recall, matthews and rows.
+        accuracy, f1, precision, recall, matthews, rows, and features: the width of what the regression sees.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
@@ -73,4 +73,8 @@ def linear_head(
 
     best = max(STRENGTHS, key=lambda c: fitted(c, cut).score(seen[cut:], targets[cut:]))
     found = fitted(best, len(examples)).predict(asked)
-    return {**classification([int(e.target) for e in held_out], found.tolist(), classes), "rows": len(held_out)}
+    return {
+        **classification([int(e.target) for e in held_out], found.tolist(), classes),
+        "rows": len(held_out),
+        "features": seen.shape[1],
+    }

@@ -5,5 +5,19 @@ from lorakit.plots.canvas import check, figure, save
 from lorakit.plots.lines import curves, spectrum
 from lorakit.plots.matrices import by_module, heat, short, similarity
 from lorakit.plots.picture import picture
+from lorakit.plots.results import methods
 
-__all__ = ["attention", "by_module", "check", "curves", "figure", "heat", "picture", "save", "short", "similarity", "spectrum"]
+__all__ = [
+    "attention",
+    "by_module",
+    "check",
+    "curves",
+    "figure",
+    "heat",
+    "methods",
+    "picture",
+    "save",
+    "short",
+    "similarity",
+    "spectrum",
+]
