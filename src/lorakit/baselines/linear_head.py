@@ -76,5 +76,5 @@ def linear_head(
     return {
         **classification([int(e.target) for e in held_out], found.tolist(), classes),
         "rows": len(held_out),
-        "features": seen.shape[1],
+        "features": len(seen[0]),
     }
