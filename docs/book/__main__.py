@@ -32,12 +32,13 @@ def written(folder: Path) -> str:
     texts = {page: (ROOT / source).read_text("utf-8") for source, page in to.items()
              if source.endswith(".md") and page != COMMANDS}  # fmt: skip
     made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), texts, slug)
+    api, names, unread = reference.pages(reference.loaded())
+    names |= {"lorakit " + page.removeprefix("commands/").removesuffix(".md"): page for page in made if page != COMMANDS}
     for source, page in to.items():
         if source.endswith(".ipynb"):
             text = notebooks.page(ROOT / source, page.removesuffix(".md"), files, faults)
-            made[page] = linked(text, source, page, to, faults)
-    api, unread = reference.pages(reference.loaded())
-    stage(folder, made | api, files)
+            made[page] = linked(text, source, page, to, faults, names)
+    stage(folder, made | api, files, names)
     pages = [path.relative_to(folder).as_posix() for path in folder.rglob("*.md")]
     config = expanded((ROOT / "zensical.toml").read_text("utf-8"), pages)
     if faults := faults + unread + checks.outside(pages, checks.navigation(config)):

@@ -103,14 +103,20 @@ class Writer:
         """Return the public names that stand on no page."""
         return [f"lorakit.{name} stands on no API page" for name, path in self.names.items() if path not in self.where]
 
+    def place(self, path: str) -> str:
+        """Return where something is told of: its page, and there its heading, if it does not fill the page."""
+        page = self.where[path]
+        fills = len(self.pages[page]) == 1 and self.pages[page][0][0] and self.pages[page][0][0].path == path
+        return page if fills else f"{page}#{path}"
+
     def link(self, code: str, page: str, near: str = "") -> str:
         """Return a piece of code, as a link where it names something that is told of."""
         name = code.strip("`").partition("(")[0]
         path = self.short.get(name) or (f"{near}.{name}" if f"{near}.{name}" in self.where else None)
         if path is None or path not in self.where:
             return code
-        target = "" if self.where[path] == page else self.where[path].rpartition("/")[2]  # all lie in one folder
-        return f"[{code}]({target}#{path})"
+        there, hash, anchor = self.place(path).rpartition("/")[2].partition("#")  # all lie in one folder
+        return f"[{code}]({'' if self.where[path] == page and anchor else there}{hash}{anchor})"
 
     def words(self, text: str, page: str, near: str = "") -> str:
         """Return words of a docstring that Markdown reads as they stand."""
@@ -238,8 +244,8 @@ class Writer:
         return "\n".join(lines) + "\n"
 
 
-def pages(package: Any) -> tuple[dict[str, str], list[str]]:
-    """Return the API pages, and what of the docstrings cannot be rendered."""
+def pages(package: Any) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Return the API pages, where each `lorakit.name` is told of, and what of the docstrings cannot be rendered."""
     heard = Faults()
     logger = logging.getLogger("griffe")
     logger.addHandler(heard)
@@ -248,4 +254,6 @@ def pages(package: Any) -> tuple[dict[str, str], list[str]]:
         made = {"api/index.md": writer.index(), **{page: writer.page(page) for page in PAGES}}
     finally:
         logger.removeHandler(heard)
-    return made, writer.missing() + heard.found
+    told = {name: path for name, path in writer.short.items() if name.startswith("lorakit.") and path in writer.where}
+    names = {name: writer.place(path) for name, path in told.items()}
+    return made, names, writer.missing() + heard.found

@@ -16,7 +16,7 @@ OF_THE_ROOT = {
 ASSETS = ("style.css", "iframe-worker.js")
 APART = ("More", "Layout")  # sections of the README: the navigation is the one, the other has a page
 FENCE = re.compile(r"^(```+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\])\(([^()\s]+)\)")
+LINK = re.compile(r"(!?\[(?:[^\[\]`]|`[^`\n]+`|\[[^\]]*\])*\])\(([^()\s]+)\)|`[^`\n]+`")  # or code, which holds none
 HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 CODE = re.compile(r"`[^`\n]+`")
 
@@ -51,7 +51,7 @@ def apart(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[bool, str]]:
     yield False, text[at:]
 
 
-def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: list[str]) -> str:
+def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: list[str], names: Mapping[str, str]) -> str:
     """Return a page's text with links that hold on the site; a link that leads nowhere is a fault.
 
     Args:
@@ -60,33 +60,41 @@ def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: lis
         page: the page of the site that it becomes.
         to: file of the repository -> page of the site.
         faults: what is wrong is added here.
+        names: what stands as code -> the place of the site that tells of it.
     """
+
+    def near(place: str) -> str:
+        path, hash, anchor = place.partition("#")
+        return os.path.relpath(path, PurePosixPath(page).parent) + hash + anchor
 
     def lead(match: re.Match[str]) -> str:
         words, target = match[1], match[2]
+        if words is None:
+            place = names.get(match[0].strip("`").partition("(")[0])
+            return f"[{match[0]}]({near(place)})" if place else match[0]
         if re.match(r"[a-z]+:|#", target):
             return match[0]
         path, _, anchor = target.partition("#")
-        named = os.path.normpath(PurePosixPath(source).parent / path)
-        if (place := to.get(named)) is None:
+        if (place := to.get(os.path.normpath(PurePosixPath(source).parent / path))) is None:
             if not path.endswith((".png", ".svg")):
                 faults.append(f"{source}: {target} leads to no page")
             return match[0]
         if place == COMMANDS and anchor.startswith("lorakit-"):
             place, anchor = f"commands/{anchor.removeprefix('lorakit-')}.md", ""
         place, _, inner = place.partition("#")
-        near = os.path.relpath(place, PurePosixPath(page).parent)
-        return f"{words}({near}{'#' * bool(anchor or inner)}{anchor or inner})"
+        return f"{words}({near(place)}{'#' * bool(anchor or inner)}{anchor or inner})"
 
-    done = []
-    for fenced, piece in apart(text, FENCE):
+    def line(text: str) -> str:
         # Braces are no attributes in the repository, so they are none on the site.
-        done += (
-            [piece]
-            if fenced
-            else [part if code else LINK.sub(lead, part).replace("{", "\\{") for code, part in apart(piece, CODE)]
-        )
-    return "".join(done)
+        done = [lead(match) if (match := LINK.fullmatch(part)) else part.replace("{", "\\{") for _, part in apart(text, LINK)]
+        return "".join(done)
+
+    def lines(piece: str) -> str:
+        """Leave headings alone, and what is indented as code is."""
+        kept = re.compile(r"^(?:#+ |    ).*$", re.MULTILINE)
+        return "".join(part if code else line(part) for code, part in apart(piece, kept))
+
+    return "".join(piece if fenced else lines(piece) for fenced, piece in apart(text, FENCE))
 
 
 def sections(text: str) -> list[tuple[str, str]]:
@@ -126,13 +134,16 @@ def expanded(config: str, pages: Iterable[str]) -> str:
     return re.sub(r'"([\w-]+/)\*"', listed, config)
 
 
-def stage(folder: Path, made: Mapping[str, str], files: Mapping[str, bytes], root: Path = ROOT) -> None:
+def stage(
+    folder: Path, made: Mapping[str, str], files: Mapping[str, bytes], names: Mapping[str, str], root: Path = ROOT
+) -> None:  # fmt: skip
     """Write every page of the site into a folder, which is emptied first.
 
     Args:
         folder: what lies there is dropped.
         made: page -> text, of those that are not written as they lie in the repository.
         files: name -> content, of what pages show.
+        names: what stands as code -> the place of the site that tells of it.
         root: the repository.
 
     Raises:
@@ -148,7 +159,7 @@ def stage(folder: Path, made: Mapping[str, str], files: Mapping[str, bytes], roo
         if source == "LICENSE":
             text = f"# Licence\n\n```text\n{text.strip()}\n```\n"
         for name, part in of_the_readme(text).items() if page == HOME else [(page, text)]:
-            texts[name] = linked(part, source, name, to, faults)
+            texts[name] = linked(part, source, name, to, faults, names)
     if faults:
         raise BookError(faults)
     shutil.rmtree(folder, ignore_errors=True)

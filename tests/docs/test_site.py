@@ -60,7 +60,7 @@ def test_a_page_outside_the_navigation_is_seen(pages: list[str], named: list[str
 @pytest.mark.slow
 def test_every_public_name_is_on_an_api_page():
     package = reference.loaded()
-    made, faults = reference.pages(package)
+    made, _, faults = reference.pages(package)
     assert faults == []
     texts = "".join(made.values())
     assert [name for name, path in reference.public(package).items() if f"{{ #{path} }}" not in texts] == []
@@ -80,9 +80,9 @@ def test_a_name_without_a_page_and_a_docstring_that_cannot_be_read_are_seen(tmp_
     (tmp_path / "lorakit" / "attach.py").write_text(f'"""Attach."""\n\n\ndef attach(model: int) -> None:\n    {docstring}\n')
     package = reference.loaded(tmp_path)
     monkeypatch.setattr(reference, "PAGES", {"api/attach.md": {"title": "Attach", "says": "On.", "of": ["attach"]}})
-    assert any("modle" in fault for fault in reference.pages(package)[1])
+    assert any("modle" in fault for fault in reference.pages(package)[2])
     monkeypatch.setattr(reference, "PAGES", {})
-    assert reference.pages(package)[1] == ["lorakit.attach stands on no API page"]
+    assert reference.pages(package)[2] == ["lorakit.attach stands on no API page"]
 
 
 def test_every_flag_of_every_command_is_on_its_page():
@@ -99,12 +99,29 @@ def test_a_command_leads_to_where_it_is_shown():
     assert "[Guide: First run](../guide.md#first-run)" in made["commands/train.md"]
 
 
-def test_links_of_the_repository_become_links_of_the_site():
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[a](docs/files.md#x) and [b](examples)", "[a](files.md#x) and [b](examples.md)"),
+        ("[`c`](docs/cli.md#lorakit-train)", "[`c`](commands/train.md)"),
+        ("`[e](f)` and {g}", "`[e](f)` and \\{g}"),
+        ("`lorakit.attach(model)`", "[`lorakit.attach(model)`](api/attach.md#x)"),
+        ("# `lorakit.attach`\n\n    {a}\n", "# `lorakit.attach`\n\n    {a}\n"),
+        ("```python\n[a](docs/files.md) {b}\n```", "```python\n[a](docs/files.md) {b}\n```"),
+        ("[a](https://elsewhere) [b](#here)", "[a](https://elsewhere) [b](#here)"),
+    ],
+)
+def test_links_of_the_repository_become_links_of_the_site(text: str, wanted: str):
     faults: list[str] = []
-    text = "[a](docs/files.md#x), [b](examples), [c](docs/cli.md#lorakit-train), [d](docs/no.md), `[e](f)` {g}\n"
-    said = staging.linked(text, "README.md", "index.md", staging.places(), faults)
-    assert said == "[a](files.md#x), [b](examples.md), [c](commands/train.md), [d](docs/no.md), `[e](f)` \\{g}\n"
-    assert faults == ["README.md: docs/no.md leads to no page"]
+    names = {"lorakit.attach": "api/attach.md#x"}
+    assert staging.linked(text, "README.md", "index.md", staging.places(), faults, names) == wanted
+    assert faults == []
+
+
+def test_a_link_to_what_is_no_page_is_seen():
+    faults: list[str] = []
+    staging.linked("[d](no.md)", "docs/files.md", "files.md", staging.places(), faults, {})
+    assert faults == ["docs/files.md: no.md leads to no page"]
 
 
 @pytest.mark.parametrize(
