@@ -28,7 +28,7 @@ def new_rows(model: nn.Module, spec: Spec, known: Mapping[str, Place], taken: Co
     for n, ids in asked_rows(model, spec.token_rows, known, taken).items():
         site, turned = known[n].site, known[n].site.kind == "embedding"
         M = site.read(known[n].layer)
-        tokens = torch.tensor(ids, device=M.device)
+        tokens = torch.tensor(ids, device=None if M.is_meta else M.device)  # known also where the rows have no values
         start = (M.T if turned else M)[tokens].to(getattr(torch, spec.dtype), copy=True)
         deltas[n] = TokenRows(start, tokens, M.shape[turned], site.kind)
     return deltas

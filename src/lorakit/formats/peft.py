@@ -39,7 +39,7 @@ from lorakit.formats.peft_config import (
     target_names_of,
 )
 from lorakit.formats.stacks import flat, keys_of, stacked
-from lorakit.formats.tokens import rows_of, take, written
+from lorakit.formats.tokens import noted, rows_of, take, written
 from lorakit.spec import Spec, full_name, setting_faults
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -67,11 +67,44 @@ def write(
         AdapterFileError: a tensor is not finite or has no values, or the folder is a file; all are named and nothing is
             written.
     """
-    rows, folder = rows_of(deltas), Path(folder)
+    folder, indices, tokens = Path(folder), *noted(rows_of(deltas))
+    tensors, deltas, (spec, plain), packed = laid_out(spec, deltas, whole)
+    faults = [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
+    if faults:
+        raise AdapterFileError(f"{many(len(faults), 'tensor')} cannot be saved.", faults, f"Nothing was written to {folder}.")
+    if folder.exists() and not folder.is_dir():
+        raise AdapterFileError(f"{folder} is a file; an adapter is a folder.", advice="Nothing was written.")
+    header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
+    header |= {"packed": packed} if packed else {}
+    header |= {"token_rows": tokens} if tokens else {}
+    if METHODS[spec.delta].ends:  # tensors that do not tell all of the matrix that they change
+        header["told"] = {n: {"kernel": d.kernel, "inputs": d.shape[1]} for n, d in deltas.items() if d.kind}
+    metadata = {"format": "pt", "lorakit": json.dumps(header)}
+    config = json.dumps(config_of(plain, deltas, whole, provenance, target_names, indices), indent=2, sort_keys=True) + "\n"
+    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_files(folder, {
+        CONFIG: lambda part: part.write_text(config, encoding="utf-8"),
+        WEIGHTS: lambda part: save_file(on_cpu, part, metadata),
+    })  # fmt: skip
+    return folder
+
+
+def laid_out(
+    spec: Spec, deltas: Mapping[str, Any], whole: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Any], tuple[Spec, Spec], dict[str, Any]]:
+    """Return what a file holds: its tensors by key, deltas by the names in it, specs of header and config, and what is packed.
+
+    Args:
+        spec: of the adapter.
+        deltas: by module name; they may be on the meta device.
+        whole: parameters by name.
+    """
+    rows = rows_of(deltas)
+    tensors: dict[str, Tensor] = written(rows)
     deltas = {name: delta for name, delta in deltas.items() if name not in rows}
     spec = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()})
     plain, deltas, packed = pack(spec, deltas)
-    tensors, indices, tokens = written(rows)
     stacks = keys_of(n for n, delta in deltas.items() if delta.kind == "experts")
     for name, delta in deltas.items():
         if METHODS[delta.name].ends:
@@ -93,25 +126,7 @@ def write(
         layer, _, key = path.rpartition(".")
         layer = next((n for n, parts in packed.items() if layer in parts and n.endswith(BEHIND)), layer)
         tensors[PREFIX + (full_name(layer, f"base_layer.{key}") if layer in deltas else path)] = tensor
-    faults = [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
-    if faults:
-        raise AdapterFileError(f"{many(len(faults), 'tensor')} cannot be saved.", faults, f"Nothing was written to {folder}.")
-    if folder.exists() and not folder.is_dir():
-        raise AdapterFileError(f"{folder} is a file; an adapter is a folder.", advice="Nothing was written.")
-    header = {"spec": spec.to_dict(), "modules": {n: d.kind for n, d in deltas.items()}, "provenance": dict(provenance)}
-    header |= {"packed": packed} if packed else {}
-    header |= {"token_rows": tokens} if tokens else {}
-    if METHODS[spec.delta].ends:  # tensors that do not tell all of the matrix that they change
-        header["told"] = {n: {"kernel": d.kernel, "inputs": d.shape[1]} for n, d in deltas.items() if d.kind}
-    metadata = {"format": "pt", "lorakit": json.dumps(header)}
-    config = json.dumps(config_of(plain, deltas, whole, provenance, target_names, indices), indent=2, sort_keys=True) + "\n"
-    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_files(folder, {
-        CONFIG: lambda part: part.write_text(config, encoding="utf-8"),
-        WEIGHTS: lambda part: save_file(on_cpu, part, metadata),
-    })  # fmt: skip
-    return folder
+    return tensors, deltas, (spec, plain), packed
 
 
 def replace_files(folder: Path, makers: Mapping[str, Callable[[Path], Any]]) -> None:

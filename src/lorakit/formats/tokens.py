@@ -22,11 +22,15 @@ def rows_of(deltas: Mapping[str, Any]) -> dict[str, TokenRows]:
     return {name: delta for name, delta in deltas.items() if isinstance(delta, TokenRows)}
 
 
-def written(rows: Mapping[str, TokenRows]) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    """Return what a file holds of them: tensors by key, what goes into the config, and what our header says beside."""
-    tensors: dict[str, Tensor] = {PREFIX + full_name(name, END): delta.new for name, delta in rows.items()}
+def written(rows: Mapping[str, TokenRows]) -> dict[str, Tensor]:
+    """Return the tensors of a file by key."""
+    return {PREFIX + full_name(name, END): delta.new for name, delta in rows.items()}
+
+
+def noted(rows: Mapping[str, TokenRows]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what goes into the config, and what our header says beside."""
     told = {name: {"kind": delta.kind, "size": delta.size} for name, delta in rows.items()}
-    return tensors, {name: delta.tokens.tolist() for name, delta in rows.items()}, told
+    return {name: delta.tokens.tolist() for name, delta in rows.items()}, told
 
 
 def take(

@@ -24,12 +24,14 @@ class Start:
         deltas: names of the parameterisations that can start so; empty for all.
         looks: at "inputs" of the layer, or "gradients" of its matrix, in batches; empty for neither.
         ranks: how many singular vectors it takes, times the rank.
+        moves: whether B starts as something else than zero too.
     """
 
     make: Callable[[Tensor, Settings, torch.Generator, Any], tuple[Tensor, Tensor | None]]
     deltas: tuple[str, ...] = ()
     looks: str = ""
     ranks: int = 1
+    moves: bool = True
 
 
 STARTS: dict[str, Start | None] = {
@@ -37,7 +39,7 @@ STARTS: dict[str, Start | None] = {
     "pissa": Start(lambda M, settings, generator, seen: pissa(M, settings), ("lora",)),
     "pissa-fast": Start(lambda M, settings, generator, seen: pissa_fast(M, settings, generator), ("lora",)),
     "olora": Start(lambda M, settings, generator, seen: olora(M, settings), ("lora",)),
-    "eva": Start(lambda M, settings, generator, seen: (eva(seen, settings), None), ("lora", "dora"), "inputs"),
+    "eva": Start(lambda M, settings, generator, seen: (eva(seen, settings), None), ("lora", "dora"), "inputs", moves=False),
     "lora-ga": Start(lambda M, settings, generator, seen: lora_ga(seen, settings), ("lora",), "gradients", 2),
 }  # fmt: skip
 
@@ -69,7 +71,8 @@ def faults(delta: str, settings: Settings, place: Any) -> list[str]:
         found.append(
             f"init {settings.init!r} looks at the layer's input: {type(place.layer).__name__} reads this weight itself"
         )
-    if not start.looks and not torch.isfinite(place.site.read(place.layer)).all():
+    M = place.site.read(place.layer)
+    if not start.looks and not M.is_meta and not torch.isfinite(M).all():
         found.append(f"init {settings.init!r} takes the matrix apart, which is not finite")
     return found
 

@@ -12,11 +12,14 @@ from lorakit.attach import detach
 from lorakit.coverage import coverage
 from lorakit.errors import ModelError, TargetError
 from lorakit.evaluate.head import chunk_rows
+from lorakit.formats.peft import laid_out
+from lorakit.inits import STARTS
+from lorakit.plan.blocks import of_blocks
 from lorakit.plan.cards import others
 from lorakit.plan.curve import Curve, largest
 from lorakit.plan.devices import Device, Rate
 from lorakit.plan.skeleton import Skeleton, attached
-from lorakit.plan.trace import Step, Trace, trace
+from lorakit.plan.trace import Step, Trace
 from lorakit.slot import base_parameters
 from lorakit.spec import Spec
 from lorakit.targets import select
@@ -25,6 +28,7 @@ METHODS = ("full", "lora", "lora-8bit", "lora-4bit")
 # As bitsandbytes stores a matrix: bytes a value, and float32 scales, one a row or one for 64 values.
 EIGHT_BIT, FOUR_BIT = 1.0, 0.5 + 4 / 64
 MOST_BATCH, MOST_LENGTH = 1 << 16, 1 << 20
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,21 @@ class Work:
                     again=self.accumulate > 1)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Held:
+    """Bytes of an adapter.
+
+    Attributes:
+        trained: what gets gradients.
+        frozen: what it needs beside that: where a start that moves B began, or the pair that VeRA's layers share.
+        file: its tensors on disk; the header with names and settings comes on top.
+    """
+
+    trained: int
+    frozen: int
+    file: int
+
+
 class Plan:
     """An adapter on a model, by shapes alone; each number is made when it is asked for.
 
@@ -80,9 +99,9 @@ class Plan:
         new = tuple(m for m in base.new_modules if m not in spec.whole_modules)
         self.spec = replace(spec, whole_modules=(*spec.whole_modules, *new))
         self._traces: dict[tuple[Step, int | None], Trace] = {}
+        self._held: dict[torch.dtype, Held] = {}
         adapter = attached(base.model, self.spec)
         self.coverage, self.adapter = coverage(base.model), adapter
-        self.adapter_bytes = _bytes_of(adapter)
         own = list({id(p): p for _, p in base_parameters(base.model)}.values())
         self.base_parameters, self._buffers = sum(p.numel() for p in own), sum(b.nbytes for b in base.model.buffers())
         detach(base.model)
@@ -99,7 +118,7 @@ class Plan:
             else:
                 attached(model, self.spec if rank is None else _at_rank(self.spec, rank))
             try:
-                self._traces[key] = trace(model, step)
+                self._traces[key] = of_blocks(model, step)
             finally:
                 if not full:
                     detach(model)
@@ -130,11 +149,20 @@ class Plan:
     def _widest(self) -> int:
         return max((out * inputs for out, inputs in self._linear), default=0)
 
-    def static(self, dtype: torch.dtype, method: str = "lora", adapter_bytes: int | None = None) -> int:
+    def held(self, dtype: torch.dtype, adapter: Adapter | None = None) -> Held:
+        """Return the bytes of the plan's adapter, or of another, on a base of this dtype."""
+        if adapter is not None:
+            return held(adapter, dtype)
+        if dtype not in self._held:
+            self._held[dtype] = held(self.adapter, dtype)
+        return self._held[dtype]
+
+    def static(self, dtype: torch.dtype, method: str = "lora", adapter: Held | None = None) -> int:
         """Return what is there all the time: weights, adapters, and the two moments of AdamW."""
         if method == "full":
             return 3 * 4 * self.base_parameters + self._buffers
-        return self.weights(dtype, method) + 3 * (self.adapter_bytes if adapter_bytes is None else adapter_bytes)
+        size = adapter or self.held(dtype)
+        return self.weights(dtype, method) + size.frozen + 3 * size.trained
 
     def memory(self, *, gpu: bool) -> dict[str, int | None]:
         """Return the bytes of each part, and of all at the moment when they are most.
@@ -142,11 +170,12 @@ class Plan:
         The peak is not their sum: activations go while gradients come. Without a forward (headers alone) what a step holds is
         not known, and is None.
         """
-        step, size = self.work.step(self.base.task, gpu), self.adapter_bytes
-        found = self.traced(step) if self.base.runs else None
-        step_peak = None if found is None else max(found.peak, 2 * size)
+        step = self.work.step(self.base.task, gpu)
+        size, found = self.held(step.dtype), self.traced(step) if self.base.runs else None
+        step_peak = None if found is None else max(found.peak, 2 * size.trained)
         return {
-            "weights": self.weights(step.dtype), "adapters": size, "gradients": size, "optimizer": 2 * size,
+            "weights": self.weights(step.dtype), "adapters": size.trained + size.frozen, "gradients": size.trained,
+            "optimizer": 2 * size.trained,
             "activations": found.activations if found else None, "logits": found.logits if found else None,
             "peak": None if step_peak is None else self.static(step.dtype) + step_peak,
         }  # fmt: skip
@@ -195,20 +224,25 @@ class Plan:
         return lambda n: below(n) if n <= edge else beyond(n) if n >= low else round(start + rise * (n - edge))
 
     def _highest_rank(self, step: Step, usable: int) -> int:
-        most = min((min(m["shape"]) for m in self.coverage.modules), default=0)
+        most = self._highest()
         low, high = self.spec.rank, min(2 * self.spec.rank, most)
         low = low if high > low else max(1, high // 2)
         if self.spec.overrides or low >= high:
             return 0
-        sizes = {r: _bytes_of(self._fresh(r)) for r in (low, high)}
+        sizes = {r: self.static(step.dtype, adapter=self.held(step.dtype, self._fresh(r))) for r in (low, high)}
         slope = (sizes[high] - sizes[low]) / (high - low)
         curve = Curve([(r, self.traced(step, rank=r).timeline) for r in (low, high)])
 
         def fits(rank: int) -> bool:
-            size = int(sizes[low] + slope * (rank - low))
-            return self.static(step.dtype, adapter_bytes=size) + curve(rank) <= usable
+            return int(sizes[low] + slope * (rank - low)) + curve(rank) <= usable
 
         return largest(fits, most)
+
+    def _highest(self) -> int:
+        """Return the highest rank that all adapted layers can have."""
+        most = min((min(m["shape"]) for m in self.coverage.modules), default=0)
+        start = STARTS[self.spec.init]
+        return most // start.ranks if start else most
 
     def _fresh(self, rank: int) -> Adapter:
         adapter = attached(self.base.model, _at_rank(self.spec, rank))
@@ -226,17 +260,19 @@ class Plan:
         found = self.traced(step)
         return self.work.accumulate * rate.seconds(found.flops, found.moved, found.calls)
 
-    def ranks(self, ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> list[dict[str, Any]]:
+    def ranks(self, dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
         """Return what each rank costs: parameters, bytes of the file, bytes while training, layers past break-even."""
         if self.spec.overrides or not self.coverage.modules:
             return []
         shapes = [m["shape"] for m in self.coverage.modules]
         out: list[dict[str, Any]] = []
-        for r in (r for r in ranks if r <= min(min(shape) for shape in shapes)):
+        most = self._highest()
+        for r in (r for r in RANKS if r <= most):
             adapter = self._fresh(r)
-            size, count = _bytes_of(adapter), adapter.parameters_count
+            size, count = self.held(dtype, adapter), adapter.parameters_count
             past = sum(r * (rows + columns) >= rows * columns for rows, columns in shapes)
-            out.append({"rank": r, "trainable_parameters": count, "adapter_bytes": size, "training_bytes": 4 * size,
+            out.append({"rank": r, "trainable_parameters": count, "adapter_bytes": size.file,
+                        "training_bytes": size.frozen + 4 * size.trained,
                         "share": count / self.base_parameters, "past_break_even": past})  # fmt: skip
         return out
 
@@ -260,5 +296,11 @@ def _at_rank(spec: Spec, rank: int) -> Spec:
     return replace(spec, rank=rank)
 
 
-def _bytes_of(adapter: Adapter) -> int:
-    return sum(p.numel() * p.element_size() for p in adapter.parameters())
+def held(adapter: Adapter, dtype: torch.dtype) -> Held:
+    """Return the bytes of an adapter on a base of this dtype, which what is trained whole has too."""
+    whole = sum(p.numel() for p in adapter.whole.values())
+    frozen = {id(b): b.nbytes for delta in adapter.deltas.values() for b in delta.buffers()}
+    factors = sum(p.nbytes for delta in adapter.deltas.values() for p in delta.parameters())
+    written = laid_out(adapter.spec, adapter.deltas, {})[0]
+    size = whole * dtype.itemsize
+    return Held(factors + size, sum(frozen.values()), sum(t.nbytes for t in written.values()) + size)

@@ -12,11 +12,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.adapter import Adapter
-from lorakit.attach import attach
-from lorakit.errors import ModelError, near
+from lorakit.attach import attach, detach
+from lorakit.delta import LowRank
+from lorakit.deltas.moved import Moved
+from lorakit.errors import ModelError, SpecError, many, near
+from lorakit.inits import STARTS
+from lorakit.inits import faults as start_faults
 from lorakit.models import locate, quiet
 from lorakit.plan.cards import CARDS, PREFIX
 from lorakit.spec import Spec
+from lorakit.targets import places
 
 EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|shared)$")
 
@@ -76,16 +81,39 @@ def skeleton(name: str, task: str = "auto", labels: int = 2) -> Skeleton:
 
 
 def attached(model: nn.Module, spec: Spec) -> Adapter:
-    """Put an adapter on a model of the meta device; no random number is drawn, which for large models takes seconds."""
+    """Put an adapter on a model of the meta device; no random number is drawn, which for large models takes seconds.
+
+    Raises:
+        SpecError, TargetError: as `attach`.
+    """
+    # A start that reads weights or data has none here, and only one thing of it counts: whether B starts at zero.
+    init = "kaiming" if STARTS[spec.init] else spec.init
+    overrides = {p: {**c, "init": "kaiming"} if STARTS[c.get("init", init)] else c for p, c in spec.overrides.items()}
     with _NothingDrawn():
-        # Where A starts does not change what it takes, and a start that reads the weights could not.
-        return attach(model, replace(spec, init="kaiming", init_std=None))
+        adapter = attach(model, replace(spec, init=init, overrides=overrides))
+        inits = {n: spec.settings(n) for n, delta in adapter.deltas.items() if not delta.single}
+        if any(STARTS[settings.init] for settings in inits.values()):
+            detach(model)
+            known = places(model, spec.parts)
+            faults = [f"{n}   {fault}" for n, settings in inits.items()
+                      for fault in start_faults(spec.delta, settings, known[n])]  # fmt: skip
+            if faults:
+                raise SpecError(f"{many(len(faults), 'layer')} cannot be adapted as asked.", faults, "Nothing was planned.")
+            for n, settings in inits.items():
+                start, delta = STARTS[settings.init], adapter.deltas[n]
+                if start and start.moves and isinstance(delta, LowRank):
+                    more: Any = {k: getattr(delta, k) for k in ("alpha", "scale_rule", "dropout", "kind", "kernel", "rows")}
+                    adapter.deltas[n] = Moved(delta.A.detach(), delta.B.detach(), **more)
+            attach(model, adapter)
+    return adapter
 
 
 class _NothingDrawn(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.ops.aten.rand.generator, torch.ops.aten.randn.generator):
             return torch.empty(args[0], device="meta")
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta:  # what was not drawn stays so wherever it goes
+            kwargs = {**(kwargs or {}), "device": "meta"}
         return func(*args, **(kwargs or {}))
 
 

@@ -68,6 +68,7 @@ class Trace:
         flops: of all matrix products, a multiply-add being two.
         moved: bytes that everything else reads and writes.
         calls: operations of any kind.
+        phases: where in the timeline each forward pass, and each backward pass, ends.
     """
 
     timeline: list[int]
@@ -76,6 +77,7 @@ class Trace:
     flops: int
     moved: int
     calls: int
+    phases: list[int]
 
     @property
     def peak(self) -> int:
@@ -112,6 +114,7 @@ def trace(model: nn.Module, step: Step) -> Trace:
         window = getattr(config, "sliding_window", None)
         masked = not step.packed and (step.padded or (window is not None and window < step.length))
         meter = _Meter(known, config.vocab_size)
+        phases: list[int] = []
         kept, cast = 0, torch.autocast("cpu", AUTOCAST[step.mixed]) if step.mixed != "no" else nullcontext()
         try:
             with meter, _Attention(step.fused, masked), packing(model) if step.packed else nullcontext():
@@ -120,9 +123,11 @@ def trace(model: nn.Module, step: Step) -> Trace:
                         loss, out = batch_loss(model, batch, step.task)
                         loss = loss / step.batch
                     kept = meter.now - meter.logits
+                    phases.append(len(meter.timeline))
                     del out
                     loss.backward()
                     del loss
+                    phases.append(len(meter.timeline))
         except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError, IndexError) as error:
             line = next((text for text in str(error).splitlines() if text.strip()), "")
             name, kind = type(model).__name__, type(error).__name__
@@ -131,7 +136,7 @@ def trace(model: nn.Module, step: Step) -> Trace:
         finally:
             model.train(was_training)
             logger.setLevel(level)
-    return Trace(meter.timeline, kept, meter.most_logits, meter.flops, meter.moved, meter.calls)
+    return Trace(meter.timeline, kept, meter.most_logits, meter.flops, meter.moved, meter.calls, phases)
 
 
 class _Meter(TorchDispatchMode):
