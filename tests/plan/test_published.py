@@ -133,17 +133,17 @@ def test_ten_thousand_times_fewer() -> None:
 
 
 def test_file_sizes() -> None:
-    assert planned("gpt2-medium", 4, "fused").adapter_bytes == 1_572_864 == 1.5 * MIB  # "1.5 MB"
-    assert planned("bloom-1b7", 8, "fused").adapter_bytes == 6_291_456  # "6.31 MB"
-    assert planned("roberta-base", 8).adapter_bytes == 4 * 887_811  # "3.4 MB": 3.39 MiB, head and all
-    assert planned("deberta-v2-xxlarge", 16).adapter_bytes == 4 * (4_718_592 + 2_365_443)  # "27.1 MB": 27.02 MiB
-    assert planned("gpt2-large", 4, "fused").adapter_bytes / MIB == 2.8125  # "2.3 MB" fits no count
+    assert planned("gpt2-medium", 4, "fused").held(torch.float32).file == 1_572_864 == 1.5 * MIB  # "1.5 MB"
+    assert planned("bloom-1b7", 8, "fused").held(torch.float32).file == 6_291_456  # "6.31 MB"
+    assert planned("roberta-base", 8).held(torch.float32).file == 4 * 887_811  # "3.4 MB": 3.39 MiB, head and all
+    assert planned("deberta-v2-xxlarge", 16).held(torch.float32).file == 4 * (4_718_592 + 2_365_443)  # "27.1 MB": 27.02 MiB
+    assert planned("gpt2-large", 4, "fused").held(torch.float32).file / MIB == 2.8125  # "2.3 MB" fits no count
 
 
 def test_storage_of_gpt3_and_a_hundred_tasks() -> None:
     """350 GB is two bytes a parameter; "35 MB" is r = 4 in 16 bits, 36.0 MiB, and 100 tasks are 353.8 GB, not 35 TB."""
     plan = planned("gpt3", 4)
-    whole, adapter = plan.weights(torch.float16), plan.adapter_bytes // 2
+    whole, adapter = plan.weights(torch.float16), plan.held(torch.float32).file // 2
     assert 349e9 < whole < 351e9
     assert adapter == 37_748_736 == 36 * MIB
     assert round((350e9 + 100 * 35e6) / 1e9, 1) == 353.5  # as published

@@ -11,7 +11,7 @@ from lorakit.train.config import TASKS, TrainSpec
 
 RUN = (
     "max_length", "batch_size", "packing", "batch_tokens", "accumulate", "base_dtype", "mixed_precision",
-    "gradient_checkpointing", "epochs", "seed",
+    "gradient_checkpointing", "epochs", "seed", "ranks", "rank_budget",
 )  # fmt: skip
 
 
@@ -41,6 +41,8 @@ class Planning:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
+                        help="YAML file of a run, as `lorakit train` takes it; flags win")  # fmt: skip
     flags.add_fields(parser, Planning, "the plan")
     flags.add_fields(parser, TrainSpec, "the run", only=RUN)
     flags.add_fields(parser, Spec, "the adapter")

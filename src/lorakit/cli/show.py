@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lorakit.plan.text import size as size
+
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
     """Print a table: text on the left, numbers on the right."""
@@ -40,19 +42,6 @@ def number(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:,.4f}"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with its unit.
-
-    >>> size(1572864)
-    '1.5 MiB'
-    """
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
-        count /= 1024
-    return ""
 
 
 def measures(before: dict[str, Any] | None, after: dict[str, Any] | None, *more: tuple[str, dict[str, Any]]) -> None:

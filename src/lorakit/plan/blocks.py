@@ -20,7 +20,7 @@ def of_blocks(model: nn.Module, step: Step) -> Trace:
     A block takes and frees the same memory wherever it stands, on top of what grows by the same amount with every block
     (what is kept for the backward pass, gradients). So at any moment near the start or the end of a phase the bytes in use
     are a line in the number of blocks, and in between they lie between the two. Whether it is so is seen: in each phase the
-    two traces must differ by one constant from its start on, by one up to its end, and the two stretches must overlap by a block.
+    two traces must differ by one constant from its start on, by one up to its end, and the stretches must overlap by a block.
 
     Args:
         model: as `trace` takes it.
@@ -101,7 +101,9 @@ def _grown(few: Trace, more: Trace, by: int) -> Trace | None:
         if near + far < len(a) + block:
             return None
         split = (len(a) - far + near) // 2
-        timeline += [x + by * (y - x) for x, y in [*zip(a[:split], b, strict=False), *zip(a[split:], b[split + block :], strict=True)]]
+        timeline += [
+            x + by * (y - x) for x, y in [*zip(a[:split], b, strict=False), *zip(a[split:], b[split + block :], strict=True)]
+        ]
         start, other = end, stop
     grown = {k: getattr(few, k) + by * (getattr(more, k) - getattr(few, k))
              for k in ("activations", "logits", "flops", "moved", "calls")}  # fmt: skip

@@ -13,9 +13,13 @@ from lorakit.models import Loaded, locate, quiet
 from lorakit.plan import devices
 from lorakit.plan.estimate import Plan, Work, make
 from lorakit.plan.skeleton import Skeleton, skeleton
+from lorakit.plan.text import clock, size
 from lorakit.plan.trace import AUTOCAST
+from lorakit.ranks import EXPLAINED, counted, schedule
 from lorakit.spec import Spec
 
+SUGGESTED = "suggested"
+BY_DATA = (EXPLAINED, SUGGESTED)
 LENGTH = 512  # tokens, where nothing says otherwise: training's own default
 
 
@@ -40,26 +44,28 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
     base = skeleton(asked.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, run.max_length, labels, asked.loss_on) if rows else None
     batches = batches_of(run, base, examples) if examples else None
-    plan = make(base, spec, work_of(run, base, batches))
+    plan = make(base, spread(base, spec, run), work_of(run, base, batches))
     out = {**described(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
     chosen = devices.all_devices() if asked.device is None else [device]
     table = [{"device": d.name, "size": d.size, "usable": d.usable, "methods": plan.fits(d)}
              for d in (chosen if base.runs else ())]  # fmt: skip
-    out |= {"devices": table, "fits": {d["device"]: d["methods"]["lora"]["batch"] for d in table}, "ranks": plan.ranks(),
-            "others": plan.others(), "spec": plan.spec.to_dict(), "notes": _notes(plan, table, batches)}  # fmt: skip
+    out |= {"devices": table, "fits": {d["device"]: d["methods"]["lora"]["batch"] for d in table}, 
+            "ranks": plan.ranks(plan.work.dtype(device.gpu)), "others": plan.others(), "spec": plan.spec.to_dict(),
+            "notes": _notes(plan, run, table, batches)}  # fmt: skip
     out["summary"] = summary(out)
     return out
 
 
 def described(plan: Plan, device: devices.Device) -> dict[str, Any]:
     """Return counts and memory of a plan on one device."""
-    work = plan.work
+    work, dtype = plan.work, plan.work.dtype(device.gpu)
     return {
         "model": plan.base.name, "task": plan.base.task, "device": device.name, "usable_bytes": device.usable,
         "trainable_parameters": plan.adapter.parameters_count,
         "total_parameters": plan.coverage.total_parameters, "base_parameters": plan.base_parameters,
-        "adapted_modules": len(plan.coverage.modules), "coverage": str(plan.coverage), "adapter_bytes": plan.adapter_bytes,
-        "base_dtype": str(work.dtype(device.gpu)).removeprefix("torch."), "batch": work.batch, "length": work.length,
+        "adapted_modules": len(plan.coverage.modules), "coverage": str(plan.coverage),
+        "adapter_bytes": plan.held(dtype).file, "base_dtype": str(dtype).removeprefix("torch."),
+        "batch": work.batch, "length": work.length,
         "memory": plan.memory(gpu=device.gpu),
     }  # fmt: skip
 
@@ -68,15 +74,31 @@ def summary(out: dict[str, Any]) -> str:
     """Return the plan in one line."""
     peak, usable = out["memory"]["peak"], out["usable_bytes"]
     text = (f"plan: {out['trainable_parameters']:,} of {out['total_parameters']:,} parameters train, "
-            f"an adapter file of {_size(out['adapter_bytes'])}")  # fmt: skip
+            f"an adapter file of {size(out['adapter_bytes'])}")  # fmt: skip
     if peak is not None:
-        text += (f"; {out['batch']} x {out['length']:,} tokens need {_size(peak)} "
-                 f"of the {_size(usable)} that {out['device']} has for tensors")  # fmt: skip
+        text += (f"; {out['batch']} x {out['length']:,} tokens need {size(peak)} "
+                 f"of the {size(usable)} that {out['device']} has for tensors")  # fmt: skip
     if out.get("seconds_per_step") is not None:
-        text += f"; about {_clock(out['seconds_per_step'])} a step"
+        text += f"; about {clock(out['seconds_per_step'])} a step"
     if out.get("seconds_per_epoch") is not None:
-        text += f", {_clock(out['seconds_per_epoch'])} an epoch"
+        text += f", {clock(out['seconds_per_epoch'])} an epoch"
     return text
+
+
+def spread(base: Skeleton, spec: Spec, run: Any) -> Spec:
+    """Return the spec with its rank where --ranks and --rank-budget of a run put it, as far as shapes tell.
+
+    What looks at data spends the same number of values: it is spread evenly here.
+
+    Raises:
+        SpecError: a budget that is too small, or a delta whose ranks are not counted by A and B.
+    """
+    if run.ranks == "even" and run.rank_budget is None:
+        return spec
+    budget = run.rank_budget
+    if run.ranks == SUGGESTED and budget is None:
+        budget = counted(base.model, spec, None)[2] // 2
+    return schedule(base.model, spec, shape="even" if run.ranks in BY_DATA else run.ranks, budget=budget)
 
 
 def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches:
@@ -151,8 +173,12 @@ def _time(plan: Plan, device: devices.Device, run: Any, batches: Batches | None,
     return {"seconds_per_step": mean, "seconds_per_epoch": epoch, "flops_per_second": rate.flops}
 
 
-def _notes(plan: Plan, table: list[dict[str, Any]], batches: Batches | None) -> list[str]:
+def _notes(plan: Plan, run: Any, table: list[dict[str, Any]], batches: Batches | None) -> list[str]:
     notes = []
+    if run.ranks in BY_DATA:
+        notes.append(f"--ranks {run.ranks} looks at data and weights: its values are counted as if spread evenly")
+    if plan.spec.delta == "adalora":
+        notes.append("adalora: counted at the ranks that it starts with; the file holds those that are left at the end")
     if not plan.base.runs:
         notes.append("headers tell shapes alone: activations, peak, time and what fits need the model's config.json")
     if table:
@@ -161,19 +187,3 @@ def _notes(plan: Plan, table: list[dict[str, Any]], batches: Batches | None) -> 
     if batches is None:
         notes.append("without --data every sequence is taken to be as long as it may be")
     return notes
-
-
-def _size(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
-        count /= 1024  # type: ignore[assignment]
-    return f"{count:,.1f} GiB"
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 1:
-        return f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
