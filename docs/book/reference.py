@@ -222,8 +222,8 @@ class Writer:
 
     def page(self, page: str) -> str:
         """Return an API page."""
-        parts = [f"# {PAGES[page]['title']}", PAGES[page]["says"]]
-        level = 3 if len(self.pages[page]) > 1 else 2
+        several = len(self.pages[page]) > 1 or self.pages[page][0][0] is None
+        parts, level = [f"# {PAGES[page]['title']}", *[PAGES[page]["says"]] * several], 3 if several else 2
         for module, things in self.pages[page]:
             if module is not None and level == 3:
                 parts += [f"## {module.path} {{ #{module.path} }}", self.docstring(module, page)]

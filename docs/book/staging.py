@@ -128,10 +128,10 @@ def expanded(config: str, pages: Iterable[str]) -> str:
     """Return zensical.toml with `"folder/*"` in its navigation replaced by the pages there that it does not name."""
 
     def listed(match: re.Match[str]) -> str:
-        return ", ".join(f'"{page}"' for page in sorted(pages) if page.startswith(match[1]) and f'"{page}"' not in config)
+        return " ".join(f'"{page}",' for page in sorted(pages) if page.startswith(match[1]) and f'"{page}"' not in config)
 
     pages = list(pages)
-    return re.sub(r'"([\w-]+/)\*"', listed, config)
+    return re.sub(r'"([\w-]+/)\*",?', listed, config)
 
 
 def stage(

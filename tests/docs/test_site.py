@@ -40,9 +40,9 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_a_star_stands_for_the_pages_that_are_not_named():
-    config = '[project]\nnav = [{ "A" = ["a/index.md", "a/*"] }]\n'
+    config = '[project]\nnav = [{ "A" = ["a/index.md", "a/*"] }, { "C" = ["c/*", "d.md"] }]\n'
     named = checks.navigation(staging.expanded(config, ["a/2.md", "b/1.md", "a/1.md", "a/index.md"]))
-    assert named == ["a/index.md", "a/1.md", "a/2.md"]
+    assert named == ["a/index.md", "a/1.md", "a/2.md", "d.md"]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,11 @@ def test_every_public_name_is_on_an_api_page():
     assert faults == []
     texts = "".join(made.values())
     assert [name for name, path in reference.public(package).items() if f"{{ #{path} }}" not in texts] == []
+
+
+def test_every_room_is_on_an_api_page():
+    rooms = {path.parent.name for path in (ROOT / "src" / "lorakit").glob("*/__init__.py")} - {"cli"}
+    assert sorted(rooms - {name.partition(".")[0] for told in reference.PAGES.values() for name in told["of"]}) == []
 
 
 PLANTED = '''"""A package."""
