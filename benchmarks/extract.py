@@ -3,8 +3,8 @@
 stories260K, all of it fine-tuned on public-domain books (the split of `oz_books.py`), then extracted at several ranks: the
 truncated difference of every matrix, norms carried whole. Beside it LoRA trained from the same base at the same rank, on the
 same batches with the same number of steps, the learning rates chosen on other passages (LoRA: of `oz_books.py`). Held-out
-perplexity of 45 passages; KL is that to the tuned model on those. A rank of 64 is all that these matrices have. One thread, one
-seed.
+perplexity of 45 passages; KL is that to the tuned model on those; forgetting is the perplexity on 60 of the stories that the
+base was made from. A rank of 64 is all that these matrices have. One thread, one seed.
 
 Two other things that a low rank or a small model is used for, and that LoRA is not: the tuned model's own matrices W cut to a
 rank by SVD (it compresses a model and learns nothing), and a student with three of the five layers that learns the tuned
@@ -42,6 +42,7 @@ SETTING = Setting(model="models/stories260K", task="causal-lm", targets="all-lin
 FULL_LR = 4e-3  # of 2e-3 and 4e-3, on the passages for choosing (12.60 and 12.10 after 120 steps)
 RANKS, TRAINED, SHARES = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64), (0.5, 0.9)
 CUT, KEPT = (8, 16, 32), (0, 2, 4)  # ranks of W; layers of the student
+OLD = 60  # stories
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
@@ -101,15 +102,15 @@ def drawn(found: dict[str, dict[str, Any]]) -> Any:
     figure = plots.figure(8, 4.8)
     ax = figure.subplots()
     ways = {"full fine-tuning, extracted": ("extracted, rank {}", RANKS),
-            "LoRA trained at this rank": ("LoRA trained at rank {}", TRAINED),
-            "the tuned model's own W cut": ("W of the tuned model cut to rank {}", CUT)}  # fmt: skip
+            "LoRA trained at this rank": ("LoRA trained at rank {}", TRAINED)}  # fmt: skip
     lines = {way: [(r, *[found[name.format(r)]["perplexity"]] * 3) for r in ranks] for way, (name, ranks) in ways.items()}
-    plots.curves(ax, lines, title="stories260K on books: how good each rank is", x="rank", y="held-out perplexity", powers=True)
+    plots.curves(ax, lines, title="stories260K on books: cut after full fine-tuning, or trained at that rank", x="rank",
+                 y="held-out perplexity (less is better)", powers=True)  # fmt: skip
     for side, colour in (("base", "0.6"), ("full fine-tuning", "0.2")):
         value = found[side]["perplexity"]
         ax.axhline(value, color=colour, linestyle=":", zorder=0)
-        ax.text(1, value, f"{side}: {value:.1f}", fontsize=8, color=colour, va="bottom")
-    ax.set_yscale("log")
+        ax.text(1, value, f"{side}: {value:.1f}", fontsize=9, color=colour, va="bottom")
+    ax.legend(fontsize=9, loc="center right")
     return figure
 
 
@@ -134,9 +135,16 @@ def main() -> None:
     def perplexity(loaded: object) -> float:
         return score(loaded, parts["test"])["perplexity"]  # type: ignore[arg-type]
 
+    old = oz_books.stories(base)[: 4 if asked.quick else OLD]
+
+    def forgotten(loaded: object) -> float:
+        return score(loaded, old)["perplexity"]  # type: ignore[arg-type]
+
     whole = sum(p.numel() for p in tuned.model.parameters())
-    runs = [{"side": "base", "perplexity": perplexity(base), "kl": divergence(goal, logits_of(base.model, batches))[0]},
-            {"side": "full fine-tuning", "perplexity": perplexity(tuned), "parameters": whole}]  # fmt: skip
+    runs = [{"side": "base", "perplexity": perplexity(base), "kl": divergence(goal, logits_of(base.model, batches))[0],
+             "stories": forgotten(base)},
+            {"side": "full fine-tuning", "perplexity": perplexity(tuned), "parameters": whole,
+             "stories": forgotten(tuned)}]  # fmt: skip
     sizes = [("rank", rank) for rank in RANKS] + [("energy", share) for share in SHARES]
     for what, size in sizes:
         told = extract(base.model, tuned.model, **{what: size})  # type: ignore[arg-type]
@@ -152,7 +160,7 @@ def main() -> None:
         side = lora(setting, rank)
         train(side, parts["train"], replace(setting, rank=rank), seed=0)
         runs.append({"side": f"LoRA trained at rank {rank}", "perplexity": perplexity(side.loaded),
-                     "parameters": sum(p.numel() for p in side.parameters)})  # fmt: skip
+                     "stories": forgotten(side.loaded), "parameters": sum(p.numel() for p in side.parameters)})  # fmt: skip
         mine = lorakit.attached(side.loaded.model)["default"].deltas
         learned = [singular_values(*factors_of(name, delta)) for name, delta in mine.items()]
         print(runs[-1], flush=True)
@@ -175,7 +183,7 @@ def main() -> None:
     write("extract", __doc__ or "", quick=asked.quick, runs=runs, spectra=spectra,
           measures={"perplexity": ["held-out perplexity", ".2f"], "kl": ["KL to the tuned model", ".4f"],
                     "energy": ["energy captured", ".3f"], "residual": ["residual in ΔW", ".3f"],
-                    "parameters": ["parameters", ",.0f"]},
+                    "stories": ["perplexity on stories", ".2f"], "parameters": ["parameters", ",.0f"]},
           notes=[f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of {setting.batch_size} "
                  f"sequences of at most {setting.max_length} tokens each.",
                  "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "

@@ -23,6 +23,7 @@ ORDER = (
     "extract",
     "nested_or_cut",
     "which_rank",
+    "which_matrices",
     "stability",
     "transfer",
     "rows",
@@ -48,9 +49,21 @@ def write() -> None:
     found = {name: json.loads(path.read_text("utf-8")) for name in ORDER if (path := folder / f"{name}.json").is_file()}
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join([OPENING, summary(found), *(section(name, part) for name, part in found.items())]), "utf-8")
+    claims(PAGE.parent / "claims.md", found)
     for page in PAGE.parent.glob("*.md"):
         if "<!-- figures:" in page.read_text("utf-8"):
             fill(page, found)
+
+
+def claims(page: Path, found: dict[str, Any]) -> None:
+    """Write what was measured of each claim between the marks of its page."""
+    if not page.is_file():
+        return
+    from claims import tables
+
+    start, end = "<!-- claims -->\n", "<!-- end of claims -->"
+    before, _, rest = page.read_text("utf-8").partition(start)
+    page.write_text(f"{before}{start}\n{tables(found)}\n{end}{rest.partition(end)[2]}", "utf-8")
 
 
 def fill(page: Path, found: dict[str, Any]) -> None:

@@ -72,7 +72,8 @@ def main() -> None:
     best = {j: min(NAMES, key=lambda i: tested[i, j]) for j in NAMES}
     near = mean(shares[i, j] for i, j in (NAMES[:2], NAMES[1::-1], NAMES[2:], NAMES[:1:-1]))
     far = mean(shares[pair] for i in NAMES[:2] for j in NAMES[2:] for pair in ((i, j), (j, i)))
-    write("transfer", __doc__ or "", quick=asked.quick, runs=rows, measures={name: [name, ".3f"] for name in NAMES},
+    write("transfer", __doc__ or "", quick=asked.quick, runs=rows, share={"near": near, "far": far},
+          measures={name: [name, ".3f"] for name in NAMES},
           notes=[picture(figure, "transfer", quick=asked.quick),
                  f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} between the two kinds."],
           criteria=[{"text": "each task is served best by its own adapter", "met": all(i == j for j, i in best.items()),

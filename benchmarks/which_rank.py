@@ -76,14 +76,18 @@ def judged(found: dict, runs: list[dict]) -> dict:
 
 def drawn(searches: list[dict], runs: list[dict]):
     """Return the curves of all tasks as one figure."""
-    figure = plots.figure(5 * len(searches), 4.2)
+    figure = plots.figure(5.4 * len(searches), 4.2)
     for ax, found in zip(figure.subplots(1, len(searches), squeeze=False)[0], searches, strict=True):
         mine = [run for run in runs if run["task"] == found["task"]]
-        lines = {"one run, cut": [(p["rank"], p["metric"], p["low"], p["high"]) for p in found["curve"]]}
+        lines = {
+            "one run, cut (95 % interval of its rows)": [(p["rank"], p["metric"], p["low"], p["high"]) for p in found["curve"]]
+        }
         by_rank = {rank: [r["metric"] for r in mine if r["rank"] == rank] for rank in sorted({r["rank"] for r in mine})}
-        lines["one run per rank, three seeds"] = [(r, mean(v), min(v), max(v)) for r, v in by_rank.items()]
-        plots.curves(ax, lines, title=found["task"], x="rank", y=found["metric"], powers=True)
-        ax.axvline(found["recommended"], color="0.5", linestyle=":", zorder=0)
+        lines["one run per rank (three seeds, their range)"] = [(r, mean(v), min(v), max(v)) for r, v in by_rank.items()]
+        better = "more" if found["metric"] in HIGHER else "less"
+        plots.curves(ax, lines, title=f"{found['task']}: rank {found['recommended']} is recommended (dotted)", x="rank",
+                     y=f"held-out {found['metric']} ({better} is better)", powers=True)  # fmt: skip
+        ax.axvline(found["recommended"], color="0.4", linestyle=":", linewidth=2, zorder=0)
     return figure
 
 

@@ -1,0 +1,263 @@
+"""What the field says of LoRA beside what was measured here: the table of docs/claims.md. It measures nothing itself."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+Found = dict[str, Any]  # the results of benchmarks/, by name
+HOLDS, PARTLY, NOT, UNPROVEN = "holds here", "holds in part", "does not hold here", "unproven here"
+MINILM, STORIES = 22_713_216, 260_032  # parameters of the two models
+GPT3, GPT3_QV4 = (
+    175_255_800_000,
+    2 * 96 * 4 * 2 * 12_288,
+)  # as published; rank 4 on query and value of 96 blocks of width 12,288
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, who makes it, and what the results say of it; `told` fails where a result is missing, which is unproven."""
+
+    text: str
+    said_by: str
+    told: Callable[[Found], tuple[str, str]]
+
+
+def of(found: Found, name: str, side: str, key: str) -> float:
+    """Return the mean of a measure over the runs of a side."""
+    return mean(run[key] for run in found[name]["runs"] if run["side"] == side and key in run)
+
+
+def fewer(found: Found) -> tuple[str, str]:
+    ours, books = (of(found, name, "lorakit", "trainable_parameters") for name in ("sst2", "oz_books"))
+    return PARTLY, (
+        f"GPT-3 at rank 4 on query and value, counted: {GPT3 / GPT3_QV4:,.0f} times. Trained here: MiniLM with its new head "
+        f"{MINILM / ours:,.0f} times, stories260K on all linear layers {STORIES / books:.1f} times. The ratio is about the "
+        "width over twice the rank, times the share of the matrices that are left alone: it belongs to large models."
+    )
+
+
+def memory(found: Found) -> tuple[str, str]:
+    runs = {run["side"]: run["saved_mib"] for run in found["step"]["runs"]}
+    full, ours, peft = (runs[f"{side}, dropout 0"] for side in ("full", "lorakit", "PEFT"))
+    trained = of(found, "sst2", "lorakit", "trainable_parameters")
+    return PARTLY, (
+        f"Gradient and AdamW's moments of MiniLM, counted: {12 * trained / 2**20:.1f} MiB instead of "
+        f"{12 * MINILM / 2**20:.0f} (12 bytes a trained value). What is kept for the backward pass, measured: {ours:.0f} MiB, "
+        f"full fine-tuning {full:.0f}, PEFT {peft:.0f}. How much less in all depends on which of the two is large."
+    )
+
+
+def faster(found: Found) -> tuple[str, str]:
+    runs = {run["side"]: run["median"] for run in found["step"]["runs"]}
+    ours, peft = (runs["full, dropout 0"] / runs[f"{side}, dropout 0"] - 1 for side in ("lorakit", "PEFT"))
+    return HOLDS if ours >= 0.25 else PARTLY, (
+        f"{100 * ours:+.0f} % steps a second beside full fine-tuning, on a CPU; PEFT on the same model {100 * peft:+.0f} %. "
+        "On GPUs: unproven here."
+    )
+
+
+def latency(found: Found) -> tuple[str, str]:
+    models, sides = ("minilm", "stories260K"), ("merged, detached", "base again", "attached")
+    ratio = {(m, s): of(found, "merged_latency", f"{m}: {s}", "ratio") for m in models for s in sides}
+    within = all(abs(ratio[m, sides[0]] - 1) < 0.02 for m in models)
+    told = ", ".join(f"{m} {ratio[m, sides[0]]:.3f} (the base again {ratio[m, sides[1]]:.3f})" for m in models)
+    left_on = " and ".join(f"{ratio[m, sides[2]]:.2f}" for m in models)
+    return HOLDS if within else NOT, f"Merged and detached, of the base's time: {told}. Not merged it costs: {left_on} times."
+
+
+def small_files(found: Found) -> tuple[str, str]:
+    lora = of(found, "variants_sst2", "lora", "file_kib")
+    return HOLDS, (
+        f"MiniLM on sst2 at rank 4, head included: {lora:.0f} KiB beside {4 * MINILM / 2**20:.0f} MiB of the model, "
+        f"{4 * MINILM / 2**10 / lora:,.0f} times smaller."
+    )
+
+
+def switching(found: Found) -> tuple[str, str]:
+    note = next(n for n in found["rows"]["notes"] if n.startswith("Switching"))
+    bits = next(c for c in found["rows"]["criteria"] if "switching" in c["text"])
+    return HOLDS if bits["met"] else NOT, f"{note} Switching there and back gives the same bits: {bits['measured']}."
+
+
+def trained_ranks(found: Found, key: str) -> dict[str, float]:
+    """Return a measure of LoRA by the rank it was trained at."""
+    start = "LoRA trained at "
+    return {r["side"].removeprefix(start): r[key] for r in found["extract"]["runs"] if r["side"].startswith(start)}
+
+
+def as_good_as_full(found: Found) -> tuple[str, str]:
+    full, lora = of(found, "extract", "full fine-tuning", "perplexity"), trained_ranks(found, "perplexity")
+    return HOLDS if min(lora.values()) <= 1.02 * full else NOT, (
+        f"stories260K on books, as many steps, rates chosen for each: perplexity {full:.2f} by full fine-tuning, by LoRA "
+        + ", ".join(f"{v:.2f} at {rank}" for rank, v in lora.items())
+        + ". The model is tiny and the books are far from what it knows; on large models: unproven here."
+    )
+
+
+def as_good_as_peft(found: Found) -> tuple[str, str]:
+    rows = (("sst2", "accuracy", ".3f"), ("oz_books", "perplexity", ".2f"), ("e2e", "bleu", ".1f"))
+    met = all(c["met"] for name, *_ in rows for c in found[name]["criteria"])
+    told = (f"{name.replace('_', '-')} {key} " + " and ".join(format(of(found, name, s, key), f) for s in ("lorakit", "peft"))
+            for name, key, f in rows)  # fmt: skip
+    return HOLDS if met else PARTLY, f"lorakit and PEFT: {'; '.join(told)}. Within the spread over seeds each."
+
+
+def rank_one(found: Found) -> tuple[str, str]:
+    said, enough = [], []
+    for search in found["which_rank"]["searches"]:
+        runs = [r for r in found["which_rank"]["honest"] if r["task"] == search["task"]]
+        means = {rank: mean(r["metric"] for r in runs if r["rank"] == rank) for rank in sorted({r["rank"] for r in runs})}
+        sign = -1 if search["metric"] == "accuracy" else 1
+        _, best = min((sign * value, rank) for rank, value in means.items())
+        error = mean(r["error"] for r in runs if r["rank"] == best)
+        enough.append(sign * (means[1] - means[best]) <= error)
+        said.append(f"{search['task']} {search['metric']} {means[1]:.3f} at rank 1, {means[best]:.3f} at rank {best} "
+                    f"(standard error {error:.3f})")  # fmt: skip
+    return HOLDS if all(enough) else PARTLY if any(enough) else NOT, f"{'; '.join(said)}. Three seeds each."
+
+
+def which_matrices(found: Found) -> tuple[str, str]:
+    each, said, best = found["which_matrices"]["each"], [], []
+    for task, key in (("sst2", "accuracy"), ("oz-books", "loss")):
+        choices = dict.fromkeys(r["choice"] for r in each)
+        means = {c: mean(r["metric"] for r in each if (r["task"], r["choice"]) == (task, c)) for c in choices}
+        best.append((max if key == "accuracy" else min)((v, c) for c, v in means.items())[1])
+        said.append(f"{task} {key}: " + ", ".join(f"{c} {v:.3f}" for c, v in means.items()))
+    verdict = HOLDS if set(best) == {"qv"} else PARTLY if "qv" in best else NOT
+    return verdict, f"At one budget, {'; '.join(said)}."
+
+
+def low_rank(found: Found) -> tuple[str, str]:
+    spectra = found["extract"]["spectra"]
+    W, full, lora = (next(s["rank_90"] for name, s in spectra.items() if name.startswith(start))
+                     for start in ("W", "ΔW of full", "ΔW of LoRA"))  # fmt: skip
+    return HOLDS if full < 0.5 * W else PARTLY if full < W else NOT, (
+        f"Directions that hold 90 % of the energy in layers of 64, on average: {full:.0f} of what full fine-tuning changed, "
+        f"{W:.0f} of W itself, {lora:.0f} of what LoRA changed where it could use all. The adapter that the paper's authors "
+        "published (RoBERTa, MNLI, rank 8) needs 3.7 of 8 on the query, which a test holds."
+    )
+
+
+def forgets_less(found: Found) -> tuple[str, str]:
+    before, full = (of(found, "extract", side, "stories") for side in ("base", "full fine-tuning"))
+    lora = trained_ranks(found, "stories")
+    return HOLDS if max(lora.values()) < full else PARTLY if min(lora.values()) < full else NOT, (
+        f"Perplexity on the base's own stories: {before:.1f} before, {full:.1f} after full fine-tuning on books, after LoRA "
+        + ", ".join(f"{v:.1f} at {rank}" for rank, v in lora.items())
+        + ". Where LoRA forgets less it has learned less too. Detached, the base is back to the bit."
+    )
+
+
+def combined(found: Found) -> tuple[str, str]:
+    criterion = found["combine_beside_peft"]["criteria"][0]
+    return HOLDS if criterion["met"] else NOT, f"Error in the sum of two adapters: {criterion['measured']}."
+
+
+def general(found: Found) -> tuple[str, str]:
+    def way(name: str, key: str, form: str, base: str = "base") -> str:
+        return " to ".join(format(of(found, name, side, key), form) for side in (base, "lorakit"))
+
+    return HOLDS, (
+        f"Real tasks: sentences (sst2 accuracy {of(found, 'sst2', 'lorakit', 'accuracy'):.3f}), prose (oz-books perplexity "
+        f"{way('oz_books', 'perplexity', '.1f')}), text from attributes (e2e BLEU {way('e2e', 'bleu', '.1f')}), images "
+        f"(ResNet-20 accuracy {way('resnet20', 'accuracy', '.3f', 'the base alone')}). Some forty families of models in tests, "
+        "tiny and untrained."
+    )
+
+
+def transfers_badly(found: Found) -> tuple[str, str]:
+    near, far = (100 * found["transfer"]["share"][k] for k in ("near", "far"))
+    return HOLDS if far < near < 100 else PARTLY, (
+        f"Of what a task's own adapter gains, that of a task of the same kind gains {near:.0f} %, that of another kind "
+        f"{far:.0f} % (below 0 is harm), over four tasks."
+    )
+
+
+def unstable(found: Found) -> tuple[str, str]:
+    spread = {r["side"]: r["loss"] for r in found["stability"]["runs"] if "spread" in r["side"]}
+    runs = [(r["times"], bool(r["stopped"] or r["jumps"] or r["worse"])) for r in found["stability"]["instability"]]
+    rates = {times: [bad for t, bad in runs if t == times] for times, _ in runs}
+    caught = ", ".join(f"{sum(bad)} of {len(bad)} at {times:g} times it" for times, bad in rates.items())
+    ranks = " and ".join(f"{v:.3f} with {k.partition('scale ')[2].partition(':')[0]}" for k, v in spread.items())
+    return PARTLY, (
+        f"By the learning rate: runs with jumps or an explosion, by rate from the usual: {caught}. By rank: with one rate the "
+        f"losses of ranks 2, 8 and 32 lie {ranks} apart (standard deviation), and none exploded."
+    )
+
+
+def limited(found: Found) -> tuple[str, str]:
+    sst2, e2e = (of(found, name, "lorakit", "cpu_seconds") for name in ("sst2", "e2e"))
+    return PARTLY, (
+        f"Everything in [results](results.md) was measured on two CPU cores: sst2 takes {sst2:.0f} CPU seconds, e2e {e2e:.0f}. "
+        "That a model too large to fine-tune whole can be adapted: unproven here."
+    )
+
+
+def nothing(text: str) -> Callable[[Found], tuple[str, str]]:
+    """Return a claim's answer where nothing here speaks to it."""
+    return lambda found: (UNPROVEN, text)
+
+
+CLAIMS = {
+    "Efficiency": (
+        Claim("10,000 times fewer trainable parameters", "the paper", fewer),
+        Claim("a third of the memory", "the paper, for GPT-3", memory),
+        Claim("25 % faster training", "the paper, for GPT-3", faster),
+        Claim("no additional inference latency", "the paper, loralib", latency),
+        Claim("small files: 100 tasks need little more than one model", "the paper", small_files),
+        Claim("large models become feasible on limited hardware", "tutorials", limited),
+    ),
+    "Performance": (
+        Claim("on par with full fine-tuning, or better", "the paper, loralib", as_good_as_full),
+        Claim("as good as the library that most use", "this project", as_good_as_peft),
+        Claim("a rank as small as one suffices", "the paper, section 7.2", rank_one),
+        Claim("query and value together give the best result at one budget", "the paper, section 7.1", which_matrices),
+        Claim("the update has a low rank", "the paper, section 7", low_rank),
+        Claim("less prone to forgetting", "tutorials", forgets_less),
+        Claim("state of the art on GLUE, SuperGLUE, SQuAD, COCO and ImageNet", "an article",
+              nothing("The paper claims no such thing: it has GLUE with RoBERTa and DeBERTa, E2E with GPT-2, three tasks with "
+                      "GPT-3, and no images.")),
+    ),
+    "Flexibility": (
+        Claim("tasks are switched quickly", "the paper, loralib", switching),
+        Claim("adapters can be combined", "PEFT, tutorials", combined),
+        Claim("can be combined with prefix tuning", "the paper", nothing("No prefix was trained beside an adapter.")),
+    ),
+    "Generality": (
+        Claim("any kind of model and task", "articles", general),
+        Claim("does not transfer well to other tasks", "an article, as a limit", transfers_badly),
+        Claim("unstable, above all at a low rank", "an article, as a limit", unstable),
+    ),
+    "Scalability": (
+        Claim("scales to the largest models", "the paper, articles",
+              nothing(f"Nothing above {MINILM / 1e6:.1f} million parameters was trained. Parameters and memory of larger "
+                      "models are planned from shapes, and the published counts are met by tests.")),
+    ),
+}  # fmt: skip
+
+
+def answer(claim: Claim, found: Found) -> tuple[str, str]:
+    """Return the verdict and the figures; what was not measured is unproven."""
+    try:
+        return claim.told(found)
+    except (KeyError, StopIteration, ValueError) as error:
+        if isinstance(error, ValueError) and "at least one data point" not in str(error):
+            raise
+        return UNPROVEN, "Its benchmark has not been run."
+
+
+def tables(found: Found) -> str:
+    """Return all claims as Markdown: a table for each kind."""
+    from report import table
+
+    out = []
+    for kind, claims in CLAIMS.items():
+        rows = [[claim.text, claim.said_by, *answer(claim, found)] for claim in claims]
+        out += [f"## {kind}", "", table(["claim", "of", "", "measured here"], rows, "llll")]
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    print("claims.py writes a table from what other benchmarks measured; it measures nothing itself.", file=sys.stderr)
