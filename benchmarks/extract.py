@@ -26,6 +26,7 @@ import oz_books
 import torch
 from beside_peft import Setting, Side, arguments, model_at, score, train, write
 from real_tasks import picture
+from report import table
 from torch import Tensor, nn
 
 import lorakit
@@ -34,6 +35,7 @@ from lorakit.algebra import extract
 from lorakit.data.batches import Batches, collate
 from lorakit.evaluate.agreement import divergence, logits_of
 from lorakit.models import load, pad_id
+from lorakit.overlap import amplification
 from lorakit.spectra import energy, factorize, factors_of, rank_for, singular_values
 from lorakit.train.optim import lr_factor, set_lr
 
@@ -43,6 +45,7 @@ FULL_LR = 4e-3  # of 2e-3 and 4e-3, on the passages for choosing (12.60 and 12.1
 RANKS, TRAINED, SHARES = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64), (0.5, 0.9)
 CUT, KEPT = (8, 16, 32), (0, 2, 4)  # ranks of W; layers of the student
 OLD = 60  # stories
+QUERY, AMPLIFIED = "model.layers.2.self_attn.q_proj", (4, 16)  # as in table 7 of the paper: one query, a low and a high rank
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
@@ -55,6 +58,16 @@ def needed(values: Iterable[Tensor]) -> dict[str, float]:
     each = list(values)
     first = sum(float(energy(v)[min(7, len(v) - 1)]) for v in each) / len(each)
     return {"first_8": first, "rank_90": sum(rank_for(v, 0.9) for v in each) / len(each)}
+
+
+def table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:
+    """Return how strongly W acts along the directions of its changes, its own and random ones, laid out as in the paper."""
+    told = {rank: amplification(W, A, B, rank=min(rank, *W.shape)) for rank, (A, B) in changes.items()}
+    rows = [[f"rank {rank}", f"{t.along_delta:.2f}", f"{t.along_W:.2f}", f"{t.along_random:.2f}", f"{t.delta_norm:.2f}",
+             f"{t.factor:.1f}"] for rank, t in told.items()]  # fmt: skip
+    heads = ["", "Uᵀ W V along ΔW", "along W", "along random", "norm of ΔW", "amplified"]
+    norm = next(iter(told.values())).W_norm
+    return f"Table 7 of the paper, on `{QUERY}` (norm of W: {norm:.2f}):\n\n{table(heads, rows)}"
 
 
 def lora(setting: Setting, rank: int) -> Side:
@@ -156,6 +169,7 @@ def main() -> None:
                      "parameters": told.adapter.parameters_count})  # fmt: skip
         print(runs[-1], flush=True)
     learned: list[Tensor] = []
+    changes: dict[int, tuple[Tensor, Tensor]] = {}
     for rank in TRAINED:
         side = lora(setting, rank)
         train(side, parts["train"], replace(setting, rank=rank), seed=0)
@@ -163,6 +177,8 @@ def main() -> None:
                      "stories": forgotten(side.loaded), "parameters": sum(p.numel() for p in side.parameters)})  # fmt: skip
         mine = lorakit.attached(side.loaded.model)["default"].deltas
         learned = [singular_values(*factors_of(name, delta)) for name, delta in mine.items()]
+        if rank in AMPLIFIED:
+            changes[rank] = factors_of(QUERY, mine[QUERY])
         print(runs[-1], flush=True)
     for rank in CUT:
         model, left = cut(tuned.model, rank)
@@ -189,7 +205,7 @@ def main() -> None:
                  "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "
                  + "; ".join(f"{what}: {100 * s['first_8']:.0f} % in the first 8, 90 % in {s['rank_90']:.0f} directions"
                              for what, s in spectra.items()) + ".",
-                 picture(drawn(found), "extract", quick=asked.quick)],
+                 table_7(W[QUERY], changes), picture(drawn(found), "extract", quick=asked.quick)],
           criteria=[{"text": "all ranks together give the tuned model back: perplexity within 0.1 %", "met": gap < 1e-3,
                      "measured": f"{100 * gap:.4f} %"},
                     {"text": "energy grows with the rank", "met": shares == sorted(shares),

@@ -22,6 +22,24 @@ NAMES, HELD_OUT = ("oz-books", "tinyshakespeare", "e2e", "dart"), 150
 STEPS, FEWER = 120, 40
 
 
+def drawn(runs: list[dict]):
+    """Return, from the rows of the results, how well each adapter serves each task, and how good a start it is."""
+    found = {run["side"]: run for run in runs}
+    base, fresh = found["the base alone"], found[f"{FEWER} steps from nothing"]
+    own = {i: found[f"adapter of {i}"] for i in NAMES}
+    figure = plots.figure(15, 4.8)
+    left, right = figure.subplots(1, 2)
+    shares = [[(base[j] - own[i][j]) / (base[j] - own[j][j]) for j in NAMES] for i in NAMES]
+    plots.heat(left, shares, rows=NAMES, columns=NAMES, form=".2f", low=-1, high=1,
+               title="as it is: share of what the own adapter gains (1 all, 0 nothing, below 0 harm)")  # fmt: skip
+    gains = [[fresh[j] - found[f"{FEWER} steps from that of {i}"][j] if i != j else None for j in NAMES] for i in NAMES]
+    plots.heat(right, gains, rows=NAMES, columns=NAMES, form=".2f", low=None,
+               title=f"as a start: loss saved after {FEWER} steps, beside a start from nothing (below 0 harm)")  # fmt: skip
+    for ax in (left, right):
+        ax.set(ylabel="adapter of", xlabel="tested on" if ax is left else "trained on for, and tested on")
+    return figure
+
+
 def main() -> None:
     asked = arguments(__doc__ or "")
     tasks = {name: opened(name, quick=asked.quick) for name in NAMES}
@@ -62,19 +80,12 @@ def main() -> None:
     rows += [{"side": f"adapter of {i}", **{j: tested[i, j] for j in NAMES}} for i in NAMES]
     rows += [{"side": f"{FEWER} steps from nothing", **{j: fresh[j] for j in NAMES}}]
     rows += [{"side": f"{FEWER} steps from that of {i}", **{j: started[i, j] for j in NAMES if i != j}} for i in NAMES]
-    figure = plots.figure(13, 4.6)
-    left, right = figure.subplots(1, 2)
-    plots.heat(left, [[shares[i, j] for j in NAMES] for i in NAMES], rows=NAMES, columns=NAMES, form=".2f", low=-1, high=1,
-               title="share of the own adapter's gain: trained on the row, tested on the column")  # fmt: skip
-    gains = [[fresh[j] - started[i, j] if i != j else None for j in NAMES] for i in NAMES]
-    plots.heat(right, gains, rows=NAMES, columns=NAMES, form=".2f", low=None,
-               title=f"loss saved by starting from the row's adapter ({FEWER} steps)")  # fmt: skip
     best = {j: min(NAMES, key=lambda i: tested[i, j]) for j in NAMES}
     near = mean(shares[i, j] for i, j in (NAMES[:2], NAMES[1::-1], NAMES[2:], NAMES[:1:-1]))
     far = mean(shares[pair] for i in NAMES[:2] for j in NAMES[2:] for pair in ((i, j), (j, i)))
     write("transfer", __doc__ or "", quick=asked.quick, runs=rows, share={"near": near, "far": far},
           measures={name: [name, ".3f"] for name in NAMES},
-          notes=[picture(figure, "transfer", quick=asked.quick),
+          notes=[picture(drawn(rows), "transfer", quick=asked.quick),
                  f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} between the two kinds."],
           criteria=[{"text": "each task is served best by its own adapter", "met": all(i == j for j, i in best.items()),
                      "measured": ", ".join(f"{j}: {i}" for j, i in best.items())}])  # fmt: skip
