@@ -324,11 +324,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(at: int, set
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_a_rate_a_hundred_times_too_high_is_caught(settings: dict[str, Any]) -> None:
-    with pytest.raises(TrainingError, match=r"The loss has exploded|The loss is nan|norm is"):
-        run(
-            TrainSpec(**{**settings, "steps": 120, "lr": 30.0, "warmup": 30, "clip": 0.0, "schedule": "constant"}), Spec(rank=4)
-        )
+def test_a_rate_a_hundred_times_too_high_is_caught_and_what_was_good_is_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+    wild = {"steps": 120, "lr": 30.0, "warmup": 30, "clip": 0.0, "schedule": "constant", "checkpoint_every": 2}
+    with pytest.raises(TrainingError, match=r"The loss has exploded|The loss is nan|norm is") as caught:
+        run(TrainSpec(**{**settings, **wild}), Spec(rank=4))
+    last = max((tmp_path / "out" / "checkpoints").iterdir())
+    assert f"{last}: an adapter folder that can be used as it is" in str(caught.value)
+    assert all(torch.isfinite(p).all() for p in Adapter.load(last).parameters())
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
 def test_a_module_that_no_gradient_reaches_stops_the_first_step(tiny_bert: Path, labelled_rows: Path, tmp_path: Path,
