@@ -31,6 +31,7 @@ from lorakit.train.spikes import spikes
 TASK, STEPS = "oz-books", 60
 RANKS, TIMES = (2, 8, 32), (0.1, 1.0, 10.0, 100.0)
 OVER_RANKS, FEW, LONG, DROPOUT = (1, 4, 16, 32), 40, 160, 0.2
+OVER = 8  # steps that a drawn curve is averaged over
 PARTS = ("rates", "instability", "overfitting")
 
 
@@ -98,28 +99,35 @@ def overfitting(new, *, quick: bool) -> list[dict]:
     return out
 
 
+def smooth(losses: list[float]) -> list[tuple[float, float, float, float]]:
+    """Return the running mean of a curve as points."""
+    means = [mean(losses[max(0, i - OVER + 1) : i + 1]) for i in range(len(losses))]
+    return [(i + 1, x, x, x) for i, x in enumerate(means)]
+
+
 def drawn(found: dict[str, list[dict]]):
     """Return all three answers as one figure."""
-    figure = plots.figure(16, 4.2)
-    left, middle, right = figure.subplots(1, 3)
-    styles = {rule: {} for rule in SCALES}
-    for run in found["rates"]:
-        styles[run["rule"]][run["rank"]] = run["losses"]
-    lines = {f"{rule}, rank {rank}": [(i + 1, x, x, x) for i, x in enumerate(losses)]
-             for rule, by_rank in styles.items() for rank, losses in by_rank.items()}  # fmt: skip
-    plots.curves(left, lines, title="one learning rate, three ranks, two rules", x="step", y="loss")
-    lines = {f"{times:g} times": [(i + 1, x, x, x) for i, x in enumerate(run["losses"])]
+    figure = plots.figure(17, 4.4)
+    first, second, rates, over = figure.subplots(1, 4)
+    y = f"loss, mean of {OVER} steps (less is better)"
+    for ax, rule in zip((first, second), SCALES, strict=True):
+        lines = {f"rank {run['rank']}": smooth(run["losses"]) for run in found["rates"] if run["rule"] == rule}
+        plots.curves(ax, lines, title=f"one rate, scale {rule}: apart by {spread(found['rates'], rule):.3f}", x="step", y=y)
+    low, high = (pick(ax.get_ylim()[i] for ax in (first, second)) for i, pick in ((0, min), (1, max)))
+    for ax in (first, second):
+        ax.set_ylim(low, high)
+    lines = {f"{times:g} times" + (", stopped here" if run["stopped"] else ""): smooth(run["losses"])
              for times in TIMES for run in found["instability"] if run["times"] == times and run["seed"] == 0}  # fmt: skip
-    plots.curves(middle, lines, title="learning rates, from the usual", x="step", y="loss")
-    middle.set_yscale("log")
-    lines = {
-        f"{what.replace('_', ' ')}, dropout {d:g}": [
-            (r["rank"], r[what], r[what], r[what]) for r in found["overfitting"] if r["dropout"] == d
-        ]
-        for d in (0.0, DROPOUT)
-        for what in ("train", "held_out")
-    }
-    plots.curves(right, lines, title=f"{FEW} passages, read often", x="rank", y="loss", powers=True)
+    plots.curves(rates, lines, title="learning rates, from the usual", x="step", y=y)
+    for ax in (first, second, rates):
+        for line in ax.get_lines():
+            line.set_marker("")
+    lines = {f"{title}, dropout {d:g}": [(r["rank"], r[key], r[key], r[key]) for r in found["overfitting"] if r["dropout"] == d]
+             for d in (0.0, DROPOUT) for key, title in (("train", "read often"), ("held_out", "held out"))}  # fmt: skip
+    plots.curves(over, lines, title=f"overfitting on {FEW} passages", x="rank", y="loss (less is better)", powers=True)
+    for number, line in enumerate(over.get_lines()[:4]):
+        line.set(color=f"C{number // 2}", linestyle="-" if number % 2 else "--")
+    over.legend(fontsize=8, handlelength=3.5)
     return figure
 
 

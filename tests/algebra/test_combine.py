@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lorakit import Adapter, LorakitError, LowRank, Spec, attach, fingerprint
+from lorakit import Adapter, LorakitError, LowRank, Spec, attach, detach, enable, fingerprint
 from lorakit.algebra import METHODS, add, combine, negate, scale, subtract
 from lorakit.algebra.sparse import SPARSE, trimmed
 from lorakit.deltas.dora import DoRA
@@ -102,6 +102,28 @@ def test_the_result_is_written_and_read_and_attached(tmp_path: Any) -> None:
     wanted = dense(*zip(pair(), (0.5, 2.0), strict=True))
     attach(model, made)
     assert all(torch.allclose(layer(x), base[n] + x @ wanted[n].T, atol=1e-12) for n, layer in model.items())
+
+
+def test_embeddings_and_convolutions_are_summed_as_they_act_together() -> None:
+    """Two adapters switched on together, and their sum alone, give the same outputs."""
+
+    def trained(seed: int, rule: str) -> tuple[nn.Sequential, Adapter]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Embedding(11, 6), nn.Conv1d(6, 8, 3, padding=2, dilation=2, groups=2)).double()
+        adapter = attach(model, Spec(rank=2, alpha=3, targets=["0", "1"], scale_rule=rule), name=str(seed), seed=seed)
+        for i, delta in enumerate(adapter.deltas.values()):
+            delta.B.data.copy_(randn(*delta.B.shape, seed=seed + i))
+        return model, adapter
+
+    (model, one), (_, two) = trained(1, "alpha/rank"), trained(2, "alpha/sqrt(rank)")
+    attach(model, two.copy(), name="2")
+    enable(model, ["1", "2"])
+    ids = torch.arange(10).reshape(2, 5)
+    wanted = model[1](model[0](ids).mT)
+    detach(model)
+    attach(model, add(one, two))
+    assert torch.allclose(model[1](model[0](ids).mT), wanted, atol=1e-12)
 
 
 def test_stacks_are_summed_matrix_by_matrix() -> None:
