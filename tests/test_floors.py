@@ -23,6 +23,7 @@ FLOORS = [
     "plan",
     "train export serve",
     "choose baselines",
+    "explain",
     "cli ui loralib",
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms.split()}

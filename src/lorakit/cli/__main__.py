@@ -23,6 +23,7 @@ COMMANDS = {  # name -> (module in this package, what it does)
     "combine": ("combine", "one adapter that does the weighted sum of what several do: exact, TIES, DARE or pruned"),
     "extract": ("extract", "an adapter out of a full fine-tune, with its error"),
     "merge": ("merge", "a plain model on disk, read back and compared before it is called done"),
+    "explain": ("explain", "how LoRA works: worked examples with their numbers, and what is often said and not so"),
 }
 
 

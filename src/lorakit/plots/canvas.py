@@ -9,6 +9,8 @@ from typing import Any
 from lorakit.errors import MissingExtra, OutputError, near
 
 DPI = 120
+# One meaning a colour: all weights, low rank, text and marks; and blue for what adds, red for what subtracts.
+FULL, LORA, INK, SIGNS = "C0", "C1", "0.2", "RdBu"
 
 
 def figure(width: float = 12, height: float = 7) -> Any:

@@ -1,9 +1,10 @@
 """Matrices as colours: one of numbers, one number of each module, the overlap of two adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorakit.anatomy import by_layer
+from lorakit.plots.canvas import SIGNS, figure
 
 NUMBERED = 160  # cells up to which a grid's numbers are written into it
 
@@ -11,7 +12,7 @@ NUMBERED = 160  # cells up to which a grid's numbers are written into it
 def heat(
     ax: Any, values: Sequence[Sequence[float | None]], *, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (),
     form: str = ".2g", low: float | None = 0.0, high: float | None = None, colours: str = "viridis",
-    numbered: bool = True,
+    numbered: bool = True, bar: bool = True,
 ) -> Any:  # fmt: skip
     """Draw a matrix as colours, its numbers in the cells where there is room; a missing value stays white.
 
@@ -26,6 +27,7 @@ def heat(
         high: what the brightest stands for; the largest value where None.
         colours: the name of a colour map of matplotlib.
         numbered: write the numbers into the cells, where there is room.
+        bar: whether a bar beside it says which colour is which number.
 
     Returns:
         What matplotlib calls the image: `.get_array()` holds the numbers.
@@ -41,13 +43,83 @@ def heat(
     if columns and max(map(len, columns)) > 6:
         ax.tick_params(axis="x", rotation=30)
     if numbered and grid.size <= NUMBERED:
-        bottom, top = image.get_clim()
         for (i, j), value in np.ndenumerate(grid):
             if not np.isnan(value):
-                dark = value - bottom < 0.6 * (top - bottom)
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
                 ax.text(j, i, format(value, form), ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    ax.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
+    if bar:
+        ax.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
     return image
+
+
+def in_a_row(
+    matrices: Mapping[str, Any], *, title: str = "", signs: Sequence[str] = (), same_scale: bool | Sequence[str] = False
+) -> Any:
+    """Return a figure of matrices side by side, each under its name: blue is above zero, red below, white is zero.
+
+    Args:
+        matrices: rows of numbers, or a tensor, by name; cells are of one size where that is possible.
+        title: above all.
+        signs: what stands between them, such as "+".
+        same_scale: whether all are drawn on one scale of colours; or the names of those that are.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    import numpy as np
+
+    grids = {name: np.asarray(rows, dtype=float) for name, rows in matrices.items()}
+    alike = set(grids) if same_scale is True else set(same_scale or ())
+    shared = max((abs(grids[name]).max() for name in alike), default=0.0)
+    # Inches: the longest side has 2.1, no side less than a quarter of that, and between two there is room for a sign.
+    longest, gap, low = max(max(grid.shape) for grid in grids.values()), 0.5, 0.55 if title else 0.3
+    sides = [[2.1 * max(n / longest, 0.25) for n in grid.shape] for grid in grids.values()]
+    tallest, wide = max(h for h, _ in sides), sum(w for _, w in sides) + gap * (len(sides) + 1)
+    high = tallest + low + 0.75
+    drawn = figure(wide, high)
+    drawn.set_layout_engine("none")
+    at = gap
+    for number, ((name, grid), (height, width)) in enumerate(zip(grids.items(), sides, strict=True)):
+        below = 0.5 + (tallest - height) / 2
+        ax = drawn.add_axes((at / wide, below / high, width / wide, height / high))
+        top = (shared if name in alike else abs(grid).max()) or 1.0
+        numbered = grid.size <= NUMBERED
+        # Paler than the ends of the map where numbers stand in the cells.
+        reach = top * 1.6 if numbered else top
+        heat(ax, grid.tolist(), title=name, form=".3g", low=-reach, high=reach, colours=SIGNS, bar=False)
+        ax.set_xlabel(f"{len(grid):,} × {grid.shape[1]:,}" + ("" if numbered else f"\n±{top:.2g}"), fontsize=9)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        if number and number <= len(signs):
+            drawn.text(
+                (at - gap / 2) / wide, (0.5 + tallest / 2) / high, signs[number - 1], fontsize=16, ha="center", va="center"
+            )
+        at += width + gap
+    if title:
+        drawn.suptitle(title, fontsize=12)
+    return drawn
+
+
+def change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> Any:
+    """Return a figure of W, B, A, their sum, and what B A adds; W and the sum have one scale of colours, the others their own.
+
+    Args:
+        W: (out, in), rows of numbers or a tensor.
+        A: (rank, in).
+        B: (out, rank).
+        scale: what multiplies B A.
+        title: above all.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    import numpy as np
+
+    base, down, up = (np.asarray(rows, dtype=float) for rows in (W, A, B))
+    added, s = scale * (up @ down), "" if scale == 1 else f"{scale:g} "
+    shown = {"W (frozen)": base, f"{s}B": up, "A": down, "W' = W + ΔW": base + added, f"ΔW = {s}B A": added}
+    return in_a_row(shown, title=title, signs=("+", "·", "="), same_scale=("W (frozen)", "W' = W + ΔW"))
 
 
 def by_module(

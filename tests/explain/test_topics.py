@@ -1,0 +1,138 @@
+"""Every number of the worked examples is computed, and is the one that is known."""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from lorakit.cli.__main__ import main
+from lorakit.explain import TOPICS, topic
+from lorakit.explain.counts import break_even, count
+
+
+def close(found: Any, known: Any, digits: float) -> bool:
+    return torch.allclose(
+        torch.tensor(found, dtype=torch.float64), torch.tensor(known, dtype=torch.float64), rtol=0, atol=digits
+    )
+
+
+def test_the_example():
+    told = topic("example").numbers()
+    assert told["W"] == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert told["change"] == [[1, 2, 1], [0, 1, 1], [1, 3, 2]]
+    assert told["adapted"] == [[2, 4, 4], [4, 6, 7], [8, 11, 11]]
+    assert told["adapted_after"] == [[2.21, 4.31, 4.21], [4.11, 6.21, 7.21], [8.32, 11.52, 11.42]]
+    assert (told["full_parameters"], told["lora_parameters"]) == (9, 12)
+
+
+def test_a_step_goes_along_true_gradients():
+    told = topic("step").numbers()
+    assert told["formula_error"] < 1e-12 and told["gradient_formula_error_W"] < 1e-12
+    assert told["difference_error"] < 1e-6
+    assert told["scale"] == 2.0  # a formula without its scale would be seen
+    assert told["loss_after_full_step"] < told["loss_base"] and told["loss_after_lora_step"] < told["loss_before_lora_step"]
+    assert told["fresh_gradient_A"] == 0.0 and abs(torch.tensor(told["fresh_gradient_B"])).max() > 0.1
+    assert (told["rank_of_full_step"], told["rank_of_lora_change"]) == (3, 2)
+
+
+def test_counts():
+    rows = {(r["out"], r["rank"]): r for r in topic("counts").numbers()["examples"]}
+    known = {(1000, 10): (1_000_000, 20_000, 50.0), (100, 5): (10_000, 1_000, 10.0), (1024, 4): (1_048_576, 8_192, 128.0)}
+    assert {key: (rows[key]["full"], rows[key]["lora"], rows[key]["times_fewer"]) for key in known} == known
+    small = rows[3, 2]
+    assert (small["full"], small["lora"], small["break_even"]) == (9, 12, 1.5)
+    for out, inputs in ((1024, 1024), (64, 48), (4096, 11008)):
+        assert count(out, inputs, 1) * break_even(out, inputs) == pytest.approx(out * inputs)
+
+
+def test_the_best_of_a_rank_is_what_is_left_out():
+    told = topic("best").numbers()
+    assert close(told["singular_values"], [15.1157, 0.7126, 0.0928], 5e-5)
+    for row in told["ranks"]:
+        assert row["error"] == pytest.approx(row["tail"], abs=1e-12)
+    assert told["ranks"][1]["relative_error"] == pytest.approx(0.0061, abs=5e-5)
+
+
+def test_training_reaches_the_best_of_each_rank_and_all_at_full_rank():
+    rows = topic("capacity").numbers()["ranks"]
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert row["trained"] == pytest.approx(row["tail"], abs=1e-6)
+    assert rows[-1]["tail"] == 0 and rows[0]["tail"] > 2
+
+
+def test_the_graph_has_the_known_edges():
+    told = topic("graph").numbers()
+    assert close(told["first"], [[-0.24, -0.91], [-0.63, -0.11], [-0.74, 0.39]], 0.005)
+    assert close(told["second"], [[-8.06, -11.04, -6.45], [-0.01, -0.35, 0.62]], 0.005)
+    assert told["relative_error"] == pytest.approx(0.0061, abs=5e-5)
+    assert (told["edges"], told["edges_through_rank"]) == (9, 12)
+
+
+def test_the_threshold_suggests_rank_one_by_both_ways_of_counting():
+    told = topic("threshold").numbers()
+    assert close(told["singular_values"], [16.848, 1.068, 0.0], 5e-4)
+    assert told["share_by_sum"][0] == pytest.approx(0.940, abs=5e-4)
+    assert told["share_by_square"][0] == pytest.approx(0.996, abs=5e-4)
+    assert (told["rank_by_sum"], told["rank_by_square"]) == (1, 1)
+
+
+@pytest.mark.slow
+def test_an_image_gets_nearer_with_each_rank():
+    pytest.importorskip("PIL")
+    told = topic("image").numbers()
+    assert told["shape"] == [427, 640]
+    nearness = [row["psnr"] for row in told["ranks"]]
+    assert nearness == sorted(nearness) and nearness[0] > 15 and nearness[-1] > 25
+    assert all(row["numbers"] == row["rank"] * (427 + 640) for row in told["ranks"])
+
+
+def test_misconceptions_are_told_with_what_is_so():
+    told = topic("misconceptions").numbers()
+    assert told["lost"] == pytest.approx(94, abs=1) and told["damage"] == pytest.approx(100 * 8**0.5, rel=0.05)
+    text = json.dumps(told["misconceptions"], ensure_ascii=False)
+    assert "{" not in "".join(row["is"] for row in told["misconceptions"]) and len(told["misconceptions"]) >= 14
+    for word in (
+        "decomposed",
+        "multiplied",
+        "SVD",
+        "at random",
+        "singular values of W",
+        "normalisation",
+        "faster",
+        "DistilBERT",
+    ):
+        assert word in text
+
+
+def test_the_command_gives_the_same_numbers(capsys: pytest.CaptureFixture[str]):
+    assert main(["explain", "counts", "graph", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["topics"]
+    assert list(told) == ["counts", "graph"]
+    assert told["graph"] == {"title": TOPICS["graph"], **topic("graph").numbers()}
+
+
+def test_all_topics_are_listed_and_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert main(["explain"]) == 0
+    shown = capsys.readouterr().out
+    for name, title in TOPICS.items():
+        assert f"  {name:<15} {title}\n" in shown and f"\n{name}: {title}\n" in shown
+    assert "8.32 11.52 11.42" in shown and "50× fewer" in shown and "16.848, 1.068, 0.000" in shown
+    assert "The photograph needs Pillow, which is not installed.\npip install 'lorakit[plot]'" in shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [(["grpah"], "'grpah'   did you mean 'graph'?"), (["counts", "graph", "--plot", "p.png"], "of counts, graph there is none"),
+     (["threshold", "--plot", "p.png"], "Topics with a picture: example, image,"),
+     (["graph", "--plot", "p.pgn"], "did you mean 'png'")],
+)  # fmt: skip
+def test_what_cannot_be_explained_is_refused(
+    asked: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", *asked]) == 2
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
