@@ -46,7 +46,7 @@ def members(module: Any) -> Iterator[Any]:
         if name.startswith("_") or (member.is_alias and not exported):
             continue
         thing = found(member)
-        if thing.is_module and name in thing.members:  # `lorakit.algebra.combine` is the function
+        if exported and thing.is_module and name in thing.members:  # `lorakit.algebra.combine` is the function
             thing = found(thing.members[name])
         if (thing.is_function or thing.is_class) and (thing.docstring or thing.is_class):
             yield thing
@@ -95,6 +95,7 @@ class Writer:
                     self.where.setdefault(thing.path, page)
                     self.called[thing.path] = f"{module.path}.{thing.name}" if module and thing is not module else thing.path
                     self.short.setdefault(self.called[thing.path], thing.path)
+                    self.short.setdefault(self.called[thing.path].removeprefix("lorakit."), thing.path)
         for name, path in self.names.items():
             self.called[path] = f"lorakit.{name}"
             self.short |= {name: path, f"lorakit.{name}": path}
@@ -224,6 +225,8 @@ class Writer:
         """Return an API page."""
         several = len(self.pages[page]) > 1 or self.pages[page][0][0] is None
         parts, level = [f"# {PAGES[page]['title']}", *[PAGES[page]["says"]] * several], 3 if several else 2
+        if guide := PAGES[page].get("guide"):
+            parts.append(f"Guide: [{guide.partition('#')[0].removesuffix('.md').replace('-', ' ')}](../{guide}).")
         for module, things in self.pages[page]:
             if module is not None and level == 3:
                 parts += [f"## {module.path} {{ #{module.path} }}", self.docstring(module, page)]
