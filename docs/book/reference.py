@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import griffe
-from staging import BOOK, CODE, ROOT, apart
+from staging import BOOK, CODE, ROOT, apart, places
 
 PAGES: dict[str, Any] = tomllib.loads((BOOK / "api.toml").read_text("utf-8"))
 DOCTEST = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
@@ -133,7 +133,7 @@ class Writer:
             if code:
                 done.append(f"\n```pycon\n{piece.rstrip()}\n```\n")
             else:
-                done.append(NOTED.sub(r"**\1.** ", self.words(piece, page, near)))
+                done.append(NOTED.sub(r"\n**\1.** ", self.words(piece, page, near)))
         return "".join(done).strip()
 
     def rows(self, items: list[tuple[str, str]], page: str, near: str) -> str:
@@ -226,7 +226,9 @@ class Writer:
         several = len(self.pages[page]) > 1 or self.pages[page][0][0] is None
         parts, level = [f"# {PAGES[page]['title']}", *[PAGES[page]["says"]] * several], 3 if several else 2
         if guide := PAGES[page].get("guide"):
-            parts.append(f"Guide: [{guide.partition('#')[0].removesuffix('.md').replace('-', ' ')}](../{guide}).")
+            file, hash, anchor = guide.partition("#")
+            first = (ROOT / "docs" / file).read_text("utf-8").partition("\n")[0]
+            parts.append(f"Guide: [{first.lstrip('# ')}](../{places()[f'docs/{file}']}{hash}{anchor}).")
         for module, things in self.pages[page]:
             if module is not None and level == 3:
                 parts += [f"## {module.path} {{ #{module.path} }}", self.docstring(module, page)]
