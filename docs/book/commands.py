@@ -76,7 +76,8 @@ def page(name: str, told: Help, places: list[tuple[str, str]]) -> str:
     if places:
         lines += ["Shown and explained: " + " · ".join(f"[{words}]({link})" for words, link in places) + ".", ""]
     for group, flags in told.groups.items():
-        lines += [f"## {group[0].upper()}{group[1:]}", ""]
+        head = group.removeprefix("positional ")
+        lines += [f"## {head[0].upper()}{head[1:]}", ""]
         for flag, text in flags:
             lines += [f"`{flag}`", f":   {plain(text) or '.'}", ""]
     return "\n".join([*lines, "## Usage", "", "```text", told.usage, "```", ""])
@@ -91,7 +92,7 @@ def pages(cli: str, texts: Mapping[str, str], slug: Callable[[str], str]) -> dic
         slug: heading -> anchor.
     """
     helps = {head: FENCE.search(part) for head, part in sections(cli) if head}
-    bodies = {head: match[0].split("\n", 1)[1].rsplit("\n", 1)[0] for head, match in helps.items() if match}
+    bodies = {head: match[0].strip().split("\n", 1)[1].rsplit("\n", 1)[0] for head, match in helps.items() if match}
     seen, made = shown(texts), {}
     rows = re.findall(r"^  (\w+) +(.+)$", bodies["lorakit"], re.MULTILINE)
     for name, _ in rows:

@@ -78,7 +78,7 @@ def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: lis
         if (place := to.get(os.path.normpath(PurePosixPath(source).parent / path))) is None:
             if not path.endswith((".png", ".svg")):
                 faults.append(f"{source}: {target} leads to no page")
-            return match[0]
+            return f"[{match[0]}]({target})" if words.startswith("!") else match[0]  # a picture opens at its full size
         if place == COMMANDS and anchor.startswith("lorakit-"):
             place, anchor = f"commands/{anchor.removeprefix('lorakit-')}.md", ""
         place, _, inner = place.partition("#")

@@ -98,6 +98,17 @@ def test_every_flag_of_every_command_is_on_its_page():
         assert {word for line in told for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", line)} == flags, name
 
 
+def test_help_is_read_by_its_parts():
+    text = "usage: lorakit x [-h]\n                 [--a N]\n\nDo x.\n\noptions:\n  -h, --help  help\n\n"
+    told = commands.parsed(text + "the run:\n  --a N       so\n              many\n  --long-flag {a,b}\n              one\n")
+    assert (told.usage, told.about) == ("lorakit x [-h]\n                 [--a N]", "Do x.")
+    assert told.groups == {"options": [("-h, --help", "help")], "the run": [("--a N", "so many"), ("--long-flag {a,b}", "one")]}
+    assert (
+        "```"
+        not in commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {}, slug)["commands/merge.md"].split("## Usage")[0]
+    )
+
+
 def test_a_command_leads_to_where_it_is_shown():
     text = "# Guide\n\n## First run\n\n```console\n$ lorakit train --model tiny\n```\n"
     made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {"guide.md": text}, slug)
@@ -113,6 +124,7 @@ def test_a_command_leads_to_where_it_is_shown():
         ("`lorakit.attach(model)`", "[`lorakit.attach(model)`](api/attach.md#x)"),
         ("# `lorakit.attach`\n\n    {a}\n", "# `lorakit.attach`\n\n    {a}\n"),
         ("```python\n[a](docs/files.md) {b}\n```", "```python\n[a](docs/files.md) {b}\n```"),
+        ("![a picture](pictures/a.svg)", "[![a picture](pictures/a.svg)](pictures/a.svg)"),
         ("[a](https://elsewhere) [b](#here)", "[a](https://elsewhere) [b](#here)"),
     ],
 )
