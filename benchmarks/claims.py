@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import exp
 from statistics import mean
 from typing import Any
 
@@ -167,6 +168,12 @@ def general(found: Found) -> tuple[str, str]:
     )
 
 
+def personal(found: Found) -> tuple[str, str]:
+    told = [f"{name} {exp(of(found, 'transfer', 'the base alone', name)):.0f} to "
+            f"{exp(of(found, 'transfer', f'adapter of {name}', name)):.0f}" for name in ("oz-books", "tinyshakespeare")]  # fmt: skip
+    return HOLDS, f"Perplexity of held-out text after 120 steps on a text of that kind: {', '.join(told)}."
+
+
 def transfers_badly(found: Found) -> tuple[str, str]:
     near, far = (100 * found["transfer"]["share"][k] for k in ("near", "far"))
     return HOLDS if far < near < 100 else PARTLY, (
@@ -227,6 +234,7 @@ CLAIMS = {
     ),
     "Generality": (
         Claim("any kind of model and task", "articles", general),
+        Claim("adapts a model to a person's own text", "an article", personal),
         Claim("does not transfer well to other tasks", "an article, as a limit", transfers_badly),
         Claim("unstable, above all at a low rank", "an article, as a limit", unstable),
     ),

@@ -153,23 +153,26 @@ def test_autocast_trains_the_same_tensors() -> None:
     assert F.cosine_similarity(*flat, dim=0) > 0.99
 
 
-def test_any_change_of_a_matrix_can_be_learned() -> None:
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_any_change_of_a_matrix_can_be_learned_and_a_lower_rank_leaves_its_tail(rank: int) -> None:
     """At rank min(in, out) the adapter fits linear regression on any target (LoRA, section 4.2, in the exact case)."""
     base = nn.Sequential(nn.Linear(6, 4, bias=False)).double()
     base[0].weight.data.copy_(randn(4, 6, seed=1))
-    x, goal = randn(64, 6, seed=2), randn(64, 6, seed=2) @ randn(6, 4, seed=3)
-    adapter = lorakit.attach(base, Spec(rank=4, alpha=4, dtype="float64"))
+    change = randn(4, 6, seed=3)
+    x = torch.linalg.qr(randn(64, 6, seed=2)).Q  # orthonormal: the squared error is that of the matrix
+    goal = x @ (base[0].weight.detach() + change).T
+    adapter = lorakit.attach(base, Spec(rank=rank, alpha=4, dtype="float64"))
     optimizer = torch.optim.LBFGS(adapter.parameters(), max_iter=400, tolerance_grad=1e-12, tolerance_change=1e-16,
                                   line_search_fn="strong_wolfe")  # fmt: skip
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.mse_loss(base(x), goal)
+        value = F.mse_loss(base(x), goal, reduction="sum")
         value.backward()
         return value
 
     optimizer.step(loss)
-    assert loss().item() < 1e-6
+    assert loss().item() == pytest.approx(float(torch.linalg.svdvals(change)[rank:].square().sum()), rel=1e-6, abs=1e-6)
 
 
 def test_transformer_encoder_layer_takes_no_shortcut() -> None:
