@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ BUILTIN = {  # name -> (package, folder in it, name on the hub, SHA-256 of its w
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "lorakit[demo]",
     ),
 }  # fmt: skip
+
+TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 @dataclass
@@ -127,11 +130,17 @@ def load(
 
 
 class quiet:
-    """Keep transformers from writing load reports and bars to the terminal: what matters of them is told by lorakit."""
+    """Keep transformers from writing load reports and bars to the terminal: what matters of them is told by lorakit.
+
+    Nor what is said while torchao is imported, which transformers does where it finds it, whatever is loaded.
+    """
 
     def __enter__(self) -> None:
         from transformers.utils import logging
 
+        self.others = [(other, other.level) for other in map(getLogger, TALKATIVE)]
+        for other, _ in self.others:
+            other.setLevel(ERROR)
         self.level = logging.get_verbosity()
         self.bar = logging.is_progress_bar_enabled()
         logging.set_verbosity_error()
@@ -140,6 +149,8 @@ class quiet:
     def __exit__(self, *_: Any) -> None:
         from transformers.utils import logging
 
+        for other, level in self.others:
+            other.setLevel(level)
         logging.set_verbosity(self.level)
         if self.bar:
             logging.enable_progress_bar()

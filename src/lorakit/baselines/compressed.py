@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.outcome import built, shared_evenly
+from lorakit.algebra.outcome import built
 from lorakit.delta import LowRank
 from lorakit.errors import SpecError
 from lorakit.fingerprint import fingerprint
 from lorakit.spec import Spec
 from lorakit.spectra import drawn_svd
+from lorakit.svd import shared_evenly
 from lorakit.targets import select
 
 

@@ -1,0 +1,18 @@
+"""While a model is loaded, libraries that speak of other things than this model keep quiet, and speak again afterwards."""
+
+import logging
+
+import pytest
+
+from lorakit.models import TALKATIVE, quiet
+
+
+@pytest.mark.parametrize("name", TALKATIVE)
+def test_loading_is_quiet(name: str, caplog: pytest.LogCaptureFixture):
+    logger = logging.getLogger(name)
+    before = logger.level
+    with quiet():
+        logger.warning("Failed to load a kernel")
+    assert caplog.messages == [] and logger.level == before
+    logger.warning("heard again")
+    assert caplog.messages == ["heard again"]
