@@ -63,14 +63,27 @@ def test_growing_tells_the_same_fields(capsys: Any, tiny_llama: Path, data: Path
     assert {d.rank for d in Adapter.load(tmp_path / "grown").deltas.values()} == {1}
 
 
-def test_a_grid_tells_all_metrics_of_each_rank_on_rows_apart(capsys: Any, tiny_bert: Path, data: Path) -> None:
-    told = ask(capsys, "rank", "--model", tiny_bert, "--data", data / "labelled.tsv", "--eval-data", data / "labelled.tsv",
-               "--way", "grid", "--rank", 2, "--metric", "f1", *RUN[:-2], "--steps", 5)  # fmt: skip
+def test_a_grid_tells_all_metrics_of_each_rank_on_rows_apart(capsys: Any, tiny_bert: Path, data: Path, tmp_path: Path) -> None:
+    given = (
+        "--model",
+        tiny_bert,
+        "--data",
+        data / "labelled.tsv",
+        "--eval-data",
+        data / "labelled.tsv",
+        *RUN[:-2],
+        "--steps",
+        5,
+    )
+    told = ask(capsys, "rank", *given, "--way", "grid", "--rank", 2, "--metric", "f1")
     assert told["metric_name"] == "f1" and told["higher_is_better"] and told["rows_held_out"] == 120
     assert [p["rank"] for p in told["curve"]] == [1, 2] and told["steps"] == 10
     for point in told["curve"]:
         assert {"accuracy", "f1", "precision", "recall", "loss"} <= point["metrics"].keys()
         assert point["metric"] == pytest.approx(point["metrics"]["f1"])
+    # The second rank began from the base and a new head, as if it had been the only one.
+    alone = ask(capsys, "train", *given, "--rank", 2, "--final", "last", "--output", tmp_path / "alone")
+    assert alone["after"]["loss"] == pytest.approx(told["curve"][1]["metrics"]["loss"], rel=1e-6)
 
 
 def test_a_threshold_on_w_recommends_nothing_and_on_a_change_a_rank(

@@ -135,6 +135,8 @@ def show(result: dict[str, Any]) -> None:
         "tokens",
         "accuracy",
         "f1",
+        "precision",
+        "recall",
         "matthews",
         "pearson",
         "spearman",
