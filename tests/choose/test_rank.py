@@ -118,6 +118,13 @@ def test_the_smallest_within_one_standard_error_of_the_best_is_taken() -> None:
     assert choose(rows(0.0, 1.0, 0.5 * error), "accuracy").best == 2
 
 
+def test_the_highest_rank_is_told_to_be_the_end_of_what_was_tried() -> None:
+    assert choose(rows(1.0, 0.5, 0.0)).reason.endswith(
+        "Rank 4 is the highest that was tried: a higher one may be better still."
+    )
+    assert "highest" not in choose(rows(1.0, 0.0, 0.5)).reason + choose(rows(0.0, 0.0)).reason
+
+
 def test_of_what_was_cut_the_rows_must_show_it() -> None:
     """Within one standard error by the numbers, but not by the rows: the difference is too uncertain, or the rows are few."""
     noise = np.random.default_rng(0).normal(size=(2, 400))

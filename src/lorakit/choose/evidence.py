@@ -167,7 +167,10 @@ def choose(scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0,
     elif of:
         enough &= _shown(points, (rows / of) ** 0.5)
     rank = min(enough, default=best)
-    return Choice(tuple(points), rank, best, _reason(points, rank, best, metric, rows, of))
+    reason = _reason(points, rank, best, metric, rows, of)
+    if rank == best == ranks[-1] and len(ranks) > 1:
+        reason += f" Rank {rank} is the highest that was tried: a higher one may be better still."
+    return Choice(tuple(points), rank, best, reason)
 
 
 def _shown(points: Sequence[Point], share: float) -> set[int]:

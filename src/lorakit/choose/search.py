@@ -115,8 +115,10 @@ def picture(report: Mapping[str, Any]) -> Any:
         lines["rows trained on"] = [(p["rank"], p["train"], p["train"], p["train"]) for p in curve]
     drawn = plots.figure(7, 4.5)
     ax = drawn.subplots()
-    plots.curves(ax, lines, title=f"Rank {report['recommended_rank']} is enough", x="rank", y=name, powers=True)
-    ax.axvline(report["recommended_rank"], color="0.5", linestyle=":", zorder=0)
+    rank, better = report["recommended_rank"], "more" if report["higher_is_better"] else "less"
+    title = f"Rank {rank} is enough" if rank < curve[-1]["rank"] else f"Rank {rank}, the highest tried, is the best"
+    plots.curves(ax, lines, title=f"{title} (dotted)", x="rank", y=f"{name} ({better} is better)", powers=True)
+    ax.axvline(rank, color="0.4", linestyle=":", linewidth=2, zorder=0)
     return drawn
 
 
