@@ -1,5 +1,6 @@
 """The pages of the site, laid out in one folder: what README and docs say, with links that lead to pages."""
 
+import ast
 import os
 import re
 import shutil
@@ -118,9 +119,11 @@ def of_the_examples(root: Path = ROOT) -> str:
     """Return one page of all that is under examples/."""
     pages = ["# Examples\n\nEach is one file of at most 60 lines that runs as it is; the tests run them all.\n"]
     for path in sorted((root / "examples").glob("*.py")):
-        title, code = path.stem.replace("_", " "), path.read_text("utf-8").strip()
+        title, text = path.stem.replace("_", " ").replace("hf ", "HF "), path.read_text("utf-8")
+        said = ast.get_docstring(ast.parse(text)) or ""
+        code = text.partition('"""\n\n')[2].strip()
         head = f"## {title[0].upper()}{title[1:]} {{ #{path.stem} }}"
-        pages.append(f"{head}\n\n`examples/{path.name}`\n\n```python\n{code}\n```\n")
+        pages.append(f"{head}\n\n{said}\n\n`examples/{path.name}`\n\n```python\n{code}\n```\n")
     return "\n".join(pages)
 
 
