@@ -6,8 +6,8 @@ Rates: ranks 2, 8 and 32 with the scale alpha / r and alpha / sqrt(r), equally s
 the spread of the three loss curves, which is small where a learning rate found at one rank serves the others.
 
 Instability: learning rates from a tenth of the usual to a hundred times it, three seeds each, 60 steps, gradients not
-clipped: what the loop's guard and the detector of jumps say of each run. A run that explodes is stopped, its last good
-checkpoint kept.
+clipped: what the loop's guard, the detector of jumps and that of a loss that ends above its beginning say of each run. A run
+that explodes is stopped, its last good checkpoint kept.
 
 Overfitting: 40 passages, 160 steps, so that each is read often: loss on them and on held-out ones by rank, without dropout
 and with dropout 0.2 on the input of A.
@@ -26,7 +26,7 @@ from lorakit import plots
 from lorakit.errors import TrainingError
 from lorakit.spec import SCALES
 from lorakit.train.log import METRICS, read_metrics
-from lorakit.train.spikes import spikes
+from lorakit.train.spikes import climbed, spikes
 
 TASK, STEPS = "oz-books", 60
 RANKS, TIMES = (2, 8, 32), (0.1, 1.0, 10.0, 100.0)
@@ -74,7 +74,7 @@ def instability(new, *, quick: bool) -> list[dict]:
             losses = [line["loss"] for line in read_metrics(job.output / METRICS)]
             out.append({"times": times, "lr": job.lr, "seed": seed, "steps": len(losses), "stopped": stopped,
                         "jumps": len(spikes(losses)), "last": mean(losses[-5:]) if losses else None,
-                        "worse": bool(losses) and mean(losses[-5:]) > losses[0], "losses": rounded(losses)})  # fmt: skip
+                        "worse": climbed(losses), "losses": rounded(losses)})  # fmt: skip
             print({k: v for k, v in out[-1].items() if k != "losses"}, flush=True)
     return out
 

@@ -9,7 +9,7 @@ import pytest
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import run
-from lorakit.train.spikes import spikes
+from lorakit.train.spikes import climbed, spikes
 
 from ..conftest import sentences
 
@@ -41,12 +41,24 @@ def test_nothing_is_judged_before_there_is_enough_to_compare() -> None:
     assert spikes([1.0] * 10 + [float("nan")]) == [11]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_loss_that_ends_above_its_beginning_is_told_and_noise_is_not(seed: int) -> None:
+    draw = random.Random(seed)
+    flat = [3 + draw.gauss(0, 0.15) for _ in range(60)]
+    assert not climbed(losses(seed)) and not climbed(flat)
+    assert climbed([3.0, *(3 + 3 * min(1, i / 5) + draw.gauss(0, 0.15) for i in range(60))])
+    assert not climbed([3.0] + [6.0] * 20)  # too few to tell
+
+
 def test_the_report_tells_the_jumps_of_its_run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
     monkeypatch.setattr("lorakit.train.spikes.FAR", -1.0)  # anything is a jump
     settings = TrainSpec(model=str(tiny_llama), data=str(tmp_path / "text.jsonl"), output=str(tmp_path / "out"), steps=12,
                          batch_size=8, lr=1e-9, threads=1)  # fmt: skip
-    assert run(settings, Spec(rank=2))["loss_spikes"] != []
+    monkeypatch.setattr("lorakit.train.job.climbed", lambda losses: len(losses) == 12)
+    report = run(settings, Spec(rank=2))
+    assert report["loss_spikes"] != [] and report["loss_climbed"]
     monkeypatch.undo()
     again = TrainSpec(**{**settings.to_dict(), "output": str(tmp_path / "calm")})
-    assert run(again, Spec(rank=2))["loss_spikes"] == []
+    report = run(again, Spec(rank=2))
+    assert report["loss_spikes"] == [] and not report["loss_climbed"]

@@ -61,6 +61,8 @@ def show(report: dict[str, Any]) -> None:
     if jumps := report["loss_spikes"]:
         print(f"note: the loss jumped at {many(len(jumps), 'step')} ({', '.join(map(str, jumps[:5]))}"
               f"{', …' if len(jumps) > 5 else ''}); often, and --lr is too high")  # fmt: skip
+    if report["loss_climbed"]:
+        print("note: the loss ended above where it began: --lr is too high, or --clip is 0")
     if report["after"]:
         shown.measures(report["before"], report["after"])
     else:

@@ -39,7 +39,7 @@ from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS, Log, counting, read_metrics
 from lorakit.train.loop import Job, budget_of, fit, restore
 from lorakit.train.optim import default_lr
-from lorakit.train.spikes import spikes
+from lorakit.train.spikes import climbed, spikes
 
 RUN, REPORT, CARD = "run.json", "report.json", "README.md"
 WRITTEN = (RUN, REPORT, CARD, METRICS, "adapter_config.json", "adapter_model.safetensors", resume.FOLDER)
@@ -94,12 +94,13 @@ def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda tex
     at = fit(job, lambda start: Log(output / METRICS, start, job.steps), state)
     job.model.eval()
     after = _measured(job, "measuring after", score)
+    losses = [line["loss"] for line in read_metrics(output / METRICS)]
     report = {
         **facts, "steps": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3),
         "tokens_per_second": round(at.tokens / max(at.seconds, 1e-9), 1), "wall_seconds": round(time.perf_counter() - begun, 3),
         "peak_memory_bytes": peak_memory(), "loss_first": at.loss_first, "loss_last": at.loss_last, "after": after,
         "best_step": at.best_step, "stopped_early": at.stopped_early, "output": str(output),
-        "loss_spikes": spikes([line["loss"] for line in read_metrics(output / METRICS)]),
+        "loss_spikes": spikes(losses), "loss_climbed": climbed(losses),
     }  # fmt: skip
     job.adapter.provenance |= {key: report[key] for key in ("data_hash", "seed", "versions", "before", "after", "steps")}
     job.adapter.save(output)

@@ -1,4 +1,4 @@
-"""Steps at which a loss jumps: what a run that does not explode may still hide."""
+"""Steps at which a loss jumps, and a loss that ends above its beginning: what a run that does not explode may still hide."""
 
 import statistics
 from collections.abc import Sequence
@@ -34,3 +34,22 @@ def spikes(losses: Sequence[float]) -> list[int]:
         if not loss <= middle + FAR * spread:
             found.append(i + 1)
     return found
+
+
+def climbed(losses: Sequence[float]) -> bool:
+    """Tell whether a run ended above where it began: every one of its last losses, and by more than they vary.
+
+    A rate that is too high but not by far does this within the warm-up, with no jump and nothing that is not finite.
+
+    Args:
+        losses: of each step, in order; too few of them tell nothing.
+
+    >>> climbed([3.0] + [6.0 + i % 3 / 10 for i in range(30)]), climbed([3.0 - i / 100 for i in range(30)])
+    (True, False)
+    """
+    last = losses[-WINDOW:]
+    if len(losses) < WINDOW + LEAST:
+        return False
+    middle = statistics.median(last)
+    spread = max(1.4826 * statistics.median(abs(x - middle) for x in last), FLAT * abs(middle))
+    return min(last) > losses[0] and middle > losses[0] + FAR / 2 * spread
