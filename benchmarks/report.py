@@ -17,6 +17,8 @@ ORDER = (
     "resnet20",
     "merged_latency",
     "step",
+    "checkpointing",
+    "compile_time",
     "attach",
     "spectra",
     "combine_beside_peft",

@@ -10,7 +10,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "lorakit"
 FLOORS = [
     "errors",
-    "spec fused svd",
+    "spec fused svd recompute",
     "delta site",
     "slot deltas sites",
     "formats shares",

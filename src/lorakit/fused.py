@@ -45,12 +45,12 @@ def add(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scale: float, dropout: float
     """
     watched = is_watched()
     into = into and not watched
-    # Where tensors have no values, no random numbers are spent.
-    seed = int(torch.randint(1 << 62, ())) if dropout and not (watched and is_fake(x)) else 0
+    blind = watched and is_fake(x)  # tensors have no values: no random numbers are spent
+    seed = int(torch.randint(1 << 62, ())) if dropout and not blind else 0
     factor = scale / (1 - dropout) if dropout < 1 else 0.0
     if not torch.is_grad_enabled() or not (y.requires_grad or x.requires_grad or A.requires_grad or B.requires_grad):
-        return _sum(y, x, A, B, factor, (dropout, seed, watched), into)
-    return _Add.apply(y, x, A, B, factor, (dropout, seed, watched), into)
+        return _sum(y, x, A, B, factor, (dropout, seed, blind), into)
+    return _Add.apply(y, x, A, B, factor, (dropout, seed, blind), into)
 
 
 def _sum(y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, drop: tuple[float, int, bool], into: bool) -> Tensor:
@@ -64,11 +64,11 @@ def _sum(y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, drop: tuple[
 BITS = {2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}  # by bytes of a value
 
 
-def _mask(like: Tensor, dropout: float, seed: int, watched: bool = False) -> Tensor | None:
-    """Return what `_dropped` drops values by; the same for the same seed, shape, dtype, device and `watched`."""
+def _mask(like: Tensor, dropout: float, seed: int, blind: bool = False) -> Tensor | None:
+    """Return what `_dropped` drops values by; the same for the same seed, shape, dtype, device and `blind`."""
     if not dropout:
         return None
-    if like.device.type != "cpu" or watched:
+    if like.device.type != "cpu" or blind:
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.rand(like.shape, device=like.device, generator=generator) >= dropout
     # On a CPU torch's dropout takes longer than the product it stands before. Here 16 random bits are drawn a value, 64 at

@@ -31,7 +31,7 @@ CONFIGS = {
 LM, STEP = "causal-lm", Step(batch=2, length=24)
 CASES = {
     "as it is": ("llama", Spec(rank=4, dropout=0.1), STEP),
-    "checkpointing": ("llama", Spec(rank=4), replace(STEP, checkpointing=True)),
+    "checkpointing": ("llama", Spec(rank=4), replace(STEP, checkpointing="full")),
     "accumulated": ("opt", Spec(rank=2, targets="qv"), replace(STEP, again=True)),
     "autocast": ("gpt2", Spec(rank=4), replace(STEP, mixed="bf16")),
     "dora and norms": ("gpt2", Spec(rank=4, delta="dora", whole_modules=("norms",)), STEP),

@@ -15,20 +15,22 @@ from lorakit.data.encode import Example
 from lorakit.evaluate.packing import packing
 from lorakit.evaluate.score import batch_loss
 from lorakit.plan.estimate import Plan, Work
+from lorakit.recompute import recompute
 
 from .models import CONFIGS, bare, build
 
 LM = "causal-lm"
 CASES: dict[str, tuple[str, str, Spec, Work]] = {
     "llama": ("llama", LM, Spec(rank=8), Work(batch=8, length=64)),
-    "llama, dropout, checkpointing": ("llama", LM, Spec(rank=8, dropout=0.1), Work(batch=4, length=128, checkpointing=True)),
+    "llama, dropout, checkpointing": ("llama", LM, Spec(rank=8, dropout=0.1), Work(batch=4, length=128, checkpointing="full")),
     "llama, nothing padded": ("llama", LM, Spec(rank=4, targets="qv"), Work(batch=2, length=96, padded=False)),
     "deep and narrow, dropout": ("deep and narrow", LM, Spec(rank=16, dropout=0.05), Work(batch=4, length=64)),
-    "deep and narrow, checkpointing": ("deep and narrow", LM, Spec(rank=4), Work(batch=6, length=80, checkpointing=True)),
+    "deep and narrow, checkpointing": ("deep and narrow", LM, Spec(rank=4), Work(batch=6, length=80, checkpointing="full")),
+    "llama, light checkpointing": ("llama", LM, Spec(rank=8, dropout=0.1), Work(batch=4, length=128, checkpointing="light")),
     "llama, packed": ("llama", LM, Spec(rank=8), Work(batch=4, length=128, packed=(128, 90, 30, 61))),
     "large vocabulary": ("large vocabulary", LM, Spec(rank=4, targets="attention"), Work(batch=4, length=100)),
     "encoder with dropout of its own": ("encoder", "classify", Spec(rank=8, dropout=0.1), Work(batch=16, length=48)),
-    "encoder, checkpointing": ("encoder", "classify", Spec(rank=8), Work(batch=3, length=120, checkpointing=True)),
+    "encoder, checkpointing": ("encoder", "classify", Spec(rank=8), Work(batch=3, length=120, checkpointing="full")),
     "opt, dora, rank 64": ("opt", LM, Spec(rank=64, delta="dora"), Work(batch=4, length=64)),
     "opt, bfloat16": ("opt", LM, Spec(rank=8, dropout=0.1), Work(batch=8, length=64, base_dtype="bfloat16")),
     "llama, autocast, accumulated": ("llama", LM, Spec(rank=32), Work(batch=4, length=64, mixed="bf16", accumulate=2)),
@@ -55,8 +57,7 @@ def prepared(name: str, task: str, spec: Spec, work: Work, device: str) -> tuple
     model.to(device, work.dtype(device == "cuda"))
     adapter = lorakit.attach(model, spec)
     if work.checkpointing:
-        turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        turn_on({"use_reentrant": False})
+        recompute(model, work.checkpointing)
     optimizer = torch.optim.AdamW(adapter.parameters())
     step(model.train(), adapter, optimizer, work, task, device)
     return model, adapter, optimizer

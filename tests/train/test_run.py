@@ -108,9 +108,10 @@ def test_accumulating_gives_the_gradient_of_one_large_batch(settings: dict[str, 
     assert parts == pytest.approx(large, abs=2e-4)
 
 
-def test_gradient_checkpointing_gives_the_same_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["gradient_checkpointing", "light_checkpointing"])
+def test_checkpointing_gives_the_same_weights(settings: dict[str, Any], field: str, tmp_path: Path) -> None:
     for name, on in (("plain", False), ("again", True)):
-        run(TrainSpec(**{**settings, "steps": 5, "output": str(tmp_path / name), "gradient_checkpointing": on}), Spec(rank=4))
+        run(TrainSpec(**{**settings, "steps": 5, "output": str(tmp_path / name), field: on}), Spec(rank=4, dropout=0.1))
     plain, again = weights(tmp_path / "plain"), weights(tmp_path / "again")
     assert all(torch.allclose(plain[k], again[k], atol=1e-6) for k in plain)
     assert any(t.abs().max() > 1e-3 for k, t in again.items() if "lora_B" in k)
@@ -377,13 +378,14 @@ def test_nothing_trainable_and_wrong_dtypes_are_refused(settings: dict[str, Any]
 def test_every_fault_of_the_settings_is_named_at_once() -> None:
     with pytest.raises(SpecError) as caught:
         TrainSpec(model="m", data="", output="o", lr=0.0, batch_size=0, schedule="cosin", eval_fraction=1.0, resume=True,
-                  overwrite=True)  # fmt: skip
+                  overwrite=True, gradient_checkpointing=True, light_checkpointing=True)  # fmt: skip
     assert caught.value.faults == [
         "data: is needed",
         "schedule: 'cosin' is none of constant, linear, cosine did you mean 'cosine'?",
         "batch_size: a whole number of at least 1 is needed, got 0",
         "lr: a number above 0 is needed, got 0.0",
         "eval_fraction: a share from 0 to below 1 is needed, got 1.0",
+        "light_checkpointing: is a part of what gradient_checkpointing does; give one of the two",
         "resume: a run is either gone on with or overwritten",
     ]
 

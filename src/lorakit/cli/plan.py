@@ -11,7 +11,7 @@ from lorakit.train.config import TASKS, TrainSpec
 
 RUN = (
     "max_length", "batch_size", "packing", "batch_tokens", "accumulate", "base_dtype", "mixed_precision",
-    "gradient_checkpointing", "epochs", "seed", "ranks", "rank_budget",
+    "gradient_checkpointing", "light_checkpointing", "epochs", "seed", "ranks", "rank_budget",
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ class Work:
         accumulate: passes of one step.
         base_dtype: auto, float32, bfloat16 or float16.
         mixed: no, bf16 or fp16.
-        checkpointing: activations are computed again.
+        checkpointing: what is computed again, as `recompute` takes it.
     """
 
     batch: int = 16
@@ -53,7 +53,7 @@ class Work:
     accumulate: int = 1
     base_dtype: str = "auto"
     mixed: str = "no"
-    checkpointing: bool = False
+    checkpointing: str = ""
 
     def dtype(self, gpu: bool) -> torch.dtype:
         """Return the dtype of the base on such a device, as training chooses it."""

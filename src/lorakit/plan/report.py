@@ -125,7 +125,7 @@ def work_of(run: Any, base: Skeleton, batches: Batches | None) -> Work:
         if batches.packed:
             sizes |= {"packed": tuple(batches.lengths[i] for i in batches[k])}
     return Work(**sizes, accumulate=run.accumulate, base_dtype=run.base_dtype, mixed=run.mixed_precision,
-                checkpointing=run.gradient_checkpointing)  # fmt: skip
+                checkpointing=run.checkpointing)  # fmt: skip
 
 
 def tokenised(

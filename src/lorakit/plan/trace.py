@@ -23,6 +23,7 @@ from lorakit.data.batches import laid_out
 from lorakit.errors import PlanError
 from lorakit.evaluate.packing import packing
 from lorakit.evaluate.score import batch_loss
+from lorakit.recompute import recompute
 from lorakit.slot import SLOT
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +41,7 @@ class Step:
         mixed: no, bf16 or fp16.
         padded: sequences differ in length, so that attention gets a mask.
         packed: tokens of each sequence, where they lie one after the other; batch and length do not count then.
-        checkpointing: activations are computed again in the backward pass.
+        checkpointing: what is computed again in the backward pass, as `recompute` takes it.
         fused: attention's own dropout costs no memory, as in the kernels of GPUs.
         again: gradients of an earlier pass are there already (accumulation).
     """
@@ -52,7 +53,7 @@ class Step:
     mixed: str = "no"
     padded: bool = True
     packed: tuple[int, ...] = ()
-    checkpointing: bool = False
+    checkpointing: str = ""
     fused: bool = False
     again: bool = False
 
@@ -229,17 +230,14 @@ def _substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> 
 
 
 @contextmanager
-def _checkpointed(model: Any, on: bool) -> Iterator[None]:
-    if on:
-        # transformers 6 renames the methods.
-        turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        turn_on({"use_reentrant": False})
-        model.disable_input_require_grads()
+def _checkpointed(model: Any, what: str) -> Iterator[None]:
+    if what:
+        recompute(model, what)
     try:
         yield
     finally:
-        if on:
-            (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
+        if what:
+            recompute(model, "")
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, out_val: Any = None, **more: Any) -> int:

@@ -68,6 +68,9 @@ class TrainSpec:
     orthogonality: float = option(0.1, "AdaLoRA: weight of the term that keeps its directions orthogonal")
     mixed_precision: str = option("no", "autocast while training", choices=("no", "bf16", "fp16"))
     gradient_checkpointing: bool = option(False, "compute activations again in the backward pass: less memory, more time")
+    light_checkpointing: bool = option(
+        False, "compute norms, activation functions and sums again, but no matrix product: some of the memory, little time"
+    )
     eval_every: int | None = option(
         None, "steps between evaluations on up to 256 held-out sequences (default: ten times a run)", type=int
     )
@@ -123,8 +126,15 @@ class TrainSpec:
             yield "eval_fraction", f"a share from 0 to below 1 is needed, got {self.eval_fraction!r}"
         if self.batch_tokens is not None and self.packing == "off":
             yield "batch_tokens", "rows that are padded are counted by batch_size; packing is off"
+        if self.gradient_checkpointing and self.light_checkpointing:
+            yield "light_checkpointing", "is a part of what gradient_checkpointing does; give one of the two"
         if self.resume and self.overwrite:
             yield "resume", "a run is either gone on with or overwritten"
+
+    @property
+    def checkpointing(self) -> str:
+        """What is computed again in the backward pass: "" for nothing, "light" or "full"."""
+        return "full" if self.gradient_checkpointing else "light" if self.light_checkpointing else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them."""

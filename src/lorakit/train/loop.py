@@ -23,6 +23,7 @@ from lorakit.data.encode import Example
 from lorakit.errors import TrainingError, many
 from lorakit.evaluate.packing import packing
 from lorakit.evaluate.score import batch_loss, evaluate
+from lorakit.recompute import recompute
 from lorakit.train import resume
 from lorakit.train.budget import Budget
 from lorakit.train.config import TrainSpec
@@ -157,12 +158,8 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         if budget:
             budget.load_state_dict(state["budget"])
     log = log_for(at.step)
-    if settings.gradient_checkpointing:
-        # transformers 6 renames the method. The reentrant kind gives no gradient to adapters behind a frozen input.
-        model = job.model
-        turn_on = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        turn_on({"use_reentrant": False})
-        model.disable_input_require_grads()  # turned on with it for that other kind: a gradient down to the input for nothing
+    if settings.checkpointing:
+        recompute(job.model, settings.checkpointing)
     job.model.train()
     packs = packing if job.packed else nullcontext
     with packs(job.model):
