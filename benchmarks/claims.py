@@ -192,8 +192,16 @@ def unstable(found: Found) -> tuple[str, str]:
     ranks = " and ".join(f"{v:.3f} with {k.partition('scale ')[2].partition(':')[0]}" for k, v in spread.items())
     return PARTLY, (
         f"By the learning rate: runs that exploded, jumped or ended above where they began: {caught}. By rank: with one rate "
-        f"the losses of ranks 2, 8 and 32 lie {ranks} apart (standard deviation), and none exploded."
+        f"the losses of ranks 2, 8 and 32 lie {ranks} apart (standard deviation), and none exploded. {large_scale(found)}"
     )
+
+
+def large_scale(found: Found) -> str:
+    """Return what a low rank did with a large scale, and without."""
+    part = found["which_matrices"]
+    usual = [r["metric"] for r in part["each"] if (r["task"], r["choice"], r["rank"]) == ("sst2", "qkvo", 2)]
+    wild, calm = (" and ".join(f"{value:.3f}" for value in values) for values in (usual, [r["metric"] for r in part["gentle"]]))
+    return f"Rank 2 on q, k, v, o, sst2, two seeds: {wild} with a scale of 16, {calm} with 4: it is the scale."
 
 
 def limited(found: Found) -> tuple[str, str]:
