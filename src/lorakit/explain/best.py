@@ -10,14 +10,30 @@ from lorakit.spectra import energy, factorize
 M = [[2.0, 3.0, 1.0], [5.0, 7.0, 4.0], [6.0, 8.0, 5.0]]
 
 
+def nearest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    """Return the matrix of this rank that is nearest to one given.
+
+    Args:
+        matrix: (out, in), any floating dtype.
+        rank: from 1 to min(out, in).
+
+    Returns:
+        (out, in), float64.
+
+    >>> nearest(torch.tensor([[3.0, 0.0], [0.0, 2.0]]), 1).abs().round(decimals=6).tolist()
+    [[3.0, 0.0], [0.0, 0.0]]
+    """
+    A, B = factorize(matrix, rank)
+    return B @ A
+
+
 def numbers() -> dict[str, Any]:
     """Return the error of each rank, beside what the singular values left out say it is."""
     matrix = torch.tensor(M, dtype=torch.float64)
     values = torch.linalg.svdvals(matrix)
     ranks: list[dict[str, Any]] = []
     for rank in (1, 2, 3):
-        A, B = factorize(matrix, rank)
-        error, tail = float((B @ A - matrix).norm()), float(values[rank:].square().sum().sqrt())
+        error, tail = float((nearest(matrix, rank) - matrix).norm()), float(values[rank:].square().sum().sqrt())
         ranks.append({"rank": rank, "error": error, "tail": tail, "relative_error": error / float(matrix.norm()),
                       "energy": float(energy(values)[rank - 1])})  # fmt: skip
     return {"matrix": M, "singular_values": values.tolist(), "ranks": ranks}
@@ -41,6 +57,5 @@ def draw(told: dict[str, Any]) -> Any:
     matrix = torch.tensor(told["matrix"], dtype=torch.float64)
     shown = {"M": told["matrix"]}
     for row in told["ranks"][:2]:
-        A, B = factorize(matrix, row["rank"])
-        shown[f"rank {row['rank']}: off by {100 * row['relative_error']:.1f} %"] = (B @ A).tolist()
+        shown[f"rank {row['rank']}: off by {100 * row['relative_error']:.1f} %"] = nearest(matrix, row["rank"]).tolist()
     return in_a_row(shown, title="the nearest matrices of low rank", same_scale=True)

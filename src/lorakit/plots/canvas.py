@@ -68,3 +68,15 @@ def save(drawn: Any, path: str | Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def grid(values: Any) -> Any:
+    """Return rows of numbers, or a tensor that may be trained and lie anywhere, as a numpy array in float64.
+
+    >>> grid([[1, 2]]).tolist()
+    [[1.0, 2.0]]
+    """
+    import numpy as np
+    from torch import Tensor
+
+    return values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)

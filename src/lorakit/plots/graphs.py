@@ -3,17 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorakit.plots.canvas import INK, SIGNS, figure
+from lorakit.plots.canvas import INK, SIGNS, figure, grid
 
 LABELLED = 16  # edges between two layers up to which each carries its number
-Matrix = Sequence[Sequence[float]]
 
 
-def graph(M: Matrix, A: Matrix, B: Matrix, *, title: str = "", strongest: int = 60, normalised: bool = False) -> Any:
+def graph(M: Any, A: Any, B: Any, *, title: str = "", strongest: int = 60, normalised: bool = False) -> Any:
     """Return a figure of a change as edges from inputs I to outputs Q, beside the same through the nodes R of its rank.
 
     Args:
-        M: (out, in), the change.
+        M: (out, in), the change: rows of numbers or a tensor.
         A: (rank, in), its edges from I to R.
         B: (out, rank), its edges from R to Q, the scale included.
         title: above both.
@@ -36,7 +35,7 @@ def graph(M: Matrix, A: Matrix, B: Matrix, *, title: str = "", strongest: int = 
 
 
 def layers(
-    ax: Any, weights: Sequence[Matrix], names: Sequence[str], *, title: str, strongest: int = 60, normalised: bool = False
+    ax: Any, weights: Sequence[Any], names: Sequence[str], *, title: str, strongest: int = 60, normalised: bool = False
 ) -> None:
     """Draw layers of nodes from left to right, and what joins them: blue adds, red subtracts, width is size.
 
@@ -48,10 +47,9 @@ def layers(
         strongest: edges between two layers that are drawn at most, the largest first; without edges a node is left out.
         normalised: whether weights are divided by the largest of all.
     """
-    import numpy as np
     from matplotlib import colormaps
 
-    tables = [np.asarray(table, dtype=float) for table in weights]
+    tables = [grid(table) for table in weights]
     if normalised:
         tables = [table / max(abs(t).max() for t in tables) for table in tables]
     kept = [_largest(table, strongest) for table in tables]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorakit.plots.canvas import FULL, figure
+from lorakit.plots.canvas import FULL, figure, grid
 from lorakit.plots.sizes import plain
 
 
@@ -26,13 +26,13 @@ def compressed(image: Any, cuts: Sequence[dict[str, Any]], values: Sequence[floa
     shown.append((f"the image: {height * width:,} numbers", image))
     columns = (len(shown) + 1) // 2
     drawn = figure(3.1 * (columns + 1), 2 * (3.1 * height / width + 0.7))
-    grid = drawn.add_gridspec(2, columns + 1, width_ratios=[1] * columns + [0.85])
+    places = drawn.add_gridspec(2, columns + 1, width_ratios=[1] * columns + [0.85])
     for number, (title, picture) in enumerate(shown):
-        ax = drawn.add_subplot(grid[divmod(number, columns)])
-        ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        ax = drawn.add_subplot(places[divmod(number, columns)])
+        ax.imshow(grid(picture), cmap="gray", vmin=0, vmax=1)
         ax.set_title(title, fontsize=10)
         ax.axis("off")
-    ax = drawn.add_subplot(grid[:, columns])
+    ax = drawn.add_subplot(places[:, columns])
     ax.plot(range(1, len(values) + 1), values, color=FULL, linewidth=2)
     for cut in cuts:
         ax.axvline(cut["rank"], color="0.7", linewidth=0.8, zorder=0)

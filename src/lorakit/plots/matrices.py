@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorakit.anatomy import by_layer
-from lorakit.plots.canvas import SIGNS, figure
+from lorakit.plots.canvas import SIGNS, figure, grid
 
 NUMBERED = 160  # cells up to which a grid's numbers are written into it
 
@@ -67,28 +67,26 @@ def in_a_row(
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    import numpy as np
-
-    grids = {name: np.asarray(rows, dtype=float) for name, rows in matrices.items()}
+    grids = {name: grid(rows) for name, rows in matrices.items()}
     alike = set(grids) if same_scale is True else set(same_scale or ())
     shared = max((abs(grids[name]).max() for name in alike), default=0.0)
     # Inches: the longest side has 2.1, no side less than a quarter of that, and between two there is room for a sign.
-    longest, gap, low = max(max(grid.shape) for grid in grids.values()), 0.5, 0.55 if title else 0.3
-    sides = [[2.1 * max(n / longest, 0.25) for n in grid.shape] for grid in grids.values()]
+    longest, gap, low = max(max(table.shape) for table in grids.values()), 0.5, 0.55 if title else 0.3
+    sides = [[2.1 * max(n / longest, 0.25) for n in table.shape] for table in grids.values()]
     tallest, wide = max(h for h, _ in sides), sum(w for _, w in sides) + gap * (len(sides) + 1)
     high = tallest + low + 0.75
     drawn = figure(wide, high)
     drawn.set_layout_engine("none")
     at = gap
-    for number, ((name, grid), (height, width)) in enumerate(zip(grids.items(), sides, strict=True)):
+    for number, ((name, table), (height, width)) in enumerate(zip(grids.items(), sides, strict=True)):
         below = 0.5 + (tallest - height) / 2
         ax = drawn.add_axes((at / wide, below / high, width / wide, height / high))
-        top = (shared if name in alike else abs(grid).max()) or 1.0
-        numbered = grid.size <= NUMBERED
+        top = (shared if name in alike else abs(table).max()) or 1.0
+        numbered = longest <= 5  # wider cells than a number of three digits
         # Paler than the ends of the map where numbers stand in the cells.
         reach = top * 1.6 if numbered else top
-        heat(ax, grid.tolist(), title=name, form=".3g", low=-reach, high=reach, colours=SIGNS, bar=False)
-        ax.set_xlabel(f"{len(grid):,} × {grid.shape[1]:,}" + ("" if numbered else f"\n±{top:.2g}"), fontsize=9)
+        heat(ax, table.tolist(), title=name, form=".3g", low=-reach, high=reach, colours=SIGNS, bar=False)
+        ax.set_xlabel(f"{len(table):,} × {table.shape[1]:,}" + ("" if numbered else f"\n±{top:.2g}"), fontsize=9)
         ax.set_xticks([])
         ax.set_yticks([])
         if number and number <= len(signs):
@@ -114,9 +112,7 @@ def change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> An
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    import numpy as np
-
-    base, down, up = (np.asarray(rows, dtype=float) for rows in (W, A, B))
+    base, down, up = (grid(rows) for rows in (W, A, B))
     added, s = scale * (up @ down), "" if scale == 1 else f"{scale:g} "
     shown = {"W (frozen)": base, f"{s}B": up, "A": down, "W' = W + ΔW": base + added, f"ΔW = {s}B A": added}
     return in_a_row(shown, title=title, signs=("+", "·", "="), same_scale=("W (frozen)", "W' = W + ΔW"))
