@@ -44,6 +44,7 @@ def imported(code: str) -> set[str]:
 def executed(folder: Path, *paths: Path) -> subprocess.CompletedProcess[str]:
     own = {name: str(folder / name) for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     own |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
+    own |= {"TUTORIAL_STEPS": "2"}  # of each training in notebooks 3 and 5; `make tutorial` and `make docs` take all
     return subprocess.run(
         [sys.executable, str(FOLDER / "run.py"), "--output", str(folder / "out"), "--limit", str(SECONDS), *map(str, paths)],
         cwd=folder, env={**os.environ, **own}, text=True, capture_output=True,
