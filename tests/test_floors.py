@@ -15,7 +15,7 @@ FLOORS = [
     "slot deltas sites",
     "formats shares",
     "targets fingerprint inits adapter spectra",
-    "vocabulary",
+    "vocabulary coarse",
     "fusing attach overlap data models ranks",
     "coverage check merging rows anatomy suggestion attention",
     "algebra plots",

@@ -15,6 +15,7 @@ from lorakit.deltas import DELTAS
 from lorakit.deltas.moved import Moved
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError, many, near
 from lorakit.fingerprint import fingerprint
+from lorakit.sites.quantised import hold_unpacked, let_pack, unpacked
 from lorakit.slot import State, base_parameters, exchange, find_state, own_modules, put, remove, slot_at, slot_of
 from lorakit.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec, matches
@@ -55,6 +56,7 @@ def attach(
         SpecError: a rank above min(in, out), or an option that a layer cannot use; all are named.
         AdapterMismatch: the adapter does not fit this model, or trains what another that is on trains; all are named.
         MergeError: the model is merged.
+        ModelError: bitsandbytes has packed 4-bit layers for inference on this CPU.
 
     >>> model = nn.Sequential(nn.Linear(4, 4))
     >>> attach(model, Spec(rank=2))
@@ -76,7 +78,8 @@ def attach(
         raise MergeError("The model is merged; what is attached now would be trained on other weights.",
                          advice="Call unmerge, or detach to keep the merged weights as a new base.")  # fmt: skip
     known = places(model, (what if isinstance(what, Spec) else what.spec).parts)
-    adapter = _new(model, what, known, seed, batches) if isinstance(what, Spec) else _fit(model, what, known, any_base)
+    with unpacked(model):  # a start may look at data
+        adapter = _new(model, what, known, seed, batches) if isinstance(what, Spec) else _fit(model, what, known, any_base)
     adapter.tied = tied(model, adapter, known)
     on = {**state.on, name: 1.0}
     if clashes := _clashes({**state.adapters, name: adapter}, on, known):
@@ -85,6 +88,7 @@ def attach(
     if not state.adapters:
         state.found = {n: p.requires_grad for n, p in base_parameters(model)}
         model.requires_grad_(False)
+    state.held += hold_unpacked(model)
     for path, delta in adapter.placed.items():
         place = known[path]
         delta.train(place.layer.training)
@@ -272,6 +276,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         if not slot._modules and not slot._parameters:
             remove(layer)
     if not state.adapters:
+        let_pack(state.held)
         for path, parameter in base_parameters(model):
             parameter.requires_grad_(state.found.get(path, parameter.requires_grad))
 

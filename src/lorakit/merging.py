@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.attach import places_of, state_of
+from lorakit.coarse import Rounding, round_back
 from lorakit.errors import MergeError, many
 from lorakit.slot import State, base_parameters, exchange
 from lorakit.targets import Place
@@ -24,6 +25,8 @@ class Undo:
         on: weights of the adapters that were on, by name.
         untied: parameters that were shared, and that the merge made two of, by name.
         configs: those in which the merge changed `tie_word_embeddings`.
+        coarse: the base's own weights in int8 or 4 bits, by name.
+        rounding: what rounding to int8 or 4 bits moved, by the name of the weight.
     """
 
     token: str
@@ -31,26 +34,32 @@ class Undo:
     on: dict[str, float]
     untied: dict[str, nn.Parameter] = field(default_factory=dict)
     configs: list[Any] = field(default_factory=list)
+    coarse: dict[str, nn.Parameter] = field(default_factory=dict)
+    rounding: dict[str, Rounding] = field(default_factory=dict)
 
     @property
     def before(self) -> dict[str, Tensor]:
-        """The base's tensors by the name of each weight that changed."""
+        """The base's tensors by the name of each weight in full that changed."""
         return {**self.weights, **self.untied}
 
 
-def merge(model: nn.Module) -> Undo:
+def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
     """Add what is on into the base's weights: summed in float32 or better, rounded once.
 
     Afterwards the model computes as before, and no adapter is on. `unmerge` takes it back to the bit; `detach` keeps the
     merged weights and leaves a plain model. A weight that several layers share stays shared where all of them change alike;
     otherwise each gets its own, and the model's config says that its embeddings are no longer tied.
 
+    Args:
+        model: with adapters on.
+        allow_loss: merge into weights in int8 or 4 bits even where rounding the sum back moves a matrix as much as the adapter.
+
     Returns:
-        Undo: with a copy of every weight that changed.
+        Undo: with a copy of every weight that changed; of those in int8 or 4 bits it tells what rounding moved.
 
     Raises:
-        MergeError: nothing is on, the model is merged already, a weight is computed by a parametrization or kept in int8 or 4
-            bits, or a sum is not finite; nothing is changed.
+        MergeError: nothing is on, the model is merged already, a weight is computed by a parametrization, a sum is not finite,
+            or rounding to int8 or 4 bits moves as much as the adapter; nothing is changed.
     """
     state = state_of(model)
     if state.merged:
@@ -68,9 +77,13 @@ def merge(model: nn.Module) -> Undo:
                if path in own and not torch.isfinite(new).all()]  # fmt: skip
     if faults:
         raise MergeError(f"{many(len(faults), 'weight')} cannot be merged.", faults, "Nothing was changed.")
-    _refuse_coarse(state, adapted)
-    undo = Undo(uuid.uuid4().hex, {}, dict(state.on))
+    coarse, moved = round_back(((path, whole, layer, _changes(state, state.on, places)) for path, places in adapted.items()
+                                if (whole := places[0].site.whole).quantised(layer := places[0].layer)),
+                               allow_loss=allow_loss)  # fmt: skip
+    undo = Undo(uuid.uuid4().hex, {}, dict(state.on), coarse={path: own[path] for path in coarse}, rounding=moved)
     exchange(model, state, {})
+    for path, parameter in coarse.items():
+        _put(model, path, parameter)
     holders: dict[int, list[str]] = {}
     for path, parameter in own.items():
         holders.setdefault(id(parameter), []).append(path)
@@ -79,7 +92,7 @@ def merge(model: nn.Module) -> Undo:
         # All sums before anything that shares the tensor is written.
         with torch.no_grad():
             new = {path: trained[path].to(tensor) for path in sharing if path in trained}
-            new |= {path: _sum(state, undo.on, adapted[path]) for path in sharing if path in adapted}
+            new |= {path: _sum(state, undo.on, adapted[path]) for path in sharing if path in adapted and path not in coarse}
         if bad := [path for path, value in new.items() if not torch.isfinite(value).all()]:
             _restore(model, state, undo)
             raise MergeError(f"The sum for {bad[0]} is not finite in {tensor.dtype}.", advice="Nothing was changed.")
@@ -112,29 +125,6 @@ def _changes(state: State, on: Mapping[str, float], places: list[Place]) -> list
             for a, w in on.items() for place in places if place.name in state.adapters[a].placed]  # fmt: skip
 
 
-def _refuse_coarse(state: State, adapted: Mapping[str, list[Place]]) -> None:
-    """Refuse to round sums back to int8 or 4 bits.
-
-    Raises:
-        MergeError: with how far that would move the output, beside what the adapter does: for inputs of one size in all
-            directions both are the norm of a difference of matrices over that of the base's.
-    """
-    faults, form = [], ""
-    for path, places in adapted.items():
-        whole, layer = places[0].site.whole, places[0].layer
-        if coarse := whole.quantised(layer):
-            with torch.no_grad():
-                M, new = whole.read(layer).float(), whole.changed(layer, _changes(state, state.on, places)).float()
-                lost, own = ((x - new).norm() / M.norm() for x in (whole.rounded(layer, new), M))
-            form = form or coarse
-            faults.append(f"{path}   rounding the sum back would move its output by about {lost:.2g} (relative), the adapter "
-                          f"itself moves it by {own:.2g}")  # fmt: skip
-    if faults:
-        raise MergeError(f"{many(len(faults), 'weight')} cannot be merged: stored as {form}.", faults,
-                         "Merge into a 16-bit copy: load the base in full and attach there with any_base=True (`lorakit merge "
-                         "--any-base --dtype bfloat16`), or use the adapter unmerged. Nothing was changed.")  # fmt: skip
-
-
 def _put(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
     layer, _, key = path.rpartition(".")
     model.get_submodule(layer)._parameters[key] = parameter
@@ -160,7 +150,7 @@ def unmerge(model: nn.Module, undo: Undo) -> None:
 
 
 def _restore(model: nn.Module, state: State, undo: Undo) -> None:
-    for path, parameter in undo.untied.items():
+    for path, parameter in {**undo.untied, **undo.coarse}.items():
         _put(model, path, parameter)
     for config in undo.configs:
         config.tie_word_embeddings = True

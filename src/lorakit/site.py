@@ -63,9 +63,9 @@ class Linear:
         """Return what coarse form the layer keeps its matrix in; "" where it is M in full."""
         return ""
 
-    def rounded(self, layer: Any, M: Tensor) -> Tensor:
-        """Return M as it would be read again after the layer has stored it."""
-        return M
+    def coarsened(self, layer: Any, M: Tensor) -> nn.Parameter | None:
+        """Return a weight in the coarse form of the layer's own that holds M; None where there is no way to it."""
+        return None
 
     def changed(self, layer: Any, changes: Any) -> Tensor:
         """Return M with changes added: (weight, site, delta) each, of M or of a part of it. The sum is in float32 or better."""

@@ -26,6 +26,7 @@ class State:
     adapters: dict[str, Any] = field(default_factory=dict)  # name -> Adapter
     on: dict[str, float] = field(default_factory=dict)  # name -> weight
     found: dict[str, bool] = field(default_factory=dict)  # requires_grad of every parameter, as found
+    held: list[Any] = field(default_factory=list)  # layers that bitsandbytes is kept from packing
     merged: str | None = None  # token of the Undo that takes the merge back
     route: Any = None  # of the rows of a batch, while a block of `route` lasts
 

@@ -1,15 +1,18 @@
 """Models that transformers loads in int8 or 4 bits on a CPU: adapted, trained, saved, read back, merged into 16 bits."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 import lorakit
 from lorakit.cli.__main__ import main
+from lorakit.coarse import values_of
+from lorakit.sites.quantised import unpacked
 
 from ..laws.table import fill
 from .tied import IDS, SIZES, logits
@@ -20,6 +23,12 @@ ASKED = "pip install 'lorakit[quantised]'"
 def torchao() -> Any:
     quantization = pytest.importorskip("torchao.quantization", reason=ASKED)
     return TorchAoConfig(quantization.Int8WeightOnlyConfig())
+
+
+def torchao_int4() -> Any:
+    quantization = pytest.importorskip("torchao.quantization", reason=ASKED)
+    size = quantization.granularity.PerGroup(16)
+    return TorchAoConfig(quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=size))
 
 
 def bitsandbytes(**how: Any) -> Any:
@@ -66,7 +75,8 @@ def test_a_coarse_base_of_transformers_is_trained_and_read_back(form: str, base:
     lorakit.attach(again, read)
     assert read == adapter and torch.equal(logits(again), after)
     lorakit.enable(model, None)
-    assert torch.equal(logits(model), logits(coarse()))
+    with unpacked(plain := coarse()):
+        assert torch.equal(logits(model), logits(plain))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -87,3 +97,62 @@ def test_the_command_merges_it_into_a_16_bit_copy(form: str, tiny_llama: Path, t
     with torch.no_grad():
         got, exact = merged(ids).logits.float(), want(ids).logits
     assert float((got - exact).norm() / exact.norm()) < 0.05
+
+
+ALL = {
+    **FORMS, "int4 of torchao": torchao_int4,
+    "fp4 of bitsandbytes": lambda: bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [f if f == "nf4 of bitsandbytes" else pytest.param(f, marks=pytest.mark.slow)
+                                  for f in ALL])  # fmt: skip
+def test_the_command_merges_into_a_coarse_folder(form: str, tiny_llama: Path, tmp_path: Path, capsys: Any) -> None:
+    def read(folder: Path) -> Any:
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
+
+    coarse = LlamaForCausalLM.from_pretrained(
+        tiny_llama, quantization_config=ALL[form](), device_map="cpu", dtype=torch.float32
+    )
+    coarse.save_pretrained(tmp_path / "coarse")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "coarse")
+    for name, alpha in (("strong", 2.0), ("weak", 0.003)):
+        fill(lorakit.attach(coarse, lorakit.Spec(rank=2, alpha=alpha, targets="qv"))).save(tmp_path / name)
+        lorakit.detach(coarse)
+
+    def told(name: str, output: str, *more: str) -> tuple[int, Any]:
+        capsys.readouterr()
+        code = main(["merge", "--model", str(tmp_path / "coarse"), "--adapter", str(tmp_path / name), "--output",
+                     str(tmp_path / output), *more, "--json"])  # fmt: skip
+        said = capsys.readouterr()
+        return code, json.loads(said.out) if code == 0 else said.err + said.out
+
+    code, said = told("strong", "merged")
+    assert code == 0, said
+    assert said["dtype"].endswith(form.split(" ")[-1])
+    assert len(said["rounding"]) == 4 and all(0 < r["rounding"] < r["adapter"] for r in said["rounding"].values())
+    want = read(tmp_path / "coarse")
+    lorakit.attach(want, lorakit.Adapter.load(tmp_path / "strong"))
+    lorakit.merge(want)
+    lorakit.detach(want)
+    got, merged = read(tmp_path / "merged"), values_of(want)
+    assert {k: torch.equal(v, merged[k]) for k, v in values_of(got).items()} == dict.fromkeys(merged, True)
+    assert lorakit.select(got, "q")["model.layers.0.self_attn.q_proj"].site.quantised(got.model.layers[0].self_attn.q_proj)
+
+    code, said = told("weak", "nothing")
+    assert code == 2 and not (tmp_path / "nothing").exists()
+    assert all(way in said for way in ("--dtype bfloat16", "any_base=True", "use the adapter unmerged", "--allow-loss",
+                                       "allow_loss=True"))  # fmt: skip
+    code, said = told("weak", "lossy", "--allow-loss")
+    assert code == 0 and (tmp_path / "lossy" / "config.json").is_file()
+    assert any(r["rounding"] >= r["adapter"] for r in said["rounding"].values())
+
+    code, said = told("strong", "wide", "--dtype", "bfloat16")
+    assert code == 0, said
+    assert said["dtype"] == "bfloat16" and "rounding" not in said
+    plain = LlamaForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto")
+    assert plain.dtype == torch.bfloat16 and "quantization_config" not in plain.config.to_dict()
+    base, adapter = values_of(read(tmp_path / "coarse")), lorakit.Adapter.load(tmp_path / "strong")
+    for name, delta in adapter.deltas.items():
+        exact = base[f"{name}.weight"].float() + delta.matrix().detach()
+        assert torch.equal(plain.get_submodule(name).weight, exact.bfloat16())

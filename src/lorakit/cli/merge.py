@@ -17,12 +17,16 @@ class Merging:
     model: str = option("", "the base: a folder, a hub id, or builtin:minilm", required=True)
     adapter: str = option("", "an adapter folder", required=True)
     output: str = option("", "a new folder for the merged model", required=True)
-    dtype: str = option("auto", "dtype on disk; auto is that of the base", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = option(
+        "auto",
+        "dtype on disk; auto is that of the base, or its int8 or 4 bits",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
     device: str = option("auto", "where it is computed: cpu, cuda, …")
     data: str | None = option(None, "texts to compare the models on (default: four of our own)", type=str)
     columns: tuple[str, ...] = option((), "names of columns of --data, as key=column", several=True)
     any_base: bool = option(False, "take an adapter that was trained on other base weights")
-    allow_loss: bool = option(False, "write it even where rounding moves the output more than the adapter does")
+    allow_loss: bool = option(False, "write it even where rounding moves the output as much as the adapter does, or more")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -66,4 +70,13 @@ def show(result: dict[str, Any]) -> None:
         ["KL divergence (nats)", result["kl"]],
         ["same most probable output", f"{100 * result['top1_agreement']:.2f} %"],
         ["weights that differ from the base", result["differs_from_base"]],
+        *coarse(result.get("rounding")),
     ])  # fmt: skip
+
+
+def coarse(rounding: dict[str, dict[str, float]] | None) -> list[list[Any]]:
+    """Return what rounding to int8 or 4 bits moved, in the weight where that is most beside the adapter."""
+    if not rounding:
+        return []
+    told = max(rounding.values(), key=lambda told: told["rounding"] / max(told["adapter"], 1e-30))
+    return [["rounding moves a weight by, relative", told["rounding"]], ["the adapter moves that weight by", told["adapter"]]]

@@ -1,19 +1,22 @@
 """Linear layers whose matrix is kept in int8 or 4 bits, by torchao or bitsandbytes: the base stays as it is, and frozen.
 
 The forward is the quantised layer's own output plus the factored change, so it costs what it costs elsewhere. Reading M
-dequantises it, which only a start from the weights, DoRA and inspection ask for. Rounding a sum back would lose most of a
-small change: merging refuses, with both movements of the output.
+dequantises it, which only a start from the weights, DoRA, merging and inspection ask for. A sum is stored by the package's own
+code (`coarsened`).
 
 A layer is known by the package that its class or its weight comes from, so neither package is imported for other models.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lorakit.errors import ModelError, many
 from lorakit.site import Linear
 
 
@@ -38,15 +41,27 @@ class TorchAO(Linear):
         return f"{type(layer.weight).__name__} of torchao"
 
     def read(self, layer: Any) -> Tensor:
-        return layer.weight.detach().dequantize()
+        return values(layer.weight)
 
-    def rounded(self, layer: Any, M: Tensor) -> Tensor:
-        weight = layer.weight.detach()
-        # One of the same class with this one's blocks: the numbers of levels are those of its least and greatest value.
-        names, _ = weight.__tensor_flatten__()
-        levels = getattr(weight, next(name for name in names if name in ("qdata", "int_data")))
-        groups = levels.numel() // getattr(weight, "scale").numel()  # noqa: B009 (a tensor's own field)
-        return to_levels(M, groups, 7 if str(getattr(weight, "target_dtype", "")) == "torch.int4" else 127)
+    def coarsened(self, layer: Any, M: Tensor) -> nn.Parameter | None:
+        weight: Any = layer.weight.detach()
+        kind, M, block = type(weight), M.float(), list(getattr(weight, "block_size", ()))
+        types: Any = import_module("torchao.quantization.quant_primitives").MappingType
+        symmetric = getattr(weight, "zero_point", None) is None or not weight.zero_point.any()
+        how = {"mapping_type": types.SYMMETRIC if symmetric else types.ASYMMETRIC}
+        if kind.__name__ == "Int8Tensor":
+            sizes: Any = import_module("torchao.quantization.granularity")
+            size = sizes.PerTensor() if block == list(M.shape) else sizes.PerGroup(block[-1])
+            new = kind.from_hp(M, size, **how, reduce_range=weight.reduce_range)
+        elif kind.__name__ == "IntxUnpackedToInt8Tensor":
+            new = kind.from_hp(M, tuple(block), weight.target_dtype, **how)
+        else:
+            return None
+        # All else (dtype of what it gives, activations) is as it was.
+        names, form = weight.__tensor_flatten__()
+        held = {name: getattr(weight, name) for name in names}
+        held |= {n: getattr(new, n).to(held[n].dtype) for n in held if n in ("qdata", "scale", "zero_point")}
+        return nn.Parameter(kind.__tensor_unflatten__(held, form, None, None), requires_grad=False)
 
 
 class BitsAndBytes(Linear):
@@ -63,34 +78,73 @@ class BitsAndBytes(Linear):
         return f"{state.quant_type if state else 'int8'} of bitsandbytes"
 
     def read(self, layer: Any) -> Tensor:
-        weight = layer.weight
-        if (state := weight.__dict__.get("quant_state")) is not None:
-            functional: Any = import_module("bitsandbytes.functional")
+        # The first forward of int8 moves the rows' largest values from the weight to the layer.
+        return values(layer.weight, layer.state.SCB if "state" in layer.__dict__ else None)
 
-            return functional.dequantize_4bit(weight.data, state)
-        # The first forward moves the rows' largest values from the weight to the layer.
-        most = weight.SCB if weight.SCB is not None else layer.state.SCB
-        return weight.data.float() * (most.float().unsqueeze(1) / 127)
-
-    def rounded(self, layer: Any, M: Tensor) -> Tensor:
-        state = layer.weight.__dict__.get("quant_state")
-        if state is None:
-            return to_levels(M, M.shape[1], 127)
-        functional: Any = import_module("bitsandbytes.functional")
-
-        return functional.dequantize_4bit(*functional.quantize_4bit(M.contiguous(), blocksize=state.blocksize,
-                                                                    quant_type=state.quant_type))  # fmt: skip
+    def coarsened(self, layer: Any, M: Tensor) -> nn.Parameter | None:
+        old, kind = layer.weight, type(layer.weight)
+        if (state := old.__dict__.get("quant_state")) is None:
+            if old.SCB is None:  # back to the weight, which so keeps all that `unmerge` needs
+                old.CB, old.SCB = old.data, layer.state.SCB
+            # Moving it is what rounds it, and only where it comes from a CPU.
+            return kind(M.float().cpu().contiguous(), requires_grad=False, has_fp16_weights=False).to(old.device)
+        new = kind(M.float().contiguous(), requires_grad=False, blocksize=state.blocksize, compress_statistics=state.nested,
+                   quant_type=state.quant_type, quant_storage=old.quant_storage).to(old.device)  # fmt: skip
+        new.quant_state.dtype = state.dtype
+        return new
 
 
-def to_levels(M: Tensor, group: int, most: int) -> Tensor:
-    """Return M rounded to whole multiples of a step for each group of a row, where the largest value is `most` steps.
+def values(weight: Any, most: Any = None) -> Tensor:
+    """Return the matrix that a weight of either package stands for.
 
-    >>> to_levels(torch.tensor([[1.0, 0.4], [2.0, 0.2]]), 2, 2).tolist()
-    [[1.0, 0.5], [2.0, 0.0]]
+    Args:
+        weight: torchao's, or bitsandbytes'.
+        most: (out,), the rows' largest values, where a weight in int8 of bitsandbytes has handed them on.
     """
-    groups = M.reshape(-1, group)
-    step = groups.abs().amax(1, keepdim=True).clamp_min(torch.finfo(M.dtype).tiny) / most
-    return ((groups / step).round() * step).view(M.shape)
+    if comes_from(weight, "torchao"):
+        return weight.detach().dequantize()
+    if (state := weight.__dict__.get("quant_state")) is not None:
+        return import_module("bitsandbytes.functional").dequantize_4bit(weight.data, state)
+    return weight.data.float() * ((most if weight.SCB is None else weight.SCB).float().unsqueeze(1) / 127)
+
+
+def hold_unpacked(model: nn.Module) -> list[Any]:
+    """Keep bitsandbytes from packing the model's 4-bit layers anew for this CPU; return the layers that it would have.
+
+    A forward in eval mode does so, in place, where the CPU multiplies in bfloat16: the scales are rounded to bfloat16, and no
+    gradient passes the layer from then on.
+
+    Raises:
+        ModelError: that has happened.
+    """
+    found = model.named_modules() if "bitsandbytes" in sys.modules else ()
+    layers = {name: layer for name, layer in found if "support_avx512bf16_for_cpu" in layer.__dict__}
+    states = {name: layer._parameters["weight"].__dict__.get("quant_state") for name, layer in layers.items()}
+    if packed := [name for name, state in states.items() if getattr(state, "packing_format_for_cpu", False)]:
+        raise ModelError(
+            f"bitsandbytes has packed {many(len(packed), '4-bit layer')} for inference on this CPU, in a forward in eval mode: "
+            "no gradient passes them, and their scales were rounded.", packed,
+            "Load the base again, and attach before it runs. Nothing was attached.")  # fmt: skip
+    held: list[Any] = [layer for layer in layers.values() if layer.support_avx512bf16_for_cpu]
+    for layer in held:
+        layer.support_avx512bf16_for_cpu = False
+    return held
+
+
+def let_pack(layers: list[Any]) -> None:
+    """Let bitsandbytes pack these layers again."""
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = True
+
+
+@contextmanager
+def unpacked(model: nn.Module) -> Iterator[None]:
+    """Keep 4-bit layers from being packed while a block lasts."""
+    held = hold_unpacked(model)
+    try:
+        yield
+    finally:
+        let_pack(held)
 
 
 QUANTISED = {"torchao": TorchAO(), "bitsandbytes": BitsAndBytes()}
