@@ -3,6 +3,7 @@
 `--serve` shows it on 127.0.0.1 afterwards.
 """
 
+import contextlib
 import functools
 import http.server
 import os
@@ -76,7 +77,8 @@ def main(argv: list[str]) -> int:
     if "--serve" in argv:
         print("http://127.0.0.1:8000")
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
-        http.server.ThreadingHTTPServer(("127.0.0.1", 8000), handler).serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):
+            http.server.ThreadingHTTPServer(("127.0.0.1", 8000), handler).serve_forever()
     return 0
 
 
