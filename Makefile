@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 JOBS ?= 2
 BIN := .venv/bin
+# The benchmarks of speed and memory, of which `make bench` runs the short form.
+SPEED = step plan_time attach head merged_latency rows spectra combine_beside_peft whole_job
 # One thread a process: JOBS processes share the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ON_JOBS = -n $(JOBS) --dist loadfile
@@ -52,8 +54,13 @@ build/tutorial/stamp: .venv/dev.stamp $(wildcard docs/tutorial/*.ipynb)
 	@$(BIN)/python docs/tutorial/run.py
 	@touch $@
 
-bench: .venv/dev.stamp ## answer the questions under benchmarks/ again
+ifdef FULL
+bench: .venv/dev.stamp ## speed and memory, in a few minutes, printed; FULL=1: all under benchmarks/, hours, written to docs/
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
+else
+bench: .venv/dev.stamp
+	@for name in $(SPEED); do $(BIN)/python benchmarks/$$name.py --short || exit 1; done
+endif
 
 clean: ## take away .venv, caches and what was built
 	rm -rf .venv build dist .pytest_cache .ruff_cache src/*.egg-info

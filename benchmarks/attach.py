@@ -100,7 +100,7 @@ def started(code: str) -> float:
 def main() -> None:
     asked = arguments(__doc__)
     torch.set_num_threads(1)
-    base, rounds = model(2 if asked.quick else BLOCKS), 2 if asked.quick else 5
+    base, rounds = model(2 if asked.quick else BLOCKS), 2 if asked.quick or asked.short else 5
     list(round_of(model(1)))  # what is imported on the way is not counted
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
@@ -115,7 +115,7 @@ def main() -> None:
     criteria = [{"text": "attach to 1,001 linear layers: at most 0.25 of PEFT's get_peft_model", "met": ratio <= 0.25,
                  "measured": f"{ratio:.3f}"}]  # fmt: skip
     measures = {"min": ["CPU seconds, least", ".3f"], "median": ["median", ".3f"], "of_peft": ["of PEFT", ".3f"]}
-    write("attach", __doc__, quick=asked.quick, runs=rows, criteria=criteria, one_row_a_run=True, rounds=rounds,
+    write("attach", __doc__, quick=asked.quick or asked.short, runs=rows, criteria=criteria, one_row_a_run=True, rounds=rounds,
           measures=measures)  # fmt: skip
 
 

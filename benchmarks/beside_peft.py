@@ -195,9 +195,10 @@ def not_worse(runs: Sequence[dict[str, Any]], key: str, *, higher: bool = True) 
 
 
 def arguments(doc: str, *more: str) -> argparse.Namespace:
-    """Return what a script was called with: --quick, and the flags named in `more`."""
+    """Return what a script was called with: --quick, --short, and the flags named in `more`."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny run that only shows that the script works; writes nothing")
+    parser.add_argument("--short", action="store_true", help="fewer rounds; printed and not written")
     for flag in more:
         name, _, text = flag.partition(": ")
         parser.add_argument(name, action="store_true", help=text)
@@ -211,13 +212,14 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str, doc: str, *, quick: bool, setting: Setting | None = None, **parts: Any) -> None:
-    """Write the results of a script and renew docs/results.md; a quick run is printed alone. Other parts stay as they are."""
+    """Write the results of a script and renew docs/results.md; a quick or short run is printed alone. Other parts stay."""
     parts |= {"doc": doc.strip(), **({"setting": asdict(setting)} if setting else {})}
-    if quick:
-        print(json.dumps(parts, indent=1, default=str))
-        return
     import report
 
+    if quick:
+        print(f"{parts['doc'].partition(chr(10))[0]}\n")
+        print(report.shown(parts) if "measures" in parts else json.dumps(parts, indent=1, default=str))
+        return
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({**read(name), **parts, "machine": machine()}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")

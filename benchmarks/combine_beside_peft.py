@@ -62,7 +62,8 @@ def row(case: str, how: str, error: float | None, seconds: float | None) -> dict
 
 
 def main() -> None:
-    quick = arguments(__doc__ or "").quick
+    asked = arguments(__doc__ or "")
+    quick = asked.quick
     torch.set_num_threads(1)
     runs, ours = [], []
     for case, settings in CASES.items():
@@ -96,7 +97,8 @@ def main() -> None:
     measured = f"{max(ours):.1e} at most; PEFT 'linear' {min(theirs):.0f} to {max(theirs):.0f} %"
     judged = {"text": f"the error in ΔW is below {LEAST:g}", "met": max(ours) < LEAST, "measured": measured}
     measures = {"error": ["relative error in ΔW", ".3g"], "seconds": ["seconds", ".3f"]}
-    write("combine_beside_peft", __doc__ or "", quick=quick, runs=runs, one_row_a_run=True, notes=[note], measures=measures,
+    quiet = quick or asked.short
+    write("combine_beside_peft", __doc__ or "", quick=quiet, runs=runs, one_row_a_run=True, notes=[note], measures=measures,
           criteria=[judged])  # fmt: skip
 
 

@@ -73,7 +73,8 @@ def standard_error(numbers: list[float]) -> float:
 
 
 def main() -> None:
-    quick = arguments(__doc__).quick
+    asked = arguments(__doc__)
+    few = 3 if asked.quick else 30 if asked.short else 0
     runs, criteria = [], []
     for name, setting in (("minilm", sst2.SETTING), ("stories260K", oz_books.SETTING)):
         compared = models(setting)
@@ -90,7 +91,7 @@ def main() -> None:
         for other in ("merged", "merged, detached", "PEFT, attached"):
             if (call(compared[other]) - want).abs().max() > change / 100:
                 raise SystemExit(f"{name}: {other} computes something else than attached.")
-        seconds = measure(compared, call, 3 if quick else ROUNDS[name])
+        seconds = measure(compared, call, few or ROUNDS[name])
         found = {}
         for which, times in seconds.items():
             ratios = [t / b for t, b in zip(times, seconds["base"], strict=True)]
@@ -105,7 +106,7 @@ def main() -> None:
             criteria.append({"text": f"{name}: the {which} model takes as long as the base",
                              "met": abs(ratio - 1) <= max(2 * error, abs(again - 1), 0.005),
                              "measured": f"{ratio:.3f} ± {error:.3f}; base again {again:.3f}"})  # fmt: skip
-    write("merged_latency", __doc__, quick=quick, runs=runs, criteria=criteria, one_row_a_run=True,
+    write("merged_latency", __doc__, quick=bool(few), runs=runs, criteria=criteria, one_row_a_run=True,
           measures={"n": ["rounds", "d"], "min_ms": ["min, ms", ".3f"], "median_ms": ["median, ms", ".3f"],
                     "ratio": ["ratio to base", ".3f"], "error": ["±", ".3f"]})  # fmt: skip
 

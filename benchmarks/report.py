@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+SHOWN = ("floor", "PEFT", "lorakit")  # of benchmarks/step.py
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 ORDER = (
@@ -17,6 +18,8 @@ ORDER = (
     "resnet20",
     "merged_latency",
     "step",
+    "step_cuda",
+    "plan_time",
     "checkpointing",
     "compile_time",
     "attach",
@@ -52,6 +55,8 @@ def write() -> None:
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join([OPENING, summary(found), *(section(name, part) for name, part in found.items())]), "utf-8")
     claims(PAGE.parent / "claims.md", found)
+    if "curves" in found.get("step", {}):
+        draw_growth(found["step"])
     for page in PAGE.parent.glob("*.md"):
         if "<!-- figures:" in page.read_text("utf-8"):
             fill(page, found)
@@ -72,8 +77,9 @@ def fill(page: Path, found: dict[str, Any]) -> None:
     """Write the tables that a page of the docs asks for between its marks."""
     text = page.read_text("utf-8")
     for names in re.findall(r"<!-- figures: (.*?) -->", text):
-        tables = [f"**{found[name]['doc'].partition(chr(10))[0]}**\n\n{runs_table(found[name])}" for name in names.split()
-                  if name in found]  # fmt: skip
+        tables = [
+            PARTS[part](found[name]) for name, _, part in (word.partition(".") for word in names.split()) if name in found
+        ]
         start, end = f"<!-- figures: {names} -->\n", "<!-- end of figures -->"
         before, _, rest = text.partition(start)
         text = before + start + "\n" + "\n".join(tables) + "\n" + end + rest.partition(end)[2]
@@ -82,9 +88,13 @@ def fill(page: Path, found: dict[str, Any]) -> None:
 
 def summary(found: dict[str, Any]) -> str:
     """Return the table of criteria."""
-    rows = [[name.replace("_", " "), c["text"], c["measured"], "met" if c["met"] else "**not met**"]
-            for name, part in found.items() for c in part.get("criteria", ())]  # fmt: skip
+    rows = [[name.replace("_", " "), *row] for name, part in found.items() for row in targets(part)]
     return table(["benchmark", "criterion", "measured", ""], rows, "llrl")
+
+
+def targets(part: dict[str, Any]) -> list[list[str]]:
+    """Return what was to be reached, what was, and whether it is met."""
+    return [[c["text"], c["measured"], "met" if c["met"] else "**not met**"] for c in part.get("criteria", ())]
 
 
 def section(name: str, part: dict[str, Any]) -> str:
@@ -103,14 +113,61 @@ def section(name: str, part: dict[str, Any]) -> str:
     if "runs" in part:
         lines.append(runs_table(part))
     lines += [f"{note}\n" for note in part.get("notes", ())]
+    script = name.removesuffix("_full").removesuffix("_cuda")
+    lines += [f"Measured by `benchmarks/{script}.py` on {machine(part)}", ""]
+    return "\n".join(lines)
+
+
+def machine(part: dict[str, Any]) -> str:
+    """Return when and on what a benchmark ran."""
     m = part["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
     extra = ", ".join(f"{'' if m[k] else 'no '}{label}" for k, label in
                       (("avx512", "AVX-512"), ("avx512_bf16", "AVX-512 BF16"), ("amx", "AMX")))  # fmt: skip
-    script = name.removesuffix("_full")
-    lines += [f"Measured by `benchmarks/{script}.py` on {m['date']}: {m['cpu']}, {m['cores']} cores ({extra}), "
-              f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}; {versions}.", ""]  # fmt: skip
-    return "\n".join(lines)
+    gpu = f"{part['gpu']}; " if part.get("gpu") else ""
+    return (f"{m['date']}: {gpu}{m['cpu']}, {m['cores']} cores ({extra}), "
+            f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}; {versions}.")  # fmt: skip
+
+
+def settings_table(part: dict[str, Any]) -> str:
+    """Return the models of benchmarks/step.py: their sizes, input and adapter."""
+    keys = ("blocks", "width", "inner", "heads", "vocabulary", "rows", "tokens", "rank")
+    models = {r["model"]: r for r in part["runs"] if r["variant"] == "lorakit"}
+    rows = [
+        [name, *(f"{r[k]:,}" for k in keys), r["dtype"], f"{r['trained']:,}", str(r["rounds"])] for name, r in models.items()
+    ]
+    return table(["", *keys, "base", "values trained", "rounds"], rows)
+
+
+def growth_table(part: dict[str, Any]) -> str:
+    """Return the curves of benchmarks/step.py, one table a size."""
+    out = []
+    for what, runs in part["curves"].items():
+        rows = []
+        for at in dict.fromkeys(r[what] for r in runs):
+            by = {r["variant"]: r for r in runs if r[what] == at}
+            rows.append([f"{at:,}", *(f"{by[v]['min']:.3f}" for v in SHOWN), f"{by['lorakit']['of_floor']:.2f}",
+                         f"{by['lorakit']['of_peft']:.2f}", *(f"{by[v]['saved_mib']:.0f}" for v in SHOWN),
+                         *(f"{by[v]['peak_mib']:.0f}" for v in SHOWN)])  # fmt: skip
+        heads = [what, *(f"{v}, CPU seconds" for v in SHOWN), "lorakit of the floor", "of PEFT",
+                 *(f"{v}, saved MiB" for v in SHOWN), *(f"{v}, peak MiB" for v in SHOWN)]  # fmt: skip
+        out.append(table(heads, rows, "r" * len(heads)))
+    return "\n".join(out)
+
+
+def draw_growth(part: dict[str, Any]) -> None:
+    """Draw the curves of benchmarks/step.py beside the docs: time and saved activations by rank and by length."""
+    from lorakit import plots
+
+    picture = plots.figure(10, 7)
+    grid = picture.subplots(2, 2)
+    for column, (what, runs) in enumerate(part["curves"].items()):
+        for row, (key, label) in enumerate((("min", "CPU seconds a step"), ("saved_mib", "saved activations, MiB"))):
+            lines = {v: [(r[what], r[key], r[key], r[key]) for r in runs if r["variant"] == v] for v in SHOWN}
+            plots.curves(grid[row][column], lines, title=f"{label}, by {what}", x=what, y=label, powers=True)
+            grid[row][column].set_ylim(bottom=0)
+    (PAGE.parent / "pictures").mkdir(exist_ok=True)
+    plots.save(picture, PAGE.parent / "pictures" / "step.png")
 
 
 def runs_table(part: dict[str, Any]) -> str:
@@ -118,13 +175,23 @@ def runs_table(part: dict[str, Any]) -> str:
     measures, runs = part["measures"], part["runs"]
     heads = ["", *(title for title, _ in measures.values())]
     if part.get("one_row_a_run"):
-        return table(heads, [[r["side"], *(format(r[k], f) for k, (_, f) in measures.items())] for r in runs])
+        return table(heads, [[r["side"], *(number(r[k], f) for k, (_, f) in measures.items())] for r in runs])
     rows = []
     for side in dict.fromkeys(r["side"] for r in runs):
         mine = [r for r in runs if r["side"] == side]
         cells = [figure([r[k] for r in mine if k in r], f) for k, (_, f) in measures.items()]
         rows.append([{"peft": "PEFT"}.get(side, side) + (f" ({len(mine)} seeds)" if len(mine) > 1 else ""), *cells])
     return table(heads, rows)
+
+
+def shown(part: dict[str, Any]) -> str:
+    """Return the tables of a benchmark that was not written: what was measured, and what was to be reached."""
+    return "\n".join([runs_table(part), *([PARTS["targets"](part)] if part.get("criteria") else [])])
+
+
+def number(value: float | None, form: str) -> str:
+    """Return a number; nothing where there is none."""
+    return "" if value is None or value != value else format(value, form)
 
 
 def figure(numbers: Sequence[float], form: str) -> str:
@@ -142,6 +209,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") 
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [heads, marks, *rows]]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
+
+PARTS = {  # after the name in a mark, as in `figures: step.targets`
+    "": lambda part: f"**{part['doc'].partition(chr(10))[0]}**\n\n{runs_table(part)}",
+    "runs": runs_table,
+    "settings": settings_table,
+    "growth": growth_table,
+    "targets": lambda part: table(["target", "measured", ""], targets(part), "lrl"),
+    "machine": lambda part: f"Measured on {machine(part)}\n",
+}
 
 if __name__ == "__main__":
     write()

@@ -121,7 +121,8 @@ def switching(rounds: int) -> tuple[dict[str, float], bool]:
 
 
 def main() -> None:
-    quick = arguments(__doc__).quick
+    asked = arguments(__doc__)
+    quick, most = asked.quick, 1 if asked.quick else 5 if asked.short else 1 << 30
     torch.set_num_threads(1)
     runs = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -132,7 +133,7 @@ def main() -> None:
                     if adapters <= rows and not (quick and tokens * rows > 100):
                         shape = f"{str(dtype)[6:]}, {rows} x {tokens}, adapters: {adapters}"
                         runs.append({"side": shape, "adapters": adapters,
-                                     **rows_of(model, rows, tokens, adapters, 1 if quick else rounds)})  # fmt: skip
+                                     **rows_of(model, rows, tokens, adapters, min(rounds, most))})  # fmt: skip
                         print(runs[-1], flush=True)
     switch, same = switching(1 if quick else 5)
     several = [r for r in runs if r["adapters"] > 1]
@@ -146,7 +147,7 @@ def main() -> None:
     size = sum(p.numel() for p in base().parameters())
     notes = [f"Switching on this model ({size:,} parameters), CPU milliseconds: by `enable` {switch['enable']:.2f}, merged "
              f"{switch['merged']:.1f}, reading the model from disk again {switch['read again']:.1f}."]  # fmt: skip
-    write("rows", __doc__, quick=quick, runs=runs, criteria=criteria, notes=notes, one_row_a_run=True,
+    write("rows", __doc__, quick=quick or asked.short, runs=runs, criteria=criteria, notes=notes, one_row_a_run=True,
           measures={"one": ["one for all", ".2f"], "each": ["each alone", ".2f"], "routed": ["routed", ".2f"],
                     "first": ["routed, first pass of a block", ".2f"]})  # fmt: skip
 

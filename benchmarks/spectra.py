@@ -25,9 +25,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def main() -> None:
-    quick = arguments(__doc__ or "").quick
+    asked = arguments(__doc__ or "")
+    quick = asked.quick or asked.short
     torch.set_num_threads(1)
-    width = 256 if quick else 4096
+    width = 256 if asked.quick else 1024 if asked.short else 4096
     draw = torch.Generator().manual_seed(0)
     A, B = torch.randn(RANK, width, generator=draw), torch.randn(width, RANK, generator=draw)
     svd(A, B)  # the first call loads what it needs

@@ -1,21 +1,24 @@
 """What does a step of training with LoRA cost, beside the frozen model's own forward and input-gradient, and beside PEFT?
 
-Setting: a Llama of random weights on random tokens; rank 16 on all linear layers, AdamW on what trains, one thread. The base
-is bfloat16, adapters are float32 on both sides (PEFT's and lorakit's default). "floor" is the frozen model with the gradient
-of its input and nothing else. All variants live in one process and take turns, round by round; the time is the CPU time of
-forward, backward and optimizer. Saved activations are the distinct storages that autograd keeps between forward and backward,
-those of parameters left out.
+Setting: models of random weights on random tokens (MiniLM as it is), rank 16 on all linear layers, AdamW on what trains, one
+thread. Adapters are float32 on both sides (PEFT's and lorakit's default), on the same layers, with as many values. "floor" is
+the frozen model with the gradient of its input and nothing else. All variants live in one process and take turns, round by
+round; the time is the CPU time of forward, backward and optimizer (on a GPU that between two events). Saved activations are
+the distinct storages that autograd keeps between forward and backward, those of parameters left out; the peak is what the
+allocator gives out at most in a step, beside weights, adapters and optimizer. Growth with rank and with length is that of
+two blocks of the first model.
 """
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
 from beside_peft import arguments, write
+from head import peak
 from torch import Tensor, nn
 
 import lorakit
@@ -23,13 +26,15 @@ import lorakit
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A model, its input and the adapter."""
+    """A model, its input and the adapter; blocks 0: MiniLM's encoder."""
 
+    model: str = "six blocks"
     blocks: int = 6
     width: int = 640
     inner: int = 1792
     heads: int = 10
     vocabulary: int = 4096
+    rows: int = 1
     tokens: int = 1024
     rank: int = 16
     dropout: float = 0.0
@@ -37,16 +42,31 @@ class Setting:
     device: str = "cpu"
 
 
-def base(setting: Setting) -> nn.Module:
-    """Return a Llama of random weights, the same for every variant."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+MODELS = (
+    Setting(),
+    Setting(dropout=0.05),
+    Setting(model="MiniLM", blocks=0, width=384, inner=1536, heads=12, vocabulary=30522, rows=8, tokens=128, dtype="float32"),
+    Setting(model="deep and narrow", blocks=24, width=128, inner=352, heads=4, tokens=512),
+    Setting(model="large vocabulary", blocks=2, width=256, inner=704, heads=4, vocabulary=65536, tokens=512),
+)
+RANKS, LENGTHS = (4, 16, 64, 256), (128, 256, 512, 1024, 2048, 4096)
 
-    config = LlamaConfig(
-        vocab_size=setting.vocabulary, hidden_size=setting.width, intermediate_size=setting.inner,
-        num_hidden_layers=setting.blocks, num_attention_heads=setting.heads, num_key_value_heads=setting.heads,
-        max_position_embeddings=8192, use_cache=False)  # fmt: skip
+
+def base(setting: Setting) -> nn.Module:
+    """Return a model, the same for every variant."""
+    from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
-    return LlamaForCausalLM(config).to(setting.device, getattr(torch, setting.dtype)).train()
+    if not setting.blocks:
+        from lorakit.models import locate
+
+        model = AutoModel.from_pretrained(locate("builtin:minilm")[0], add_pooling_layer=False)
+    else:
+        model = LlamaForCausalLM(LlamaConfig(
+            vocab_size=setting.vocabulary, hidden_size=setting.width, intermediate_size=setting.inner,
+            num_hidden_layers=setting.blocks, num_attention_heads=setting.heads, num_key_value_heads=setting.heads,
+            max_position_embeddings=8192, use_cache=False))  # fmt: skip
+    return model.to(setting.device, getattr(torch, setting.dtype)).train()
 
 
 def full(setting: Setting) -> nn.Module:
@@ -77,10 +97,11 @@ class Run:
     """One variant: a model, its optimizer and its input."""
 
     def __init__(self, name: str, setting: Setting, *, compiled: bool = False):
-        self.name, self.model = name, VARIANTS[name](setting)
+        self.name, self.model, self.gpu = name, VARIANTS[name](setting), setting.device == "cuda"
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in trained)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
-        self.ids = torch.randint(0, setting.vocabulary, (1, setting.tokens), device=setting.device,
+        self.ids = torch.randint(0, setting.vocabulary, (setting.rows, setting.tokens), device=setting.device,
                                  generator=torch.Generator(setting.device).manual_seed(1))  # fmt: skip
         self.forward: Any = torch.compile(self.model, fullgraph=True) if compiled else self.model
         # The gradient reaches the input of the first block, as it does where something below it trains.
@@ -88,19 +109,20 @@ class Run:
         self.times: list[float] = []
 
     def loss(self) -> Tensor:
-        logits = self.forward(inputs_embeds=self.embedded, use_cache=False).logits
-        return nn.functional.cross_entropy(logits[0, :-1].float(), self.ids[0, 1:])
+        out = self.forward(inputs_embeds=self.embedded, use_cache=False)
+        if "logits" not in out:  # an encoder
+            return out.last_hidden_state.float().square().mean()
+        return nn.functional.cross_entropy(out.logits[:, :-1].float().flatten(0, 1), self.ids[:, 1:].flatten())
 
     def step(self) -> None:
         self.loss().backward()
+        self.embedded.grad = None
         if self.optimizer:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
     def timed(self) -> None:
-        begun = time.process_time()
-        self.step()
-        self.times.append(time.process_time() - begun)
+        self.times.append(seconds(self.step, gpu=self.gpu))
 
     def saved(self) -> int:
         """Return the bytes that autograd keeps for the backward pass."""
@@ -119,62 +141,111 @@ class Run:
         del loss
         return sum(kept.values())
 
+    def peak(self) -> int:
+        """Return the most bytes that a step has in use above what is there before it."""
+        if not self.gpu:
+            return peak(self.step)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
 
-def measure(setting: Setting, names: list[str], rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
-    """Run the variants in turn; return what each took."""
-    runs, compiling = [], {}
+
+def seconds(call: Callable[[], None], *, gpu: bool) -> float:
+    """Return the CPU time of a call; on a GPU the time between two events around it."""
+    if not gpu:
+        begun = time.process_time()
+        call()
+        return time.process_time() - begun
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    call()
+    last.record()
+    torch.cuda.synchronize()
+    return first.elapsed_time(last) / 1000
+
+
+def measure(setting: Setting, names: Sequence[str], rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
+    """Run the variants in turn; return what each took, beside PEFT and the floor."""
+    runs, first = [], {}
     for name in names:
         runs.append(Run(name, setting, compiled=compiled))
-        begun = time.process_time()
-        runs[-1].step()
-        compiling[name] = time.process_time() - begun
-    saved = {run.name: run.saved() if not compiled else 0 for run in runs}
+        first[name] = seconds(runs[-1].step, gpu=runs[-1].gpu)
+    if len({run.trained for run in runs if run.name in ("PEFT", "lorakit")}) > 1:
+        raise SystemExit(f"{setting.model}: the two sides train {[(run.name, run.trained) for run in runs]} values.")
+    saved = {run.name: run.saved() / 2**20 for run in runs if not compiled}
+    peaks = {run.name: run.peak() / 2**20 for run in runs if not compiled}
     gc.collect()
     for _ in range(rounds):
         for run in runs:
             run.timed()
-    return [{"side": run.name, **asdict(setting), "compiled": compiled, "first": compiling[run.name], "min": min(run.times),
-             "median": median(run.times), "saved": saved[run.name]} for run in runs]  # fmt: skip
-
-
-def told(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows as the report shows them: beside PEFT and the floor of the same round."""
-    by = {row["side"]: row for row in rows}
-    for row in rows:
-        form = "compiled" if row["compiled"] else f"dropout {row['dropout']:g}"
-        row |= {"name": f"{row['side']}, {form}", "saved_mib": row["saved"] / 2**20,
-                "of_floor": row["min"] / by["floor"]["min"],
-                "of_peft": row["min"] / by["PEFT"]["min"] if "PEFT" in by else float("nan")}  # fmt: skip
-    return rows
+    least = {run.name: min(run.times) for run in runs}
+    form = "compiled" if compiled else f"dropout {setting.dropout:g}"
+    side_of = {n: f"{n}, {form}" if setting.model == MODELS[0].model else f"{setting.model}: {n}" for n in names}
+    return [{"side": side_of[run.name], "variant": run.name, **asdict(setting),
+             "compiled": compiled, "rounds": rounds, "first": first[run.name], "min": least[run.name],
+             "median": median(run.times), "trained": run.trained,
+             "saved_mib": saved.get(run.name), "peak_mib": peaks.get(run.name),
+             "of_floor": least[run.name] / least["floor"],
+             "of_peft": least[run.name] / least["PEFT"] if "PEFT" in least else None} for run in runs]  # fmt: skip
 
 
 def met(text: str, value: float, most: float) -> dict[str, Any]:
     return {"text": text, "met": value <= most, "measured": f"{value:.3g}"}
 
 
-def main() -> None:
-    asked = arguments(__doc__, "--compiled: the compiled steps too")
-    torch.set_num_threads(1)
-    setting = Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32) if asked.quick else Setting()
-    rounds = 2 if asked.quick else 7
-    plain = told(measure(setting, ["full", "floor", "PEFT", "lorakit"], rounds))
-    dropped = told(measure(replace(setting, dropout=0.05), ["floor", "PEFT", "lorakit"], rounds))
-    fast = told(measure(setting, ["floor", "lorakit"], rounds, compiled=True)) if asked.compiled else []
-    ours, ours_dropped = plain[-1], dropped[-1]
-    criteria = [
+def criteria(plain: dict[str, Any], dropped: dict[str, Any], fast: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the targets, and whether they are met.
+
+    Args:
+        plain: rows of the first model by variant.
+        dropped: the same with dropout.
+        fast: compiled; empty where that was not asked for.
+    """
+    ours, theirs, least = (plain[name] for name in ("lorakit", "PEFT", "floor"))
+    return [
         met("eager step, dropout 0: at most 1.08 of the floor", ours["of_floor"], 1.08),
-        met(f"eager step, dropout 0: at most 0.65 of PEFT (the floor is {plain[1]['of_peft']:.2f})", ours["of_peft"], 0.65),
-        met(f"eager step, dropout 0.05: at most 0.50 of PEFT (the floor is {dropped[0]['of_peft']:.2f})",
-            ours_dropped["of_peft"], 0.50),
-        met("saved activations, dropout 0, MiB: at most 36 above the floor", ours["saved_mib"] - plain[1]["saved_mib"], 36),
+        met(f"eager step, dropout 0: at most 0.65 of PEFT (the floor is {least['of_peft']:.2f})", ours["of_peft"], 0.65),
+        met(f"eager step, dropout 0.05: at most 0.50 of PEFT (the floor is {dropped['floor']['of_peft']:.2f})",
+            dropped["lorakit"]["of_peft"], 0.50),
+        met("saved activations, dropout 0, MiB: at most 36 above the floor", ours["saved_mib"] - least["saved_mib"], 36),
         met("saved activations, dropout 0.05, MiB: at most 46 above the floor",
-            ours_dropped["saved_mib"] - dropped[0]["saved_mib"], 46),
-        *(met("compiled step: at most 1.15 of the compiled floor", row["of_floor"], 1.15) for row in fast[-1:]),
+            dropped["lorakit"]["saved_mib"] - dropped["floor"]["saved_mib"], 46),
+        met("peak of a step, dropout 0: at most that of PEFT", ours["peak_mib"] / theirs["peak_mib"], 1.0),
+        *([met("compiled step: at most 1.15 of the compiled floor", fast["lorakit"]["of_floor"], 1.15)] if fast else []),
     ]  # fmt: skip
-    runs = [{**row, "side": row["name"]} for row in (*plain, *dropped, *fast)]
-    write("step", __doc__, quick=asked.quick, runs=runs, criteria=criteria, one_row_a_run=True,
-          measures={"min": ["CPU seconds, least", ".3f"], "median": ["median", ".3f"], "of_floor": ["of the floor", ".3f"],
-                    "of_peft": ["of PEFT", ".3f"], "saved_mib": ["saved activations, MiB", ".0f"]})  # fmt: skip
+
+
+def growth(small: Setting, rounds: int, ranks: Sequence[int], lengths: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+    """Return what each rank and each length takes."""
+    names = ("floor", "PEFT", "lorakit")
+    return {"rank": [row for r in ranks for row in measure(replace(small, rank=r), names, rounds)],
+            "tokens": [row for n in lengths for row in measure(replace(small, tokens=n), names, rounds)]}  # fmt: skip
+
+
+def main() -> None:
+    asked = arguments(__doc__, "--cuda: on the GPU")
+    torch.set_num_threads(1)
+    device = "cuda" if asked.cuda else "cpu"
+    tiny = {"blocks": 1, "width": 64, "inner": 128, "heads": 2, "vocabulary": 128, "tokens": 32, "rows": 1}
+    models = [replace(m, device=device, **(tiny if asked.quick else {})) for m in MODELS]
+    brief, names = asked.quick or asked.short, ("full", "floor", "PEFT", "lorakit")
+    rounds = 2 if brief else 6
+    tables = [measure(m, names if not m.dropout else names[1:], rounds) for m in models]
+    fast = measure(models[0], ("floor", "lorakit"), rounds, compiled=True) if not brief else []
+    small = replace(models[0], blocks=min(2, models[0].blocks))
+    curves = growth(small, 2 if brief else 4, RANKS[:: 2 if brief else 1] if not asked.quick else (4,),
+                    LENGTHS[:: 3 if brief else 1] if not asked.quick else (32,))  # fmt: skip
+    by = [{row["variant"]: row for row in table} for table in (*tables[:2], fast)]
+    name = "step_cuda" if asked.cuda else "step"
+    write(name, __doc__, quick=brief, criteria=criteria(*by), curves=curves, one_row_a_run=True,
+          gpu=torch.cuda.get_device_name(0) if asked.cuda else None, runs=[row for table in (*tables, fast) for row in table],
+          measures={"min": ["CPU seconds, least" if not asked.cuda else "seconds, least", ".3f"], "median": ["median", ".3f"],
+                    "of_floor": ["of the floor", ".3f"], "of_peft": ["of PEFT", ".3f"],
+                    "saved_mib": ["saved activations, MiB", ".0f"],
+                    "peak_mib": ["peak of the step, MiB", ".0f"]})  # fmt: skip
 
 
 if __name__ == "__main__":

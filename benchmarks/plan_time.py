@@ -1,0 +1,67 @@
+"""How long does a step take beside what `lorakit plan` tells?
+
+Setting: three models of random weights, random tokens, rank 16 on all linear layers, float32, AdamW, one thread. Told is
+`seconds_per_step` at the rates that half a second of measuring gave, each time anew; taken is the least CPU time of a step with
+lorakit's own loss: forward, backward and optimizer. Peaks are compared by tests/plan/test_memory.py.
+"""
+
+import time
+from typing import Any
+
+import torch
+from beside_peft import arguments, write
+from step import MODELS, Setting, base
+
+import lorakit
+from lorakit.evaluate.score import batch_loss
+from lorakit.plan import devices
+from lorakit.plan.estimate import Plan, Work
+from lorakit.plan.skeleton import Skeleton
+
+CHOSEN = tuple(m for m in MODELS if m.blocks and not m.dropout)
+
+
+def taken(setting: Setting, rounds: int) -> float:
+    """Return the least CPU seconds of a step."""
+    model = base(setting)
+    adapter = lorakit.attach(model, lorakit.Spec(rank=setting.rank))
+    optimizer = torch.optim.AdamW(adapter.parameters())
+    ids = torch.randint(0, setting.vocabulary, (setting.rows, setting.tokens), generator=torch.Generator().manual_seed(1))
+    times = []
+    for _ in range(rounds + 1):
+        begun = time.process_time()
+        (batch_loss(model, {"input_ids": ids, "labels": ids}, "causal-lm")[0] / ids.numel()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.process_time() - begun)
+    return min(times[1:])
+
+
+def told(setting: Setting) -> tuple[float, float]:
+    """Return the seconds that a plan tells, and the CPU seconds that telling took."""
+    begun = time.process_time()
+    with torch.device("meta"):
+        model: Any = base(setting)
+    work = Work(batch=setting.rows, length=setting.tokens, padded=False)
+    plan = Plan(Skeleton(model, setting.model, "causal-lm", (), 0), lorakit.Spec(rank=setting.rank), work)
+    rate = devices.measured(setting.width, setting.rows * setting.tokens, torch.float32)
+    return plan.seconds(rate, gpu=False), time.process_time() - begun
+
+
+def main() -> None:
+    asked = arguments(__doc__)
+    torch.set_num_threads(1)
+    brief, runs = asked.quick or asked.short, []
+    for m in CHOSEN[: 1 if asked.quick else None]:
+        setting = Setting(**{**vars(m), "dtype": "float32"})
+        guess, planning = told(setting)
+        real = taken(setting, 2 if brief else 5)
+        runs.append({"side": setting.model, "told": guess, "taken": real, "ratio": real / guess, "planning": planning})
+        print(runs[-1], flush=True)
+    write("plan_time", __doc__, quick=brief, runs=runs, one_row_a_run=True,
+          measures={"told": ["told, s", ".3f"], "taken": ["taken, s", ".3f"], "ratio": ["taken / told", ".2f"],
+                    "planning": ["planning, s", ".2f"]})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
