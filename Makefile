@@ -7,8 +7,9 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 JOBS ?= 2
 BIN := .venv/bin
-# The benchmarks of speed and memory, of which `make bench` runs the short form.
-SPEED = step plan_time attach head merged_latency rows spectra combine_beside_peft whole_job
+# The benchmarks of speed and memory, each with the flag of its short form, which `make bench` runs.
+SPEED = "step --short" "plan_time --short" "attach --short" "merged_latency --short" "rows --short" "spectra --short" \
+	"combine_beside_peft --short" "head --quick" "whole_job --quick"
 # One thread a process: JOBS processes share the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ON_JOBS = -n $(JOBS) --dist loadfile
@@ -59,7 +60,7 @@ bench: .venv/dev.stamp ## speed and memory, in a few minutes, printed; FULL=1: a
 	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" || exit 1; done
 else
 bench: .venv/dev.stamp
-	@for name in $(SPEED); do $(BIN)/python benchmarks/$$name.py --short || exit 1; done
+	@for job in $(SPEED); do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$${job% *}.py $${job#* } || exit 1; done
 endif
 
 clean: ## take away .venv, caches and what was built
