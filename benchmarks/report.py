@@ -216,7 +216,7 @@ PARTS = {  # after the name in a mark, as in `figures: step.targets`
     "settings": settings_table,
     "growth": growth_table,
     "targets": lambda part: table(["target", "measured", ""], targets(part), "lrl"),
-    "machine": lambda part: f"Measured on {machine(part)}\n",
+    "machine": lambda part: "\n".join([f"Measured on {machine(part)}", *(f"{note}" for note in part.get("notes", ())), ""]),
 }
 
 if __name__ == "__main__":

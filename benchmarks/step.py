@@ -26,7 +26,7 @@ import lorakit
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A model, its input and the adapter; blocks 0: MiniLM's encoder."""
+    """A model, its input and the adapter; the model MiniLM is its encoder as it is, the others are Llamas of these sizes."""
 
     model: str = "six blocks"
     blocks: int = 6
@@ -42,10 +42,11 @@ class Setting:
     device: str = "cpu"
 
 
+MINILM = "MiniLM"
 MODELS = (
     Setting(),
     Setting(dropout=0.05),
-    Setting(model="MiniLM", blocks=0, width=384, inner=1536, heads=12, vocabulary=30522, rows=8, tokens=128, dtype="float32"),
+    Setting(model=MINILM, width=384, inner=1536, heads=12, vocabulary=30522, rows=8, tokens=128, dtype="float32"),
     Setting(model="deep and narrow", blocks=24, width=128, inner=352, heads=4, tokens=512),
     Setting(model="large vocabulary", blocks=2, width=256, inner=704, heads=4, vocabulary=65536, tokens=512),
 )
@@ -57,7 +58,7 @@ def base(setting: Setting) -> nn.Module:
     from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    if not setting.blocks:
+    if setting.model == MINILM:
         from lorakit.models import locate
 
         model = AutoModel.from_pretrained(locate("builtin:minilm")[0], add_pooling_layer=False)
@@ -107,6 +108,7 @@ class Run:
         # The gradient reaches the input of the first block, as it does where something below it trains.
         self.embedded = base(setting).get_input_embeddings()(self.ids).detach().requires_grad_(True)
         self.times: list[float] = []
+        self.backward: list[float] = []
 
     def loss(self) -> Tensor:
         out = self.forward(inputs_embeds=self.embedded, use_cache=False)
@@ -116,13 +118,20 @@ class Run:
 
     def step(self) -> None:
         self.loss().backward()
+        self.update()
+
+    def update(self) -> None:
         self.embedded.grad = None
         if self.optimizer:
             self.optimizer.step()
             self.optimizer.zero_grad()
 
     def timed(self) -> None:
-        self.times.append(seconds(self.step, gpu=self.gpu))
+        made: list[Tensor] = []
+        forward = seconds(lambda: made.append(self.loss()), gpu=self.gpu)
+        backward = seconds(lambda: made.pop().backward(), gpu=self.gpu)
+        self.backward.append(backward)
+        self.times.append(forward + backward + seconds(self.update, gpu=self.gpu))
 
     def saved(self) -> int:
         """Return the bytes that autograd keeps for the backward pass."""
@@ -186,7 +195,7 @@ def measure(setting: Setting, names: Sequence[str], rounds: int, *, compiled: bo
     side_of = {n: f"{n}, {form}" if setting.model == MODELS[0].model else f"{setting.model}: {n}" for n in names}
     return [{"side": side_of[run.name], "variant": run.name, **asdict(setting),
              "compiled": compiled, "rounds": rounds, "first": first[run.name], "min": least[run.name],
-             "median": median(run.times), "trained": run.trained,
+             "median": median(run.times), "backward": min(run.backward), "trained": run.trained,
              "saved_mib": saved.get(run.name), "peak_mib": peaks.get(run.name),
              "of_floor": least[run.name] / least["floor"],
              "of_peft": least[run.name] / least["PEFT"] if "PEFT" in least else None} for run in runs]  # fmt: skip
@@ -240,10 +249,10 @@ def main() -> None:
                     LENGTHS[:: 3 if brief else 1] if not asked.quick else (32,))  # fmt: skip
     by = [{row["variant"]: row for row in table} for table in (*tables[:2], fast)]
     name = "step_cuda" if asked.cuda else "step"
-    write(name, __doc__, quick=brief, criteria=criteria(*by), curves=curves, one_row_a_run=True,
+    write(name, __doc__, quick=brief, criteria=criteria(*by), curves=curves, one_row_a_run=True, notes=[],
           gpu=torch.cuda.get_device_name(0) if asked.cuda else None, runs=[row for table in (*tables, fast) for row in table],
           measures={"min": ["CPU seconds, least" if not asked.cuda else "seconds, least", ".3f"], "median": ["median", ".3f"],
-                    "of_floor": ["of the floor", ".3f"], "of_peft": ["of PEFT", ".3f"],
+                    "backward": ["backward alone", ".3f"], "of_floor": ["of the floor", ".3f"], "of_peft": ["of PEFT", ".3f"],
                     "saved_mib": ["saved activations, MiB", ".0f"],
                     "peak_mib": ["peak of the step, MiB", ".0f"]})  # fmt: skip
 

@@ -68,6 +68,18 @@ def test_the_file_is_as_large_as_told_but_for_its_header(case: str, tiny_llama: 
     assert told.frozen == sum({id(b): b.nbytes for delta in adapter.deltas.values() for b in delta.buffers()}.values())
 
 
+@pytest.mark.parametrize(
+    "case", ["lora", "dora", "pissa", "vera", "lokr", "loha", "adalora", "whole modules", "rows of tokens"]
+)
+def test_each_rank_costs_what_an_adapter_of_it_costs(case: str, tiny_llama: Path) -> None:
+    plan = Plan(skeleton(str(tiny_llama)), WRITTEN[case], Work())
+    told = plan.ranks()[-1]
+    adapter = plan._fresh(told["rank"])
+    size = plan.held(torch.float32, adapter)
+    assert told["rank"] >= 8 and told["trainable_parameters"] == adapter.parameters_count
+    assert (told["adapter_bytes"], told["training_bytes"]) == (size.file, size.frozen + 4 * size.trained)
+
+
 def test_what_is_trained_whole_is_as_wide_as_the_base(tiny_llama: Path) -> None:
     plan = Plan(skeleton(str(tiny_llama)), Spec(targets="none", whole_modules=("norms",)), Work())
     assert plan.held(torch.float32).file == 2 * plan.held(torch.bfloat16).file > 0

@@ -1,7 +1,7 @@
 """The plan of a run: parameters, memory by part, time, and what fits where; from shapes alone."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -266,10 +266,14 @@ class Plan:
             return []
         shapes = [m["shape"] for m in self.coverage.modules]
         out: list[dict[str, Any]] = []
-        most = self._highest()
+        most, told = self._highest(), dict[int, tuple[int, ...]]()
         for r in (r for r in RANKS if r <= most):
-            adapter = self._fresh(r)
-            size, count = self.held(dtype, adapter), adapter.parameters_count
+            if len(told) < 2 or self.spec.delta == "lokr":  # of all others each rank adds the same
+                adapter = self._fresh(r)
+                told[r] = (adapter.parameters_count, *astuple(self.held(dtype, adapter)))
+            else:
+                told[r] = tuple(first + (r - 1) * (second - first) for first, second in zip(told[1], told[2], strict=True))
+            count, size = told[r][0], Held(*told[r][1:])
             past = sum(r * (rows + columns) >= rows * columns for rows, columns in shapes)
             out.append({"rank": r, "trainable_parameters": count, "adapter_bytes": size.file,
                         "training_bytes": size.frozen + 4 * size.trained,
