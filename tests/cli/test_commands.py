@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from lorakit import Adapter
 from lorakit.cli.__main__ import COMMANDS, help_pages, main
 
 from ..conftest import sentences
+from ..train.test_run import stop_after
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,33 @@ def test_train_tells_before_and_after_and_what_to_type_next(
     next_one = f"lorakit eval --model {tiny_llama} --adapter {tmp_path}/o"
     for text in ("held-out data", "before", "after", "perplexity", "adapter_model.safetensors", "report.json", next_one):
         assert text in out
+
+
+def test_train_takes_ids_of_tokens_whose_rows_train(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path
+) -> None:
+    ask(capsys, "train", "--model", tiny_llama, "--data", files / "story.txt", "--output", tmp_path / "o", "--steps", 2,
+        "--targets", "qv", "--token-rows", 7, 9)  # fmt: skip
+    adapter = Adapter.load(tmp_path / "o")
+    rows = adapter.deltas["model.embed_tokens"]
+    assert rows.tokens.tolist() == [7, 9] and adapter.spec.token_rows == (7, 9)
+    assert rows.new.shape == (2, 32) and len(adapter.deltas) == 5
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_to_the_same_adapter(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(name: str, *more: str) -> list[str]:
+        return ["train", "--model", str(tiny_llama), "--data", str(files / "story.txt"), "--output", str(tmp_path / name),
+                "--steps", "4", "--rank", "2", "--checkpoint-every", "2", *more]  # fmt: skip
+
+    assert main(command("straight")) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3, RuntimeError("the power went out"))
+        assert main(command("stopped")) == 1
+    assert not (tmp_path / "stopped" / "adapter_model.safetensors").exists()
+    told = tell(capsys, *command("stopped", "--resume"))
+    assert "after" in told and Adapter.load(tmp_path / "stopped") == Adapter.load(tmp_path / "straight")
 
 
 def test_a_users_own_text_lowers_its_perplexity(

@@ -12,16 +12,23 @@ import pytest
 import lorakit
 from lorakit import fused, inits, slot, spec
 from lorakit.delta import LowRank
+from lorakit.deltas.adalora import AdaLoRA
+from lorakit.deltas.dora import DoRA
+from lorakit.deltas.loha import LoHa
+from lorakit.deltas.lokr import LoKr
 from lorakit.deltas.moved import Moved
 from lorakit.deltas.tokens import Tied, TokenRows
+from lorakit.deltas.vera import VeRA
 from lorakit.formats import peft
 from lorakit.inits import classic
 from lorakit.shares import Share
 from lorakit.site import Embedding, Linear
 from lorakit.sites.conv import Conv, ConvTranspose
+from lorakit.sites.experts import Experts
 from lorakit.sites.parts import Part
+from lorakit.sites.quantised import BitsAndBytes
 
-from . import law
+from . import law, test_experts, test_quantised
 from .table import Row
 from .test_token_rows import rows_equal_dense, rows_merge_as_attached
 
@@ -49,6 +56,19 @@ def edit(where: Any, name: str, old: str, new: str) -> Plant:
 
 def item(where: dict[str, Any], key: str, value: Any) -> Plant:
     return lambda patch: patch.setitem(where, key, value)
+
+
+def experts_equal_dense(row: Row, folder: Path) -> None:
+    family, way = test_experts.FORMS[0]
+    test_experts.test_attached_equals_dense(family, way)
+
+
+def coarse_sums_are_exact(row: Row, folder: Path) -> None:
+    test_quantised.test_a_merge_is_the_exact_sum_rounded_once_by_the_packages_own_code("bitsandbytes-nf4", 3.0)
+
+
+def coarse_comes_back(row: Row, folder: Path) -> None:
+    test_quantised.test_unmerge_restores_the_stored_bits("bitsandbytes-nf4")
 
 
 CONVOLVED = "layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)"
@@ -181,6 +201,21 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
                                    lambda row, folder: rows_equal_dense(), "linear-float64"),
     "new rows are added to the old": (edit(TokenRows, "difference", "self.new.to(wide) - old.to(wide)", "self.new.to(wide)"),
                                       lambda row, folder: rows_equal_dense(), "linear-float64"),
+    "DoRA's norm without a term": (edit(DoRA, "norm", "2 * self.scale * across", "self.scale * across"),
+                                   law.attached_equals_dense, "dora:linear-float64"),
+    "VeRA without d": (edit(VeRA, "forward", " * self.d.to(y.dtype)", ""), law.attached_equals_dense, "vera:linear-float64"),
+    "LoHa adds its products": (edit(LoHa, "matrix", "(w1_a @ w1_b) * (w2_a @ w2_b)", "(w1_a @ w1_b) + (w2_a @ w2_b)"),
+                               law.attached_equals_dense, "loha:linear-float64"),
+    "LoKr the other way round": (edit(LoKr, "matrix", "torch.kron(w1, w2.contiguous())", "torch.kron(w2.contiguous(), w1)"),
+                                 law.attached_equals_dense, "lokr:linear-float64"),
+    "AdaLoRA merges without E": (edit(AdaLoRA, "matrix", "self.E.to(wide) * self.A", "self.A"), law.merged_equals_attached,
+                                 "adalora:linear-float64"),
+    "experts without their scale": (edit(Experts, "lend", "(weight * delta.scale)", "weight"), experts_equal_dense,
+                                    "linear-float64"),
+    "coarse sum in another form": (edit(BitsAndBytes, "coarsened", "quant_type=state.quant_type", "quant_type='fp4'"),
+                                   coarse_sums_are_exact, "linear-float64"),
+    "coarse weights not put back": (edit(merging, "_restore", "{**undo.untied, **undo.coarse}", "undo.untied"),
+                                    coarse_comes_back, "linear-float64"),
     "start of A is a view of A": (edit(Moved, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
                                   law.attached_equals_dense, "moved:transposed2d-float64"),
 }  # fmt: skip
