@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from lorakit.data.batches import Batches
 from lorakit.errors import PlanError, SpecError, TrainingError
+from lorakit.evaluate.subject import encode
 from lorakit.plan import devices
 from lorakit.spec import Spec
 from lorakit.train import job as jobs
@@ -162,3 +163,18 @@ def test_a_run_with_no_batch_left_rehearses_nothing(settings: dict[str, Any]) ->
     assert rehearsal.rehearse(None, Accelerator(cpu=True), batches, 5, 5) == (0, 0)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert replace(TrainSpec(**settings), beyond_memory=True).differences(TrainSpec(**settings).to_dict()) == []
+
+
+@pytest.mark.parametrize("kind", ["classify", "causal-lm"])
+def test_the_plan_reads_rows_as_training_does(kind: str, settings: dict[str, Any], tiny_bert: Path, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """They are tokenised once, before weights are loaded: with the loaded model the same would come out."""
+    if kind == "classify":
+        rows = tmp_path / "labelled.csv"
+        rows.write_text("text,label\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(40))))
+        settings |= {"model": str(tiny_bert), "data": str(rows)}
+    read: list[Any] = []
+    real = jobs.tokenised
+    monkeypatch.setattr(jobs, "tokenised", lambda base, rows, *more: read.append(rows) or real(base, rows, *more))
+    ready = prepare(TrainSpec(**settings, max_length=12), Spec(rank=4))
+    assert ready.job.examples == encode(read[0], ready.loaded, 12) and any(e.cut or len(e.ids) == 12 for e in ready.job.examples)

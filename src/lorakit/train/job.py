@@ -30,7 +30,7 @@ from lorakit.models import TASK_TYPES, Loaded, load, pad_id
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
 from lorakit.plan.report import batches_of, described, summary, tokenised, work_of
-from lorakit.plan.skeleton import skeleton
+from lorakit.plan.skeleton import Skeleton, skeleton
 from lorakit.ranks import EXPLAINED, schedule
 from lorakit.spec import Spec
 from lorakit.suggestion import suggest
@@ -126,12 +126,13 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     if spec.dtype == "float16":
         raise SpecError("dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
                         advice="Nothing was started.")  # fmt: skip
-    planned = plan_first(settings, spec, task, labels, rows, say)
+    base = skeleton(settings.model, task, labels=len(labels) or 2)
+    examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
+    planned = plan_first(settings, spec, base, examples, say)
     say(f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out")
     random.seed(settings.seed)
     loaded = load(settings.model, task, labels=labels, dtype=settings.base_dtype, device=settings.device, seed=settings.seed)
     longest = min(512, loaded.max_length) if settings.max_length is None else settings.max_length
-    examples = encode(rows, loaded, longest, settings.loss_on)
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
     packed = _is_packed(loaded.model, examples, settings, task, say)
     spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
@@ -179,15 +180,13 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
 
 
 def plan_first(
-    settings: TrainSpec, spec: Spec, task: str, labels: list[str], rows: Rows, say: Callable[[str], None]
+    settings: TrainSpec, spec: Spec, base: Skeleton, examples: Sequence[Example], say: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """Say in a line what the run will take, before any weight is loaded; None where shapes alone do not tell it.
 
     Raises:
         SpecError: its largest batch does not fit into the memory of this machine.
     """
-    base = skeleton(settings.model, task, labels=len(labels) or 2)
-    examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
     plan = make(base, spec, work_of(settings, base, batches_of(settings, base, examples)))
     try:
         told = described(plan, this_machine(cpu=settings.device == "cpu"))
