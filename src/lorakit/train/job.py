@@ -136,7 +136,8 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
     packed = _is_packed(loaded.model, examples, settings, task, say)
     spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
-    first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
+    looks = settings.ranks in ("suggested", EXPLAINED) or looks_at_data(spec)
+    first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device) if looks else []
     width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
     lr = settings.lr if settings.lr is not None else default_lr(width)
     spec = _spread(loaded.model, spec, settings, first, lr)
