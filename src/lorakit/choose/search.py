@@ -17,7 +17,7 @@ from lorakit.choose.grid import grid
 from lorakit.choose.grow import grow
 from lorakit.choose.threshold import suggestion
 from lorakit.choose.truncate import Found, check, deciding, truncate
-from lorakit.data.encode import label_names
+from lorakit.data.encode import label_names, task_of
 from lorakit.data.rows import read_rows
 from lorakit.errors import OutputError, SpecError, many
 from lorakit.evaluate.score import evaluate
@@ -29,7 +29,7 @@ from lorakit.spec import Spec
 from lorakit.spectra import factors_of, is_plain, singular_values
 from lorakit.targets import places, select, whole
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import peak_memory, prepare, told_task, versions
+from lorakit.train.job import peak_memory, prepare, versions
 
 REPORT, RUN = "rank.json", "run"
 BEGINS, FINDS = "a search for a rank begins a run", "ranks by layer are what the search finds"
@@ -160,7 +160,7 @@ def advice(settings: TrainSpec, spec: Spec) -> dict[str, Any]:
         LorakitError: data or a model that cannot be read.
     """
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
-    task = told_task(settings.task, rows)
+    task = task_of(rows, settings.task)
     labels = label_names(rows) if task == "classify" else []
     base = skeleton(settings.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)

@@ -167,6 +167,19 @@ def is_regression(rows: Rows) -> bool:
     return all(n is not None for n in numbers) and not all(n.is_integer() for n in numbers if n is not None)
 
 
+def task_of(rows: Rows, asked: str = "auto") -> str:
+    """Return the task that was asked for, or that the rows tell.
+
+    >>> task_of(Rows("labelled", [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}], ["", ""], ""))
+    'regress'
+    """
+    if asked != "auto":
+        return asked
+    if rows.kind not in ("labelled", "pair"):
+        return "causal-lm"
+    return "regress" if is_regression(rows) else "classify"
+
+
 def encode_labelled(rows: Rows, tokenizer: Any, max_length: int, labels: Sequence[str] | None) -> list[Example]:
     """Tokenise one or two texts a row, with a class index or a value to learn.
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from lorakit.data.encode import IGNORED, encode_causal, encode_labelled, is_regression, label_name, label_names
+from lorakit.data.encode import IGNORED, encode_causal, encode_labelled, label_name, label_names, task_of
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
 from lorakit.models import locate
@@ -37,9 +37,7 @@ def preview(rows: Rows, model: str, task: str, loss_on: str, max_length: int | N
     longest = min(512, limit) if max_length is None else max_length
     if longest > limit:
         raise DataError(f"max_length: {longest} tokens asked, the model takes at most {limit}.")
-    if task == "auto":
-        labelled = rows.kind in ("labelled", "pair")
-        task = ("regress" if is_regression(rows) else "classify") if labelled else "causal-lm"
+    task = task_of(rows, task)
     names = label_names(rows) if task == "classify" else None
     examples = (encode_causal(rows, tokenizer, longest, loss_on) if task == "causal-lm"
                 else encode_labelled(rows, tokenizer, longest, names))  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lorakit.data.batches import Batches
-from lorakit.data.encode import Example, is_regression, label_names
+from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import ModelError, SpecError
 from lorakit.evaluate.packing import why_not
@@ -40,7 +40,8 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
         raise SpecError(f"--teraflops: a number above 0 is needed, got {asked.teraflops:g}.", advice="Nothing was planned.")
     device = devices.named(asked.device or devices.HERE)
     rows = read_rows(asked.data, columns=asked.columns, quotes=asked.quotes) if asked.data else None
-    task, labels = _task_of(rows, asked.task)
+    task = task_of(rows, asked.task) if rows is not None else asked.task
+    labels = label_names(rows) if rows is not None and task == "classify" else []
     base = skeleton(asked.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, run.max_length, labels, asked.loss_on) if rows else None
     batches = batches_of(run, base, examples) if examples else None
@@ -143,15 +144,6 @@ def tokenised(
                              advice="Without --data no tokenizer is needed.") from error  # fmt: skip
     most = int(min(tokenizer.model_max_length, base.max_length or 1 << 30))
     return encode(rows, Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), most), max_length, loss_on)
-
-
-def _task_of(rows: Rows | None, task: str) -> tuple[str, list[str]]:
-    if rows is None:
-        return task, []
-    if task == "auto":
-        labelled = rows.kind in ("labelled", "pair")
-        task = ("regress" if is_regression(rows) else "classify") if labelled else "causal-lm"
-    return task, label_names(rows) if task == "classify" else []
 
 
 def _time(plan: Plan, device: devices.Device, run: Any, batches: Batches | None, teraflops: float | None) -> dict[str, Any]:

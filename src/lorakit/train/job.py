@@ -19,7 +19,7 @@ import lorakit
 from lorakit.attach import attach
 from lorakit.coverage import coverage
 from lorakit.data.batches import Batches, collate
-from lorakit.data.encode import Example, is_regression, label_names
+from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, OutputError, PlanError, SpecError
 from lorakit.evaluate.packing import leaks, packing, why_not
@@ -112,7 +112,7 @@ def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda tex
 def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None) -> Prepared:
     """Read the data, load the model, attach the adapter, tokenise; nothing is written."""
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
-    task = told_task(settings.task, rows)
+    task = task_of(rows, settings.task)
     # Before rows are held out: a rare label may be on one side alone.
     labels = label_names(rows) if task == "classify" else []
     rows, held_out = _hold_out(rows, settings)
@@ -243,15 +243,6 @@ def _first(examples: Sequence[Example], settings: TrainSpec, pad: int, device: t
     """Return the batches that the run begins with, as the model is called with them for a loss."""
     order = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed, settings.batch_tokens)
     return [collate([examples[i] for i in order[k]], pad, device) for k in range(min(FIRST, order.per_epoch))]
-
-
-def told_task(task: str, rows: Rows) -> str:
-    """Return the task that was asked for, or that the rows tell."""
-    if task != "auto":
-        return task
-    if rows.kind not in ("labelled", "pair"):
-        return "causal-lm"
-    return "regress" if is_regression(rows) else "classify"
 
 
 def versions() -> dict[str, str]:
