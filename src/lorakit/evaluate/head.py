@@ -162,7 +162,7 @@ def rows_of(head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int
     """
     flat = targets.flatten()
     at = (flat != ignored).nonzero().squeeze(1)
-    x, size = _hidden(head, inputs).flatten(0, 1), max(16, VALUES // head.layer.out_features)
+    x, size = _hidden(head, inputs).flatten(0, 1), chunk_rows(head.layer.out_features)
     total = torch.zeros(len(targets), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     for part in at.split(size):
         losses = F.cross_entropy(head.after(head.layer(x[part])).to(total.dtype), flat[part], reduction="none")

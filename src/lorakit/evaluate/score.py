@@ -84,17 +84,9 @@ def evaluate(
                 for i, loss in zip(at, found_losses.tolist(), strict=True):
                     losses[i] = loss
                 count += sum(e.trained for e in chosen)
-                if out is None:
-                    pairs = ()
-                elif task == "classify":
-                    best = out.softmax(-1).max(-1)
-                    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                elif task == "regress":
-                    pairs = ((value, 1.0) for value in out.tolist())
-                else:
-                    pairs = ()
-                for i, pair in zip(at, pairs, strict=False):
-                    predicted[i] = pair
+                if predicted and out is not None:
+                    for i, pair in zip(at, _predictions(out, task), strict=True):
+                        predicted[i] = pair
                 if progress:
                     progress(len(at))
     finally:
@@ -109,3 +101,11 @@ def evaluate(
     else:
         found = metrics.regression(targets, values)
     return Scores({"loss": loss, **found, "rows": count}, predicted, losses)
+
+
+def _predictions(out: Tensor, task: str) -> list[tuple[float, float]]:
+    """Return (class, probability) or (value, 1.0) of each row."""
+    if task == "regress":
+        return [(value, 1.0) for value in out.tolist()]
+    best = out.softmax(-1).max(-1)
+    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
