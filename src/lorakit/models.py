@@ -13,6 +13,8 @@ from torch import nn
 
 from lorakit.errors import MissingExtra, ModelError, near
 
+PAYS = 256  # width of a model from which a step in bfloat16 is faster on a CPU (benchmarks/base_dtype.py)
+CPU = Path("/proc/cpuinfo")
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "classify": "SEQ_CLS", "regress": "SEQ_CLS"}
 BUILTIN = {  # name -> (package, folder in it, name on the hub, SHA-256 of its weights, what installs it)
     "minilm": (
@@ -82,7 +84,14 @@ def locate(name: str) -> tuple[str, str]:
 
 
 def load(
-    name: str, task: str, *, labels: Sequence[str] = (), dtype: str = "auto", device: str = "auto", seed: int = 0
+    name: str,
+    task: str,
+    *,
+    labels: Sequence[str] = (),
+    dtype: str = "auto",
+    whole: bool = False,
+    device: str = "auto",
+    seed: int = 0,
 ) -> Loaded:
     """Load a model with the head that the task needs, and its tokenizer.
 
@@ -90,7 +99,8 @@ def load(
         name: a folder, a hub id or `builtin:NAME`.
         task: causal-lm, classify or regress.
         labels: class names, for classify.
-        dtype: of the weights; "auto" is float32 on a CPU, bfloat16 on a GPU that has it.
+        dtype: of the weights; "auto" is that of `auto_dtype`.
+        whole: whether biases or modules of it are trained whole, as `auto_dtype` asks.
         device: cpu, cuda, … or "auto".
         seed: of a new head's weights.
 
@@ -100,8 +110,7 @@ def load(
     import transformers
 
     where, called = locate(name)
-    target = _device(device)
-    wanted = _dtype(dtype, target)
+    target = device_of(device)
     classes = {"causal-lm": "AutoModelForCausalLM"}.get(task, "AutoModelForSequenceClassification")
     more: dict[str, Any] = {}
     if task == "classify":
@@ -113,6 +122,10 @@ def load(
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:
+            if dtype == "auto":
+                wanted = auto_dtype(target, transformers.AutoConfig.from_pretrained(where), task, whole=whole)
+            else:
+                wanted = getattr(torch, dtype)
             model, info = getattr(transformers, classes).from_pretrained(
                 where, dtype=wanted, output_loading_info=True, ignore_mismatched_sizes=bool(more), **more)  # fmt: skip
             tokenizer = transformers.AutoTokenizer.from_pretrained(where)
@@ -161,7 +174,12 @@ def pad_id(tokenizer: Any) -> int:
     return next((i for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 
-def _device(device: str) -> torch.device:
+def device_of(device: str) -> torch.device:
+    """Return the device of this name, or of "auto".
+
+    Raises:
+        ModelError: there is none here that computes.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -173,15 +191,29 @@ def _device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype != "auto":
-        return getattr(torch, dtype)
-    return auto_dtype(device)
+def auto_dtype(device: torch.device, config: Any, task: str, *, whole: bool = False) -> torch.dtype:
+    """Return the dtype of a base for which none was asked.
+
+    bfloat16 on a GPU that has it, and on a CPU that multiplies in it for causal language models at least PAYS wide of which
+    nothing trains whole, since what does would be as coarse; else float32.
+
+    Args:
+        device: where it computes.
+        config: of transformers.
+        task: causal-lm, classify or regress; a classifier's head trains whole.
+        whole: whether biases or modules train whole.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    width = getattr(config.get_text_config(), "hidden_size", None) or 0
+    pays = device.type == "cpu" and task == "causal-lm" and width >= PAYS and not whole and multiplies_bfloat16()
+    return torch.bfloat16 if pays else torch.float32
 
 
-def auto_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of a base for which none was asked: bfloat16 on a GPU that has it, else float32."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+def multiplies_bfloat16() -> bool:
+    """Tell whether the CPU has instructions for products in bfloat16: AMX, or AVX-512 BF16."""
+    flags = CPU.read_text("utf-8").split() if CPU.is_file() else ()
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def _outermost(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import lorakit
 from lorakit import Spec
 from lorakit.evaluate import head as heads
 from lorakit.evaluate import score
-from lorakit.evaluate.head import cross_entropy, known_head
+from lorakit.evaluate.head import cross_entropy, known_head, why_plain
 from lorakit.evaluate.score import batch_loss
 
 from .law import within
@@ -151,6 +151,7 @@ def test_what_is_not_known_keeps_the_plain_way(kind: Any) -> None:
     model.load_state_dict(plain.state_dict())
     loss, logits = batch_loss(model, batch(), "causal-lm")
     assert logits is not None
+    assert why_plain(model, batch()["input_ids"]) == "its logits are not what its head makes of the last hidden state"
     want = F.cross_entropy(logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten(), reduction="sum")
     assert float(loss.detach()) == pytest.approx(float(want.detach()), rel=1e-6)
 
@@ -165,6 +166,16 @@ def test_a_hook_on_the_model_itself_is_not_passed_by() -> None:
     model = build("llama")
     model.register_forward_hook(lambda module, args, out: None)
     assert known_head(model, batch()["input_ids"]) is None
+    assert why_plain(model, batch()["input_ids"]) == "a hook on the model itself would be passed by"
+
+
+@pytest.mark.parametrize(("head", "why"), [
+    (None, "its head is not known"), (nn.Bilinear(1, 1, 1), "its head is a Bilinear, not a Linear"),
+    (nn.Linear(32, 97), "its body and its head are not two children of it")], ids=str)  # fmt: skip
+def test_a_head_of_another_form_is_told(head: nn.Module | None, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: head)
+    assert why_plain(model, batch()["input_ids"]) == why
 
 
 def test_looking_at_a_model_leaves_no_trace() -> None:

@@ -1,6 +1,7 @@
 """Training on packed rows: the same losses as on padded ones, seen in the report, refused where it would be wrong."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,27 @@ def test_rows_are_padded_where_packing_was_not_asked_for(settings: dict[str, Any
     told: list[str] = []
     assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["packed"] is False
     assert "note: rows are padded, not packed: a packed row sees the others" in told
+
+
+def test_a_run_tells_whether_its_loss_is_taken_in_chunks(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    settings |= {"steps": 1}
+    assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["logits"] == "in chunks"
+    assert not any("logits" in line for line in told)
+    real = jobs.load
+
+    def hooked(*args: Any, **more: Any) -> Any:
+        loaded = real(*args, **more)
+        loaded.model.register_forward_hook(lambda module, args, out: None)
+        return loaded
+
+    monkeypatch.setattr(jobs, "load", hooked)
+    report = run(TrainSpec(**settings, overwrite=True), Spec(rank=4), say=told.append)
+    assert report["logits"] == "all at once: a hook on the model itself would be passed by"
+    notes = [line for line in told if "logits" in line]
+    assert len(notes) == 1 and re.fullmatch(
+        r"note: the loss is taken of all logits at once, not in chunks: a hook on the model itself would be passed by; "
+        r"those of the largest batch, 8 sequences of \d+ tokens, take [\d,]+ bytes in float32", notes[0])  # fmt: skip
 
 
 def test_tokens_of_padded_rows_are_not_counted() -> None:

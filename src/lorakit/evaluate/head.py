@@ -44,33 +44,53 @@ def known_head(model: Any, ids: Tensor) -> Head | None:
         model: of transformers.
         ids: (batch, tokens) that it is called with; the first few are run, once for each model.
     """
-    # Recorded operations are left as they are; hooks on the model itself would be passed by.
-    if torch.compiler.is_compiling() or model._forward_hooks or model._forward_pre_hooks:
-        return None
+    found = _look(model, ids)
+    return found if isinstance(found, Head) else None
+
+
+def why_plain(model: Any, ids: Tensor) -> str | None:
+    """Return why the loss of a causal language model is not taken in chunks but of all its logits at once; None if it is.
+
+    Args:
+        model: of transformers.
+        ids: (batch, tokens) that it may be called with.
+    """
+    found = _look(model, ids)
+    return found if isinstance(found, str) else None
+
+
+def _look(model: Any, ids: Tensor) -> Head | str:
+    """Return the head, or why it cannot be taken."""
+    if torch.compiler.is_compiling():  # recorded operations are left as they are
+        return "the model is being compiled"
+    if model._forward_hooks or model._forward_pre_hooks:
+        return "a hook on the model itself would be passed by"
     if torch.is_autocast_enabled(ids.device.type):
         narrow = torch.get_autocast_dtype(ids.device.type)
     else:
         narrow = next(model.parameters()).dtype
-    if narrow == torch.float16:  # the gradient is taken before fp16's scaler is known, and would run out of its range
-        return None
+    if narrow == torch.float16:
+        return "its gradient in float16 would run out of range, before the scaler of fp16 is known"
     head = _by_structure(model)
-    if head is None or isinstance(next(model.parameters()), torch._subclasses.FakeTensor):
+    if isinstance(head, str) or isinstance(next(model.parameters()), torch._subclasses.FakeTensor):
         return head  # of values that are not there nothing can be compared
     slot = slot_of(head.layer)
     key = (id(head.layer), id(head.body), tuple(slot._modules) if slot else None)
     if SEEN.get(model, (None, False))[0] != key:
         SEEN[model] = (key, _is_all(model, head, ids))
-    return head if SEEN[model][1] else None
+    return head if SEEN[model][1] else "its logits are not what its head makes of the last hidden state"
 
 
 SEEN: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
 
 
-def _by_structure(model: Any) -> Head | None:
+def _by_structure(model: Any) -> Head | str:
     body, layer = model.base_model, model.get_output_embeddings()
     children = list(model._modules.values())
-    if type(layer) is not nn.Linear or not any(c is layer for c in children) or not any(c is body for c in children):
-        return None
+    if type(layer) is not nn.Linear:
+        return "its head is not known" if layer is None else f"its head is a {type(layer).__name__}, not a Linear"
+    if not any(c is layer for c in children) or not any(c is body for c in children):
+        return "its body and its head are not two children of it"
     return Head(body, layer, _after(model))
 
 

@@ -30,7 +30,7 @@ def open_subject(
         AdapterMismatch: the adapter does not fit it.
     """
     labels = _labels(model, adapter) if task == "classify" else []
-    loaded = load(model, task, labels=labels, dtype=dtype, device=device)
+    loaded = load(model, task, labels=labels, dtype=dtype, whole=bool(adapter and adapter.whole), device=device)
     held = tuple(adapter.whole) if adapter else ()
     random = [m for m in loaded.new_modules if not any(path.startswith(m + ".") for path in held)]
     if random:

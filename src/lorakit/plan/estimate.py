@@ -42,6 +42,7 @@ class Work:
         packed: tokens of each sequence, where they lie one after the other instead.
         accumulate: passes of one step.
         base_dtype: auto, float32, bfloat16 or float16.
+        auto: what "auto" is on a CPU; on a GPU it is bfloat16.
         mixed: no, bf16 or fp16.
         checkpointing: what is computed again, as `recompute` takes it.
     """
@@ -52,12 +53,15 @@ class Work:
     packed: tuple[int, ...] = ()
     accumulate: int = 1
     base_dtype: str = "auto"
+    auto: torch.dtype = torch.float32
     mixed: str = "no"
     checkpointing: str = ""
 
     def dtype(self, gpu: bool) -> torch.dtype:
         """Return the dtype of the base on such a device, as training chooses it."""
-        return getattr(torch, ("bfloat16" if gpu else "float32") if self.base_dtype == "auto" else self.base_dtype)
+        if self.base_dtype == "auto":
+            return torch.bfloat16 if gpu else self.auto
+        return getattr(torch, self.base_dtype)
 
     def step(self, task: str, gpu: bool) -> Step:
         """Return the shape of one pass on such a device."""

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from lorakit.data.batches import Batches
 from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import ModelError, SpecError
 from lorakit.evaluate.packing import why_not
 from lorakit.evaluate.subject import encode
-from lorakit.models import Loaded, locate, quiet
+from lorakit.models import Loaded, auto_dtype, locate, quiet
 from lorakit.plan import devices
 from lorakit.plan.estimate import Plan, Work, make
 from lorakit.plan.skeleton import Skeleton, skeleton
@@ -45,7 +47,7 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
     base = skeleton(asked.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, run.max_length, labels, asked.loss_on) if rows else None
     batches = batches_of(run, base, examples) if examples else None
-    plan = make(base, spread(base, spec, run), work_of(run, base, batches))
+    plan = make(base, spread(base, spec, run), work_of(run, base, spec, batches))
     out = {**described(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
     chosen = devices.all_devices() if asked.device is None else [device]
     table = [{"device": d.name, "size": d.size, "usable": d.usable, "methods": plan.fits(d)}
@@ -75,7 +77,7 @@ def summary(out: dict[str, Any]) -> str:
     """Return the plan in one line."""
     peak, usable = out["memory"]["peak"], out["usable_bytes"]
     text = (f"plan: {out['trainable_parameters']:,} of {out['total_parameters']:,} parameters train, "
-            f"an adapter file of {size(out['adapter_bytes'])}")  # fmt: skip
+            f"an adapter file of {size(out['adapter_bytes'])}, the base in {out['base_dtype']}")  # fmt: skip
     if peak is not None:
         text += (f"; {out['batch']} x {out['length']:,} tokens need {size(peak)} "
                  f"of the {size(usable)} that {out['device']} has for tensors")  # fmt: skip
@@ -116,7 +118,7 @@ def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
 
-def work_of(run: Any, base: Skeleton, batches: Batches | None) -> Work:
+def work_of(run: Any, base: Skeleton, spec: Spec, batches: Batches | None) -> Work:
     """Return what a run does at once: the largest of its batches, or without rows the largest that there could be."""
     sizes: dict[str, Any] = {"batch": run.batch_size, "length": run.max_length or min(LENGTH, base.max_length or LENGTH)}
     if batches is not None:
@@ -125,8 +127,16 @@ def work_of(run: Any, base: Skeleton, batches: Batches | None) -> Work:
         sizes = {"batch": rows, "length": width, "padded": any(batches.lengths[i] != width for i in batches[k])}
         if batches.packed:
             sizes |= {"packed": tuple(batches.lengths[i] for i in batches[k])}
-    return Work(**sizes, accumulate=run.accumulate, base_dtype=run.base_dtype, mixed=run.mixed_precision,
+    auto = torch.float32
+    if base.runs:
+        auto = auto_dtype(torch.device("cpu"), base.model.config, base.task, whole=trains_whole(spec))
+    return Work(**sizes, accumulate=run.accumulate, base_dtype=run.base_dtype, auto=auto, mixed=run.mixed_precision,
                 checkpointing=run.checkpointing)  # fmt: skip
+
+
+def trains_whole(spec: Spec) -> bool:
+    """Tell whether parameters of the base train as they are, in its dtype."""
+    return spec.bias != "none" or bool(spec.whole_modules)
 
 
 def tokenised(

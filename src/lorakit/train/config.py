@@ -58,7 +58,8 @@ class TrainSpec:
     rank_budget: int | None = option(None, "values of A and B that --ranks spreads (default: those of --rank)", type=int)
     base_dtype: str = option(
         "auto",
-        "dtype of the frozen base; a head that is trained whole has it too",
+        "dtype of the frozen base; a head that is trained whole has it too. auto: bfloat16 on a GPU that has it, and on a "
+        "CPU with AMX or AVX-512 BF16 for causal-lm at least 256 wide of which nothing trains whole; else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     target_rank: int | None = option(None, "AdaLoRA: average rank at the end (default: half of --rank)", type=int)

@@ -22,15 +22,17 @@ from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, OutputError, PlanError, SpecError
+from lorakit.evaluate.head import why_plain
 from lorakit.evaluate.packing import leaks, packing, why_not
 from lorakit.evaluate.score import evaluate
 from lorakit.evaluate.subject import encode
 from lorakit.inits import looks_at_data
-from lorakit.models import TASK_TYPES, Loaded, load, pad_id
+from lorakit.models import TASK_TYPES, Loaded, auto_dtype, device_of, load, pad_id
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
-from lorakit.plan.report import batches_of, described, summary, tokenised, work_of
+from lorakit.plan.report import batches_of, described, summary, tokenised, trains_whole, work_of
 from lorakit.plan.skeleton import Skeleton, skeleton
+from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks import EXPLAINED, schedule
 from lorakit.spec import Spec
 from lorakit.suggestion import suggest
@@ -128,10 +130,11 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
                         advice="Nothing was started.")  # fmt: skip
     base = skeleton(settings.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
-    planned = plan_first(settings, spec, base, examples, say)
+    dtype = _base_dtype(settings, base, spec)
+    planned = plan_first(replace(settings, base_dtype=dtype), spec, base, examples, say)
     say(f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out")
     random.seed(settings.seed)
-    loaded = load(settings.model, task, labels=labels, dtype=settings.base_dtype, device=settings.device, seed=settings.seed)
+    loaded = load(settings.model, task, labels=labels, dtype=dtype, device=settings.device, seed=settings.seed)
     longest = min(512, loaded.max_length) if settings.max_length is None else settings.max_length
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
     packed = _is_packed(loaded.model, examples, settings, task, say)
@@ -165,12 +168,14 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     )
     if spec.delta == "adalora" and adapter.deltas:
         budget_of(adapter, settings, job.steps)  # refuses what it could not keep
+    logits = _logits(job, say) if task == "causal-lm" else None
     shared = _shared(rows, held_out)
     if shared:
         say(f"note: {shared:,} held-out rows also stand in the training data")
     facts = {
         "model": settings.model, "model_name": loaded.name, "task": task, "labels": labels, "rows": len(rows),
-        "rows_held_out": len(held_out or ()), "packed": packed,
+        "rows_held_out": len(held_out or ()), "packed": packed, "logits": logits,
+        "base_dtype": dtype,
         "rows_cut": cut, "rows_repeated": rows.repeated, "rows_shared": shared, "max_length": longest, "lr": lr,
         "trainable_parameters": covered.trainable_parameters, "total_parameters": covered.total_parameters,
         "adapted_modules": len(covered.modules), "coverage": covered.to_dict(), "spec": adapter.spec.to_dict(),
@@ -188,7 +193,7 @@ def plan_first(
     Raises:
         SpecError: its largest batch does not fit into the memory of this machine.
     """
-    plan = make(base, spec, work_of(settings, base, batches_of(settings, base, examples)))
+    plan = make(base, spec, work_of(settings, base, spec, batches_of(settings, base, examples)))
     try:
         told = described(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
@@ -243,6 +248,37 @@ def _first(examples: Sequence[Example], settings: TrainSpec, pad: int, device: t
     """Return the batches that the run begins with, as the model is called with them for a loss."""
     order = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed, settings.batch_tokens)
     return [collate([examples[i] for i in order[k]], pad, device) for k in range(min(FIRST, order.per_epoch))]
+
+
+def _logits(job: Job, say: Callable[[str], None]) -> str:
+    """Return whether the loss is taken in chunks; where it is not, say so, with what that takes."""
+    ids, mixed = job.batch(job.examples[:1])["input_ids"], job.settings.mixed_precision
+    with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):
+        why = why_plain(job.model, ids)
+    if why is None:
+        return "in chunks"
+    k = job.batches.longest(0, job.batches.per_epoch)
+    rows, length = job.batches.shape(k)
+    size = 4 * job.batches.width(k) * job.model.config.get_text_config().vocab_size
+    say(f"note: the loss is taken of all logits at once, not in chunks: {why}; those of the largest batch, {rows} sequences of "
+        f"{length:,} tokens, take {size:,} bytes in float32")  # fmt: skip
+    return f"all at once: {why}"
+
+
+def _base_dtype(settings: TrainSpec, base: Skeleton, spec: Spec) -> str:
+    """Return the dtype of the base: as asked, else as the run took it that is resumed, wherever it goes on, else by rule."""
+    if settings.base_dtype != "auto":
+        return settings.base_dtype
+    try:
+        earlier = json.loads((Path(settings.output) / RUN).read_text()) if settings.resume else {}
+    except ValueError:  # damaged: what compares the settings says so
+        earlier = {}
+    chosen = auto_dtype(device_of(settings.device), base.model.config, base.task, whole=trains_whole(spec))
+    return earlier.get("base_dtype", _name(chosen))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def versions() -> dict[str, str]:
