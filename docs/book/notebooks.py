@@ -22,10 +22,11 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def ran(path: Path) -> list[dict[str, Any]]:
-    """Return the cells as they were run, where that was done with these very cells; else as they are."""
+    """Return the cells as they were run, where that was done with these very cells and none failed; else as they are."""
     there, plain = RUN / path.name, cells(path)
     given = cells(there) if there.is_file() else []
-    return given if [source(cell) for cell in given] == [source(cell) for cell in plain] else plain
+    failed = any(out["output_type"] == "error" for cell in given for out in cell.get("outputs", ()))
+    return plain if failed or [source(cell) for cell in given] != [source(cell) for cell in plain] else given
 
 
 def fenced(text: str, language: str) -> str:

@@ -182,3 +182,11 @@ def test_outputs_of_other_cells_are_not_shown(tmp_path: Path, monkeypatch: pytes
     ran.write_text(ran.read_text().replace("draw", "drew"))
     monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
     assert "old" not in notebooks.page(path, "1", {}, [])
+
+
+def test_outputs_of_a_run_that_failed_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "run").mkdir()
+    path = notebook(tmp_path / "1.ipynb")
+    notebook(tmp_path / "run" / "1.ipynb", outputs=[{"output_type": "stream", "text": ["half"]}, {"output_type": "error"}])
+    monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
+    assert "half" not in notebooks.page(path, "1", {}, [])
