@@ -5,6 +5,7 @@ from typing import Any
 
 from lorakit.plots.canvas import INK, SIGNS, figure, grid
 
+NAMED = 48  # nodes of a layer up to which each carries its name
 LABELLED = 16  # edges between two layers up to which each carries its number
 
 
@@ -75,24 +76,26 @@ def layers(
             if numbered:
                 # Where edges that leave one node have spread as far as those of its neighbour: no two numbers meet.
                 t = 1 / (len(nodes[at + 1]) + 1) if small else 0.3
-                text = f"{value:.2f}".removesuffix(".00")
+                text = f"{0.0 if abs(value) < 0.005 else value:.2f}".removesuffix(".00")
                 ax.text(at + t, start + t * (end - start), text, ha="center", va="center", fontsize=9, color=colour,
                         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8}, zorder=2)  # fmt: skip
     for at, (side, where) in enumerate(zip(nodes, place, strict=True)):
-        size = 620 if small else max(24, min(420, 9000 / max(len(side), 1) ** 1.3))
+        size = 620 if small or len(side) <= 8 else 40
         ax.scatter([at] * len(side), [where[n] for n in side], s=size, color="white", edgecolor=INK, linewidth=1.2, zorder=3)
-        if len(side) <= 24:
-            for n in side:
-                ax.text(
-                    at,
-                    where[n],
-                    f"{names[at]}{n + 1}",
-                    ha="center",
-                    va="center",
-                    fontsize=9 if small else 6,
-                    color=INK,
-                    zorder=4,
-                )
+        # In large nodes the name stands inside, beside small ones outside; where there are very many, none.
+        inside = size > 100
+        off, align = (0.0, "center") if inside else (-0.03, "right") if at == 0 else (0.03, "left")
+        for n in side if len(side) <= NAMED else []:
+            ax.text(
+                at + off,
+                where[n],
+                f"{names[at]}{n + 1}",
+                ha=align,
+                va="center",
+                fontsize=9 if inside else 7,
+                color=INK,
+                zorder=4,
+            )
         if len(side) < counts[at] or not small:
             ax.text(
                 at,

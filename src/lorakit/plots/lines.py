@@ -24,7 +24,7 @@ def spectrum(ax: Any, rows: Sequence[dict[str, Any]], *, title: str = "singular 
     ax.set(xlabel="direction", ylim=(0, 1.05))
     ax.set_title(title, fontsize=11)
     if lines:
-        ax.legend(fontsize=8, loc="lower left")
+        ax.legend(fontsize=8, loc="upper right")
         longest = max(len(one) for many_of in lines.values() for one in many_of)
         ax.set_xticks(range(1, longest + 1, max(1, longest // 8)))
 

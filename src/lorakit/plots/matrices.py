@@ -67,9 +67,14 @@ def in_a_row(
     Raises:
         MissingExtra: matplotlib is not installed.
     """
+    import numpy as np
+
     grids = {name: grid(rows) for name, rows in matrices.items()}
     alike = set(grids) if same_scale is True else set(same_scale or ())
-    shared = max((abs(grids[name]).max() for name in alike), default=0.0)
+    numbered = max(max(table.shape) for table in grids.values()) <= 5  # wider cells than a number of three digits
+    # Of a large matrix a few outliers would leave all the rest white: they share the darkest colour.
+    tops = {name: float(np.quantile(abs(table), 1.0 if numbered else 0.995)) or 1.0 for name, table in grids.items()}
+    tops |= dict.fromkeys(alike, max((tops[name] for name in alike), default=1.0))
     # Inches: the longest side has 2.1, no side less than a quarter of that, and between two there is room for a sign.
     longest, gap, low = max(max(table.shape) for table in grids.values()), 0.5, 0.55 if title else 0.3
     sides = [[2.1 * max(n / longest, 0.25) for n in table.shape] for table in grids.values()]
@@ -81,12 +86,11 @@ def in_a_row(
     for number, ((name, table), (height, width)) in enumerate(zip(grids.items(), sides, strict=True)):
         below = 0.5 + (tallest - height) / 2
         ax = drawn.add_axes((at / wide, below / high, width / wide, height / high))
-        top = (shared if name in alike else abs(table).max()) or 1.0
-        numbered = longest <= 5  # wider cells than a number of three digits
+        top = tops[name]
         # Paler than the ends of the map where numbers stand in the cells.
         reach = top * 1.6 if numbered else top
         heat(ax, table.tolist(), title=name, form=".3g", low=-reach, high=reach, colours=SIGNS, bar=False)
-        ax.set_xlabel(f"{len(table):,} × {table.shape[1]:,}" + ("" if numbered else f"\n±{top:.2g}"), fontsize=9)
+        ax.set_xlabel(f"{len(table):,} × {table.shape[1]:,}" + ("" if numbered else f"\ncolours to ±{top:.2g}"), fontsize=9)
         ax.set_xticks([])
         ax.set_yticks([])
         if number and number <= len(signs):
