@@ -71,6 +71,7 @@ def test_it_draws_by_the_library_alone(path: Path):
 
 @pytest.mark.slow
 @notebooks
+@pytest.mark.timeout(900)  # where others work on the same cores
 def test_it_runs(path: Path, tmp_path: Path):
     done = executed(tmp_path, path)
     assert done.returncode == 0, done.stdout + done.stderr
