@@ -59,7 +59,7 @@ def main() -> None:
         real = taken(setting, 2 if brief else 5)
         runs.append({"side": setting.model, "told": guess, "taken": real, "ratio": real / guess, "planning": planning})
         print(runs[-1], flush=True)
-    write("plan_time", __doc__, quick=brief, runs=runs, one_row_a_run=True,
+    write("plan_time", __doc__, quick=brief, runs=runs, one_row_a_run=True, notes=[],
           measures={"told": ["told, s", ".3f"], "taken": ["taken, s", ".3f"], "ratio": ["taken / told", ".2f"],
                     "planning": ["planning, s", ".2f"]})  # fmt: skip
 
