@@ -37,7 +37,7 @@ def of_blocks(model: nn.Module, step: Step) -> Trace:
     for count in (FEW, FEW + 1):
         with _cut(blocks, run, count):
             traces.append(trace(model, step))
-    return _grown(*traces, len(run) - FEW) or trace(model, step)
+    return _grown(traces[0], traces[1], len(run) - FEW) or trace(model, step)
 
 
 def repeated(model: Any) -> tuple[nn.ModuleList, range] | None:
