@@ -37,7 +37,7 @@ def attention(found: Compared, *, layer: int | None = None, head: int | None = N
     _map(first, before, found.tokens, title=f"before: {named}", high=top)
     _map(second, after, found.tokens, title=f"after: {named}", high=top)
     _map(third, gap, found.tokens, title=f"after - before ({apart:.3f} bits apart)", low=-far, high=far, colours="RdBu_r")
-    heat(fourth, found.distance.tolist(), title=f"how far each head moved, in bits (mean {found.mean:.3f})", form=".2g",
+    heat(fourth, found.distance.tolist(), title=f"how far each head moved, in bits (mean {found.mean:.3f})", form=".3f",
          rows=[str(i) for i in range(layers)], columns=[str(i) for i in range(heads)])  # fmt: skip
     fourth.set(xlabel="head", ylabel="layer")
     if title:
