@@ -37,11 +37,14 @@ def execute(path: Path, output: Path, limit: float) -> str:
     """Run one notebook and write it to a folder; returns what went wrong, or nothing."""
     import nbclient
     import nbformat
+    from traitlets.config import Config
 
     notebook: Any = nbformat.read(path, as_version=4)
     failed = ""
     with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
-        client = nbclient.NotebookClient(notebook, timeout=limit, kernel_name="python3",
+        # Sockets in the file system: no other user of the machine can listen, as one could on a port.
+        sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(folder) / "kernel")}})
+        client = nbclient.NotebookClient(notebook, timeout=limit, kernel_name="python3", config=sockets,
                                          resources={"metadata": {"path": folder}})  # fmt: skip
         try:
             client.execute()
@@ -75,7 +78,8 @@ def main() -> int:
     for path in asked.notebooks:
         started = time.monotonic()
         failed = execute(path, asked.output, asked.limit)
-        print(f"{path.name}  {time.monotonic() - started:.0f} s  {'FAILED' if failed else asked.output / path.name}")
+        told = "FAILED" if failed else asked.output / path.name
+        print(f"{path.name}  {time.monotonic() - started:.0f} s  {told}", flush=True)
         if failed:
             print(failed, file=sys.stderr)
             wrong = 1

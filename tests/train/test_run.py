@@ -433,7 +433,9 @@ def test_a_run_spreads_its_ranks(ranks: str, settings: dict[str, Any]) -> None:
     spec = Spec(rank=4)
     plain = prepare(TrainSpec(**settings), spec).job.adapter
     chosen = prepare(TrainSpec(**settings, ranks=ranks), spec).job.adapter
-    few = prepare(TrainSpec(**settings, ranks=ranks, rank_budget=plain.parameters_count // 3), spec).job.adapter
+    asked = prepare(TrainSpec(**settings, ranks=ranks, rank_budget=plain.parameters_count // 3), spec)
+    few, planned = asked.job.adapter, asked.facts["plan"]["trainable_parameters"]
+    assert planned == few.parameters_count if ranks == "top-heavy" else planned <= plain.parameters_count // 3
     assert 0 < few.parameters_count <= plain.parameters_count // 3 < chosen.parameters_count <= plain.parameters_count
     if ranks == "suggested":
         assert len(few.deltas) < len(chosen.deltas) < len(plain.deltas)

@@ -30,7 +30,7 @@ from lorakit.inits import looks_at_data
 from lorakit.models import TASK_TYPES, Loaded, auto_dtype, device_of, load, pad_id
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
-from lorakit.plan.report import batches_of, described, summary, tokenised, trains_whole, work_of
+from lorakit.plan.report import batches_of, described, spread, summary, tokenised, trains_whole, work_of
 from lorakit.plan.skeleton import Skeleton, skeleton
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks import EXPLAINED, schedule
@@ -193,7 +193,7 @@ def plan_first(
     Raises:
         SpecError: its largest batch does not fit into the memory of this machine.
     """
-    plan = make(base, spec, work_of(settings, base, spec, batches_of(settings, base, examples)))
+    plan = make(base, spread(base, spec, settings), work_of(settings, base, spec, batches_of(settings, base, examples)))
     try:
         told = described(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
