@@ -75,7 +75,8 @@ def skeleton(name: str, task: str = "auto", labels: int = 2) -> Skeleton:
     except (OSError, ValueError, KeyError) as error:
         line = next((text for text in str(error).splitlines() if text.strip()), type(error).__name__)
         raise ModelError(f"{name} cannot be loaded: {line}",
-                         advice=f"Name a folder, a hub id within reach, or a card: {', '.join(CARDS)}.") from error  # fmt: skip
+                         advice=f"Name a folder, a hub id within reach, or a card: {', '.join(PREFIX + c for c in CARDS)}."
+                         ) from error  # fmt: skip
     held = set(_headers(_weight_files(Path(where)))) or None
     return _from_config(config, name, task, labels, held)
 
