@@ -61,7 +61,7 @@ def losses(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], l
         with monkeypatch.context() as patch:
             if plain:
                 patch.setattr(score, "known_head", lambda *args: None)
-            patch.setattr(heads, "VALUES", 97 * 16)  # several chunks
+            patch.setattr(heads, "WORK", 1)  # several chunks
             loss, logits = batch_loss(model, batch(), "causal-lm")
             assert (logits is None) is not plain
             trained = [p for p in model.parameters() if p.requires_grad]
@@ -76,7 +76,7 @@ def close(got: list[Tensor], want: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_loss_and_gradients_are_those_of_the_plain_expression(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "VALUES", 50 * 16)  # chunks of 16 rows, the last one shorter
+    monkeypatch.setattr(heads, "WORK", 1)  # chunks of 16 rows, the last one shorter
     labels = torch.randint(0, 50, (70,), generator=torch.Generator().manual_seed(2))
     parts = [randn(70, 12, seed=1).to(dtype), randn(50, 12, seed=2).to(dtype), randn(50, seed=3).to(dtype)]
 
@@ -211,7 +211,7 @@ def test_the_peak_is_a_fifth_of_the_plain_one(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_the_losses_of_rows_add_up_to_that_of_the_batch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
-    monkeypatch.setattr(heads, "VALUES", 97 * 16)
+    monkeypatch.setattr(heads, "WORK", 1)
     with torch.no_grad():
         rows, whole = batch_loss(model, batch(), "causal-lm", by_row=True)[0], batch_loss(model, batch(), "causal-lm")[0]
         monkeypatch.setattr(score, "known_head", lambda *args: None)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from lorakit.slot import slot_of
 
-VALUES = 1 << 23  # logits of one chunk: 32 MiB in float32
+WORK = 1 << 26  # bytes that one chunk may take: 64 MiB
 LOOKED_AT = 8  # tokens of the first batch that the model's own forward is compared on
 
 
@@ -182,7 +182,7 @@ def rows_of(head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int
     """
     flat = targets.flatten()
     at = (flat != ignored).nonzero().squeeze(1)
-    x, size = _hidden(head, inputs).flatten(0, 1), chunk_rows(head.layer.out_features)
+    x, size = _hidden(head, inputs).flatten(0, 1), chunk_rows(head.layer.out_features, head.layer.weight.dtype)
     total = torch.zeros(len(targets), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32, device=x.device)
     for part in at.split(size):
         losses = F.cross_entropy(head.after(head.layer(x[part])).to(total.dtype), flat[part], reduction="none")
@@ -202,7 +202,7 @@ def cross_entropy(x: Tensor, labels: Tensor, layer: nn.Linear, after: Callable[[
     Returns:
         The sum over rows, float32 (float64 in float64); gradients go to x and to the layer's parameters, once.
 
-    Cost: memory for the logits of VALUES / out rows, whatever n is.
+    Cost: 64 MiB for the logits of a chunk and what the loss makes of them, whatever n is.
 
     >>> layer = nn.Linear(2, 3, bias=False)
     >>> _ = nn.init.zeros_(layer.weight)
@@ -213,9 +213,12 @@ def cross_entropy(x: Tensor, labels: Tensor, layer: nn.Linear, after: Callable[[
     return _Chunked.apply(x, labels, layer, after, torch.is_grad_enabled() and x.requires_grad, *trained)
 
 
-def chunk_rows(width: int) -> int:
-    """Return how many rows are taken at once by a head of so many outputs."""
-    return max(16, VALUES // width)
+def chunk_rows(width: int, dtype: torch.dtype) -> int:
+    """Return how many rows are taken at once by a head of so many outputs.
+
+    In float32 the loss works in the memory of the logits; in 16 bits it needs a copy in float32 and their gradient besides.
+    """
+    return max(16, WORK // (width * (4 if dtype == torch.float32 else 8)))
 
 
 class _Chunked(torch.autograd.Function):
@@ -227,7 +230,7 @@ class _Chunked(torch.autograd.Function):
         gx = torch.empty_like(x) if to_x else None
         # Sums of many chunks are kept in float32.
         sums = [torch.zeros_like(p, dtype=wide) for p in trained]
-        rows = chunk_rows(layer.out_features)
+        rows = chunk_rows(layer.out_features, x.dtype)
         for start in range(0, len(x), rows):
             part = x[start : start + rows].detach().requires_grad_(to_x)
             with torch.set_grad_enabled(to_x or bool(trained)):

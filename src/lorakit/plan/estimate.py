@@ -215,7 +215,7 @@ class Plan:
             return Curve([(n, self.traced(replace(step, **{what: n}), full=full).timeline) for n in sizes])
 
         # A loss of more than one chunk holds no more logits, whatever the size, so from there on another curve holds.
-        edge = max(1, chunk_rows(self._vocabulary) // (step.length if what == "batch" else step.batch))
+        edge = max(1, chunk_rows(self._vocabulary, step.dtype) // (step.length if what == "batch" else step.batch))
         low, high = 2 * edge, min(8 * edge, most)
         if step.task != "causal-lm" or high - low < len(sizes):
             return through(sizes)
