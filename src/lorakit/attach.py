@@ -20,7 +20,7 @@ from lorakit.slot import State, base_parameters, exchange, find_state, own_modul
 from lorakit.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec, matches
 from lorakit.targets import Place, check_parts, places, select, short_names, spelled, whole
-from lorakit.vocabulary import new_rows, tied
+from lorakit.vocabulary import new_rows, tied, twins
 
 
 def attach(
@@ -131,6 +131,7 @@ def _new(model: nn.Module, spec: Spec, known: Mapping[str, Place], seed: int, ba
         more: Any = {"alpha": settings.alpha, "dropout": settings.dropout, "scale_rule": settings.scale_rule,
                      "kind": place.site.kind, "kernel": place.site.kernel(place.layer), "rows": place.site.rows}  # fmt: skip
         deltas[n] = kind.start(A, M, generator, **shared, **more) if B is None else Moved(A, B, **more)
+    deltas |= twins(model, spec, known, resolved, deltas)
     deltas |= new_rows(model, spec, known, (*chosen, *modules))
     deltas = {n: deltas[n] for n in known if n in deltas}
     inside = tuple(f"{n}." for n in modules)

@@ -87,6 +87,7 @@ class Spec:
     parts: Mapping[str, Mapping[str, int]] = option(
         dict, "rows of fused layers, where the model class does not tell: {pattern: {part: rows, ..., groups: 1}}", flag=False
     )
+    tie: bool = option(False, "one pair of factors for an embedding and what shares its weight: merging keeps them tied")
     dtype: str = option("float32", "dtype of the adapter's parameters", choices=DTYPES)
     overrides: Mapping[str, Mapping[str, Any]] = option(
         dict, "other settings for names matching a pattern: {pattern: {field: value}}, the first match counts", flag=False
@@ -99,9 +100,8 @@ class Spec:
                 several = isinstance(value, Iterable) and not isinstance(value, str)
                 object.__setattr__(self, name, tuple(cast(Iterable[Any], value)) if several else (value,))
         rows: Any = self.token_rows
-        if isinstance(rows, Mapping):
-            rows = {name: _ids(ids) for name, ids in cast(Mapping[Any, Any], rows).items()}
-        object.__setattr__(self, "token_rows", _ids(rows))
+        rows = {n: _ids(ids) for n, ids in cast(Mapping[Any, Any], rows).items()} if isinstance(rows, Mapping) else _ids(rows)
+        object.__setattr__(self, "token_rows", rows)
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(f"{many(len(faults), 'fault')} in the spec.", faults, "Nothing was attached.")
@@ -114,6 +114,8 @@ class Spec:
         for name, allowed in (("delta", KINDS), ("bias", BIASES), ("dtype", DTYPES)):
             if getattr(self, name) not in allowed:
                 yield name, f"{getattr(self, name)!r} is none of {', '.join(allowed)}"
+        if type(self.tie) is not bool:
+            yield "tie", f"True or False is needed, got {self.tie!r}"
         for name in ("targets", "exclude", "whole_modules"):
             value = getattr(self, name)
             for pattern in (value,) if isinstance(value, str) else value:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorakit.delta import Delta, LowRank
 from lorakit.deltas.moved import Moved
+from lorakit.deltas.twin import Twin
 from lorakit.errors import SpecError
 from lorakit.svd import leading_range, shared_evenly
 
@@ -115,7 +116,7 @@ def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor
 
 def is_plain(delta: Delta) -> TypeGuard[LowRank]:
     """Tell whether what a delta adds is `scale * B @ A` and nothing else, so that its factors say all."""
-    return type(delta).matrix is LowRank.matrix
+    return type(delta).matrix in (LowRank.matrix, Twin.matrix)
 
 
 def factorize(M: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
-"""Which rows of an embedding train by themselves, and which layers change with it because they share its weight."""
+"""Which rows of an embedding train by themselves, and which layers change with an embedding because they share its weight."""
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.delta import Delta
 from lorakit.deltas.tokens import Tied, TokenRows
-from lorakit.errors import AdapterMismatch, TargetError, many
+from lorakit.deltas.twin import Twin
+from lorakit.errors import AdapterMismatch, SpecError, TargetError, many
+from lorakit.inits import STARTS
 from lorakit.slot import base_parameters
-from lorakit.spec import Spec, matches
+from lorakit.spec import Settings, Spec, matches
 from lorakit.targets import Place
 
 
@@ -121,3 +124,50 @@ def tied(model: nn.Module, adapter: Adapter, known: Mapping[str, Place]) -> dict
     if faults:
         raise AdapterMismatch("Rows of a shared weight cannot be trained beside this.", faults, "Nothing was attached.")
     return {n: Tied(rows[of], known[n].site.kind) for n, of in shared.items()}
+
+
+def twins(model: nn.Module, spec: Spec, known: Mapping[str, Place], resolved: Mapping[str, Settings],
+          deltas: Mapping[str, Any]) -> dict[str, Delta]:  # fmt: skip
+    """Return the deltas of layers that `spec.tie` gives the factors of an embedding whose weight they share.
+
+    Args:
+        model: any module.
+        spec: what is asked.
+        known: what can be adapted.
+        resolved: settings of what is adapted, by name.
+        deltas: of the embeddings, by name.
+
+    Raises:
+        SpecError: no weight is shared by an embedding, not all that share one are adapted, or not alike; all are named.
+    """
+    if not spec.tie:
+        return {}
+    own, holders = dict(base_parameters(model)), dict[int, list[str]]()
+    for n, place in known.items():
+        if place.path in own and not place.is_part:
+            holders.setdefault(id(own[place.path]), []).append(n)
+    groups = [sorted(g, key=lambda n: known[n].site.kind != "embedding") for g in holders.values() if len(g) > 1]
+    groups = [g for g in groups if known[g[0]].site.kind == "embedding"]
+    groups = [g for g in groups if any(n in resolved for n in g)] or groups
+    faults = [] if groups else [f"{type(model).__name__}   has no embedding that shares its weight with another layer"]
+    for first, *rest in groups:
+        faults += [f"{n}   shares a weight with {rest[0] if n == first else first}, and is not adapted: name both as targets"
+                   for n in (first, *rest) if n not in resolved]  # fmt: skip
+        faults += [f"{n}   {fault}" for n in rest for fault in _unlike(first, n, known[n].site.kind, resolved)]
+        start = STARTS[resolved[first].init] if first in resolved else None
+        if spec.delta != "lora" or start:
+            how = f"delta {spec.delta!r}" if spec.delta != "lora" else f"init {resolved[first].init!r}"
+            faults.append(f"{first}   {how}: one pair for both is plain low rank, started by kaiming, gaussian or orthogonal")
+    if faults:
+        raise SpecError("tie: one pair of factors for a shared weight is not possible here.", faults, "Nothing was attached.")
+    return {n: Twin(deltas[first], known[n].site.kind, resolved[n].dropout) for first, *rest in groups for n in rest}
+
+
+def _unlike(first: str, name: str, kind: str, resolved: Mapping[str, Settings]) -> Iterator[str]:
+    if kind not in ("embedding", "linear"):
+        yield f"shares the weight of {first}, and is of kind {kind}: an embedding and linear layers can have one pair"
+    if first in resolved and name in resolved:
+        there, here = asdict(resolved[first]), asdict(resolved[name])
+        # Dropout is of an input, not of the change.
+        if unlike := [f"{k} {v!r}" for k, v in here.items() if v != there[k] and k != "dropout"]:
+            yield f"has {', '.join(unlike)}, {first} has {', '.join(f'{there[u.split()[0]]!r}' for u in unlike)}"

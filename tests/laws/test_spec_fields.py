@@ -26,6 +26,12 @@ def deltas(**fields: Any) -> list[Any]:
     return list(attached(**fields)[1].deltas.values())
 
 
+def shared(**fields: Any) -> list[Any]:
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    model[1].weight = model[0].weight
+    return list(lorakit.attach(model, Spec(rank=2, targets=["0", "1"], **fields)).deltas.values())
+
+
 QUERY = "bert.encoder.layer.0.attention.self.query"
 # field -> (what it is flipped to, what must be so then, and not before)
 FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
@@ -42,6 +48,7 @@ FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
     "whole_modules": (["classifier"], lambda **f: [*attached(**f)[1].whole] == ["classifier.weight", "classifier.bias"]),
     "token_rows": ((3, 5), lambda **f: "bert.embeddings.word_embeddings" in attached(**f)[1].deltas),
     "parts": ({"query": {"one": 6, "two": 10}}, lambda **f: f"{QUERY}.one" in places(bert(), f.get("parts"))),
+    "tie": (True, lambda **f: [sum(1 for _ in d.parameters()) for d in shared(**f)] == [2, 0]),
     "dtype": ("bfloat16", lambda **f: {p.dtype for p in attached(**f)[1].parameters()} == {torch.bfloat16}),
     "overrides": ({"query": {"rank": 4}}, lambda **f: [d.rank for d in deltas(**f)] == [4, 2, 4, 2]),
 }

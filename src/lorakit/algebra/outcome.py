@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.anatomy import matrices_of
 from lorakit.delta import Delta, LowRank
+from lorakit.deltas.twin import Twin
 from lorakit.errors import SpecError, many
 from lorakit.formats.peft_config import asked, spelled_out
 from lorakit.spec import Spec
@@ -113,16 +114,24 @@ def built(
     like: Mapping[str, Delta], spec: Spec, factors: Mapping[str, Factors], whole: Mapping[str, Tensor],
     provenance: Mapping[str, Any], dtype: torch.dtype,
 ) -> Adapter:  # fmt: skip
-    """Return the adapter of these factors: plain low rank, scale 1, other settings as in `like` and `spec`."""
-    deltas = {}
+    """Return the adapter of these factors: plain low rank, scale 1, other settings as in `like` and `spec`.
+
+    A Twin in `like` that no factors are given for goes with its embedding's.
+    """
+    deltas: dict[str, LowRank] = {}
     for name, pair in factors.items():
         A, B = stored(pair, dtype)
         model = like[name]
         deltas[name] = LowRank(A, B, alpha=float(A.shape[-2]), dropout=model.dropout, kind=model.kind,
                                kernel=model.kernel, rows=model.rows)  # fmt: skip
+    known = {id(delta): name for name, delta in like.items()}
+    twins = {n: Twin(deltas[of], d.kind, d.dropout) for n, d in like.items()
+             if isinstance(d, Twin) and n not in factors and (of := known.get(id(d.of), "")) in deltas}  # fmt: skip
+    deltas |= twins
     ranks = Counter(delta.rank for delta in deltas.values())
     rank = ranks.most_common(1)[0][0] if ranks else spec.rank
     plain = replace(spec, delta="lora", rank=rank, alpha=float(rank), scale_rule="alpha/rank", targets=tuple(deltas) or "none",
-                    exclude=(), overrides={}, token_rows=(), dtype=str(dtype).removeprefix("torch."))  # fmt: skip
+                    exclude=(), overrides={}, token_rows=(), tie=bool(twins),
+                    dtype=str(dtype).removeprefix("torch."))  # fmt: skip
     plain = spelled_out(plain, {name: asked(delta) for name, delta in deltas.items()})
     return Adapter(plain, deltas, {path: nn.Parameter(t.detach().clone()) for path, t in whole.items()}, provenance)

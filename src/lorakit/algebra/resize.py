@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.algebra.combine import book_product, size_faults
 from lorakit.algebra.outcome import Ledger, Outcome, built, changes_of, pooled
+from lorakit.deltas.twin import Twin
 from lorakit.errors import SpecError, many
 from lorakit.spectra import rank_for, singular_values
 
@@ -44,7 +45,8 @@ def resize(
         faults.append("no size is given: a rank, an energy, or a number of parameters is needed")
     if faults:
         raise SpecError("This size cannot be meant.", faults, "Nothing was made.")
-    changes = changes_of(adapter, base)
+    # What shares its factors with an embedding goes with it.
+    changes = {n: change for n, change in changes_of(adapter, base).items() if not isinstance(adapter.deltas[n], Twin)}
     spectra = {name: pooled(singular_values(A, B)) for name, (A, B) in changes.items()}
     most = max((len(values) for values in spectra.values()), default=0)
     if rank is not None and rank >= most:

@@ -12,6 +12,7 @@ from lorakit.attach import attach, attached, detach
 from lorakit.choose.config import Choosing
 from lorakit.choose.evidence import choose, reached
 from lorakit.choose.truncate import Found, check, deciding, measured
+from lorakit.deltas.twin import Twin
 from lorakit.errors import AdapterMismatch
 from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import Job, fit
@@ -41,6 +42,8 @@ def extend(small: Adapter, large: Adapter) -> None:
         raise AdapterMismatch("These two are no smaller and larger one.", faults, "Nothing was changed.")
     with torch.no_grad():
         for name, delta in small.deltas.items():
+            if isinstance(delta, Twin):  # its factors are those of another
+                continue
             to: Any = large.deltas[name]
             own: Any = delta
             to.B.zero_()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.delta import LowRank
+from lorakit.deltas.twin import Twin
 from lorakit.errors import AdapterFileError, many
 from lorakit.formats.peft import replace_files
 from lorakit.formats.peft_config import asked, spelled_out
@@ -118,7 +119,8 @@ def write(path: str | Path, spec: Spec, deltas: Mapping[str, LowRank], whole: Ma
             one rank; all are named and nothing is written.
     """
     path, layers, faults = Path(path), dict[str, list[LowRank]](), list[str]()
-    for name, delta in deltas.items():
+    for name, given in deltas.items():
+        delta = given.plain() if isinstance(given, Twin) else given
         if type(delta) is not LowRank or delta.kernel or delta.A.ndim != 2:
             faults.append(f"{name}   {delta.name} of a {delta.kind} layer: loralib's factors mean another change there")
         layers.setdefault(name.rpartition(".")[0] if delta.rows else name, []).append(delta)

@@ -17,7 +17,7 @@ from lorakit.deltas.lokr import split
 from lorakit.deltas.vera import Pair, VeRA
 from lorakit.spec import Settings, full_name
 
-PREFIX = "base_model.model."
+PREFIX, TYING = "base_model.model.", "ensure_weight_tying"
 PAIR = {"base_model.vera_A": "A", "base_model.vera_B": "B"}
 LETTERS = {"r": "the rank", "o": "out", "i": "in"}
 
@@ -74,7 +74,7 @@ LORA_SILENT = frozenset({"megatron_core", "qalora_group_size", "eva_config"})
 LORA_REFUSED = frozenset({
     "alora_invocation_tokens", "arrow_config", "corda_config", "kasa_config", "layer_replication", "lora_ga_config",
     "megatron_config", "monteclora_config", "use_bdlora", "loftq_config",
-    "velora_config", "lora_bias", "use_qalora", "ensure_weight_tying",
+    "velora_config", "lora_bias", "use_qalora",
 })  # fmt: skip
 LORA_ROLES = {"rank": "r", "alpha": "lora_alpha", "ranks": "rank_pattern", "alphas": "alpha_pattern", "rslora": "use_rslora",
               "dropout": "lora_dropout", "bias": "bias", "fan": "fan_in_fan_out"}  # fmt: skip
@@ -85,7 +85,7 @@ NONE: frozenset[str] = frozenset()
 
 METHODS = {method.delta: method for method in (
     Method("lora", "LORA", LORA_ROLES, {"use_dora": bool, "init_lora_weights": (bool, str), "target_parameters": list,
-                                   "trainable_token_indices": (list, dict)},
+                                   "trainable_token_indices": (list, dict), TYING: bool},
            LORA_SILENT, LORA_REFUSED, {}, {}, {}, ()),
     Method("vera", "VERA", {"rank": "r", "dropout": "vera_dropout", "bias": "bias", "fan": "fan_in_fan_out"},
            {"save_projection": bool}, frozenset({"projection_prng_key", "d_initial", "init_weights"}), NONE,
@@ -104,7 +104,7 @@ METHODS = {method.delta: method for method in (
                                   "fan": "fan_in_fan_out"}, {"rank_pattern": dict},
            LORA_SILENT | {"r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
                           "use_rslora", "alpha_pattern", "init_lora_weights"},
-           LORA_REFUSED | {"use_dora", "target_parameters", "trainable_token_indices"}, {"r": 8, "total_step": 1},
+           LORA_REFUSED | {TYING, "use_dora", "target_parameters", "trainable_token_indices"}, {"r": 8, "total_step": 1},
            {"A": ".lora_A", "B": ".lora_B", "E": ".lora_E"}, {"A": "ri", "B": "or", "E": "r1"}, (frozenset("ABE"),), rank=12),
 )}  # fmt: skip
 METHODS["dora"] = METHODS["lora"]

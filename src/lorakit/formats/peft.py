@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lorakit.delta import Delta
 from lorakit.deltas import DELTAS
 from lorakit.deltas.dora import DoRA
+from lorakit.deltas.twin import Twin, rejoined
 from lorakit.errors import AdapterFileError, SpecError, many
 from lorakit.formats.methods import BY_TYPE, METHODS, PREFIX, beside, made, rank_faults, sort, tensors_of
 from lorakit.formats.packed import BEHIND, attention_of, attentions, pack, unpack
@@ -68,8 +69,10 @@ def write(
             written.
     """
     folder, indices, tokens = Path(folder), *noted(rows_of(deltas))
+    untied = spec.tie and not any(isinstance(delta, Twin) for delta in deltas.values())
     tensors, deltas, (spec, plain), packed = laid_out(spec, deltas, whole)
-    faults = [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
+    faults = ["spec   says tie, but no delta has the factors of an embedding"] if untied else []
+    faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
     if faults:
         raise AdapterFileError(f"{many(len(faults), 'tensor')} cannot be saved.", faults, f"Nothing was written to {folder}.")
     if folder.exists() and not folder.is_dir():
@@ -102,7 +105,7 @@ def laid_out(
     """
     rows = rows_of(deltas)
     tensors: dict[str, Tensor] = written(rows)
-    deltas = {name: delta for name, delta in deltas.items() if name not in rows}
+    deltas = {n: d.plain() if isinstance(d, Twin) else d for n, d in deltas.items() if n not in rows}
     spec = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()})
     plain, deltas, packed = pack(spec, deltas)
     stacks = keys_of(n for n, delta in deltas.items() if delta.kind == "experts")
@@ -237,6 +240,11 @@ def read(folder: str | Path) -> tuple[Spec, dict[str, Delta], dict[str, nn.Param
             kind=modules[n] if modules else pairs[n]["kind"] or plain, kernel=pairs[n]["kernel"])  # fmt: skip
     origin = {"base_model": config.get("base_model_name_or_path"), "task_type": config.get("task_type")}
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
+    deltas = rejoined(deltas) if spec.tie else deltas
+    if spec.tie and not any(isinstance(delta, Twin) for delta in deltas.values()):
+        if "spec" in header:
+            raise _refusal(folder, ["header: tie is on, but no layer has the factors of an embedding: one of them was edited"])
+        spec = replace(spec, tie=False)  # PEFT says so too where it found nothing to tie
     deltas |= rows
     return spec, deltas, {n: nn.Parameter(t) for n, t in rest.items()}, origin, target_names_of(config, modules or pairs)
 
@@ -276,8 +284,8 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Any]], dic
     faults += [f"{PREFIX}{n}   A is {tuple(f['A'].shape)} and B is {tuple(f['B'].shape)}: the ranks differ"
                f"{GROUPS if f['kernel'] else ''}"
                for n, f in pairs.items() if f["A"].shape[0] != f["B"].shape[1]]  # fmt: skip
-    # PEFT also writes the weight of an embedding that it adapts, which it has not trained.
-    frozen = {full_name(n, "weight") for n, f in pairs.items() if f["kind"] == "embedding"}
+    # PEFT also writes the weight of an embedding or lm_head that it adapts, which it has not trained.
+    frozen = {full_name(n, "weight") for n, f in pairs.items() if f["kind"] == "embedding" or f".{n}".endswith(".lm_head")}
     return pairs, {path: tensor for path, tensor in rest.items() if path not in frozen}, faults
 
 

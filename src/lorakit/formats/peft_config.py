@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorakit.delta import Delta
 from lorakit.errors import near
-from lorakit.formats.methods import BY_TYPE, METHODS, Method, pattern_of, sizes_of
+from lorakit.formats.methods import BY_TYPE, METHODS, TYING, Method, pattern_of, sizes_of
 from lorakit.formats.packed import attention_of
 from lorakit.formats.tokens import KEY, NO_TARGETS
 from lorakit.spec import Settings, Spec, matches
@@ -74,6 +74,7 @@ def config_of(spec: Spec, deltas: Mapping[str, Delta], whole: Mapping[str, Tenso
     }  # fmt: skip
     if method.peft_type == "LORA":
         config |= {"use_dora": spec.delta == "dora", "target_parameters": stacks or None, KEY: dict(rows) or None}
+        config |= {TYING: True} if spec.tie else {}
         config |= {"init_lora_weights": "gaussian" if spec.init == "gaussian" else True}
     if spec.delta == "lokr":
         config |= sizes_of(deltas)
@@ -171,7 +172,7 @@ def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], dtype: 
     targets, exclude = config.get("target_modules"), config.get("exclude_modules", ())
     if (stacks := config.get("target_parameters")) and not isinstance(targets, str):
         targets = (*(targets or ()), *stacks)
-    if isinstance(target_names_of(config, settings), str) or not targets or targets == NO_TARGETS:
+    if isinstance(target_names_of(config, settings), str) or not targets or targets == NO_TARGETS or config.get(TYING):
         targets, exclude = tuple(settings) or "none", ()
     method = BY_TYPE[config["peft_type"]]
     spec = Spec(
@@ -179,6 +180,7 @@ def spec_of(config: Mapping[str, Any], settings: Mapping[str, Settings], dtype: 
         targets=targets, exclude=exclude, bias={v: k for k, v in _biases(method).items()}[config.get("bias", "none")],
         whole_modules=config.get("modules_to_save", ()), delta="dora" if config.get("use_dora") else method.delta,
         dtype=str(dtype).removeprefix("torch."), token_rows={n: delta.tokens.tolist() for n, delta in rows.items()} or (),
+        tie=config.get(TYING, False),
     )  # fmt: skip
     return spelled_out(spec, {n: asked(s) for n, s in settings.items()})
 

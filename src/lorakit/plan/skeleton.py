@@ -15,6 +15,7 @@ from lorakit.adapter import Adapter
 from lorakit.attach import attach, detach
 from lorakit.delta import LowRank
 from lorakit.deltas.moved import Moved
+from lorakit.deltas.twin import Twin
 from lorakit.errors import ModelError, SpecError, many, near
 from lorakit.inits import STARTS
 from lorakit.inits import faults as start_faults
@@ -98,6 +99,9 @@ def attached(model: nn.Module, spec: Spec) -> Adapter:
             known = places(model, spec.parts)
             faults = [f"{n}   {fault}" for n, settings in inits.items()
                       for fault in start_faults(spec.delta, settings, known[n])]  # fmt: skip
+            faults += [f"{n}   has one pair with an embedding: init {settings.init!r} cannot start it"
+                       for n, settings in inits.items() if spec.tie and isinstance(adapter.deltas[n], Twin)
+                       and STARTS[settings.init]]  # fmt: skip
             if faults:
                 raise SpecError(f"{many(len(faults), 'layer')} cannot be adapted as asked.", faults, "Nothing was planned.")
             for n, settings in inits.items():
