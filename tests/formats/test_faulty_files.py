@@ -183,7 +183,6 @@ UNSUPPORTED = {
     "alora_invocation_tokens": [3], "use_qalora": True, "use_bdlora": {"x": 1}, "layer_replication": [[0, 1], [0, 1]],
     "megatron_config": {"a": 1}, "loftq_config": {"loftq_bits": 4}, "corda_config": {"a": 1}, "lora_ga_config": {"a": 1},
     "arrow_config": {"a": 1}, "kasa_config": {"a": 1}, "velora_config": {"a": 1}, "monteclora_config": {"a": 1},
-    "ensure_weight_tying": True,
 }  # fmt: skip
 
 
