@@ -36,6 +36,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3, 6])
 def test_cutting_answers_the_planted_rank(rank: int, tmp_path: Path) -> None:
     found = truncate(planted.job(rank, tmp_path), Choosing(rank=8, try_ranks=ALL))
@@ -64,6 +65,7 @@ def test_growing_stops_at_what_is_good_enough_and_at_the_end(tmp_path: Path) -> 
     assert found.choice.rank == 4 and found.choice.reason == "The highest rank, 4, was reached while it still helped."
 
 
+@pytest.mark.slow
 def test_the_small_adapter_does_what_the_curve_says(tmp_path: Path) -> None:
     job = planted.job(2, tmp_path)
     found = truncate(job, Choosing(rank=8, try_ranks=(1, 2), all_rows=True))
@@ -93,6 +95,7 @@ def test_fewer_rows_are_measured_where_all_would_cost_too_much(tmp_path: Path) -
     assert truncate(job, Choosing(rank=8, refine=0.0, all_rows=True)).facts["rows_measured"] == 250
 
 
+@pytest.mark.slow
 def test_ranks_by_module_take_no_more_parameters(tmp_path: Path) -> None:
     job = planted.job(2, tmp_path, steps=100)
     lorakit.detach(job.model)
@@ -168,6 +171,7 @@ def test_a_long_text_is_one_row(tmp_path: Path) -> None:
     assert told.metric == pytest.approx(scores.metrics["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classify", "regress"])
 def test_the_loss_of_each_row_adds_up(task: str, tmp_path: Path) -> None:
     class Head(planted.Network):
@@ -199,6 +203,7 @@ def test_good_enough_follows_the_metric(goal: tuple[float, float, str, bool]) ->
     assert reached(*goal[:3]) is goal[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", HIGHER)
 def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
     """Rows of 3 classes for accuracy, of 2 for those of one class; and of rows drawn without any of it, nothing is divided."""
@@ -214,6 +219,7 @@ def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
     assert choose({1: none}, metric).points[0].metric == (1.0 if metric == "accuracy" else 0.0)
 
 
+@pytest.mark.slow
 def test_a_grid_trains_every_rank_as_a_run_by_itself(tmp_path: Path) -> None:
     found = grid(planted.job(2, tmp_path, highest=1, steps=100), Choosing(way="grid", rank=4, try_ranks=(1, 2)))
     assert found.choice.rank == 2 and found.facts["steps"] == 300

@@ -65,6 +65,7 @@ def tell(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_train_tells_before_and_after_and_what_to_type_next(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_train_takes_ids_of_tokens_whose_rows_train(
     assert rows.new.shape == (2, 32) and len(adapter.deltas) == 5
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_to_the_same_adapter(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_to_the_same_adapter(
     assert "after" in told and Adapter.load(tmp_path / "stopped") == Adapter.load(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_users_own_text_lowers_its_perplexity(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +112,7 @@ def test_a_users_own_text_lowers_its_perplexity(
     assert report["after"]["perplexity"] < 0.8 * report["before"]["perplexity"]
 
 
+@pytest.mark.slow
 def test_the_commands_that_train_prints_work_as_they_stand(
     capsys: pytest.CaptureFixture[str], judge: Path, tiny_bert: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -134,6 +138,7 @@ def test_a_config_file_gives_settings_and_flags_win(
     assert ranks == {"q_proj": 4, "up_proj": 2}
 
 
+@pytest.mark.slow
 def test_eval_agrees_with_what_training_measured(
     capsys: pytest.CaptureFixture[str], judge: Path, writer: Path, tiny_bert: Path, tiny_llama: Path, files: Path
 ) -> None:
@@ -337,6 +342,7 @@ def test_help_of_every_command_names_every_flag_with_a_word() -> None:
         assert "--json" in pages[name]
 
 
+@pytest.mark.slow
 def test_inspect_lays_two_adapters_beside_each_other_and_draws_them(
     capsys: pytest.CaptureFixture[str], writer: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def test_one_run_tells_the_curve_and_writes_the_small_adapter(
     assert found["loss"] < told["before"]
 
 
+@pytest.mark.slow
 def test_classes_are_decided_by_accuracy_and_nothing_is_kept(
     capsys: Any, tiny_bert: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +56,7 @@ def test_classes_are_decided_by_accuracy_and_nothing_is_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_growing_tells_the_same_fields(capsys: Any, tiny_llama: Path, data: Path, tmp_path: Path) -> None:
     told = ask(capsys, "rank", "--model", tiny_llama, "--data", data / "text.jsonl", "--way", "grow", "--rank", 4, *RUN,
                "--good-enough", 9, "--output", tmp_path / "grown")  # fmt: skip
@@ -63,6 +65,7 @@ def test_growing_tells_the_same_fields(capsys: Any, tiny_llama: Path, data: Path
     assert {d.rank for d in Adapter.load(tmp_path / "grown").deltas.values()} == {1}
 
 
+@pytest.mark.slow
 def test_a_grid_tells_all_metrics_of_each_rank_on_rows_apart(capsys: Any, tiny_bert: Path, data: Path, tmp_path: Path) -> None:
     given = (
         "--model",
@@ -86,6 +89,7 @@ def test_a_grid_tells_all_metrics_of_each_rank_on_rows_apart(capsys: Any, tiny_b
     assert alone["after"]["loss"] == pytest.approx(told["curve"][1]["metrics"]["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_threshold_on_w_recommends_nothing_and_on_a_change_a_rank(
     capsys: Any, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -199,6 +199,7 @@ def images(shared: Path, count: int = 16) -> tuple[Tensor, Tensor]:
 CONVS = ["conv1", *(f"layer{n}.{b}.conv{c}" for n in (1, 2, 3) for b in range(3) for c in (1, 2))]
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_resnet_trains_merges_and_is_saved(resnet_file: Path, shared: Path, optimizer: str, tmp_path: Path) -> None:

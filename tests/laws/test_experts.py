@@ -91,6 +91,7 @@ def test_gradients_are_those_of_the_dense_change(family: str, way: str):
     assert all(p.grad is None for n, p in model.named_parameters() if "lorakit" not in n)
 
 
+@pytest.mark.slow
 @forms
 def test_two_add_up_and_switch(family: str, way: str):
     model, one = adapted(family, way)

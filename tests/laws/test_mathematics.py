@@ -67,6 +67,7 @@ PUBLISHED = {  # Hu et al., arXiv 2106.09685: tables 2, 4, 9, 10, 12 and 15
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_published_counts_on_query_and_value(case: str) -> None:
     make, rank, count = PUBLISHED[case]

@@ -28,6 +28,7 @@ def parts_of(model: nn.Module) -> dict[str, list[Place]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", fused.FUSED)
 def test_each_row_is_of_the_part_that_the_table_says(family: str) -> None:
     model = fused.build(family)

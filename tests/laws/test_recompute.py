@@ -41,6 +41,7 @@ def test_the_gradients_are_the_same_to_the_bit(build: Any, what: str) -> None:
     assert any(not torch.equal(a, b) for a, b in zip(gradients(model, adapter, 4), want, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 def test_light_keeps_less_than_the_frozen_model_does() -> None:
     def kept(what: str, *, adapted: bool) -> int:

@@ -50,6 +50,7 @@ def test_optimizer_over_what_requires_a_gradient() -> None:
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in adapter.parameters()}
 
 
+@pytest.mark.slow
 def test_trainer_of_transformers(tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
@@ -94,6 +95,7 @@ def compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["linear", "conv1d", "embedding", "convolution2d-circular", "transposed2d"])
 def test_compiled_layer_agrees(kind: str, compiler: None) -> None:
     from .table import Row

@@ -139,6 +139,7 @@ def test_trainer_of_trl(tiny_llama: Path, tmp_path: Path) -> None:
     assert moved(start, adapter) and same_bits(base_of(model), values)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_trainer_of_lightning(tmp_path: Path) -> None:
     import pytorch_lightning as lightning

@@ -43,6 +43,7 @@ def test_the_rule(flags: str, width: int, task: str, whole: bool, want: torch.dt
     assert auto_dtype(torch.device("meta"), config, task, whole=whole) == torch.float32
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_dtype_and_goes_on_in_it(tiny_llama: Path, tmp_path: Path, processor: Any,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(models, "PAYS", 32)

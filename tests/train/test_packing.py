@@ -36,6 +36,7 @@ def test_packed_and_padded_rows_train_alike(settings: dict[str, Any], tmp_path: 
     assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "off"), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_batches_by_tokens_train_every_row_once_an_epoch(settings: dict[str, Any]) -> None:
     settings.pop("steps")
     whole = run(TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True), Spec(rank=4))
@@ -72,6 +73,7 @@ def test_rows_are_padded_where_packing_was_not_asked_for(settings: dict[str, Any
     assert "note: rows are padded, not packed: a packed row sees the others" in told
 
 
+@pytest.mark.slow
 def test_a_run_tells_whether_its_loss_is_taken_in_chunks(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     settings |= {"steps": 1}

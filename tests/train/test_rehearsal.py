@@ -44,6 +44,7 @@ def test_the_plan_is_said_first_and_kept_in_the_report(settings: dict[str, Any])
     assert report["plan"]["memory"]["peak"] > report["plan"]["memory"]["activations"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classify", "causal-lm"])
 def test_what_is_planned_is_what_trains(kind: str, settings: dict[str, Any], tiny_bert: Path, tmp_path: Path) -> None:
     if kind == "classify":  # a new head trains whole
@@ -80,6 +81,7 @@ def test_a_model_that_cannot_be_planned_trains(settings: dict[str, Any], monkeyp
     assert said[0] == "note: no plan: A step of Odd cannot be run on shapes alone."
 
 
+@pytest.mark.slow
 def test_the_longest_batch_of_the_run_goes_first(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, tuple[int, ...]]] = []
     for module, where in ((rehearsal, "rehearsed"), (loop, "trained")):
@@ -96,6 +98,7 @@ def test_the_longest_batch_of_the_run_goes_first(settings: dict[str, Any], monke
     assert seen[0][1] == max(trained, key=lambda s: (s[0] * s[1], s[1])) != trained[0]
 
 
+@pytest.mark.slow
 def test_the_rehearsal_leaves_no_trace(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = Spec(rank=4, dropout=0.2)
     run(TrainSpec(**settings), spec)

@@ -108,6 +108,7 @@ def test_accumulating_gives_the_gradient_of_one_large_batch(settings: dict[str, 
     assert parts == pytest.approx(large, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["gradient_checkpointing", "light_checkpointing"])
 def test_checkpointing_gives_the_same_weights(settings: dict[str, Any], field: str, tmp_path: Path) -> None:
     for name, on in (("plain", False), ("again", True)):
@@ -117,6 +118,7 @@ def test_checkpointing_gives_the_same_weights(settings: dict[str, Any], field: s
     assert any(t.abs().max() > 1e-3 for k, t in again.items() if "lora_B" in k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
 def test_a_low_precision_base_and_autocast_train_float32_adapters(settings: dict[str, Any], mixed: str, tmp_path: Path) -> None:
     dtype = "bfloat16" if mixed == "no" else "float32"
@@ -125,6 +127,7 @@ def test_a_low_precision_base_and_autocast_train_float32_adapters(settings: dict
     assert {t.dtype for t in weights(tmp_path / "out").values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_classification_trains_its_head_and_tells_its_labels(tiny_bert: Path, labelled_rows: Path, tmp_path: Path) -> None:
     report = run(
         TrainSpec(model=str(tiny_bert), data=str(labelled_rows), output=str(tmp_path / "out"), epochs=12, lr=5e-3, threads=1),
@@ -144,6 +147,7 @@ def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(tiny_bert: Pa
     assert len(ready.facts["labels"]) == 20 and ready.facts["rows_held_out"] == 2
 
 
+@pytest.mark.slow
 def test_regression_is_told_by_its_labels(tiny_bert: Path, tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps({"text": s, "label": len(s) / 10}) + "\n" for s in sentences(120, seed=2)))
@@ -226,6 +230,7 @@ def test_a_process_killed_and_resumed_equals_straight(how: signal.Signals, setti
     assert equal(tmp_path / "out", tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_its_start_from_the_checkpoint(settings: dict[str, Any], tmp_path: Path) -> None:
     """Another machine, or another count of threads, may take a matrix apart with other roundings, or other signs."""
     settings, spec = {**settings, "steps": 4}, Spec(rank=2, init="pissa")
@@ -238,6 +243,7 @@ def test_a_resumed_run_takes_its_start_from_the_checkpoint(settings: dict[str, A
     assert job.adapter.content_hash() == Adapter.load(tmp_path / "out" / "checkpoints" / "step-000004").content_hash()
 
 
+@pytest.mark.slow
 def test_resuming_with_other_settings_is_refused(settings: dict[str, Any], text_rows: Path, tmp_path: Path) -> None:
     run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
     other = tmp_path / "other.jsonl"
@@ -267,6 +273,7 @@ def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(setti
         run(again, Spec(rank=2))
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_kept_unless_told(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -280,6 +287,7 @@ def test_an_earlier_run_is_kept_unless_told(settings: dict[str, Any], tmp_path: 
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_only_the_newest_and_the_best_checkpoints_are_kept(settings: dict[str, Any], tmp_path: Path) -> None:
     run(TrainSpec(**settings), Spec(rank=4))
     names = sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir())
@@ -428,6 +436,7 @@ def test_a_new_head_depends_on_the_seed_alone(tiny_bert: Path) -> None:
     assert torch.equal(heads[0], heads[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["top-heavy", "explained-variance", "suggested"])
 def test_a_run_spreads_its_ranks(ranks: str, settings: dict[str, Any]) -> None:
     spec = Spec(rank=4)

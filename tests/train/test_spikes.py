@@ -50,6 +50,7 @@ def test_a_loss_that_ends_above_its_beginning_is_told_and_noise_is_not(seed: int
     assert not climbed([3.0] + [6.0] * 20)  # too few to tell
 
 
+@pytest.mark.slow
 def test_the_report_tells_the_jumps_of_its_run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
     monkeypatch.setattr("lorakit.train.spikes.FAR", -1.0)  # anything is a jump
