@@ -22,6 +22,7 @@ from head import peak
 from torch import Tensor, nn
 
 import lorakit
+from lorakit.baselines.trial import saving
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,17 +136,7 @@ class Run:
 
     def saved(self) -> int:
         """Return the bytes that autograd keeps for the backward pass."""
-        own = {p.untyped_storage().data_ptr() for p in self.model.parameters()}
-        own |= {b.untyped_storage().data_ptr() for b in self.model.buffers()}
-        kept: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with saving([*self.model.parameters(), *self.model.buffers()]) as kept:
             loss = self.loss()
         del loss
         return sum(kept.values())

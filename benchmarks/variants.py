@@ -23,6 +23,7 @@ from beside_peft import SEEDS, Setting, arguments, model_at, score, steps_of, wr
 from torch import nn
 
 import lorakit
+from lorakit.baselines.trial import saving
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.deltas import DELTAS
@@ -75,23 +76,14 @@ def measured(task: str, setting: Setting, variant: dict[str, str], seed: int, pa
     parameters = list(adapter.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=setting.lr, weight_decay=0.0)
     budget = Budget(adapter, setting.steps, every=1) if spec.delta == "adalora" else None
-    held = {p.data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     model.train()
     torch.manual_seed(seed)
     begun, cpu = time.perf_counter(), time.process_time()
     for step in range(setting.steps):
         set_lr(optimizer, setting.lr * lr_factor(step, setting.steps, setting.warmup, setting.schedule))
         chosen = [train[i] for i in order[step]]
-        counting = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor) if step == 0 else nullcontext()
-        with counting:
+        with saving(model.parameters()) if step == 0 else nullcontext(saved) as saved:
             loss = batch_loss(model, collate(chosen, pad), setting.task)[0] / sum(e.trained for e in chosen)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, setting.clip)

@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,26 @@ def interval(right: int, rows: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
+@contextmanager
+def saving(beside: Iterable[torch.Tensor]) -> Iterator[dict[int, int]]:
+    """Yield the bytes that autograd saves for the way back while the block lasts, by storage: each is counted once.
+
+    Args:
+        beside: tensors that are there anyway, and do not count.
+    """
+    held = {tensor.untyped_storage().data_ptr() for tensor in beside}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield saved
+
+
 def saved_bytes(loaded: Loaded, examples: Sequence[Example], batch_size: int, seed: int) -> int:
     """Return what the forward saves for the way back, beside the weights: of the longest of the first ten batches.
 
@@ -166,17 +187,8 @@ def saved_bytes(loaded: Loaded, examples: Sequence[Example], batch_size: int, se
     model, pad = loaded.model, pad_id(loaded.tokenizer)
     order = Batches([len(e.ids) for e in examples], batch_size, seed)
     longest = max((order[k] for k in range(min(10, order.per_epoch))), key=lambda at: max(len(examples[i].ids) for i in at))
-    held = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    saved: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     model.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with saving(model.parameters()) as saved:
         loss = batch_loss(model, collate([examples[i] for i in longest], pad, next(model.parameters()).device), loaded.task)[0]
     del loss
     model.eval()
