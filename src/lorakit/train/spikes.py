@@ -29,7 +29,7 @@ def spikes(losses: Sequence[float]) -> list[int]:
         if len(before) < LEAST:
             continue
         middle = statistics.median(before)
-        spread = max(1.4826 * statistics.median(abs(x - middle) for x in before), FLAT * abs(middle))
+        spread = _spread(before, middle)
         # Written so that a loss which is no number is a jump.
         if not loss <= middle + FAR * spread:
             found.append(i + 1)
@@ -51,5 +51,9 @@ def climbed(losses: Sequence[float]) -> bool:
     if len(losses) < WINDOW + LEAST:
         return False
     middle = statistics.median(last)
-    spread = max(1.4826 * statistics.median(abs(x - middle) for x in last), FLAT * abs(middle))
-    return min(last) > losses[0] and middle > losses[0] + FAR / 2 * spread
+    return min(last) > losses[0] and middle > losses[0] + FAR / 2 * _spread(last, middle)
+
+
+def _spread(losses: Sequence[float], middle: float) -> float:
+    """Return how far losses lie about their median, as a standard deviation would say it."""
+    return max(1.4826 * statistics.median(abs(x - middle) for x in losses), FLAT * abs(middle))
