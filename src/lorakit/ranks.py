@@ -23,6 +23,8 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "linear-falling": lambda t: HEAVY - (HEAVY - 1) * t,
 }
 EXPLAINED = "explained-variance"
+SUGGESTED = "suggested"  # by lorakit.suggestion
+BY_DATA = (EXPLAINED, SUGGESTED)  # what looks at batches
 
 
 def schedule(

@@ -17,11 +17,9 @@ from lorakit.plan.estimate import Plan, Work, make
 from lorakit.plan.skeleton import Skeleton, skeleton
 from lorakit.plan.text import clock, size
 from lorakit.plan.trace import AUTOCAST
-from lorakit.ranks import EXPLAINED, counted, schedule
+from lorakit.ranks import BY_DATA, SUGGESTED, counted, schedule
 from lorakit.spec import Spec
 
-SUGGESTED = "suggested"
-BY_DATA = (EXPLAINED, SUGGESTED)
 LENGTH = 512  # tokens, where nothing says otherwise: training's own default
 
 

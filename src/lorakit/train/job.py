@@ -33,7 +33,7 @@ from lorakit.plan.estimate import make
 from lorakit.plan.report import batches_of, described, spread, summary, tokenised, trains_whole, work_of
 from lorakit.plan.skeleton import Skeleton, skeleton
 from lorakit.plan.trace import AUTOCAST
-from lorakit.ranks import EXPLAINED, schedule
+from lorakit.ranks import BY_DATA, EXPLAINED, SUGGESTED, schedule
 from lorakit.spec import Spec
 from lorakit.suggestion import suggest
 from lorakit.train import card, resume
@@ -139,7 +139,7 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
     packed = _is_packed(loaded.model, examples, settings, task, say)
     spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
-    looks = settings.ranks in ("suggested", EXPLAINED) or looks_at_data(spec)
+    looks = settings.ranks in BY_DATA or looks_at_data(spec)
     first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device) if looks else []
     width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
     lr = settings.lr if settings.lr is not None else default_lr(width)
@@ -212,7 +212,7 @@ def plan_first(
 
 def _spread(model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]], lr: float) -> Spec:
     """Return the spec with its rank where the settings want it."""
-    if settings.ranks == "suggested":
+    if settings.ranks == SUGGESTED:
         return suggest(model, spec, first, budget=settings.rank_budget, lr=lr / 3)
     if settings.ranks == "even" and settings.rank_budget is None:
         return spec
