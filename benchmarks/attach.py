@@ -1,9 +1,12 @@
-"""How long does attaching to a model of 1,000 linear layers take, beside PEFT; and how long do command and import?
+"""How long does attaching to a model of 1,000 linear layers take, beside PEFT; and how long do
+command and import?
 
-Setting: a Llama of random weights with 143 blocks (1,001 linear layers, width 64), rank 8 on all of them but the head, one
-thread. Each side gets a new copy of the model each round, in turn; CPU seconds, of Python's garbage collection too, which is
-run before each side so that none pays for what was there. "load" reads the adapter's folder and attaches it. The command
-and the import are started as processes of their own; CPU seconds of these.
+Setting: a Llama of random weights with 143 blocks (1,001 linear layers, width 64), rank 8 on all of
+    them but the head, one
+thread. Each side gets a new copy of the model each round, in turn; CPU seconds, of Python's garbage
+collection too, which is run before each side so that none pays for what was there. "load" reads the
+adapter's folder and attaches it. The command and the import are started as processes of their own;
+CPU seconds of these.
 """
 
 import copy
@@ -34,12 +37,22 @@ STARTED = {
 def model(blocks: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=blocks,
-                                        num_attention_heads=4, num_key_value_heads=4))  # fmt: skip
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=128,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=blocks,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+        )
+    )
 
 
 def ours(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield what lorakit does, by what it is called; a copy of the base is used for each but saving."""
+    """Yield what lorakit does, by what it is called; a copy of the base is used for each but
+    saving.
+    """
     adapter: Any = None
 
     def attach() -> None:
@@ -90,7 +103,9 @@ def started(code: str) -> float:
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     told = f"import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n{code}"
-    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, env=os.environ, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, env=os.environ, check=False
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode or not done.stderr.strip().endswith("False"):
         raise RuntimeError(f"{code!r}: {done.stderr[-500:]}")
@@ -106,17 +121,43 @@ def main() -> None:
     for _ in range(rounds):
         for side, what, seconds in round_of(base):
             times.setdefault((side, what), []).append(seconds)
-    rows = [{"side": f"{what}, {side}", "min": min(taken), "median": median(taken),
-             "of_peft": min(taken) / min(times["PEFT", what])} for (side, what), taken in times.items()]  # fmt: skip
+    rows = [
+        {
+            "side": f"{what}, {side}",
+            "min": min(taken),
+            "median": median(taken),
+            "of_peft": min(taken) / min(times["PEFT", what]),
+        }
+        for (side, what), taken in times.items()
+    ]
     for name, code in STARTED.items():
         taken = [started(code) for _ in range(rounds)]
-        rows.append({"side": name, "min": min(taken), "median": median(taken), "of_peft": float("nan")})
+        rows.append(
+            {"side": name, "min": min(taken), "median": median(taken), "of_peft": float("nan")}
+        )
     ratio = next(row["of_peft"] for row in rows if row["side"] == "attach, lorakit")
-    criteria = [{"text": "attach to 1,001 linear layers: at most 0.25 of PEFT's get_peft_model", "met": ratio <= 0.25,
-                 "measured": f"{ratio:.3f}"}]  # fmt: skip
-    measures = {"min": ["CPU seconds, least", ".3f"], "median": ["median", ".3f"], "of_peft": ["of PEFT", ".3f"]}
-    write("attach", __doc__, quick=asked.quick or asked.short, runs=rows, criteria=criteria, one_row_a_run=True, rounds=rounds,
-          measures=measures)  # fmt: skip
+    criteria = [
+        {
+            "text": "attach to 1,001 linear layers: at most 0.25 of PEFT's get_peft_model",
+            "met": ratio <= 0.25,
+            "measured": f"{ratio:.3f}",
+        }
+    ]
+    measures = {
+        "min": ["CPU seconds, least", ".3f"],
+        "median": ["median", ".3f"],
+        "of_peft": ["of PEFT", ".3f"],
+    }
+    write(
+        "attach",
+        __doc__,
+        quick=asked.quick or asked.short,
+        runs=rows,
+        criteria=criteria,
+        one_row_a_run=True,
+        rounds=rounds,
+        measures=measures,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Does a frozen base in bfloat16 pay on this processor? A step of training in both dtypes, by the width of the model.
+"""Does a frozen base in bfloat16 pay on this processor? A step of training in both dtypes, by the
+width of the model.
 
-Setting: a step as `lorakit train` takes it (loss, backward, AdamW on float32 adapters of rank 16 on all linear layers, no
-dropout) of stories260K, MiniLM and Llamas of random weights (2 blocks, 1,024 tokens of vocabulary), on 1,024 tokens in rows of
-128, one thread, the two dtypes in turn. Time is CPU time. From a width of `lorakit.models.PAYS` bfloat16 is the default.
+Setting: a step as `lorakit train` takes it (loss, backward, AdamW on float32 adapters of rank 16 on
+    all linear layers, no
+dropout) of stories260K, MiniLM and Llamas of random weights (2 blocks, 1,024 tokens of vocabulary),
+on 1,024 tokens in rows of 128, one thread, the two dtypes in turn. Time is CPU time. From a width
+of `lorakit.models.load.PAYS` bfloat16 is the default.
 
 Criterion: at that width and above bfloat16 is faster, on a processor that multiplies in it.
 """
@@ -19,7 +22,7 @@ import lorakit
 from lorakit.data.batches import collate
 from lorakit.data.encode import Example
 from lorakit.evaluate.score import batch_loss
-from lorakit.models import PAYS, load, multiplies_bfloat16
+from lorakit.models.load import PAYS, load, multiplies_bfloat16
 
 WIDTHS, LENGTH, TOKENS = (128, 256, 384, 512, 768, 1024), 128, 1024
 DTYPES = ("float32", "bfloat16")
@@ -29,9 +32,17 @@ def llama(width: int, dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = width // 64
-    config = LlamaConfig(vocab_size=1024, hidden_size=width, intermediate_size=width * 8 // 3, num_hidden_layers=2,
-                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=LENGTH, pad_token_id=0,
-                         use_cache=False)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=LENGTH,
+        pad_token_id=0,
+        use_cache=False,
+    )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).to(dtype)
 
@@ -41,12 +52,19 @@ class Step:
 
     def __init__(self, name: str, dtype: str, tokens: int):
         if name.startswith("Llama"):
-            self.model, self.task = llama(int(name.rpartition(" ")[2]), getattr(torch, dtype)), "causal-lm"
+            self.model, self.task = (
+                llama(int(name.rpartition(" ")[2]), getattr(torch, dtype)),
+                "causal-lm",
+            )
         else:
             self.task = "classify" if name == "MiniLM" else "causal-lm"
             where = "builtin:minilm" if name == "MiniLM" else model_at("models/stories260K")
-            self.model = load(where, self.task, labels=("a", "b") if self.task == "classify" else (), dtype=dtype).model
-        spec = lorakit.Spec(rank=16, whole_modules=["classifier"] if self.task == "classify" else [])
+            self.model = load(
+                where, self.task, labels=("a", "b") if self.task == "classify" else (), dtype=dtype
+            ).model
+        spec = lorakit.Spec(
+            rank=16, whole_modules=["classifier"] if self.task == "classify" else []
+        )
         adapter = lorakit.attach(self.model.train(), spec)
         self.optimizer = torch.optim.AdamW(list(adapter.parameters()), lr=1e-4)
         draw = torch.Generator().manual_seed(1)
@@ -70,8 +88,13 @@ def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
             step.step()
     width = steps["float32"].model.config.get_text_config().hidden_size
     least = {dtype: min(step.times[1:]) for dtype, step in steps.items()}
-    row = {"side": name, "width": width, **least, "ratio": least["bfloat16"] / least["float32"],
-           "median_ratio": median(steps["bfloat16"].times[1:]) / median(steps["float32"].times[1:])}  # fmt: skip
+    row = {
+        "side": name,
+        "width": width,
+        **least,
+        "ratio": least["bfloat16"] / least["float32"],
+        "median_ratio": median(steps["bfloat16"].times[1:]) / median(steps["float32"].times[1:]),
+    }
     print(row, file=sys.stderr, flush=True)
     return row
 
@@ -80,15 +103,30 @@ def main() -> None:
     asked = arguments(__doc__)
     torch.set_num_threads(1)
     names = ["stories260K", "MiniLM", *(f"Llama {width}" for width in WIDTHS)]
-    runs = [measure(name, LENGTH if asked.quick else TOKENS, 1 if asked.quick else 7)
-            for name in (names[2:4] if asked.quick else names)]  # fmt: skip
+    runs = [
+        measure(name, LENGTH if asked.quick else TOKENS, 1 if asked.quick else 7)
+        for name in (names[2:4] if asked.quick else names)
+    ]
     slowest = max((row["ratio"] for row in runs if row["width"] >= PAYS), default=float("nan"))
     text = f"bfloat16 base, {PAYS} wide or wider: faster than float32"
-    criteria = [{"text": text, "met": slowest < 1, "measured": f"at most {slowest:.2f} of its time"}]
-    write("base_dtype", __doc__, quick=asked.quick, runs=runs, criteria=criteria if multiplies_bfloat16() else [],
-          one_row_a_run=True, measures={"width": ["width", "d"], "float32": ["CPU seconds, float32", ".3f"],
-                    "bfloat16": ["bfloat16", ".3f"], "ratio": ["bfloat16 / float32", ".2f"],
-                    "median_ratio": ["of the medians", ".2f"]})  # fmt: skip
+    criteria = [
+        {"text": text, "met": slowest < 1, "measured": f"at most {slowest:.2f} of its time"}
+    ]
+    write(
+        "base_dtype",
+        __doc__,
+        quick=asked.quick,
+        runs=runs,
+        criteria=criteria if multiplies_bfloat16() else [],
+        one_row_a_run=True,
+        measures={
+            "width": ["width", "d"],
+            "float32": ["CPU seconds, float32", ".3f"],
+            "bfloat16": ["bfloat16", ".3f"],
+            "ratio": ["bfloat16 / float32", ".2f"],
+            "median_ratio": ["of the medians", ".2f"],
+        },
+    )
 
 
 if __name__ == "__main__":

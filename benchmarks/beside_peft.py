@@ -1,9 +1,11 @@
-"""What the benchmarks share: one plain PyTorch loop that trains a model with lorakit's adapter or with PEFT's.
+"""What the benchmarks share: one plain PyTorch loop that trains a model with lorakit's adapter or
+with PEFT's.
 
-It answers no question itself. Both sides get the same base, the same new head, the same batches in the same order, the same
-learning rate at every step, AdamW without weight decay, the same clipping and the same random state for the base's dropout.
-They differ in who adapts the model, and in the initial A, which each draws by its own rule from the seed (kaiming uniform
-in both); `copy_start` makes A the same too.
+It answers no question itself. Both sides get the same base, the same new head, the same batches in
+the same order, the same learning rate at every step, AdamW without weight decay, the same clipping
+and the same random state for the base's dropout. They differ in who adapts the model, and in the
+initial A, which each draws by its own rule from the seed (kaiming uniform in both); `copy_start`
+makes A the same too.
 """
 
 import argparse
@@ -30,14 +32,17 @@ import lorakit
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.evaluate.score import batch_loss, evaluate
-from lorakit.models import TASK_TYPES, Loaded, load, pad_id
+from lorakit.models.load import TASK_TYPES, Loaded, load, pad_id
 from lorakit.train.optim import lr_factor, set_lr
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SIDES = ("lorakit", "peft")
 SEEDS = (0, 1, 2)
-NAMED_BY_PEFT = {"all-linear": "all-linear", "qv": ["query", "value"]}  # lorakit's preset -> target_modules
+NAMED_BY_PEFT = {
+    "all-linear": "all-linear",
+    "qv": ["query", "value"],
+}  # lorakit's preset -> target_modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +75,16 @@ class Side:
 
 
 def folder() -> Path:
-    """Return the folder of real models and data sets, or stop with a line that says what is missing."""
+    """Return the folder of real models and data sets, or stop with a line that says what is
+    missing.
+    """
     named = Path(os.environ.get("LORAKIT_SHARED") or ROOT.parent / "shared")
     for path in (named / "data", named):
         if (path / "models").is_dir() and (path / "sets").is_dir():
             return path
-    sys.exit("No real models and data here: set LORAKIT_SHARED to the folder whose data/ holds models/ and sets/.")
+    sys.exit(
+        "No real models and data here: set LORAKIT_SHARED to the folder whose data/ holds models/ and sets/."
+    )
 
 
 def model_at(path: str) -> str:
@@ -89,18 +98,34 @@ def adapt(side: str, setting: Setting, seed: int, loaded: Loaded | None = None) 
     loaded = loaded or load(model_at(setting.model), setting.task, labels=setting.labels, seed=seed)
     head = loaded.new_modules
     if side == "lorakit":
-        spec = lorakit.Spec(rank=setting.rank, alpha=setting.alpha, targets=setting.targets, whole_modules=head)
+        spec = lorakit.Spec(
+            rank=setting.rank, alpha=setting.alpha, targets=setting.targets, whole_modules=head
+        )
         adapter = lorakit.attach(loaded.model, spec, seed=seed)
         return Side(loaded, list(adapter.parameters()), set(adapter.deltas))
-    named = NAMED_BY_PEFT[setting.targets] if isinstance(setting.targets, str) else list(setting.targets)
+    named = (
+        NAMED_BY_PEFT[setting.targets]
+        if isinstance(setting.targets, str)
+        else list(setting.targets)
+    )
     config = peft.LoraConfig(
-        r=setting.rank, lora_alpha=setting.alpha, target_modules=named, lora_dropout=0.0,
-        modules_to_save=list(head) or None, task_type=TASK_TYPES[setting.task])  # fmt: skip
+        r=setting.rank,
+        lora_alpha=setting.alpha,
+        target_modules=named,
+        lora_dropout=0.0,
+        modules_to_save=list(head) or None,
+        task_type=TASK_TYPES[setting.task],
+    )
     torch.manual_seed(seed)
     model = peft.get_peft_model(loaded.model, config)
-    adapted = {name.removeprefix("base_model.model.") for name, module in model.named_modules()
-               if isinstance(module, peft.tuners.lora.LoraLayer)}  # fmt: skip
-    return Side(replace(loaded, model=model), [p for p in model.parameters() if p.requires_grad], adapted)
+    adapted = {
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
+    return Side(
+        replace(loaded, model=model), [p for p in model.parameters() if p.requires_grad], adapted
+    )
 
 
 def copy_start(ours: Side, theirs: Side) -> None:
@@ -108,7 +133,9 @@ def copy_start(ours: Side, theirs: Side) -> None:
     deltas = lorakit.attached(ours.loaded.model)["default"].deltas
     with torch.no_grad():
         for name, delta in deltas.items():
-            theirs.loaded.model.base_model.model.get_submodule(name).lora_A["default"].weight.copy_(delta.A)
+            theirs.loaded.model.base_model.model.get_submodule(name).lora_A["default"].weight.copy_(
+                delta.A
+            )
 
 
 def train(side: Side, examples: Sequence[Example], setting: Setting, seed: int) -> list[float]:
@@ -120,9 +147,13 @@ def train(side: Side, examples: Sequence[Example], setting: Setting, seed: int) 
     torch.manual_seed(seed)
     losses = []
     for step in range(setting.steps):
-        set_lr(optimizer, setting.lr * lr_factor(step, setting.steps, setting.warmup, setting.schedule))
+        set_lr(
+            optimizer, setting.lr * lr_factor(step, setting.steps, setting.warmup, setting.schedule)
+        )
         chosen = [examples[i] for i in batches[step]]
-        loss = batch_loss(model, collate(chosen, pad), setting.task)[0] / sum(e.trained for e in chosen)
+        loss = batch_loss(model, collate(chosen, pad), setting.task)[0] / sum(
+            e.trained for e in chosen
+        )
         loss.backward()
         nn.utils.clip_grad_norm_(side.parameters, setting.clip)
         optimizer.step()
@@ -135,27 +166,55 @@ def train(side: Side, examples: Sequence[Example], setting: Setting, seed: int) 
 def score(side: Side | Loaded, examples: Sequence[Example]) -> dict[str, Any]:
     """Return lorakit's metrics of a model on examples."""
     loaded = side.loaded if isinstance(side, Side) else side
-    return evaluate(loaded.model, examples, loaded.task, pad=pad_id(loaded.tokenizer), classes=len(loaded.labels)).metrics
+    return evaluate(
+        loaded.model,
+        examples,
+        loaded.task,
+        pad=pad_id(loaded.tokenizer),
+        classes=len(loaded.labels),
+    ).metrics
 
 
-def run(side: str, setting: Setting, seed: int, examples: Sequence[Example], measure: Callable[[Side], dict[str, Any]],
-        adapt: Callable[[str, Setting, int], Side] = adapt):  # fmt: skip
+def run(
+    side: str,
+    setting: Setting,
+    seed: int,
+    examples: Sequence[Example],
+    measure: Callable[[Side], dict[str, Any]],
+    adapt: Callable[[str, Setting, int], Side] = adapt,
+):
     """Adapt, train and measure once; return one row of results."""
     adapted = adapt(side, setting, seed)
     begun, cpu = time.perf_counter(), time.process_time()
     losses = train(adapted, examples, setting, seed)
-    row = {"side": side, "seed": seed, "trainable_parameters": sum(p.numel() for p in adapted.parameters),
-           "adapted_modules": len(adapted.adapted), "loss_first": losses[0], "loss_last": losses[-1],
-           "cpu_seconds": round(time.process_time() - cpu, 1), "seconds": round(time.perf_counter() - begun, 1),
-           **measure(adapted)}  # fmt: skip
-    print(json.dumps({k: v for k, v in row.items() if not isinstance(v, list)}), file=sys.stderr, flush=True)
+    row = {
+        "side": side,
+        "seed": seed,
+        "trainable_parameters": sum(p.numel() for p in adapted.parameters),
+        "adapted_modules": len(adapted.adapted),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "seconds": round(time.perf_counter() - begun, 1),
+        **measure(adapted),
+    }
+    print(
+        json.dumps({k: v for k, v in row.items() if not isinstance(v, list)}),
+        file=sys.stderr,
+        flush=True,
+    )
     return row
 
 
 def tune(
-    setting: Setting, lrs: Sequence[float], examples: Sequence[Example], measure: Callable[[Side], dict[str, Any]]
+    setting: Setting,
+    lrs: Sequence[float],
+    examples: Sequence[Example],
+    measure: Callable[[Side], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Train lorakit once with each learning rate, with a seed that is not reported; return what each gave."""
+    """Train lorakit once with each learning rate, with a seed that is not reported; return what
+    each gave.
+    """
     tuned = []
     for lr in lrs:
         side = adapt("lorakit", replace(setting, lr=lr), seed=100)
@@ -172,7 +231,9 @@ def steps_of(rows: int, batch_size: int, epochs: float = 1) -> int:
 
 def drawn(count: int, of: int, seed: int = 0) -> list[int]:
     """Return `count` positions of `of`, drawn by a seed, in ascending order."""
-    return sorted(torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count].tolist())
+    return sorted(
+        torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    )
 
 
 def values(runs: Sequence[dict[str, Any]], side: str, key: str) -> list[float]:
@@ -186,19 +247,32 @@ def spread(numbers: Sequence[float]) -> float:
 
 
 def not_worse(runs: Sequence[dict[str, Any]], key: str, *, higher: bool = True) -> dict[str, Any]:
-    """Return the criterion that lorakit's mean is not worse than PEFT's by more than the larger of the two spreads."""
+    """Return the criterion that lorakit's mean is not worse than PEFT's by more than the larger of
+    the two spreads.
+    """
     ours, theirs = values(runs, "lorakit", key), values(runs, "peft", key)
     gap = (mean(ours) - mean(theirs)) * (1 if higher else -1)
     allowed = max(spread(ours), spread(theirs))
-    return {"text": f"{key}: lorakit is not worse than PEFT by more than the spread over seeds", "met": gap >= -allowed,
-            "measured": f"better by {gap:+.4g}, spread {allowed:.4g}"}  # fmt: skip
+    return {
+        "text": f"{key}: lorakit is not worse than PEFT by more than the spread over seeds",
+        "met": gap >= -allowed,
+        "measured": f"better by {gap:+.4g}, spread {allowed:.4g}",
+    }
 
 
 def arguments(doc: str, *more: str) -> argparse.Namespace:
     """Return what a script was called with: --quick, --short, and the flags named in `more`."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tiny run that only shows that the script works; writes nothing")
-    parser.add_argument("--short", action="store_true", help="fewer rounds; printed and not written")
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tiny run that only shows that the script works; writes nothing",
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="fewer rounds; printed and not written"
+    )
     for flag in more:
         name, _, text = flag.partition(": ")
         parser.add_argument(name, action="store_true", help=text)
@@ -211,14 +285,20 @@ def read(name: str) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
-def write(name: str, doc: str, *, quick: bool, setting: Setting | None = None, **parts: Any) -> None:
-    """Write the results of a script and renew docs/results.md; a quick or short run is printed alone. Other parts stay."""
+def write(
+    name: str, doc: str, *, quick: bool, setting: Setting | None = None, **parts: Any
+) -> None:
+    """Write the results of a script and renew docs/results.md; a quick or short run is printed
+    alone. Other parts stay.
+    """
     parts |= {"doc": doc.strip(), **({"setting": asdict(setting)} if setting else {})}
     import report
 
     if quick:
         print(f"{parts['doc'].partition(chr(10))[0]}\n")
-        print(report.shown(parts) if "measures" in parts else json.dumps(parts, indent=1, default=str))
+        print(
+            report.shown(parts) if "measures" in parts else json.dumps(parts, indent=1, default=str)
+        )
         return
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({**read(name), **parts, "machine": machine()}, indent=1)
@@ -230,16 +310,29 @@ def machine() -> dict[str, Any]:
     """Return what the numbers depend on beside the code."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    facts = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
     flags = facts.get("flags", "").split()
     named = ("torch", "transformers", "peft", "tokenizers", "numpy")
     return {
-        "cpu": facts.get("model name") or platform.processor() or platform.machine(), "cores": os.cpu_count(),
-        "avx512": "avx512f" in flags, "avx512_bf16": "avx512_bf16" in flags, "amx": "amx_tile" in flags,
-        "threads": torch.get_num_threads(), "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {"python": platform.python_version(), "lorakit": lorakit.__version__, **{n: version(n) for n in named}},
-    }  # fmt: skip
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "avx512": "avx512f" in flags,
+        "avx512_bf16": "avx512_bf16" in flags,
+        "amx": "amx_tile" in flags,
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": {
+            "python": platform.python_version(),
+            "lorakit": lorakit.__version__,
+            **{n: version(n) for n in named},
+        },
+    }
 
 
 if __name__ == "__main__":
-    print("beside_peft.py holds what the benchmarks share; it measures nothing itself.", file=sys.stderr)
+    print(
+        "beside_peft.py holds what the benchmarks share; it measures nothing itself.",
+        file=sys.stderr,
+    )

@@ -1,7 +1,10 @@
-"""What does computing again in the backward pass save, and what does it cost: nothing, light, or all of a block?
+"""What does computing again in the backward pass save, and what does it cost: nothing, light, or
+all of a block?
 
-Setting: that of `step.py`. "kept" is what PyTorch's allocator has given out and not taken back when the forward pass ends,
-"peak" the most that it has given out at once until the backward pass ends; weights and AdamW's moments are in neither.
+Setting: that of `step.py`. "kept" is what PyTorch's allocator has given out and not taken back when
+    the forward pass ends,
+"peak" the most that it has given out at once until the backward pass ends; weights and AdamW's
+moments are in neither.
 """
 
 import time
@@ -13,7 +16,7 @@ from beside_peft import arguments, write
 from step import Run, Setting, met
 from torch.profiler import ProfilerActivity, profile
 
-from lorakit.recompute import recompute
+from lorakit.models.checkpointing import recompute
 
 KINDS = {"floor": "", "lorakit": "", "lorakit, light": "light", "lorakit, full": "full"}
 
@@ -38,7 +41,11 @@ def memory(run: Run) -> tuple[float, float]:
 def main() -> None:
     asked = arguments(__doc__)
     torch.set_num_threads(1)
-    setting = Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32) if asked.quick else Setting()
+    setting = (
+        Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32)
+        if asked.quick
+        else Setting()
+    )
     runs: dict[str, Run] = {}
     for name, what in KINDS.items():
         runs[name] = Run(name.partition(",")[0], setting)
@@ -53,12 +60,34 @@ def main() -> None:
             run.times.append(time.process_time() - begun)
     least = {name: min(run.times) for name, run in runs.items()}
     rows: list[dict[str, Any]] = [
-        {"side": name, "kept": held[name][0], "peak": held[name][1], "min": least[name], "median": median(run.times),
-         "of_plain": least[name] / least["lorakit"]} for name, run in runs.items()]  # fmt: skip
-    criteria = [met("light: at most 150 MiB kept for the backward pass", held["lorakit, light"][0], 150)]
-    write("checkpointing", __doc__, quick=asked.quick, runs=rows, criteria=criteria, one_row_a_run=True,
-          measures={"kept": ["kept, MiB", ".0f"], "peak": ["peak, MiB", ".0f"], "min": ["CPU seconds, least", ".3f"],
-                    "median": ["median", ".3f"], "of_plain": ["of lorakit", ".3f"]})  # fmt: skip
+        {
+            "side": name,
+            "kept": held[name][0],
+            "peak": held[name][1],
+            "min": least[name],
+            "median": median(run.times),
+            "of_plain": least[name] / least["lorakit"],
+        }
+        for name, run in runs.items()
+    ]
+    criteria = [
+        met("light: at most 150 MiB kept for the backward pass", held["lorakit, light"][0], 150)
+    ]
+    write(
+        "checkpointing",
+        __doc__,
+        quick=asked.quick,
+        runs=rows,
+        criteria=criteria,
+        one_row_a_run=True,
+        measures={
+            "kept": ["kept, MiB", ".0f"],
+            "peak": ["peak, MiB", ".0f"],
+            "min": ["CPU seconds, least", ".3f"],
+            "median": ["median", ".3f"],
+            "of_plain": ["of lorakit", ".3f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the field says of LoRA beside what was measured here: the table of docs/claims.md. It measures nothing itself."""
+"""What the field says of LoRA beside what was measured here: the table of docs/claims.md. It
+measures nothing itself.
+"""
 
 import sys
 from collections.abc import Callable
@@ -18,7 +20,9 @@ GPT3, GPT3_QV4 = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, who makes it, and what the results say of it; `told` fails where a result is missing, which is unproven."""
+    """A claim, who makes it, and what the results say of it; `told` fails where a result is
+    missing, which is unproven.
+    """
 
     text: str
     said_by: str
@@ -31,7 +35,9 @@ def of(found: Found, name: str, side: str, key: str) -> float:
 
 
 def fewer(found: Found) -> tuple[str, str]:
-    ours, books = (of(found, name, "lorakit", "trainable_parameters") for name in ("sst2", "oz_books"))
+    ours, books = (
+        of(found, name, "lorakit", "trainable_parameters") for name in ("sst2", "oz_books")
+    )
     return PARTLY, (
         f"GPT-3 at rank 4 on query and value, counted: {GPT3 / GPT3_QV4:,.0f} times. Trained here: MiniLM with its new head "
         f"{MINILM / ours:,.0f} times, stories260K on all linear layers {STORIES / books:.1f} times. The ratio is about the "
@@ -52,7 +58,9 @@ def memory(found: Found) -> tuple[str, str]:
 
 def faster(found: Found) -> tuple[str, str]:
     runs = {run["side"]: run["median"] for run in found["step"]["runs"]}
-    ours, peft = (runs["full, dropout 0"] / runs[f"{side}, dropout 0"] - 1 for side in ("lorakit", "PEFT"))
+    ours, peft = (
+        runs["full, dropout 0"] / runs[f"{side}, dropout 0"] - 1 for side in ("lorakit", "PEFT")
+    )
     return HOLDS if ours >= 0.25 else PARTLY, (
         f"{100 * ours:+.0f} % steps a second beside full fine-tuning, on a CPU; PEFT on the same model {100 * peft:+.0f} %. "
         "On GPUs: unproven here."
@@ -61,11 +69,18 @@ def faster(found: Found) -> tuple[str, str]:
 
 def latency(found: Found) -> tuple[str, str]:
     models, sides = ("minilm", "stories260K"), ("merged, detached", "base again", "attached")
-    ratio = {(m, s): of(found, "merged_latency", f"{m}: {s}", "ratio") for m in models for s in sides}
+    ratio = {
+        (m, s): of(found, "merged_latency", f"{m}: {s}", "ratio") for m in models for s in sides
+    }
     within = all(abs(ratio[m, sides[0]] - 1) < 0.02 for m in models)
-    told = ", ".join(f"{m} {ratio[m, sides[0]]:.3f} (the base again {ratio[m, sides[1]]:.3f})" for m in models)
+    told = ", ".join(
+        f"{m} {ratio[m, sides[0]]:.3f} (the base again {ratio[m, sides[1]]:.3f})" for m in models
+    )
     left_on = " and ".join(f"{ratio[m, sides[2]]:.2f}" for m in models)
-    return HOLDS if within else NOT, f"Merged and detached, of the base's time: {told}. Not merged it costs: {left_on} times."
+    return (
+        HOLDS if within else NOT,
+        f"Merged and detached, of the base's time: {told}. Not merged it costs: {left_on} times.",
+    )
 
 
 def small_files(found: Found) -> tuple[str, str]:
@@ -79,17 +94,26 @@ def small_files(found: Found) -> tuple[str, str]:
 def switching(found: Found) -> tuple[str, str]:
     note = next(n for n in found["rows"]["notes"] if n.startswith("Switching"))
     bits = next(c for c in found["rows"]["criteria"] if "switching" in c["text"])
-    return HOLDS if bits["met"] else NOT, f"{note} Switching there and back gives the same bits: {bits['measured']}."
+    return HOLDS if bits[
+        "met"
+    ] else NOT, f"{note} Switching there and back gives the same bits: {bits['measured']}."
 
 
 def trained_ranks(found: Found, key: str) -> dict[str, float]:
     """Return a measure of LoRA by the rank it was trained at."""
     start = "LoRA trained at "
-    return {r["side"].removeprefix(start): r[key] for r in found["extract"]["runs"] if r["side"].startswith(start)}
+    return {
+        r["side"].removeprefix(start): r[key]
+        for r in found["extract"]["runs"]
+        if r["side"].startswith(start)
+    }
 
 
 def as_good_as_full(found: Found) -> tuple[str, str]:
-    full, lora = of(found, "extract", "full fine-tuning", "perplexity"), trained_ranks(found, "perplexity")
+    full, lora = (
+        of(found, "extract", "full fine-tuning", "perplexity"),
+        trained_ranks(found, "perplexity"),
+    )
     return HOLDS if min(lora.values()) <= 1.02 * full else NOT, (
         f"stories260K on books, as many steps, rates chosen for each: perplexity {full:.2f} by full fine-tuning, by LoRA "
         + ", ".join(f"{v:.2f} at {rank}" for rank, v in lora.items())
@@ -100,30 +124,46 @@ def as_good_as_full(found: Found) -> tuple[str, str]:
 def as_good_as_peft(found: Found) -> tuple[str, str]:
     rows = (("sst2", "accuracy", ".3f"), ("oz_books", "perplexity", ".2f"), ("e2e", "bleu", ".1f"))
     met = all(c["met"] for name, *_ in rows for c in found[name]["criteria"])
-    told = (f"{name.replace('_', '-')} {key} " + " and ".join(format(of(found, name, s, key), f) for s in ("lorakit", "peft"))
-            for name, key, f in rows)  # fmt: skip
-    return HOLDS if met else PARTLY, f"lorakit and PEFT: {'; '.join(told)}. Within the spread over seeds each."
+    told = (
+        f"{name.replace('_', '-')} {key} "
+        + " and ".join(format(of(found, name, s, key), f) for s in ("lorakit", "peft"))
+        for name, key, f in rows
+    )
+    return (
+        HOLDS if met else PARTLY,
+        f"lorakit and PEFT: {'; '.join(told)}. Within the spread over seeds each.",
+    )
 
 
 def rank_one(found: Found) -> tuple[str, str]:
     said, enough = [], []
     for search in found["which_rank"]["searches"]:
         runs = [r for r in found["which_rank"]["honest"] if r["task"] == search["task"]]
-        means = {rank: mean(r["metric"] for r in runs if r["rank"] == rank) for rank in sorted({r["rank"] for r in runs})}
+        means = {
+            rank: mean(r["metric"] for r in runs if r["rank"] == rank)
+            for rank in sorted({r["rank"] for r in runs})
+        }
         sign = -1 if search["metric"] == "accuracy" else 1
         _, best = min((sign * value, rank) for rank, value in means.items())
         error = mean(r["error"] for r in runs if r["rank"] == best)
         enough.append(sign * (means[1] - means[best]) <= error)
-        said.append(f"{search['task']} {search['metric']} {means[1]:.3f} at rank 1, {means[best]:.3f} at rank {best} "
-                    f"(standard error {error:.3f})")  # fmt: skip
-    return HOLDS if all(enough) else PARTLY if any(enough) else NOT, f"{'; '.join(said)}. Three seeds each."
+        said.append(
+            f"{search['task']} {search['metric']} {means[1]:.3f} at rank 1, {means[best]:.3f} at rank {best} "
+            f"(standard error {error:.3f})"
+        )
+    return HOLDS if all(enough) else PARTLY if any(
+        enough
+    ) else NOT, f"{'; '.join(said)}. Three seeds each."
 
 
 def which_matrices(found: Found) -> tuple[str, str]:
     each, said, best = found["which_matrices"]["each"], [], []
     for task, key in (("sst2", "accuracy"), ("oz-books", "loss")):
         choices = dict.fromkeys(r["choice"] for r in each)
-        means = {c: mean(r["metric"] for r in each if (r["task"], r["choice"]) == (task, c)) for c in choices}
+        means = {
+            c: mean(r["metric"] for r in each if (r["task"], r["choice"]) == (task, c))
+            for c in choices
+        }
         best.append((max if key == "accuracy" else min)((v, c) for c, v in means.items())[1])
         said.append(f"{task} {key}: " + ", ".join(f"{c} {v:.3f}" for c, v in means.items()))
     verdict = HOLDS if set(best) == {"qv"} else PARTLY if "qv" in best else NOT
@@ -132,8 +172,10 @@ def which_matrices(found: Found) -> tuple[str, str]:
 
 def low_rank(found: Found) -> tuple[str, str]:
     spectra = found["extract"]["spectra"]
-    W, full, lora = (next(s["rank_90"] for name, s in spectra.items() if name.startswith(start))
-                     for start in ("W", "ΔW of full", "ΔW of LoRA"))  # fmt: skip
+    W, full, lora = (
+        next(s["rank_90"] for name, s in spectra.items() if name.startswith(start))
+        for start in ("W", "ΔW of full", "ΔW of LoRA")
+    )
     return HOLDS if full < 0.5 * W else PARTLY, (
         f"Directions that hold 90 % of the energy in layers of 64, on average: {full:.0f} of what full fine-tuning changed, "
         f"{W:.0f} of W itself, {lora:.0f} of what LoRA changed where it could use all. The adapter that the paper's authors "
@@ -153,7 +195,9 @@ def forgets_less(found: Found) -> tuple[str, str]:
 
 def combined(found: Found) -> tuple[str, str]:
     criterion = found["combine_beside_peft"]["criteria"][0]
-    return HOLDS if criterion["met"] else NOT, f"Error in the sum of two adapters: {criterion['measured']}."
+    return HOLDS if criterion[
+        "met"
+    ] else NOT, f"Error in the sum of two adapters: {criterion['measured']}."
 
 
 def general(found: Found) -> tuple[str, str]:
@@ -171,9 +215,15 @@ def general(found: Found) -> tuple[str, str]:
 def personal(found: Found) -> tuple[str, str]:
     told = []
     for text in ("oz-books", "tinyshakespeare"):
-        before, after = (exp(of(found, "transfer", side, text)) for side in ("the base alone", f"adapter of {text}"))
+        before, after = (
+            exp(of(found, "transfer", side, text))
+            for side in ("the base alone", f"adapter of {text}")
+        )
         told.append(f"{text} {before:.0f} to {after:.0f}")
-    return HOLDS, f"Perplexity of held-out text after 120 steps on a text of that kind: {', '.join(told)}."
+    return (
+        HOLDS,
+        f"Perplexity of held-out text after 120 steps on a text of that kind: {', '.join(told)}.",
+    )
 
 
 def transfers_badly(found: Found) -> tuple[str, str]:
@@ -186,10 +236,17 @@ def transfers_badly(found: Found) -> tuple[str, str]:
 
 def unstable(found: Found) -> tuple[str, str]:
     spread = {r["side"]: r["loss"] for r in found["stability"]["runs"] if "spread" in r["side"]}
-    runs = [(r["times"], bool(r["stopped"] or r["jumps"] or r["worse"])) for r in found["stability"]["instability"]]
+    runs = [
+        (r["times"], bool(r["stopped"] or r["jumps"] or r["worse"]))
+        for r in found["stability"]["instability"]
+    ]
     rates = {times: [bad for t, bad in runs if t == times] for times, _ in runs}
-    caught = ", ".join(f"{sum(bad)} of {len(bad)} at {times:g} times the usual" for times, bad in rates.items())
-    ranks = " and ".join(f"{v:.3f} with {k.partition('scale ')[2].partition(':')[0]}" for k, v in spread.items())
+    caught = ", ".join(
+        f"{sum(bad)} of {len(bad)} at {times:g} times the usual" for times, bad in rates.items()
+    )
+    ranks = " and ".join(
+        f"{v:.3f} with {k.partition('scale ')[2].partition(':')[0]}" for k, v in spread.items()
+    )
     return PARTLY, (
         f"By the learning rate: runs that exploded, jumped or ended above where they began: {caught}. By rank: with one rate "
         f"the losses of ranks 2, 8 and 32 lie {ranks} apart (standard deviation), and none exploded. {large_scale(found)}"
@@ -199,8 +256,15 @@ def unstable(found: Found) -> tuple[str, str]:
 def large_scale(found: Found) -> str:
     """Return what a low rank did with a large scale, and without."""
     part = found["which_matrices"]
-    usual = [r["metric"] for r in part["each"] if (r["task"], r["choice"], r["rank"]) == ("sst2", "qkvo", 2)]
-    wild, calm = (" and ".join(f"{value:.3f}" for value in values) for values in (usual, [r["metric"] for r in part["gentle"]]))
+    usual = [
+        r["metric"]
+        for r in part["each"]
+        if (r["task"], r["choice"], r["rank"]) == ("sst2", "qkvo", 2)
+    ]
+    wild, calm = (
+        " and ".join(f"{value:.3f}" for value in values)
+        for values in (usual, [r["metric"] for r in part["gentle"]])
+    )
     return f"Rank 2 on q, k, v, o, sst2, two seeds: {wild} with a scale of 16, {calm} with 4: it is the scale."
 
 
@@ -230,17 +294,30 @@ CLAIMS = {
         Claim("on par with full fine-tuning, or better", "the paper, loralib", as_good_as_full),
         Claim("as good as the library that most use", "this project", as_good_as_peft),
         Claim("a rank as small as one suffices", "the paper, section 7.2", rank_one),
-        Claim("query and value together give the best result at one budget", "the paper, section 7.1", which_matrices),
+        Claim(
+            "query and value together give the best result at one budget",
+            "the paper, section 7.1",
+            which_matrices,
+        ),
         Claim("the update has a low rank", "the paper, section 7", low_rank),
         Claim("less prone to forgetting", "tutorials", forgets_less),
-        Claim("state of the art on GLUE, SuperGLUE, SQuAD, COCO and ImageNet", "an article",
-              nothing("The paper claims no such thing: it has GLUE with RoBERTa and DeBERTa, E2E with GPT-2, three tasks with "
-                      "GPT-3, and no images.")),
+        Claim(
+            "state of the art on GLUE, SuperGLUE, SQuAD, COCO and ImageNet",
+            "an article",
+            nothing(
+                "The paper claims no such thing: it has GLUE with RoBERTa and DeBERTa, E2E with GPT-2, three tasks with "
+                "GPT-3, and no images."
+            ),
+        ),
     ),
     "Flexibility": (
         Claim("tasks are switched quickly", "the paper, loralib", switching),
         Claim("adapters can be combined", "PEFT, tutorials", combined),
-        Claim("can be combined with prefix tuning", "the paper", nothing("No prefix was trained beside an adapter.")),
+        Claim(
+            "can be combined with prefix tuning",
+            "the paper",
+            nothing("No prefix was trained beside an adapter."),
+        ),
     ),
     "Generality": (
         Claim("any kind of model and task", "articles", general),
@@ -249,11 +326,16 @@ CLAIMS = {
         Claim("unstable, above all at a low rank", "an article, as a limit", unstable),
     ),
     "Scalability": (
-        Claim("scales to the largest models", "the paper, articles",
-              nothing(f"Nothing above {MINILM / 1e6:.1f} million parameters was trained. Parameters and memory of larger "
-                      "models are planned from shapes, and the published counts are met by tests.")),
+        Claim(
+            "scales to the largest models",
+            "the paper, articles",
+            nothing(
+                f"Nothing above {MINILM / 1e6:.1f} million parameters was trained. Parameters and memory of larger "
+                "models are planned from shapes, and the published counts are met by tests."
+            ),
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def answer(claim: Claim, found: Found) -> tuple[str, str]:
@@ -278,4 +360,7 @@ def tables(found: Found) -> str:
 
 
 if __name__ == "__main__":
-    print("claims.py writes a table from what other benchmarks measured; it measures nothing itself.", file=sys.stderr)
+    print(
+        "claims.py writes a table from what other benchmarks measured; it measures nothing itself.",
+        file=sys.stderr,
+    )

@@ -1,8 +1,9 @@
 """Combining adapters beside PEFT's add_weighted_adapter
 
-Two adapters with random factors on four layers of 512 x 512, combined by PEFT 'linear', 'svd' and 'cat' and by
-`lorakit combine`, from the same files. The error is that of ΔW against the weighted sum of the two ΔW in float64, relative,
-over all layers. 'linear' sums factors, and (B1 + B2)(A1 + A2) is not B1 A1 + B2 A2; 'svd' takes a dense SVD of every layer.
+Two adapters with random factors on four layers of 512 x 512, combined by PEFT 'linear', 'svd' and
+'cat' and by `lorakit combine`, from the same files. The error is that of ΔW against the weighted
+sum of the two ΔW in float64, relative, over all layers. 'linear' sums factors, and (B1 + B2)(A1 +
+A2) is not B1 A1 + B2 A2; 'svd' takes a dense SVD of every layer.
 """
 
 import tempfile
@@ -26,7 +27,11 @@ CASES: dict[str, dict[str, Any]] = {
     "rsLoRA, 0.7 + 0.3": {"ranks": (16, 16), "weights": (0.7, 0.3), "use_rslora": True},
     "rsLoRA, 1 + 1": {"ranks": (16, 16), "weights": (1.0, 1.0), "use_rslora": True},
     "rank 8 and 32, 0.7 + 0.3": {"ranks": (8, 32), "weights": (0.7, 0.3)},
-    "rsLoRA, rank 8 and 32, 0.7 + 0.3": {"ranks": (8, 32), "weights": (0.7, 0.3), "use_rslora": True},
+    "rsLoRA, rank 8 and 32, 0.7 + 0.3": {
+        "ranks": (8, 32),
+        "weights": (0.7, 0.3),
+        "use_rslora": True,
+    },
 }
 
 
@@ -34,7 +39,10 @@ def pair(width: int, ranks: tuple[int, ...], **more: Any) -> Any:
     """Return a PEFT model with two adapters whose factors are all filled."""
     torch.manual_seed(0)
     base = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(4)))
-    configs = [peft.LoraConfig(r=rank, lora_alpha=32, target_modules=["0", "1", "2", "3"], **more) for rank in ranks]
+    configs = [
+        peft.LoraConfig(r=rank, lora_alpha=32, target_modules=["0", "1", "2", "3"], **more)
+        for rank in ranks
+    ]
     model = peft.get_peft_model(base, configs[0], adapter_name="first")
     model.add_adapter("second", configs[1])
     for name, parameter in model.named_parameters():
@@ -44,12 +52,18 @@ def pair(width: int, ranks: tuple[int, ...], **more: Any) -> Any:
 
 
 def changes(model: Any, name: str) -> dict[str, Tensor]:
-    layers = {n: m for n, m in model.base_model.model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    layers = {
+        n: m
+        for n, m in model.base_model.model.named_modules()
+        if isinstance(m, peft.tuners.lora.LoraLayer)
+    }
     return {n: layer.get_delta_weight(name).detach().double() for n, layer in layers.items()}
 
 
 def exact(adapter: Adapter) -> dict[str, Tensor]:
-    return {n: delta.matrix().detach() for n, delta in adapter.copy().to(torch.float64).deltas.items()}
+    return {
+        n: delta.matrix().detach() for n, delta in adapter.copy().to(torch.float64).deltas.items()
+    }
 
 
 def wrong(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
@@ -84,8 +98,17 @@ def main() -> None:
         for how in ("linear", "cat", "svd"):
             try:
                 begun = time.perf_counter()
-                model.add_weighted_adapter(["first", "second"], list(weights), how, combination_type=how)
-                runs.append(row(case, f"PEFT '{how}'", wrong(changes(model, how), wanted), time.perf_counter() - begun))
+                model.add_weighted_adapter(
+                    ["first", "second"], list(weights), how, combination_type=how
+                )
+                runs.append(
+                    row(
+                        case,
+                        f"PEFT '{how}'",
+                        wrong(changes(model, how), wanted),
+                        time.perf_counter() - begun,
+                    )
+                )
             except ValueError as refusal:
                 print(f"{case}, {how}: {refusal}")
     theirs = [100 * run["error"] for run in runs if "linear" in run["side"]]
@@ -95,11 +118,23 @@ def main() -> None:
         "rsLoRA PEFT writes alpha = rank, which that rule does not turn into a scale of 1 but of the root of the rank."
     )
     measured = f"{max(ours):.1e} at most; PEFT 'linear' {min(theirs):.0f} to {max(theirs):.0f} %"
-    judged = {"text": f"the error in ΔW is below {LEAST:g}", "met": max(ours) < LEAST, "measured": measured}
+    judged = {
+        "text": f"the error in ΔW is below {LEAST:g}",
+        "met": max(ours) < LEAST,
+        "measured": measured,
+    }
     measures = {"error": ["relative error in ΔW", ".3g"], "seconds": ["seconds", ".3f"]}
     quiet = quick or asked.short
-    write("combine_beside_peft", __doc__ or "", quick=quiet, runs=runs, one_row_a_run=True, notes=[note], measures=measures,
-          criteria=[judged])  # fmt: skip
+    write(
+        "combine_beside_peft",
+        __doc__ or "",
+        quick=quiet,
+        runs=runs,
+        one_row_a_run=True,
+        notes=[note],
+        measures=measures,
+        criteria=[judged],
+    )
 
 
 if __name__ == "__main__":

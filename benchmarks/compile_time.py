@@ -1,7 +1,9 @@
 """How long does torch.compile take for a model with adapters, beside the frozen model?
 
-Setting: that of `step.py`; the first step of each is timed, in turn and in one process, CPU seconds. What was compiled before
-is forgotten and the compiler's caches are off. The step itself is in it, and the C++ compiler that is started.
+Setting: that of `step.py`; the first step of each is timed, in turn and in one process, CPU
+    seconds. What was compiled before
+is forgotten and the compiler's caches are off. The step itself is in it, and the C++ compiler that
+is started.
 """
 
 import gc
@@ -19,7 +21,9 @@ from step import Run, Setting, met
 
 
 def first(name: str, setting: Setting) -> float:
-    """Return the CPU seconds of a compiled model's first step, those of the C++ compiler that it starts included."""
+    """Return the CPU seconds of a compiled model's first step, those of the C++ compiler that it
+    starts included.
+    """
     torch._dynamo.reset()
     gc.collect()
     run = Run(name, setting, compiled=True)
@@ -31,21 +35,44 @@ def first(name: str, setting: Setting) -> float:
 def main() -> None:
     asked = arguments(__doc__)
     torch.set_num_threads(1)
-    setting = Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32) if asked.quick else Setting()
+    setting = (
+        Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32)
+        if asked.quick
+        else Setting()
+    )
     times: dict[str, list[float]] = {"floor": [], "lorakit": []}
     begun = time.time()
-    first("floor", Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32))  # what is loaded on the way
+    first(
+        "floor", Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32)
+    )  # what is loaded on the way
     for _ in range(1 if asked.quick else 2):
         for name, taken in times.items():
             taken.append(first(name, setting))
     ratio = min(times["lorakit"]) / min(times["floor"])
     rows: list[dict[str, Any]] = [
-        {"side": name, "min": min(taken), "median": median(taken), "of_floor": min(taken) / min(times["floor"])}
+        {
+            "side": name,
+            "min": min(taken),
+            "median": median(taken),
+            "of_floor": min(taken) / min(times["floor"]),
+        }
         for name, taken in times.items()
     ]
-    measures = {"min": ["CPU seconds, least", ".1f"], "median": ["median", ".1f"], "of_floor": ["of the floor", ".2f"]}
-    write("compile_time", __doc__, quick=asked.quick, runs=rows, one_row_a_run=True, seconds=time.time() - begun,
-          criteria=[met("time to compile: at most 2 of the frozen model's", ratio, 2)], measures=measures)  # fmt: skip
+    measures = {
+        "min": ["CPU seconds, least", ".1f"],
+        "median": ["median", ".1f"],
+        "of_floor": ["of the floor", ".2f"],
+    }
+    write(
+        "compile_time",
+        __doc__,
+        quick=asked.quick,
+        runs=rows,
+        one_row_a_run=True,
+        seconds=time.time() - begun,
+        criteria=[met("time to compile: at most 2 of the frozen model's", ratio, 2)],
+        measures=measures,
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""Does a model that knew only stories learn to describe restaurants from attributes, and does its text get better?
+"""Does a model that knew only stories learn to describe restaurants from attributes, and does its
+text get better?
 
-Setting: stories260K on e2e, trained on devset.csv (4,672 rows, 547 meanings) for two epochs in batches of 8, tested on
-testset_w_refs.csv (4,693 references of 630 meanings, none of them in training). Rank 8 on all linear layers and on the
-output layer too: in this model the row of the end token equals those of 150 tokens that it never saw to within 4e-4, so
-that without a change of the output layer no adapter can learn to end a text. Loss on the completion alone, one thread,
-lorakit with three seeds, PEFT with one. Text is generated greedily, at most 128 tokens; BLEU (sacrebleu, 13a) and chrF count
-all references, ROUGE-L the best of each. The learning rate was chosen by the BLEU on 50 meanings of devset.csv that a
-tuning run leaves out, by lorakit with a seed that is not reported.
+Setting: stories260K on e2e, trained on devset.csv (4,672 rows, 547 meanings) for two epochs in
+    batches of 8, tested on
+testset_w_refs.csv (4,693 references of 630 meanings, none of them in training). Rank 8 on all
+linear layers and on the
+output layer too: in this model the row of the end token equals those of 150 tokens that it never
+    saw to within 4e-4, so
+that without a change of the output layer no adapter can learn to end a text. Loss on the completion
+alone, one thread, lorakit with three seeds, PEFT with one. Text is generated greedily, at most 128
+tokens; BLEU (sacrebleu, 13a) and chrF count all references, ROUGE-L the best of each. The learning
+rate was chosen by the BLEU on 50 meanings of devset.csv that a tuning run leaves out, by lorakit
+with a seed that is not reported.
 
-Criteria: lorakit's BLEU is not below PEFT's by more than the spread over seeds, and at least 25 (0.2 before).
+Criteria: lorakit's BLEU is not below PEFT's by more than the spread over seeds, and at least 25
+    (0.2 before).
 
-Predicted: BLEU 30 to 40, with a spread of 2 over seeds. Tried first, without the output layer and in batches of 16: 20.2
+Predicted: BLEU 30 to 40, with a spread of 2 over seeds. Tried first, without the output layer and
+    in batches of 16: 20.2
 after one epoch; 19.0 with lorakit and 18.0 with PEFT after two; the texts did not end.
 """
 
@@ -38,19 +45,28 @@ from lorakit.data.rows import Rows, read_rows
 from lorakit.evaluate import metrics
 from lorakit.evaluate.decoding import Decoding
 from lorakit.evaluate.generate import generate
-from lorakit.evaluate.subject import encode
-from lorakit.models import Loaded, load
+from lorakit.models.load import Loaded, load
+from lorakit.models.open import encode
 
 EPOCHS, TRAINED = 2, 4672
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
-SETTING = Setting(model="models/stories260K", task="causal-lm", targets=TARGETS, lr=0.0025, batch_size=8,
-                  steps=steps_of(TRAINED, 8, EPOCHS), max_length=512)  # fmt: skip
+SETTING = Setting(
+    model="models/stories260K",
+    task="causal-lm",
+    targets=TARGETS,
+    lr=0.0025,
+    batch_size=8,
+    steps=steps_of(TRAINED, 8, EPOCHS),
+    max_length=512,
+)
 LRS = (2.5e-3, 5e-3)
 CHOOSE, SHOWN = 50, 10  # meanings
 
 
 def rows_of(part: str) -> Rows:
-    return read_rows(str(folder() / f"sets/e2e/{part}.csv"), columns=("prompt=mr", "completion=ref"))
+    return read_rows(
+        str(folder() / f"sets/e2e/{part}.csv"), columns=("prompt=mr", "completion=ref")
+    )
 
 
 def meanings(rows: Rows) -> dict[str, list[str]]:
@@ -62,7 +78,9 @@ def meanings(rows: Rows) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    asked = arguments(__doc__, "--tune: choose the learning rate on meanings of devset.csv that are left out")
+    asked = arguments(
+        __doc__, "--tune: choose the learning rate on meanings of devset.csv that are left out"
+    )
     loaded = load(model_at(SETTING.model), SETTING.task)
     rows, test = rows_of("devset"), meanings(rows_of("testset_w_refs"))
     setting, how = SETTING, Decoding(max_new_tokens=128)
@@ -72,19 +90,29 @@ def main() -> None:
     written: list[list[str]] = []
 
     def text_of(side: Side | Loaded, of: dict[str, list[str]]) -> dict[str, float]:
-        written.append(generate(side.loaded if isinstance(side, Side) else side, list(of), how, batch_size=64))
+        written.append(
+            generate(side.loaded if isinstance(side, Side) else side, list(of), how, batch_size=64)
+        )
         return metrics.text(written[-1], list(of.values()))
 
     if asked.tune:
         names = list(meanings(rows))
         apart = {names[i] for i in drawn(min(CHOOSE, len(names) // 2), len(names))}
         ours, held = (
-            rows.take(i for i, row in enumerate(rows.rows) if (row["prompt"] in apart) == out) for out in (False, True)
+            rows.take(i for i, row in enumerate(rows.rows) if (row["prompt"] in apart) == out)
+            for out in (False, True)
         )
         if not asked.quick:
             setting = replace(setting, steps=steps_of(len(ours), setting.batch_size, EPOCHS))
-        tuned = tune(setting, LRS, encode(ours, loaded), lambda side: {
-            "loss": score(side, encode(held, loaded))["loss"], "bleu": text_of(side, meanings(held))["bleu"]})  # fmt: skip
+        tuned = tune(
+            setting,
+            LRS,
+            encode(ours, loaded),
+            lambda side: {
+                "loss": score(side, encode(held, loaded))["loss"],
+                "bleu": text_of(side, meanings(held))["bleu"],
+            },
+        )
         write("e2e", __doc__, quick=asked.quick, tuned=tuned)
         return
 
@@ -94,19 +122,43 @@ def main() -> None:
         return text_of(side, test)
 
     runs = [{"side": "base", **measure(loaded)}]
-    plan = [("lorakit", 0), ("peft", 0), *(("lorakit", seed) for seed in SEEDS[1:] if not asked.quick)]
+    plan = [
+        ("lorakit", 0),
+        ("peft", 0),
+        *(("lorakit", seed) for seed in SEEDS[1:] if not asked.quick),
+    ]
     runs += [run(side, setting, seed, encode(rows, loaded), measure) for side, seed in plan]
     bleu = mean(values(runs, "lorakit", "bleu"))
-    criteria = [{"text": "BLEU is at least 25", "met": bleu >= 25, "measured": f"{bleu:.1f}"}, not_worse(runs, "bleu")]
+    criteria = [
+        {"text": "BLEU is at least 25", "met": bleu >= 25, "measured": f"{bleu:.1f}"},
+        not_worse(runs, "bleu"),
+    ]
     base, ours = written[0], written[1]
-    lines = [f"- `{prompts[i]}`\n  - before: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n  - a reference: {references[i][0]}"
-             for i in drawn(min(SHOWN, len(prompts)), len(prompts))]  # fmt: skip
-    notes = ["Ten meanings of the test part, drawn by a fixed seed, with what seed 0 of lorakit wrote:", "\n".join(lines)]
+    lines = [
+        f"- `{prompts[i]}`\n  - before: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n  - a reference: {references[i][0]}"
+        for i in drawn(min(SHOWN, len(prompts)), len(prompts))
+    ]
+    notes = [
+        "Ten meanings of the test part, drawn by a fixed seed, with what seed 0 of lorakit wrote:",
+        "\n".join(lines),
+    ]
     print("\n".join(notes))
-    write("e2e", __doc__, quick=asked.quick, setting=setting, runs=runs, criteria=criteria, notes=notes,
-          measures={"bleu": ["BLEU", ".1f"], "chrf": ["chrF", ".1f"], "rouge_l": ["ROUGE-L", ".3f"],
-                    "trainable_parameters": ["parameters trained", ",.0f"],
-                    "cpu_seconds": ["CPU seconds of training", ".0f"]})  # fmt: skip
+    write(
+        "e2e",
+        __doc__,
+        quick=asked.quick,
+        setting=setting,
+        runs=runs,
+        criteria=criteria,
+        notes=notes,
+        measures={
+            "bleu": ["BLEU", ".1f"],
+            "chrf": ["chrF", ".1f"],
+            "rouge_l": ["ROUGE-L", ".3f"],
+            "trainable_parameters": ["parameters trained", ",.0f"],
+            "cpu_seconds": ["CPU seconds of training", ".0f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
-"""A full fine-tune as an adapter: quality against rank, beside LoRA trained at that rank, a cut model and a distilled one
+"""A full fine-tune as an adapter: quality against rank, beside LoRA trained at that rank, a cut
+model and a distilled one
 
-stories260K, all of it fine-tuned on public-domain books (the split of `oz_books.py`), then extracted at several ranks: the
-truncated difference of every matrix, norms carried whole. Beside it LoRA trained from the same base at the same rank, on the
-same batches with the same number of steps, the learning rates chosen on other passages (LoRA: of `oz_books.py`). Held-out
-perplexity of 45 passages; KL is that to the tuned model on those; forgetting is the perplexity on 60 of the stories that the
-base was made from. A rank of 64 is all that these matrices have. One thread, one seed.
+stories260K, all of it fine-tuned on public-domain books (the split of `oz_books.py`), then
+extracted at several ranks: the truncated difference of every matrix, norms carried whole. Beside it
+    LoRA trained from the same base at the same rank, on the
+same batches with the same number of steps, the learning rates chosen on other passages (LoRA: of
+`oz_books.py`). Held-out perplexity of 45 passages; KL is that to the tuned model on those;
+forgetting is the perplexity on 60 of the stories that the base was made from. A rank of 64 is all
+that these matrices have. One thread, one seed.
 
-Two other things that a low rank or a small model is used for, and that LoRA is not: the tuned model's own matrices W cut to a
-rank by SVD (it compresses a model and learns nothing), and a student with three of the five layers that learns the tuned
-model's answers on the same batches (distillation: a new, smaller model that needs no base).
+Two other things that a low rank or a small model is used for, and that LoRA is not: the tuned
+    model's own matrices W cut to a
+rank by SVD (it compresses a model and learns nothing), and a student with three of the five layers
+that learns the tuned model's answers on the same batches (distillation: a new, smaller model that
+needs no base).
 
-Predicted: extraction needs more rank than LoRA for the same perplexity, because no training chose its directions; W cut to
-rank 8 is worse than the base before any training; LoRA at full rank (that of k and v is 32) comes near full fine-tuning and
-does not reach it, because embeddings and norms stay.
+Predicted: extraction needs more rank than LoRA for the same perplexity, because no training chose
+    its directions; W cut to
+rank 8 is worse than the base before any training; LoRA at full rank (that of k and v is 32) comes
+near full fine-tuning and does not reach it, because embeddings and norms stay.
 
 Read with care: the model is so small that rank 16 is a third of it.
 """
@@ -32,39 +38,67 @@ from torch import Tensor, nn
 import lorakit
 from lorakit import plots
 from lorakit.algebra import extract
+from lorakit.analysis.overlap import amplification
+from lorakit.analysis.spectra import energy, factorize, factors_of, rank_for, singular_values
 from lorakit.data.batches import Batches, collate
-from lorakit.evaluate.agreement import divergence, logits_of
-from lorakit.models import load, pad_id
-from lorakit.overlap import amplification
-from lorakit.spectra import energy, factorize, factors_of, rank_for, singular_values
+from lorakit.evaluate.logits import divergence, logits_of
+from lorakit.models.load import load, pad_id
 from lorakit.train.optim import lr_factor, set_lr
 
-SETTING = Setting(model="models/stories260K", task="causal-lm", targets="all-linear", lr=1e-2, steps=60, batch_size=16,
-                  max_length=256)  # fmt: skip
+SETTING = Setting(
+    model="models/stories260K",
+    task="causal-lm",
+    targets="all-linear",
+    lr=1e-2,
+    steps=60,
+    batch_size=16,
+    max_length=256,
+)
 FULL_LR = 4e-3  # of 2e-3 and 4e-3, on the passages for choosing (12.60 and 12.10 after 120 steps)
 RANKS, TRAINED, SHARES = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64), (0.5, 0.9)
 CUT, KEPT = (8, 16, 32), (0, 2, 4)  # ranks of W; layers of the student
 OLD = 60  # stories
-QUERY, AMPLIFIED = "model.layers.2.self_attn.q_proj", (4, 16)  # as in table 7 of the paper: one query, a low and a high rank
+QUERY, AMPLIFIED = (
+    "model.layers.2.self_attn.q_proj",
+    (4, 16),
+)  # as in table 7 of the paper: one query, a low and a high rank
 
 
 def matrices(model: nn.Module) -> dict[str, Tensor]:
     """Return W of every linear layer."""
-    return {name: place.site.read(place.layer) for name, place in lorakit.select(model, "all-linear").items()}
+    return {
+        name: place.site.read(place.layer)
+        for name, place in lorakit.select(model, "all-linear").items()
+    }
 
 
 def needed(values: Iterable[Tensor]) -> dict[str, float]:
-    """Return what singular values say, on average: the share of the energy in the first 8, and how many hold 90 %."""
+    """Return what singular values say, on average: the share of the energy in the first 8, and how
+    many hold 90 %.
+    """
     each = list(values)
     first = sum(float(energy(v)[min(7, len(v) - 1)]) for v in each) / len(each)
     return {"first_8": first, "rank_90": sum(rank_for(v, 0.9) for v in each) / len(each)}
 
 
 def table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:
-    """Return how strongly W acts along the directions of its changes, its own and random ones, laid out as in the paper."""
-    told = {rank: amplification(W, A, B, rank=min(rank, *W.shape)) for rank, (A, B) in changes.items()}
-    rows = [[f"rank {rank}", f"{t.along_delta:.2f}", f"{t.along_W:.2f}", f"{t.along_random:.2f}", f"{t.delta_norm:.2f}",
-             f"{t.factor:.1f}"] for rank, t in told.items()]  # fmt: skip
+    """Return how strongly W acts along the directions of its changes, its own and random ones, laid
+    out as in the paper.
+    """
+    told = {
+        rank: amplification(W, A, B, rank=min(rank, *W.shape)) for rank, (A, B) in changes.items()
+    }
+    rows = [
+        [
+            f"rank {rank}",
+            f"{t.along_delta:.2f}",
+            f"{t.along_W:.2f}",
+            f"{t.along_random:.2f}",
+            f"{t.delta_norm:.2f}",
+            f"{t.factor:.1f}",
+        ]
+        for rank, t in told.items()
+    ]
     heads = ["", "Uᵀ W V along ΔW", "along W", "along random", "norm of ΔW", "amplified"]
     norm = next(iter(told.values())).W_norm
     return f"Table 7 of the paper, on `{QUERY}` (norm of W: {norm:.2f}):\n\n{table(heads, rows)}"
@@ -73,14 +107,20 @@ def table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:
 def lora(setting: Setting, rank: int) -> Side:
     """Return the base with a LoRA of this rank, or of the highest that k and v can take."""
     loaded = load(model_at(setting.model), setting.task)
-    few = {name: {"rank": min(W.shape)} for name, W in matrices(loaded.model).items() if min(W.shape) < rank}
+    few = {
+        name: {"rank": min(W.shape)}
+        for name, W in matrices(loaded.model).items()
+        if min(W.shape) < rank
+    }
     spec = lorakit.Spec(rank=rank, alpha=setting.alpha, targets=setting.targets, overrides=few)
     adapter = lorakit.attach(loaded.model, spec, seed=0)
     return Side(loaded, list(adapter.parameters()), set(adapter.deltas))
 
 
 def cut(model: nn.Module, rank: int) -> tuple[nn.Module, int]:
-    """Return the model with W itself replaced by the nearest product of this rank, and how many parameters that leaves."""
+    """Return the model with W itself replaced by the nearest product of this rank, and how many
+    parameters that leaves.
+    """
     small, left = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
     for name, W in matrices(model).items():
         A, B = factorize(W, min(rank, *W.shape))
@@ -90,14 +130,20 @@ def cut(model: nn.Module, rank: int) -> tuple[nn.Module, int]:
 
 
 def distilled(model: Any, base: Any, examples: list[Any], setting: Setting, pad: int) -> nn.Module:
-    """Return a student with some of the base's layers that learned the model's answers, token by token."""
+    """Return a student with some of the base's layers that learned the model's answers, token by
+    token.
+    """
     student = copy.deepcopy(base)
-    student.model.layers = nn.ModuleList(student.model.layers[i] for i in KEPT[: len(student.model.layers)])
+    student.model.layers = nn.ModuleList(
+        student.model.layers[i] for i in KEPT[: len(student.model.layers)]
+    )
     student.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=FULL_LR, weight_decay=0.0)
     batches = Batches([len(e.ids) for e in examples], setting.batch_size, 0)
     for step in range(setting.steps):
-        set_lr(optimizer, FULL_LR * lr_factor(step, setting.steps, setting.warmup, setting.schedule))
+        set_lr(
+            optimizer, FULL_LR * lr_factor(step, setting.steps, setting.warmup, setting.schedule)
+        )
         batch = collate([examples[i] for i in batches[step]], pad)
         real = batch.pop("labels") != -100
         with torch.no_grad():
@@ -114,11 +160,22 @@ def drawn(found: dict[str, dict[str, Any]]) -> Any:
     """Return perplexity against rank as one figure."""
     figure = plots.figure(8, 4.8)
     ax = figure.subplots()
-    ways = {"full fine-tuning, extracted": ("extracted, rank {}", RANKS),
-            "LoRA trained at this rank": ("LoRA trained at rank {}", TRAINED)}  # fmt: skip
-    lines = {way: [(r, *[found[name.format(r)]["perplexity"]] * 3) for r in ranks] for way, (name, ranks) in ways.items()}
-    plots.curves(ax, lines, title="stories260K on books: cut after full fine-tuning, or trained at that rank", x="rank",
-                 y="held-out perplexity (less is better)", powers=True)  # fmt: skip
+    ways = {
+        "full fine-tuning, extracted": ("extracted, rank {}", RANKS),
+        "LoRA trained at this rank": ("LoRA trained at rank {}", TRAINED),
+    }
+    lines = {
+        way: [(r, *[found[name.format(r)]["perplexity"]] * 3) for r in ranks]
+        for way, (name, ranks) in ways.items()
+    }
+    plots.curves(
+        ax,
+        lines,
+        title="stories260K on books: cut after full fine-tuning, or trained at that rank",
+        x="rank",
+        y="held-out perplexity (less is better)",
+        powers=True,
+    )
     for side, colour in (("base", "0.6"), ("full fine-tuning", "0.2")):
         value = found[side]["perplexity"]
         ax.axhline(value, color=colour, linestyle=":", zorder=0)
@@ -136,8 +193,10 @@ def main() -> None:
     if asked.quick:
         parts = {name: some[:4] for name, some in parts.items()}
     pad = pad_id(base.tokenizer)
-    batches = [{k: v for k, v in collate(parts["test"][i : i + 8], pad).items() if k != "labels"}
-               for i in range(0, len(parts["test"]), 8)]  # fmt: skip
+    batches = [
+        {k: v for k, v in collate(parts["test"][i : i + 8], pad).items() if k != "labels"}
+        for i in range(0, len(parts["test"]), 8)
+    ]
 
     tuned = replace(base, model=copy.deepcopy(base.model))
     tuned.model.requires_grad_(True)
@@ -154,27 +213,50 @@ def main() -> None:
         return score(loaded, old)["perplexity"]  # type: ignore[arg-type]
 
     whole = sum(p.numel() for p in tuned.model.parameters())
-    runs = [{"side": "base", "perplexity": perplexity(base), "kl": divergence(goal, logits_of(base.model, batches))[0],
-             "stories": forgotten(base)},
-            {"side": "full fine-tuning", "perplexity": perplexity(tuned), "parameters": whole,
-             "stories": forgotten(tuned)}]  # fmt: skip
+    runs = [
+        {
+            "side": "base",
+            "perplexity": perplexity(base),
+            "kl": divergence(goal, logits_of(base.model, batches))[0],
+            "stories": forgotten(base),
+        },
+        {
+            "side": "full fine-tuning",
+            "perplexity": perplexity(tuned),
+            "parameters": whole,
+            "stories": forgotten(tuned),
+        },
+    ]
     sizes = [("rank", rank) for rank in RANKS] + [("energy", share) for share in SHARES]
     for what, size in sizes:
         told = extract(base.model, tuned.model, **{what: size})  # type: ignore[arg-type]
         model = copy.deepcopy(base.model)
         lorakit.attach(model, told.adapter.copy(), trainable=False)
         model.eval()
-        runs.append({"side": f"extracted, {what} {size}", "perplexity": perplexity(replace(base, model=model)),
-                     "kl": divergence(goal, logits_of(model, batches))[0], "energy": told.energy, "residual": told.residual,
-                     "parameters": told.adapter.parameters_count})  # fmt: skip
+        runs.append(
+            {
+                "side": f"extracted, {what} {size}",
+                "perplexity": perplexity(replace(base, model=model)),
+                "kl": divergence(goal, logits_of(model, batches))[0],
+                "energy": told.energy,
+                "residual": told.residual,
+                "parameters": told.adapter.parameters_count,
+            }
+        )
         print(runs[-1], flush=True)
     learned: list[Tensor] = []
     changes: dict[int, tuple[Tensor, Tensor]] = {}
     for rank in TRAINED:
         side = lora(setting, rank)
         train(side, parts["train"], replace(setting, rank=rank), seed=0)
-        runs.append({"side": f"LoRA trained at rank {rank}", "perplexity": perplexity(side.loaded),
-                     "stories": forgotten(side.loaded), "parameters": sum(p.numel() for p in side.parameters)})  # fmt: skip
+        runs.append(
+            {
+                "side": f"LoRA trained at rank {rank}",
+                "perplexity": perplexity(side.loaded),
+                "stories": forgotten(side.loaded),
+                "parameters": sum(p.numel() for p in side.parameters),
+            }
+        )
         mine = lorakit.attached(side.loaded.model)["default"].deltas
         learned = [singular_values(*factors_of(name, delta)) for name, delta in mine.items()]
         if rank in AMPLIFIED:
@@ -182,34 +264,76 @@ def main() -> None:
         print(runs[-1], flush=True)
     for rank in CUT:
         model, left = cut(tuned.model, rank)
-        runs.append({"side": f"W of the tuned model cut to rank {rank}", "perplexity": perplexity(replace(base, model=model)),
-                     "kl": divergence(goal, logits_of(model, batches))[0], "parameters": left})  # fmt: skip
+        runs.append(
+            {
+                "side": f"W of the tuned model cut to rank {rank}",
+                "perplexity": perplexity(replace(base, model=model)),
+                "kl": divergence(goal, logits_of(model, batches))[0],
+                "parameters": left,
+            }
+        )
     student = distilled(tuned.model, base.model, parts["train"], setting, pad)
-    runs.append({"side": f"student of {len(KEPT)} layers, distilled", "perplexity": perplexity(replace(base, model=student)),
-                 "kl": divergence(goal, logits_of(student, batches))[0],
-                 "parameters": sum(p.numel() for p in student.parameters())})  # fmt: skip
+    runs.append(
+        {
+            "side": f"student of {len(KEPT)} layers, distilled",
+            "perplexity": perplexity(replace(base, model=student)),
+            "kl": divergence(goal, logits_of(student, batches))[0],
+            "parameters": sum(p.numel() for p in student.parameters()),
+        }
+    )
     print(*runs[-len(CUT) - 1 :], sep="\n", flush=True)
     W, V = matrices(base.model), matrices(tuned.model)
-    spectra = {"W": needed(torch.linalg.svdvals(m.double()) for m in W.values()),
-               "ΔW of full fine-tuning": needed(torch.linalg.svdvals((V[n] - m).double()) for n, m in W.items()),
-               f"ΔW of LoRA at rank {TRAINED[-1]}": needed(learned)}  # fmt: skip
+    spectra = {
+        "W": needed(torch.linalg.svdvals(m.double()) for m in W.values()),
+        "ΔW of full fine-tuning": needed(
+            torch.linalg.svdvals((V[n] - m).double()) for n, m in W.items()
+        ),
+        f"ΔW of LoRA at rank {TRAINED[-1]}": needed(learned),
+    }
     found = {run["side"]: run for run in runs}
-    gap = abs(found["extracted, rank 64"]["perplexity"] / found["full fine-tuning"]["perplexity"] - 1)
+    gap = abs(
+        found["extracted, rank 64"]["perplexity"] / found["full fine-tuning"]["perplexity"] - 1
+    )
     shares = [found[f"extracted, rank {rank}"]["energy"] for rank in RANKS]
-    write("extract", __doc__ or "", quick=asked.quick, runs=runs, spectra=spectra,
-          measures={"perplexity": ["held-out perplexity", ".2f"], "kl": ["KL to the tuned model", ".4f"],
-                    "energy": ["energy captured", ".3f"], "residual": ["residual in ΔW", ".3f"],
-                    "stories": ["perplexity on stories", ".2f"], "parameters": ["parameters", ",.0f"]},
-          notes=[f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of {setting.batch_size} "
-                 f"sequences of at most {setting.max_length} tokens each.",
-                 "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "
-                 + "; ".join(f"{what}: {100 * s['first_8']:.0f} % in the first 8, 90 % in {s['rank_90']:.0f} directions"
-                             for what, s in spectra.items()) + ".",
-                 table_7(W[QUERY], changes), picture(drawn(found), "extract", quick=asked.quick)],
-          criteria=[{"text": "all ranks together give the tuned model back: perplexity within 0.1 %", "met": gap < 1e-3,
-                     "measured": f"{100 * gap:.4f} %"},
-                    {"text": "energy grows with the rank", "met": shares == sorted(shares),
-                     "measured": ", ".join(f"{s:.2f}" for s in shares)}])  # fmt: skip
+    write(
+        "extract",
+        __doc__ or "",
+        quick=asked.quick,
+        runs=runs,
+        spectra=spectra,
+        measures={
+            "perplexity": ["held-out perplexity", ".2f"],
+            "kl": ["KL to the tuned model", ".4f"],
+            "energy": ["energy captured", ".3f"],
+            "residual": ["residual in ΔW", ".3f"],
+            "stories": ["perplexity on stories", ".2f"],
+            "parameters": ["parameters", ",.0f"],
+        },
+        notes=[
+            f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of {setting.batch_size} "
+            f"sequences of at most {setting.max_length} tokens each.",
+            "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "
+            + "; ".join(
+                f"{what}: {100 * s['first_8']:.0f} % in the first 8, 90 % in {s['rank_90']:.0f} directions"
+                for what, s in spectra.items()
+            )
+            + ".",
+            table_7(W[QUERY], changes),
+            picture(drawn(found), "extract", quick=asked.quick),
+        ],
+        criteria=[
+            {
+                "text": "all ranks together give the tuned model back: perplexity within 0.1 %",
+                "met": gap < 1e-3,
+                "measured": f"{100 * gap:.4f} %",
+            },
+            {
+                "text": "energy grows with the rank",
+                "met": shares == sorted(shares),
+                "measured": ", ".join(f"{s:.2f}" for s in shares),
+            },
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What does the loss of a head of 65,536 tokens cost, taken in chunks, beside plain cross-entropy on all logits?
+"""What does the loss of a head of 65,536 tokens cost, taken in chunks, beside plain cross-entropy
+on all logits?
 
-Setting: hidden states of random values, width 896, a frozen head, one thread; forward and backward to the hidden state, the
-two ways in turn, round by round; all positions labelled, and a quarter of them, as with masked prompts. Time is CPU time, the
-peak what PyTorch's allocator gives out at most while it runs.
+Setting: hidden states of random values, width 896, a frozen head, one thread; forward and backward
+    to the hidden state, the
+two ways in turn, round by round; all positions labelled, and a quarter of them, as with masked
+prompts. Time is CPU time, the peak what PyTorch's allocator gives out at most while it runs.
 
-Criteria: with all positions labelled a peak of at most a fifth of the plain way's, and no more time (5 % for noise).
+Criteria: with all positions labelled a peak of at most a fifth of the plain way's, and no more time
+    (5 % for noise).
 """
 
 import sys
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from lorakit.evaluate.head import cross_entropy
+from lorakit.models.chunked_loss import cross_entropy
 
 
 def plain(x: Tensor, labels: Tensor, layer: nn.Linear) -> Tensor:
@@ -31,7 +34,10 @@ def chunked(x: Tensor, labels: Tensor, layer: nn.Linear) -> Tensor:
     return cross_entropy(x[at], labels[at], layer)
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor, nn.Linear], Tensor]] = {"plain": plain, "chunked": chunked}
+WAYS: dict[str, Callable[[Tensor, Tensor, nn.Linear], Tensor]] = {
+    "plain": plain,
+    "chunked": chunked,
+}
 
 
 def peak(run: Callable[[], Any]) -> int:
@@ -46,10 +52,14 @@ def peak(run: Callable[[], Any]) -> int:
     return most
 
 
-def measure(dtype: str, share: float, *, tokens: int, width: int, vocabulary: int, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    dtype: str, share: float, *, tokens: int, width: int, vocabulary: int, rounds: int
+) -> list[dict[str, Any]]:
     """Return a row for each way."""
     torch.manual_seed(0)
-    layer = nn.Linear(width, vocabulary, bias=False, dtype=getattr(torch, dtype)).requires_grad_(False)
+    layer = nn.Linear(width, vocabulary, bias=False, dtype=getattr(torch, dtype)).requires_grad_(
+        False
+    )
     x = torch.randn(tokens, width).to(layer.weight.dtype).requires_grad_()
     labels = torch.randint(0, vocabulary, (tokens,))
     labels[: tokens - round(share * tokens)] = -100
@@ -66,9 +76,17 @@ def measure(dtype: str, share: float, *, tokens: int, width: int, vocabulary: in
             step(way)
             taken.append(time.process_time() - begun)
     least, most = min(times["plain"]), peaks["plain"]
-    return [{"side": f"{way}, {dtype}, {share:.0%} labelled", "min": min(taken), "median": median(taken),
-             "peak_mib": peaks[way] / 2**20, "of_time": min(taken) / least, "of_peak": peaks[way] / most}
-            for way, taken in times.items()]  # fmt: skip
+    return [
+        {
+            "side": f"{way}, {dtype}, {share:.0%} labelled",
+            "min": min(taken),
+            "median": median(taken),
+            "peak_mib": peaks[way] / 2**20,
+            "of_time": min(taken) / least,
+            "of_peak": peaks[way] / most,
+        }
+        for way, taken in times.items()
+    ]
 
 
 def main() -> None:
@@ -81,14 +99,31 @@ def main() -> None:
             runs += measure(dtype, share, tokens=tokens, width=896, vocabulary=65536, rounds=rounds)
             print(runs[-1], file=sys.stderr, flush=True)
     whole = {"bfloat16": runs[1], "float32": runs[5]}
-    criteria = [{"text": f"{dtype}: {what} of the plain way's at most {bound:g}", "met": row[key] <= bound,
-                 "measured": f"{row[key]:.2f}"}
-                for dtype, row in whole.items()
-                for what, key, bound in (("peak", "of_peak", 0.2), ("time", "of_time", 1.0))]  # fmt: skip
-    write("head", __doc__, quick=asked.quick, runs=runs, criteria=criteria, one_row_a_run=True,
-          notes=[f"{tokens:,} positions, {rounds} rounds."],
-          measures={"min": ["CPU seconds, least", ".3f"], "median": ["median", ".3f"], "of_time": ["of the plain way", ".2f"],
-                    "peak_mib": ["peak, MiB", ".0f"], "of_peak": ["of the plain way", ".2f"]})  # fmt: skip
+    criteria = [
+        {
+            "text": f"{dtype}: {what} of the plain way's at most {bound:g}",
+            "met": row[key] <= bound,
+            "measured": f"{row[key]:.2f}",
+        }
+        for dtype, row in whole.items()
+        for what, key, bound in (("peak", "of_peak", 0.2), ("time", "of_time", 1.0))
+    ]
+    write(
+        "head",
+        __doc__,
+        quick=asked.quick,
+        runs=runs,
+        criteria=criteria,
+        one_row_a_run=True,
+        notes=[f"{tokens:,} positions, {rounds} rounds."],
+        measures={
+            "min": ["CPU seconds, least", ".3f"],
+            "median": ["median", ".3f"],
+            "of_time": ["of the plain way", ".2f"],
+            "peak_mib": ["peak, MiB", ".0f"],
+            "of_peak": ["of the plain way", ".2f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Is a merged model as fast as its base, and what does an attached adapter cost?
 
-Setting: forward passes in eval mode of MiniLM (query and value, 8 sequences of 32 tokens) and stories260K (all linear
-layers, 4 of 128), rank 8, one thread: a second one would add its waiting to the CPU time. In every round each of the
-models runs once, in an order that rotates; CPU time of the process. "base again" is a second copy of the base: how far its
-ratio is from 1 is the noise. Ratios are to the base of the same round, their median over all rounds;
+Setting: forward passes in eval mode of MiniLM (query and value, 8 sequences of 32 tokens) and
+    stories260K (all linear
+layers, 4 of 128), rank 8, one thread: a second one would add its waiting to the CPU time. In every
+round each of the models runs once, in an order that rotates; CPU time of the process. "base again"
+is a second copy of the base: how far its ratio is from 1 is the noise. Ratios are to the base of
+    the same round, their median over all rounds;
 ± is the standard error of that median from 200 resamples of the rounds.
 
-Criterion: the ratio of the merged model is 1.00 within two standard errors, or within 0.005 or what "base again" differs by.
+Criterion: the ratio of the merged model is 1.00 within two standard errors, or within 0.005 or what
+    "base again" differs by.
 
-Predicted: merged 1.00; attached 1.15 to 1.3 on MiniLM and about 2 on stories260K, where the layers are so small that calling
+Predicted: merged 1.00; attached 1.15 to 1.3 on MiniLM and about 2 on stories260K, where the layers
+    are so small that calling
 them is what takes the time; PEFT the same or a little slower than lorakit.
 """
 
@@ -24,7 +28,7 @@ from beside_peft import Setting, adapt, arguments, copy_start, model_at, write
 from torch import nn
 
 import lorakit
-from lorakit.models import load
+from lorakit.models.load import load
 
 ROUNDS = {"minilm": 150, "stories260K": 400}
 SHAPES = {"minilm": (8, 32), "stories260K": (4, 128)}
@@ -42,18 +46,31 @@ def models(setting: Setting) -> dict[str, nn.Module]:
     deltas = [lorakit.attached(m)["default"].deltas for m in (ours.loaded.model, merged, plain)]
     with torch.no_grad():
         for name in deltas[0]:
-            B = torch.randn(deltas[0][name].B.shape, generator=torch.Generator().manual_seed(0)) * 0.05
+            B = (
+                torch.randn(deltas[0][name].B.shape, generator=torch.Generator().manual_seed(0))
+                * 0.05
+            )
             for found in deltas:
                 found[name].B.copy_(B)
-            theirs.loaded.model.base_model.model.get_submodule(name).lora_B["default"].weight.copy_(B)
+            theirs.loaded.model.base_model.model.get_submodule(name).lora_B["default"].weight.copy_(
+                B
+            )
     lorakit.merge(merged)
     lorakit.merge(plain)
     lorakit.detach(plain)
-    return {"base": base(), "base again": base(), "merged": merged, "merged, detached": plain,
-            "attached": ours.loaded.model, "PEFT, attached": theirs.loaded.model}  # fmt: skip
+    return {
+        "base": base(),
+        "base again": base(),
+        "merged": merged,
+        "merged, detached": plain,
+        "attached": ours.loaded.model,
+        "PEFT, attached": theirs.loaded.model,
+    }
 
 
-def measure(compared: dict[str, nn.Module], call: Callable[[nn.Module], object], rounds: int) -> dict[str, list[float]]:
+def measure(
+    compared: dict[str, nn.Module], call: Callable[[nn.Module], object], rounds: int
+) -> dict[str, list[float]]:
     """Return the CPU seconds of every round by model."""
     names, seconds = list(compared), {name: [] for name in compared}
     for at in range(-3, rounds):  # three rounds to warm up
@@ -95,20 +112,42 @@ def main() -> None:
         found = {}
         for which, times in seconds.items():
             ratios = [t / b for t, b in zip(times, seconds["base"], strict=True)]
-            found[which] = {"side": f"{name}: {which}", "n": len(times), "min_ms": 1e3 * min(times),
-                            "median_ms": 1e3 * median(times), "ratio": median(ratios),
-                            "error": standard_error(ratios), "seconds": times}  # fmt: skip
+            found[which] = {
+                "side": f"{name}: {which}",
+                "n": len(times),
+                "min_ms": 1e3 * min(times),
+                "median_ms": 1e3 * median(times),
+                "ratio": median(ratios),
+                "error": standard_error(ratios),
+                "seconds": times,
+            }
             print({k: v for k, v in found[which].items() if k != "seconds"}, flush=True)
         runs += found.values()
         again = found["base again"]["ratio"]
         for which in ("merged", "merged, detached"):
             ratio, error = found[which]["ratio"], found[which]["error"]
-            criteria.append({"text": f"{name}: the {which} model takes as long as the base",
-                             "met": abs(ratio - 1) <= max(2 * error, abs(again - 1), 0.005),
-                             "measured": f"{ratio:.3f} ± {error:.3f}; base again {again:.3f}"})  # fmt: skip
-    write("merged_latency", __doc__, quick=bool(few), runs=runs, criteria=criteria, one_row_a_run=True,
-          measures={"n": ["rounds", "d"], "min_ms": ["min, ms", ".3f"], "median_ms": ["median, ms", ".3f"],
-                    "ratio": ["ratio to base", ".3f"], "error": ["±", ".3f"]})  # fmt: skip
+            criteria.append(
+                {
+                    "text": f"{name}: the {which} model takes as long as the base",
+                    "met": abs(ratio - 1) <= max(2 * error, abs(again - 1), 0.005),
+                    "measured": f"{ratio:.3f} ± {error:.3f}; base again {again:.3f}",
+                }
+            )
+    write(
+        "merged_latency",
+        __doc__,
+        quick=bool(few),
+        runs=runs,
+        criteria=criteria,
+        one_row_a_run=True,
+        measures={
+            "n": ["rounds", "d"],
+            "min_ms": ["min, ms", ".3f"],
+            "median_ms": ["median, ms", ".3f"],
+            "ratio": ["ratio to base", ".3f"],
+            "error": ["±", ".3f"],
+        },
+    )
 
 
 if __name__ == "__main__":

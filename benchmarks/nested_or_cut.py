@@ -1,12 +1,15 @@
 """Can one run serve every lower rank: nested ranks trained together, or a plain run that is cut?
 
-Nested: a rank drawn at each step, the first so many directions trained with one scale for all, so that every prefix is an
-adapter of its own. Cut: a plain run at the highest rank, then the truncated SVD of every change; and the same trained on for
-a few steps (3 % of the run for each rank, half the learning rate). Beside one run per rank. All with the same steps, batches,
-learning rate and seed. oz-books on stories260K (loss), sst2 on MiniLM (accuracy, 400 rows), as in `which_rank.py` but
-shorter. One thread, one seed.
+Nested: a rank drawn at each step, the first so many directions trained with one scale for all, so
+    that every prefix is an
+adapter of its own. Cut: a plain run at the highest rank, then the truncated SVD of every change;
+and the same trained on for a few steps (3 % of the run for each rank, half the learning rate).
+Beside one run per rank. All with the same steps, batches, learning rate and seed. oz-books on
+stories260K (loss), sst2 on MiniLM (accuracy, 400 rows), as in `which_rank.py` but shorter. One
+thread, one seed.
 
-Criterion: what `lorakit rank` does, cut and trained on, is nearer to one run per rank than nested ranks are, on average over
+Criterion: what `lorakit rank` does, cut and trained on, is nearer to one run per rank than nested
+    ranks are, on average over
 ranks.
 """
 
@@ -46,21 +49,31 @@ def first(adapter: lorakit.Adapter, rank: int) -> Iterator[None]:
 
 
 def learn(job: Job, *, nested: bool = False, gentle: bool = False) -> None:
-    """Train plainly, or with a rank drawn at each step; gently: with a rate that falls from half the usual."""
+    """Train plainly, or with a rank drawn at each step; gently: with a rate that falls from half
+    the usual.
+    """
     optimizer, draw = (
         torch.optim.AdamW(list(job.adapter.parameters()), lr=1.0, weight_decay=0.0),
         torch.Generator().manual_seed(7),
     )
-    batches = Batches([len(e.ids) for e in job.examples], job.settings.batch_size, job.settings.seed + gentle)
+    batches = Batches(
+        [len(e.ids) for e in job.examples], job.settings.batch_size, job.settings.seed + gentle
+    )
     job.model.train()
     torch.manual_seed(job.settings.seed)
     for step in range(job.steps):
-        factor = (job.steps - step) / job.steps / 2 if gentle else lr_factor(step, job.steps, 0.05, "cosine")
+        factor = (
+            (job.steps - step) / job.steps / 2
+            if gentle
+            else lr_factor(step, job.steps, 0.05, "cosine")
+        )
         set_lr(optimizer, job.lr * factor)
         chosen = [job.examples[i] for i in batches[step]]
         rank = RANKS[int(torch.randint(len(RANKS), (1,), generator=draw))] if nested else RANKS[-1]
         with first(job.adapter, rank):
-            loss = batch_loss(job.model, collate(chosen, job.pad), job.task)[0] / sum(e.trained for e in chosen)
+            loss = batch_loss(job.model, collate(chosen, job.pad), job.task)[0] / sum(
+                e.trained for e in chosen
+            )
             loss.backward()
         nn.utils.clip_grad_norm_(list(job.adapter.parameters()), job.settings.clip)
         optimizer.step()
@@ -75,7 +88,9 @@ def curves(name: str, new, *, quick: bool) -> dict[str, list[float]]:
     setting = replace(setting, rank=RANKS[-1], steps=setting.steps if quick else LENGTHS[name])
 
     def job(**more) -> Job:
-        return job_of(loaded, parts, replace(setting, **more.pop("setting", {})), new(), whole=False, **more)
+        return job_of(
+            loaded, parts, replace(setting, **more.pop("setting", {})), new(), whole=False, **more
+        )
 
     def shown(way: str, values: list[float]) -> list[float]:
         print(name, way, [round(v, 4) for v in values], flush=True)
@@ -86,10 +101,15 @@ def curves(name: str, new, *, quick: bool) -> dict[str, list[float]]:
     top = score(plain, test, metric)
     small = {rank: resize(plain.adapter, rank=rank).adapter for rank in RANKS[:-1]}
     out["cut"] = shown("cut", [*(score(job(start=a), test, metric) for a in small.values()), top])
-    on = {rank: job(start=a, setting={"steps": max(1, round(SHARE * setting.steps))}) for rank, a in small.items()}
+    on = {
+        rank: job(start=a, setting={"steps": max(1, round(SHARE * setting.steps))})
+        for rank, a in small.items()
+    }
     for going_on in on.values():
         learn(going_on, gentle=True)
-    out["cut, trained on"] = shown("cut, trained on", [*(score(j, test, metric) for j in on.values()), top])
+    out["cut, trained on"] = shown(
+        "cut, trained on", [*(score(j, test, metric) for j in on.values()), top]
+    )
     nested = job()
     learn(nested, nested=True)
     values = []
@@ -110,20 +130,35 @@ def main() -> None:
     asked = arguments(__doc__ or "")
     with folders() as new:
         found = {name: curves(name, new, quick=asked.quick) for name in LENGTHS}
-    rows = [{"side": f"{name}: {way}", **{str(r): v for r, v in zip(RANKS, values, strict=True)}}
-            for name, ways in found.items() for way, values in ways.items()]  # fmt: skip
+    rows = [
+        {"side": f"{name}: {way}", **{str(r): v for r, v in zip(RANKS, values, strict=True)}}
+        for name, ways in found.items()
+        for way, values in ways.items()
+    ]
     criteria = []
     for name, ways in found.items():
         sign = 1 if TASKS[name].metric == "loss" else -1
         honest = ways["one run per rank"]
         worse = {
-            way: mean(sign * (v - h) for v, h in zip(ways[way], honest, strict=True)) for way in ("cut, trained on", "nested")
+            way: mean(sign * (v - h) for v, h in zip(ways[way], honest, strict=True))
+            for way in ("cut, trained on", "nested")
         }
-        criteria.append({"text": f"{name}: cut and trained on is nearer to one run per rank than nested, or better than it",
-                         "met": worse["cut, trained on"] < worse["nested"],
-                         "measured": ", ".join(f"{way}: {v:+.4f}" for way, v in worse.items()) + " worse"})  # fmt: skip
-    write("nested_or_cut", __doc__ or "", quick=asked.quick, runs=rows, criteria=criteria, one_row_a_run=True,
-          measures={str(r): [f"rank {r}", ".4f"] for r in RANKS})  # fmt: skip
+        criteria.append(
+            {
+                "text": f"{name}: cut and trained on is nearer to one run per rank than nested, or better than it",
+                "met": worse["cut, trained on"] < worse["nested"],
+                "measured": ", ".join(f"{way}: {v:+.4f}" for way, v in worse.items()) + " worse",
+            }
+        )
+    write(
+        "nested_or_cut",
+        __doc__ or "",
+        quick=asked.quick,
+        runs=rows,
+        criteria=criteria,
+        one_row_a_run=True,
+        measures={str(r): [f"rank {r}", ".4f"] for r in RANKS},
+    )
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
-"""How well does a small Llama learn the prose of other books, and what of its old stories does it forget?
+"""How well does a small Llama learn the prose of other books, and what of its old stories does it
+forget?
 
-Setting: stories260K (260,032 parameters) on 453 passages of public-domain books, rank 8 on all linear layers, 250 steps, one
-thread, three seeds, lorakit beside PEFT. It trains on sequences of 256 tokens, which cost about half of as many tokens
-in longer ones, and is measured on 512, all that it can read. A passage of the file repeats the last line of the one before
-it: that is cut off, so that no text stands in two passages. Of the passages 45 are held out and reported, 45 more chose the
-learning rate (in batches of 16, measured on 256 tokens, by lorakit, with a seed that is not reported), 363 train; a fixed
-seed draws them. Forgetting is the perplexity on 300 of the 2,317 stories of tinystories_2MB.txt, the kind of text that the
-base was made from.
+Setting: stories260K (260,032 parameters) on 453 passages of public-domain books, rank 8 on all
+    linear layers, 250 steps, one
+thread, three seeds, lorakit beside PEFT. It trains on sequences of 256 tokens, which cost about
+half of as many tokens in longer ones, and is measured on 512, all that it can read. A passage of
+the file repeats the last line of the one before
+it: that is cut off, so that no text stands in two passages. Of the passages 45 are held out and
+    reported, 45 more chose the
+learning rate (in batches of 16, measured on 256 tokens, by lorakit, with a seed that is not
+reported), 363 train; a fixed seed draws them. Forgetting is the perplexity on 300 of the 2,317
+stories of tinystories_2MB.txt, the kind of text that the base was made from.
 
-Criteria: held-out perplexity of 12.7 or better, and not worse than PEFT's by more than the spread over seeds.
+Criteria: held-out perplexity of 12.7 or better, and not worse than PEFT's by more than the spread
+    over seeds.
 
-Predicted: about 48 before, 12.3 to 12.7 after, on both sides; the stories go from 4.4 to about 6. (Tried first:
+Predicted: about 48 before, 12.3 to 12.7 after, on both sides; the stories go from 4.4 to about 6.
+    (Tried first:
 batches of 12 sequences of 512 tokens, which gave 12.79 with seed 0 of lorakit.)
 """
 
@@ -37,14 +43,25 @@ from beside_peft import (
 
 from lorakit.data.encode import Example
 from lorakit.data.rows import Rows, read_rows
-from lorakit.evaluate.subject import encode
-from lorakit.models import Loaded, load
+from lorakit.models.load import Loaded, load
+from lorakit.models.open import encode
 
-SETTING = Setting(model="models/stories260K", task="causal-lm", targets="all-linear", lr=1e-2, steps=250, batch_size=40,
-                  max_length=256)  # fmt: skip
+SETTING = Setting(
+    model="models/stories260K",
+    task="causal-lm",
+    targets="all-linear",
+    lr=1e-2,
+    steps=250,
+    batch_size=40,
+    max_length=256,
+)
 LRS, TUNING_BATCH = (5e-3, 1e-2, 2e-2), 16
 READ = 512  # tokens at once when a perplexity is measured: all that the model can read
-HELD_OUT, STORIES, REPEATED = 45, 300, 100  # REPEATED: characters, at most, that a passage repeats of the one before
+HELD_OUT, STORIES, REPEATED = (
+    45,
+    300,
+    100,
+)  # REPEATED: characters, at most, that a passage repeats of the one before
 
 
 def passages() -> Rows:
@@ -61,16 +78,26 @@ def examples(loaded: Loaded) -> dict[str, list[Example]]:
     """Return the sequences that train, choose and test."""
     rows = passages()
     apart = drawn(2 * HELD_OUT, len(rows))
-    train = encode(rows.take(i for i in range(len(rows)) if i not in apart), loaded, SETTING.max_length)
-    return {"train": train, "test": encode(rows.take(apart[::2]), loaded, READ),
-            "choose": encode(rows.take(apart[1::2]), loaded, READ)}  # fmt: skip
+    train = encode(
+        rows.take(i for i in range(len(rows)) if i not in apart), loaded, SETTING.max_length
+    )
+    return {
+        "train": train,
+        "test": encode(rows.take(apart[::2]), loaded, READ),
+        "choose": encode(rows.take(apart[1::2]), loaded, READ),
+    }
 
 
 def stories(loaded: Loaded) -> list[Example]:
     """Return a fixed sample of what the base knew."""
     text = (folder() / "sets/tinystories/tinystories_2MB.txt").read_text("utf-8")
     whole = [story.strip() for story in text.split("<|endoftext|>") if story.strip()]
-    rows = Rows("text", [{"text": whole[i]} for i in drawn(STORIES, len(whole))], [""] * STORIES, "tinystories")
+    rows = Rows(
+        "text",
+        [{"text": whole[i]} for i in drawn(STORIES, len(whole))],
+        [""] * STORIES,
+        "tinystories",
+    )
     return encode(rows, loaded, READ)
 
 
@@ -83,24 +110,50 @@ def main() -> None:
         parts, old = {name: some[:4] for name, some in parts.items()}, old[:4]
     if asked.tune:
         tried = setting if asked.quick else replace(setting, batch_size=TUNING_BATCH)
-        tuned = tune(tried, LRS, parts["train"], lambda side: {"perplexity": score(side, parts["choose"])["perplexity"]})
+        tuned = tune(
+            tried,
+            LRS,
+            parts["train"],
+            lambda side: {"perplexity": score(side, parts["choose"])["perplexity"]},
+        )
         write("oz_books", __doc__, quick=asked.quick, tuned=tuned)
         return
 
     def measure(side: Side | Loaded) -> dict[str, float]:
-        return {"perplexity": score(side, parts["test"])["perplexity"], "stories": score(side, old)["perplexity"]}
+        return {
+            "perplexity": score(side, parts["test"])["perplexity"],
+            "stories": score(side, old)["perplexity"],
+        }
 
     runs = [{"side": "base", **measure(loaded)}]
     runs += [
-        run(side, setting, seed, parts["train"], measure) for seed in SEEDS[: 1 if asked.quick else None] for side in SIDES
+        run(side, setting, seed, parts["train"], measure)
+        for seed in SEEDS[: 1 if asked.quick else None]
+        for side in SIDES
     ]
     ours = mean(values(runs, "lorakit", "perplexity"))
-    criteria = [{"text": "held-out perplexity is 12.7 or better", "met": ours <= 12.7, "measured": f"{ours:.2f}"},
-                not_worse(runs, "perplexity", higher=False)]  # fmt: skip
-    write("oz_books", __doc__, quick=asked.quick, setting=setting, runs=runs, criteria=criteria,
-          measures={"perplexity": ["held-out perplexity", ".2f"], "stories": ["perplexity on stories", ".2f"],
-                    "trainable_parameters": ["parameters trained", ",.0f"],
-                    "cpu_seconds": ["CPU seconds of training", ".0f"]})  # fmt: skip
+    criteria = [
+        {
+            "text": "held-out perplexity is 12.7 or better",
+            "met": ours <= 12.7,
+            "measured": f"{ours:.2f}",
+        },
+        not_worse(runs, "perplexity", higher=False),
+    ]
+    write(
+        "oz_books",
+        __doc__,
+        quick=asked.quick,
+        setting=setting,
+        runs=runs,
+        criteria=criteria,
+        measures={
+            "perplexity": ["held-out perplexity", ".2f"],
+            "stories": ["perplexity on stories", ".2f"],
+            "trainable_parameters": ["parameters trained", ",.0f"],
+            "cpu_seconds": ["CPU seconds of training", ".0f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """How long does a step take beside what `lorakit plan` tells?
 
-Setting: three models of random weights, random tokens, rank 16 on all linear layers, float32, AdamW, one thread. Told is
-`seconds_per_step` at the rates that half a second of measuring gave, each time anew; taken is the least CPU time of a step with
-lorakit's own loss: forward, backward and optimizer. Peaks are compared by tests/plan/test_memory.py.
+Setting: three models of random weights, random tokens, rank 16 on all linear layers, float32,
+    AdamW, one thread. Told is
+`seconds_per_step` at the rates that half a second of measuring gave, each time anew; taken is the
+least CPU time of a step with lorakit's own loss: forward, backward and optimizer. Peaks are
+compared by tests/plan/test_memory.py.
 """
 
 import time
@@ -17,7 +19,7 @@ import lorakit
 from lorakit.evaluate.score import batch_loss
 from lorakit.plan import devices
 from lorakit.plan.estimate import Plan, Work
-from lorakit.plan.skeleton import Skeleton
+from lorakit.plan.meta_model import Skeleton
 
 CHOSEN = tuple(m for m in MODELS if m.model != MINILM and not m.dropout)
 
@@ -27,11 +29,18 @@ def taken(setting: Setting, rounds: int) -> float:
     model = base(setting)
     adapter = lorakit.attach(model, lorakit.Spec(rank=setting.rank))
     optimizer = torch.optim.AdamW(adapter.parameters())
-    ids = torch.randint(0, setting.vocabulary, (setting.rows, setting.tokens), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(
+        0,
+        setting.vocabulary,
+        (setting.rows, setting.tokens),
+        generator=torch.Generator().manual_seed(1),
+    )
     times = []
     for _ in range(rounds + 1):
         begun = time.process_time()
-        (batch_loss(model, {"input_ids": ids, "labels": ids}, "causal-lm")[0] / ids.numel()).backward()
+        (
+            batch_loss(model, {"input_ids": ids, "labels": ids}, "causal-lm")[0] / ids.numel()
+        ).backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.process_time() - begun)
@@ -44,7 +53,9 @@ def told(setting: Setting) -> tuple[float, float]:
     with torch.device("meta"):
         model: Any = base(replace(setting, device="meta"))
     work = Work(batch=setting.rows, length=setting.tokens, padded=False)
-    plan = Plan(Skeleton(model, setting.model, "causal-lm", (), 0), lorakit.Spec(rank=setting.rank), work)
+    plan = Plan(
+        Skeleton(model, setting.model, "causal-lm", (), 0), lorakit.Spec(rank=setting.rank), work
+    )
     rate = devices.measured(setting.width, setting.rows * setting.tokens, torch.float32)
     return plan.seconds(rate, gpu=False), time.process_time() - begun
 
@@ -57,11 +68,30 @@ def main() -> None:
         setting = replace(m, dtype="float32")
         guess, planning = told(setting)
         real = taken(setting, 2 if brief else 5)
-        runs.append({"side": setting.model, "told": guess, "taken": real, "ratio": real / guess, "planning": planning})
+        runs.append(
+            {
+                "side": setting.model,
+                "told": guess,
+                "taken": real,
+                "ratio": real / guess,
+                "planning": planning,
+            }
+        )
         print(runs[-1], flush=True)
-    write("plan_time", __doc__, quick=brief, runs=runs, one_row_a_run=True, notes=[],
-          measures={"told": ["told, s", ".3f"], "taken": ["taken, s", ".3f"], "ratio": ["taken / told", ".2f"],
-                    "planning": ["planning, s", ".2f"]})  # fmt: skip
+    write(
+        "plan_time",
+        __doc__,
+        quick=brief,
+        runs=runs,
+        one_row_a_run=True,
+        notes=[],
+        measures={
+            "told": ["told, s", ".3f"],
+            "taken": ["taken, s", ".3f"],
+            "ratio": ["taken / told", ".2f"],
+            "planning": ["planning, s", ".2f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
 """Where should the rank be: in the lower layers, the upper ones, or where the gradient says?
 
-Setting: stories260K on the passages of oz_books.py, the values of rank 8 on all linear layers as the budget, three seeds, one
-thread. `even`, `bottom-heavy` and `top-heavy` spend the whole budget on all layers (lorakit.schedule; the heavy half of the
-layers has three times the rank). `suggested` and `random` spend half of it, at rank 8: on the layers that lorakit.suggest
-takes by a probe of eight batches, and on layers drawn by the seed in random order while they fit. The learning rate is
-that of oz_books.py; runs are short (40 steps of 8), so differences are those of the start of a training.
+Setting: stories260K on the passages of oz_books.py, the values of rank 8 on all linear layers as
+    the budget, three seeds, one
+thread. `even`, `bottom-heavy` and `top-heavy` spend the whole budget on all layers
+(lorakit.allocate_ranks; the heavy half of the layers has three times the rank). `suggested` and
+`random` spend half of it, at rank 8: on the layers that lorakit.select_layers takes by a probe of
+eight batches, and on layers drawn by the seed in random order while they fit. The learning rate is
+that of oz_books.py; runs are short (40 steps of 8), so differences are those of the start of a
+training.
 
-Criterion: the suggested layers give a lower held-out perplexity than random ones, on average and with each seed.
+Criterion: the suggested layers give a lower held-out perplexity than random ones, on average and
+    with each seed.
 
-Predicted: even is best or within the spread of the best; suggested beats random by more than the spread over seeds.
+Predicted: even is best or within the spread of the best; suggested beats random by more than the
+    spread over seeds.
 """
 
 from dataclasses import replace
@@ -21,7 +26,7 @@ from oz_books import examples
 
 import lorakit
 from lorakit.data.batches import Batches, collate
-from lorakit.models import load, pad_id
+from lorakit.models.load import load, pad_id
 
 SETTING = replace(BOOKS, steps=40, batch_size=8)
 WHOLE, HALF = ("even", "bottom-heavy", "top-heavy"), ("suggested", "random")
@@ -32,10 +37,13 @@ def spec_for(side: str, model: Any, batches: list[Any], seed: int) -> lorakit.Sp
     """Return the spec of one way to spend the budget."""
     spec = lorakit.Spec(rank=SETTING.rank, alpha=SETTING.alpha, targets=SETTING.targets)
     if side in WHOLE:
-        return lorakit.schedule(model, spec, shape=side)
+        return lorakit.allocate_ranks(model, spec, shape=side)
     if side == "suggested":
-        return lorakit.suggest(model, spec, batches, lr=SETTING.lr * 0.3)
-    sizes = {n: SETTING.rank * sum(place.shape) for n, place in lorakit.select(model, spec.targets).items()}
+        return lorakit.select_layers(model, spec, batches, lr=SETTING.lr * 0.3)
+    sizes = {
+        n: SETTING.rank * sum(place.shape)
+        for n, place in lorakit.select(model, spec.targets).items()
+    }
     names, left, taken = list(sizes), sum(sizes.values()) // 2, []
     for i in torch.randperm(len(names), generator=torch.Generator().manual_seed(seed)).tolist():
         if sizes[names[i]] <= left:
@@ -54,22 +62,47 @@ def main() -> None:
         torch.set_num_threads(setting.threads)
         loaded = load(model_at(setting.model), setting.task, seed=seed)
         order = Batches([len(e.ids) for e in parts["train"]], setting.batch_size, seed)
-        batches = [collate([parts["train"][i] for i in order[k]], pad_id(loaded.tokenizer)) for k in range(BATCHES)]
-        adapter = lorakit.attach(loaded.model, spec_for(side, loaded.model, batches, seed), seed=seed)
+        batches = [
+            collate([parts["train"][i] for i in order[k]], pad_id(loaded.tokenizer))
+            for k in range(BATCHES)
+        ]
+        adapter = lorakit.attach(
+            loaded.model, spec_for(side, loaded.model, batches, seed), seed=seed
+        )
         return Side(loaded, list(adapter.parameters()), set(adapter.deltas))
 
     def measure(side: Side) -> dict[str, float]:
         return {"perplexity": score(side, parts["test"])["perplexity"]}
 
     seeds = SEEDS[: 1 if asked.quick else None]
-    runs = [run(side, setting, seed, parts["train"], measure, adapt) for seed in seeds for side in (*WHOLE, *HALF)]
+    runs = [
+        run(side, setting, seed, parts["train"], measure, adapt)
+        for seed in seeds
+        for side in (*WHOLE, *HALF)
+    ]
     suggested, random = (values(runs, side, "perplexity") for side in HALF)
     gaps = [r - s for s, r in zip(suggested, random, strict=True)]
-    criteria = [{"text": "suggested layers beat random ones at the same budget, with each seed", "met": min(gaps) > 0,
-                 "measured": "lower by " + ", ".join(f"{gap:.2f}" for gap in gaps)}]  # fmt: skip
-    write("rank_schedules", __doc__, quick=asked.quick, setting=setting, runs=runs, criteria=criteria,
-          measures={"perplexity": ["held-out perplexity", ".2f"], "trainable_parameters": ["parameters trained", ",.0f"],
-                    "adapted_modules": ["layers", ".1f"], "cpu_seconds": ["CPU seconds of training", ".0f"]})  # fmt: skip
+    criteria = [
+        {
+            "text": "suggested layers beat random ones at the same budget, with each seed",
+            "met": min(gaps) > 0,
+            "measured": "lower by " + ", ".join(f"{gap:.2f}" for gap in gaps),
+        }
+    ]
+    write(
+        "rank_schedules",
+        __doc__,
+        quick=asked.quick,
+        setting=setting,
+        runs=runs,
+        criteria=criteria,
+        measures={
+            "perplexity": ["held-out perplexity", ".2f"],
+            "trainable_parameters": ["parameters trained", ",.0f"],
+            "adapted_modules": ["layers", ".1f"],
+            "cpu_seconds": ["CPU seconds of training", ".0f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What which_rank.py, stability.py and transfer.py share: real tasks as jobs of lorakit's loop. It answers no question."""
+"""What which_rank.py, stability.py and transfer.py share: real tasks as jobs of lorakit's loop. It
+answers no question.
+"""
 
 import copy
 import json
@@ -20,8 +22,8 @@ import lorakit
 from lorakit.data.encode import Example
 from lorakit.data.rows import Rows
 from lorakit.evaluate.score import evaluate
-from lorakit.evaluate.subject import encode
-from lorakit.models import Loaded, load, pad_id
+from lorakit.models.load import Loaded, load, pad_id
+from lorakit.models.open import encode
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import Job, fit
@@ -42,7 +44,10 @@ class Task:
 def _books() -> dict[str, Rows]:
     rows = oz_books.passages()
     apart = drawn(2 * oz_books.HELD_OUT, len(rows))
-    return {"train": rows.take(i for i in range(len(rows)) if i not in apart), "test": rows.take(apart)}
+    return {
+        "train": rows.take(i for i in range(len(rows)) if i not in apart),
+        "test": rows.take(apart),
+    }
 
 
 def _shakespeare() -> dict[str, Rows]:
@@ -53,7 +58,10 @@ def _shakespeare() -> dict[str, Rows]:
         now += speech + "\n\n"
         if len(now) > 1000:
             pieces, now = [*pieces, now.strip()], ""
-    return {"train": _texts([p for i, p in enumerate(pieces) if i % 10]), "test": _texts(pieces[::10])}
+    return {
+        "train": _texts([p for i, p in enumerate(pieces) if i % 10]),
+        "test": _texts(pieces[::10]),
+    }
 
 
 def _texts(texts: Sequence[str]) -> Rows:
@@ -71,8 +79,12 @@ def _tables() -> dict[str, Rows]:
     parts: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     for i, item in enumerate(items):
         prompt = " | ".join(" : ".join(triple) for triple in item["tripleset"])
-        parts["train" if i % 10 else "test"].append({"prompt": prompt, "completion": item["annotations"][0]["text"]})
-    return {name: Rows("completion", rows, [""] * len(rows), "dart") for name, rows in parts.items()}
+        parts["train" if i % 10 else "test"].append(
+            {"prompt": prompt, "completion": item["annotations"][0]["text"]}
+        )
+    return {
+        name: Rows("completion", rows, [""] * len(rows), "dart") for name, rows in parts.items()
+    }
 
 
 def _sentences() -> dict[str, Rows]:
@@ -85,25 +97,46 @@ TASKS = {
     "tinyshakespeare": Task(STORIES, _shakespeare),
     "e2e": Task(replace(e2e.SETTING, steps=300, max_length=256), _restaurants),
     "dart": Task(replace(e2e.SETTING, steps=300, max_length=256), _tables),
-    "sst2": Task(replace(sst2.SETTING, lr=2e-3, steps=188, batch_size=16, threads=1), _sentences, "accuracy"),
+    "sst2": Task(
+        replace(sst2.SETTING, lr=2e-3, steps=188, batch_size=16, threads=1), _sentences, "accuracy"
+    ),
 }
 
 
 def opened(name: str, *, quick: bool = False) -> tuple[Loaded, dict[str, list[Example]], Setting]:
-    """Return the base of a task, its examples and how it is trained; with `quick` a handful of each, for two steps."""
+    """Return the base of a task, its examples and how it is trained; with `quick` a handful of
+    each, for two steps.
+    """
     task = TASKS[name]
     setting = replace(task.setting, steps=4, batch_size=2) if quick else task.setting
     torch.set_num_threads(1)
     loaded = load(model_at(setting.model), setting.task, labels=setting.labels)
-    rows = {part: some.take(range(min(12, len(some)))) if quick else some for part, some in task.rows().items()}
-    return loaded, {part: encode(some, loaded, setting.max_length) for part, some in rows.items()}, setting
+    rows = {
+        part: some.take(range(min(12, len(some)))) if quick else some
+        for part, some in task.rows().items()
+    }
+    return (
+        loaded,
+        {part: encode(some, loaded, setting.max_length) for part, some in rows.items()},
+        setting,
+    )
 
 
 def job_of(
-    loaded: Loaded, parts: dict[str, list[Example]], setting: Setting, to: Path, *, seed: int = 0, rule: str = "alpha/rank",
-    dropout: float = 0.0, start: lorakit.Adapter | None = None, whole: bool = True, **more: Any,
-) -> Job:  # fmt: skip
-    """Return a run of lorakit's own loop on a copy of the base, from a fresh adapter or from `start`.
+    loaded: Loaded,
+    parts: dict[str, list[Example]],
+    setting: Setting,
+    to: Path,
+    *,
+    seed: int = 0,
+    rule: str = "alpha/rank",
+    dropout: float = 0.0,
+    start: lorakit.Adapter | None = None,
+    whole: bool = True,
+    **more: Any,
+) -> Job:
+    """Return a run of lorakit's own loop on a copy of the base, from a fresh adapter or from
+    `start`.
 
     Args:
         loaded: the base; stays as it is.
@@ -119,8 +152,14 @@ def job_of(
     """
     to.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(loaded.model)
-    spec = lorakit.Spec(rank=setting.rank, alpha=setting.alpha, scale_rule=rule, dropout=dropout, targets=setting.targets,
-                        whole_modules=loaded.new_modules)  # fmt: skip
+    spec = lorakit.Spec(
+        rank=setting.rank,
+        alpha=setting.alpha,
+        scale_rule=rule,
+        dropout=dropout,
+        targets=setting.targets,
+        whole_modules=loaded.new_modules,
+    )
     adapter = lorakit.attach(model, start.copy() if start else spec, seed=seed, any_base=True)
     if not adapter.provenance.get("task"):
         adapter.provenance |= {"task": setting.task, "labels": list(setting.labels)}
@@ -136,8 +175,18 @@ def job_of(
         final="last",
         **{"eval_every": setting.steps, **more},
     )
-    return Job(model, adapter, setting.task, parts["train"], parts["test"] if whole else [], pad_id(loaded.tokenizer),
-               len(setting.labels), settings, setting.lr, to)  # fmt: skip
+    return Job(
+        model,
+        adapter,
+        setting.task,
+        parts["train"],
+        parts["test"] if whole else [],
+        pad_id(loaded.tokenizer),
+        len(setting.labels),
+        settings,
+        setting.lr,
+        to,
+    )
 
 
 def trained(job: Job) -> list[float]:
@@ -171,4 +220,7 @@ def picture(drawn_figure: Any, name: str, *, quick: bool) -> str:
 
 
 if __name__ == "__main__":
-    print("real_tasks.py holds what other benchmarks share; it measures nothing itself.", file=sys.stderr)
+    print(
+        "real_tasks.py holds what other benchmarks share; it measures nothing itself.",
+        file=sys.stderr,
+    )

@@ -1,4 +1,6 @@
-"""Write docs/results.md from benchmarks/results/*.json: every number on that page stands in one of those files."""
+"""Write docs/results.md from benchmarks/results/*.json: every number on that page stands in one of
+those files.
+"""
 
 import re
 from collections.abc import Sequence
@@ -54,9 +56,18 @@ def write() -> None:
     import json
 
     folder = ROOT / "benchmarks" / "results"
-    found = {name: json.loads(path.read_text("utf-8")) for name in ORDER if (path := folder / f"{name}.json").is_file()}
+    found = {
+        name: json.loads(path.read_text("utf-8"))
+        for name in ORDER
+        if (path := folder / f"{name}.json").is_file()
+    }
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join([OPENING, summary(found), *(section(name, part) for name, part in found.items())]), "utf-8")
+    PAGE.write_text(
+        "\n".join(
+            [OPENING, summary(found), *(section(name, part) for name, part in found.items())]
+        ),
+        "utf-8",
+    )
     claims(PAGE.parent / "claims.md", found)
     if "curves" in found.get("step", {}):
         draw_growth(found["step"])
@@ -81,7 +92,9 @@ def fill(page: Path, found: dict[str, Any]) -> None:
     text = page.read_text("utf-8")
     for names in re.findall(r"<!-- figures: (.*?) -->", text):
         tables = [
-            PARTS[part](found[name]) for name, _, part in (word.partition(".") for word in names.split()) if name in found
+            PARTS[part](found[name])
+            for name, _, part in (word.partition(".") for word in names.split())
+            if name in found
         ]
         start, end = f"<!-- figures: {names} -->\n", "<!-- end of figures -->"
         before, _, rest = text.partition(start)
@@ -97,7 +110,10 @@ def summary(found: dict[str, Any]) -> str:
 
 def targets(part: dict[str, Any]) -> list[list[str]]:
     """Return what was to be reached, what was, and whether it is met."""
-    return [[c["text"], c["measured"], "met" if c["met"] else "**not met**"] for c in part.get("criteria", ())]
+    return [
+        [c["text"], c["measured"], "met" if c["met"] else "**not met**"]
+        for c in part.get("criteria", ())
+    ]
 
 
 def section(name: str, part: dict[str, Any]) -> str:
@@ -106,9 +122,12 @@ def section(name: str, part: dict[str, Any]) -> str:
     lines = [f"## {title}", body.strip(), ""]
     if "setting" in part:
         s = part["setting"]
-        lines += [f"Learning rate {s['lr']:g} ({s['schedule']}, warm-up {s['warmup']:g}), {s['steps']} steps of "
-                  f"{s['batch_size']} sequences of at most {s['max_length']} tokens, rank {s['rank']}, alpha {s['alpha']:g}, "
-                  f"gradients clipped at {s['clip']:g}.", ""]  # fmt: skip
+        lines += [
+            f"Learning rate {s['lr']:g} ({s['schedule']}, warm-up {s['warmup']:g}), {s['steps']} steps of "
+            f"{s['batch_size']} sequences of at most {s['max_length']} tokens, rank {s['rank']}, alpha {s['alpha']:g}, "
+            f"gradients clipped at {s['clip']:g}.",
+            "",
+        ]
     if part.get("tuned"):
         keys = list(part["tuned"][0])
         rows = [[f"{v:.4g}" for v in row.values()] for row in part["tuned"]]
@@ -125,11 +144,15 @@ def machine(part: dict[str, Any]) -> str:
     """Return when and on what a benchmark ran."""
     m = part["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
-    extra = ", ".join(f"{'' if m[k] else 'no '}{label}" for k, label in
-                      (("avx512", "AVX-512"), ("avx512_bf16", "AVX-512 BF16"), ("amx", "AMX")))  # fmt: skip
+    extra = ", ".join(
+        f"{'' if m[k] else 'no '}{label}"
+        for k, label in (("avx512", "AVX-512"), ("avx512_bf16", "AVX-512 BF16"), ("amx", "AMX"))
+    )
     gpu = f"{part['gpu']}; " if part.get("gpu") else ""
-    return (f"{m['date']}: {gpu}{m['cpu']}, {m['cores']} cores ({extra}), "
-            f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}; {versions}.")  # fmt: skip
+    return (
+        f"{m['date']}: {gpu}{m['cpu']}, {m['cores']} cores ({extra}), "
+        f"{m['threads']} thread{'s' if m['threads'] != 1 else ''}; {versions}."
+    )
 
 
 def settings_table(part: dict[str, Any]) -> str:
@@ -137,7 +160,8 @@ def settings_table(part: dict[str, Any]) -> str:
     keys = ("blocks", "width", "inner", "heads", "vocabulary", "rows", "tokens", "rank")
     models = {r["model"]: r for r in part["runs"] if r["variant"] == "lorakit"}
     rows = [
-        [name, *(f"{r[k]:,}" for k in keys), r["dtype"], f"{r['trained']:,}", str(r["rounds"])] for name, r in models.items()
+        [name, *(f"{r[k]:,}" for k in keys), r["dtype"], f"{r['trained']:,}", str(r["rounds"])]
+        for name, r in models.items()
     ]
     return table(["", *keys, "base", "values trained", "rounds"], rows)
 
@@ -149,25 +173,47 @@ def growth_table(part: dict[str, Any]) -> str:
         rows = []
         for at in dict.fromkeys(r[what] for r in runs):
             by = {r["variant"]: r for r in runs if r[what] == at}
-            rows.append([f"{at:,}", *(f"{by[v]['min']:.3f}" for v in SHOWN), f"{by['lorakit']['of_floor']:.2f}",
-                         f"{by['lorakit']['of_peft']:.2f}", *(f"{by[v]['saved_mib']:.0f}" for v in SHOWN),
-                         *(f"{by[v]['peak_mib']:.0f}" for v in SHOWN)])  # fmt: skip
-        heads = [what, *(f"{v}, CPU seconds" for v in SHOWN), "lorakit of the floor", "of PEFT",
-                 *(f"{v}, saved MiB" for v in SHOWN), *(f"{v}, peak MiB" for v in SHOWN)]  # fmt: skip
+            rows.append(
+                [
+                    f"{at:,}",
+                    *(f"{by[v]['min']:.3f}" for v in SHOWN),
+                    f"{by['lorakit']['of_floor']:.2f}",
+                    f"{by['lorakit']['of_peft']:.2f}",
+                    *(f"{by[v]['saved_mib']:.0f}" for v in SHOWN),
+                    *(f"{by[v]['peak_mib']:.0f}" for v in SHOWN),
+                ]
+            )
+        heads = [
+            what,
+            *(f"{v}, CPU seconds" for v in SHOWN),
+            "lorakit of the floor",
+            "of PEFT",
+            *(f"{v}, saved MiB" for v in SHOWN),
+            *(f"{v}, peak MiB" for v in SHOWN),
+        ]
         out.append(table(heads, rows, "r" * len(heads)))
     return "\n".join(out)
 
 
 def draw_growth(part: dict[str, Any]) -> None:
-    """Draw the curves of benchmarks/step.py beside the docs: time and saved activations by rank and by length."""
+    """Draw the curves of benchmarks/step.py beside the docs: time and saved activations by rank and
+    by length.
+    """
     from lorakit import plots
 
     picture = plots.figure(10, 7)
     grid = picture.subplots(2, 2)
     for column, (what, runs) in enumerate(part["curves"].items()):
-        for row, (key, label) in enumerate((("min", "CPU seconds a step"), ("saved_mib", "saved activations, MiB"))):
-            lines = {v: [(r[what], r[key], r[key], r[key]) for r in runs if r["variant"] == v] for v in SHOWN}
-            plots.curves(grid[row][column], lines, title=f"{label}, by {what}", x=what, y=label, powers=True)
+        for row, (key, label) in enumerate(
+            (("min", "CPU seconds a step"), ("saved_mib", "saved activations, MiB"))
+        ):
+            lines = {
+                v: [(r[what], r[key], r[key], r[key]) for r in runs if r["variant"] == v]
+                for v in SHOWN
+            }
+            plots.curves(
+                grid[row][column], lines, title=f"{label}, by {what}", x=what, y=label, powers=True
+            )
             grid[row][column].set_ylim(bottom=0)
     (PAGE.parent / "pictures").mkdir(exist_ok=True)
     plots.save(picture, PAGE.parent / "pictures" / "step.png")
@@ -178,18 +224,30 @@ def runs_table(part: dict[str, Any]) -> str:
     measures, runs = part["measures"], part["runs"]
     heads = ["", *(title for title, _ in measures.values())]
     if part.get("one_row_a_run"):
-        return table(heads, [[r["side"], *(number(r[k], f) for k, (_, f) in measures.items())] for r in runs])
+        return table(
+            heads, [[r["side"], *(number(r[k], f) for k, (_, f) in measures.items())] for r in runs]
+        )
     rows = []
     for side in dict.fromkeys(r["side"] for r in runs):
         mine = [r for r in runs if r["side"] == side]
         cells = [figure([r[k] for r in mine if k in r], f) for k, (_, f) in measures.items()]
-        rows.append([{"peft": "PEFT"}.get(side, side) + (f" ({len(mine)} seeds)" if len(mine) > 1 else ""), *cells])
+        rows.append(
+            [
+                {"peft": "PEFT"}.get(side, side)
+                + (f" ({len(mine)} seeds)" if len(mine) > 1 else ""),
+                *cells,
+            ]
+        )
     return table(heads, rows)
 
 
 def shown(part: dict[str, Any]) -> str:
-    """Return the tables of a benchmark that was not written: what was measured, and what was to be reached."""
-    return "\n".join([runs_table(part), *([PARTS["targets"](part)] if part.get("criteria") else [])])
+    """Return the tables of a benchmark that was not written: what was measured, and what was to be
+    reached.
+    """
+    return "\n".join(
+        [runs_table(part), *([PARTS["targets"](part)] if part.get("criteria") else [])]
+    )
 
 
 def number(value: float | None, form: str) -> str:
@@ -209,7 +267,10 @@ def figure(numbers: Sequence[float], form: str) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
     """Return a Markdown table; a cell's own bars are escaped."""
     marks = [{"l": "---", "r": "---:"}[a] for a in align or "l" + "r" * (len(heads) - 1)]
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in [heads, marks, *rows]]
+    cells = [
+        [str(cell).replace("|", "\\|").replace("\n", " ") for cell in row]
+        for row in [heads, marks, *rows]
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
 
@@ -219,7 +280,9 @@ PARTS = {  # after the name in a mark, as in `figures: step.targets`
     "settings": settings_table,
     "growth": growth_table,
     "targets": lambda part: table(["target", "measured", ""], targets(part), "lrl"),
-    "machine": lambda part: "\n".join([f"Measured on {machine(part)}", *(f"{note}" for note in part.get("notes", ())), ""]),
+    "machine": lambda part: "\n".join(
+        [f"Measured on {machine(part)}", *(f"{note}" for note in part.get("notes", ())), ""]
+    ),
 }
 
 if __name__ == "__main__":

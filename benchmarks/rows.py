@@ -1,18 +1,24 @@
-"""What does it cost that each row of a batch has an adapter of its own, and what does switching between adapters?
+"""What does it cost that each row of a batch has an adapter of its own, and what does switching
+between adapters?
 
-Setting: a Llama made on the spot (1 layer, width 512, MLP 1024), rank 16 on all linear layers, one thread, no gradient.
-Batches of 8 and 32 rows, of 1 token (as in generation) and of 128 (as in reading a prompt), with 1 to 32 adapters, the rows
-dealt to them in turn (8 x 128: 8 rows of 128 tokens).
-Beside `route`: the base alone; one adapter for all rows (`enable`); and each adapter alone on its rows,
-one forward pass after the other. In every round each runs once, in turn; figures are medians over rounds of the ratio to the
-base in the same round. Other work on the machine makes single rounds noisy.
-Switching: on the same model, between two adapters by `enable`, and merged (`unmerge`, `enable`, `merge`), against reading
+Setting: a Llama made on the spot (1 layer, width 512, MLP 1024), rank 16 on all linear layers, one
+    thread, no gradient.
+Batches of 8 and 32 rows, of 1 token (as in generation) and of 128 (as in reading a prompt), with 1
+to 32 adapters, the rows dealt to them in turn (8 x 128: 8 rows of 128 tokens).
+Beside `route`: the base alone; one adapter for all rows (`enable`); and each adapter alone on its
+rows, one forward pass after the other. In every round each runs once, in turn; figures are medians
+over rounds of the ratio to the base in the same round. Other work on the machine makes single
+rounds noisy.
+Switching: on the same model, between two adapters by `enable`, and merged (`unmerge`, `enable`,
+    `merge`), against reading
 the model from disk again.
 
-Criteria: with several adapters `route` takes less time than each alone on its rows; and there and back again the
+Criteria: with several adapters `route` takes less time than each alone on its rows; and there and
+    back again the
 weights and outputs have the same bits.
 
-Predicted: at one token, 1.1 to 2 times the base with 8 adapters, where each alone takes 3 to 8 times; at 128 tokens about what
+Predicted: at one token, 1.1 to 2 times the base with 8 adapters, where each alone takes 3 to 8
+    times; at 128 tokens about what
 one adapter for all takes.
 """
 
@@ -36,7 +42,11 @@ def base() -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=1000, hidden_size=512, intermediate_size=1024, num_hidden_layers=1, num_attention_heads=8
+            vocab_size=1000,
+            hidden_size=512,
+            intermediate_size=1024,
+            num_hidden_layers=1,
+            num_attention_heads=8,
         )
         return LlamaForCausalLM(config).eval()
 
@@ -45,7 +55,9 @@ def adapted(count: int) -> LlamaForCausalLM:
     """Return it with so many adapters, B filled."""
     model = base()
     for at in range(count):
-        adapter = lorakit.attach(model, lorakit.Spec(rank=RANK), name=f"a{at}", seed=at, trainable=False)
+        adapter = lorakit.attach(
+            model, lorakit.Spec(rank=RANK), name=f"a{at}", seed=at, trainable=False
+        )
         for delta in adapter.deltas.values():
             torch.nn.init.normal_(delta.B, std=0.02)
     return model
@@ -58,7 +70,9 @@ def cpu(call: Callable[[], object]) -> float:
     return (time.process_time_ns() - begun) / 1e9
 
 
-def rows_of(model: LlamaForCausalLM, rows: int, tokens: int, adapters: int, rounds: int) -> dict[str, float]:
+def rows_of(
+    model: LlamaForCausalLM, rows: int, tokens: int, adapters: int, rounds: int
+) -> dict[str, float]:
     """Return the median ratios to the base of one shape."""
     ids = torch.randint(1000, (rows, tokens), generator=torch.Generator().manual_seed(0))
     names = [f"a{at % adapters}" for at in range(rows)]
@@ -83,8 +97,10 @@ def rows_of(model: LlamaForCausalLM, rows: int, tokens: int, adapters: int, roun
             with lorakit.route(model, names):
                 seconds |= {"first": cpu(forward), "routed": cpu(forward)}
                 got = forward() if at < 0 else None
-            if got is not None and any((got[i::adapters] - part).abs().max() > 0.05 * part.abs().max() for i, part in
-                                       enumerate(each())):  # fmt: skip
+            if got is not None and any(
+                (got[i::adapters] - part).abs().max() > 0.05 * part.abs().max()
+                for i, part in enumerate(each())
+            ):
                 raise SystemExit("Routed rows are not what they are alone.")
             if at >= 0:
                 for name, value in seconds.items():
@@ -93,7 +109,9 @@ def rows_of(model: LlamaForCausalLM, rows: int, tokens: int, adapters: int, roun
 
 
 def switching(rounds: int) -> tuple[dict[str, float], bool]:
-    """Return CPU milliseconds of each way to go from one adapter to another, and whether all bits came back."""
+    """Return CPU milliseconds of each way to go from one adapter to another, and whether all bits
+    came back.
+    """
     model, ids = adapted(2), torch.arange(32).view(2, 16)
     found: dict[str, list[float]] = {"enable": [], "merged": [], "read again": []}
     bits: dict[str, list[torch.Tensor]] = {}
@@ -105,11 +123,17 @@ def switching(rounds: int) -> tuple[dict[str, float], bool]:
             found["enable"].append(cpu(lambda name=name: lorakit.enable(model, name)))
             undo = lorakit.merge(model)
             now = [model(input_ids=ids).logits, *(p.clone() for p in model.parameters())]
-            same &= all(torch.equal(a, b) for a, b in zip(now, bits.setdefault(name, now), strict=True))
+            same &= all(
+                torch.equal(a, b) for a, b in zip(now, bits.setdefault(name, now), strict=True)
+            )
 
             swapped: list[lorakit.Undo] = []
 
-            def swap(undo: lorakit.Undo = undo, other: str = f"a{1 - at % 2}", swapped: list[lorakit.Undo] = swapped) -> None:
+            def swap(
+                undo: lorakit.Undo = undo,
+                other: str = f"a{1 - at % 2}",
+                swapped: list[lorakit.Undo] = swapped,
+            ) -> None:
                 lorakit.unmerge(model, undo)
                 lorakit.enable(model, other)
                 swapped.append(lorakit.merge(model))
@@ -132,24 +156,50 @@ def main() -> None:
                 for tokens, rounds in ROUNDS.items():
                     if adapters <= rows and not (quick and tokens * rows > 100):
                         shape = f"{str(dtype)[6:]}, {rows} x {tokens}, adapters: {adapters}"
-                        runs.append({"side": shape, "adapters": adapters,
-                                     **rows_of(model, rows, tokens, adapters, min(rounds, most))})  # fmt: skip
+                        runs.append(
+                            {
+                                "side": shape,
+                                "adapters": adapters,
+                                **rows_of(model, rows, tokens, adapters, min(rounds, most)),
+                            }
+                        )
                         print(runs[-1], flush=True)
     switch, same = switching(1 if quick else 5)
     several = [r for r in runs if r["adapters"] > 1]
     slower = [r["side"] for r in several if r["routed"] >= r["each"]]
     criteria = [
-        {"text": "several adapters: route takes less time than each alone on its rows", "met": not slower,
-         "measured": f"{len(several) - len(slower)} of {len(several)} shapes"
-                     + (f"; not {', '.join(slower)}" if slower else "")},
-        {"text": "switching there and back gives the same bits", "met": same, "measured": "all tensors" if same else "differ"},
-    ]  # fmt: skip
+        {
+            "text": "several adapters: route takes less time than each alone on its rows",
+            "met": not slower,
+            "measured": f"{len(several) - len(slower)} of {len(several)} shapes"
+            + (f"; not {', '.join(slower)}" if slower else ""),
+        },
+        {
+            "text": "switching there and back gives the same bits",
+            "met": same,
+            "measured": "all tensors" if same else "differ",
+        },
+    ]
     size = sum(p.numel() for p in base().parameters())
-    notes = [f"Switching on this model ({size:,} parameters), CPU milliseconds: by `enable` {switch['enable']:.2f}, merged "
-             f"{switch['merged']:.1f}, reading the model from disk again {switch['read again']:.1f}."]  # fmt: skip
-    write("rows", __doc__, quick=quick or asked.short, runs=runs, criteria=criteria, notes=notes, one_row_a_run=True,
-          measures={"one": ["one for all", ".2f"], "each": ["each alone", ".2f"], "routed": ["routed", ".2f"],
-                    "first": ["routed, first pass of a block", ".2f"]})  # fmt: skip
+    notes = [
+        f"Switching on this model ({size:,} parameters), CPU milliseconds: by `enable` {switch['enable']:.2f}, merged "
+        f"{switch['merged']:.1f}, reading the model from disk again {switch['read again']:.1f}."
+    ]
+    write(
+        "rows",
+        __doc__,
+        quick=quick or asked.short,
+        runs=runs,
+        criteria=criteria,
+        notes=notes,
+        one_row_a_run=True,
+        measures={
+            "one": ["one for all", ".2f"],
+            "each": ["each alone", ".2f"],
+            "routed": ["routed", ".2f"],
+            "first": ["routed, first pass of a block", ".2f"],
+        },
+    )
 
 
 if __name__ == "__main__":

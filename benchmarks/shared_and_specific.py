@@ -1,17 +1,21 @@
 """When does an adapter that all tasks share pay, beside one that is each task's own?
 
-Setting: stories260K (260,032 parameters) learns three kinds of text at once: prose (the Wizard of Oz), plays (Tiny Shakespeare)
-and sums in words (GSM8K, question and answer). Every batch holds 2 sequences of 128 tokens of each, and `route` sends each row
-to its adapters. Three sides of as many parameters, on all linear layers, alpha 32: an adapter of rank 8 a task; one of
-rank 24 for all; one of rank 12 for all plus one of rank 4 a task. 32 steps of AdamW, one thread, two seeds. Twice: with
-8 sequences a task, each seen 8 times, and with 64, each seen once. The learning rate of each side was chosen from 0.001 and
-0.003 on 20 other sequences a task, with a seed that is not reported. Reported is perplexity on 40 held-out sequences a
-task; `mean` is the geometric mean over tasks.
+Setting: stories260K (260,032 parameters) learns three kinds of text at once: prose (the Wizard of
+    Oz), plays (Tiny Shakespeare)
+and sums in words (GSM8K, question and answer). Every batch holds 2 sequences of 128 tokens of each,
+and `route` sends each row to its adapters. Three sides of as many parameters, on all linear layers,
+alpha 32: an adapter of rank 8 a task; one of rank 24 for all; one of rank 12 for all plus one of
+rank 4 a task. 32 steps of AdamW, one thread, two seeds. Twice: with 8 sequences a task, each seen 8
+times, and with 64, each seen once. The learning rate of each side was chosen from 0.001 and 0.003
+on 20 other sequences a task, with a seed that is not reported. Reported is perplexity on 40
+held-out sequences a task; `mean` is the geometric mean over tasks.
 
-Criterion: with 8 sequences a task the side that shares and specialises is not worse than the better of sharing alone and
+Criterion: with 8 sequences a task the side that shares and specialises is not worse than the better
+    of sharing alone and
 separate adapters, by more than the spread over seeds.
 
-Predicted: with 8 sequences sharing helps a little, because English is common to all; with 64 separate adapters are as good.
+Predicted: with 8 sequences sharing helps a little, because English is common to all; with 64
+    separate adapters are as good.
 """
 
 import json
@@ -25,7 +29,7 @@ import torch
 from beside_peft import SEEDS, arguments, folder, model_at, spread, write
 
 import lorakit
-from lorakit.models import load
+from lorakit.models.load import load
 from lorakit.train.optim import lr_factor, set_lr
 
 LENGTH, ROWS, STEPS, LRS = 128, 2, 32, (1e-3, 3e-3)
@@ -43,25 +47,36 @@ def spec(rank: int, targets: str = "all-linear") -> lorakit.Spec:
 SIDES: dict[str, tuple[Specs, Callable[[str], list[str]]]] = {
     "separate": ({task: spec(8) for task in TASKS}, lambda task: [task]),
     "shared": ({"shared": spec(24)}, lambda task: ["shared"]),
-    "shared + specific": ({"shared": spec(12), **{task: spec(4) for task in TASKS}}, lambda task: ["shared", task]),
+    "shared + specific": (
+        {"shared": spec(12), **{task: spec(4) for task in TASKS}},
+        lambda task: ["shared", task],
+    ),
 }
 
 
 def texts() -> dict[str, str]:
     """Return the text of each task."""
     rows = (folder() / "sets/gsm8k/train.jsonl").read_text("utf-8").splitlines()[:700]
-    return {"prose": (folder() / "sets/oz-books/wizard_of_oz.txt").read_text("utf-8"),
-            "plays": (folder() / "sets/tinyshakespeare/input.txt").read_text("utf-8")[:250_000],
-            "sums": "\n\n".join("{question}\n{answer}".format(**json.loads(row)) for row in rows)}  # fmt: skip
+    return {
+        "prose": (folder() / "sets/oz-books/wizard_of_oz.txt").read_text("utf-8"),
+        "plays": (folder() / "sets/tinyshakespeare/input.txt").read_text("utf-8")[:250_000],
+        "sums": "\n\n".join("{question}\n{answer}".format(**json.loads(row)) for row in rows),
+    }
 
 
 def sequences(tokenizer: object) -> dict[str, dict[str, torch.Tensor]]:
-    """Return what trains, chooses and tests of each task: (count, 128) token ids; the test is the end of the text."""
+    """Return what trains, chooses and tests of each task: (count, 128) token ids; the test is the
+    end of the text.
+    """
     found = {}
     for task, text in texts().items():
         ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # type: ignore[operator]
         whole = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-        found[task] = {"train": whole[: max(SIZES.values())], "choose": whole[-TEST - CHOOSE : -TEST], "test": whole[-TEST:]}
+        found[task] = {
+            "train": whole[: max(SIZES.values())],
+            "choose": whole[-TEST - CHOOSE : -TEST],
+            "test": whole[-TEST:],
+        }
         if len(whole) < max(SIZES.values()) + CHOOSE + TEST:
             raise SystemExit(f"{task}: {len(whole)} sequences are too few.")
     return found
@@ -70,7 +85,9 @@ def sequences(tokenizer: object) -> dict[str, dict[str, torch.Tensor]]:
 def losses(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Return the mean loss of every row."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").mean(1)
+    return torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), ids[:, 1:], reduction="none"
+    ).mean(1)
 
 
 def train(side: str, parts: dict, count: int, lr: float, seed: int, steps: int) -> torch.nn.Module:
@@ -78,14 +95,22 @@ def train(side: str, parts: dict, count: int, lr: float, seed: int, steps: int) 
     model = load(model_at("models/stories260K"), "causal-lm").model.eval()
     specs, ways = SIDES[side]
     adapters = [lorakit.attach(model, each, name=name, seed=seed) for name, each in specs.items()]
-    optimizer = torch.optim.AdamW([p for adapter in adapters for p in adapter.parameters()], lr=lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for adapter in adapters for p in adapter.parameters()], lr=lr, weight_decay=0.0
+    )
     generator = torch.Generator().manual_seed(seed)
-    orders = {task: torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * ROWS // count))])
-              for task in TASKS}  # fmt: skip
+    orders = {
+        task: torch.cat(
+            [torch.randperm(count, generator=generator) for _ in range(-(-steps * ROWS // count))]
+        )
+        for task in TASKS
+    }
     rows = [ways(task) for task in TASKS for _ in range(ROWS)]
     for step in range(steps):
         set_lr(optimizer, lr * lr_factor(step, steps, 0.05, "cosine"))
-        ids = torch.cat([parts[task]["train"][orders[task][step * ROWS : (step + 1) * ROWS]] for task in TASKS])
+        ids = torch.cat(
+            [parts[task]["train"][orders[task][step * ROWS : (step + 1) * ROWS]] for task in TASKS]
+        )
         with lorakit.route(model, rows):
             losses(model, ids).mean().backward()
         optimizer.step()
@@ -93,7 +118,9 @@ def train(side: str, parts: dict, count: int, lr: float, seed: int, steps: int) 
     return model
 
 
-def score(model: torch.nn.Module, ways: Callable[[str], list[str]] | None, parts: dict, part: str) -> dict[str, float]:
+def score(
+    model: torch.nn.Module, ways: Callable[[str], list[str]] | None, parts: dict, part: str
+) -> dict[str, float]:
     """Return the perplexity of each task, and their geometric mean."""
     found = {}
     for task in TASKS:
@@ -101,7 +128,10 @@ def score(model: torch.nn.Module, ways: Callable[[str], list[str]] | None, parts
             lorakit.enable(model, ways(task))
         with torch.no_grad():
             found[task] = losses(model, parts[task][part]).mean().item()
-    return {**{task: math.exp(loss) for task, loss in found.items()}, "mean": math.exp(mean(found.values()))}
+    return {
+        **{task: math.exp(loss) for task, loss in found.items()},
+        "mean": math.exp(mean(found.values())),
+    }
 
 
 def main() -> None:
@@ -114,29 +144,56 @@ def main() -> None:
     criteria = []
     for size, count in sizes.items():
         for side, (_, ways) in SIDES.items():
-            tried = {lr: score(train(side, parts, count, lr, 100, steps), ways, parts, "choose")["mean"] for lr in LRS}
+            tried = {
+                lr: score(train(side, parts, count, lr, 100, steps), ways, parts, "choose")["mean"]
+                for lr in LRS
+            }
             lr = min(tried, key=lambda lr: tried[lr])
             for seed in SEEDS[: 1 if quick else 2]:
                 begun = time.process_time()
                 model = train(side, parts, count, lr, seed, steps)
                 seconds = time.process_time() - begun
                 trained = sum(a.parameters_count for a in lorakit.attached(model).values())
-                runs.append({"side": f"{size}: {side}", "seed": seed, "lr": lr, "trainable_parameters": trained,
-                             "cpu_seconds": round(seconds, 1), **score(model, ways, parts, "test")})  # fmt: skip
+                runs.append(
+                    {
+                        "side": f"{size}: {side}",
+                        "seed": seed,
+                        "lr": lr,
+                        "trainable_parameters": trained,
+                        "cpu_seconds": round(seconds, 1),
+                        **score(model, ways, parts, "test"),
+                    }
+                )
                 print(json.dumps(runs[-1]), file=sys.stderr, flush=True)
 
     def of(side: str) -> list[float]:
         return [r["mean"] for r in runs if r["side"] == side]
 
-    both, best = of("few: shared + specific"), min((of("few: separate"), of("few: shared")), key=mean)
+    both, best = (
+        of("few: shared + specific"),
+        min((of("few: separate"), of("few: shared")), key=mean),
+    )
     allowed = max(spread(both), spread(best))
-    criteria.append({"text": "8 sequences a task: shared + specific is not worse than the better of the two alone",
-                     "met": mean(both) <= mean(best) + allowed,
-                     "measured": f"better by {mean(best) - mean(both):+.4g}, spread {allowed:.4g}"})  # fmt: skip
-    write("shared_and_specific", __doc__, quick=quick, runs=runs, criteria=criteria,
-          measures={**{task: [task, ".2f"] for task in (*TASKS, "mean")}, "lr": ["learning rate", "g"],
-                    "trainable_parameters": ["parameters trained", ",.0f"],
-                    "cpu_seconds": ["CPU seconds of training", ".0f"]})  # fmt: skip
+    criteria.append(
+        {
+            "text": "8 sequences a task: shared + specific is not worse than the better of the two alone",
+            "met": mean(both) <= mean(best) + allowed,
+            "measured": f"better by {mean(best) - mean(both):+.4g}, spread {allowed:.4g}",
+        }
+    )
+    write(
+        "shared_and_specific",
+        __doc__,
+        quick=quick,
+        runs=runs,
+        criteria=criteria,
+        measures={
+            **{task: [task, ".2f"] for task in (*TASKS, "mean")},
+            "lr": ["learning rate", "g"],
+            "trainable_parameters": ["parameters trained", ",.0f"],
+            "cpu_seconds": ["CPU seconds of training", ".0f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Spectra from the factors beside the dense SVD
 
-The singular values and directions of one change of 4096 x 4096, rank 16. kohya's scripts and PEFT's `add_weighted_adapter`
-build B A and take `torch.linalg.svd` of it in float32, all rows and columns of U and V with it; lorakit takes QR of the
-factors and the SVD of a 16 x 16 core, in float64. One thread, one process, the same factors; the error is against the core's
-own values in float64.
+The singular values and directions of one change of 4096 x 4096, rank 16. kohya's scripts and PEFT's
+`add_weighted_adapter` build B A and take `torch.linalg.svd` of it in float32, all rows and columns
+of U and V with it; lorakit takes QR of the factors and the SVD of a 16 x 16 core, in float64. One
+thread, one process, the same factors; the error is against the core's own values in float64.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from beside_peft import arguments, write
 
-from lorakit.spectra import singular_values, svd
+from lorakit.analysis.spectra import singular_values, svd
 
 RANK, LEAST = 16, 100
 
@@ -33,7 +33,9 @@ def main() -> None:
     A, B = torch.randn(RANK, width, generator=draw), torch.randn(width, RANK, generator=draw)
     svd(A, B)  # the first call loads what it needs
     ours, (U, S, Vh) = min((timed(lambda: svd(A, B)) for _ in range(5)), key=lambda pair: pair[0])
-    values, _ = min((timed(lambda: singular_values(A, B)) for _ in range(5)), key=lambda pair: pair[0])
+    values, _ = min(
+        (timed(lambda: singular_values(A, B)) for _ in range(5)), key=lambda pair: pair[0]
+    )
     dense, theirs = timed(lambda: torch.linalg.svd(B @ A))
     true = singular_values(A, B)
     rows = [
@@ -41,14 +43,36 @@ def main() -> None:
         ("lorakit, with directions", ours, S),
         ("dense SVD, as kohya and PEFT", dense, theirs.S[:RANK].double()),
     ]
-    runs = [{"side": side, "seconds": seconds, "ratio": dense / seconds,
-             "error": float(((found - true).abs() / true).max())} for side, seconds, found in rows]  # fmt: skip
+    runs = [
+        {
+            "side": side,
+            "seconds": seconds,
+            "ratio": dense / seconds,
+            "error": float(((found - true).abs() / true).max()),
+        }
+        for side, seconds, found in rows
+    ]
     back = float((U * S @ Vh - B.double() @ A.double()).norm() / true.norm())
-    write("spectra", __doc__ or "", quick=quick, runs=runs, one_row_a_run=True,
-          measures={"seconds": ["seconds", ".4f"], "ratio": ["times faster", ",.0f"], "error": ["largest error", ".1e"]},
-          notes=[f"U S V^T gives B A back to {back:.1e}."],
-          criteria=[{"text": f"at least {LEAST} times faster than the dense SVD, with directions", "met": dense / ours >= LEAST,
-                     "measured": f"{dense / ours:,.0f} times"}])  # fmt: skip
+    write(
+        "spectra",
+        __doc__ or "",
+        quick=quick,
+        runs=runs,
+        one_row_a_run=True,
+        measures={
+            "seconds": ["seconds", ".4f"],
+            "ratio": ["times faster", ",.0f"],
+            "error": ["largest error", ".1e"],
+        },
+        notes=[f"U S V^T gives B A back to {back:.1e}."],
+        criteria=[
+            {
+                "text": f"at least {LEAST} times faster than the dense SVD, with directions",
+                "met": dense / ours >= LEAST,
+                "measured": f"{dense / ours:,.0f} times",
+            }
+        ],
+    )
 
 
 if __name__ == "__main__":

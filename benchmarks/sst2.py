@@ -1,13 +1,15 @@
 """Does a sentence classifier trained with lorakit reach the accuracy of one trained with PEFT?
 
-Setting: MiniLM (22.7 M parameters) on sst2, rank 8 on query and value, a new classification head trained whole, one epoch of
-batches of 32, two threads. 6,000 of the 60,614 training rows, drawn by a fixed seed, with three seeds; and with --full
-all 60,614 rows. Reported is test.tsv (872 rows), the usual split; the learning rate was chosen on 2,000 rows of
-dev.tsv, by lorakit with a seed that is not reported.
+Setting: MiniLM (22.7 M parameters) on sst2, rank 8 on query and value, a new classification head
+    trained whole, one epoch of
+batches of 32, two threads. 6,000 of the 60,614 training rows, drawn by a fixed seed, with three
+seeds; and with --full all 60,614 rows. Reported is test.tsv (872 rows), the usual split; the
+learning rate was chosen on 2,000 rows of dev.tsv, by lorakit with a seed that is not reported.
 
 Criterion: lorakit's accuracy is not below PEFT's by more than the spread over seeds.
 
-Predicted: 80 to 82 % with 6,000 rows on both sides, and about 88 % with all rows; the difference of the two sides is noise,
+Predicted: 80 to 82 % with 6,000 rows on both sides, and about 88 % with all rows; the difference of
+    the two sides is noise,
 because only the draw of A differs.
 """
 
@@ -32,8 +34,8 @@ from beside_peft import (
 
 from lorakit.data.encode import Example
 from lorakit.data.rows import Rows, read_rows
-from lorakit.evaluate.subject import encode
-from lorakit.models import Loaded, load
+from lorakit.models.load import Loaded, load
+from lorakit.models.open import encode
 
 FULL = """Does it still, with all the training rows?
 
@@ -42,12 +44,24 @@ this length, on the same 2,000 rows of dev.tsv: the one that is best for 188 ste
 From one and the same initial A the two sides are one computation (see parity), so what differs here is the draw.
 """
 FEW, CHOOSE = 6000, 2000
-SETTING = Setting(model="builtin:minilm", task="classify", targets="qv", labels=("0", "1"), lr=4e-3, batch_size=32,
-                  steps=steps_of(FEW, 32), max_length=64, threads=2)  # fmt: skip
+SETTING = Setting(
+    model="builtin:minilm",
+    task="classify",
+    targets="qv",
+    labels=("0", "1"),
+    lr=4e-3,
+    batch_size=32,
+    steps=steps_of(FEW, 32),
+    max_length=64,
+    threads=2,
+)
 LRS, FULL_LRS = (1e-3, 2e-3, 4e-3), (5e-4, 1e-3, 2e-3)
 FULL_LR = 1e-3
-MEASURES = {"accuracy": ["accuracy", ".4f"], "trainable_parameters": ["parameters trained", ",.0f"],
-            "cpu_seconds": ["CPU seconds of training", ".0f"]}  # fmt: skip
+MEASURES = {
+    "accuracy": ["accuracy", ".4f"],
+    "trainable_parameters": ["parameters trained", ",.0f"],
+    "cpu_seconds": ["CPU seconds of training", ".0f"],
+}
 
 
 def rows_of(part: str) -> Rows:
@@ -58,18 +72,25 @@ def rows_of(part: str) -> Rows:
 def examples(loaded: Loaded, *, full: bool = False) -> dict[str, list[Example]]:
     """Return the sentences that train, choose and test."""
     train, choose, test = (rows_of(part) for part in ("train", "dev", "test"))
-    parts = {"train": train if full else train.take(drawn(FEW, len(train))), "choose": choose.take(drawn(CHOOSE, len(choose))),
-             "test": test}  # fmt: skip
+    parts = {
+        "train": train if full else train.take(drawn(FEW, len(train))),
+        "choose": choose.take(drawn(CHOOSE, len(choose))),
+        "test": test,
+    }
     return {name: encode(rows, loaded, SETTING.max_length) for name, rows in parts.items()}
 
 
 def main() -> None:
-    asked = arguments(__doc__, "--tune: choose the learning rate on dev.tsv", "--full: all training rows")
+    asked = arguments(
+        __doc__, "--tune: choose the learning rate on dev.tsv", "--full: all training rows"
+    )
     loaded = load(model_at(SETTING.model), SETTING.task, labels=SETTING.labels)
     parts = examples(loaded, full=asked.full)
     if asked.quick:
         parts = {name: some[:16] for name, some in parts.items()}
-    setting = replace(SETTING, steps=2 if asked.quick else steps_of(len(parts["train"]), SETTING.batch_size))
+    setting = replace(
+        SETTING, steps=2 if asked.quick else steps_of(len(parts["train"]), SETTING.batch_size)
+    )
     if asked.full:
         setting = replace(setting, lr=FULL_LR, threads=1)
     if asked.tune:
@@ -87,14 +108,32 @@ def main() -> None:
         return {"accuracy": score(side, parts["test"])["accuracy"]}
 
     seeds = SEEDS[: 1 if asked.quick else None]
-    runs = [run(side, setting, seed, parts["train"], measure)
-            for seed in seeds for side in SIDES if not (asked.full and seed and side == "peft")]  # fmt: skip
+    runs = [
+        run(side, setting, seed, parts["train"], measure)
+        for seed in seeds
+        for side in SIDES
+        if not (asked.full and seed and side == "peft")
+    ]
     if asked.full:
-        write("sst2_full", FULL, quick=asked.quick, setting=setting, runs=runs, measures=MEASURES,
-              criteria=[not_worse(runs, "accuracy")])  # fmt: skip
+        write(
+            "sst2_full",
+            FULL,
+            quick=asked.quick,
+            setting=setting,
+            runs=runs,
+            measures=MEASURES,
+            criteria=[not_worse(runs, "accuracy")],
+        )
         return
-    write("sst2", __doc__, quick=asked.quick, setting=setting, runs=runs, measures=MEASURES,
-          criteria=[not_worse(runs, "accuracy")])  # fmt: skip
+    write(
+        "sst2",
+        __doc__,
+        quick=asked.quick,
+        setting=setting,
+        runs=runs,
+        measures=MEASURES,
+        criteria=[not_worse(runs, "accuracy")],
+    )
 
 
 if __name__ == "__main__":

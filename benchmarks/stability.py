@@ -2,17 +2,23 @@
 
 stories260K on oz-books, all linear layers, lorakit's own loop, one thread. Three questions.
 
-Rates: ranks 2, 8 and 32 with the scale alpha / r and alpha / sqrt(r), equally strong at rank 8, one learning rate, 60 steps:
-the spread of the three loss curves, which is small where a learning rate found at one rank serves the others.
+Rates: ranks 2, 8 and 32 with the scale alpha / r and alpha / sqrt(r), equally strong at rank 8, one
+    learning rate, 60 steps:
+the spread of the three loss curves, which is small where a learning rate found at one rank serves
+the others.
 
-Instability: learning rates from a tenth of the usual to a hundred times it, three seeds each, 60 steps, gradients not
-clipped: what the loop's guard, the detector of jumps and that of a loss that ends above its beginning say of each run. A run
+Instability: learning rates from a tenth of the usual to a hundred times it, three seeds each, 60
+    steps, gradients not
+clipped: what the loop's guard, the detector of jumps and that of a loss that ends above its
+    beginning say of each run. A run
 that explodes is stopped, its last good checkpoint kept.
 
-Overfitting: 40 passages, 160 steps, so that each is read often: loss on them and on held-out ones by rank, without dropout
+Overfitting: 40 passages, 160 steps, so that each is read often: loss on them and on held-out ones
+    by rank, without dropout
 and with dropout 0.2 on the input of A.
 
-Criteria: a learning rate a hundred times the usual is noticed in every seed, the usual one in none; the gap between held-out
+Criteria: a learning rate a hundred times the usual is noticed in every seed, the usual one in none;
+    the gap between held-out
 and trained loss is larger at rank 32 than at rank 1.
 """
 
@@ -41,10 +47,20 @@ def rates(new, *, quick: bool) -> list[dict]:
     setting, out = replace(setting, steps=setting.steps if quick else STEPS), []
     for rule in SCALES:
         for rank in RANKS:
-            # As strong at rank 8 by either rule, so that the two differ in how they go with the rank alone.
+            # As strong at rank 8 by either rule, so that the two differ in how they go with the
+            # rank alone.
             alpha = 32.0 if rule == "alpha/rank" else 32.0 / 8**0.5
-            job = job_of(loaded, parts, replace(setting, rank=rank, alpha=alpha), new(), rule=rule, whole=False)
-            out.append({"rule": rule, "rank": rank, "lr": setting.lr, "losses": rounded(trained(job))})
+            job = job_of(
+                loaded,
+                parts,
+                replace(setting, rank=rank, alpha=alpha),
+                new(),
+                rule=rule,
+                whole=False,
+            )
+            out.append(
+                {"rule": rule, "rank": rank, "lr": setting.lr, "losses": rounded(trained(job))}
+            )
             print(rule, rank, out[-1]["losses"][-1], flush=True)
     return out
 
@@ -55,7 +71,9 @@ def rounded(losses: list[float]) -> list[float]:
 
 
 def spread(runs: list[dict], rule: str) -> float:
-    """Return the mean over steps of the standard deviation over ranks, the first tenth of the steps left out."""
+    """Return the mean over steps of the standard deviation over ranks, the first tenth of the steps
+    left out.
+    """
     curves = [run["losses"] for run in runs if run["rule"] == rule]
     return mean(stdev(at) for at in list(zip(*curves, strict=True))[len(curves[0]) // 10 :])
 
@@ -66,15 +84,35 @@ def instability(new, *, quick: bool) -> list[dict]:
     setting, out = replace(setting, steps=setting.steps if quick else STEPS), []
     for times in TIMES:
         for seed in SEEDS[: 1 if quick else None]:
-            job, stopped = job_of(loaded, parts, replace(setting, lr=times * setting.lr), new(), seed=seed, clip=0.0), ""
+            job, stopped = (
+                job_of(
+                    loaded,
+                    parts,
+                    replace(setting, lr=times * setting.lr),
+                    new(),
+                    seed=seed,
+                    clip=0.0,
+                ),
+                "",
+            )
             try:
                 trained(job)
             except TrainingError as error:
                 stopped = error.message
             losses = [line["loss"] for line in read_metrics(job.output / METRICS)]
-            out.append({"times": times, "lr": job.lr, "seed": seed, "steps": len(losses), "stopped": stopped,
-                        "jumps": len(spikes(losses)), "last": mean(losses[-5:]) if losses else None,
-                        "worse": climbed(losses), "losses": rounded(losses)})  # fmt: skip
+            out.append(
+                {
+                    "times": times,
+                    "lr": job.lr,
+                    "seed": seed,
+                    "steps": len(losses),
+                    "stopped": stopped,
+                    "jumps": len(spikes(losses)),
+                    "last": mean(losses[-5:]) if losses else None,
+                    "worse": climbed(losses),
+                    "losses": rounded(losses),
+                }
+            )
             print({k: v for k, v in out[-1].items() if k != "losses"}, flush=True)
     return out
 
@@ -91,10 +129,24 @@ def overfitting(new, *, quick: bool) -> list[dict]:
     setting, out = replace(setting, steps=setting.steps if quick else LONG), []
     for dropout in (0.0, DROPOUT):
         for rank in OVER_RANKS:
-            job = job_of(loaded, {**parts, "train": seen}, replace(setting, rank=rank), new(), dropout=dropout, whole=False)
+            job = job_of(
+                loaded,
+                {**parts, "train": seen},
+                replace(setting, rank=rank),
+                new(),
+                dropout=dropout,
+                whole=False,
+            )
             trained(job)
             held = score(job, parts["test"][:200], "loss")
-            out.append({"dropout": dropout, "rank": rank, "train": score(job, seen, "loss"), "held_out": held})
+            out.append(
+                {
+                    "dropout": dropout,
+                    "rank": rank,
+                    "train": score(job, seen, "loss"),
+                    "held_out": held,
+                }
+            )
             print(out[-1], flush=True)
     return out
 
@@ -111,20 +163,48 @@ def drawn(found: dict[str, list[dict]]):
     first, second, rates, over = figure.subplots(1, 4)
     y = f"loss, mean of {OVER} steps (less is better)"
     for ax, rule in zip((first, second), SCALES, strict=True):
-        lines = {f"rank {run['rank']}": smooth(run["losses"]) for run in found["rates"] if run["rule"] == rule}
-        plots.curves(ax, lines, title=f"one rate, scale {rule}: apart by {spread(found['rates'], rule):.3f}", x="step", y=y)
-    low, high = (pick(ax.get_ylim()[i] for ax in (first, second)) for i, pick in ((0, min), (1, max)))
+        lines = {
+            f"rank {run['rank']}": smooth(run["losses"])
+            for run in found["rates"]
+            if run["rule"] == rule
+        }
+        plots.curves(
+            ax,
+            lines,
+            title=f"one rate, scale {rule}: apart by {spread(found['rates'], rule):.3f}",
+            x="step",
+            y=y,
+        )
+    low, high = (
+        pick(ax.get_ylim()[i] for ax in (first, second)) for i, pick in ((0, min), (1, max))
+    )
     for ax in (first, second):
         ax.set_ylim(low, high)
-    lines = {f"{times:g} times" + (", stopped here" if run["stopped"] else ""): smooth(run["losses"])
-             for times in TIMES for run in found["instability"] if run["times"] == times and run["seed"] == 0}  # fmt: skip
+    lines = {
+        f"{times:g} times" + (", stopped here" if run["stopped"] else ""): smooth(run["losses"])
+        for times in TIMES
+        for run in found["instability"]
+        if run["times"] == times and run["seed"] == 0
+    }
     plots.curves(rates, lines, title="learning rates, from the usual", x="step", y=y)
     for ax in (first, second, rates):
         for line in ax.get_lines():
             line.set_marker("")
-    lines = {f"{title}, dropout {d:g}": [(r["rank"], r[key], r[key], r[key]) for r in found["overfitting"] if r["dropout"] == d]
-             for d in (0.0, DROPOUT) for key, title in (("train", "read often"), ("held_out", "held out"))}  # fmt: skip
-    plots.curves(over, lines, title=f"overfitting on {FEW} passages", x="rank", y="loss (less is better)", powers=True)
+    lines = {
+        f"{title}, dropout {d:g}": [
+            (r["rank"], r[key], r[key], r[key]) for r in found["overfitting"] if r["dropout"] == d
+        ]
+        for d in (0.0, DROPOUT)
+        for key, title in (("train", "read often"), ("held_out", "held out"))
+    }
+    plots.curves(
+        over,
+        lines,
+        title=f"overfitting on {FEW} passages",
+        x="rank",
+        y="loss (less is better)",
+        powers=True,
+    )
     for number, line in enumerate(over.get_lines()[:4]):
         line.set(color=f"C{number // 2}", linestyle="-" if number % 2 else "--")
     over.legend(fontsize=8, handlelength=3.5)
@@ -132,7 +212,9 @@ def drawn(found: dict[str, list[dict]]):
 
 
 def main() -> None:
-    alone = (f"--{part}: this part alone; the others keep what was measured before" for part in PARTS)
+    alone = (
+        f"--{part}: this part alone; the others keep what was measured before" for part in PARTS
+    )
     asked = arguments(__doc__ or "", *alone)
     chosen = [part for part in PARTS if getattr(asked, part)] or list(PARTS)
     before = {} if asked.quick else read("stability")
@@ -143,27 +225,66 @@ def main() -> None:
     if not all(found.values()):
         raise SystemExit("The other parts were never measured: run without a part first.")
     spreads = {rule: spread(found["rates"], rule) for rule in SCALES}
-    noticed = {times: [is_noticed(r) for r in found["instability"] if r["times"] == times] for times in TIMES}
+    noticed = {
+        times: [is_noticed(r) for r in found["instability"] if r["times"] == times]
+        for times in TIMES
+    }
     gaps = {(r["dropout"], r["rank"]): r["held_out"] - r["train"] for r in found["overfitting"]}
     ranks = ", ".join(map(str, RANKS))
-    rows = [{"side": f"scale {rule}: spread over ranks {ranks}", "loss": value} for rule, value in spreads.items()]
+    rows = [
+        {"side": f"scale {rule}: spread over ranks {ranks}", "loss": value}
+        for rule, value in spreads.items()
+    ]
     for times in TIMES:
         mine = [r for r in found["instability"] if r["times"] == times]
         ends = [r["last"] for r in mine if r["last"] is not None]
-        rows.append({"side": f"{times:g} times the usual rate", **({"loss": mean(ends)} if ends else {}),
-                     "stopped": sum(bool(r["stopped"]) for r in mine), "jumps": sum(r["jumps"] for r in mine)})  # fmt: skip
-    rows += [{"side": f"rank {r['rank']}, dropout {r['dropout']:g}", "loss": r["train"], "held_out": r["held_out"],
-              "gap": r["held_out"] - r["train"]} for r in found["overfitting"]]  # fmt: skip
-    write("stability", __doc__ or "", quick=asked.quick, **found, runs=rows,
-          measures={"loss": ["loss (spread; last; trained)", ".4f"], "held_out": ["held-out loss", ".4f"],
-                    "gap": ["gap", ".4f"], "stopped": ["runs stopped", ".0f"], "jumps": ["jumps", ".0f"]},
-          notes=[picture(drawn(found), "stability", quick=asked.quick)],
-          criteria=[{"text": "a hundred times the usual rate is noticed in every seed, the usual one in none",
-                     "met": all(noticed[100.0]) and not any(noticed[1.0]),
-                     "measured": ", ".join(f"{t:g} times: {sum(n)} of {len(n)}" for t, n in noticed.items())},
-                    {"text": "rank 32 overfits more than rank 1", "met": gaps[0.0, 32] > gaps[0.0, 1],
-                     "measured": f"gap {gaps[0.0, 1]:.3f} at rank 1, {gaps[0.0, 32]:.3f} at rank 32, "
-                                 f"{gaps[DROPOUT, 32]:.3f} there with dropout"}])  # fmt: skip
+        rows.append(
+            {
+                "side": f"{times:g} times the usual rate",
+                **({"loss": mean(ends)} if ends else {}),
+                "stopped": sum(bool(r["stopped"]) for r in mine),
+                "jumps": sum(r["jumps"] for r in mine),
+            }
+        )
+    rows += [
+        {
+            "side": f"rank {r['rank']}, dropout {r['dropout']:g}",
+            "loss": r["train"],
+            "held_out": r["held_out"],
+            "gap": r["held_out"] - r["train"],
+        }
+        for r in found["overfitting"]
+    ]
+    write(
+        "stability",
+        __doc__ or "",
+        quick=asked.quick,
+        **found,
+        runs=rows,
+        measures={
+            "loss": ["loss (spread; last; trained)", ".4f"],
+            "held_out": ["held-out loss", ".4f"],
+            "gap": ["gap", ".4f"],
+            "stopped": ["runs stopped", ".0f"],
+            "jumps": ["jumps", ".0f"],
+        },
+        notes=[picture(drawn(found), "stability", quick=asked.quick)],
+        criteria=[
+            {
+                "text": "a hundred times the usual rate is noticed in every seed, the usual one in none",
+                "met": all(noticed[100.0]) and not any(noticed[1.0]),
+                "measured": ", ".join(
+                    f"{t:g} times: {sum(n)} of {len(n)}" for t, n in noticed.items()
+                ),
+            },
+            {
+                "text": "rank 32 overfits more than rank 1",
+                "met": gaps[0.0, 32] > gaps[0.0, 1],
+                "measured": f"gap {gaps[0.0, 1]:.3f} at rank 1, {gaps[0.0, 32]:.3f} at rank 32, "
+                f"{gaps[DROPOUT, 32]:.3f} there with dropout",
+            },
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""What does a step of training with LoRA cost, beside the frozen model's own forward and input-gradient, and beside PEFT?
+"""What does a step of training with LoRA cost, beside the frozen model's own forward and
+input-gradient, and beside PEFT?
 
-Setting: models of random weights on random tokens (MiniLM as it is), rank 16 on all linear layers, AdamW on what trains, one
-thread. Adapters are float32 on both sides (PEFT's and lorakit's default), on the same layers, with as many values. "floor" is
-the frozen model with the gradient of its input and nothing else. All variants live in one process and take turns, round by
-round; the time is the CPU time of forward, backward and optimizer (on a GPU that between two events). Saved activations are
-the distinct storages that autograd keeps between forward and backward, those of parameters left out; the peak is what the
-allocator gives out at most in a step, beside weights, adapters and optimizer. Growth with rank and with length is that of
-two blocks of the first model.
+Setting: models of random weights on random tokens (MiniLM as it is), rank 16 on all linear layers,
+    AdamW on what trains, one
+thread. Adapters are float32 on both sides (PEFT's and lorakit's default), on the same layers, with
+as many values. "floor" is the frozen model with the gradient of its input and nothing else. All
+variants live in one process and take turns, round by round; the time is the CPU time of forward,
+backward and optimizer (on a GPU that between two events). Saved activations are the distinct
+storages that autograd keeps between forward and backward, those of parameters left out; the peak is
+what the allocator gives out at most in a step, beside weights, adapters and optimizer. Growth with
+rank and with length is that of two blocks of the first model.
 """
 
 import gc
@@ -22,12 +25,14 @@ from head import peak
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.baselines.trial import saving
+from lorakit.compare.methods.trial import saving
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A model, its input and the adapter; the model MiniLM is its encoder as it is, the others are Llamas of these sizes."""
+    """A model, its input and the adapter; the model MiniLM is its encoder as it is, the others are
+    Llamas of these sizes.
+    """
 
     model: str = "six blocks"
     blocks: int = 6
@@ -47,9 +52,26 @@ MINILM = "MiniLM"
 MODELS = (
     Setting(),
     Setting(dropout=0.05),
-    Setting(model=MINILM, width=384, inner=1536, heads=12, vocabulary=30522, rows=8, tokens=128, dtype="float32"),
+    Setting(
+        model=MINILM,
+        width=384,
+        inner=1536,
+        heads=12,
+        vocabulary=30522,
+        rows=8,
+        tokens=128,
+        dtype="float32",
+    ),
     Setting(model="deep and narrow", blocks=24, width=128, inner=352, heads=4, tokens=512),
-    Setting(model="large vocabulary", blocks=2, width=256, inner=704, heads=4, vocabulary=65536, tokens=512),
+    Setting(
+        model="large vocabulary",
+        blocks=2,
+        width=256,
+        inner=704,
+        heads=4,
+        vocabulary=65536,
+        tokens=512,
+    ),
 )
 RANKS, LENGTHS = (4, 16, 64, 256), (128, 256, 512, 1024, 2048, 4096)
 
@@ -60,14 +82,22 @@ def base(setting: Setting) -> nn.Module:
 
     torch.manual_seed(0)
     if setting.model == MINILM:
-        from lorakit.models import locate
+        from lorakit.models.load import locate
 
         model = AutoModel.from_pretrained(locate("builtin:minilm")[0], add_pooling_layer=False)
     else:
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=setting.vocabulary, hidden_size=setting.width, intermediate_size=setting.inner,
-            num_hidden_layers=setting.blocks, num_attention_heads=setting.heads, num_key_value_heads=setting.heads,
-            max_position_embeddings=8192, use_cache=False))  # fmt: skip
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=setting.vocabulary,
+                hidden_size=setting.width,
+                intermediate_size=setting.inner,
+                num_hidden_layers=setting.blocks,
+                num_attention_heads=setting.heads,
+                num_key_value_heads=setting.heads,
+                max_position_embeddings=8192,
+                use_cache=False,
+            )
+        )
     return model.to(setting.device, getattr(torch, setting.dtype)).train()
 
 
@@ -88,11 +118,18 @@ def ours(setting: Setting) -> nn.Module:
 def peft(setting: Setting) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=setting.rank, lora_alpha=32, target_modules="all-linear", lora_dropout=setting.dropout)
+    config = LoraConfig(
+        r=setting.rank, lora_alpha=32, target_modules="all-linear", lora_dropout=setting.dropout
+    )
     return get_peft_model(base(setting), config)
 
 
-VARIANTS: dict[str, Callable[[Setting], nn.Module]] = {"full": full, "floor": floor, "PEFT": peft, "lorakit": ours}
+VARIANTS: dict[str, Callable[[Setting], nn.Module]] = {
+    "full": full,
+    "floor": floor,
+    "PEFT": peft,
+    "lorakit": ours,
+}
 
 
 class Run:
@@ -103,10 +140,16 @@ class Run:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in trained)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
-        self.ids = torch.randint(0, setting.vocabulary, (setting.rows, setting.tokens), device=setting.device,
-                                 generator=torch.Generator(setting.device).manual_seed(1))  # fmt: skip
+        self.ids = torch.randint(
+            0,
+            setting.vocabulary,
+            (setting.rows, setting.tokens),
+            device=setting.device,
+            generator=torch.Generator(setting.device).manual_seed(1),
+        )
         self.forward: Any = torch.compile(self.model, fullgraph=True) if compiled else self.model
-        # The gradient reaches the input of the first block, as it does where something below it trains.
+        # The gradient reaches the input of the first block, as it does where something below it
+        # trains.
         self.embedded = base(setting).get_input_embeddings()(self.ids).detach().requires_grad_(True)
         self.times: list[float] = []
         self.backward: list[float] = []
@@ -115,7 +158,9 @@ class Run:
         out = self.forward(inputs_embeds=self.embedded, use_cache=False)
         if "logits" not in out:  # an encoder
             return out.last_hidden_state.float().square().mean()
-        return nn.functional.cross_entropy(out.logits[:, :-1].float().flatten(0, 1), self.ids[:, 1:].flatten())
+        return nn.functional.cross_entropy(
+            out.logits[:, :-1].float().flatten(0, 1), self.ids[:, 1:].flatten()
+        )
 
     def step(self) -> None:
         self.loss().backward()
@@ -167,14 +212,18 @@ def seconds(call: Callable[[], None], *, gpu: bool) -> float:
     return first.elapsed_time(last) / 1000
 
 
-def measure(setting: Setting, names: Sequence[str], rounds: int, *, compiled: bool = False) -> list[dict[str, Any]]:
+def measure(
+    setting: Setting, names: Sequence[str], rounds: int, *, compiled: bool = False
+) -> list[dict[str, Any]]:
     """Run the variants in turn; return what each took, beside PEFT and the floor."""
     runs, first = [], {}
     for name in names:
         runs.append(Run(name, setting, compiled=compiled))
         first[name] = seconds(runs[-1].step, gpu=runs[-1].gpu)
     if len({run.trained for run in runs if run.name in ("PEFT", "lorakit")}) > 1:
-        raise SystemExit(f"{setting.model}: the two sides train {[(run.name, run.trained) for run in runs]} values.")
+        raise SystemExit(
+            f"{setting.model}: the two sides train {[(run.name, run.trained) for run in runs]} values."
+        )
     saved = {run.name: run.saved() / 2**20 for run in runs if not compiled}
     peaks = {run.name: run.peak() / 2**20 for run in runs if not compiled}
     gc.collect()
@@ -183,20 +232,38 @@ def measure(setting: Setting, names: Sequence[str], rounds: int, *, compiled: bo
             run.timed()
     least = {run.name: min(run.times) for run in runs}
     form = "compiled" if compiled else f"dropout {setting.dropout:g}"
-    side_of = {n: f"{n}, {form}" if setting.model == MODELS[0].model else f"{setting.model}: {n}" for n in names}
-    return [{"side": side_of[run.name], "variant": run.name, **asdict(setting),
-             "compiled": compiled, "rounds": rounds, "first": first[run.name], "min": least[run.name],
-             "median": median(run.times), "backward": min(run.backward), "trained": run.trained,
-             "saved_mib": saved.get(run.name), "peak_mib": peaks.get(run.name),
-             "of_floor": least[run.name] / least["floor"],
-             "of_peft": least[run.name] / least["PEFT"] if "PEFT" in least else None} for run in runs]  # fmt: skip
+    side_of = {
+        n: f"{n}, {form}" if setting.model == MODELS[0].model else f"{setting.model}: {n}"
+        for n in names
+    }
+    return [
+        {
+            "side": side_of[run.name],
+            "variant": run.name,
+            **asdict(setting),
+            "compiled": compiled,
+            "rounds": rounds,
+            "first": first[run.name],
+            "min": least[run.name],
+            "median": median(run.times),
+            "backward": min(run.backward),
+            "trained": run.trained,
+            "saved_mib": saved.get(run.name),
+            "peak_mib": peaks.get(run.name),
+            "of_floor": least[run.name] / least["floor"],
+            "of_peft": least[run.name] / least["PEFT"] if "PEFT" in least else None,
+        }
+        for run in runs
+    ]
 
 
 def met(text: str, value: float, most: float) -> dict[str, Any]:
     return {"text": text, "met": value <= most, "measured": f"{value:.3g}"}
 
 
-def criteria(plain: dict[str, Any], dropped: dict[str, Any], fast: dict[str, Any]) -> list[dict[str, Any]]:
+def criteria(
+    plain: dict[str, Any], dropped: dict[str, Any], fast: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Return the targets, and whether they are met.
 
     Args:
@@ -207,45 +274,105 @@ def criteria(plain: dict[str, Any], dropped: dict[str, Any], fast: dict[str, Any
     ours, theirs, least = (plain[name] for name in ("lorakit", "PEFT", "floor"))
     return [
         met("eager step, dropout 0: at most 1.08 of the floor", ours["of_floor"], 1.08),
-        met(f"eager step, dropout 0: at most 0.65 of PEFT (the floor is {least['of_peft']:.2f})", ours["of_peft"], 0.65),
-        met(f"eager step, dropout 0.05: at most 0.50 of PEFT (the floor is {dropped['floor']['of_peft']:.2f})",
-            dropped["lorakit"]["of_peft"], 0.50),
-        met("saved activations, dropout 0, MiB: at most 36 above the floor", ours["saved_mib"] - least["saved_mib"], 36),
-        met("saved activations, dropout 0.05, MiB: at most 46 above the floor",
-            dropped["lorakit"]["saved_mib"] - dropped["floor"]["saved_mib"], 46),
-        met("peak of a step, dropout 0: at most that of PEFT", ours["peak_mib"] / theirs["peak_mib"], 1.0),
-        *([met("compiled step: at most 1.15 of the compiled floor", fast["lorakit"]["of_floor"], 1.15)] if fast else []),
-    ]  # fmt: skip
+        met(
+            f"eager step, dropout 0: at most 0.65 of PEFT (the floor is {least['of_peft']:.2f})",
+            ours["of_peft"],
+            0.65,
+        ),
+        met(
+            f"eager step, dropout 0.05: at most 0.50 of PEFT (the floor is {dropped['floor']['of_peft']:.2f})",
+            dropped["lorakit"]["of_peft"],
+            0.50,
+        ),
+        met(
+            "saved activations, dropout 0, MiB: at most 36 above the floor",
+            ours["saved_mib"] - least["saved_mib"],
+            36,
+        ),
+        met(
+            "saved activations, dropout 0.05, MiB: at most 46 above the floor",
+            dropped["lorakit"]["saved_mib"] - dropped["floor"]["saved_mib"],
+            46,
+        ),
+        met(
+            "peak of a step, dropout 0: at most that of PEFT",
+            ours["peak_mib"] / theirs["peak_mib"],
+            1.0,
+        ),
+        *(
+            [
+                met(
+                    "compiled step: at most 1.15 of the compiled floor",
+                    fast["lorakit"]["of_floor"],
+                    1.15,
+                )
+            ]
+            if fast
+            else []
+        ),
+    ]
 
 
-def growth(small: Setting, rounds: int, ranks: Sequence[int], lengths: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+def growth(
+    small: Setting, rounds: int, ranks: Sequence[int], lengths: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
     """Return what each rank and each length takes."""
     names = ("floor", "PEFT", "lorakit")
-    return {"rank": [row for r in ranks for row in measure(replace(small, rank=r), names, rounds)],
-            "tokens": [row for n in lengths for row in measure(replace(small, tokens=n), names, rounds)]}  # fmt: skip
+    return {
+        "rank": [row for r in ranks for row in measure(replace(small, rank=r), names, rounds)],
+        "tokens": [
+            row for n in lengths for row in measure(replace(small, tokens=n), names, rounds)
+        ],
+    }
 
 
 def main() -> None:
     asked = arguments(__doc__, "--cuda: on the GPU")
     torch.set_num_threads(1)
     device = "cuda" if asked.cuda else "cpu"
-    tiny = {"blocks": 1, "width": 64, "inner": 128, "heads": 2, "vocabulary": 128, "tokens": 32, "rows": 1}
+    tiny = {
+        "blocks": 1,
+        "width": 64,
+        "inner": 128,
+        "heads": 2,
+        "vocabulary": 128,
+        "tokens": 32,
+        "rows": 1,
+    }
     models = [replace(m, device=device, **(tiny if asked.quick else {})) for m in MODELS]
     brief, names = asked.quick or asked.short, ("full", "floor", "PEFT", "lorakit")
     rounds = 2 if brief else 6
     tables = [measure(m, names if not m.dropout else names[1:], rounds) for m in models]
     fast = measure(models[0], ("floor", "lorakit"), rounds, compiled=True) if not brief else []
     small = replace(models[0], blocks=min(2, models[0].blocks))
-    curves = growth(small, 2 if brief else 4, RANKS[:: 2 if brief else 1] if not asked.quick else (4,),
-                    LENGTHS[:: 3 if brief else 1] if not asked.quick else (32,))  # fmt: skip
+    curves = growth(
+        small,
+        2 if brief else 4,
+        RANKS[:: 2 if brief else 1] if not asked.quick else (4,),
+        LENGTHS[:: 3 if brief else 1] if not asked.quick else (32,),
+    )
     by = [{row["variant"]: row for row in table} for table in (*tables[:2], fast)]
     name = "step_cuda" if asked.cuda else "step"
-    write(name, __doc__, quick=brief, criteria=criteria(*by), curves=curves, one_row_a_run=True, notes=[],
-          gpu=torch.cuda.get_device_name(0) if asked.cuda else None, runs=[row for table in (*tables, fast) for row in table],
-          measures={"min": ["CPU seconds, least" if not asked.cuda else "seconds, least", ".3f"], "median": ["median", ".3f"],
-                    "backward": ["backward alone", ".3f"], "of_floor": ["of the floor", ".3f"], "of_peft": ["of PEFT", ".3f"],
-                    "saved_mib": ["saved activations, MiB", ".0f"],
-                    "peak_mib": ["peak of the step, MiB", ".0f"]})  # fmt: skip
+    write(
+        name,
+        __doc__,
+        quick=brief,
+        criteria=criteria(*by),
+        curves=curves,
+        one_row_a_run=True,
+        notes=[],
+        gpu=torch.cuda.get_device_name(0) if asked.cuda else None,
+        runs=[row for table in (*tables, fast) for row in table],
+        measures={
+            "min": ["CPU seconds, least" if not asked.cuda else "seconds, least", ".3f"],
+            "median": ["median", ".3f"],
+            "backward": ["backward alone", ".3f"],
+            "of_floor": ["of the floor", ".3f"],
+            "of_peft": ["of PEFT", ".3f"],
+            "saved_mib": ["saved activations, MiB", ".0f"],
+            "peak_mib": ["peak of the step, MiB", ".0f"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Does an adapter of one task serve another?
 
-stories260K, four tasks: prose (oz-books, tinyshakespeare) and sentences from attributes (e2e, dart), all with the same
-layers, the output layer among them, at rank 8. Tested: the adapter of the row's task, as it is, on the held-out rows of the
-column's. Started: trained on the column's task from the row's adapter, for a third of the steps at half the rate, beside as
-many from nothing. Loss on all tokens that are trained; one seed, one thread. The share tells how much of what the task's own
-adapter gains another's does: 1 is all of it, below 0 is harm.
+stories260K, four tasks: prose (oz-books, tinyshakespeare) and sentences from attributes (e2e,
+dart), all with the same layers, the output layer among them, at rank 8. Tested: the adapter of the
+row's task, as it is, on the held-out rows of the column's. Started: trained on the column's task
+from the row's adapter, for a third of the steps at half the rate, beside as many from nothing. Loss
+on all tokens that are trained; one seed, one thread. The share tells how much of what the task's
+own adapter gains another's does: 1 is all of it, below 0 is harm.
 
 Criterion: each task is served best by its own adapter.
 """
@@ -23,20 +24,43 @@ STEPS, FEWER = 120, 40
 
 
 def drawn(runs: list[dict]):
-    """Return, from the rows of the results, how well each adapter serves each task, and how good a start it is."""
+    """Return, from the rows of the results, how well each adapter serves each task, and how good a
+    start it is.
+    """
     found = {run["side"]: run for run in runs}
     base, fresh = found["the base alone"], found[f"{FEWER} steps from nothing"]
     own = {i: found[f"adapter of {i}"] for i in NAMES}
     figure = plots.figure(15, 4.8)
     left, right = figure.subplots(1, 2)
     shares = [[(base[j] - own[i][j]) / (base[j] - own[j][j]) for j in NAMES] for i in NAMES]
-    plots.heat(left, shares, rows=NAMES, columns=NAMES, form=".2f", low=-1, high=1,
-               title="as it is: share of what the own adapter gains (1 all, 0 nothing, below 0 harm)")  # fmt: skip
-    gains = [[fresh[j] - found[f"{FEWER} steps from that of {i}"][j] if i != j else None for j in NAMES] for i in NAMES]
-    plots.heat(right, gains, rows=NAMES, columns=NAMES, form=".2f", low=None,
-               title=f"as a start: loss saved after {FEWER} steps, beside a start from nothing (below 0 harm)")  # fmt: skip
+    plots.heat(
+        left,
+        shares,
+        rows=NAMES,
+        columns=NAMES,
+        form=".2f",
+        low=-1,
+        high=1,
+        title="as it is: share of what the own adapter gains (1 all, 0 nothing, below 0 harm)",
+    )
+    gains = [
+        [fresh[j] - found[f"{FEWER} steps from that of {i}"][j] if i != j else None for j in NAMES]
+        for i in NAMES
+    ]
+    plots.heat(
+        right,
+        gains,
+        rows=NAMES,
+        columns=NAMES,
+        form=".2f",
+        low=None,
+        title=f"as a start: loss saved after {FEWER} steps, beside a start from nothing (below 0 harm)",
+    )
     for ax in (left, right):
-        ax.set(ylabel="adapter of", xlabel="tested on" if ax is left else "trained on for, and tested on")
+        ax.set(
+            ylabel="adapter of",
+            xlabel="tested on" if ax is left else "trained on for, and tested on",
+        )
     return figure
 
 
@@ -49,7 +73,14 @@ def main() -> None:
     def job(name: str, new, *, steps: int, start=None):
         loaded, parts, setting = tasks[name]
         lr = setting.lr if start is None else setting.lr / 2
-        setting = replace(setting, targets=TARGETS, rank=rank, alpha=alpha, lr=lr, steps=2 if asked.quick else steps)
+        setting = replace(
+            setting,
+            targets=TARGETS,
+            rank=rank,
+            alpha=alpha,
+            lr=lr,
+            steps=2 if asked.quick else steps,
+        )
         return job_of(loaded, parts, setting, new(), start=start, whole=False)
 
     def loss(of, name: str) -> float:
@@ -75,20 +106,38 @@ def main() -> None:
                     trained(going_on)
                     started[name, other] = loss(going_on, other)
             print(name, {o: started.get((name, o)) for o in NAMES}, flush=True)
-    shares = {(i, j): (base[j] - tested[i, j]) / (base[j] - tested[j, j]) for i in NAMES for j in NAMES}
+    shares = {
+        (i, j): (base[j] - tested[i, j]) / (base[j] - tested[j, j]) for i in NAMES for j in NAMES
+    }
     rows = [{"side": "the base alone", **{j: base[j] for j in NAMES}}]
     rows += [{"side": f"adapter of {i}", **{j: tested[i, j] for j in NAMES}} for i in NAMES]
     rows += [{"side": f"{FEWER} steps from nothing", **{j: fresh[j] for j in NAMES}}]
-    rows += [{"side": f"{FEWER} steps from that of {i}", **{j: started[i, j] for j in NAMES if i != j}} for i in NAMES]
+    rows += [
+        {"side": f"{FEWER} steps from that of {i}", **{j: started[i, j] for j in NAMES if i != j}}
+        for i in NAMES
+    ]
     best = {j: min(NAMES, key=lambda i: tested[i, j]) for j in NAMES}
     near = mean(shares[i, j] for i, j in (NAMES[:2], NAMES[1::-1], NAMES[2:], NAMES[:1:-1]))
     far = mean(shares[pair] for i in NAMES[:2] for j in NAMES[2:] for pair in ((i, j), (j, i)))
-    write("transfer", __doc__ or "", quick=asked.quick, runs=rows, share={"near": near, "far": far},
-          measures={name: [name, ".3f"] for name in NAMES},
-          notes=[picture(drawn(rows), "transfer", quick=asked.quick),
-                 f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} between the two kinds."],
-          criteria=[{"text": "each task is served best by its own adapter", "met": all(i == j for j, i in best.items()),
-                     "measured": ", ".join(f"{j}: {i}" for j, i in best.items())}])  # fmt: skip
+    write(
+        "transfer",
+        __doc__ or "",
+        quick=asked.quick,
+        runs=rows,
+        share={"near": near, "far": far},
+        measures={name: [name, ".3f"] for name in NAMES},
+        notes=[
+            picture(drawn(rows), "transfer", quick=asked.quick),
+            f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} between the two kinds.",
+        ],
+        criteria=[
+            {
+                "text": "each task is served best by its own adapter",
+                "met": all(i == j for j, i in best.items()),
+                "measured": ", ".join(f"{j}: {i}" for j, i in best.items()),
+            }
+        ],
+    )
 
 
 if __name__ == "__main__":

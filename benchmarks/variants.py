@@ -1,9 +1,10 @@
 """Which delta and which start is best, at equal parameters?
 
-Each delta of lorakit gets the rank whose parameters are nearest to those of LoRA at rank 4, no more than a layer allows; each
-init is tried with plain LoRA. All else is as in the benchmarks of oz-books (stories260K; here 80 steps of 10 sequences) and
-sst2 (MiniLM; here 2,000 of the 6,000 rows): same batches, same learning rate, which was chosen for LoRA and for the long form;
-a variant may do better with one of its own. One thread. Saved activations are those of the first step.
+Each delta of lorakit gets the rank whose parameters are nearest to those of LoRA at rank 4, no more
+than a layer allows; each init is tried with plain LoRA. All else is as in the benchmarks of
+oz-books (stories260K; here 80 steps of 10 sequences) and sst2 (MiniLM; here 2,000 of the 6,000
+rows): same batches, same learning rate, which was chosen for LoRA and for the long form; a variant
+may do better with one of its own. One thread. Saved activations are those of the first step.
 """
 
 import copy
@@ -23,35 +24,47 @@ from beside_peft import SEEDS, Setting, arguments, model_at, score, steps_of, wr
 from torch import nn
 
 import lorakit
-from lorakit.baselines.trial import saving
+from lorakit.compare.methods.trial import saving
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
-from lorakit.deltas import DELTAS
+from lorakit.deltas.kinds import DELTAS
 from lorakit.errors import SpecError
 from lorakit.evaluate.score import batch_loss
-from lorakit.models import Loaded, load, pad_id
+from lorakit.models.load import Loaded, load, pad_id
 from lorakit.spec import INITS
 from lorakit.train.budget import Budget
 from lorakit.train.optim import lr_factor, set_lr
 
 RANK = 4
 TASKS = {"oz_books": (oz_books, "perplexity"), "sst2": (sst2, "accuracy")}
-TITLES = {"oz_books": "Which delta and which start is best on oz-books, at equal parameters?",
-          "sst2": "And on sst2?"}  # fmt: skip
-MEASURES = {"rank": ["rank", ".0f"], "trainable_parameters": ["parameters trained", ",.0f"],
-            "cpu_seconds_a_step": ["CPU seconds a step", ".3f"], "saved_mib": ["saved activations, MiB", ".1f"],
-            "file_kib": ["file, KiB", ".0f"]}  # fmt: skip
+TITLES = {
+    "oz_books": "Which delta and which start is best on oz-books, at equal parameters?",
+    "sst2": "And on sst2?",
+}
+MEASURES = {
+    "rank": ["rank", ".0f"],
+    "trainable_parameters": ["parameters trained", ",.0f"],
+    "cpu_seconds_a_step": ["CPU seconds a step", ".3f"],
+    "saved_mib": ["saved activations, MiB", ".1f"],
+    "file_kib": ["file, KiB", ".0f"],
+}
 FEW, SHORT = 2000, {"steps": 80, "batch_size": 10}
 VARIANTS = [{"delta": delta} for delta in DELTAS] + [{"init": init} for init in INITS[1:]]
 
 
-def fitted(model: nn.Module, setting: Setting, variant: dict[str, str], head: tuple[str, ...]) -> lorakit.Spec:
+def fitted(
+    model: nn.Module, setting: Setting, variant: dict[str, str], head: tuple[str, ...]
+) -> lorakit.Spec:
     """Return the Spec of a variant at the rank whose parameters are nearest to LoRA's."""
     common: dict[str, Any] = {"targets": setting.targets, "whole_modules": head}
 
     def counted(**more: Any) -> int:
         spec = lorakit.Spec(alpha=1.0, **common, **more)
-        return sum(p.numel() for d in lorakit.attach(copy.deepcopy(model), spec).deltas.values() for p in d.parameters())
+        return sum(
+            p.numel()
+            for d in lorakit.attach(copy.deepcopy(model), spec).deltas.values()
+            for p in d.parameters()
+        )
 
     wanted, best = counted(rank=RANK), (float("inf"), RANK)
     for rank in (r for r in (*range(1, 17), 32, 64, 128, 256) if "delta" in variant):
@@ -61,10 +74,18 @@ def fitted(model: nn.Module, setting: Setting, variant: dict[str, str], head: tu
             break
     rank = best[1]
     alpha = setting.alpha / setting.rank * rank  # the scale of the two benchmarks
-    return lorakit.Spec(rank=rank, alpha=rank if variant.get("delta") == "vera" else alpha, **common, **variant)
+    return lorakit.Spec(
+        rank=rank, alpha=rank if variant.get("delta") == "vera" else alpha, **common, **variant
+    )
 
 
-def measured(task: str, setting: Setting, variant: dict[str, str], seed: int, parts: dict[str, Sequence[Example]]):
+def measured(
+    task: str,
+    setting: Setting,
+    variant: dict[str, str],
+    seed: int,
+    parts: dict[str, Sequence[Example]],
+):
     """Train one variant once; return its row."""
     torch.set_num_threads(setting.threads)
     loaded: Loaded = load(model_at(setting.model), setting.task, labels=setting.labels, seed=seed)
@@ -72,7 +93,9 @@ def measured(task: str, setting: Setting, variant: dict[str, str], seed: int, pa
     spec = fitted(model, setting, variant, loaded.new_modules)
     order = Batches([len(e.ids) for e in train], setting.batch_size, seed)
     seen = [collate([train[i] for i in order[step]], pad) for step in range(2)]
-    adapter = lorakit.attach(model, spec, seed=seed, batches=seen if spec.init in ("eva", "lora-ga") else None)
+    adapter = lorakit.attach(
+        model, spec, seed=seed, batches=seen if spec.init in ("eva", "lora-ga") else None
+    )
     parameters = list(adapter.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=setting.lr, weight_decay=0.0)
     budget = Budget(adapter, setting.steps, every=1) if spec.delta == "adalora" else None
@@ -81,25 +104,39 @@ def measured(task: str, setting: Setting, variant: dict[str, str], seed: int, pa
     torch.manual_seed(seed)
     begun, cpu = time.perf_counter(), time.process_time()
     for step in range(setting.steps):
-        set_lr(optimizer, setting.lr * lr_factor(step, setting.steps, setting.warmup, setting.schedule))
+        set_lr(
+            optimizer, setting.lr * lr_factor(step, setting.steps, setting.warmup, setting.schedule)
+        )
         chosen = [train[i] for i in order[step]]
         with saving(model.parameters()) if step == 0 else nullcontext(saved) as saved:
-            loss = batch_loss(model, collate(chosen, pad), setting.task)[0] / sum(e.trained for e in chosen)
+            loss = batch_loss(model, collate(chosen, pad), setting.task)[0] / sum(
+                e.trained for e in chosen
+            )
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, setting.clip)
         budget.step(optimizer) if budget else optimizer.step()
         optimizer.zero_grad()
-    cpu, seconds = (time.process_time() - cpu) / setting.steps, (time.perf_counter() - begun) / setting.steps
+    cpu, seconds = (
+        (time.process_time() - cpu) / setting.steps,
+        (time.perf_counter() - begun) / setting.steps,
+    )
     model.eval()
     if budget:
         budget.prune()
     quality = TASKS[task][1]
     with tempfile.TemporaryDirectory() as place:
         size = sum(path.stat().st_size for path in adapter.save(Path(place) / "adapter").iterdir())
-    return {"side": next(iter(variant.values())), "rank": spec.rank, "seed": seed,
-            "trainable_parameters": sum(p.numel() for p in parameters), quality: score(loaded, parts["test"])[quality],
-            "cpu_seconds_a_step": round(cpu, 4), "seconds_a_step": round(seconds, 4), "saved_mib": sum(saved.values()) / 2**20,
-            "file_kib": size / 2**10}  # fmt: skip
+    return {
+        "side": next(iter(variant.values())),
+        "rank": spec.rank,
+        "seed": seed,
+        "trainable_parameters": sum(p.numel() for p in parameters),
+        quality: score(loaded, parts["test"])[quality],
+        "cpu_seconds_a_step": round(cpu, 4),
+        "seconds_a_step": round(seconds, 4),
+        "saved_mib": sum(saved.values()) / 2**20,
+        "file_kib": size / 2**10,
+    }
 
 
 def main() -> None:
@@ -109,7 +146,9 @@ def main() -> None:
         runs = []
         module = TASKS[task][0]
         setting = replace(module.SETTING, steps=2, batch_size=2) if asked.quick else module.SETTING
-        setting = replace(setting, threads=1, **(SHORT if task == "oz_books" and not asked.quick else {}))
+        setting = replace(
+            setting, threads=1, **(SHORT if task == "oz_books" and not asked.quick else {})
+        )
         parts = module.examples(load(model_at(setting.model), setting.task, labels=setting.labels))
         if task == "sst2":
             parts["train"] = parts["train"][:FEW]
@@ -121,8 +160,14 @@ def main() -> None:
                 runs.append(measured(task, setting, variant, seed, parts))
                 print(runs[-1], file=sys.stderr, flush=True)
         quality = {TASKS[task][1]: [TASKS[task][1], ".4f" if task == "sst2" else ".2f"]}
-        write(f"variants_{task}", f"{TITLES[task]}\n{__doc__.partition(chr(10))[2]}", quick=asked.quick, setting=setting,
-              runs=runs, measures=quality | MEASURES)  # fmt: skip
+        write(
+            f"variants_{task}",
+            f"{TITLES[task]}\n{__doc__.partition(chr(10))[2]}",
+            quick=asked.quick,
+            setting=setting,
+            runs=runs,
+            measures=quality | MEASURES,
+        )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Which matrices of the attention, and which rank, at the same number of parameters?
 
-The two tables of the paper, 5 and 6, on models that train in seconds. Table 5: one budget, spent on one, two or four of the
-attention's matrices; sst2 (MiniLM, 3,000 rows, accuracy on the 872 of test.tsv, two seeds) and oz-books (stories260K, loss on
-90 passages, three seeds). In MiniLM all four are 384 x 384, so rank 8, 4 and 2 cost the same; in stories260K k and v are half
-as large as q and o, and take the highest rank that stays within the budget. Table 6: rank 1, 2, 4, 8 and 64 on q, on q and v,
-and on all four; sst2, one seed. Same steps, batches and learning rate for all, alpha 32, one thread. So the scale, alpha over
-rank, is 16 at rank 2; all four matrices at rank 2 are tried with alpha 8 too, the scale that rank 8 has.
+The two tables of the paper, 5 and 6, on models that train in seconds. Table 5: one budget, spent on
+one, two or four of the attention's matrices; sst2 (MiniLM, 3,000 rows, accuracy on the 872 of
+test.tsv, two seeds) and oz-books (stories260K, loss on 90 passages, three seeds). In MiniLM all
+four are 384 x 384, so rank 8, 4 and 2 cost the same; in stories260K k and v are half as large as q
+and o, and take the highest rank that stays within the budget. Table 6: rank 1, 2, 4, 8 and 64 on q,
+on q and v, and on all four; sst2, one seed. Same steps, batches and learning rate for all, alpha
+32, one thread. So the scale, alpha over rank, is 16 at rank 2; all four matrices at rank 2 are
+tried with alpha 8 too, the scale that rank 8 has.
 
-Predicted, from the paper: two matrices at half the rank are not worse than one at the whole; rank 1 is near rank 64 on q and v.
+Predicted, from the paper: two matrices at half the rank are not worse than one at the whole; rank 1
+    is near rank 64 on q and v.
 
-Criterion: on both tasks the best of the choices with two or four matrices is not worse than the best single one, by more than
+Criterion: on both tasks the best of the choices with two or four matrices is not worse than the
+    best single one, by more than
 the standard error of the held-out rows.
 """
 
@@ -21,8 +25,8 @@ from beside_peft import SEEDS, arguments, read, write
 from real_tasks import TASKS, folders, job_of, opened, trained
 
 import lorakit
-from lorakit.choose.evidence import HIGHER, choose
-from lorakit.choose.truncate import measured
+from lorakit.rank_search.evidence import HIGHER, choose
+from lorakit.rank_search.truncate import measured
 
 BUDGET = 8  # the rank that the query alone takes
 CHOICES = ("q", "k", "v", "o", "qk", "qv", "qkvo")
@@ -37,22 +41,39 @@ def targets_of(choice: str, model: Any) -> tuple[str, ...]:
 
 
 def rank_within(choice: str, model: Any) -> int:
-    """Return the highest rank of all chosen layers that costs no more than the budget's on the query."""
-    a_rank = {part: sum(sum(place.shape) for place in lorakit.select(model, targets_of(part, model)).values())
-              for part in ("q", choice)}  # fmt: skip
+    """Return the highest rank of all chosen layers that costs no more than the budget's on the
+    query.
+    """
+    a_rank = {
+        part: sum(
+            sum(place.shape) for place in lorakit.select(model, targets_of(part, model)).values()
+        )
+        for part in ("q", choice)
+    }
     return BUDGET * a_rank["q"] // a_rank[choice]
 
 
-def one(task: str, opened_task: tuple[Any, Any, Any], choice: str, rank: int, seed: int, to: Any) -> dict[str, Any]:
+def one(
+    task: str, opened_task: tuple[Any, Any, Any], choice: str, rank: int, seed: int, to: Any
+) -> dict[str, Any]:
     """Train one choice; return its parameters, its metric, and the standard error of that."""
     loaded, parts, setting = opened_task
     setting = replace(setting, targets=targets_of(choice, loaded.model), rank=rank)
     job = job_of(loaded, parts, setting, to, seed=seed, whole=False)
     trained(job)
-    told = choose({rank: measured(job, job.adapter, parts["test"], TASKS[task].metric)}, TASKS[task].metric).points[0]
+    told = choose(
+        {rank: measured(job, job.adapter, parts["test"], TASKS[task].metric)}, TASKS[task].metric
+    ).points[0]
     size = sum(p.numel() for d in job.adapter.deltas.values() for p in d.parameters())
-    row = {"task": task, "choice": choice, "rank": rank, "seed": seed, "parameters": size, "metric": told.metric,
-           "error": told.error}  # fmt: skip
+    row = {
+        "task": task,
+        "choice": choice,
+        "rank": rank,
+        "seed": seed,
+        "parameters": size,
+        "metric": told.metric,
+        "error": told.error,
+    }
     print(row, flush=True)
     return row
 
@@ -62,12 +83,16 @@ def judged(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     mine = [run for run in runs if run["task"] == task]
     sign = -1 if TASKS[task].metric in HIGHER else 1
     means = {c: mean(r["metric"] for r in mine if r["choice"] == c) for c in CHOICES}
-    single, several = (min((c for c in CHOICES if (len(c) == 1) is alone), key=lambda c: sign * means[c])
-                       for alone in (True, False))  # fmt: skip
+    single, several = (
+        min((c for c in CHOICES if (len(c) == 1) is alone), key=lambda c: sign * means[c])
+        for alone in (True, False)
+    )
     gap, error = sign * (means[several] - means[single]), mean(r["error"] for r in mine)
-    return {"text": f"{task}: the best of several matrices is within one standard error of the best single one, or better",
-            "met": gap <= error,
-            "measured": f"{several} {means[several]:.4f}, {single} {means[single]:.4f}, error {error:.4f}"}  # fmt: skip
+    return {
+        "text": f"{task}: the best of several matrices is within one standard error of the best single one, or better",
+        "met": gap <= error,
+        "measured": f"{several} {means[several]:.4f}, {single} {means[single]:.4f}, error {error:.4f}",
+    }
 
 
 def tables(new: Any, *, quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -77,37 +102,79 @@ def tables(new: Any, *, quick: bool) -> tuple[list[dict[str, Any]], list[dict[st
         given = opened(task, quick=quick)
         for choice in CHOICES:
             rank = rank_within(choice, given[0].model)
-            first += [one(task, given, choice, rank, seed, new()) for seed in seeds[: 1 if quick else None]]
+            first += [
+                one(task, given, choice, rank, seed, new())
+                for seed in seeds[: 1 if quick else None]
+            ]
     given = opened("sst2", quick=quick)
     for choice in RANKED:
-        known = {r["rank"]: r for r in first if (r["task"], r["choice"], r["seed"]) == ("sst2", choice, 0)}
+        known = {
+            r["rank"]: r
+            for r in first
+            if (r["task"], r["choice"], r["seed"]) == ("sst2", choice, 0)
+        }
         ranked += [known.get(rank) or one("sst2", given, choice, rank, 0, new()) for rank in RANKS]
     return first, ranked
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "", "--gentle: the runs with a smaller alpha alone; the others keep what was measured before")
+    asked = arguments(
+        __doc__ or "",
+        "--gentle: the runs with a smaller alpha alone; the others keep what was measured before",
+    )
     before = read("which_matrices") if asked.gentle else {}
     first, ranked = before.get("each", []), before.get("ranked", [])
     with folders() as new:
         loaded, parts, setting = opened("sst2", quick=asked.quick)
-        gentle = [one("sst2", (loaded, parts, replace(setting, alpha=GENTLE)), "qkvo", 2, seed, new())
-                  for seed in SEEDS_OF["sst2"][: 1 if asked.quick else None]]  # fmt: skip
+        gentle = [
+            one("sst2", (loaded, parts, replace(setting, alpha=GENTLE)), "qkvo", 2, seed, new())
+            for seed in SEEDS_OF["sst2"][: 1 if asked.quick else None]
+        ]
         if not asked.gentle:
             first, ranked = tables(new, quick=asked.quick)
     rows = []
     for task in SEEDS_OF:
         for choice in CHOICES:
             mine = [r for r in first if (r["task"], r["choice"]) == (task, choice)]
-            rows += [{"side": f"{task}: {', '.join(choice)} at rank {r['rank']}", TASKS[task].metric: r["metric"],
-                      "parameters": r["parameters"]} for r in mine]  # fmt: skip
-    rows += [{"side": f"sst2: q, k, v, o at rank 2, alpha {GENTLE:g}", "accuracy": r["metric"], "parameters": r["parameters"]}
-             for r in gentle]  # fmt: skip
-    rows += [{"side": f"sst2, by rank: {', '.join(r['choice'])} at rank {r['rank']}", "accuracy": r["metric"],
-              "parameters": r["parameters"]} for r in ranked]  # fmt: skip
-    write("which_matrices", __doc__ or "", quick=asked.quick, each=first, ranked=ranked, gentle=gentle, runs=rows,
-          measures={"accuracy": ["accuracy", ".4f"], "loss": ["held-out loss", ".4f"], "parameters": ["parameters", ",.0f"]},
-          criteria=[judged(task, first) for task in SEEDS_OF])  # fmt: skip
+            rows += [
+                {
+                    "side": f"{task}: {', '.join(choice)} at rank {r['rank']}",
+                    TASKS[task].metric: r["metric"],
+                    "parameters": r["parameters"],
+                }
+                for r in mine
+            ]
+    rows += [
+        {
+            "side": f"sst2: q, k, v, o at rank 2, alpha {GENTLE:g}",
+            "accuracy": r["metric"],
+            "parameters": r["parameters"],
+        }
+        for r in gentle
+    ]
+    rows += [
+        {
+            "side": f"sst2, by rank: {', '.join(r['choice'])} at rank {r['rank']}",
+            "accuracy": r["metric"],
+            "parameters": r["parameters"],
+        }
+        for r in ranked
+    ]
+    write(
+        "which_matrices",
+        __doc__ or "",
+        quick=asked.quick,
+        each=first,
+        ranked=ranked,
+        gentle=gentle,
+        runs=rows,
+        measures={
+            "accuracy": ["accuracy", ".4f"],
+            "loss": ["held-out loss", ".4f"],
+            "parameters": ["parameters", ",.0f"],
+        },
+        criteria=[judged(task, first) for task in SEEDS_OF],
+    )
 
 
 if __name__ == "__main__":

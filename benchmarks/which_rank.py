@@ -1,18 +1,23 @@
 """Which rank is enough: one run that is cut to every lower rank, beside one run per rank
 
-sst2 (MiniLM, query and value, 3,000 rows, accuracy on the 872 of test.tsv), oz-books (stories260K, all linear layers, loss on
-90 passages) and e2e (stories260K, with the output layer, loss on 400 references). The search trains once at rank 16, cuts by
-SVD to 1, 2, 4 and 8, lets each cut train on for a few steps and measures on as many held-out rows as its cost allows, as
-`lorakit rank` does; it answers with the smallest rank that those rows show to be within one standard error of the best. The
-honest way trains each rank by itself with three seeds, on as many steps, at the same learning rate, and measures on all
-held-out rows. One thread.
+sst2 (MiniLM, query and value, 3,000 rows, accuracy on the 872 of test.tsv), oz-books (stories260K,
+all linear layers, loss on 90 passages) and e2e (stories260K, with the output layer, loss on 400
+references). The search trains once at rank 16, cuts by SVD to 1, 2, 4 and 8, lets each cut train on
+for a few steps and measures on as many held-out rows as its cost allows, as `lorakit rank` does; it
+answers with the smallest rank that those rows show to be within one standard error of the best. The
+honest way trains each rank by itself with three seeds, on as many steps, at the same learning rate,
+and measures on all held-out rows. One thread.
 
-Tried first: the smallest rank that is within one standard error of the best on the rows that were measured. On sst2, where 78
-rows are measured, that took rank 1, which trained by itself is 0.0164 behind the best, whose standard error is 0.0132; and
-with 15 % of the run's steps for training on and as much for measuring, oz-books took 1.31 times one run.
+Tried first: the smallest rank that is within one standard error of the best on the rows that were
+    measured. On sst2, where 78
+rows are measured, that took rank 1, which trained by itself is 0.0164 behind the best, whose
+standard error is 0.0132; and with 15 % of the run's steps for training on and as much for
+measuring, oz-books took 1.31 times one run.
 
-Criteria: at the rank that the search recommends, the honest way is within one standard error of its best (that of the
-held-out rows, averaged over seeds); the search takes no more than 1.3 times the CPU time of the one run in it.
+Criteria: at the rank that the search recommends, the honest way is within one standard error of its
+    best (that of the
+held-out rows, averaged over seeds); the search takes no more than 1.3 times the CPU time of the one
+run in it.
 """
 
 import time
@@ -23,9 +28,9 @@ from beside_peft import SEEDS, arguments, read, write
 from real_tasks import TASKS, folders, job_of, opened, picture, trained
 
 from lorakit import plots
-from lorakit.choose.config import Choosing
-from lorakit.choose.evidence import HIGHER, choose
-from lorakit.choose.truncate import measured, truncate
+from lorakit.rank_search.config import Choosing
+from lorakit.rank_search.evidence import HIGHER, choose
+from lorakit.rank_search.truncate import measured, truncate
 
 NAMES = ("sst2", "oz-books", "e2e")
 HIGHEST = 16
@@ -36,14 +41,27 @@ def search(name: str, new, *, quick: bool) -> dict:
     loaded, parts, setting = opened(name, quick=quick)
     setting = replace(setting, rank=HIGHEST)
     marks = [time.process_time()]
-    # The search says something once its run is through: so the run that it is compared with is its own, a moment before.
+    # The search says something once its run is through: so the run that it is compared with is its
+    # own, a moment before.
     found = truncate(
-        job_of(loaded, parts, setting, new()), Choosing(rank=HIGHEST), lambda text: marks.append(time.process_time())
+        job_of(loaded, parts, setting, new()),
+        Choosing(rank=HIGHEST),
+        lambda text: marks.append(time.process_time()),
     )
     alone, spent = marks[1] - marks[0], time.process_time() - marks[0]
-    points = [{"rank": p.rank, "metric": p.metric, "low": p.low, "high": p.high} for p in found.choice.points]
-    return {"task": name, "metric": found.metric, "curve": points, "recommended": found.choice.rank,
-            "reason": found.choice.reason, "cost": spent / alone, "rows": found.facts["rows_measured"]}  # fmt: skip
+    points = [
+        {"rank": p.rank, "metric": p.metric, "low": p.low, "high": p.high}
+        for p in found.choice.points
+    ]
+    return {
+        "task": name,
+        "metric": found.metric,
+        "curve": points,
+        "recommended": found.choice.rank,
+        "reason": found.choice.reason,
+        "cost": spent / alone,
+        "rows": found.facts["rows_measured"],
+    }
 
 
 def honest(name: str, new, *, quick: bool) -> list[dict]:
@@ -54,8 +72,18 @@ def honest(name: str, new, *, quick: bool) -> list[dict]:
         for seed in SEEDS[: 1 if quick else None]:
             job = job_of(loaded, parts, replace(setting, rank=rank), new(), seed=seed, whole=False)
             trained(job)
-            told = choose({rank: measured(job, job.adapter, parts["test"], metric)}, metric).points[0]
-            out.append({"task": name, "rank": rank, "seed": seed, "metric": told.metric, "error": told.error})
+            told = choose({rank: measured(job, job.adapter, parts["test"], metric)}, metric).points[
+                0
+            ]
+            out.append(
+                {
+                    "task": name,
+                    "rank": rank,
+                    "seed": seed,
+                    "metric": told.metric,
+                    "error": told.error,
+                }
+            )
             print(out[-1], flush=True)
     return out
 
@@ -63,36 +91,62 @@ def honest(name: str, new, *, quick: bool) -> list[dict]:
 def judged(found: dict, runs: list[dict]) -> dict:
     """Return the criterion of one task."""
     mine = [run for run in runs if run["task"] == found["task"]]
-    means = {rank: mean(r["metric"] for r in mine if r["rank"] == rank) for rank in sorted({r["rank"] for r in mine})}
+    means = {
+        rank: mean(r["metric"] for r in mine if r["rank"] == rank)
+        for rank in sorted({r["rank"] for r in mine})
+    }
     sign = -1 if found["metric"] in HIGHER else 1
     best = min(means, key=lambda rank: sign * means[rank])
     error = mean(r["error"] for r in mine if r["rank"] == best)
     gap = sign * (means[found["recommended"]] - means[best])
-    return {"text": f"{found['task']}: honest quality at the recommended rank is within one standard error of the best",
-            "met": gap <= error,
-            "measured": f"rank {found['recommended']}: {gap:.4f} behind rank {best}, standard error {error:.4f}"}  # fmt: skip
+    return {
+        "text": f"{found['task']}: honest quality at the recommended rank is within one standard error of the best",
+        "met": gap <= error,
+        "measured": f"rank {found['recommended']}: {gap:.4f} behind rank {best}, standard error {error:.4f}",
+    }
 
 
 def drawn(searches: list[dict], runs: list[dict]):
     """Return the curves of all tasks as one figure."""
     figure = plots.figure(5.4 * len(searches), 4.2)
-    for ax, found in zip(figure.subplots(1, len(searches), squeeze=False)[0], searches, strict=True):
+    for ax, found in zip(
+        figure.subplots(1, len(searches), squeeze=False)[0], searches, strict=True
+    ):
         mine = [run for run in runs if run["task"] == found["task"]]
         lines = {
-            "one run, cut (95 % interval of its rows)": [(p["rank"], p["metric"], p["low"], p["high"]) for p in found["curve"]]
+            "one run, cut (95 % interval of its rows)": [
+                (p["rank"], p["metric"], p["low"], p["high"]) for p in found["curve"]
+            ]
         }
-        by_rank = {rank: [r["metric"] for r in mine if r["rank"] == rank] for rank in sorted({r["rank"] for r in mine})}
-        lines["one run per rank (three seeds, their range)"] = [(r, mean(v), min(v), max(v)) for r, v in by_rank.items()]
+        by_rank = {
+            rank: [r["metric"] for r in mine if r["rank"] == rank]
+            for rank in sorted({r["rank"] for r in mine})
+        }
+        lines["one run per rank (three seeds, their range)"] = [
+            (r, mean(v), min(v), max(v)) for r, v in by_rank.items()
+        ]
         better = "more" if found["metric"] in HIGHER else "less"
-        plots.curves(ax, lines, title=f"{found['task']}: rank {found['recommended']} is recommended (dotted)", x="rank",
-                     y=f"held-out {found['metric']} ({better} is better)", powers=True)  # fmt: skip
+        plots.curves(
+            ax,
+            lines,
+            title=f"{found['task']}: rank {found['recommended']} is recommended (dotted)",
+            x="rank",
+            y=f"held-out {found['metric']} ({better} is better)",
+            powers=True,
+        )
         ax.axvline(found["recommended"], color="0.4", linestyle=":", linewidth=2, zorder=0)
     return figure
 
 
 def main() -> None:
-    alone = (f"--{name}: this task alone; the others keep what was measured before" for name in NAMES)
-    asked = arguments(__doc__ or "", *alone, "--search: search again; one run per rank is kept as it was measured before")
+    alone = (
+        f"--{name}: this task alone; the others keep what was measured before" for name in NAMES
+    )
+    asked = arguments(
+        __doc__ or "",
+        *alone,
+        "--search: search again; one run per rank is kept as it was measured before",
+    )
     chosen = [name for name in NAMES if getattr(asked, name.replace("-", "_"))] or list(NAMES)
     before = {} if asked.quick else read("which_rank")
     searches = [s for s in before.get("searches", ()) if s["task"] not in chosen]
@@ -107,20 +161,52 @@ def main() -> None:
     rows = []
     for found in searches:
         for p in found["curve"]:
-            mine = [r["metric"] for r in each if (r["task"], r["rank"]) == (found["task"], p["rank"])]
+            mine = [
+                r["metric"] for r in each if (r["task"], r["rank"]) == (found["task"], p["rank"])
+            ]
             mark = " (recommended)" if p["rank"] == found["recommended"] else ""
-            rows.append({"side": f"{found['task']}, rank {p['rank']}{mark}", "cut": p["metric"], "low": p["low"],
-                         "high": p["high"], "honest": mean(mine), "spread": max(mine) - min(mine)})  # fmt: skip
+            rows.append(
+                {
+                    "side": f"{found['task']}, rank {p['rank']}{mark}",
+                    "cut": p["metric"],
+                    "low": p["low"],
+                    "high": p["high"],
+                    "honest": mean(mine),
+                    "spread": max(mine) - min(mine),
+                }
+            )
     cost = max(s["cost"] for s in searches)
-    write("which_rank", __doc__ or "", quick=asked.quick, searches=searches, honest=each, runs=rows, one_row_a_run=True,
-          measures={"cut": ["one run, cut", ".4f"], "low": ["from", ".4f"], "high": ["to", ".4f"],
-                    "honest": ["one run per rank", ".4f"], "spread": ["between seeds", ".4f"]},
-          notes=[picture(drawn(searches, each), "which_rank", quick=asked.quick),
-                 *(f"{s['task']} ({s['metric']}, {s['rows']} sequences measured, {s['cost']:.2f} times one run): {s['reason']}"
-                   for s in searches)],
-          criteria=[*(judged(s, each) for s in searches),
-                    {"text": "a search takes at most 1.3 times the CPU time of one run", "met": cost <= 1.3,
-                     "measured": f"at most {cost:.2f}"}])  # fmt: skip
+    write(
+        "which_rank",
+        __doc__ or "",
+        quick=asked.quick,
+        searches=searches,
+        honest=each,
+        runs=rows,
+        one_row_a_run=True,
+        measures={
+            "cut": ["one run, cut", ".4f"],
+            "low": ["from", ".4f"],
+            "high": ["to", ".4f"],
+            "honest": ["one run per rank", ".4f"],
+            "spread": ["between seeds", ".4f"],
+        },
+        notes=[
+            picture(drawn(searches, each), "which_rank", quick=asked.quick),
+            *(
+                f"{s['task']} ({s['metric']}, {s['rows']} sequences measured, {s['cost']:.2f} times one run): {s['reason']}"
+                for s in searches
+            ),
+        ],
+        criteria=[
+            *(judged(s, each) for s in searches),
+            {
+                "text": "a search takes at most 1.3 times the CPU time of one run",
+                "met": cost <= 1.3,
+                "measured": f"at most {cost:.2f}",
+            },
+        ],
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""A whole job on instruction data: how many tokens that count are trained a second, beside PEFT with transformers' Trainer?
+"""A whole job on instruction data: how many tokens that count are trained a second, beside PEFT
+with transformers' Trainer?
 
-Setting: a Llama of random weights (4 blocks, width 512, 32,768 tokens of vocabulary) and rows of random tokens whose lengths
-are spread like those of instruction data: prompts, which are masked, of 60 tokens in the median, answers of 40, both
-log-normal, cut at 512 together. One pass over 160 rows in batches of 16, AdamW, rank 16 on all linear layers, one thread.
-"PEFT" is what its documentation shows: `get_peft_model`, `Trainer`, `DataCollatorForSeq2Seq`, which pads each batch to its
-longest; its base is bfloat16, its dropout 0.05. "lorakit" has the same dtype, dropout, rank and batches; "defaults" leaves all
-but the rows to lorakit, the dtype too. Sides take turns, each time on a new model; the time is CPU time of the whole training
-call, lorakit's rehearsal of the longest batch and last checkpoint counted in, and only tokens with a label count.
+Setting: a Llama of random weights (4 blocks, width 512, 32,768 tokens of vocabulary) and rows of
+    random tokens whose lengths
+are spread like those of instruction data: prompts, which are masked, of 60 tokens in the median,
+    answers of 40, both
+log-normal, cut at 512 together. One pass over 160 rows in batches of 16, AdamW, rank 16 on all
+linear layers, one thread. "PEFT" is what its documentation shows: `get_peft_model`, `Trainer`,
+`DataCollatorForSeq2Seq`, which pads each batch to its longest; its base is bfloat16, its dropout
+0.05. "lorakit" has the same dtype, dropout, rank and batches; "defaults" leaves all but the rows to
+lorakit, the dtype too. Sides take turns, each time on a new model; the time is CPU time of the
+whole training call, lorakit's rehearsal of the longest batch and last checkpoint counted in, and
+only tokens with a label count.
 
 Criteria: at least 2.5 times PEFT's tokens a second, with the same settings and by default.
 """
@@ -25,7 +30,7 @@ from beside_peft import arguments, write
 
 import lorakit
 from lorakit.data.encode import IGNORED, Example
-from lorakit.models import auto_dtype
+from lorakit.models.load import auto_dtype
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import Log
 from lorakit.train.loop import Job, fit
@@ -44,7 +49,9 @@ def rows(count: int) -> list[Example]:
     out = []
     for _ in range(count):
         prompt, answer = min(length(60, 0.9), LONGEST - 32), length(40, 1.0)
-        ids = torch.randint(3, VOCABULARY, (min(prompt + answer, LONGEST),), generator=draw).tolist()
+        ids = torch.randint(
+            3, VOCABULARY, (min(prompt + answer, LONGEST),), generator=draw
+        ).tolist()
         out.append(Example(ids, [IGNORED] * prompt + ids[prompt:]))
     return out
 
@@ -52,9 +59,17 @@ def rows(count: int) -> list[Example]:
 def model(dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=1408, num_hidden_layers=BLOCKS,
-                         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=2048, use_cache=False,
-                         pad_token_id=0)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=1408,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
+        use_cache=False,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     return LlamaForCausalLM(config).to(dtype)
 
@@ -63,17 +78,43 @@ def peft(examples: list[Example]) -> float:
     """Train as PEFT's documentation shows it; return CPU seconds."""
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models
-    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, TrainingArguments
+    from transformers import (
+        DataCollatorForSeq2Seq,
+        PreTrainedTokenizerFast,
+        Trainer,
+        TrainingArguments,
+    )
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), pad_token="<pad>")
-    config = LoraConfig(r=RANK, lora_alpha=32, target_modules="all-linear", lora_dropout=DROPOUT, task_type="CAUSAL_LM")
-    data: Any = [{"input_ids": e.ids, "labels": e.labels, "attention_mask": [1] * len(e.ids)} for e in examples]
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=32,
+        target_modules="all-linear",
+        lora_dropout=DROPOUT,
+        task_type="CAUSAL_LM",
+    )
+    data: Any = [
+        {"input_ids": e.ids, "labels": e.labels, "attention_mask": [1] * len(e.ids)}
+        for e in examples
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        asked = TrainingArguments(output_dir=folder, per_device_train_batch_size=BATCH, num_train_epochs=1, use_cpu=True,
-                                  learning_rate=1e-4, report_to="none", disable_tqdm=True, save_strategy="no",
-                                  logging_strategy="no")  # fmt: skip
-        trainer = Trainer(model=get_peft_model(model(DTYPE), config), args=asked, train_dataset=data,
-                          data_collator=DataCollatorForSeq2Seq(tokenizer))  # fmt: skip
+        asked = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            use_cpu=True,
+            learning_rate=1e-4,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
+        )
+        trainer = Trainer(
+            model=get_peft_model(model(DTYPE), config),
+            args=asked,
+            train_dataset=data,
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+        )
         begun = time.process_time()
         trainer.train()
         return time.process_time() - begun
@@ -83,10 +124,24 @@ def ours(examples: list[Example], dtype: torch.dtype, spec: lorakit.Spec, **more
     """Train with lorakit's loop; return CPU seconds, its rehearsal and last checkpoint counted in."""
     base = model(dtype)
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainSpec(model="made here", data="made here", output=folder, epochs=1.0, batch_size=BATCH, **more)
+        settings = TrainSpec(
+            model="made here", data="made here", output=folder, epochs=1.0, batch_size=BATCH, **more
+        )
         adapter = lorakit.attach(base, spec)
         packed = settings.packing != "off"
-        job = Job(base, adapter, "causal-lm", examples, [], 0, 0, settings, 1e-4, Path(folder), packed=packed)
+        job = Job(
+            base,
+            adapter,
+            "causal-lm",
+            examples,
+            [],
+            0,
+            0,
+            settings,
+            1e-4,
+            Path(folder),
+            packed=packed,
+        )
         begun = time.process_time()
         fit(job, lambda start: Log(Path(folder) / "metrics.jsonl", start, job.steps, quiet=True))
         return time.process_time() - begun
@@ -105,7 +160,9 @@ def main() -> None:
         "lorakit, padded": lambda: ours(examples, DTYPE, same, packing="off"),
         "lorakit": lambda: ours(examples, DTYPE, same),
         "lorakit, 2,048 tokens a batch": lambda: ours(examples, DTYPE, same, batch_tokens=2048),
-        f"lorakit's defaults ({str(usual).removeprefix('torch.')})": lambda: ours(examples, usual, lorakit.Spec()),
+        f"lorakit's defaults ({str(usual).removeprefix('torch.')})": lambda: ours(
+            examples, usual, lorakit.Spec()
+        ),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(1 if asked.quick else 3):
@@ -113,15 +170,39 @@ def main() -> None:
             times[name].append(side())
             print(name, round(times[name][-1], 2), file=sys.stderr, flush=True)
     first = min(times["PEFT with Trainer"])
-    runs = [{"side": name, "min": min(taken), "median": median(taken), "per_second": counted / min(taken),
-             "ratio": first / min(taken)} for name, taken in times.items()]  # fmt: skip
-    criteria = [{"text": f"{text}: at least 2.5 times PEFT's tokens a second", "met": row["ratio"] >= 2.5,
-                 "measured": f"{row['ratio']:.2f}"}
-                for text, row in (("same settings", runs[2]), ("defaults", runs[-1]))]  # fmt: skip
-    write("whole_job", __doc__, quick=asked.quick, runs=runs, criteria=criteria, one_row_a_run=True,
-          notes=[f"{len(examples)} rows, {tokens:,} tokens, of which {counted:,} have a label."],
-          measures={"per_second": ["labelled tokens a CPU second", ",.0f"], "ratio": ["times PEFT", ".2f"],
-                    "min": ["CPU seconds, least", ".1f"], "median": ["median", ".1f"]})  # fmt: skip
+    runs = [
+        {
+            "side": name,
+            "min": min(taken),
+            "median": median(taken),
+            "per_second": counted / min(taken),
+            "ratio": first / min(taken),
+        }
+        for name, taken in times.items()
+    ]
+    criteria = [
+        {
+            "text": f"{text}: at least 2.5 times PEFT's tokens a second",
+            "met": row["ratio"] >= 2.5,
+            "measured": f"{row['ratio']:.2f}",
+        }
+        for text, row in (("same settings", runs[2]), ("defaults", runs[-1]))
+    ]
+    write(
+        "whole_job",
+        __doc__,
+        quick=asked.quick,
+        runs=runs,
+        criteria=criteria,
+        one_row_a_run=True,
+        notes=[f"{len(examples)} rows, {tokens:,} tokens, of which {counted:,} have a label."],
+        measures={
+            "per_second": ["labelled tokens a CPU second", ",.0f"],
+            "ratio": ["times PEFT", ".2f"],
+            "min": ["CPU seconds, least", ".1f"],
+            "median": ["median", ".1f"],
+        },
+    )
 
 
 if __name__ == "__main__":

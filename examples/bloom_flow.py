@@ -1,6 +1,8 @@
-"""The flow of many LoRA notebooks: look at a BLOOM, adapt its query_key_value, train it on questions, save, load, ask.
+"""The flow of many LoRA notebooks: look at a BLOOM, adapt its query_key_value, train it on
+questions, save, load, ask.
 
-The model is a tiny one made on the spot; with one from `from_pretrained` and its tokenizer the rest stays as it is.
+The model is a tiny one made on the spot; with one from `from_pretrained` and its tokenizer the rest
+stays as it is.
 One thing differs from most of them: only the answer counts in the loss, not the prompt.
 """
 
@@ -10,9 +12,19 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 import lorakit
 
-ROWS = [{"context": f"{who} lives in {town} and has a {pet}.", "question": question, "answer": answer}
-        for who, town, pet in [("Ann", "Rome", "cat"), ("Bob", "Oslo", "dog"), ("Eve", "Lima", "owl"), ("Tom", "Bonn", "fox")]
-        for question, answer in [(f"Where does {who} live?", town), (f"What does {who} have?", f"a {pet}")]]  # fmt: skip
+ROWS = [
+    {"context": f"{who} lives in {town} and has a {pet}.", "question": question, "answer": answer}
+    for who, town, pet in [
+        ("Ann", "Rome", "cat"),
+        ("Bob", "Oslo", "dog"),
+        ("Eve", "Lima", "owl"),
+        ("Tom", "Bonn", "fox"),
+    ]
+    for question, answer in [
+        (f"Where does {who} live?", town),
+        (f"What does {who} have?", f"a {pet}"),
+    ]
+]
 
 
 def prompt(row: dict) -> str:
@@ -21,7 +33,9 @@ def prompt(row: dict) -> str:
 
 words = sorted({word for row in ROWS for word in f"{prompt(row)} {row['answer']}".split()})
 vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "\n", *words])}
-(raw := Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))).pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+(
+    raw := Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+).pre_tokenizer = pre_tokenizers.Split(" ", "removed")
 tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", pad_token="<pad>")
 
 
@@ -31,8 +45,17 @@ def ids_of(text: str) -> list[int]:
 
 def fresh_base() -> BloomForCausalLM:
     torch.manual_seed(0)
-    return BloomForCausalLM(BloomConfig(vocab_size=len(vocabulary), hidden_size=64, n_layer=2, n_head=4,
-                                        eos_token_id=1, pad_token_id=0, initializer_range=0.2))  # fmt: skip
+    return BloomForCausalLM(
+        BloomConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            n_layer=2,
+            n_head=4,
+            eos_token_id=1,
+            pad_token_id=0,
+            initializer_range=0.2,
+        )
+    )
 
 
 model = fresh_base()

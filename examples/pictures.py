@@ -1,4 +1,6 @@
-"""A plain PyTorch loop on pictures: a small convolutional network that knows upright digits learns mirrored ones."""
+"""A plain PyTorch loop on pictures: a small convolutional network that knows upright digits learns
+mirrored ones.
+"""
 
 import torch
 from sklearn.datasets import load_digits
@@ -12,9 +14,18 @@ digits = load_digits()  # 1,797 pictures of 8 x 8 pixels, in the package
 x, labels = torch.tensor(digits.images).float().unsqueeze(1) / 16, torch.tensor(digits.target)
 train, test = slice(0, 1400), slice(1400, None)
 model = nn.Sequential(
-    nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-    nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
-    nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))  # fmt: skip
+    nn.Conv2d(1, 16, 3, padding=1),
+    nn.BatchNorm2d(16),
+    nn.ReLU(),
+    nn.Conv2d(16, 32, 3, stride=2, padding=1),
+    nn.BatchNorm2d(32),
+    nn.ReLU(),
+    nn.Conv2d(32, 32, 3, padding=1),
+    nn.ReLU(),
+    nn.AdaptiveAvgPool2d(2),
+    nn.Flatten(),
+    nn.Linear(128, 10),
+)
 
 
 def learn(parameters, pictures: torch.Tensor, epochs: int, lr: float) -> None:
@@ -37,9 +48,13 @@ mirrored = x.flip(-1)
 print(f"the base, upright digits:      {right(x):.1%}")
 print(f"the base, mirrored digits:     {right(mirrored):.1%}")
 
-# In eval mode: batch normalisation keeps the statistics of the base, which an adapter does not hold.
+# In eval mode: batch normalisation keeps the statistics of the base, which an adapter does not
+# hold.
 model.eval()
-layers = [*lorakit.select(model, "conv", exclude=["0"]), "10"]  # the first convolution has one channel: little to adapt
+layers = [
+    *lorakit.select(model, "conv", exclude=["0"]),
+    "10",
+]  # the first convolution has one channel: little to adapt
 adapter = lorakit.attach(model, lorakit.Spec(rank=4, alpha=8, targets=layers))
 assert lorakit.check(model, mirrored[:2]) == layers  # all of it takes part in the forward
 print(lorakit.coverage(model))

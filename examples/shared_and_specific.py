@@ -1,6 +1,8 @@
-"""Three tasks in one run: an adapter that all share, and one of each task's own, of other ranks and other layers.
+"""Three tasks in one run: an adapter that all share, and one of each task's own, of other ranks and
+other layers.
 
-Every batch holds rows of all tasks; `route` sends each row to the shared adapter and to that of its task.
+Every batch holds rows of all tasks; `route` sends each row to the shared adapter and to that of its
+task.
 """
 
 import torch
@@ -11,11 +13,20 @@ import lorakit
 torch.manual_seed(0)
 base = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 1))
 common, own = torch.randn(8), {task: 0.5 * torch.randn(8) for task in ("red", "green", "blue")}
-TASKS = ("red", "green", "blue", "red", "green", "red")  # one batch: as many rows of a task as one likes
+TASKS = (
+    "red",
+    "green",
+    "blue",
+    "red",
+    "green",
+    "red",
+)  # one batch: as many rows of a task as one likes
 
 
 def batch(rows: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs (tasks, rows, 8), and what is wanted: what the base gives, the same for all tasks, and its own part."""
+    """Return inputs (tasks, rows, 8), and what is wanted: what the base gives, the same for all
+    tasks, and its own part.
+    """
     x = torch.randn(len(TASKS), rows, 8)
     with torch.no_grad():
         plain = base_alone(x)
@@ -28,10 +39,16 @@ def base_alone(x: torch.Tensor) -> torch.Tensor:
     return base(x)
 
 
-specs = {"shared": lorakit.Spec(rank=8, targets=["0", "2"]), "red": lorakit.Spec(rank=4, targets=["2"]),
-         "green": lorakit.Spec(rank=2, targets=["0"]), "blue": lorakit.Spec(rank=3, targets=["0", "2"])}  # fmt: skip
+specs = {
+    "shared": lorakit.Spec(rank=8, targets=["0", "2"]),
+    "red": lorakit.Spec(rank=4, targets=["2"]),
+    "green": lorakit.Spec(rank=2, targets=["0"]),
+    "blue": lorakit.Spec(rank=3, targets=["0", "2"]),
+}
 adapters = {name: lorakit.attach(base, spec, name=name) for name, spec in specs.items()}
-optimizer = torch.optim.Adam([p for adapter in adapters.values() for p in adapter.parameters()], lr=5e-3)
+optimizer = torch.optim.Adam(
+    [p for adapter in adapters.values() for p in adapter.parameters()], lr=5e-3
+)
 for step in range(401):
     x, wanted = batch()
     with lorakit.route(base, [["shared", task] for task in TASKS]):
@@ -43,10 +60,15 @@ for step in range(401):
         print(f"step {step:3}  loss {loss.item():.3f}")
 
 x, wanted = batch(256)
-for what, rows in {"the base": [None] * 6, "shared alone": ["shared"] * 6, "its own alone": list(TASKS),
-                   "shared + own": [["shared", task] for task in TASKS],
-                   "shared + another's": [["shared", task] for task in ("green", "blue", "red", "green", "blue", "blue")],
-                   }.items():  # fmt: skip
+for what, rows in {
+    "the base": [None] * 6,
+    "shared alone": ["shared"] * 6,
+    "its own alone": list(TASKS),
+    "shared + own": [["shared", task] for task in TASKS],
+    "shared + another's": [
+        ["shared", task] for task in ("green", "blue", "red", "green", "blue", "blue")
+    ],
+}.items():
     with torch.no_grad(), lorakit.route(base, rows):
         print(f"{what:<20}error {nn.functional.mse_loss(base(x), wanted).item():.3f}")
 for name, adapter in adapters.items():

@@ -30,7 +30,9 @@ for name, wanted in WANTED.items():
 print("on                          distance to left   to right   to the base")
 for which in (None, "left", "right", {"left": 0.5}, ["left", "right"], {"left": 0.5, "right": 0.5}):
     lorakit.enable(base, which)
-    print(f"{which!s:<28}{error(WANTED['left']):16.4f}{error(WANTED['right']):11.4f}{error(plain):14.4f}")
+    print(
+        f"{which!s:<28}{error(WANTED['left']):16.4f}{error(WANTED['right']):11.4f}{error(plain):14.4f}"
+    )
 print("on now:", lorakit.enabled(base))
 
 undo = lorakit.merge(base)  # what is on, at its weights, goes into the base

@@ -11,7 +11,9 @@ SHARED = Path(os.environ.get("LORAKIT_SHARED") or Path(__file__).parents[2] / "s
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {
-        "shared": None if (SHARED / "data").is_dir() else f"no small real models in {SHARED} (LORAKIT_SHARED names them)"
+        "shared": None
+        if (SHARED / "data").is_dir()
+        else f"no small real models in {SHARED} (LORAKIT_SHARED names them)"
     }
     if any(item.get_closest_marker("gpu") for item in items):
         import torch
@@ -49,7 +51,9 @@ def _tokenizer(special: list[str], template: str | None = None):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(sentences(200), trainer)
     named = {"unk_token": special[0], "pad_token": special[1]}
     if "[CLS]" in special:
@@ -63,7 +67,9 @@ def _tokenizer(special: list[str], template: str | None = None):
         tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", ids)
         named |= {"bos_token": "<s>", "eos_token": "</s>"}
         inputs = ["input_ids", "attention_mask"]
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **named)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=64, model_input_names=inputs, **named
+    )
     fast.chat_template = template
     return fast
 
@@ -86,14 +92,21 @@ SIZES: dict = {
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A causal language model with random weights, a tokenizer and a chat template, as a Hugging Face folder."""
+    """A causal language model with random weights, a tokenizer and a chat template, as a Hugging
+    Face folder.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny") / "llama"
     tokenizer = _tokenizer(["<unk>", "<pad>", "<s>", "</s>"], CHAT)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), **SIZES, num_key_value_heads=2, bos_token_id=2, eos_token_id=3, pad_token_id=1
+        vocab_size=len(tokenizer),
+        **SIZES,
+        num_key_value_heads=2,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=1,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

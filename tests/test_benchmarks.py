@@ -1,4 +1,6 @@
-"""What the benchmark of a step measures: on a GPU by its own clock and allocator, on both sides the same values trained."""
+"""What the benchmark of a step measures: on a GPU by its own clock and allocator, on both sides the
+same values trained.
+"""
 
 import sys
 from pathlib import Path
@@ -8,7 +10,10 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]  # of PEFT
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+]  # of PEFT
 
 
 @pytest.fixture
@@ -21,10 +26,20 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(name, None)
 
 
-TINY = {"blocks": 1, "width": 32, "inner": 64, "heads": 2, "vocabulary": 64, "tokens": 16, "rank": 2}
+TINY = {
+    "blocks": 1,
+    "width": 32,
+    "inner": 64,
+    "heads": 2,
+    "vocabulary": 64,
+    "tokens": 16,
+    "rank": 2,
+}
 
 
-def test_a_gpu_is_timed_between_two_events_and_its_allocator_tells_the_peak(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_timed_between_two_events_and_its_allocator_tells_the_peak(
+    step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
 
     class Event:
@@ -37,9 +52,13 @@ def test_a_gpu_is_timed_between_two_events_and_its_allocator_tells_the_peak(step
         def elapsed_time(self, other: "Event") -> float:
             return 250.0
 
-    for name, value in (("Event", Event), ("synchronize", lambda: told.append("wait")), ("memory_allocated", lambda: 1000),
-                        ("reset_peak_memory_stats", lambda: told.append("reset")),
-                        ("max_memory_allocated", lambda: 5000)):  # fmt: skip
+    for name, value in (
+        ("Event", Event),
+        ("synchronize", lambda: told.append("wait")),
+        ("memory_allocated", lambda: 1000),
+        ("reset_peak_memory_stats", lambda: told.append("reset")),
+        ("max_memory_allocated", lambda: 5000),
+    ):
         monkeypatch.setattr(torch.cuda, name, value)
     assert step.seconds(lambda: told.append("call"), gpu=True) == 0.25
     assert told == ["event", "call", "event", "wait"]
@@ -48,7 +67,9 @@ def test_a_gpu_is_timed_between_two_events_and_its_allocator_tells_the_peak(step
     assert run.peak() == 4000 and told[4:] == ["wait", "reset", "wait"]
 
 
-def test_sides_that_train_different_values_are_not_compared(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_that_train_different_values_are_not_compared(
+    step: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = step.measure(step.Setting(**TINY), ("floor", "PEFT", "lorakit"), 1)
     assert rows[1]["trained"] == rows[2]["trained"] > 0 == rows[0]["trained"]
     assert rows[2]["saved_mib"] > rows[0]["saved_mib"] > 0 and rows[2]["peak_mib"] > 0

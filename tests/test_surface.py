@@ -1,6 +1,7 @@
 """What people rely on changes only on purpose: public names, signatures, flags.
 
-`make record` (or `python tests/test_surface.py`) writes tests/surface.txt and docs/cli.md again; read the diff.
+`make record` (or `python tests/test_surface.py`) writes tests/surface.txt and docs/cli.md again;
+read the diff.
 """
 
 import inspect
@@ -17,7 +18,9 @@ SURFACE, PAGES = ROOT / "tests" / "surface.txt", ROOT / "docs" / "cli.md"
 
 
 def signature(thing: object) -> str:
-    """Return names, kinds and defaults of the arguments; annotations print differently from one Python to the next."""
+    """Return names, kinds and defaults of the arguments; annotations print differently from one
+    Python to the next.
+    """
     found = inspect.signature(thing)  # type: ignore[arg-type]
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
     return str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
@@ -26,7 +29,11 @@ def signature(thing: object) -> str:
 def members(cls: type) -> dict[str, object]:
     """Return the public methods and properties that the class itself defines."""
     own = {name: value for name, value in vars(cls).items() if not name.startswith("_")}
-    return {n: v for n, v in own.items() if inspect.isfunction(v) or isinstance(v, property | classmethod | staticmethod)}
+    return {
+        n: v
+        for n, v in own.items()
+        if inspect.isfunction(v) or isinstance(v, property | classmethod | staticmethod)
+    }
 
 
 def surface() -> str:
@@ -35,7 +42,9 @@ def surface() -> str:
         thing = getattr(lorakit, name)
         lines.append(f"{name}{signature(thing)}")
         for member, value in sorted(members(thing).items()) if inspect.isclass(thing) else ():
-            text = "" if isinstance(value, property) else signature(getattr(value, "__func__", value))
+            text = (
+                "" if isinstance(value, property) else signature(getattr(value, "__func__", value))
+            )
             lines.append(f"    .{member}{text}")
     return "\n".join(lines) + "\n"
 
@@ -48,7 +57,10 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> str:
 
     head = "# The command line\n\nWhat `--help` says, command by command. Written by `make record`; a test compares it.\n"
     titles = {name: f"lorakit {name}".strip() for name in help_pages()}
-    return head + "".join(f"\n## {titles[name]}\n\n```text\n{text.strip()}\n```\n" for name, text in help_pages().items())
+    return head + "".join(
+        f"\n## {titles[name]}\n\n```text\n{text.strip()}\n```\n"
+        for name, text in help_pages().items()
+    )
 
 
 def test_names_are_sorted_and_have_a_home():
@@ -57,7 +69,9 @@ def test_names_are_sorted_and_have_a_home():
 
 
 def test_no_module_hides_a_name():
-    """`lorakit.attach` is the function, also after something has imported the module `lorakit.attach`."""
+    """`lorakit.attach` is the function, also after something has imported the module
+    `lorakit.attach`.
+    """
     homes = ", ".join(f"lorakit.{home}" for home in sorted(set(lorakit._HOME.values())))
     code = f"import {homes}, types; print([n for n in lorakit.__all__ if isinstance(getattr(lorakit, n), types.ModuleType)])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -75,11 +89,15 @@ def test_public_names_say_what_they_give(name: str):
     callables = {name: thing}
     if inspect.isclass(thing):
         callables |= {
-            f"{name}.{k}": getattr(v, "__func__", v) for k, v in members(thing).items() if not isinstance(v, property)
+            f"{name}.{k}": getattr(v, "__func__", v)
+            for k, v in members(thing).items()
+            if not isinstance(v, property)
         }
     for told, value in callables.items():
         first = (inspect.getdoc(value) or "").partition("\n")[0]
-        assert first.endswith((".", "?")) and not first.startswith(f"{name}("), f"{told} has no first sentence: {first!r}"
+        assert first.endswith((".", "?")) and not first.startswith(f"{name}("), (
+            f"{told} has no first sentence: {first!r}"
+        )
 
 
 def test_signatures_are_as_recorded():
@@ -88,7 +106,9 @@ def test_signatures_are_as_recorded():
 
 def test_help_is_as_recorded(monkeypatch: pytest.MonkeyPatch):
     # Word by word: where lines break differs from one Python to the next.
-    assert pages(monkeypatch).split() == PAGES.read_text("utf-8").split(), "on purpose? then: make record"
+    assert pages(monkeypatch).split() == PAGES.read_text("utf-8").split(), (
+        "on purpose? then: make record"
+    )
 
 
 if __name__ == "__main__":

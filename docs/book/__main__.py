@@ -1,4 +1,5 @@
-"""Builds the documentation: `python docs/book [FOLDER]` writes FOLDER/site (build/docs/site), and fails of any fault.
+"""Builds the documentation: `python docs/book [FOLDER]` writes FOLDER/site (build/docs/site), and
+fails of any fault.
 
 `--serve` shows it on 127.0.0.1 afterwards.
 """
@@ -30,11 +31,18 @@ def written(folder: Path) -> str:
     faults: list[str] = []
     files: dict[str, bytes] = {}
     to = places()
-    texts = {page: (ROOT / source).read_text("utf-8") for source, page in to.items()
-             if source.endswith(".md") and page != COMMANDS}  # fmt: skip
+    texts = {
+        page: (ROOT / source).read_text("utf-8")
+        for source, page in to.items()
+        if source.endswith(".md") and page != COMMANDS
+    }
     made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), texts, slug)
     api, names, unread = reference.pages(reference.loaded())
-    names |= {"lorakit " + page.removeprefix("commands/").removesuffix(".md"): page for page in made if page != COMMANDS}
+    names |= {
+        "lorakit " + page.removeprefix("commands/").removesuffix(".md"): page
+        for page in made
+        if page != COMMANDS
+    }
     for source, page in to.items():
         if source.endswith(".ipynb"):
             text = notebooks.page(ROOT / source, page.removesuffix(".md"), files, faults)
@@ -58,7 +66,12 @@ def built(folder: Path) -> Path:
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        said = re.sub(r"\x1b\[[\d;]*m|^Traceback.*?^(?=\w)", "", done.stdout + done.stderr, flags=re.MULTILINE | re.DOTALL)
+        said = re.sub(
+            r"\x1b\[[\d;]*m|^Traceback.*?^(?=\w)",
+            "",
+            done.stdout + done.stderr,
+            flags=re.MULTILINE | re.DOTALL,
+        )
         raise BookError([said.strip()])
     if faults := checks.broken(folder / "site"):
         raise BookError(faults)
@@ -73,7 +86,9 @@ def main(argv: list[str]) -> int:
     except BookError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{sum(1 for _ in site.rglob('*.html')) - 1} pages: open {os.path.relpath(site / 'index.html')}")
+    print(
+        f"{sum(1 for _ in site.rglob('*.html')) - 1} pages: open {os.path.relpath(site / 'index.html')}"
+    )
     if "--serve" in argv:
         print("http://127.0.0.1:8000")
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))

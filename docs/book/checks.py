@@ -1,4 +1,6 @@
-"""What of a built site is not as it must be: links, anchors, assets from elsewhere, pages outside the navigation."""
+"""What of a built site is not as it must be: links, anchors, assets from elsewhere, pages outside
+the navigation.
+"""
 
 import os
 import tomllib
@@ -8,7 +10,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "video": "src", "object": "data"}
+LOADED = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "link": "href",
+    "video": "src",
+    "object": "data",
+}
 
 
 class Page(HTMLParser):
@@ -26,7 +36,11 @@ class Page(HTMLParser):
         self.anchors |= {value for key in ("id", "name") if (value := given.get(key))}
         if tag == "a" and (link := given.get("href")):
             self.links.add(link)
-        if (target := given.get(LOADED.get(tag, ""))) and given.get("rel") not in ("canonical", "next", "prev"):
+        if (target := given.get(LOADED.get(tag, ""))) and given.get("rel") not in (
+            "canonical",
+            "next",
+            "prev",
+        ):
             self.loads.add(target)
 
 
@@ -36,25 +50,41 @@ def navigation(config: str) -> list[str]:
     def walk(node: Any) -> Iterator[str]:
         if isinstance(node, str):
             yield node
-        for inner in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        for inner in (
+            node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        ):
             yield from walk(inner)
 
     return list(walk(tomllib.loads(config)["project"]["nav"]))
 
 
 def outside(pages: Iterable[str], named: list[str]) -> list[str]:
-    """Return the pages that the navigation leaves out, names twice, or names and that are not there."""
+    """Return the pages that the navigation leaves out, names twice, or names and that are not
+    there.
+    """
     there = set(pages)
     return [
-        *(f"{page} is not in the navigation of zensical.toml" for page in sorted(there - set(named))),
-        *(f"{page} is in the navigation of zensical.toml and is no page" for page in sorted(set(named) - there)),
-        *(f"{page} is in the navigation of zensical.toml twice" for page in sorted({p for p in named if named.count(p) > 1})),
+        *(
+            f"{page} is not in the navigation of zensical.toml"
+            for page in sorted(there - set(named))
+        ),
+        *(
+            f"{page} is in the navigation of zensical.toml and is no page"
+            for page in sorted(set(named) - there)
+        ),
+        *(
+            f"{page} is in the navigation of zensical.toml twice"
+            for page in sorted({p for p in named if named.count(p) > 1})
+        ),
     ]
 
 
 def broken(site: Path) -> list[str]:
     """Return the links of a built site that lead nowhere, and what it loads from elsewhere."""
-    pages = {path.relative_to(site).as_posix(): Page(path.read_text("utf-8")) for path in sorted(site.rglob("*.html"))}
+    pages = {
+        path.relative_to(site).as_posix(): Page(path.read_text("utf-8"))
+        for path in sorted(site.rglob("*.html"))
+    }
     faults = []
     for name, page in pages.items():
         if name == "404.html":

@@ -1,4 +1,6 @@
-"""A page for each command, made from its help on docs/cli.md and from the places of the docs that show it."""
+"""A page for each command, made from its help on docs/cli.md and from the places of the docs that
+show it.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -74,7 +76,12 @@ def page(name: str, told: Help, places: list[tuple[str, str]]) -> str:
     """
     lines = [f"# lorakit {name}", "", plain(told.about), ""]
     if places:
-        lines += ["Shown and explained: " + " · ".join(f"[{words}]({link})" for words, link in places) + ".", ""]
+        lines += [
+            "Shown and explained: "
+            + " · ".join(f"[{words}]({link})" for words, link in places)
+            + ".",
+            "",
+        ]
     for group, flags in told.groups.items():
         head = group.removeprefix("positional ")
         lines += [f"## {head[0].upper()}{head[1:]}", ""]
@@ -92,7 +99,11 @@ def pages(cli: str, texts: Mapping[str, str], slug: Callable[[str], str]) -> dic
         slug: heading -> anchor.
     """
     helps = {head: FENCE.search(part) for head, part in sections(cli) if head}
-    bodies = {head: match[0].strip().split("\n", 1)[1].rsplit("\n", 1)[0] for head, match in helps.items() if match}
+    bodies = {
+        head: match[0].strip().split("\n", 1)[1].rsplit("\n", 1)[0]
+        for head, match in helps.items()
+        if match
+    }
     seen, made = shown(texts), {}
     rows = re.findall(r"^  (\w+) +(.+)$", bodies["lorakit"], re.MULTILINE)
     for name, _ in rows:
@@ -102,6 +113,11 @@ def pages(cli: str, texts: Mapping[str, str], slug: Callable[[str], str]) -> dic
             title = "Home" if where == "index.md" else title
             words = f"{title}: {head}" if head else title
             places.setdefault(words, f"../{where}{'#' + slug(head) if head else ''}")
-        made[f"commands/{name}.md"] = page(name, parsed(bodies[f"lorakit {name}"]), list(places.items()))
-    index = [HEAD] + [f"[`lorakit {name}`]({name}.md)\n:   {plain(text[0].upper() + text[1:])}.\n" for name, text in rows]
+        made[f"commands/{name}.md"] = page(
+            name, parsed(bodies[f"lorakit {name}"]), list(places.items())
+        )
+    index = [HEAD] + [
+        f"[`lorakit {name}`]({name}.md)\n:   {plain(text[0].upper() + text[1:])}.\n"
+        for name, text in rows
+    ]
     return {**made, "commands/index.md": "\n".join(index)}

@@ -1,4 +1,6 @@
-"""The tutorial's notebooks as pages: cells, what they printed, and the pictures they drew, as files beside the page."""
+"""The tutorial's notebooks as pages: cells, what they printed, and the pictures they drew, as files
+beside the page.
+"""
 
 import base64
 import json
@@ -22,11 +24,17 @@ def source(cell: dict[str, Any]) -> str:
 
 
 def ran(path: Path) -> list[dict[str, Any]]:
-    """Return the cells as they were run, where that was done with these very cells and none failed; else as they are."""
+    """Return the cells as they were run, where that was done with these very cells and none failed;
+    else as they are.
+    """
     there, plain = RUN / path.name, cells(path)
     given = cells(there) if there.is_file() else []
     failed = any(out["output_type"] == "error" for cell in given for out in cell.get("outputs", ()))
-    return plain if failed or [source(cell) for cell in given] != [source(cell) for cell in plain] else given
+    return (
+        plain
+        if failed or [source(cell) for cell in given] != [source(cell) for cell in plain]
+        else given
+    )
 
 
 def fenced(text: str, language: str) -> str:
@@ -36,7 +44,9 @@ def fenced(text: str, language: str) -> str:
 
 
 def output(out: dict[str, Any], name: str, files: dict[str, bytes]) -> str:
-    """Return what a cell gave, as Markdown; a picture goes to `files` under a name that begins with `name`."""
+    """Return what a cell gave, as Markdown; a picture goes to `files` under a name that begins with
+    `name`.
+    """
     if out["output_type"] == "stream":
         return fenced("".join(out["text"]), "text")
     data = out.get("data", {})
@@ -62,11 +72,16 @@ def page(path: Path, name: str, files: dict[str, bytes], faults: list[str]) -> s
         if cell["cell_type"] == "markdown":
             text = source(cell)
             if "$" in CODE.sub("", FENCE.sub("", text)):
-                faults.append(f"{path.name}, cell {at + 1}: formulas are not rendered; write them as text or code")
+                faults.append(
+                    f"{path.name}, cell {at + 1}: formulas are not rendered; write them as text or code"
+                )
             parts.append(text)
         else:
             parts.append(fenced(source(cell), "python"))
-            parts += [output(out, f"{name}-{at + 1}-{i + 1}", files) for i, out in enumerate(cell.get("outputs", ()))]
+            parts += [
+                output(out, f"{name}-{at + 1}-{i + 1}", files)
+                for i, out in enumerate(cell.get("outputs", ()))
+            ]
     if not any(cell.get("outputs") for cell in found):
         parts.insert(1, UNRUN)
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -30,7 +30,9 @@ class Faults(logging.Handler):
 
 def loaded(src: Path = ROOT / "src") -> Any:
     """Return the package lorakit as griffe reads it."""
-    return griffe.load("lorakit", search_paths=[str(src)], docstring_parser="google", allow_inspection=False)
+    return griffe.load(
+        "lorakit", search_paths=[str(src)], docstring_parser="google", allow_inspection=False
+    )
 
 
 def found(thing: Any) -> Any:
@@ -39,14 +41,18 @@ def found(thing: Any) -> Any:
 
 
 def members(module: Any) -> Iterator[Any]:
-    """Yield the public functions and classes of a module in its order; of a package, those that its file defines or exports."""
+    """Yield the public functions and classes of a module in its order; of a package, those that its
+    file defines or exports.
+    """
     exported = [str(name) for name in module.exports or ()]
     for name in exported or list(module.members):
         member = module.members[name]
         if name.startswith("_") or (member.is_alias and not exported):
             continue
         thing = found(member)
-        if exported and thing.is_module and name in thing.members:  # `lorakit.algebra.combine` is the function
+        if (
+            exported and thing.is_module and name in thing.members
+        ):  # `lorakit.algebra.combination` is the function
             thing = found(thing.members[name])
         if (thing.is_function or thing.is_class) and (thing.docstring or thing.is_class):
             yield thing
@@ -71,8 +77,11 @@ def entries(package: Any) -> dict[str, list[tuple[Any, list[Any]]]]:
 def public(package: Any) -> dict[str, str]:
     """Return the names of lorakit.__all__, with the path where each is defined."""
     text = Path(str(package.filepath)).read_text("utf-8")
-    values = {node.targets[0].id: node.value for node in ast.parse(text).body  # type: ignore[attr-defined]
-              if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
+    values = {
+        node.targets[0].id: node.value
+        for node in ast.parse(text).body  # type: ignore[attr-defined]
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
     homes = ast.literal_eval(values["_HOME"])
     return {name: f"lorakit.{homes[name]}.{name}" for name in ast.literal_eval(values["__all__"])}
 
@@ -93,37 +102,61 @@ class Writer:
             for module, things in parts:
                 for thing in [module, *things] if module else things:
                     self.where.setdefault(thing.path, page)
-                    self.called[thing.path] = f"{module.path}.{thing.name}" if module and thing is not module else thing.path
+                    self.called[thing.path] = (
+                        f"{module.path}.{thing.name}"
+                        if module and thing is not module
+                        else thing.path
+                    )
                     self.short.setdefault(self.called[thing.path], thing.path)
-                    self.short.setdefault(self.called[thing.path].removeprefix("lorakit."), thing.path)
+                    self.short.setdefault(
+                        self.called[thing.path].removeprefix("lorakit."), thing.path
+                    )
         for name, path in self.names.items():
             self.called[path] = f"lorakit.{name}"
             self.short |= {name: path, f"lorakit.{name}": path}
 
     def missing(self) -> list[str]:
         """Return the public names that stand on no page."""
-        return [f"lorakit.{name} stands on no API page" for name, path in self.names.items() if path not in self.where]
+        return [
+            f"lorakit.{name} stands on no API page"
+            for name, path in self.names.items()
+            if path not in self.where
+        ]
 
     def place(self, path: str) -> str:
-        """Return where something is told of: its page, and there its heading, if it does not fill the page."""
+        """Return where something is told of: its page, and there its heading, if it does not fill
+        the page.
+        """
         page = self.where[path]
-        fills = len(self.pages[page]) == 1 and self.pages[page][0][0] and self.pages[page][0][0].path == path
+        fills = (
+            len(self.pages[page]) == 1
+            and self.pages[page][0][0]
+            and self.pages[page][0][0].path == path
+        )
         return page if fills else f"{page}#{path}"
 
     def link(self, code: str, page: str, near: str = "") -> str:
         """Return a piece of code, as a link where it names something that is told of."""
         name = code.strip("`").partition("(")[0]
-        path = self.short.get(name) or (f"{near}.{name}" if f"{near}.{name}" in self.where else None)
+        path = self.short.get(name) or (
+            f"{near}.{name}" if f"{near}.{name}" in self.where else None
+        )
         if path is None or path not in self.where:
             return code
-        there, hash, anchor = self.place(path).rpartition("/")[2].partition("#")  # all lie in one folder
+        there, hash, anchor = (
+            self.place(path).rpartition("/")[2].partition("#")
+        )  # all lie in one folder
         return f"[{code}]({'' if self.where[path] == page and anchor else there}{hash}{anchor})"
 
     def words(self, text: str, page: str, near: str = "") -> str:
         """Return words of a docstring that Markdown reads as they stand."""
         done = []
         for code, piece in apart(text, CODE):
-            done.append(self.link(piece, page, near) if code else re.sub(r"([\\*_\[\]<|#~^])", r"\\\1", piece))
+            done.append(
+                self.link(piece, page, near)
+                if code
+                else re.sub(r"([\\*_\[\]<|#~^])", r"\\\1", piece)
+            )
         return "".join(done)
 
     def prose(self, text: str, page: str, near: str = "") -> str:
@@ -138,7 +171,10 @@ class Writer:
 
     def rows(self, items: list[tuple[str, str]], page: str, near: str) -> str:
         """Return a list of names and what is said of them."""
-        return "\n".join(f"{name}\n:   {self.words(' '.join(text.split()), page, near) or '·'}\n" for name, text in items)
+        return "\n".join(
+            f"{name}\n:   {self.words(' '.join(text.split()), page, near) or '·'}\n"
+            for name, text in items
+        )
 
     def docstring(self, thing: Any, page: str) -> str:
         """Return what a docstring says, section by section."""
@@ -149,16 +185,33 @@ class Writer:
                 done.append(self.prose(part.value, page, near))
             elif kind in ("parameters", "attributes"):
                 title = "Arguments" if kind == "parameters" else "Attributes"
-                done.append(f"**{title}**\n\n" + self.rows([(f"`{i.name}`", i.description) for i in part.value], page, near))
+                done.append(
+                    f"**{title}**\n\n"
+                    + self.rows([(f"`{i.name}`", i.description) for i in part.value], page, near)
+                )
             elif kind == "raises":
-                items = [(self.link(f"`{i.annotation}`", page, "lorakit.errors"), i.description) for i in part.value]
+                items = [
+                    (self.link(f"`{i.annotation}`", page, "lorakit.errors"), i.description)
+                    for i in part.value
+                ]
                 done.append("**Raises**\n\n" + self.rows(items, page, near))
             elif kind in ("returns", "yields"):
-                said = " ".join(i.description if not i.name else f"{i.name}: {i.description}" for i in part.value)
-                done.append(f"**{kind.capitalize()}** " + self.prose(" ".join(said.split()), page, near))
+                said = " ".join(
+                    i.description if not i.name else f"{i.name}: {i.description}"
+                    for i in part.value
+                )
+                done.append(
+                    f"**{kind.capitalize()}** " + self.prose(" ".join(said.split()), page, near)
+                )
             elif kind == "admonition":
-                said = f"{part.title} {part.value.description}" if part.title else part.value.description
-                done.append(f"**{part.value.annotation.capitalize()}.** " + self.prose(said, page, near))
+                said = (
+                    f"{part.title} {part.value.description}"
+                    if part.title
+                    else part.value.description
+                )
+                done.append(
+                    f"**{part.value.annotation.capitalize()}.** " + self.prose(said, page, near)
+                )
             else:
                 raise ValueError(f"{thing.path}: a section of kind {kind!r} is not known")
         return "\n\n".join(done)
@@ -178,7 +231,11 @@ class Writer:
             if p.default is not None and not mark:
                 text += f" = {p.default}" if p.annotation is not None else f"={p.default}"
             parts.append(text)
-        back = f" -> {thing.returns}" if getattr(thing, "returns", None) is not None and thing.is_function else ""
+        back = (
+            f" -> {thing.returns}"
+            if getattr(thing, "returns", None) is not None and thing.is_function
+            else ""
+        )
         line = f"{name}({', '.join(parts)}){back}"
         if len(line) > WIDTH:
             line = f"{name}(\n" + "".join(f"    {part},\n" for part in parts) + f"){back}"
@@ -189,7 +246,11 @@ class Writer:
         rows = []
         for name, member in cls.members.items():
             value = getattr(member, "value", None)
-            if member.is_alias or type(value).__name__ != "ExprCall" or str(value.function) != "option":
+            if (
+                member.is_alias
+                or type(value).__name__ != "ExprCall"
+                or str(value.function) != "option"
+            ):
                 continue
             default, text = (str(argument) for argument in value.arguments[:2])
             default = {"dict": "{}", "list": "[]", "tuple": "()"}.get(default, default)
@@ -224,33 +285,58 @@ class Writer:
     def page(self, page: str) -> str:
         """Return an API page."""
         several = len(self.pages[page]) > 1 or self.pages[page][0][0] is None
-        parts, level = [f"# {PAGES[page]['title']}", *[PAGES[page]["says"]] * several], 3 if several else 2
+        parts, level = (
+            [f"# {PAGES[page]['title']}", *[PAGES[page]["says"]] * several],
+            3 if several else 2,
+        )
         if guide := PAGES[page].get("guide"):
             file, hash, anchor = guide.partition("#")
             first = (ROOT / "docs" / file).read_text("utf-8").partition("\n")[0]
-            parts.append(f"Guide: [{first.lstrip('# ')}](../{places()[f'docs/{file}']}{hash}{anchor}).")
+            parts.append(
+                f"Guide: [{first.lstrip('# ')}](../{places()[f'docs/{file}']}{hash}{anchor})."
+            )
         for module, things in self.pages[page]:
             if module is not None and level == 3:
                 parts += [f"## {module.path} {{ #{module.path} }}", self.docstring(module, page)]
             elif module is not None:
                 parts += [f"`{module.path}`. {self.docstring(module, page)}"]
-            parts += [self.told(thing, page, level if module else 2) for thing in things if self.where[thing.path] == page]
+            parts += [
+                self.told(thing, page, level if module else 2)
+                for thing in things
+                if self.where[thing.path] == page
+            ]
         return "\n\n".join(parts) + "\n"
 
     def index(self) -> str:
         """Return the page that lists the public names, and the rooms."""
         here = "api/index.md"
-        lines = ["# API", "", "What `import lorakit` gives, and the rooms behind it.", "", "| name | gives |", "| --- | --- |"]
+        lines = [
+            "# API",
+            "",
+            "What `import lorakit` gives, and the rooms behind it.",
+            "",
+            "| name | gives |",
+            "| --- | --- |",
+        ]
         for name, path in self.names.items():
-            first = found(self.package[path.removeprefix("lorakit.")]).docstring.value.split("\n\n")[0]
-            lines.append(f"| {self.link(f'`{name}`', here)} | {self.words(' '.join(first.split()), here)} |")
+            first = found(self.package[path.removeprefix("lorakit.")]).docstring.value.split(
+                "\n\n"
+            )[0]
+            lines.append(
+                f"| {self.link(f'`{name}`', here)} | {self.words(' '.join(first.split()), here)} |"
+            )
         lines += ["", "## Rooms", "", "| page | about |", "| --- | --- |"]
-        lines += [f"| [{told['title']}]({page.removeprefix('api/')}) | {told['says']} |" for page, told in PAGES.items()]
+        lines += [
+            f"| [{told['title']}]({page.removeprefix('api/')}) | {told['says']} |"
+            for page, told in PAGES.items()
+        ]
         return "\n".join(lines) + "\n"
 
 
 def pages(package: Any) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Return the API pages, where each `lorakit.name` is told of, and what of the docstrings cannot be rendered."""
+    """Return the API pages, where each `lorakit.name` is told of, and what of the docstrings cannot
+    be rendered.
+    """
     heard = Faults()
     logger = logging.getLogger("griffe")
     logger.addHandler(heard)
@@ -259,6 +345,10 @@ def pages(package: Any) -> tuple[dict[str, str], dict[str, str], list[str]]:
         made = {"api/index.md": writer.index(), **{page: writer.page(page) for page in PAGES}}
     finally:
         logger.removeHandler(heard)
-    told = {name: path for name, path in writer.short.items() if name.startswith("lorakit.") and path in writer.where}
+    told = {
+        name: path
+        for name, path in writer.short.items()
+        if name.startswith("lorakit.") and path in writer.where
+    }
     names = {name: writer.place(path) for name, path in told.items()}
     return made, names, writer.missing() + heard.found

@@ -1,4 +1,6 @@
-"""The pages of the site, laid out in one folder: what README and docs say, with links that lead to pages."""
+"""The pages of the site, laid out in one folder: what README and docs say, with links that lead to
+pages.
+"""
 
 import ast
 import os
@@ -11,13 +13,22 @@ ROOT = Path(__file__).parents[2]
 BOOK = Path(__file__).parent
 HOME, LAYOUT, EXAMPLES, COMMANDS = "index.md", "layout.md", "examples.md", "commands/index.md"
 OF_THE_ROOT = {
-    "README.md": HOME, "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "LOG.md": "log.md",
-    "SECURITY.md": "security.md", "LICENSE": "licence.md",
-}  # fmt: skip
+    "README.md": HOME,
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "LOG.md": "log.md",
+    "SECURITY.md": "security.md",
+    "LICENSE": "licence.md",
+}
 ASSETS = ("style.css", "iframe-worker.js")
-APART = ("More", "Layout")  # sections of the README: the navigation is the one, the other has a page
+APART = (
+    "More",
+    "Layout",
+)  # sections of the README: the navigation is the one, the other has a page
 FENCE = re.compile(r"^(```+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"(!?\[(?:[^\[\]`]|`[^`\n]+`|\[[^\]]*\])*\])\(([^()\s]+)\)|`[^`\n]+`")  # or code, which holds none
+LINK = re.compile(
+    r"(!?\[(?:[^\[\]`]|`[^`\n]+`|\[[^\]]*\])*\])\(([^()\s]+)\)|`[^`\n]+`"
+)  # or code, which holds none
 HEADING = re.compile(r"^## +(.+)$", re.MULTILINE)
 CODE = re.compile(r"`[^`\n]+`")
 
@@ -36,7 +47,9 @@ def places(root: Path = ROOT) -> dict[str, str]:
         name = path.relative_to(root / "docs").as_posix()
         found[f"docs/{name}"] = re.sub(r"(^|/)README\.md$", r"\1index.md", name)
     for path in sorted((root / "docs").rglob("*.ipynb")):
-        found[path.relative_to(root).as_posix()] = path.relative_to(root / "docs").with_suffix(".md").as_posix()
+        found[path.relative_to(root).as_posix()] = (
+            path.relative_to(root / "docs").with_suffix(".md").as_posix()
+        )
     for path in sorted((root / "examples").glob("*.py")):
         found[f"examples/{path.name}"] = f"{EXAMPLES}#{path.stem}"
     return {**found, "examples": EXAMPLES, "docs/cli.md": COMMANDS}
@@ -52,7 +65,14 @@ def apart(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[bool, str]]:
     yield False, text[at:]
 
 
-def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: list[str], names: Mapping[str, str]) -> str:
+def linked(
+    text: str,
+    source: str,
+    page: str,
+    to: Mapping[str, str],
+    faults: list[str],
+    names: Mapping[str, str],
+) -> str:
     """Return a page's text with links that hold on the site; a link that leads nowhere is a fault.
 
     Args:
@@ -79,7 +99,9 @@ def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: lis
         if (place := to.get(os.path.normpath(PurePosixPath(source).parent / path))) is None:
             if not path.endswith((".png", ".svg")):
                 faults.append(f"{source}: {target} leads to no page")
-            return f"[{match[0]}]({target})" if words.startswith("!") else match[0]  # a picture opens at its full size
+            return (
+                f"[{match[0]}]({target})" if words.startswith("!") else match[0]
+            )  # a picture opens at its full size
         if place == COMMANDS and anchor.startswith("lorakit-"):
             place, anchor = f"commands/{anchor.removeprefix('lorakit-')}.md", ""
         place, _, inner = place.partition("#")
@@ -87,7 +109,10 @@ def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: lis
 
     def line(text: str) -> str:
         # Braces are no attributes in the repository, so they are none on the site.
-        done = [lead(match) if (match := LINK.fullmatch(part)) else part.replace("{", "\\{") for _, part in apart(text, LINK)]
+        done = [
+            lead(match) if (match := LINK.fullmatch(part)) else part.replace("{", "\\{")
+            for _, part in apart(text, LINK)
+        ]
         return "".join(done)
 
     def lines(piece: str) -> str:
@@ -101,23 +126,35 @@ def linked(text: str, source: str, page: str, to: Mapping[str, str], faults: lis
 def sections(text: str) -> list[tuple[str, str]]:
     """Return the heading and text of each section of a page; the first has no heading."""
     fences = [match.span() for match in FENCE.finditer(text)]
-    heads = [m for m in HEADING.finditer(text) if not any(start <= m.start() < end for start, end in fences)]
+    heads = [
+        m
+        for m in HEADING.finditer(text)
+        if not any(start <= m.start() < end for start, end in fences)
+    ]
     ends = [m.start() for m in heads[1:]] + [len(text)]
     found = [("", text[: heads[0].start()] if heads else text)]
-    return found + [(m[1].strip(), text[m.start() : end]) for m, end in zip(heads, ends, strict=False)]
+    return found + [
+        (m[1].strip(), text[m.start() : end]) for m, end in zip(heads, ends, strict=False)
+    ]
 
 
 def of_the_readme(text: str) -> dict[str, str]:
-    """Return what the README becomes: the home, without what the navigation does, and a page of its tree."""
+    """Return what the README becomes: the home, without what the navigation does, and a page of its
+    tree.
+    """
     parts = sections(text)
     home = "".join(part for head, part in parts if head not in APART)
-    layout = next(part for head, part in parts if head == "Layout").replace("## Layout", "# Layout", 1)
+    layout = next(part for head, part in parts if head == "Layout").replace(
+        "## Layout", "# Layout", 1
+    )
     return {HOME: home, LAYOUT: layout}
 
 
 def of_the_examples(root: Path = ROOT) -> str:
     """Return one page of all that is under examples/."""
-    pages = ["# Examples\n\nEach is one file of at most 60 lines that runs as it is; the tests run them all.\n"]
+    pages = [
+        "# Examples\n\nEach is one file of at most 60 lines that runs as it is; the tests run them all.\n"
+    ]
     for path in sorted((root / "examples").glob("*.py")):
         title, text = path.stem.replace("_", " ").replace("hf ", "HF "), path.read_text("utf-8")
         said = ast.get_docstring(ast.parse(text)) or ""
@@ -128,18 +165,28 @@ def of_the_examples(root: Path = ROOT) -> str:
 
 
 def expanded(config: str, pages: Iterable[str]) -> str:
-    """Return zensical.toml with `"folder/*"` in its navigation replaced by the pages there that it does not name."""
+    """Return zensical.toml with `"folder/*"` in its navigation replaced by the pages there that it
+    does not name.
+    """
 
     def listed(match: re.Match[str]) -> str:
-        return " ".join(f'"{page}",' for page in sorted(pages) if page.startswith(match[1]) and f'"{page}"' not in config)
+        return " ".join(
+            f'"{page}",'
+            for page in sorted(pages)
+            if page.startswith(match[1]) and f'"{page}"' not in config
+        )
 
     pages = list(pages)
     return re.sub(r'"([\w-]+/)\*",?', listed, config)
 
 
 def stage(
-    folder: Path, made: Mapping[str, str], files: Mapping[str, bytes], names: Mapping[str, str], root: Path = ROOT
-) -> None:  # fmt: skip
+    folder: Path,
+    made: Mapping[str, str],
+    files: Mapping[str, bytes],
+    names: Mapping[str, str],
+    root: Path = ROOT,
+) -> None:
     """Write every page of the site into a folder, which is emptied first.
 
     Args:
@@ -172,6 +219,10 @@ def stage(
         path.write_text(text, "utf-8")
     pictures = [path for path in (root / "docs").rglob("*") if path.suffix in (".png", ".svg")]
     held = {path.relative_to(root / "docs").as_posix(): path.read_bytes() for path in pictures}
-    for name, content in {**held, **files, **{name: (BOOK / name).read_bytes() for name in ASSETS}}.items():
+    for name, content in {
+        **held,
+        **files,
+        **{name: (BOOK / name).read_bytes() for name in ASSETS},
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

@@ -2,9 +2,11 @@
 
     python docs/tutorial/run.py                       all of them, to build/tutorial
     python docs/tutorial/run.py --output DIR A.ipynb  some of them, to DIR
-    python docs/tutorial/run.py --strip               take outputs out of those in docs/tutorial, before a commit
+    python docs/tutorial/run.py --strip               take outputs out of those in docs/tutorial,
+    before a commit
 
-Each runs in a kernel and a working directory of its own. A cell that fails or warns ends it with exit code 1.
+Each runs in a kernel and a working directory of its own. A cell that fails or warns ends it with
+exit code 1.
 """
 
 import argparse
@@ -42,13 +44,24 @@ def execute(path: Path, output: Path, limit: float) -> str:
     notebook: Any = nbformat.read(path, as_version=4)
     failed = ""
     with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
-        # Sockets in the file system: no other user of the machine can listen, as one could on a port.
-        sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(Path(folder) / "kernel")}})
-        client = nbclient.NotebookClient(notebook, timeout=limit, kernel_name="python3", config=sockets,
-                                         resources={"metadata": {"path": folder}})  # fmt: skip
+        # Sockets in the file system: no other user of the machine can listen, as one could on a
+        # port.
+        sockets = Config(
+            {"KernelManager": {"transport": "ipc", "ip": str(Path(folder) / "kernel")}}
+        )
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=limit,
+            kernel_name="python3",
+            config=sockets,
+            resources={"metadata": {"path": folder}},
+        )
         try:
             client.execute()
-        except (nbclient.exceptions.CellExecutionError, nbclient.exceptions.CellTimeoutError) as error:
+        except (
+            nbclient.exceptions.CellExecutionError,
+            nbclient.exceptions.CellTimeoutError,
+        ) as error:
             failed = str(error)
     warned = ""
     for cell in notebook.cells:
@@ -61,7 +74,9 @@ def execute(path: Path, output: Path, limit: float) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*", type=Path, default=sorted(HERE.glob("*.ipynb")))
     parser.add_argument("--output", type=Path, default=HERE.parents[1] / "build" / "tutorial")
     parser.add_argument("--limit", type=float, default=240, help="seconds that one cell may take")

@@ -9,24 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from lorakit import formats
-from lorakit.delta import Delta
-from lorakit.deltas.tokens import TokenRows
+from lorakit.deltas.base import Delta
+from lorakit.deltas.token_rows import TokenRows
+from lorakit.formats import folder as adapter_folder
 from lorakit.spec import Spec, full_name
 
 
 class Adapter:
     """All that one training learned: needs no model to be read, inspected, compared or written.
 
-    `attach` makes one from a Spec and puts it on a model; what it holds is then what trains, so `save` writes the
-    state of the moment. Attaching a loaded one puts these very factors on the model (`copy()` keeps them apart).
+    `attach` makes one from a Spec and puts it on a model; what it holds is then what trains, so
+    `save` writes the state of the moment. Attaching a loaded one puts these very factors on the
+    model (`copy()` keeps them apart).
 
     Args:
         spec: how it was asked for.
         deltas: module name -> Delta.
         whole: parameter name -> tensor that replaces the base's (biases, modules trained whole).
-        provenance: JSON-like facts: base_fingerprint, base_model, task_type, data_hash, seed, versions, metrics.
-        target_names: module names as a PEFT file lists them (full names, or shorter ones that mean the same).
+        provenance: JSON-like facts: base_fingerprint, base_model, task_type, data_hash, seed,
+            versions, metrics.
+        target_names: module names as a PEFT file lists them (full names, or shorter ones that mean
+            the same).
 
     >>> from lorakit import LowRank
     >>> adapter = Adapter(Spec(rank=1), {"0": LowRank(torch.ones(1, 3), torch.ones(2, 1), alpha=1.0)})
@@ -43,21 +46,34 @@ class Adapter:
         target_names: tuple[str, ...] | str = (),
     ):
         self.spec, self.deltas, self.whole = spec, dict(deltas), dict(whole or {})
-        self.provenance, self.target_names = dict(provenance or {}), target_names or tuple(self.deltas)
-        self.tied: dict[str, Delta] = {}  # of layers that share a weight with one in deltas, while it is on a model
+        self.provenance, self.target_names = (
+            dict(provenance or {}),
+            target_names or tuple(self.deltas),
+        )
+        self.tied: dict[
+            str, Delta
+        ] = {}  # of layers that share a weight with one in deltas, while it is on a model
 
     @property
     def placed(self) -> dict[str, Delta]:
-        """The deltas by every place of a model that they change, those that share a weight included."""
+        """The deltas by every place of a model that they change, those that share a weight
+        included.
+        """
         return {**self.deltas, **self.tied}
 
     @property
     def rows(self) -> dict[str, Any]:
         """Ids of the tokens whose rows train, by the name of the weight."""
-        return {full_name(n, "weight"): [int(i) for i in d.tokens] for n, d in self.deltas.items() if isinstance(d, TokenRows)}
+        return {
+            full_name(n, "weight"): [int(i) for i in d.tokens]
+            for n, d in self.deltas.items()
+            if isinstance(d, TokenRows)
+        }
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield `module.A`, `module.B` and the names of whole parameters, with the tensors that train."""
+        """Yield `module.A`, `module.B` and the names of whole parameters, with the tensors that
+        train.
+        """
         for name, delta in self.deltas.items():
             for key, parameter in delta.named_parameters():
                 yield full_name(name, key), parameter
@@ -93,8 +109,14 @@ class Adapter:
         return copy.deepcopy(self)
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether specs, scales and every bit of every tensor agree; provenance does not count."""
-        return isinstance(other, Adapter) and self.spec == other.spec and self.content_hash() == other.content_hash()
+        """Tell whether specs, scales and every bit of every tensor agree; provenance does not
+        count.
+        """
+        return (
+            isinstance(other, Adapter)
+            and self.spec == other.spec
+            and self.content_hash() == other.content_hash()
+        )
 
     __hash__ = None  # type: ignore[assignment]  # its tensors change while it trains: use content_hash()
 
@@ -106,10 +128,18 @@ class Adapter:
                 f"{name} {delta.kind}{delta.kernel or ''}{delta.rows or ''} {delta.scale!r} {delta.dropout!r}\n".encode()
             )
         # What is frozen counts too, once where several share it.
-        frozen = {id(t): (full_name(n, key), t) for n, delta in sorted(self.deltas.items()) for key, t in delta.named_buffers()}
-        for name, tensor in sorted([*self.named_parameters(), *frozen.values()], key=lambda item: item[0]):
+        frozen = {
+            id(t): (full_name(n, key), t)
+            for n, delta in sorted(self.deltas.items())
+            for key, t in delta.named_buffers()
+        }
+        for name, tensor in sorted(
+            [*self.named_parameters(), *frozen.values()], key=lambda item: item[0]
+        ):
             bits = tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy()
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + bits.tobytes())
+            digest.update(
+                f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode() + bits.tobytes()
+            )
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> Path:
@@ -118,17 +148,19 @@ class Adapter:
         Raises:
             AdapterFileError: a tensor holds NaN or infinity; nothing is written.
         """
-        return formats.write(folder, self.spec, self.deltas, self.whole, self.provenance, self.target_names)
+        return adapter_folder.write(
+            folder, self.spec, self.deltas, self.whole, self.provenance, self.target_names
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":
         """Read an adapter folder, ours or PEFT's.
 
         Raises:
-            AdapterFileError: anything missing, extra, cut off, mis-shaped, not finite or not understood; all faults
-                are named.
+            AdapterFileError: anything missing, extra, cut off, mis-shaped, not finite or not
+                understood; all faults are named.
         """
-        return cls(*formats.read(folder))
+        return cls(*adapter_folder.read(folder))
 
     def __repr__(self) -> str:
         return f"Adapter({len(self.deltas)} modules, rank {self.spec.rank}, {self.parameters_count:,} parameters)"

@@ -1,25 +1,24 @@
 """Every exception of lorakit. Each is a LorakitError and also the stdlib class it stands for.
 
     LorakitError
-    ├── SpecError (ValueError)          a field of Spec or TrainSpec, or a flag, that cannot be meant
-    ├── TargetError (LookupError)       a name or pattern that selects nothing, or what cannot be adapted
-    ├── AdapterNameError (LookupError)  an adapter name that is taken, unknown or unusable
-    ├── AdapterMismatch (ValueError)    an adapter that does not fit this model
+    ├── SpecError (ValueError)          a field of Spec or TrainSpec, or a flag, that cannot be
+    meant ├── TargetError (LookupError)       a name or pattern that selects nothing, or what cannot
+    be adapted ├── AdapterNameError (LookupError)  an adapter name that is taken, unknown or
+    unusable ├── AdapterMismatch (ValueError)    an adapter that does not fit this model
     ├── AdapterFileError (ValueError)   an adapter folder that cannot be trusted
     ├── MergeError (RuntimeError)       a merge that would not give what was asked
     ├── RowsError (RuntimeError)        rows of a batch that cannot go to adapters of their own
     ├── ModelError (OSError)            a model that cannot be found, read or used for the task
     ├── DataError (ValueError)          rows that cannot be trained or evaluated on
-    ├── OutputError (FileExistsError)   an output that would be overwritten or cannot be made, or a run that is not there
-    ├── MissingExtra (ImportError)      an optional library that is not installed
-    ├── PlanError (RuntimeError)        a step that cannot be run on shapes alone
+    ├── OutputError (FileExistsError)   an output that would be overwritten or cannot be made, or a
+    run that is not there ├── MissingExtra (ImportError)      an optional library that is not
+    installed ├── PlanError (RuntimeError)        a step that cannot be run on shapes alone
     └── TrainingError (RuntimeError)    a run that was stopped while running
 
 A new one: add a line above, derive from LorakitError and a stdlib class, and test its text.
 """
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 SHOWN = 12  # faults printed before the rest is only counted
 
@@ -42,7 +41,9 @@ class LorakitError(Exception):
     def __str__(self) -> str:
         lines = [self.message, *(f"  {fault}" for fault in self.faults[:SHOWN])]
         if len(self.faults) > SHOWN:
-            lines.append(f"  … and {len(self.faults) - SHOWN} more (--json, or .faults, lists them all)")
+            lines.append(
+                f"  … and {len(self.faults) - SHOWN} more (--json, or .faults, lists them all)"
+            )
         return "\n".join([*lines, self.advice] if self.advice else lines)
 
 
@@ -84,22 +85,3 @@ class PlanError(LorakitError, RuntimeError): ...
 
 class TrainingError(LorakitError, RuntimeError):
     exit_code = 1
-
-
-def near(word: str, known: Iterable[str], count: int = 3) -> str:
-    """Return `did you mean …?` for the nearest of `known`, or an empty string.
-
-    >>> near("k_porj", ["q_proj", "k_proj"], count=1)
-    "did you mean 'k_proj'?"
-    """
-    found = get_close_matches(word, sorted(set(known)), n=count, cutoff=0.6)
-    return f"did you mean {' or '.join(repr(name) for name in found)}?" if found else ""
-
-
-def many(count: int, noun: str) -> str:
-    """Return a count with its noun, in the plural where it is one.
-
-    >>> many(1, "layer"), many(1200, "row")
-    ('1 layer', '1,200 rows')
-    """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,13 +1,17 @@
-"""A drop-in for microsoft/LoRA's package: `import lorakit.loralib as lora` runs code written for `import loralib as lora`.
+"""A drop-in for microsoft/LoRA's package: `import lorakit.loralib as lora` runs code written for
+`import loralib as lora`.
 
-Signatures, parameter names, state-dict keys and the draws of a seed are loralib's. Here alone `eval()` merges and `train()`
-takes the merge back, as its users expect; but the sum is kept beside the weight, which nothing ever writes. So a state dict,
-a copy, a cast and a layer with the same weight have the base's own bits, and what is loaded or trained while merged counts.
+Signatures, parameter names, state-dict keys and the draws of a seed are loralib's. Here alone
+`eval()` merges and `train()` takes the merge back, as its users expect; but the sum is kept beside
+the weight, which nothing ever writes. So a state dict, a copy, a cast and a layer with the same
+weight have the base's own bits, and what is loaded or trained while merged counts.
 
-Different from loralib on purpose: every kind of convolution and kernel works, with dropout; what trains is told by the layer
-and not by a part of its name; layers can be pickled; adapters may have another dtype than the base; a layer tells r and alpha
-when it is printed; `layer.weight` stays the base's in eval mode too, and `layer.merged_weight()` is the sum. For models that
-you do not want to edit, `lorakit.attach` needs no such layers.
+Different from loralib on purpose: every kind of convolution and kernel works, with dropout; what
+    trains is told by the layer
+and not by a part of its name; layers can be pickled; adapters may have another dtype than the base;
+a layer tells r and alpha when it is printed; `layer.weight` stays the base's in eval mode too, and
+`layer.merged_weight()` is the sum. For models that you do not want to edit, `lorakit.attach` needs
+no such layers.
 
 Source: github.com/microsoft/LoRA, loralib 0.1.2.
 """
@@ -26,12 +30,14 @@ BIASES = ("none", "all", "lora_only")
 
 
 class LoRALayer:
-    """What every layer here has: r, lora_alpha, scaling, lora_dropout, merge_weights, merged, lora_A and lora_B.
+    """What every layer here has: r, lora_alpha, scaling, lora_dropout, merge_weights, merged,
+    lora_A and lora_B.
 
-    A layer is merged when it is in eval mode, unless merge_weights is False; r = 0 is the plain layer. What changes the
-    weight or a factor while merged (a load, a cast, an optimizer's step, a new parameter) counts at the next call. Only what
-    is written through `.data` leaves no trace in PyTorch: call `eval()` again after it. As in loralib, gradients reach the
-    factors in train mode, or without merge_weights.
+    A layer is merged when it is in eval mode, unless merge_weights is False; r = 0 is the plain
+    layer. What changes the weight or a factor while merged (a load, a cast, an optimizer's step, a
+    new parameter) counts at the next call. Only what is written through `.data` leaves no trace in
+    PyTorch: call `eval()` again after it. As in loralib, gradients reach the factors in train mode,
+        or without merge_weights.
     """
 
     lora_A: nn.Parameter
@@ -39,7 +45,9 @@ class LoRALayer:
     weight: Any
     training: bool
     _parameters: Any
-    _sum: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None  # of what, in which versions, and the sum
+    _sum: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = (
+        None  # of what, in which versions, and the sum
+    )
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool):
         if isinstance(r, bool) or not isinstance(r, int) or r < 0:
@@ -77,15 +85,25 @@ class LoRALayer:
         return self.adapts()
 
     def merged_weight(self) -> Tensor:
-        """Return the weight with the change, summed in float32 or better and rounded once; made anew where a part changed."""
+        """Return the weight with the change, summed in float32 or better and rounded once; made
+        anew where a part changed.
+        """
         if not self.adapts():
             return self.weight.detach()
         parts = (self.weight, self.lora_A, self.lora_B)
         versions = tuple(0 if p.is_inference() else p._version for p in parts)
-        if self._sum is None or versions != self._sum[1] or any(p is not q for p, q in zip(parts, self._sum[0], strict=True)):
+        if (
+            self._sum is None
+            or versions != self._sum[1]
+            or any(p is not q for p, q in zip(parts, self._sum[0], strict=True))
+        ):
             with torch.inference_mode(False), torch.no_grad():  # the sum outlives an inference mode
                 change = self.change()
-                self._sum = parts, versions, (self.weight.to(change.dtype) + change).to(self.weight.dtype)
+                self._sum = (
+                    parts,
+                    versions,
+                    (self.weight.to(change.dtype) + change).to(self.weight.dtype),
+                )
         return self._sum[2]
 
     def adding(self) -> bool:
@@ -136,14 +154,25 @@ class _Module(LoRALayer, nn.Module):
 
 
 def _called(layer: nn.Module, args: Any) -> None:
-    """Do nothing: torch's encoder layer reads the weights of its linear layers itself unless they have a hook."""
+    """Do nothing: torch's encoder layer reads the weights of its linear layers itself unless they
+    have a hook.
+    """
 
 
 class Embedding(_Module, nn.Embedding):
-    """`loralib.Embedding`: lora_A (r, num_embeddings) starts at zero, lora_B (embedding_dim, r) normal."""
+    """`loralib.Embedding`: lora_A (r, num_embeddings) starts at zero, lora_B (embedding_dim, r)
+    normal.
+    """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, r: int = 0, lora_alpha: int = 1, merge_weights: bool = True,
-                 **kwargs: Any):  # fmt: skip
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        r: int = 0,
+        lora_alpha: int = 1,
+        merge_weights: bool = True,
+        **kwargs: Any,
+    ):
         nn.Embedding.__init__(self, num_embeddings, embedding_dim, **kwargs)
         LoRALayer.__init__(self, r, lora_alpha, 0.0, merge_weights)
         if r:
@@ -155,7 +184,8 @@ class Embedding(_Module, nn.Embedding):
         nn.init.normal_(self.lora_B)
 
     def mergeable(self) -> bool:
-        # With max_norm the rows are rescaled as they are read: those of the sum would be, instead of the base's.
+        # With max_norm the rows are rescaled as they are read: those of the sum would be, instead
+        # of the base's.
         return self.adapts() and self.max_norm is None
 
     def change(self) -> Tensor:
@@ -167,7 +197,9 @@ class Embedding(_Module, nn.Embedding):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore  (loralib's name of the argument)
         grad = self.scale_grad_by_freq
-        y = F.embedding(x, self.used(), self.padding_idx, self.max_norm, self.norm_type, grad, self.sparse)
+        y = F.embedding(
+            x, self.used(), self.padding_idx, self.max_norm, self.norm_type, grad, self.sparse
+        )
         if not self.adding():
             return y
         h = F.embedding(x, self.lora_A.T.to(y.dtype), scale_grad_by_freq=grad)
@@ -179,8 +211,17 @@ class Embedding(_Module, nn.Embedding):
 class Linear(_Module, nn.Linear):
     """`loralib.Linear`: with fan_in_fan_out the weight is stored (in, out)."""
 
-    def __init__(self, in_features: int, out_features: int, r: int = 0, lora_alpha: int = 1, lora_dropout: float = 0.0,
-                 fan_in_fan_out: bool = False, merge_weights: bool = True, **kwargs: Any):  # fmt: skip
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        r: int = 0,
+        lora_alpha: int = 1,
+        lora_dropout: float = 0.0,
+        fan_in_fan_out: bool = False,
+        merge_weights: bool = True,
+        **kwargs: Any,
+    ):
         nn.Linear.__init__(self, in_features, out_features, **kwargs)
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         self.fan_in_fan_out = fan_in_fan_out
@@ -208,18 +249,39 @@ class Linear(_Module, nn.Linear):
 
 
 class MergedLinear(Linear):
-    """`loralib.MergedLinear`: equal parts of one matrix, such as q, k and v; those that enable_lora names are adapted.
+    """`loralib.MergedLinear`: equal parts of one matrix, such as q, k and v; those that enable_lora
+    names are adapted.
 
     lora_A is (r * parts, in) and lora_B (out / all parts * parts, r), part after part.
     """
 
-    def __init__(self, in_features: int, out_features: int, r: int = 0, lora_alpha: int = 1, lora_dropout: float = 0.0,
-                 enable_lora: Sequence[bool] = (False,), fan_in_fan_out: bool = False, merge_weights: bool = True,
-                 **kwargs: Any):  # fmt: skip
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        r: int = 0,
+        lora_alpha: int = 1,
+        lora_dropout: float = 0.0,
+        enable_lora: Sequence[bool] = (False,),
+        fan_in_fan_out: bool = False,
+        merge_weights: bool = True,
+        **kwargs: Any,
+    ):
         if not enable_lora or out_features % len(enable_lora):
-            raise SpecError(f"enable_lora: {len(enable_lora)} parts do not divide out_features, {out_features}.")
+            raise SpecError(
+                f"enable_lora: {len(enable_lora)} parts do not divide out_features, {out_features}."
+            )
         self.enable_lora = list(enable_lora)
-        super().__init__(in_features, out_features, r, lora_alpha, lora_dropout, fan_in_fan_out, merge_weights, **kwargs)
+        super().__init__(
+            in_features,
+            out_features,
+            r,
+            lora_alpha,
+            lora_dropout,
+            fan_in_fan_out,
+            merge_weights,
+            **kwargs,
+        )
 
     def make(self) -> None:
         parts = sum(self.enable_lora)
@@ -235,7 +297,9 @@ class MergedLinear(Linear):
 
     def change(self) -> Tensor:
         wide = torch.promote_types(self.lora_A.dtype, torch.float32)
-        whole = torch.zeros(self.out_features, self.in_features, dtype=wide, device=self.weight.device)
+        whole = torch.zeros(
+            self.out_features, self.in_features, dtype=wide, device=self.weight.device
+        )
         for row, A, B in self.parts():
             whole[row : row + len(B)] = self.scaling * (B.detach().to(wide) @ A.detach().to(wide))
         return whole.T if self.fan_in_fan_out else whole
@@ -244,13 +308,19 @@ class MergedLinear(Linear):
         h = F.linear(x, self.lora_A.to(dtype)) * self.scaling
         size, found = self.out_features // len(self.enable_lora), iter(self.parts())
         heads = iter(h.split(self.r, dim=-1))
-        pieces = [F.linear(next(heads), next(found)[2].to(dtype)) if on else h.new_zeros(*h.shape[:-1], size)
-                  for on in self.enable_lora]  # fmt: skip
+        pieces = [
+            F.linear(next(heads), next(found)[2].to(dtype))
+            if on
+            else h.new_zeros(*h.shape[:-1], size)
+            for on in self.enable_lora
+        ]
         return torch.cat(pieces, dim=-1)
 
 
 class ConvLoRA(_Module):
-    """loralib's convolution: (B A) viewed as the kernel, so its rank goes up to r * kernel; any dimension and kernel."""
+    """loralib's convolution: (B A) viewed as the kernel, so its rank goes up to r * kernel; any
+    dimension and kernel.
+    """
 
     kernel_size: tuple[int, ...]
 
@@ -284,20 +354,37 @@ class ConvLoRA(_Module):
 def _convolution(kind: Any, name: str) -> Any:
     """Return loralib's layer over one of torch's convolutions."""
 
-    def __init__(self: Any, in_channels: int, out_channels: int, kernel_size: Any, r: int = 0, lora_alpha: int = 1,
-                 lora_dropout: float = 0.0, merge_weights: bool = True, **kwargs: Any) -> None:  # fmt: skip
+    def __init__(
+        self: Any,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Any,
+        r: int = 0,
+        lora_alpha: int = 1,
+        lora_dropout: float = 0.0,
+        merge_weights: bool = True,
+        **kwargs: Any,
+    ) -> None:
         kind.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
         self.prepare(r, lora_alpha, lora_dropout, merge_weights)
 
     text = f"`loralib.{name}`: torch.nn.{name} with lora_A and lora_B; see ConvLoRA."
-    return type(name, (ConvLoRA, kind), {"__init__": __init__, "__doc__": text, "__module__": __name__, "__qualname__": name})
+    return type(
+        name,
+        (ConvLoRA, kind),
+        {"__init__": __init__, "__doc__": text, "__module__": __name__, "__qualname__": name},
+    )
 
 
-Conv1d, Conv2d, Conv3d = (_convolution(kind, kind.__name__) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+Conv1d, Conv2d, Conv3d = (
+    _convolution(kind, kind.__name__) for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+)
 
 
 def _chosen(model: nn.Module, bias: str) -> set[str]:
-    """Return the names of what belongs to the adapters: told by the layers, never by a part of a name."""
+    """Return the names of what belongs to the adapters: told by the layers, never by a part of a
+    name.
+    """
     if bias not in BIASES:
         raise NotImplementedError(f"bias={bias!r} is none of {', '.join(BIASES)}")
     chosen = set()
@@ -311,7 +398,9 @@ def _chosen(model: nn.Module, bias: str) -> set[str]:
 
 
 def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
-    """Let the factors train, and biases as asked: none, all of the model, or those of adapted layers (lora_only)."""
+    """Let the factors train, and biases as asked: none, all of the model, or those of adapted
+    layers (lora_only).
+    """
     chosen, every = _chosen(model, bias), dict(model.named_parameters(remove_duplicate=False))
     train = {id(every[name]) for name in chosen if every.get(name) is not None}
     for parameter in every.values():
@@ -319,6 +408,8 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
 
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Tensor]:
-    """Return the factors, and the biases that were asked for: what mark_only_lora_as_trainable lets train."""
+    """Return the factors, and the biases that were asked for: what mark_only_lora_as_trainable lets
+    train.
+    """
     chosen = _chosen(model, bias)
     return {key: tensor for key, tensor in model.state_dict().items() if key in chosen}

@@ -11,8 +11,12 @@ from lorakit.data import stdlib_docs
 
 @pytest.mark.slow
 def test_no_module_stands_on_both_sides_and_both_labels_are_as_many() -> None:
-    sides = {split: {module for module, _ in stdlib_docs.docstrings() if stdlib_docs.side(module) == split}
-             for split in ("train", "test")}  # fmt: skip
+    sides = {
+        split: {
+            module for module, _ in stdlib_docs.docstrings() if stdlib_docs.side(module) == split
+        }
+        for split in ("train", "test")
+    }
     assert not sides["train"] & sides["test"] and len(sides["test"]) > 30
     train, test = stdlib_docs.rows("train"), stdlib_docs.rows("test")
     assert len(train) > 4000 and len(test) > 800

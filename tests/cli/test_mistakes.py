@@ -19,9 +19,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 CASES = {
-    "no such command": (["trian"], "SpecError: There is no command 'trian'. did you mean 'train' or 'rank'?"),
-    "a mistyped flag": (["train", "--rnak", "8"], "unrecognized arguments: --rnak 8.\n  did you mean '--rank'"),
-    "a word for a number": (["train", "--rank", "eight"], "argument --rank: invalid int value: 'eight'"),
+    "no such command": (
+        ["trian"],
+        "SpecError: There is no command 'trian'. did you mean 'train' or 'rank'?",
+    ),
+    "a mistyped flag": (
+        ["train", "--rnak", "8"],
+        "unrecognized arguments: --rnak 8.\n  did you mean '--rank'",
+    ),
+    "a word for a number": (
+        ["train", "--rank", "eight"],
+        "argument --rank: invalid int value: 'eight'",
+    ),
     "an unknown choice": (["train", "--init", "pisa"], "argument --init: invalid choice: 'pisa'"),
     "nothing given": (
         ["train"],
@@ -43,20 +52,47 @@ CASES = {
         ["train", "{llama}", "{rows}", "{out}", "--rank", "-1"],
         "rank: a whole number of at least 1 is needed",
     ),
-    "a model that is not there": (["train", "--model", "no/such", "{rows}", "{out}"], "ModelError: no/such cannot be loaded"),
+    "a model that is not there": (
+        ["train", "--model", "no/such", "{rows}", "{out}"],
+        "ModelError: no/such cannot be loaded",
+    ),
     "data that is not there": (
         ["train", "{llama}", "--data", "nope.jsonl", "{out}"],
         "DataError: There is no file nope.jsonl.",
     ),
-    "a length too long": (["train", "{llama}", "{rows}", "{out}", "--max-length", "999"], "the model takes at most 64"),
-    "a config that is not there": (["train", "--config", "no.yaml"], "SpecError: no.yaml cannot be read"),
-    "nothing to resume": (["train", "{llama}", "{rows}", "{out}", "--resume"], "There is no run in"),
+    "a length too long": (
+        ["train", "{llama}", "{rows}", "{out}", "--max-length", "999"],
+        "the model takes at most 64",
+    ),
+    "a config that is not there": (
+        ["train", "--config", "no.yaml"],
+        "SpecError: no.yaml cannot be read",
+    ),
+    "nothing to resume": (
+        ["train", "{llama}", "{rows}", "{out}", "--resume"],
+        "There is no run in",
+    ),
     "eval without data": (["eval", "{llama}"], "1 flag missing.\n  --data is needed"),
-    "an adapter that is none": (["eval", "{llama}", "{rows}", "--adapter", "{empty}"], "is no adapter: there is no"),
-    "an adapter that is not there": (["eval", "{llama}", "{rows}", "--adapter", "nope"], "nope is no adapter: there is no"),
-    "an encoder without a head": (["eval", "{bert}", "{labelled}"], "has no trained weights for classifier"),
-    "labels for a language model": (["eval", "{llama}", "{labelled}", "--task", "causal-lm"], "have labels"),
-    "limit of nothing": (["eval", "{llama}", "{rows}", "--limit", "0"], "--limit: at least 1 is needed, got 0"),
+    "an adapter that is none": (
+        ["eval", "{llama}", "{rows}", "--adapter", "{empty}"],
+        "is no adapter: there is no",
+    ),
+    "an adapter that is not there": (
+        ["eval", "{llama}", "{rows}", "--adapter", "nope"],
+        "nope is no adapter: there is no",
+    ),
+    "an encoder without a head": (
+        ["eval", "{bert}", "{labelled}"],
+        "has no trained weights for classifier",
+    ),
+    "labels for a language model": (
+        ["eval", "{llama}", "{labelled}", "--task", "causal-lm"],
+        "have labels",
+    ),
+    "limit of nothing": (
+        ["eval", "{llama}", "{rows}", "--limit", "0"],
+        "--limit: at least 1 is needed, got 0",
+    ),
     "an adapter as a model": (
         ["generate", "--model", "{adapter}", "--prompt", "a"],
         "It holds an adapter: name its base model",
@@ -66,17 +102,38 @@ CASES = {
         ["generate", "{llama}", "--prompt", "a", "--top-p", "0.5"],
         "top_p: only sampling uses it",
     ),
-    "a prompt too long": (["generate", "{llama}", "--prompt", "cat " * 99], "too long to leave room to answer (64 tokens)"),
-    "columns that are not there": (["preview", "{llama}", "{rows}", "--columns", "text=body"], "No such column in"),
-    "a column that is no key": (["preview", "{llama}", "{rows}", "--columns", "txt=text"], "did you mean 'text' or"),
-    "a task the rows do not suit": (["preview", "{llama}", "{rows}", "--task", "classify"], "have no label"),
+    "a prompt too long": (
+        ["generate", "{llama}", "--prompt", "cat " * 99],
+        "too long to leave room to answer (64 tokens)",
+    ),
+    "columns that are not there": (
+        ["preview", "{llama}", "{rows}", "--columns", "text=body"],
+        "No such column in",
+    ),
+    "a column that is no key": (
+        ["preview", "{llama}", "{rows}", "--columns", "txt=text"],
+        "did you mean 'text' or",
+    ),
+    "a task the rows do not suit": (
+        ["preview", "{llama}", "{rows}", "--task", "classify"],
+        "have no label",
+    ),
     "inspect of nothing": (["inspect", "nope"], "nope is no adapter"),
     "inspect of a model": (["inspect", "{model}"], "is no adapter"),
     "inspect without a subject": (["inspect"], "the following arguments are required: SUBJECT"),
-    "targets and a model": (["inspect", "{model}", "--targets", "--model", "x"], "name the model alone"),
-    "intruders without a base": (["inspect", "x", "--intruders"], "--intruders compares with the base's own directions"),
+    "targets and a model": (
+        ["inspect", "{model}", "--targets", "--model", "x"],
+        "name the model alone",
+    ),
+    "intruders without a base": (
+        ["inspect", "x", "--intruders"],
+        "--intruders compares with the base's own directions",
+    ),
     "a picture of no kind": (["inspect", "x", "--plot", "p.txt"], ".txt is no kind of picture"),
-    "merge into what is there": (["merge", "{llama}", "--adapter", "{adapter}", "--output", "{full}"], "is not empty"),
+    "merge into what is there": (
+        ["merge", "{llama}", "--adapter", "{adapter}", "--output", "{full}"],
+        "is not empty",
+    ),
     "merge without an adapter": (["merge", "{llama}", "--output", "m"], "--adapter is needed"),
     "merge with what does not fit": (
         ["merge", "{llama}", "--adapter", "{adapter}", "--output", "m"],
@@ -87,9 +144,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_mistake_is_told_and_nothing_is_written(
-    case: str, rows: str, tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    case: str,
+    rows: str,
+    tiny_llama: Path,
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     from torch import nn
 
     import lorakit
@@ -98,13 +160,21 @@ def test_a_mistake_is_told_and_nothing_is_written(
     (folder / "full").mkdir(parents=True)
     (folder / "full" / "x").write_text("")
     (folder / "empty").mkdir()
-    (folder / "labelled.jsonl").write_text('{"text": "a", "label": "0"}\n{"text": "b", "label": "1"}\n')
+    (folder / "labelled.jsonl").write_text(
+        '{"text": "a", "label": "0"}\n{"text": "b", "label": "1"}\n'
+    )
     lorakit.attach(nn.Sequential(nn.Linear(8, 8)), lorakit.Spec(rank=2)).save(folder / "adapter")
     words = {
-        "{llama}": ["--model", str(tiny_llama)], "{bert}": ["--model", str(tiny_bert)], "{rows}": ["--data", rows],
-        "{labelled}": ["--data", "labelled.jsonl"], "{out}": ["--output", "out"], "{model}": [str(tiny_llama)],
-        "{adapter}": ["adapter"], "{empty}": ["empty"], "{full}": ["full"],
-    }  # fmt: skip
+        "{llama}": ["--model", str(tiny_llama)],
+        "{bert}": ["--model", str(tiny_bert)],
+        "{rows}": ["--data", rows],
+        "{labelled}": ["--data", "labelled.jsonl"],
+        "{out}": ["--output", "out"],
+        "{model}": [str(tiny_llama)],
+        "{adapter}": ["adapter"],
+        "{empty}": ["empty"],
+        "{full}": ["full"],
+    }
     argv, text = CASES[case]
     argv = [word for part in argv for word in words.get(part, [part])]
     monkeypatch.chdir(folder)
@@ -136,7 +206,12 @@ def test_a_failure_nobody_foresaw_is_told_without_a_traceback(
 def test_help_answers_at_once_and_imports_no_torch() -> None:
     code = "import sys; from lorakit.cli.__main__ import help_pages; help_pages(); print('torch' in sys.modules)"
     begun = time.process_time()
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        ).stdout
+        == "False\n"
+    )
     assert time.process_time() - begun < 5
 
 
@@ -166,7 +241,11 @@ WRONG_ROWS = {  # what a file holds -> what is said of it
 
 @pytest.mark.parametrize("name", WRONG_ROWS)
 def test_a_file_that_is_no_table_of_rows_is_told(
-    name: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str,
+    tiny_llama: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     content, text = WRONG_ROWS[name]
@@ -196,31 +275,45 @@ def test_a_setting_of_the_wrong_type_is_told(
     config = tmp_path / "run.yaml"
     own = "" if ": " not in line or line.startswith("a:") else line.split(":")[0]
     given = {"model": tiny_llama, "data": rows, "output": tmp_path / "out"}
-    config.write_text("".join(f"{key}: {value}\n" for key, value in given.items() if key != own) + line + "\n")
+    config.write_text(
+        "".join(f"{key}: {value}\n" for key, value in given.items() if key != own) + line + "\n"
+    )
     assert main(["train", "--config", str(config)]) == 2
     assert WRONG_SETTINGS[line] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_config_that_is_no_text_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_that_is_no_text_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run.yaml").write_bytes(b"\xff\xfe\x00")
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "run.yaml cannot be read" in capsys.readouterr().err
 
 
 NUMBERS = {
-    "eval": (["--max-length", "1"], ["--batch-size", "0"], ["--batch-size", "-4"], ["--threads", "-1"], ["--limit", "-1"]),
+    "eval": (
+        ["--max-length", "1"],
+        ["--batch-size", "0"],
+        ["--batch-size", "-4"],
+        ["--threads", "-1"],
+        ["--limit", "-1"],
+    ),
     "preview": (["--max-length", "0"], ["--show", "-1"]),
     "generate": (["--batch-size", "0"], ["--seed", "-1"], ["--temperature", "nan"]),
 }
 
 
-@pytest.mark.parametrize(("command", "words"), [(c, w) for c, cases in NUMBERS.items() for w in cases])
+@pytest.mark.parametrize(
+    ("command", "words"), [(c, w) for c, cases in NUMBERS.items() for w in cases]
+)
 def test_a_number_too_small_is_told(
     command: str, words: list[str], rows: str, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, "--model", str(tiny_llama), "--data", rows, *words]) == 2
-    assert f"{words[0].removeprefix('--').replace('-', '_')[:3]}" in (errors := capsys.readouterr().err.replace("-", "_"))
+    assert f"{words[0].removeprefix('--').replace('-', '_')[:3]}" in (
+        errors := capsys.readouterr().err.replace("-", "_")
+    )
     assert " is needed, got " in errors
 
 
@@ -230,12 +323,22 @@ def test_an_output_below_a_file_is_told_at_once(
 ) -> None:
     (tmp_path / "file").write_text("")
     more = ["--adapter", "none"] if command == "merge" else ["--data", rows]
-    assert main([command, "--model", str(tiny_llama), *more, "--output", str(tmp_path / "file" / "out")]) == 2
+    assert (
+        main(
+            [command, "--model", str(tiny_llama), *more, "--output", str(tmp_path / "file" / "out")]
+        )
+        == 2
+    )
     assert f"cannot be made: {tmp_path / 'file'} is a file." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "text"), [("/no/such/folder", "There is no folder /no/such/folder."),
-                                            ("{model}/config.json", "is a file; a model is a folder.")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("/no/such/folder", "There is no folder /no/such/folder."),
+        ("{model}/config.json", "is a file; a model is a folder."),
+    ],
+)
 def test_a_model_path_that_is_no_folder_is_told(
     name: str, text: str, rows: str, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,7 +347,9 @@ def test_a_model_path_that_is_no_folder_is_told(
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(rows: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(
+    rows: str, tiny_llama: Path, tmp_path: Path
+) -> None:
     argv = [
         "train",
         "--model",
@@ -259,9 +364,14 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(rows: str, tiny_llama
         "4",
     ]
     # A limit on the size of files stands for a disk without room.
-    code = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
-            "from lorakit.cli.__main__ import main; sys.exit(main(sys.argv[1:]))")  # fmt: skip
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+        "from lorakit.cli.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "step-000001 cannot be written" in done.stderr and "Is there room on the disk" in done.stderr
+    assert (
+        "step-000001 cannot be written" in done.stderr
+        and "Is there room on the disk" in done.stderr
+    )
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []

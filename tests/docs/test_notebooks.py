@@ -1,4 +1,6 @@
-"""Every notebook of the tutorial runs from nothing, in little time and without a warning; it is stored without outputs."""
+"""Every notebook of the tutorial runs from nothing, in little time and without a warning; it is
+stored without outputs.
+"""
 
 import ast
 import importlib.util
@@ -28,7 +30,11 @@ def stored(text: str) -> str:
 
 
 def cells(path: Path, kind: str) -> list[str]:
-    return ["".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == kind]
+    return [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text("utf-8"))["cells"]
+        if cell["cell_type"] == kind
+    ]
 
 
 def imported(code: str) -> set[str]:
@@ -42,13 +48,29 @@ def imported(code: str) -> set[str]:
 
 
 def executed(folder: Path, *paths: Path) -> subprocess.CompletedProcess[str]:
-    own = {name: str(folder / name) for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    own = {
+        name: str(folder / name)
+        for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    }
     own |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])}
-    own |= {"TUTORIAL_STEPS": "2"}  # of each training in notebooks 3 and 5; `make tutorial` and `make docs` take all
+    own |= {
+        "TUTORIAL_STEPS": "2"
+    }  # of each training in notebooks 3 and 5; `make tutorial` and `make docs` take all
     return subprocess.run(
-        [sys.executable, str(FOLDER / "run.py"), "--output", str(folder / "out"), "--limit", str(SECONDS), *map(str, paths)],
-        cwd=folder, env={**os.environ, **own}, text=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(FOLDER / "run.py"),
+            "--output",
+            str(folder / "out"),
+            "--limit",
+            str(SECONDS),
+            *map(str, paths),
+        ],
+        cwd=folder,
+        env={**os.environ, **own},
+        text=True,
+        capture_output=True,
+    )
 
 
 @notebooks
@@ -61,12 +83,18 @@ def test_it_is_stored_without_outputs(path: Path):
 def test_it_is_for_reading(path: Path):
     told, code = cells(path, "markdown"), cells(path, "code")
     assert told[0].startswith("# ") and len(told) >= len(code) / 2
-    assert max(len(block.splitlines()) for block in code) <= 25, "long code belongs into the library"
+    assert max(len(block.splitlines()) for block in code) <= 25, (
+        "long code belongs into the library"
+    )
 
 
 @notebooks
 def test_it_draws_by_the_library_alone(path: Path):
-    assert imported("\n".join(cells(path, "code"))) & {"matplotlib", "seaborn", "plotly", "networkx", "PIL"} == set()
+    assert (
+        imported("\n".join(cells(path, "code")))
+        & {"matplotlib", "seaborn", "plotly", "networkx", "PIL"}
+        == set()
+    )
 
 
 @pytest.mark.slow
@@ -76,14 +104,29 @@ def test_it_runs(path: Path, tmp_path: Path):
     done = executed(tmp_path, path)
     assert done.returncode == 0, done.stdout + done.stderr
     ran = json.loads((tmp_path / "out" / path.name).read_text("utf-8"))
-    drawn = [out for cell in ran["cells"] for out in cell.get("outputs", ()) if "image/png" in out.get("data", ())]
+    drawn = [
+        out
+        for cell in ran["cells"]
+        for out in cell.get("outputs", ())
+        if "image/png" in out.get("data", ())
+    ]
     assert drawn, "a notebook of this tutorial shows pictures"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "says"), [("1 / 0", "ZeroDivisionError"), ("import warnings\nwarnings.warn('old')", "old")])
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [("1 / 0", "ZeroDivisionError"), ("import warnings\nwarnings.warn('old')", "old")],
+)
 def test_a_notebook_that_fails_or_warns_is_seen(code: str, says: str, tmp_path: Path):
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": [code], "outputs": [{}], "execution_count": 7}
+    cell = {
+        "cell_type": "code",
+        "id": "a",
+        "metadata": {},
+        "source": [code],
+        "outputs": [{}],
+        "execution_count": 7,
+    }
     path = tmp_path / "bad.ipynb"
     path.write_text(stored(json.dumps({"cells": [cell]})))
     done = executed(tmp_path, path)

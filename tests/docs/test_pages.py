@@ -1,4 +1,6 @@
-"""Every code block of the docs runs, what looks checked is checked, and the table of settings is that of Spec."""
+"""Every code block of the docs runs, what looks checked is checked, and the table of settings is
+that of Spec.
+"""
 
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -15,7 +17,9 @@ def named(path: Path) -> str:
 
 
 def runs(page: Path):
-    return pytest.param(page, marks=pytest.mark.slow if is_slow(page.read_text("utf-8")) else (), id=named(page))
+    return pytest.param(
+        page, marks=pytest.mark.slow if is_slow(page.read_text("utf-8")) else (), id=named(page)
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -23,7 +27,9 @@ def test_each_block_is_run_or_says_why_not(page: Path):
     assert faults(page.read_text("utf-8")) == []
 
 
-@pytest.mark.parametrize("page", [runs(page) for page in PAGES if page.name != "README.md"])  # see test_readme.py
+@pytest.mark.parametrize(
+    "page", [runs(page) for page in PAGES if page.name != "README.md"]
+)  # see test_readme.py
 def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     run(page, tmp_path)
@@ -72,7 +78,12 @@ def test_a_page_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "bad", ["```python\nz\n```\n", "```console\n$ false\n```\n", "<!-- exit code: 2 -->\n```sh\n$ true\n```\n"]
+    "bad",
+    [
+        "```python\nz\n```\n",
+        "```console\n$ false\n```\n",
+        "<!-- exit code: 2 -->\n```sh\n$ true\n```\n",
+    ],
 )
 def test_a_failing_page_is_seen(tmp_path: Path, bad: str):
     page = tmp_path / "page.md"
@@ -81,6 +92,8 @@ def test_a_failing_page_is_seen(tmp_path: Path, bad: str):
         run(page, tmp_path)
 
 
-@pytest.mark.parametrize("unsaid", ["<!-- not run -->\n```python\nx\n```\n", "```bash\nmake demo\n```\n"])
+@pytest.mark.parametrize(
+    "unsaid", ["<!-- not run -->\n```python\nx\n```\n", "```bash\nmake demo\n```\n"]
+)
 def test_a_block_that_only_looks_checked_is_seen(unsaid: str):
     assert len(faults(unsaid)) == 1

@@ -1,4 +1,6 @@
-"""Every figure on the pages is that of benchmarks/results: they are written from there, and not by hand."""
+"""Every figure on the pages is that of benchmarks/results: they are written from there, and not by
+hand.
+"""
 
 import shutil
 import sys
@@ -19,13 +21,17 @@ def report(monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
-def test_the_pages_show_what_the_results_hold(report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_show_what_the_results_hold(
+    report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for page in (ROOT / "docs").glob("*.md"):
         shutil.copy(page, tmp_path)
     monkeypatch.setattr(report, "PAGE", tmp_path / "results.md")
     report.write()
     stale = [
-        page.name for page in tmp_path.glob("*.md") if page.read_text("utf-8") != (ROOT / "docs" / page.name).read_text("utf-8")
+        page.name
+        for page in tmp_path.glob("*.md")
+        if page.read_text("utf-8") != (ROOT / "docs" / page.name).read_text("utf-8")
     ]
     assert stale == [], "run `python benchmarks/report.py`"
 

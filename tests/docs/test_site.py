@@ -1,4 +1,6 @@
-"""The documentation site builds, and a fault is seen: a link, a page outside the navigation, a docstring, a missing name."""
+"""The documentation site builds, and a fault is seen: a link, a page outside the navigation, a
+docstring, a missing name.
+"""
 
 import base64
 import json
@@ -27,13 +29,21 @@ def slug(text: str) -> str:
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_fault(tmp_path: Path):
-    done = subprocess.run([sys.executable, str(ROOT / "docs" / "book"), str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "book"), str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "site" / "index.html").is_file() and re.match(r"\d+ pages: open ", done.stdout)
+    assert (tmp_path / "site" / "index.html").is_file() and re.match(
+        r"\d+ pages: open ", done.stdout
+    )
 
 
 def test_every_page_is_in_the_navigation():
-    pages = {page for page in staging.places().values() if "#" not in page} | {staging.LAYOUT, "api/index.md", *reference.PAGES}
+    pages = {page for page in staging.places().values() if "#" not in page} | {
+        staging.LAYOUT,
+        "api/index.md",
+        *reference.PAGES,
+    }
     pages |= {f"commands/{name}.md" for name in COMMANDS}
     config = staging.expanded((ROOT / "zensical.toml").read_text("utf-8"), pages)
     assert checks.outside(pages, checks.navigation(config)) == []
@@ -41,7 +51,9 @@ def test_every_page_is_in_the_navigation():
 
 def test_a_star_stands_for_the_pages_that_are_not_named():
     config = '[project]\nnav = [{ "A" = ["a/index.md", "a/*"] }, { "C" = ["c/*", "d.md"] }]\n'
-    named = checks.navigation(staging.expanded(config, ["a/2.md", "b/1.md", "a/1.md", "a/index.md"]))
+    named = checks.navigation(
+        staging.expanded(config, ["a/2.md", "b/1.md", "a/1.md", "a/index.md"])
+    )
     assert named == ["a/index.md", "a/1.md", "a/2.md", "d.md"]
 
 
@@ -63,12 +75,22 @@ def test_every_public_name_is_on_an_api_page():
     made, _, faults = reference.pages(package)
     assert faults == []
     texts = "".join(made.values())
-    assert [name for name, path in reference.public(package).items() if f"{{ #{path} }}" not in texts] == []
+    assert [
+        name for name, path in reference.public(package).items() if f"{{ #{path} }}" not in texts
+    ] == []
 
 
 def test_every_room_is_on_an_api_page():
-    rooms = {path.parent.name for path in (ROOT / "src" / "lorakit").glob("*/__init__.py")} - {"cli"}
-    assert sorted(rooms - {name.partition(".")[0] for told in reference.PAGES.values() for name in told["of"]}) == []
+    rooms = {path.parent.name for path in (ROOT / "src" / "lorakit").glob("*/__init__.py")} - {
+        "cli"
+    }
+    assert (
+        sorted(
+            rooms
+            - {name.partition(".")[0] for told in reference.PAGES.values() for name in told["of"]}
+        )
+        == []
+    )
 
 
 PLANTED = '''"""A package."""
@@ -78,13 +100,19 @@ __all__ = ["attach"]
 '''
 
 
-def test_a_name_without_a_page_and_a_docstring_that_cannot_be_read_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_name_without_a_page_and_a_docstring_that_cannot_be_read_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "lorakit").mkdir()
     (tmp_path / "lorakit" / "__init__.py").write_text(PLANTED)
     docstring = '"""Put it on.\n\n    Args:\n        modle: one.\n    """'
-    (tmp_path / "lorakit" / "attach.py").write_text(f'"""Attach."""\n\n\ndef attach(model: int) -> None:\n    {docstring}\n')
+    (tmp_path / "lorakit" / "attach.py").write_text(
+        f'"""Attach."""\n\n\ndef attach(model: int) -> None:\n    {docstring}\n'
+    )
     package = reference.loaded(tmp_path)
-    monkeypatch.setattr(reference, "PAGES", {"api/attach.md": {"title": "Attach", "says": "On.", "of": ["attach"]}})
+    monkeypatch.setattr(
+        reference, "PAGES", {"api/attach.md": {"title": "Attach", "says": "On.", "of": ["attach"]}}
+    )
     assert any("modle" in fault for fault in reference.pages(package)[2])
     monkeypatch.setattr(reference, "PAGES", {})
     assert reference.pages(package)[2] == ["lorakit.attach stands on no API page"]
@@ -95,17 +123,27 @@ def test_every_flag_of_every_command_is_on_its_page():
     for name in COMMANDS:
         told = re.findall(r"^`(.+)`$", made[f"commands/{name}.md"], re.MULTILINE)
         flags = {flag for action in parser_for(name)._actions for flag in action.option_strings}
-        assert {word for line in told for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", line)} == flags, name
+        assert {
+            word for line in told for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", line)
+        } == flags, name
 
 
 def test_help_is_read_by_its_parts():
     text = "usage: lorakit x [-h]\n                 [--a N]\n\nDo x.\n\noptions:\n  -h, --help  help\n\n"
-    told = commands.parsed(text + "the run:\n  --a N       so\n              many\n  --long-flag {a,b}\n              one\n")
+    told = commands.parsed(
+        text
+        + "the run:\n  --a N       so\n              many\n  --long-flag {a,b}\n              one\n"
+    )
     assert (told.usage, told.about) == ("lorakit x [-h]\n                 [--a N]", "Do x.")
-    assert told.groups == {"options": [("-h, --help", "help")], "the run": [("--a N", "so many"), ("--long-flag {a,b}", "one")]}
+    assert told.groups == {
+        "options": [("-h, --help", "help")],
+        "the run": [("--a N", "so many"), ("--long-flag {a,b}", "one")],
+    }
     assert (
         "```"
-        not in commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {}, slug)["commands/merge.md"].split("## Usage")[0]
+        not in commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {}, slug)[
+            "commands/merge.md"
+        ].split("## Usage")[0]
     )
 
 
@@ -146,7 +184,10 @@ def test_a_link_to_what_is_no_page_is_seen():
     [
         ('<a href="no.html">', "index.html: no.html leads nowhere"),
         ('<a href="#no">', "index.html: #no: the page has no such heading"),
-        ('<script src="https://elsewhere/x.js">', "index.html loads https://elsewhere/x.js: it would not work offline"),
+        (
+            '<script src="https://elsewhere/x.js">',
+            "index.html loads https://elsewhere/x.js: it would not work offline",
+        ),
         ('<a href="https://elsewhere"><h2 id="yes"></h2><a href="#yes">', None),
     ],
 )
@@ -161,10 +202,15 @@ def notebook(path: Path, **outputs: object) -> Path:
     return path
 
 
-def test_a_notebook_that_was_run_shows_what_it_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_notebook_that_was_run_shows_what_it_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "run").mkdir()
     data = {"image/png": base64.b64encode(b"picture").decode(), "text/plain": ["<Figure>"]}
-    outputs = [{"output_type": "stream", "text": ["said\n"]}, {"output_type": "display_data", "data": data}]
+    outputs = [
+        {"output_type": "stream", "text": ["said\n"]},
+        {"output_type": "display_data", "data": data},
+    ]
     path = notebook(tmp_path / "1.ipynb")
     monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
     files, faults = {}, []
@@ -178,15 +224,22 @@ def test_a_notebook_that_was_run_shows_what_it_gave(tmp_path: Path, monkeypatch:
 def test_outputs_of_other_cells_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "run").mkdir()
     path = notebook(tmp_path / "1.ipynb")
-    ran = notebook(tmp_path / "run" / "1.ipynb", outputs=[{"output_type": "stream", "text": ["old"]}])
+    ran = notebook(
+        tmp_path / "run" / "1.ipynb", outputs=[{"output_type": "stream", "text": ["old"]}]
+    )
     ran.write_text(ran.read_text().replace("draw", "drew"))
     monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
     assert "old" not in notebooks.page(path, "1", {}, [])
 
 
-def test_outputs_of_a_run_that_failed_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_outputs_of_a_run_that_failed_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "run").mkdir()
     path = notebook(tmp_path / "1.ipynb")
-    notebook(tmp_path / "run" / "1.ipynb", outputs=[{"output_type": "stream", "text": ["half"]}, {"output_type": "error"}])
+    notebook(
+        tmp_path / "run" / "1.ipynb",
+        outputs=[{"output_type": "stream", "text": ["half"]}, {"output_type": "error"}],
+    )
     monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
     assert "half" not in notebooks.page(path, "1", {}, [])

@@ -14,7 +14,10 @@ from lorakit.explain.counts import break_even, count
 
 def close(found: Any, known: Any, digits: float) -> bool:
     return torch.allclose(
-        torch.tensor(found, dtype=torch.float64), torch.tensor(known, dtype=torch.float64), rtol=0, atol=digits
+        torch.tensor(found, dtype=torch.float64),
+        torch.tensor(known, dtype=torch.float64),
+        rtol=0,
+        atol=digits,
     )
 
 
@@ -32,15 +35,26 @@ def test_a_step_goes_along_true_gradients():
     assert told["formula_error"] < 1e-12 and told["gradient_formula_error_W"] < 1e-12
     assert told["difference_error"] < 1e-6
     assert told["scale"] == 2.0  # a formula without its scale would be seen
-    assert told["loss_after_full_step"] < told["loss_base"] and told["loss_after_lora_step"] < told["loss_before_lora_step"]
-    assert told["fresh_gradient_A"] == 0.0 and abs(torch.tensor(told["fresh_gradient_B"])).max() > 0.1
+    assert (
+        told["loss_after_full_step"] < told["loss_base"]
+        and told["loss_after_lora_step"] < told["loss_before_lora_step"]
+    )
+    assert (
+        told["fresh_gradient_A"] == 0.0 and abs(torch.tensor(told["fresh_gradient_B"])).max() > 0.1
+    )
     assert (told["rank_of_full_step"], told["rank_of_lora_change"]) == (3, 2)
 
 
 def test_counts():
     rows = {(r["out"], r["rank"]): r for r in topic("counts").numbers()["examples"]}
-    known = {(1000, 10): (1_000_000, 20_000, 50.0), (100, 5): (10_000, 1_000, 10.0), (1024, 4): (1_048_576, 8_192, 128.0)}
-    assert {key: (rows[key]["full"], rows[key]["lora"], rows[key]["times_fewer"]) for key in known} == known
+    known = {
+        (1000, 10): (1_000_000, 20_000, 50.0),
+        (100, 5): (10_000, 1_000, 10.0),
+        (1024, 4): (1_048_576, 8_192, 128.0),
+    }
+    assert {
+        key: (rows[key]["full"], rows[key]["lora"], rows[key]["times_fewer"]) for key in known
+    } == known
     small = rows[3, 2]
     assert (small["full"], small["lora"], small["break_even"]) == (9, 12, 1.5)
     for out, inputs in ((1024, 1024), (64, 48), (4096, 11008)):
@@ -91,9 +105,14 @@ def test_an_image_gets_nearer_with_each_rank():
 
 def test_misconceptions_are_told_with_what_is_so():
     told = topic("misconceptions").numbers()
-    assert told["lost"] == pytest.approx(94, abs=1) and told["damage"] == pytest.approx(100 * 8**0.5, rel=0.05)
+    assert told["lost"] == pytest.approx(94, abs=1) and told["damage"] == pytest.approx(
+        100 * 8**0.5, rel=0.05
+    )
     text = json.dumps(told["misconceptions"], ensure_ascii=False)
-    assert "{" not in "".join(row["is"] for row in told["misconceptions"]) and len(told["misconceptions"]) >= 14
+    assert (
+        "{" not in "".join(row["is"] for row in told["misconceptions"])
+        and len(told["misconceptions"]) >= 14
+    )
     for word in (
         "decomposed",
         "multiplied",
@@ -114,24 +133,35 @@ def test_the_command_gives_the_same_numbers(capsys: pytest.CaptureFixture[str]):
     assert told["graph"] == {"title": TOPICS["graph"], **topic("graph").numbers()}
 
 
-def test_all_topics_are_listed_and_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_all_topics_are_listed_and_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert main(["explain"]) == 0
     shown = capsys.readouterr().out
     for name, title in TOPICS.items():
         assert f"  {name:<15} {title}\n" in shown and f"\n{name}: {title}\n" in shown
     assert "8.32 11.52 11.42" in shown and "50× fewer" in shown and "16.848, 1.068, 0.000" in shown
-    assert "The photograph needs Pillow, which is not installed.\npip install 'lorakit[plot]'" in shown
+    assert (
+        "The photograph needs Pillow, which is not installed.\npip install 'lorakit[plot]'" in shown
+    )
 
 
 @pytest.mark.parametrize(
     ("asked", "says"),
-    [(["grpah"], "'grpah'   did you mean 'graph'?"), (["counts", "graph", "--plot", "p.png"], "of counts, graph there is none"),
-     (["threshold", "--plot", "p.png"], "Topics with a picture: example, image,"),
-     (["graph", "--plot", "p.pgn"], "did you mean 'png'")],
-)  # fmt: skip
+    [
+        (["grpah"], "'grpah'   did you mean 'graph'?"),
+        (["counts", "graph", "--plot", "p.png"], "of counts, graph there is none"),
+        (["threshold", "--plot", "p.png"], "Topics with a picture: example, image,"),
+        (["graph", "--plot", "p.pgn"], "did you mean 'png'"),
+    ],
+)
 def test_what_cannot_be_explained_is_refused(
-    asked: list[str], says: str, capsys: pytest.CaptureFixture[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    asked: list[str],
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["explain", *asked]) == 2

@@ -1,4 +1,6 @@
-"""One thread a process, and a global random state that every test finds the same and leaves as it was."""
+"""One thread a process, and a global random state that every test finds the same and leaves as it
+was.
+"""
 
 from collections.abc import Iterator
 

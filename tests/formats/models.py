@@ -25,36 +25,86 @@ def filled(kind: type, config: object) -> nn.Module:
     model = kind(config).eval()
     for name, parameter in model.named_parameters():
         seed = sum(name.encode())
-        parameter.data.copy_(randn(*parameter.shape, seed=seed) * 0.2 + (1.0 if "norm" in name.lower() else 0.0))
+        parameter.data.copy_(
+            randn(*parameter.shape, seed=seed) * 0.2 + (1.0 if "norm" in name.lower() else 0.0)
+        )
     return model
 
 
 def llama() -> nn.Module:
-    return filled(LlamaForCausalLM, LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64))  # fmt: skip
+    return filled(
+        LlamaForCausalLM,
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        ),
+    )
 
 
 def tied() -> nn.Module:
-    return filled(LlamaForCausalLM, LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True))  # fmt: skip
+    return filled(
+        LlamaForCausalLM,
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+        ),
+    )
 
 
 def gpt2() -> nn.Module:
-    return filled(GPT2LMHeadModel, GPT2Config(
-        vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0))  # fmt: skip
+    return filled(
+        GPT2LMHeadModel,
+        GPT2Config(
+            vocab_size=50,
+            n_embd=16,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=0,
+            eos_token_id=0,
+        ),
+    )
 
 
 def bert() -> nn.Module:
-    return filled(BertForSequenceClassification, BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
-        max_position_embeddings=64, num_labels=3))  # fmt: skip
+    return filled(
+        BertForSequenceClassification,
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=24,
+            max_position_embeddings=64,
+            num_labels=3,
+        ),
+    )
 
 
 def t5() -> nn.Module:
-    return filled(T5ForConditionalGeneration, T5Config(
-        vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0))  # fmt: skip
+    return filled(
+        T5ForConditionalGeneration,
+        T5Config(
+            vocab_size=50,
+            d_model=16,
+            d_kv=4,
+            d_ff=24,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+        ),
+    )
 
 
 FAMILIES = {"llama": llama, "tied": tied, "gpt2": gpt2, "bert": bert, "t5": t5}

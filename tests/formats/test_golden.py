@@ -26,7 +26,9 @@ def make() -> object:
 def test_golden_file_means_what_it_meant(family: str, make: object) -> None:
     expected = json.loads((GOLDEN / family / "expected.json").read_text())
     model = make.base(family)
-    assert torch.allclose(torch.tensor(make.logits(model)), torch.tensor(expected["base"]), atol=1e-5)
+    assert torch.allclose(
+        torch.tensor(make.logits(model)), torch.tensor(expected["base"]), atol=1e-5
+    )
     adapter = Adapter.load(GOLDEN / family)
     lorakit.attach(model, adapter)
     got, want = torch.tensor(make.logits(model)), torch.tensor(expected["adapted"])
@@ -37,12 +39,18 @@ def test_golden_file_means_what_it_meant(family: str, make: object) -> None:
 def test_golden_settings_are_read_as_written(make: object) -> None:
     llama, gpt2 = (Adapter.load(GOLDEN / family) for family in ("llama", "gpt2"))
     name = "model.layers.{}.{}".format
-    scales = {n: (d.rank, d.alpha, round(d.scale * d.rank**0.5, 6)) for n, d in llama.deltas.items()}
+    scales = {
+        n: (d.rank, d.alpha, round(d.scale * d.rank**0.5, 6)) for n, d in llama.deltas.items()
+    }
     assert scales == {
-        name(0, "self_attn.q_proj"): (2, 6.0, 6.0), name(1, "self_attn.q_proj"): (2, 5.0, 5.0),
-        name(0, "mlp.down_proj"): (3, 6.0, 6.0), name(1, "mlp.down_proj"): (3, 6.0, 6.0),
-    }  # fmt: skip
+        name(0, "self_attn.q_proj"): (2, 6.0, 6.0),
+        name(1, "self_attn.q_proj"): (2, 5.0, 5.0),
+        name(0, "mlp.down_proj"): (3, 6.0, 6.0),
+        name(1, "mlp.down_proj"): (3, 6.0, 6.0),
+    }
     assert list(llama.whole) == ["lm_head.weight"] and llama.spec.whole_modules == ("lm_head",)
-    assert {(d.rank, d.scale, d.dropout, d.kind) for d in gpt2.deltas.values()} == {(2, 2.0, 0.1, "conv1d")}
+    assert {(d.rank, d.scale, d.dropout, d.kind) for d in gpt2.deltas.values()} == {
+        (2, 2.0, 0.1, "conv1d")
+    }
     assert gpt2.spec.bias == "adapted" and len(gpt2.whole) == 4
     assert gpt2.provenance == {"task_type": "CAUSAL_LM"}

@@ -1,11 +1,13 @@
-"""One thread a process, and a global random state that every test finds the same and leaves as it was."""
+"""One thread a process, and a global random state that every test finds the same and leaves as it
+was.
+"""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from lorakit.sites import SITES, register
+from lorakit.sites.find import SITES, register
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -1,4 +1,6 @@
-"""The laws, as plain functions of a row and a folder: the tests hold them, and planted faults must break them."""
+"""The laws, as plain functions of a row and a folder: the tests hold them, and planted faults must
+break them.
+"""
 
 import copy
 import operator
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lorakit
-from lorakit import shares
+from lorakit.inject import mixed_batch
 
 from .table import KINDS, RANDOM, ROWS, UNBIASED, Row, bits, error, fill, randn, same_bits, state
 
@@ -22,12 +24,15 @@ def user_hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> No
 
 
 def within(got: Tensor, want: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether the error is at most twice that of the plain expression at the same dtype, or one rounding.
+    """Tell whether the error is at most twice that of the plain expression at the same dtype, or
+    one rounding.
 
     In float64 `want` is rounded too, by sums in another order: eight roundings.
     """
     roundings = 8 if dtype == torch.float64 else 1
-    return error(got, want) <= 2 * error(plain, want) + roundings * torch.finfo(dtype).eps * float(want.abs().max())
+    return error(got, want) <= 2 * error(plain, want) + roundings * torch.finfo(dtype).eps * float(
+        want.abs().max()
+    )
 
 
 def fresh_equals_base(row: Row, folder: Path) -> None:
@@ -54,7 +59,9 @@ def base_is_kept(row: Row, folder: Path) -> None:
     assert {name: type(after[name]) for name in modules} == modules
     assert all("lorakit" in name.split(".") for name in after.keys() - modules.keys())
     assert isinstance(model.layer, nn.Module) and isinstance(model.rest, nn.Linear)
-    assert all(dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items())
+    assert all(
+        dict(model.named_parameters())[name] is parameter for name, parameter in parameters.items()
+    )
     kept = {key: tensor for key, tensor in model.state_dict().items() if key in values}
     assert same_bits(kept, values)
     assert user_hook in model.layer._forward_hooks.values()
@@ -83,7 +90,9 @@ def attached_equals_dense(row: Row, folder: Path) -> None:
     keyword = model.layer(input=x) if not row.kind.startswith("conv1d") else model.layer(x=x)
     assert torch.equal(keyword, model.layer(x))
     assert model.layer(x[:0]).shape == (0, *want.shape[1:])
-    assert within(model.layer(x[row.one]), want[row.one], row.plain(base, adapter, SCALE)[row.one], row.dtype)
+    assert within(
+        model.layer(x[row.one]), want[row.one], row.plain(base, adapter, SCALE)[row.one], row.dtype
+    )
 
 
 def merged_equals_attached(row: Row, folder: Path) -> None:
@@ -106,12 +115,15 @@ def merge_rounds_once(row: Row, folder: Path) -> None:
     got = row.matrix(model.layer.weight.detach())
     if row.precision in ("bfloat16", "float16"):
         rounded, exact = exact.to(row.dtype).double(), exact.expand(got.shape)
-        # What is no plain product is a longer sum in float32: next to a tie it may tip the other way.
+        # What is no plain product is a longer sum in float32: next to a tie it may tip the other
+        # way.
         slack = 0.0 if row.delta == "lowrank" else 1e-6 * float(exact.abs().max())
         wrong = int(((got.double() - exact).abs() > (rounded - exact).abs() + slack).sum())
         assert wrong == 0, f"{wrong} of {got.numel()} weights are wrongly rounded"
     else:
-        assert float((got.double() - exact).abs().max()) <= 8 * torch.finfo(row.dtype).eps * float(exact.abs().max())
+        assert float((got.double() - exact).abs().max()) <= 8 * torch.finfo(row.dtype).eps * float(
+            exact.abs().max()
+        )
 
 
 def unmerge_restores_bits(row: Row, folder: Path) -> None:
@@ -135,15 +147,26 @@ def detach_leaves_no_trace(row: Row, folder: Path) -> None:
         return [
             {name: type(module) for name, module in model.named_modules()},
             {name: sorted(module.__dict__) for name, module in model.named_modules()},
-            {name: {k: list(v) for k, v in module.__dict__.items() if isinstance(v, dict) and "hooks" in k}
-             for name, module in model.named_modules()},
+            {
+                name: {
+                    k: list(v)
+                    for k, v in module.__dict__.items()
+                    if isinstance(v, dict) and "hooks" in k
+                }
+                for name, module in model.named_modules()
+            },
             {name: (id(p), p.requires_grad) for name, p in model.named_parameters()},
             model.training,
-        ]  # fmt: skip
+        ]
 
     before, values, output = trace(), state(model), model(row.x())
     fill(lorakit.attach(model, row.spec()))
-    fill(lorakit.attach(model, row.spec(bias="none" if row.delta in UNBIASED else "all"), name="other"), seed=3)
+    fill(
+        lorakit.attach(
+            model, row.spec(bias="none" if row.delta in UNBIASED else "all"), name="other"
+        ),
+        seed=3,
+    )
     assert not torch.equal(model(row.x()), output)
     lorakit.detach(model, "other")
     lorakit.detach(model)
@@ -187,7 +210,9 @@ def gradient_equals_differences(row: Row, folder: Path) -> None:
 
 
 def gradient_takes_the_norm_as_constant(row: Row, folder: Path) -> None:
-    """DoRA's gradient is that of magnitude * V / |V| written out, with |V| held fixed (its paper, section 4.3)."""
+    """DoRA's gradient is that of magnitude * V / |V| written out, with |V| held fixed (its paper,
+    section 4.3).
+    """
     model, adapter = row.attached()
     delta, pull = adapter.deltas["layer"], randn(*model.layer(row.x()).shape, seed=8)
     factors = [delta.A, delta.B, delta.magnitude]
@@ -203,7 +228,9 @@ def gradient_takes_the_norm_as_constant(row: Row, folder: Path) -> None:
     want = torch.autograd.grad((y * pull).sum(), factors)
     if row.kind == "embedding-padded":
         want[0][:, 3] = 0  # nothing is learned from padding
-    assert all(error(g, w) < 1e-10 * max(1.0, float(w.abs().max())) for g, w in zip(got, want, strict=True))
+    assert all(
+        error(g, w) < 1e-10 * max(1.0, float(w.abs().max())) for g, w in zip(got, want, strict=True)
+    )
 
 
 def two_adapters_add_up(row: Row, folder: Path) -> None:
@@ -215,7 +242,12 @@ def two_adapters_add_up(row: Row, folder: Path) -> None:
     plain = row.plain(row.plain(base, one, SCALE, 0.5), two, 4.5 / 2, -2.0, base)
     assert within(model.layer(row.x()), want, plain, row.dtype)
     lorakit.enable(model, "two")
-    assert within(model.layer(row.x()), row.dense(model, row.change(two, 4.5 / 2)), row.plain(base, two, 4.5 / 2), row.dtype)
+    assert within(
+        model.layer(row.x()),
+        row.dense(model, row.change(two, 4.5 / 2)),
+        row.plain(base, two, 4.5 / 2),
+        row.dtype,
+    )
 
 
 def copies_are_independent(row: Row, folder: Path) -> None:
@@ -226,7 +258,8 @@ def copies_are_independent(row: Row, folder: Path) -> None:
         (held,) = lorakit.attached(twin).values()
         zero = held.deltas["layer"].zero
         assert held == adapter and all(
-            own is not twin for own, twin in zip(adapter.parameters(), held.parameters(), strict=True)
+            own is not twin
+            for own, twin in zip(adapter.parameters(), held.parameters(), strict=True)
         )
         assert held.deltas["layer"] is twin.layer.lorakit._modules["default"]
         held.deltas["layer"].get_parameter(zero).data.add_(1)
@@ -260,7 +293,7 @@ def dropout_drops_the_delta_alone(row: Row, folder: Path) -> None:
 def start_depends_on_seed_and_name_alone(row: Row, folder: Path) -> None:
     model, other = row.model(), row.model()
 
-    def drawn(delta: lorakit.delta.Delta) -> Tensor:
+    def drawn(delta: lorakit.deltas.base.Delta) -> Tensor:
         return operator.attrgetter(RANDOM[row.delta])(delta)
 
     with torch.random.fork_rng(devices=[]):
@@ -273,21 +306,27 @@ def start_depends_on_seed_and_name_alone(row: Row, folder: Path) -> None:
         later = drawn(lorakit.attach(model, row.spec(), seed=3).deltas["layer"])
     assert torch.equal(bits(one), bits(later))
     other = drawn(lorakit.attach(row.model(), row.spec(), seed=4).deltas["layer"])
-    assert torch.equal(other, one) == (row.delta == "moved")  # that start depends on the weight alone
+    assert torch.equal(other, one) == (
+        row.delta == "moved"
+    )  # that start depends on the weight alone
     both = lorakit.attach(row.model(), row.spec(targets=["rest", "layer"]), seed=3).deltas
     if row.delta == "vera":  # one pair for all, of the largest sizes
         assert both["layer"].pair is both["rest"].pair
         assert [*both["layer"].pair.A.shape] == [3, max(both[n].shape[1] for n in both)]
     else:
         assert torch.equal(drawn(both["layer"]), one)
-        assert not torch.equal(drawn(both["layer"]).flatten()[:8].sign(), drawn(both["rest"]).flatten()[:8].sign())
+        assert not torch.equal(
+            drawn(both["layer"]).flatten()[:8].sign(), drawn(both["rest"]).flatten()[:8].sign()
+        )
 
 
 def first_step_moves_B_alone(row: Row, folder: Path) -> None:
     model = row.model()
     delta = lorakit.attach(model, row.spec()).deltas["layer"]
     others = [p for key, p in delta.named_parameters() if key not in (delta.zero, "magnitude")]
-    assert all(p.any() for p in others) and delta.get_parameter(delta.zero).any() == (row.delta == "moved")
+    assert all(p.any() for p in others) and delta.get_parameter(delta.zero).any() == (
+        row.delta == "moved"
+    )
     model(row.x()).float().square().mean().backward()
     assert delta.get_parameter(delta.zero).grad.any()
     assert all(p.grad.any() == (row.delta == "moved") for p in others)
@@ -306,7 +345,10 @@ def alpha_scales(row: Row, folder: Path) -> None:
     base = row.model().layer(row.x()).detach()
     scale = -9.0 / 3**0.5
     assert within(
-        model.layer(row.x()), row.dense(model, row.change(adapter, scale)), row.plain(base, adapter, scale), row.dtype
+        model.layer(row.x()),
+        row.dense(model, row.change(adapter, scale)),
+        row.plain(base, adapter, scale),
+        row.dtype,
     )
 
 
@@ -319,7 +361,11 @@ def rank_bounds_the_change(row: Row, folder: Path) -> None:
         if row.delta == "lokr":  # the ranks of both factors, multiplied
             most = min(delta.w1.shape) * (rank if delta.w2 is None else min(delta.w2.shape))
         whole = row.delta in ("loha", "lokr")
-        A, B = (row.change(adapter, 1.0), torch.eye(delta.shape[0]).double()) if whole else row.factors(adapter, 1.0)
+        A, B = (
+            (row.change(adapter, 1.0), torch.eye(delta.shape[0]).double())
+            if whole
+            else row.factors(adapter, 1.0)
+        )
         assert int(torch.linalg.matrix_rank(B @ A, rtol=1e-5)) == most
 
 
@@ -327,9 +373,14 @@ def enable_takes_names(row: Row, folder: Path) -> None:
     model, _ = row.attached("one")
     fill(lorakit.attach(model, row.spec(), name="two"), seed=4)
     for which, on in [
-        ("one", {"one": 1.0}), (["two"], {"two": 1.0}), (("one", "two"), {"one": 1.0, "two": 1.0}), (None, {}), ([], {}),
-        ({"one": 0.25}, {"one": 0.25}), ({"one": 2, "two": -1}, {"one": 2.0, "two": -1.0}),
-    ]:  # fmt: skip
+        ("one", {"one": 1.0}),
+        (["two"], {"two": 1.0}),
+        (("one", "two"), {"one": 1.0, "two": 1.0}),
+        (None, {}),
+        ([], {}),
+        ({"one": 0.25}, {"one": 0.25}),
+        ({"one": 2, "two": -1}, {"one": 2.0, "two": -1.0}),
+    ]:
         lorakit.enable(model, which)
         assert lorakit.enabled(model) == on
     outputs = []
@@ -349,7 +400,9 @@ def a_layer_used_twice_is_adapted_twice(row: Row, folder: Path) -> None:
     # A's gradient has two terms where it stands beside its start: the order of sums is another.
     slack = 8 * torch.finfo(adapter.dtype).eps if row.delta == "moved" else 0.0
     pairs = [(p.grad, 2 * once[name]) for name, p in adapter.named_parameters()]
-    assert all(float((got - want).abs().max()) <= slack * float(want.abs().max()) for got, want in pairs)
+    assert all(
+        float((got - want).abs().max()) <= slack * float(want.abs().max()) for got, want in pairs
+    )
 
 
 def moved_with_the_model(row: Row, folder: Path) -> None:
@@ -363,7 +416,11 @@ def moved_with_the_model(row: Row, folder: Path) -> None:
 def biases_train_and_merge(row: Row, folder: Path) -> None:
     if row.delta in UNBIASED:
         return  # refused, see test_deltas
-    for mode, names in [("none", []), ("all", ["layer.bias", "rest.bias"]), ("adapted", ["layer.bias"])]:
+    for mode, names in [
+        ("none", []),
+        ("all", ["layer.bias", "rest.bias"]),
+        ("adapted", ["layer.bias"]),
+    ]:
         names = [name for name in names if name in dict(row.model().named_parameters())]
         model = row.model()
         own = dict(model.named_parameters())
@@ -374,7 +431,10 @@ def biases_train_and_merge(row: Row, folder: Path) -> None:
         fill(adapter)
         on = model(row.x())
         on.float().sum().backward()
-        assert all(adapter.whole[name].grad is not None and adapter.whole[name].grad.any() for name in names)
+        assert all(
+            adapter.whole[name].grad is not None and adapter.whole[name].grad.any()
+            for name in names
+        )
         assert all(own[name].grad is None for name in own)
         lorakit.enable(model, None)
         assert torch.equal(model(row.x()), row.model()(row.x()))
@@ -387,10 +447,19 @@ def biases_train_and_merge(row: Row, folder: Path) -> None:
         assert torch.equal(fresh(row.x()), on)
         undo = lorakit.merge(model)
         merged = row.formula(model, torch.zeros(()), row.dtype)
-        assert within(model.layer(row.x()), row.formula(model, torch.zeros(()), torch.float64), merged, row.dtype)
-        assert error(model(row.x()), on.detach().double()) <= 64 * torch.finfo(row.dtype).eps * float(on.detach().abs().max())
+        assert within(
+            model.layer(row.x()),
+            row.formula(model, torch.zeros(()), torch.float64),
+            merged,
+            row.dtype,
+        )
+        assert error(model(row.x()), on.detach().double()) <= 64 * torch.finfo(
+            row.dtype
+        ).eps * float(on.detach().abs().max())
         for name in names:
-            assert torch.equal(own[name], adapter.whole[name].to(row.dtype)) and not torch.equal(own[name], before[name])
+            assert torch.equal(own[name], adapter.whole[name].to(row.dtype)) and not torch.equal(
+                own[name], before[name]
+            )
         lorakit.unmerge(model, undo)
         assert all(torch.equal(bits(own[name]), bits(before[name])) for name in own)
         assert torch.equal(model(row.x()), on)
@@ -426,18 +495,26 @@ def rows_equal_alone(row: Row, folder: Path) -> None:
     exact = copy.deepcopy(model).double()
     lorakit.enable(model, None)
     base = model.layer(x)  # of all rows at once: a product of other sizes may round otherwise
-    for routed in (["one", None, {"one": 0.5, "two": -2.0}, "two"], ["two", "one", ["one", "two"], "one"]):
+    for routed in (
+        ["one", None, {"one": 0.5, "two": -2.0}, "two"],
+        ["two", "one", ["one", "two"], "one"],
+    ):
         alone, want = [], []
         for at, which in enumerate(routed):
             for twin, outputs in ((model, alone), (exact, want)):
                 lorakit.enable(twin, which)
                 rows = x[at : at + 1] if twin is model or row.embeds else x[at : at + 1].double()
-                outputs.append(twin.layer(rows)[0] if twin is model else twin.layer(rows)[0].detach())
+                outputs.append(
+                    twin.layer(rows)[0] if twin is model else twin.layer(rows)[0].detach()
+                )
         alone = torch.stack(alone)
         pull = randn(*alone.shape, seed=8).to(row.dtype)
         pulled = torch.autograd.grad((alone * pull).sum(), factors)
         for waste, long in ((1 << 40, 0), (-1, 1 << 40), (-1, 0)):  # each way to compute it
-            limits = mock.patch.dict(shares.WASTE, {row.dtype: waste}), mock.patch.object(shares, "LONG", long)
+            limits = (
+                mock.patch.dict(mixed_batch.WASTE, {row.dtype: waste}),
+                mock.patch.object(mixed_batch, "LONG", long),
+            )
             with limits[0], limits[1], lorakit.route(model, routed):
                 got = model.layer(x)
             for at, which in enumerate(routed):
@@ -448,16 +525,43 @@ def rows_equal_alone(row: Row, folder: Path) -> None:
                 assert error(got, alone.detach().double()) <= near * float(got.detach().abs().max())
                 grads = torch.autograd.grad((got * pull).sum(), factors, materialize_grads=True)
                 most = max(float(g.abs().max()) for g in pulled)
-                assert all(error(g, p.double()) <= 4 * near * most for g, p in zip(grads, pulled, strict=True))
+                assert all(
+                    error(g, p.double()) <= 4 * near * most
+                    for g, p in zip(grads, pulled, strict=True)
+                )
     lorakit.enable(model, ["one", "two"])
     assert model.layer.lorakit.state.route is None and not torch.allclose(model.layer(x), got)
 
 
 LAWS = [
-    fresh_equals_base, base_is_kept, only_the_delta_trains, attached_equals_dense, merged_equals_attached, merge_rounds_once,
-    unmerge_restores_bits, detach_leaves_no_trace, written_equals_read, disabled_equals_base, two_adapters_add_up,
-    copies_are_independent, dropout_drops_the_delta_alone, start_depends_on_seed_and_name_alone, first_step_moves_B_alone,
-    alpha_scales, rank_bounds_the_change, enable_takes_names, a_layer_used_twice_is_adapted_twice, moved_with_the_model,
-    biases_train_and_merge, padding_stays, rows_equal_alone,
-]  # fmt: skip
-__all__ = ["LAWS", "ROWS", "gradient_equals_differences", "gradient_takes_the_norm_as_constant", "randn"]
+    fresh_equals_base,
+    base_is_kept,
+    only_the_delta_trains,
+    attached_equals_dense,
+    merged_equals_attached,
+    merge_rounds_once,
+    unmerge_restores_bits,
+    detach_leaves_no_trace,
+    written_equals_read,
+    disabled_equals_base,
+    two_adapters_add_up,
+    copies_are_independent,
+    dropout_drops_the_delta_alone,
+    start_depends_on_seed_and_name_alone,
+    first_step_moves_B_alone,
+    alpha_scales,
+    rank_bounds_the_change,
+    enable_takes_names,
+    a_layer_used_twice_is_adapted_twice,
+    moved_with_the_model,
+    biases_train_and_merge,
+    padding_stays,
+    rows_equal_alone,
+]
+__all__ = [
+    "LAWS",
+    "ROWS",
+    "gradient_equals_differences",
+    "gradient_takes_the_norm_as_constant",
+    "randn",
+]

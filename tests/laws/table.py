@@ -1,4 +1,6 @@
-"""The rows that every law is held against: delta x site x dtype. A new delta or storage is a new row here."""
+"""The rows that every law is held against: delta x site x dtype. A new delta or storage is a new
+row here.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,16 +12,29 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 import lorakit
-from lorakit.site import Linear
-from lorakit.sites.lent import Lent
-from lorakit.sites.parts import Layout, Part
+from lorakit.sites.fused_parts import Layout, Part
+from lorakit.sites.linear import Linear
+from lorakit.sites.weight_swap import Lent
 
 DELTAS: dict[str, dict[str, Any]] = {  # name -> fields of Spec
-    "lowrank": {}, "dora": {"delta": "dora"}, "moved": {"init": "pissa"}, "vera": {"delta": "vera"}, "loha": {"delta": "loha"},
-    "lokr": {"delta": "lokr"}, "adalora": {"delta": "adalora"},
-}  # fmt: skip
+    "lowrank": {},
+    "dora": {"delta": "dora"},
+    "moved": {"init": "pissa"},
+    "vera": {"delta": "vera"},
+    "loha": {"delta": "loha"},
+    "lokr": {"delta": "lokr"},
+    "adalora": {"delta": "adalora"},
+}
 # What is random at the start, of each.
-RANDOM = {"lowrank": "A", "dora": "A", "moved": "A", "vera": "pair.A", "loha": "w1_b", "lokr": "w2", "adalora": "A"}
+RANDOM = {
+    "lowrank": "A",
+    "dora": "A",
+    "moved": "A",
+    "vera": "pair.A",
+    "loha": "w1_b",
+    "lokr": "w2",
+    "adalora": "A",
+}
 
 
 def linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
@@ -44,13 +59,14 @@ def embedding_factors(A: Tensor, B: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Patches:
-    """The formulas of a convolution, one group at a time on an input that is padded first: a plain F.convNd is left.
+    """The formulas of a convolution, one group at a time on an input that is padded first: a plain
+    F.convNd is left.
 
     Args:
         kernel: (k, ...), which tells the dimensions too; stride and dilation likewise.
         padding: (before, after) of every dimension, the first first.
-        turned: whether it is a transposed convolution: then padding is what is cut off its output, and `extra` is added to
-            the end of it.
+        turned: whether it is a transposed convolution: then padding is what is cut off its output,
+            and `extra` is added to the end of it.
     """
 
     kernel: tuple[int, ...]
@@ -63,16 +79,23 @@ class Patches:
     extra: tuple[int, ...] = ()
 
     def apply(self, weight: Tensor, x: Tensor) -> Tensor:
-        """Apply a weight (out, in, kernel) of one group, or (in, out, kernel) of a transposed convolution."""
+        """Apply a weight (out, in, kernel) of one group, or (in, out, kernel) of a transposed
+        convolution.
+        """
         at = len(self.kernel) - 1
         if self.turned:
-            y = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[at](x, weight, None, self.stride, 0, 0, 1,
-                                                                                 self.dilation)  # fmt: skip
-            for axis, ((before, after), extra) in enumerate(zip(self.padding, self.extra, strict=True)):
+            y = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[at](
+                x, weight, None, self.stride, 0, 0, 1, self.dilation
+            )
+            for axis, ((before, after), extra) in enumerate(
+                zip(self.padding, self.extra, strict=True)
+            ):
                 y = F.pad(y.movedim(2 + axis, -1), (-before, extra - after)).movedim(-1, 2 + axis)
             return y
         around = [n for pair in reversed(self.padding) for n in pair]
-        return (F.conv1d, F.conv2d, F.conv3d)[at](F.pad(x, around, mode=self.mode), weight, None, self.stride, 0, self.dilation)
+        return (F.conv1d, F.conv2d, F.conv3d)[at](
+            F.pad(x, around, mode=self.mode), weight, None, self.stride, 0, self.dilation
+        )
 
     def dense(self, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
         parts = zip(weight.chunk(self.groups), x.chunk(self.groups, dim=1), strict=True)
@@ -83,19 +106,32 @@ class Patches:
         """Return (B A) x, in two steps."""
         rank, parts = A.shape[0], []
         if self.turned:
-            for a, part in zip(A.chunk(self.groups, dim=1), x.chunk(self.groups, dim=1), strict=True):
-                parts.append(self.apply(B.T.reshape(rank, -1, *self.kernel), torch.einsum("ri,ni...->nr...", a, part)))
+            for a, part in zip(
+                A.chunk(self.groups, dim=1), x.chunk(self.groups, dim=1), strict=True
+            ):
+                parts.append(
+                    self.apply(
+                        B.T.reshape(rank, -1, *self.kernel),
+                        torch.einsum("ri,ni...->nr...", a, part),
+                    )
+                )
         else:
             for b, part in zip(B.chunk(self.groups), x.chunk(self.groups, dim=1), strict=True):
-                parts.append(torch.einsum("or,nr...->no...", b, self.apply(A.view(rank, -1, *self.kernel), part)))
+                parts.append(
+                    torch.einsum(
+                        "or,nr...->no...", b, self.apply(A.view(rank, -1, *self.kernel), part)
+                    )
+                )
         return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A layer, its formulas written out here (dense, and with factors), and whether its weight is the matrix transposed.
+    """A layer, its formulas written out here (dense, and with factors), and whether its weight is
+    the matrix transposed.
 
-    `x` is (channels, ...) of an input of a convolution, or the number of inputs; `last` the last axis of what comes out.
+    `x` is (channels, ...) of an input of a convolution, or the number of inputs; `last` the last
+    axis of what comes out.
     """
 
     make: Callable[[], nn.Module]
@@ -104,10 +140,14 @@ class Kind:
     transposed: bool
     x: tuple[int, ...] = (12,)
     last: int = 10
-    rows: tuple[int, ...] = ()  # those of the matrix that are adapted, in this order; all where empty
+    rows: tuple[
+        int, ...
+    ] = ()  # those of the matrix that are adapted, in this order; all where empty
 
 
-def convolution(make: Callable[[], nn.Module], formula: Patches, x: tuple[int, ...], last: int) -> Kind:
+def convolution(
+    make: Callable[[], nn.Module], formula: Patches, x: tuple[int, ...], last: int
+) -> Kind:
     return Kind(make, formula.dense, formula.factors, formula.turned, x, last)
 
 
@@ -146,7 +186,8 @@ class Lending(Lent):
         return isinstance(layer, Reading)
 
 
-# Added as a user of the library adds a site (see conftest), so that the place of each is the layer itself.
+# Added as a user of the library adds a site (see conftest), so that the place of each is the layer
+# itself.
 ADDED = [
     Second("contiguous", Fused, Layout({"q": 5, "k": 4, "v": 3}), "k"),
     Second("interleaved", Interleaved, Layout({"k": 2, "v": 3}, groups=2), "v"),
@@ -154,30 +195,58 @@ ADDED = [
 ]
 
 KINDS = {
-    "part-contiguous": Kind(lambda: Fused(12, 12), linear, linear_factors, False, last=12, rows=(5, 6, 7, 8)),
-    "part-interleaved": Kind(lambda: Interleaved(12, 10), linear, linear_factors, False, rows=(2, 3, 4, 7, 8, 9)),
+    "part-contiguous": Kind(
+        lambda: Fused(12, 12), linear, linear_factors, False, last=12, rows=(5, 6, 7, 8)
+    ),
+    "part-interleaved": Kind(
+        lambda: Interleaved(12, 10), linear, linear_factors, False, rows=(2, 3, 4, 7, 8, 9)
+    ),
     "lent": Kind(Reading, linear, linear_factors, False),
     "linear": Kind(lambda: nn.Linear(12, 10), linear, linear_factors, False),
-    "linear-square": Kind(lambda: nn.Linear(8, 8, bias=False), linear, linear_factors, False, (8,), 8),
+    "linear-square": Kind(
+        lambda: nn.Linear(8, 8, bias=False), linear, linear_factors, False, (8,), 8
+    ),
     "conv1d": Kind(lambda: Conv1D(10, 12), conv1d, linear_factors, True),
     "embedding": Kind(lambda: nn.Embedding(20, 10), embedding, embedding_factors, True),
-    "embedding-padded": Kind(lambda: nn.Embedding(20, 10, padding_idx=3), embedding, embedding_factors, True),
-    "convolution1d": convolution(lambda: nn.Conv1d(4, 6, 3), Patches((3,), (1,), (1,), ((0, 0),)), (4, 10), 8),
+    "embedding-padded": Kind(
+        lambda: nn.Embedding(20, 10, padding_idx=3), embedding, embedding_factors, True
+    ),
+    "convolution1d": convolution(
+        lambda: nn.Conv1d(4, 6, 3), Patches((3,), (1,), (1,), ((0, 0),)), (4, 10), 8
+    ),
     "convolution2d-circular": convolution(
-        lambda: nn.Conv2d(6, 8, (3, 2), stride=2, padding=1, dilation=(1, 2), groups=2, padding_mode="circular").to(
-            memory_format=torch.channels_last),
-        Patches((3, 2), (2, 2), (1, 2), ((1, 1), (1, 1)), groups=2, mode="circular"), (6, 3, 15), 8),
+        lambda: nn.Conv2d(
+            6, 8, (3, 2), stride=2, padding=1, dilation=(1, 2), groups=2, padding_mode="circular"
+        ).to(memory_format=torch.channels_last),
+        Patches((3, 2), (2, 2), (1, 2), ((1, 1), (1, 1)), groups=2, mode="circular"),
+        (6, 3, 15),
+        8,
+    ),
     "convolution2d-depthwise": convolution(
         lambda: nn.Conv2d(4, 4, (3, 5), padding="same", groups=4, bias=False),
-        Patches((3, 5), (1, 1), (1, 1), ((1, 1), (2, 2)), groups=4), (4, 3, 8), 8),
+        Patches((3, 5), (1, 1), (1, 1), ((1, 1), (2, 2)), groups=4),
+        (4, 3, 8),
+        8,
+    ),
     "convolution3d": convolution(
         lambda: nn.Conv3d(2, 4, (1, 2, 3), padding=(0, 1, 0), padding_mode="replicate"),
-        Patches((1, 2, 3), (1, 1, 1), (1, 1, 1), ((0, 0), (1, 1), (0, 0)), mode="replicate"), (2, 2, 2, 10), 8),
+        Patches((1, 2, 3), (1, 1, 1), (1, 1, 1), ((0, 0), (1, 1), (0, 0)), mode="replicate"),
+        (2, 2, 2, 10),
+        8,
+    ),
     "transposed2d": convolution(
         lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
-        Patches((3, 3), (2, 2), (1, 1), ((1, 1), (1, 1)), groups=2, turned=True, extra=(1, 1)), (8, 2, 4), 8),
-}  # fmt: skip
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        Patches((3, 3), (2, 2), (1, 1), ((1, 1), (1, 1)), groups=2, turned=True, extra=(1, 1)),
+        (8, 2, 4),
+        8,
+    ),
+}
+DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -219,7 +288,9 @@ class Row:
         """Return values of the adapted outputs among all outputs."""
         if not KINDS[self.kind].rows:
             return some
-        whole = some.new_full((*some.shape[:axis], KINDS[self.kind].last, *some.shape[axis:][1:]), rest)
+        whole = some.new_full(
+            (*some.shape[:axis], KINDS[self.kind].last, *some.shape[axis:][1:]), rest
+        )
         return whole.index_copy(axis, torch.tensor(KINDS[self.kind].rows), some)
 
     def model(self) -> nn.Sequential:
@@ -227,7 +298,8 @@ class Row:
         layer = KINDS[self.kind].make()
         model = nn.Sequential()
         model.add_module("layer", layer)
-        # Where channels come last in memory, torch takes another path for the rest once that is frozen.
+        # Where channels come last in memory, torch takes another path for the rest once that is
+        # frozen.
         model.add_module("flat", nn.Flatten(0, -2))
         model.add_module("rest", nn.Linear(KINDS[self.kind].last, 4))
         for seed, parameter in enumerate(model.parameters()):
@@ -242,34 +314,55 @@ class Row:
 
     def spec(self, **more: Any) -> lorakit.Spec:
         dtype = "float64" if self.precision == "float64" else "float32"
-        fields = {"rank": 3, "alpha": 4.5, "targets": ["layer"], "dtype": dtype, **DELTAS[self.delta]}
+        fields = {
+            "rank": 3,
+            "alpha": 4.5,
+            "targets": ["layer"],
+            "dtype": dtype,
+            **DELTAS[self.delta],
+        }
         return lorakit.Spec(**{**fields, **more})
 
-    def attached(self, name: str = "default", seed: int = 0, **more: Any) -> tuple[nn.Sequential, lorakit.Adapter]:
+    def attached(
+        self, name: str = "default", seed: int = 0, **more: Any
+    ) -> tuple[nn.Sequential, lorakit.Adapter]:
         """Return a model with an adapter whose every factor is filled."""
         model = self.model()
         adapter = lorakit.attach(model, self.spec(**more), name=name)
         return model, fill(adapter, seed)
 
     def dense(self, model: nn.Sequential, *changes: Tensor) -> Tensor:
-        """Return what `layer` should give for `x`: its formula in float64, with changes (out, in) added to the matrix."""
-        return self.formula(model, sum(changes, torch.zeros((), dtype=torch.float64)), torch.float64)
+        """Return what `layer` should give for `x`: its formula in float64, with changes (out, in)
+        added to the matrix.
+        """
+        return self.formula(
+            model, sum(changes, torch.zeros((), dtype=torch.float64)), torch.float64
+        )
 
     def formula(self, model: nn.Sequential, change: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the formula at a dtype, its matrix summed in float64 and rounded once."""
         kind, layer = KINDS[self.kind], model.layer
         weight = layer.weight.detach().double()
         if change.ndim:
-            weight = weight + (change.T if kind.transposed else self.widen(change, 0)).reshape(weight.shape)
+            weight = weight + (change.T if kind.transposed else self.widen(change, 0)).reshape(
+                weight.shape
+            )
         weight = weight.to(dtype)
         bias = getattr(layer, "bias", None)
         x = self.x() if self.embeds else self.x().to(dtype)
         return kind.dense(weight, None if bias is None else bias.detach().to(dtype), x)
 
     def plain(
-        self, y: Tensor, adapter: lorakit.Adapter, scale: float, weight: float = 1.0, base: Tensor | None = None
+        self,
+        y: Tensor,
+        adapter: lorakit.Adapter,
+        scale: float,
+        weight: float = 1.0,
+        base: Tensor | None = None,
     ) -> Tensor:
-        """Return y + weight * (what the adapter adds to the layer's own output), everything at the row's dtype."""
+        """Return y + weight * (what the adapter adds to the layer's own output), everything at the
+        row's dtype.
+        """
         delta, base = adapter.deltas["layer"], y if base is None else base
         if self.delta in ("loha", "lokr"):
             low = self.apply(self.change(adapter, scale))
@@ -295,7 +388,11 @@ class Row:
     def apply(self, change: Tensor) -> Tensor:
         """Return what a change (out, in) gives for `x`, rounded to the row's dtype first."""
         kind, weight = KINDS[self.kind], self.model().layer.weight
-        return kind.dense((change.T if kind.transposed else change).reshape(weight.shape).to(self.dtype), None, self.x())
+        return kind.dense(
+            (change.T if kind.transposed else change).reshape(weight.shape).to(self.dtype),
+            None,
+            self.x(),
+        )
 
     def factors(self, adapter: lorakit.Adapter, scale: float) -> tuple[Tensor, Tensor]:
         """Return A and B, in float64, whose product is all that low rank adds, from the definition."""
@@ -305,7 +402,9 @@ class Row:
             out, inputs = self.base().shape
             A, B = delta.pair.A[:, :inputs].double(), delta.pair.B[:out].double()
             return own["d"].unsqueeze(1) * A, own["b"].unsqueeze(1) * B
-        return (scale * own["E"] * own["A"] if self.delta == "adalora" else scale * own["A"]), own["B"]
+        return (scale * own["E"] * own["A"] if self.delta == "adalora" else scale * own["A"]), own[
+            "B"
+        ]
 
     def base(self) -> Tensor:
         """Return the base's matrix (out, in) in float64."""
@@ -350,7 +449,8 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 def same_bits(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(
-        one[key].dtype == two[key].dtype and torch.equal(bits(one[key]), bits(two[key])) for key in one
+        one[key].dtype == two[key].dtype and torch.equal(bits(one[key]), bits(two[key]))
+        for key in one
     )
 
 
@@ -363,12 +463,22 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 UNBIASED = ("loha", "lokr")  # their files have no place for biases
-# What is refused: the rows of a transposed convolution's matrix are no outputs (DoRA); a change that is built whole is none
-# for a table of tokens, and one pair of factors none for layers of several kinds; parts and weights that their module reads
-# itself share one pair of plain factors in a file.
-REFUSED = {"dora": ("transposed", "part"), "vera": ("part", "lent", "embedding", "convolution", "transposed"),
-           "loha": ("part", "lent", "embedding", "transposed"), "adalora": ("part", "lent"),
-           "lokr": ("part", "lent", "embedding", "transposed")}  # fmt: skip
-ROWS = [Row(delta, kind, precision) for delta in DELTAS for kind in KINDS for precision in DTYPES
-        if not kind.startswith(REFUSED.get(delta, ("nothing",)))]  # fmt: skip
+# What is refused: the rows of a transposed convolution's matrix are no outputs (DoRA); a change
+# that is built whole is none for a table of tokens, and one pair of factors none for layers of
+# several kinds; parts and weights that their module reads itself share one pair of plain factors in
+# a file.
+REFUSED = {
+    "dora": ("transposed", "part"),
+    "vera": ("part", "lent", "embedding", "convolution", "transposed"),
+    "loha": ("part", "lent", "embedding", "transposed"),
+    "adalora": ("part", "lent"),
+    "lokr": ("part", "lent", "embedding", "transposed"),
+}
+ROWS = [
+    Row(delta, kind, precision)
+    for delta in DELTAS
+    for kind in KINDS
+    for precision in DTYPES
+    if not kind.startswith(REFUSED.get(delta, ("nothing",)))
+]
 EXACT = [row for row in ROWS if row.precision == "float64"]

@@ -11,7 +11,8 @@ from .table import EXACT, ROWS, Row
 pytestmark = pytest.mark.usefixtures("added_sites")
 
 
-# While one works, a few rows of each delta are enough, in the dtype that is exact; plain low rank keeps all.
+# While one works, a few rows of each delta are enough, in the dtype that is exact; plain low rank
+# keeps all.
 FEW = ("linear", "conv1d", "embedding", "convolution2d-circular")
 MARKED = [
     row
@@ -19,7 +20,9 @@ MARKED = [
     else pytest.param(row, marks=pytest.mark.slow)
     for row in ROWS
 ]
-PLAIN = [row for row in EXACT if row.delta in ("lowrank", "dora") and row.kind in ("linear", "embedding")]
+PLAIN = [
+    row for row in EXACT if row.delta in ("lowrank", "dora") and row.kind in ("linear", "embedding")
+]
 
 
 @pytest.mark.parametrize("row", MARKED, ids=str)
@@ -28,7 +31,13 @@ def test_law(law: Callable[[Row, Path], None], row: Row, tmp_path: Path) -> None
     law(row, tmp_path)
 
 
-@pytest.mark.parametrize("row", [row if row in PLAIN else pytest.param(row, marks=pytest.mark.slow) for row in EXACT], ids=str)
+@pytest.mark.parametrize(
+    "row",
+    [row if row in PLAIN else pytest.param(row, marks=pytest.mark.slow) for row in EXACT],
+    ids=str,
+)
 def test_gradient_is_that_of_the_formula(row: Row, tmp_path: Path) -> None:
-    law = gradient_takes_the_norm_as_constant if row.delta == "dora" else gradient_equals_differences
+    law = (
+        gradient_takes_the_norm_as_constant if row.delta == "dora" else gradient_equals_differences
+    )
     law(row, tmp_path)

@@ -1,5 +1,8 @@
-"""The laws are tested: each of these faults, planted into the source, turns the law named beside it red."""
+"""The laws are tested: each of these faults, planted into the source, turns the law named beside it
+red.
+"""
 
+import ast
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -10,42 +13,53 @@ from typing import Any
 import pytest
 
 import lorakit
-from lorakit import fused, inits, slot, spec
-from lorakit.delta import LowRank
+from lorakit import spec
+from lorakit.deltas import lora_autograd as fused
 from lorakit.deltas.adalora import AdaLoRA
+from lorakit.deltas.base import LowRank
 from lorakit.deltas.dora import DoRA
 from lorakit.deltas.loha import LoHa
 from lorakit.deltas.lokr import LoKr
-from lorakit.deltas.moved import Moved
-from lorakit.deltas.tokens import Tied, TokenRows
+from lorakit.deltas.offset import Moved
+from lorakit.deltas.token_rows import Tied, TokenRows
 from lorakit.deltas.vera import VeRA
-from lorakit.formats import peft
+from lorakit.formats.peft import files as peft
 from lorakit.inits import classic
-from lorakit.shares import Share
-from lorakit.site import Embedding, Linear
+from lorakit.inits import start as inits
+from lorakit.inject.mixed_batch import Share
+from lorakit.sites import slot
 from lorakit.sites.conv import Conv, ConvTranspose
 from lorakit.sites.experts import Experts
-from lorakit.sites.parts import Part
+from lorakit.sites.fused_parts import Part
+from lorakit.sites.linear import Embedding, Linear
 from lorakit.sites.quantised import BitsAndBytes
 
-from . import law, test_experts, test_quantised
+from ..inject.test_token_rows import rows_equal_dense, rows_merge_as_attached
+from ..sites import test_experts, test_quantised
+from . import law
 from .table import Row
-from .test_token_rows import rows_equal_dense, rows_merge_as_attached
 
-attach = import_module("lorakit.attach")  # lorakit.attach is the function
-merging = import_module("lorakit.merging")
+attach = import_module("lorakit.inject.attach")
+merging = import_module("lorakit.merging.weights")
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def edit(where: Any, name: str, old: str, new: str) -> Plant:
-    """Return what replaces a piece of the source of a function or method; it must be there exactly once."""
+    """Return what replaces a piece of the source of a function or method; it must be there exactly
+    once.
+    """
 
     def plant(patch: pytest.MonkeyPatch) -> None:
         original = getattr(where, name)
-        source = textwrap.dedent(inspect.getsource(original))
+        # Unparsed, so that a fault stays planted wherever the formatter breaks a line.
+        source = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(original))))
         assert source.count(old) == 1, f"{old!r} is no longer in {name}: plant the fault anew"
         scope: dict[str, Any] = {}
-        exec(compile(source.replace(old, new), original.__code__.co_filename, "exec"), original.__globals__, scope)
+        exec(
+            compile(source.replace(old, new), original.__code__.co_filename, "exec"),
+            original.__globals__,
+            scope,
+        )
         patch.setattr(where, name, scope[name])
         for other in (lorakit, attach, merging, inits):  # who imported the name
             if vars(other).get(name) is original:
@@ -64,7 +78,9 @@ def experts_equal_dense(row: Row, folder: Path) -> None:
 
 
 def coarse_sums_are_exact(row: Row, folder: Path) -> None:
-    test_quantised.test_a_merge_is_the_exact_sum_rounded_once_by_the_packages_own_code("bitsandbytes-nf4", 3.0)
+    test_quantised.test_a_merge_is_the_exact_sum_rounded_once_by_the_packages_own_code(
+        "bitsandbytes-nf4", 3.0
+    )
 
 
 def coarse_comes_back(row: Row, folder: Path) -> None:
@@ -75,150 +91,422 @@ CONVOLVED = "layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.n
 PADDED = "F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)"
 ZEROS = "self.convolve(x, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stride, 1, layer.dilation, layer.groups)"
 UNDILATED = f"self.convolve({PADDED}, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stride, 0, 1, layer.groups)"
-SUBTRACT = "own[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
+SUBTRACT = (
+    "own[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
+)
 FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
-    "scale dropped": (edit(fused, "_sum", "(B * factor)", "B"), law.attached_equals_dense, "linear-float64"),
-    "scale squared": (edit(fused, "_sum", "(B * factor)", "(B * factor**2)"), law.attached_equals_dense,
-                      "conv1d-float32"),
-    "scale rule inverted": (item(spec.SCALES, "alpha/sqrt(rank)", lambda alpha, rank: alpha * rank**0.5), law.alpha_scales,
-                            "linear-float64"),
-    "sign": (edit(LowRank, "forward", "return site", "return -site"), law.attached_equals_dense, "embedding-float64"),
-    "merged transposed": (edit(LowRank, "matrix", "self.A.to(wide))", "self.A.to(wide)).T"), law.merged_equals_attached,
-                          "linear-square-float64"),
-    "merge drops scale": (edit(LowRank, "matrix", "self.scale * (", "("), law.merged_equals_attached, "linear-bfloat16"),
-    "merge drops weight": (edit(Linear, "changed", "weight * change.to", "change.to"), law.merge_rounds_once, "linear-float32"),
-    "merge rounds the change first": (edit(Linear, "changed", "+ weight * change.to(M.device)",
-                                           "+ (weight * change).to(self.read(layer).dtype)"),
-                                      law.merge_rounds_once, "linear-bfloat16"),
-    "merge sums in the weight's dtype": (edit(Linear, "changed",
-                                              "M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change",
-                                              "M + weight * change.to(M.dtype)"), law.merge_rounds_once, "conv1d-float16"),
-    "merge drops biases": (edit(merging, "merge", "path: trained[path].to(tensor)", "path: tensor"), law.biases_train_and_merge,
-                           "linear-float64"),
-    "merge leaves the change on": (edit(merging, "merge", "exchange(model, state, {})", "pass"), law.merged_equals_attached,
-                                   "embedding-float32"),
-    "unmerge by subtraction": (edit(merging, "_restore", "own[path].detach().copy_(tensor)", SUBTRACT),
-                               law.unmerge_restores_bits, "linear-bfloat16"),
-    "unmerge switches nothing on": (edit(merging, "_restore", "exchange(model, state, undo.on)", "pass"),
-                                    law.unmerge_restores_bits, "linear-float64"),
-    "base not frozen": (edit(attach, "attach", "model.requires_grad_(False)", "pass"), law.only_the_delta_trains,
-                        "linear-float64"),
-    "A gets no gradient": (edit(fused._Add, "backward", "if to_A else None", "if False else None"),
-                           law.only_the_delta_trains, "linear-float32"),
-    "B is cut off the graph": (edit(fused._Add, "backward", "* factor if to_B else None", "if False else None"),
-                               law.only_the_delta_trains, "conv1d-float64"),
-    "hook left behind": (edit(slot, "remove", "del layer._forward_hooks[key]", "pass"), law.detach_leaves_no_trace,
-                         "linear-float64"),
-    "all hooks removed": (edit(slot, "remove", "_forward_hooks.items() if hook in hooks", "_forward_hooks.items()"),
-                          law.detach_leaves_no_trace, "conv1d-float64"),
-    "requires_grad not put back": (edit(attach, "detach", "state.found.get(path, parameter.requires_grad)", "False"),
-                                   law.detach_leaves_no_trace, "linear-float64"),
-    "A from the global random state": (edit(classic, "initial_A", "rand((*stack, *size), generator=generator)",
-                                            "rand((*stack, *size))"),
-                                       law.start_depends_on_seed_and_name_alone, "linear-float64"),
-    "A the same for every name": (edit(classic, "generator_for", "{seed}:{name}", "{seed}"),
-                                  law.start_depends_on_seed_and_name_alone, "linear-float64"),
-    "seed ignored": (edit(classic, "generator_for", "{seed}:{name}", "{name}"), law.start_depends_on_seed_and_name_alone,
-                     "linear-float64"),
-    "B not zero": (edit(LowRank, "start", "new_zeros(", "new_ones("), law.fresh_equals_base, "linear-float16"),
-    "output left in the adapter's dtype": (edit(LowRank, "forward", "h * self.scale, y)", "h * self.scale, y).float()"),
-                                           law.fresh_equals_base, "embedding-bfloat16"),
-    "dropout while evaluating": (edit(LowRank, "added", "if self.training else 0.0", ""), law.dropout_drops_the_delta_alone,
-                                 "linear-float64"),
-    "dropout on the base's output": (edit(LowRank, "added", "add(out, x", "add(out * 0.5, x"),
-                                     law.dropout_drops_the_delta_alone, "linear-float64"),
-    "enable(None) leaves it on": (edit(slot, "exchange", "state.on.clear()", "pass"), law.disabled_equals_base,
-                                  "linear-float64"),
-    "weight ignored": (edit(LowRank, "added", "self.scale * weight", "self.scale"), law.two_adapters_add_up, "linear-float64"),
-    "biases not exchanged": (edit(slot, "exchange", "want != now", "False"), law.biases_train_and_merge, "linear-float64"),
-    "another row of an embedding": (edit(Embedding, "project", "F.embedding(x, A.T,", "F.embedding(19 - x, A.T,"),
-                            law.attached_equals_dense, "embedding-float64"),
-    "padding row starts like any other": (edit(Embedding, "blank", "return A * keep", "return A"), law.padding_stays,
-                                          "embedding-padded-float32"),
-    "padding row learns": (edit(Embedding, "project", ", padding_idx=layer.padding_idx", ""), law.padding_stays,
-                           "embedding-padded-float64"),
-    "padding mode ignored": (edit(Conv, "project", CONVOLVED, ZEROS), law.attached_equals_dense,
-                             "convolution2d-circular-float64"),
-    "dilation ignored": (edit(Conv, "project", CONVOLVED, UNDILATED), law.attached_equals_dense,
-                         "convolution2d-circular-float32"),
-    "groups in the wrong order": (edit(Conv, "project", "kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1))",
-                                       "kernel.repeat_interleave(layer.groups, dim=0)"), law.attached_equals_dense,
-                                  "convolution2d-depthwise-float64"),
-    "kernel's axes exchanged": (edit(Conv, "project", "A.view(A.shape[0], *layer.weight.shape[1:])",
-                                     "A.view(A.shape[0], layer.weight.shape[1], *layer.kernel_size[::-1]).mT"),
-                                law.attached_equals_dense, "convolution2d-depthwise-bfloat16"),
-    "kernel merged the other way round": (edit(Conv, "stored", "(layer.weight.shape)", "(layer.weight.shape).flip(-1)"),
-                                          law.merged_equals_attached, "convolution2d-circular-float64"),
-    "channels of a transposed convolution's groups mixed": (edit(ConvTranspose, "project", ".transpose(0, 1)", ""),
-                                                            law.attached_equals_dense, "transposed2d-float64"),
-    "transposed convolution spreads a mirrored kernel": (edit(ConvTranspose, "expand", "*layer.weight.shape[1:]).repeat(",
-                                                              "*layer.weight.shape[1:]).flip(-1).repeat("),
-                                                         law.attached_equals_dense, "transposed2d-float16"),
-    "rows get the ranks of others": (edit(Share, "stacked", "h.masked_fill(self.table.off.view(shape), 0.0)", "h"),
-                                     law.rows_equal_alone, "linear-float64"),
-    "a row's weights dropped": (edit(Share, "stacked", "h * self.table.strength.to(h.dtype).view(shape)", "h"),
-                                law.rows_equal_alone, "conv1d-bfloat16"),
-    "a group's weights dropped": (edit(Share, "join", "B[n] * w", "B[n]"), law.rows_equal_alone, "linear-float64"),
-    "sorted rows not put back": (edit(Share, "grouped", "torch.zeros_like(change).view(count, each, -1).index_copy(0, order, "
-                                      "change.view(count, each, -1))", "change.view(count, each, -1)"), law.rows_equal_alone,
-                                 "linear-square-float32"),
-    "rows of an adapter mixed up": (edit(Share, "one_by_one", "x.index_select(0, index)", "x.index_select(0, index.flip(0))"),
-                                    law.rows_equal_alone, "convolution2d-depthwise-float64"),
-    "joined factors are cut off the graph": (edit(Share, "join", "n: d.A for", "n: d.A.detach() for"), law.rows_equal_alone,
-                                             "embedding-float64"),
-    "part among the rows of its neighbour": (edit(Part, "spread", "(self.start, self.block - self.start - self.size)",
-                                                  "(self.start + 1, self.block - self.start - self.size - 1)"),
-                                             law.attached_equals_dense, "part-contiguous-float64"),
-    "parts of groups one after the other": (edit(Part, "spread", "some.unflatten(-1, (self.layout.groups, self.size))",
-                                                 "some.unflatten(-1, (self.size, self.layout.groups)).mT"),
-                                            law.attached_equals_dense, "part-interleaved-float64"),
-    "part merged into other rows": (edit(Part, "widen", "(0, 0, self.start, self.block - self.start - self.size)",
-                                         "(0, 0, self.block - self.start - self.size, self.start)"),
-                                    law.merged_equals_attached, "part-contiguous-bfloat16"),
-    "parts in a file keep no order of groups": (edit(peft, "unpack", "own.unflatten(0, (groups, block))",
-                                                     "own.unflatten(0, (block, groups)).transpose(0, 1)"),
-                                                law.written_equals_read, "part-interleaved-float32"),
-    "lent and not given back": (edit(slot.Slot, "take_back", "whole.take_back(layer)", "pass"), law.detach_leaves_no_trace,
-                                "lent-float64"),
-    "lent without a gradient of A": (edit(LowRank, "matrix", "self.A.to(wide)", "self.A.detach().to(wide)"),
-                                     law.only_the_delta_trains, "lent-float32"),
-    "lent without its weight": (edit(Linear, "changed", "weight * change", "change"), law.two_adapters_add_up, "lent-float64"),
-    "start of B not taken off": (edit(Moved, "factors", "self.B - start[1]", "self.B"), law.fresh_equals_base,
-                                 "moved:linear-float64"),
-    "start of A not taken off": (edit(Moved, "factors", "self.A - start[0]", "self.A"), law.fresh_equals_base,
-                                 "moved:embedding-bfloat16"),
-    "merge forgets the start": (edit(Moved, "matrix", "self.factors()", "(self.A, self.B)"), law.merged_equals_attached,
-                                "moved:convolution3d-float64"),
-    "start written with the wrong sign": (edit(Moved, "plain", "-start[1]", "start[1]"), law.written_equals_read,
-                                          "moved:conv1d-float32"),
-    "row of the next token": (edit(TokenRows, "matrix", "index_copy(0, self.tokens,", "index_copy(0, (self.tokens + 1) % 40,"),
-                              lambda row, folder: rows_merge_as_attached(), "linear-float64"),
-    "row is that of the next token": (edit(TokenRows, "forward", "== self.tokens", "== (self.tokens + 1) % 40"),
-                                      lambda row, folder: rows_equal_dense(), "linear-float64"),
-    "tied head forgotten": (edit(attach, "attach", "adapter.tied = tied(model, adapter, known)", "adapter.tied = {}"),
-                            lambda row, folder: rows_equal_dense(), "linear-float64"),
-    "rows of the head forgotten": (edit(Tied, "added", "self.of.added(site, layer, x, y, out, weight, into=into)", "out"),
-                                   lambda row, folder: rows_equal_dense(), "linear-float64"),
-    "new rows are added to the old": (edit(TokenRows, "difference", "self.new.to(wide) - old.to(wide)", "self.new.to(wide)"),
-                                      lambda row, folder: rows_equal_dense(), "linear-float64"),
-    "DoRA's norm without a term": (edit(DoRA, "norm", "2 * self.scale * across", "self.scale * across"),
-                                   law.attached_equals_dense, "dora:linear-float64"),
-    "VeRA without d": (edit(VeRA, "forward", " * self.d.to(y.dtype)", ""), law.attached_equals_dense, "vera:linear-float64"),
-    "LoHa adds its products": (edit(LoHa, "matrix", "(w1_a @ w1_b) * (w2_a @ w2_b)", "(w1_a @ w1_b) + (w2_a @ w2_b)"),
-                               law.attached_equals_dense, "loha:linear-float64"),
-    "LoKr the other way round": (edit(LoKr, "matrix", "torch.kron(w1, w2.contiguous())", "torch.kron(w2.contiguous(), w1)"),
-                                 law.attached_equals_dense, "lokr:linear-float64"),
-    "AdaLoRA merges without E": (edit(AdaLoRA, "matrix", "self.E.to(wide) * self.A", "self.A"), law.merged_equals_attached,
-                                 "adalora:linear-float64"),
-    "experts without their scale": (edit(Experts, "lend", "(weight * delta.scale)", "weight"), experts_equal_dense,
-                                    "linear-float64"),
-    "coarse sum in another form": (edit(BitsAndBytes, "coarsened", "quant_type=state.quant_type", "quant_type='fp4'"),
-                                   coarse_sums_are_exact, "linear-float64"),
-    "coarse weights not put back": (edit(merging, "_restore", "{**undo.untied, **undo.coarse}", "undo.untied"),
-                                    coarse_comes_back, "linear-float64"),
-    "start of A is a view of A": (edit(Moved, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
-                                  law.attached_equals_dense, "moved:transposed2d-float64"),
-}  # fmt: skip
+    "scale dropped": (
+        edit(fused, "_sum", "(B * factor)", "B"),
+        law.attached_equals_dense,
+        "linear-float64",
+    ),
+    "scale squared": (
+        edit(fused, "_sum", "(B * factor)", "(B * factor**2)"),
+        law.attached_equals_dense,
+        "conv1d-float32",
+    ),
+    "scale rule inverted": (
+        item(spec.SCALES, "alpha/sqrt(rank)", lambda alpha, rank: alpha * rank**0.5),
+        law.alpha_scales,
+        "linear-float64",
+    ),
+    "sign": (
+        edit(LowRank, "forward", "return site", "return -site"),
+        law.attached_equals_dense,
+        "embedding-float64",
+    ),
+    "merged transposed": (
+        edit(LowRank, "matrix", "self.A.to(wide))", "self.A.to(wide)).T"),
+        law.merged_equals_attached,
+        "linear-square-float64",
+    ),
+    "merge drops scale": (
+        edit(LowRank, "matrix", "self.scale * (", "("),
+        law.merged_equals_attached,
+        "linear-bfloat16",
+    ),
+    "merge drops weight": (
+        edit(Linear, "changed", "weight * change.to", "change.to"),
+        law.merge_rounds_once,
+        "linear-float32",
+    ),
+    "merge rounds the change first": (
+        edit(
+            Linear,
+            "changed",
+            "+ weight * change.to(M.device)",
+            "+ (weight * change).to(self.read(layer).dtype)",
+        ),
+        law.merge_rounds_once,
+        "linear-bfloat16",
+    ),
+    "merge sums in the weight's dtype": (
+        edit(
+            Linear,
+            "changed",
+            "M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change",
+            "M + weight * change.to(M.dtype)",
+        ),
+        law.merge_rounds_once,
+        "conv1d-float16",
+    ),
+    "merge drops biases": (
+        edit(merging, "merge", "path: trained[path].to(tensor)", "path: tensor"),
+        law.biases_train_and_merge,
+        "linear-float64",
+    ),
+    "merge leaves the change on": (
+        edit(merging, "merge", "exchange(model, state, {})", "pass"),
+        law.merged_equals_attached,
+        "embedding-float32",
+    ),
+    "unmerge by subtraction": (
+        edit(merging, "_restore", "own[path].detach().copy_(tensor)", SUBTRACT),
+        law.unmerge_restores_bits,
+        "linear-bfloat16",
+    ),
+    "unmerge switches nothing on": (
+        edit(merging, "_restore", "exchange(model, state, undo.on)", "pass"),
+        law.unmerge_restores_bits,
+        "linear-float64",
+    ),
+    "base not frozen": (
+        edit(attach, "attach", "model.requires_grad_(False)", "pass"),
+        law.only_the_delta_trains,
+        "linear-float64",
+    ),
+    "A gets no gradient": (
+        edit(fused._Add, "backward", "if to_A else None", "if False else None"),
+        law.only_the_delta_trains,
+        "linear-float32",
+    ),
+    "B is cut off the graph": (
+        edit(fused._Add, "backward", "* factor if to_B else None", "if False else None"),
+        law.only_the_delta_trains,
+        "conv1d-float64",
+    ),
+    "hook left behind": (
+        edit(slot, "remove", "del layer._forward_hooks[key]", "pass"),
+        law.detach_leaves_no_trace,
+        "linear-float64",
+    ),
+    "all hooks removed": (
+        edit(slot, "remove", "_forward_hooks.items() if hook in hooks", "_forward_hooks.items()"),
+        law.detach_leaves_no_trace,
+        "conv1d-float64",
+    ),
+    "requires_grad not put back": (
+        edit(attach, "detach", "state.found.get(path, parameter.requires_grad)", "False"),
+        law.detach_leaves_no_trace,
+        "linear-float64",
+    ),
+    "A from the global random state": (
+        edit(
+            classic,
+            "initial_A",
+            "rand((*stack, *size), generator=generator)",
+            "rand((*stack, *size))",
+        ),
+        law.start_depends_on_seed_and_name_alone,
+        "linear-float64",
+    ),
+    "A the same for every name": (
+        edit(classic, "generator_for", "{seed}:{name}", "{seed}"),
+        law.start_depends_on_seed_and_name_alone,
+        "linear-float64",
+    ),
+    "seed ignored": (
+        edit(classic, "generator_for", "{seed}:{name}", "{name}"),
+        law.start_depends_on_seed_and_name_alone,
+        "linear-float64",
+    ),
+    "B not zero": (
+        edit(LowRank, "start", "new_zeros(", "new_ones("),
+        law.fresh_equals_base,
+        "linear-float16",
+    ),
+    "output left in the adapter's dtype": (
+        edit(LowRank, "forward", "h * self.scale, y)", "h * self.scale, y).float()"),
+        law.fresh_equals_base,
+        "embedding-bfloat16",
+    ),
+    "dropout while evaluating": (
+        edit(LowRank, "added", "if self.training else 0.0", ""),
+        law.dropout_drops_the_delta_alone,
+        "linear-float64",
+    ),
+    "dropout on the base's output": (
+        edit(LowRank, "added", "add(out, x", "add(out * 0.5, x"),
+        law.dropout_drops_the_delta_alone,
+        "linear-float64",
+    ),
+    "enable(None) leaves it on": (
+        edit(slot, "exchange", "state.on.clear()", "pass"),
+        law.disabled_equals_base,
+        "linear-float64",
+    ),
+    "weight ignored": (
+        edit(LowRank, "added", "self.scale * weight", "self.scale"),
+        law.two_adapters_add_up,
+        "linear-float64",
+    ),
+    "biases not exchanged": (
+        edit(slot, "exchange", "want != now", "False"),
+        law.biases_train_and_merge,
+        "linear-float64",
+    ),
+    "another row of an embedding": (
+        edit(Embedding, "project", "F.embedding(x, A.T,", "F.embedding(19 - x, A.T,"),
+        law.attached_equals_dense,
+        "embedding-float64",
+    ),
+    "padding row starts like any other": (
+        edit(Embedding, "blank", "return A * keep", "return A"),
+        law.padding_stays,
+        "embedding-padded-float32",
+    ),
+    "padding row learns": (
+        edit(Embedding, "project", ", padding_idx=layer.padding_idx", ""),
+        law.padding_stays,
+        "embedding-padded-float64",
+    ),
+    "padding mode ignored": (
+        edit(Conv, "project", CONVOLVED, ZEROS),
+        law.attached_equals_dense,
+        "convolution2d-circular-float64",
+    ),
+    "dilation ignored": (
+        edit(Conv, "project", CONVOLVED, UNDILATED),
+        law.attached_equals_dense,
+        "convolution2d-circular-float32",
+    ),
+    "groups in the wrong order": (
+        edit(
+            Conv,
+            "project",
+            "kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1))",
+            "kernel.repeat_interleave(layer.groups, dim=0)",
+        ),
+        law.attached_equals_dense,
+        "convolution2d-depthwise-float64",
+    ),
+    "kernel's axes exchanged": (
+        edit(
+            Conv,
+            "project",
+            "A.view(A.shape[0], *layer.weight.shape[1:])",
+            "A.view(A.shape[0], layer.weight.shape[1], *layer.kernel_size[::-1]).mT",
+        ),
+        law.attached_equals_dense,
+        "convolution2d-depthwise-bfloat16",
+    ),
+    "kernel merged the other way round": (
+        edit(Conv, "stored", "(layer.weight.shape)", "(layer.weight.shape).flip(-1)"),
+        law.merged_equals_attached,
+        "convolution2d-circular-float64",
+    ),
+    "channels of a transposed convolution's groups mixed": (
+        edit(ConvTranspose, "project", ".transpose(0, 1)", ""),
+        law.attached_equals_dense,
+        "transposed2d-float64",
+    ),
+    "transposed convolution spreads a mirrored kernel": (
+        edit(
+            ConvTranspose,
+            "expand",
+            "*layer.weight.shape[1:]).repeat(",
+            "*layer.weight.shape[1:]).flip(-1).repeat(",
+        ),
+        law.attached_equals_dense,
+        "transposed2d-float16",
+    ),
+    "rows get the ranks of others": (
+        edit(Share, "stacked", "h.masked_fill(self.table.off.view(shape), 0.0)", "h"),
+        law.rows_equal_alone,
+        "linear-float64",
+    ),
+    "a row's weights dropped": (
+        edit(Share, "stacked", "h * self.table.strength.to(h.dtype).view(shape)", "h"),
+        law.rows_equal_alone,
+        "conv1d-bfloat16",
+    ),
+    "a group's weights dropped": (
+        edit(Share, "join", "B[n] * w", "B[n]"),
+        law.rows_equal_alone,
+        "linear-float64",
+    ),
+    "sorted rows not put back": (
+        edit(
+            Share,
+            "grouped",
+            "torch.zeros_like(change).view(count, each, -1).index_copy(0, order, "
+            "change.view(count, each, -1))",
+            "change.view(count, each, -1)",
+        ),
+        law.rows_equal_alone,
+        "linear-square-float32",
+    ),
+    "rows of an adapter mixed up": (
+        edit(Share, "one_by_one", "x.index_select(0, index)", "x.index_select(0, index.flip(0))"),
+        law.rows_equal_alone,
+        "convolution2d-depthwise-float64",
+    ),
+    "joined factors are cut off the graph": (
+        edit(Share, "join", "n: d.A for", "n: d.A.detach() for"),
+        law.rows_equal_alone,
+        "embedding-float64",
+    ),
+    "part among the rows of its neighbour": (
+        edit(
+            Part,
+            "spread",
+            "(self.start, self.block - self.start - self.size)",
+            "(self.start + 1, self.block - self.start - self.size - 1)",
+        ),
+        law.attached_equals_dense,
+        "part-contiguous-float64",
+    ),
+    "parts of groups one after the other": (
+        edit(
+            Part,
+            "spread",
+            "some.unflatten(-1, (self.layout.groups, self.size))",
+            "some.unflatten(-1, (self.size, self.layout.groups)).mT",
+        ),
+        law.attached_equals_dense,
+        "part-interleaved-float64",
+    ),
+    "part merged into other rows": (
+        edit(
+            Part,
+            "widen",
+            "(0, 0, self.start, self.block - self.start - self.size)",
+            "(0, 0, self.block - self.start - self.size, self.start)",
+        ),
+        law.merged_equals_attached,
+        "part-contiguous-bfloat16",
+    ),
+    "parts in a file keep no order of groups": (
+        edit(
+            peft,
+            "unpack",
+            "own.unflatten(0, (groups, block))",
+            "own.unflatten(0, (block, groups)).transpose(0, 1)",
+        ),
+        law.written_equals_read,
+        "part-interleaved-float32",
+    ),
+    "lent and not given back": (
+        edit(slot.Slot, "take_back", "whole.take_back(layer)", "pass"),
+        law.detach_leaves_no_trace,
+        "lent-float64",
+    ),
+    "lent without a gradient of A": (
+        edit(LowRank, "matrix", "self.A.to(wide)", "self.A.detach().to(wide)"),
+        law.only_the_delta_trains,
+        "lent-float32",
+    ),
+    "lent without its weight": (
+        edit(Linear, "changed", "weight * change", "change"),
+        law.two_adapters_add_up,
+        "lent-float64",
+    ),
+    "start of B not taken off": (
+        edit(Moved, "factors", "self.B - start[1]", "self.B"),
+        law.fresh_equals_base,
+        "moved:linear-float64",
+    ),
+    "start of A not taken off": (
+        edit(Moved, "factors", "self.A - start[0]", "self.A"),
+        law.fresh_equals_base,
+        "moved:embedding-bfloat16",
+    ),
+    "merge forgets the start": (
+        edit(Moved, "matrix", "self.factors()", "(self.A, self.B)"),
+        law.merged_equals_attached,
+        "moved:convolution3d-float64",
+    ),
+    "start written with the wrong sign": (
+        edit(Moved, "plain", "-start[1]", "start[1]"),
+        law.written_equals_read,
+        "moved:conv1d-float32",
+    ),
+    "row of the next token": (
+        edit(
+            TokenRows,
+            "matrix",
+            "index_copy(0, self.tokens,",
+            "index_copy(0, (self.tokens + 1) % 40,",
+        ),
+        lambda row, folder: rows_merge_as_attached(),
+        "linear-float64",
+    ),
+    "row is that of the next token": (
+        edit(TokenRows, "forward", "== self.tokens", "== (self.tokens + 1) % 40"),
+        lambda row, folder: rows_equal_dense(),
+        "linear-float64",
+    ),
+    "tied head forgotten": (
+        edit(attach, "attach", "adapter.tied = tied(model, adapter, known)", "adapter.tied = {}"),
+        lambda row, folder: rows_equal_dense(),
+        "linear-float64",
+    ),
+    "rows of the head forgotten": (
+        edit(Tied, "added", "self.of.added(site, layer, x, y, out, weight, into=into)", "out"),
+        lambda row, folder: rows_equal_dense(),
+        "linear-float64",
+    ),
+    "new rows are added to the old": (
+        edit(TokenRows, "difference", "self.new.to(wide) - old.to(wide)", "self.new.to(wide)"),
+        lambda row, folder: rows_equal_dense(),
+        "linear-float64",
+    ),
+    "DoRA's norm without a term": (
+        edit(DoRA, "norm", "2 * self.scale * across", "self.scale * across"),
+        law.attached_equals_dense,
+        "dora:linear-float64",
+    ),
+    "VeRA without d": (
+        edit(VeRA, "forward", " * self.d.to(y.dtype)", ""),
+        law.attached_equals_dense,
+        "vera:linear-float64",
+    ),
+    "LoHa adds its products": (
+        edit(LoHa, "matrix", "w1_a @ w1_b * (w2_a @ w2_b)", "w1_a @ w1_b + (w2_a @ w2_b)"),
+        law.attached_equals_dense,
+        "loha:linear-float64",
+    ),
+    "LoKr the other way round": (
+        edit(LoKr, "matrix", "torch.kron(w1, w2.contiguous())", "torch.kron(w2.contiguous(), w1)"),
+        law.attached_equals_dense,
+        "lokr:linear-float64",
+    ),
+    "AdaLoRA merges without E": (
+        edit(AdaLoRA, "matrix", "self.E.to(wide) * self.A", "self.A"),
+        law.merged_equals_attached,
+        "adalora:linear-float64",
+    ),
+    "experts without their scale": (
+        edit(Experts, "lend", "(weight * delta.scale)", "weight"),
+        experts_equal_dense,
+        "linear-float64",
+    ),
+    "coarse sum in another form": (
+        edit(BitsAndBytes, "coarsened", "quant_type=state.quant_type", "quant_type='fp4'"),
+        coarse_sums_are_exact,
+        "linear-float64",
+    ),
+    "coarse weights not put back": (
+        edit(merging, "_restore", "{**undo.untied, **undo.coarse}", "undo.untied"),
+        coarse_comes_back,
+        "linear-float64",
+    ),
+    "start of A is a view of A": (
+        edit(Moved, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
+        law.attached_equals_dense,
+        "moved:transposed2d-float64",
+    ),
+}
 
 
 @pytest.mark.usefixtures("added_sites")

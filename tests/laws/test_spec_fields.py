@@ -11,8 +11,8 @@ from torch import nn
 
 import lorakit
 from lorakit import Adapter, Spec
+from lorakit.inject.targets import places
 from lorakit.spec import Settings
-from lorakit.targets import places
 
 from .models import bert
 
@@ -38,19 +38,37 @@ FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
     "delta": ("dora", lambda **f: all(type(d).__name__ == "DoRA" for d in deltas(**f))),
     "rank": (3, lambda **f: all(d.A.shape[0] == d.B.shape[1] == 3 for d in deltas(**f))),
     "alpha": (5.0, lambda **f: all(d.scale == 2.5 for d in deltas(**f))),
-    "scale_rule": ("alpha/sqrt(rank)", lambda **f: all(abs(d.scale - 32 / 2**0.5) < 1e-9 for d in deltas(**f))),
+    "scale_rule": (
+        "alpha/sqrt(rank)",
+        lambda **f: all(abs(d.scale - 32 / 2**0.5) < 1e-9 for d in deltas(**f)),
+    ),
     "targets": ("mlp", lambda **f: all(n.endswith("dense") for n in attached(**f)[1].deltas)),
     "exclude": (["layer.0.*"], lambda **f: len(deltas(**f)) == 2),
     "dropout": (0.5, lambda **f: all(d.dropout == 0.5 for d in deltas(**f))),
     "init": ("gaussian", lambda **f: all(0.3 < d.A.std() < 0.8 for d in deltas(**f))),
     "init_std": (9.0, lambda **f: all(d.A.std() > 5 for d in deltas(**{"init": "gaussian", **f}))),
     "bias": ("all", lambda **f: f"{QUERY}.bias" in attached(**f)[1].whole),
-    "whole_modules": (["classifier"], lambda **f: [*attached(**f)[1].whole] == ["classifier.weight", "classifier.bias"]),
-    "token_rows": ((3, 5), lambda **f: "bert.embeddings.word_embeddings" in attached(**f)[1].deltas),
-    "parts": ({"query": {"one": 6, "two": 10}}, lambda **f: f"{QUERY}.one" in places(bert(), f.get("parts"))),
+    "whole_modules": (
+        ["classifier"],
+        lambda **f: [*attached(**f)[1].whole] == ["classifier.weight", "classifier.bias"],
+    ),
+    "token_rows": (
+        (3, 5),
+        lambda **f: "bert.embeddings.word_embeddings" in attached(**f)[1].deltas,
+    ),
+    "parts": (
+        {"query": {"one": 6, "two": 10}},
+        lambda **f: f"{QUERY}.one" in places(bert(), f.get("parts")),
+    ),
     "tie": (True, lambda **f: [sum(1 for _ in d.parameters()) for d in shared(**f)] == [2, 0]),
-    "dtype": ("bfloat16", lambda **f: {p.dtype for p in attached(**f)[1].parameters()} == {torch.bfloat16}),
-    "overrides": ({"query": {"rank": 4}}, lambda **f: [d.rank for d in deltas(**f)] == [4, 2, 4, 2]),
+    "dtype": (
+        "bfloat16",
+        lambda **f: {p.dtype for p in attached(**f)[1].parameters()} == {torch.bfloat16},
+    ),
+    "overrides": (
+        {"query": {"rank": 4}},
+        lambda **f: [d.rank for d in deltas(**f)] == [4, 2, 4, 2],
+    ),
 }
 
 
@@ -95,8 +113,16 @@ def test_spec_cannot_be_changed_from_outside() -> None:
 
 
 def test_spec_survives_its_dict() -> None:
-    spec = Spec(rank=3, targets=["a", "b"], exclude="c.*", init="gaussian", init_std=0.5, whole_modules="head",
-                overrides={"a": {"rank": 2}}, token_rows={"wte": [3, 1]})  # fmt: skip
+    spec = Spec(
+        rank=3,
+        targets=["a", "b"],
+        exclude="c.*",
+        init="gaussian",
+        init_std=0.5,
+        whole_modules="head",
+        overrides={"a": {"rank": 2}},
+        token_rows={"wte": [3, 1]},
+    )
     assert Spec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
@@ -114,5 +140,7 @@ def test_starts_have_their_spread(rank: int) -> None:
     assert abs(gaussian.mean()) < 0.002 and abs(gaussian.std() / 0.02 - 1) < 0.05
     orthogonal = start(init="orthogonal")
     product = (orthogonal @ orthogonal.T) * 3
-    assert torch.allclose(product, torch.eye(rank), atol=1e-5)  # orthonormal rows, at the spread of kaiming
+    assert torch.allclose(
+        product, torch.eye(rank), atol=1e-5
+    )  # orthonormal rows, at the spread of kaiming
     assert abs(orthogonal.std() / kaiming.std() - 1) < 0.05

@@ -13,7 +13,9 @@ torch.set_num_threads(1)
 
 
 class Kind(NamedTuple):
-    """A layer both packages can make: its class's name, its arguments, and the shape of an input (None: token ids)."""
+    """A layer both packages can make: its class's name, its arguments, and the shape of an input
+    (None: token ids).
+    """
 
     name: str
     args: tuple[int, ...]
@@ -25,18 +27,29 @@ KINDS = {
     "linear": Kind("Linear", (6, 9), {}, (2, 5, 6)),
     "linear, stored (in, out)": Kind("Linear", (6, 9), {"fan_in_fan_out": True}, (4, 6)),
     "linear without bias": Kind("Linear", (6, 9), {"bias": False}, (4, 6)),
-    "q and v of three": Kind("MergedLinear", (6, 9), {"enable_lora": [True, False, True]}, (2, 5, 6)),
+    "q and v of three": Kind(
+        "MergedLinear", (6, 9), {"enable_lora": [True, False, True]}, (2, 5, 6)
+    ),
     "the last of three, stored (in, out)": Kind(
-        "MergedLinear", (6, 9), {"enable_lora": [False, False, True], "fan_in_fan_out": True}, (4, 6)
+        "MergedLinear",
+        (6, 9),
+        {"enable_lora": [False, False, True], "fan_in_fan_out": True},
+        (4, 6),
     ),
     "all of two": Kind("MergedLinear", (6, 8), {"enable_lora": [True, True]}, (4, 6)),
     "embedding": Kind("Embedding", (11, 6), {}, None),
     "embedding with a pad row": Kind("Embedding", (11, 6), {"padding_idx": 3}, None),
-    "embedding, gradient by frequency": Kind("Embedding", (11, 6), {"scale_grad_by_freq": True}, None),
+    "embedding, gradient by frequency": Kind(
+        "Embedding", (11, 6), {"scale_grad_by_freq": True}, None
+    ),
     "conv1d, kernel 1": Kind("Conv1d", (4, 6, 1), {}, (2, 4, 7)),
     "conv2d": Kind("Conv2d", (4, 6, 3), {"padding": 1}, (2, 4, 5, 5)),
-    "conv2d, groups and stride": Kind("Conv2d", (4, 6, 3), {"groups": 2, "stride": 2, "bias": False}, (2, 4, 5, 5)),
-    "conv2d, reflected": Kind("Conv2d", (4, 6, 3), {"padding": 1, "padding_mode": "reflect"}, (2, 4, 5, 5)),
+    "conv2d, groups and stride": Kind(
+        "Conv2d", (4, 6, 3), {"groups": 2, "stride": 2, "bias": False}, (2, 4, 5, 5)
+    ),
+    "conv2d, reflected": Kind(
+        "Conv2d", (4, 6, 3), {"padding": 1, "padding_mode": "reflect"}, (2, 4, 5, 5)
+    ),
     "conv3d, kernel 1": Kind("Conv3d", (4, 6, 1), {}, (2, 4, 3, 3, 3)),
 }
 

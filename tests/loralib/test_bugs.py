@@ -1,8 +1,10 @@
-"""What goes wrong with loralib 0.1.2, and does not here: first what loralib does today, then what we do.
+"""What goes wrong with loralib 0.1.2, and does not here: first what loralib does today, then what
+we do.
 
-Fixed in loralib itself before 0.1.2 and so not shown broken: a MergedLinear that trained only with fan_in_fan_out, `eval()` of
-a model that did not merge its layers, the missing transpose of a merged embedding, the shape of a grouped convolution.
-`test_same.py` holds those for both packages. No class for nn.MultiheadAttention is no bug: `lorakit.attach` takes its parts.
+Fixed in loralib itself before 0.1.2 and so not shown broken: a MergedLinear that trained only with
+fan_in_fan_out, `eval()` of a model that did not merge its layers, the missing transpose of a merged
+embedding, the shape of a grouped convolution. `test_same.py` holds those for both packages. No
+class for nn.MultiheadAttention is no bug: `lorakit.attach` takes its parts.
 """
 
 import copy
@@ -23,7 +25,10 @@ from .layers import KINDS, Kind, fill, inputs, loralib, make, ours
 
 def pair(name: str, *args: Any, **options: Any) -> tuple[Any, Any]:
     """Return loralib's layer and ours, filled alike."""
-    theirs, mine = make(loralib, Kind(name, args, {}, None), **options), make(ours, Kind(name, args, {}, None), **options)
+    theirs, mine = (
+        make(loralib, Kind(name, args, {}, None), **options),
+        make(ours, Kind(name, args, {}, None), **options),
+    )
     return fill(theirs), fill(mine)
 
 
@@ -58,7 +63,10 @@ def test_convolutions_of_one_and_three_dimensions(name: str, size: int):
     assert close(mine(x), expected) and same_in_both_modes(mine, x)
 
 
-@pytest.mark.parametrize("name, kernel", [("Conv1d", (3,)), ("Conv2d", (1, 3)), ("Conv2d", (3, 3)), ("Conv3d", (3, 1, 2))])
+@pytest.mark.parametrize(
+    "name, kernel",
+    [("Conv1d", (3,)), ("Conv2d", (1, 3)), ("Conv2d", (3, 3)), ("Conv3d", (3, 1, 2))],
+)
 def test_a_tuple_is_a_kernel(name: str, kernel: tuple[int, ...]):
     with pytest.raises(AssertionError) as told:
         getattr(loralib, name)(4, 8, kernel, r=2)
@@ -72,7 +80,9 @@ def test_dropout_of_a_convolution():
     x = draw(2, 4, 6, 6)
     assert torch.equal(theirs(x), theirs(x))
     assert not torch.equal(mine(x), mine(x))
-    base = F.conv2d(x, mine.weight, mine.bias)  # dropout concerns the change alone, and keeps its mean
+    base = F.conv2d(
+        x, mine.weight, mine.bias
+    )  # dropout concerns the change alone, and keeps its mean
     mean = torch.stack([mine(x).detach() - base for _ in range(2000)]).mean(0)
     change = mine.eval()(x) - base
     assert (mean - change).norm() < 0.2 * change.norm()
@@ -97,10 +107,15 @@ def test_a_plain_convolutions_weights_load():
 
 
 def test_keys_of_both_loralibs_load():
-    """0.1.2 writes conv.weight; the newer source writes weight too, for the same tensor. A dict given is left as it was."""
+    """0.1.2 writes conv.weight; the newer source writes weight too, for the same tensor. A dict
+    given is left as it was.
+    """
     theirs, mine = pair("Conv2d", 4, 8, 3, r=2)
     state = nn.ModuleDict({"a": theirs}).state_dict()
-    for given in (state, {**state, "a.weight": state["a.conv.weight"], "a.bias": state["a.conv.bias"]}):
+    for given in (
+        state,
+        {**state, "a.weight": state["a.conv.weight"], "a.bias": state["a.conv.bias"]},
+    ):
         keys = list(given)
         model = nn.ModuleDict({"a": copy.deepcopy(mine)})
         nn.init.zeros_(model["a"].weight)
@@ -125,25 +140,36 @@ def test_the_bias_of_a_convolution_trains_with_lora_only():
 
 @pytest.mark.parametrize("options", [{}, {"enable_lora": [False, False]}])
 def test_no_part_adapted_is_the_plain_layer(options: dict[str, Any]):
-    theirs, mine = loralib.MergedLinear(4, 6, r=2, **options), ours.MergedLinear(4, 6, r=2, **options)
+    theirs, mine = (
+        loralib.MergedLinear(4, 6, r=2, **options),
+        ours.MergedLinear(4, 6, r=2, **options),
+    )
     x = draw(3, 4)
     with pytest.raises(AttributeError, match="lora_A"):
         theirs(x)
-    assert torch.equal(mine(x), F.linear(x, mine.weight, mine.bias)) and torch.equal(mine.eval()(x), mine(x))
+    assert torch.equal(mine(x), F.linear(x, mine.weight, mine.bias)) and torch.equal(
+        mine.eval()(x), mine(x)
+    )
     assert ours.lora_state_dict(mine) == {} and mine.weight.requires_grad
 
 
 @pytest.mark.parametrize("parts, out", [([True, False, True], 8), ([], 8)])
 def test_parts_that_do_not_divide_are_refused(parts: list[bool], out: int):
-    """Parts of two sizes (grouped-query attention) are two layers, or `lorakit.attach` on a fused one."""
+    """Parts of two sizes (grouped-query attention) are two layers, or `lorakit.attach` on a fused
+    one.
+    """
     with pytest.raises((AssertionError, ZeroDivisionError)):
         loralib.MergedLinear(4, out, r=2, enable_lora=parts)
-    with pytest.raises(SpecError, match=rf"^enable_lora: {len(parts)} parts do not divide out_features, 8\.$"):
+    with pytest.raises(
+        SpecError, match=rf"^enable_lora: {len(parts)} parts do not divide out_features, 8\.$"
+    ):
         ours.MergedLinear(4, out, r=2, enable_lora=parts)
 
 
 class Largest(TorchDispatchMode):
-    """Counts the values of the largest tensor that an operation makes; views of what is there do not count."""
+    """Counts the values of the largest tensor that an operation makes; views of what is there do
+    not count.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +188,9 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_no_step_of_training_builds_the_product_of_parts(stored: bool):
-    theirs, mine = pair("MergedLinear", 40, 60, r=2, enable_lora=[True, False, True], fan_in_fan_out=stored)
+    theirs, mine = pair(
+        "MergedLinear", 40, 60, r=2, enable_lora=[True, False, True], fan_in_fan_out=stored
+    )
     made = []
     for layer in (theirs, mine):
         with Largest() as largest:
@@ -177,14 +205,20 @@ def test_no_step_of_training_builds_the_product_of_parts(stored: bool):
 def test_an_adapter_loaded_while_merged_counts():
     theirs, mine = pair("Linear", 6, 5, r=2)
     x, weight = draw(3, 6), mine.weight.clone()
-    other = {key: tensor for key, tensor in fill(make(ours, KINDS["linear"], r=2), 7).state_dict().items() if key == "lora_A"}
+    other = {
+        key: tensor
+        for key, tensor in fill(make(ours, KINDS["linear"], r=2), 7).state_dict().items()
+        if key == "lora_A"
+    }
     for layer in (theirs, mine):
         layer.eval()
         before = layer(x)
         layer.load_state_dict(other, strict=False)
         layer.changed = not torch.equal(layer(x), before)
         layer.train()
-    assert not theirs.changed and not close(theirs.weight, weight)  # stale, and then another change than was added is taken off
+    assert not theirs.changed and not close(
+        theirs.weight, weight
+    )  # stale, and then another change than was added is taken off
     assert mine.changed and torch.equal(mine.weight, weight) and same_in_both_modes(mine, x)
 
 
@@ -194,7 +228,9 @@ def test_a_base_loaded_while_merged_counts():
     mine.load_state_dict(base.state_dict(), strict=False)
     assert close(mine(x), base(x) + x @ (mine.lora_B @ mine.lora_A).T / 2)
     assert torch.equal(mine.weight, base.weight)
-    loaded = {key: tensor.clone() for key, tensor in pair("Linear", 6, 5, r=2)[1].state_dict().items()}
+    loaded = {
+        key: tensor.clone() for key, tensor in pair("Linear", 6, 5, r=2)[1].state_dict().items()
+    }
     mine.load_state_dict(loaded, assign=True)
     assert same_in_both_modes(mine, x)
 
@@ -210,7 +246,11 @@ def test_a_state_dict_saved_in_eval_mode_is_the_bases(kind: Kind):
         fresh.load_state_dict(layer.state_dict())
         assert close(fresh(x), expected) is right  # loralib: the change counts twice
     trained = make(ours, kind, r=2).state_dict()
-    assert all(torch.equal(tensor, trained[key]) for key, tensor in mine.state_dict().items() if "lora_" not in key)
+    assert all(
+        torch.equal(tensor, trained[key])
+        for key, tensor in mine.state_dict().items()
+        if "lora_" not in key
+    )
 
 
 # 12: what is told by a name
@@ -255,7 +295,11 @@ def test_a_layer_is_pickled_copied_and_saved(kind: Kind, mode: bool):
 
 def test_the_sum_is_in_no_file():
     layer = fill(ours.Linear(200, 200, r=2))
-    assert abs(len(pickle.dumps(layer)) - len(pickle.dumps(layer.eval()))) < 2_000 < layer.merged_weight().numel() * 4
+    assert (
+        abs(len(pickle.dumps(layer)) - len(pickle.dumps(layer.eval())))
+        < 2_000
+        < layer.merged_weight().numel() * 4
+    )
 
 
 @pytest.mark.slow
@@ -265,7 +309,9 @@ def test_a_layer_can_be_exported_and_compiled():
     for mode in (True, False):
         layer = mine.train(mode)
         compiled = torch.compile(layer, backend="eager", fullgraph=True)
-        assert close(compiled(x), layer(x)) and close(torch.export.export(layer, (x,)).module()(x), layer(x))
+        assert close(compiled(x), layer(x)) and close(
+            torch.export.export(layer, (x,)).module()(x), layer(x)
+        )
         fill(layer, 5)
         assert close(compiled(x), layer(x))  # a change while merged is not frozen into it
 
@@ -280,7 +326,9 @@ def test_factors_in_float32_on_a_base_in_16_bits(kind: Kind, dtype: torch.dtype)
     for package in (loralib, ours):
         layers.append(fill(make(package, kind, r=2)))
         getattr(layers[-1], "conv", layers[-1]).to(dtype)
-        layers[-1].lora_A.data, layers[-1].lora_B.data = (p.data.float() for p in (layers[-1].lora_A, layers[-1].lora_B))
+        layers[-1].lora_A.data, layers[-1].lora_B.data = (
+            p.data.float() for p in (layers[-1].lora_A, layers[-1].lora_B)
+        )
     theirs, mine = layers
     x = inputs(kind) if kind.shape is None else inputs(kind).to(dtype)
     if kind.name != "Embedding":
@@ -321,7 +369,9 @@ def test_max_norm_scales_the_base_alone():
         layer.before = layer.lora_A.detach().clone()
     assert not same_in_both_modes(theirs, x) and not torch.equal(theirs.lora_A, theirs.before)
     assert same_in_both_modes(mine, x) and torch.equal(mine.lora_A, mine.before)
-    expected = F.embedding(x, mine.weight.clone(), max_norm=0.5) + (mine.lora_B @ mine.lora_A).T[x] / 2
+    expected = (
+        F.embedding(x, mine.weight.clone(), max_norm=0.5) + (mine.lora_B @ mine.lora_A).T[x] / 2
+    )
     assert not mine.merged and close(mine(x), expected) and mine.weight.norm(dim=1).max() < 0.5001
 
 
@@ -337,7 +387,9 @@ def test_sparse_gradients():
 
 @pytest.mark.parametrize("index", [3, -1])
 def test_the_pad_row_stays_the_bases(index: int):
-    theirs, mine = (fill(package.Embedding(10, 4, r=2, padding_idx=index)) for package in (loralib, ours))
+    theirs, mine = (
+        fill(package.Embedding(10, 4, r=2, padding_idx=index)) for package in (loralib, ours)
+    )
     for layer in (theirs, mine):
         nn.init.ones_(layer.lora_A)
     x = torch.arange(10)
@@ -348,7 +400,9 @@ def test_the_pad_row_stays_the_bases(index: int):
 
 def test_eval_changes_no_layer_that_shares_the_weight():
     for lora, right in ((loralib, False), (ours, True)):
-        model = nn.ModuleDict({"embed": fill(lora.Embedding(10, 4, r=2)), "head": nn.Linear(4, 10, bias=False)})
+        model = nn.ModuleDict(
+            {"embed": fill(lora.Embedding(10, 4, r=2)), "head": nn.Linear(4, 10, bias=False)}
+        )
         model["head"].weight = model["embed"].weight
         h = draw(3, 4)
         before = model["head"](h)
@@ -384,4 +438,6 @@ def test_a_rank_that_is_none_is_refused(kind: Kind, r: Any):
 def test_a_layer_tells_r_and_alpha(kind: Kind):
     theirs, mine = make(loralib, kind, r=2, lora_alpha=6), make(ours, kind, r=2, lora_alpha=6)
     assert "alpha" not in repr(theirs)
-    assert repr(mine).startswith(f"{kind.name}(") and ", r=2, lora_alpha=6, merged=False" in repr(mine)
+    assert repr(mine).startswith(f"{kind.name}(") and ", r=2, lora_alpha=6, merged=False" in repr(
+        mine
+    )

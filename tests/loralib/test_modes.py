@@ -1,4 +1,6 @@
-"""A merged layer follows what happens to its parts: casts, copies, steps, new tensors. Nothing ever writes the weight."""
+"""A merged layer follows what happens to its parts: casts, copies, steps, new tensors. Nothing ever
+writes the weight.
+"""
 
 import copy
 from collections.abc import Callable
@@ -22,7 +24,9 @@ def twin(layer: Any) -> Any:
 def assert_follows(layer: Any, x: Tensor) -> None:
     eps = torch.finfo(layer.weight.dtype).eps
     expected = twin(layer)(x).detach()
-    torch.testing.assert_close(layer(x).detach(), expected, rtol=0, atol=16 * eps * max(1.0, expected.abs().max().item()))
+    torch.testing.assert_close(
+        layer(x).detach(), expected, rtol=0, atol=16 * eps * max(1.0, expected.abs().max().item())
+    )
 
 
 @kinds
@@ -98,7 +102,9 @@ def test_what_changes_a_merged_layer_counts(kind: Kind, change: Callable[[Any], 
 
 
 def test_what_is_written_through_data_counts_when_eval_is_called():
-    """PyTorch keeps no trace of it, and to compare the factors at each call would hold up a GPU. loralib is as blind."""
+    """PyTorch keeps no trace of it, and to compare the factors at each call would hold up a GPU.
+    loralib is as blind.
+    """
     theirs, mine = loralib.Linear(6, 5, r=2), ours.Linear(6, 5, r=2)
     x = inputs(KINDS["linear"])
     for layer in (theirs, mine):
@@ -129,7 +135,9 @@ def test_the_sum_is_rounded_once(kind: Kind):
     exact = twin(layer).double()
     assert torch.equal(layer.merged_weight(), exact.merged_weight().float().bfloat16())
     assert layer.merged_weight() is layer.merged_weight()
-    assert torch.equal(layer.used(), layer.merged_weight()) and not torch.equal(layer.used(), layer.weight)
+    assert torch.equal(layer.used(), layer.merged_weight()) and not torch.equal(
+        layer.used(), layer.weight
+    )
 
 
 @kinds
@@ -176,7 +184,9 @@ def test_parameters_of_a_functional_call_count():
 
 @pytest.mark.parametrize("lora", [loralib, ours], ids=["loralib", "ours"])
 def test_torchs_encoder_layer_uses_the_factors(lora: Any):
-    """In eval mode it reads the weights of its linear layers past their forward, unless they have hooks."""
+    """In eval mode it reads the weights of its linear layers past their forward, unless they have
+    hooks.
+    """
     encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     encoder.linear1, encoder.linear2 = fill(lora.Linear(8, 16, r=2)), fill(lora.Linear(16, 8, r=2))
     x = torch.randn(2, 5, 8)
@@ -237,7 +247,9 @@ class Custom(nn.Linear, ours.LoRALayer):
         self.merged = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.lora_dropout(x) @ self.lora_A.T @ self.lora_B.T * self.scaling
+        return (
+            super().forward(x) + self.lora_dropout(x) @ self.lora_A.T @ self.lora_B.T * self.scaling
+        )
 
 
 def test_a_layer_of_ones_own_is_marked_and_saved():
@@ -257,7 +269,9 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
-def test_a_planted_fault_is_seen(fault: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch):
+def test_a_planted_fault_is_seen(
+    fault: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+):
     layer, x = fill(ours.Linear(6, 5, r=2)).eval(), inputs(KINDS["linear"])
     assert_follows(layer, x)
     right = ours.LoRALayer.product

@@ -1,4 +1,6 @@
-"""An adapter that the authors of LoRA published: RoBERTa-base on MNLI, rank 8 on query and value, with its head."""
+"""An adapter that the authors of LoRA published: RoBERTa-base on MNLI, rank 8 on query and value,
+with its head.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.delta import LowRank
+from lorakit.deltas.base import LowRank
 
 from .layers import ours
 
@@ -23,10 +25,14 @@ def published(shared: Path) -> dict[str, Tensor]:
 
 
 def roberta() -> Any:
-    """Return a model of RoBERTa-base's shape, but for fewer words, with random weights from one seed."""
+    """Return a model of RoBERTa-base's shape, but for fewer words, with random weights from one
+    seed.
+    """
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
-    config = RobertaConfig(vocab_size=1000, max_position_embeddings=514, type_vocab_size=1, num_labels=3)
+    config = RobertaConfig(
+        vocab_size=1000, max_position_embeddings=514, type_vocab_size=1, num_labels=3
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return RobertaForSequenceClassification(config).eval()
@@ -60,7 +66,10 @@ def test_the_published_file_lands_where_it_belongs(published: dict[str, Tensor])
         shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
         assert {key: tensor.shape for key, tensor in published.items()}.items() <= shapes.items()
         told = model.load_state_dict(published, strict=False)
-        assert told.unexpected_keys == [] and set(told.missing_keys) == shapes.keys() - published.keys()
+        assert (
+            told.unexpected_keys == []
+            and set(told.missing_keys) == shapes.keys() - published.keys()
+        )
         state = model.state_dict()
         assert all(torch.equal(state[key], tensor) for key, tensor in published.items())
         assert all(torch.equal(state[key], own_head[key]) for key in told.missing_keys)
@@ -79,7 +88,9 @@ def test_the_published_file_lands_where_it_belongs(published: dict[str, Tensor])
         attached, by_name = roberta(), {}
         for key, A in factors.items():
             if key.endswith("lora_A"):
-                by_name[key.removesuffix(".lora_A")] = LowRank(A, factors[key.removesuffix("A") + "B"], alpha=16)
+                by_name[key.removesuffix(".lora_A")] = LowRank(
+                    A, factors[key.removesuffix("A") + "B"], alpha=16
+                )
         assert {delta.scale for delta in by_name.values()} == {2.0} and len(by_name) == 24
         adapter = lorakit.Adapter(lorakit.Spec(rank=8, alpha=16, targets=TARGETS), by_name)
         lorakit.attach(attached, adapter, trainable=False)

@@ -1,4 +1,6 @@
-"""What loralib does right, lorakit.loralib does as well: signatures, draws, outputs, gradients, files."""
+"""What loralib does right, lorakit.loralib does as well: signatures, draws, outputs, gradients,
+files.
+"""
 
 import copy
 import inspect
@@ -19,10 +21,16 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 def told(thing: Any, skip: int = 0) -> list[tuple[str, Any, Any]]:
     """Return name, kind and default of each argument; a tuple as a default is as good as a list."""
     found = list(inspect.signature(thing).parameters.values())[skip:]
-    return [(p.name, p.kind, list(p.default) if isinstance(p.default, list | tuple) else p.default) for p in found]
+    return [
+        (p.name, p.kind, list(p.default) if isinstance(p.default, list | tuple) else p.default)
+        for p in found
+    ]
 
 
-@pytest.mark.parametrize("name", ["Linear", "Embedding", "MergedLinear", "mark_only_lora_as_trainable", "lora_state_dict"])
+@pytest.mark.parametrize(
+    "name",
+    ["Linear", "Embedding", "MergedLinear", "mark_only_lora_as_trainable", "lora_state_dict"],
+)
 def test_signatures_are_loralibs(name: str):
     assert told(getattr(ours, name)) == told(getattr(loralib, name))
 
@@ -33,10 +41,17 @@ def test_signatures_of_convolutions_are_loralibs(name: str):
     assert told(getattr(ours, name)) == told(loralib.ConvLoRA, skip=1)
 
 
-@pytest.mark.parametrize("name", ["LoRALayer", "ConvLoRA", "Linear", "Embedding", "MergedLinear", "Conv1d", "Conv2d", "Conv3d"])
+@pytest.mark.parametrize(
+    "name",
+    ["LoRALayer", "ConvLoRA", "Linear", "Embedding", "MergedLinear", "Conv1d", "Conv2d", "Conv3d"],
+)
 def test_classes_stand_in_the_same_order(name: str):
     """What `isinstance` says of one package, it says of the other."""
-    parents = {parent.__name__ for parent in getattr(loralib, name).__mro__} & {"LoRALayer", "ConvLoRA", "Module"}
+    parents = {parent.__name__ for parent in getattr(loralib, name).__mro__} & {
+        "LoRALayer",
+        "ConvLoRA",
+        "Module",
+    }
     assert parents <= {parent.__name__ for parent in getattr(ours, name).__mro__}
 
 
@@ -51,10 +66,14 @@ def test_same_seed_same_layer(kind: Kind, r: int):
     trains = {plain(n): p.requires_grad for n, p in theirs.named_parameters()}
     assert {n: p.requires_grad for n, p in mine.named_parameters()} == trains
     attributes = ["r", "lora_alpha", "merge_weights", "merged", "training"] + ["scaling"] * bool(r)
-    assert [getattr(mine, name) for name in attributes] == [getattr(theirs, name) for name in attributes]
+    assert [getattr(mine, name) for name in attributes] == [
+        getattr(theirs, name) for name in attributes
+    ]
 
 
-@pytest.mark.parametrize("name, args", [("Linear", (64, 80)), ("MergedLinear", (64, 80)), ("Conv2d", (16, 80, 3))])
+@pytest.mark.parametrize(
+    "name, args", [("Linear", (64, 80)), ("MergedLinear", (64, 80)), ("Conv2d", (16, 80, 3))]
+)
 def test_initial_values(name: str, args: tuple[int, ...]):
     options = {"enable_lora": [True, True]} if name == "MergedLinear" else {}
     layer = make(ours, Kind(name, args, options, None), r=8)
@@ -77,8 +96,15 @@ def test_rank_0_is_the_plain_layer(kind: Kind):
     layer, x = make(ours, kind, r=0), inputs(kind)
     before = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
     options = {k: v for k, v in kind.options.items() if k not in ("enable_lora", "fan_in_fan_out")}
-    base = getattr(nn, "Linear" if kind.name == "MergedLinear" else kind.name)(*kind.args, **options)
-    base.load_state_dict({k: v.T if v.dim() == 2 and kind.options.get("fan_in_fan_out") else v for k, v in before.items()})
+    base = getattr(nn, "Linear" if kind.name == "MergedLinear" else kind.name)(
+        *kind.args, **options
+    )
+    base.load_state_dict(
+        {
+            k: v.T if v.dim() == 2 and kind.options.get("fan_in_fan_out") else v
+            for k, v in before.items()
+        }
+    )
     torch.testing.assert_close(layer(x), base(x), rtol=0, atol=1e-6)
     torch.testing.assert_close(layer.eval()(x), base(x), rtol=0, atol=1e-6)
     assert layer.weight.requires_grad and layer.merged_weight().equal(before["weight"])
@@ -87,11 +113,15 @@ def test_rank_0_is_the_plain_layer(kind: Kind):
 def assert_close(found: Tensor, expected: Tensor, what: str = "") -> None:
     """Compare in units of the largest value: 1e-6 in float32, 1e-12 in float64."""
     atol = TOLERANCE[expected.dtype] * max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol, msg=lambda text: f"{what}: {text}")
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=atol, msg=lambda text: f"{what}: {text}"
+    )
 
 
 def run(layer: nn.Module, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Return the outputs in train mode, in eval mode and in train mode again, and the gradients of what trains."""
+    """Return the outputs in train mode, in eval mode and in train mode again, and the gradients of
+    what trains.
+    """
     trained = layer(x)
     weights = torch.linspace(-1, 1, trained.numel(), dtype=trained.dtype).view_as(trained)
     (trained * weights).sum().backward()
@@ -104,9 +134,18 @@ def run(layer: nn.Module, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
 
 @kinds
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("options", [{"r": 1}, {"r": 3, "lora_alpha": 7}, {"r": 2, "merge_weights": False}, {"r": 8}], ids=str)
-def test_a_state_dict_means_the_same_in_both(kind: Kind, dtype: torch.dtype, options: dict[str, Any]):
-    theirs, mine = fill(make(loralib, kind, **options).to(dtype)), make(ours, kind, seed=5, **options).to(dtype)
+@pytest.mark.parametrize(
+    "options",
+    [{"r": 1}, {"r": 3, "lora_alpha": 7}, {"r": 2, "merge_weights": False}, {"r": 8}],
+    ids=str,
+)
+def test_a_state_dict_means_the_same_in_both(
+    kind: Kind, dtype: torch.dtype, options: dict[str, Any]
+):
+    theirs, mine = (
+        fill(make(loralib, kind, **options).to(dtype)),
+        make(ours, kind, seed=5, **options).to(dtype),
+    )
     mine.load_state_dict(theirs.state_dict())  # strict
     x = inputs(kind, dtype)
     (expected, slopes), (found, gradients) = run(theirs, x), run(mine, x)
@@ -139,7 +178,9 @@ def test_dropout_draws_what_loralib_draws(kind: Kind):
 
 
 class Small(nn.Module):
-    """A model of the README's layers: an embedding, a fused q, k and v, a convolution and a linear layer."""
+    """A model of the README's layers: an embedding, a fused q, k and v, a convolution and a linear
+    layer.
+    """
 
     def __init__(self, lora: Any = None):
         super().__init__()
@@ -148,7 +189,9 @@ class Small(nn.Module):
         self.qkv = lora.MergedLinear(8, 24, **three) if lora else nn.Linear(8, 24)
         self.mix = nn.Conv2d(1, 1, 3, padding=1)
         self.norm = nn.LayerNorm(8)
-        self.out = lora.Linear(8, 5, r=4, lora_alpha=8, lora_dropout=0.1) if lora else nn.Linear(8, 5)
+        self.out = (
+            lora.Linear(8, 5, r=4, lora_alpha=8, lora_dropout=0.1) if lora else nn.Linear(8, 5)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.embed(x)).chunk(3, dim=-1)
@@ -156,7 +199,9 @@ class Small(nn.Module):
         return self.out(self.norm(h + self.mix(h.unsqueeze(1)).squeeze(1)))
 
 
-def quick_start(lora: Any, bias: str, folder: Path) -> tuple[list[float], dict[str, Tensor], Tensor]:
+def quick_start(
+    lora: Any, bias: str, folder: Path
+) -> tuple[list[float], dict[str, Tensor], Tensor]:
     """Follow the README of microsoft/LoRA: replace, load, mark, train, save, load twice.
 
     In float64: a bias of k has no gradient but for rounding, which AdamW would blow up.
@@ -166,7 +211,9 @@ def quick_start(lora: Any, bias: str, folder: Path) -> tuple[list[float], dict[s
     torch.save(Small().double().state_dict(), folder / "ckpt_pretrained.pt")
     torch.manual_seed(1)
     model = Small(lora).double()
-    model.load_state_dict(torch.load(folder / "ckpt_pretrained.pt", weights_only=True), strict=False)
+    model.load_state_dict(
+        torch.load(folder / "ckpt_pretrained.pt", weights_only=True), strict=False
+    )
     lora.mark_only_lora_as_trainable(model, bias=bias)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
@@ -182,7 +229,9 @@ def quick_start(lora: Any, bias: str, folder: Path) -> tuple[list[float], dict[s
     torch.save(lora.lora_state_dict(model, bias=bias), folder / "ckpt_lora.pt")
     torch.manual_seed(9)
     fresh = Small(lora).double()
-    fresh.load_state_dict(torch.load(folder / "ckpt_pretrained.pt", weights_only=True), strict=False)
+    fresh.load_state_dict(
+        torch.load(folder / "ckpt_pretrained.pt", weights_only=True), strict=False
+    )
     saved = torch.load(folder / "ckpt_lora.pt", weights_only=True)
     assert fresh.load_state_dict(saved, strict=False).unexpected_keys == []
     x = torch.arange(13).repeat(2, 1)
@@ -199,7 +248,9 @@ def test_quick_start_of_the_readme(bias: str, tmp_path: Path):
     assert losses[-1] < losses[0] and found == pytest.approx(losses, rel=1e-9)
     assert kept.keys() == saved.keys()
     for key, tensor in saved.items():
-        torch.testing.assert_close(kept[key], tensor, rtol=0, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            kept[key], tensor, rtol=0, atol=1e-8, msg=lambda text, key=key: f"{key}: {text}"
+        )
     torch.testing.assert_close(z, y, rtol=0, atol=1e-8)
 
 
@@ -220,11 +271,19 @@ def test_unknown_bias_is_refused(call: Any):
 
 
 def test_biases_of_any_name_train_with_all():
-    model = nn.ModuleDict({"lstm": nn.LSTM(3, 4), "attention": nn.MultiheadAttention(4, 2), "out": ours.Linear(4, 2, r=1)})
+    model = nn.ModuleDict(
+        {
+            "lstm": nn.LSTM(3, 4),
+            "attention": nn.MultiheadAttention(4, 2),
+            "out": ours.Linear(4, 2, r=1),
+        }
+    )
     ours.mark_only_lora_as_trainable(model, bias="all")
     found = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {"lstm.bias_ih_l0", "attention.in_proj_bias", "out.lora_A"} <= found
-    assert found == {name for name, _ in model.named_parameters() if "bias" in name or "lora_" in name}
+    assert found == {
+        name for name, _ in model.named_parameters() if "bias" in name or "lora_" in name
+    }
 
 
 def test_a_layer_at_two_places_trains_and_is_saved_at_both():
@@ -234,7 +293,10 @@ def test_a_layer_at_two_places_trains_and_is_saved_at_both():
         ours.mark_only_lora_as_trainable(model, bias)
         assert sum(p.requires_grad for p in model.parameters()) == count
         assert len(ours.lora_state_dict(model, bias)) == 2 * count
-        assert ours.lora_state_dict(model, bias).keys() >= loralib.lora_state_dict(copy.deepcopy(model)).keys()
+        assert (
+            ours.lora_state_dict(model, bias).keys()
+            >= loralib.lora_state_dict(copy.deepcopy(model)).keys()
+        )
 
 
 def test_biases_of_layers_without_factors_are_neither_trained_nor_saved():
@@ -244,4 +306,8 @@ def test_biases_of_layers_without_factors_are_neither_trained_nor_saved():
     ours.mark_only_lora_as_trainable(mine, "lora_only")
     assert [p.requires_grad for p in theirs.parameters()] == [False, True]
     assert [p.requires_grad for p in mine.parameters()] == [False, False]
-    assert loralib.lora_state_dict(theirs, "lora_only") == ours.lora_state_dict(mine, "lora_only") == {}
+    assert (
+        loralib.lora_state_dict(theirs, "lora_only")
+        == ours.lora_state_dict(mine, "lora_only")
+        == {}
+    )

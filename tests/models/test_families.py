@@ -1,4 +1,6 @@
-"""What holds for every family of models: presets, coverage, training, merging, files, and PEFT beside it."""
+"""What holds for every family of models: presets, coverage, training, merging, files, and PEFT
+beside it.
+"""
 
 import warnings
 from collections import Counter
@@ -10,7 +12,7 @@ from torch import nn
 
 import lorakit
 from lorakit import Adapter, LorakitError, Spec
-from lorakit.targets import PRESETS, places
+from lorakit.inject.targets import PRESETS, places
 
 from ..laws.table import fill, same_bits, state
 from .families import FAMILIES, Family, logits
@@ -27,18 +29,25 @@ def test_presets_select_what_their_names_say(family: Family) -> None:
         except LorakitError as error:
             assert "Nothing was attached." in str(error)
     assert {preset: count for preset, count in found.items() if count or preset == "none"} == {
-        preset: count for preset, count in family.presets.items() if count or preset == "none"}  # fmt: skip
+        preset: count for preset, count in family.presets.items() if count or preset == "none"
+    }
     assert {name.rpartition(".")[2] for name in lorakit.select(model)} == set(family.names.split())
 
 
 @families
 def test_fresh_equals_base_and_coverage_is_whole(family: Family) -> None:
     model = family.build()
-    base, values, total = logits(model, family.inputs), state(model), sum(p.numel() for p in model.parameters())
+    base, values, total = (
+        logits(model, family.inputs),
+        state(model),
+        sum(p.numel() for p in model.parameters()),
+    )
     adapter = lorakit.attach(model, Spec(rank=2))
     assert torch.equal(logits(model, family.inputs), base)
     told = lorakit.coverage(model)
-    assert [m["name"] for m in told.modules] == list(adapter.deltas) and len(told.modules) == family.presets["all-linear"]
+    assert [m["name"] for m in told.modules] == list(adapter.deltas) and len(
+        told.modules
+    ) == family.presets["all-linear"]
     assert Counter(m["kind"] for m in told.skipped) == family.rest
     assert {name: count for name, (count, _) in told.unreachable.items()} == family.beyond
     assert told.trainable_parameters == adapter.parameters_count
@@ -69,14 +78,21 @@ def test_three_steps_lower_the_loss_by_the_adapter_alone(family: Family) -> None
 @families
 def test_everything_that_can_be_adapted_takes_part_or_is_told(family: Family) -> None:
     model = family.build(torch.float64)
-    inputs, whole = family.given(torch.float64), [n for n, p in places(model).items() if not p.is_part]
+    inputs, whole = (
+        family.given(torch.float64),
+        [n for n, p in places(model).items() if not p.is_part],
+    )
     adapter = fill(lorakit.attach(model, Spec(rank=1, targets=whole, dtype="float64")))
     if family.silent:
         with pytest.raises(LorakitError) as told:
             lorakit.check(model, **inputs)
         assert tuple(fault.split("   ")[0] for fault in told.value.faults) == family.silent
         lorakit.detach(model)
-        adapter = fill(lorakit.attach(model, Spec(rank=1, targets=whole, exclude=family.silent, dtype="float64")))
+        adapter = fill(
+            lorakit.attach(
+                model, Spec(rank=1, targets=whole, exclude=family.silent, dtype="float64")
+            )
+        )
     assert lorakit.check(model, **inputs) == list(adapter.deltas)
 
 
@@ -86,12 +102,17 @@ def test_merged_equals_attached(family: Family) -> None:
     inputs, values = family.given(torch.float64), state(model)
     base = logits(model, inputs)
     targets = [n for n, p in places(model).items() if not p.is_part]
-    adapter = lorakit.attach(model, Spec(rank=1, alpha=0.2, targets=targets, exclude=family.silent, dtype="float64"))
+    adapter = lorakit.attach(
+        model, Spec(rank=1, alpha=0.2, targets=targets, exclude=family.silent, dtype="float64")
+    )
     fill(adapter)
     on = logits(model, inputs)
     undo = lorakit.merge(model)
     scale = float(on.abs().max())
-    assert float((logits(model, inputs) - on).abs().max()) < 1e-9 * scale and float((on - base).abs().max()) > 1e-3 * scale
+    assert (
+        float((logits(model, inputs) - on).abs().max()) < 1e-9 * scale
+        and float((on - base).abs().max()) > 1e-3 * scale
+    )
     lorakit.unmerge(model, undo)
     assert torch.equal(logits(model, inputs), on)
     lorakit.detach(model)
@@ -108,7 +129,11 @@ def test_written_equals_read(family: Family, tmp_path: Path) -> None:
     assert torch.equal(logits(other, family.inputs), logits(model, family.inputs))
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES.values() if f.peft], ids=[n for n, f in FAMILIES.items() if f.peft])
+@pytest.mark.parametrize(
+    "family",
+    [f for f in FAMILIES.values() if f.peft],
+    ids=[n for n, f in FAMILIES.items() if f.peft],
+)
 def test_peft_reads_the_same_outputs(family: Family, tmp_path: Path) -> None:
     from peft import PeftModel
 

@@ -1,4 +1,6 @@
-"""Models that transformers loads in int8 or 4 bits on a CPU: adapted, trained, saved, read back, merged into 16 bits."""
+"""Models that transformers loads in int8 or 4 bits on a CPU: adapted, trained, saved, read back,
+merged into 16 bits.
+"""
 
 import json
 from collections.abc import Callable
@@ -7,11 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TorchAoConfig,
+)
 
 import lorakit
 from lorakit.cli.__main__ import main
-from lorakit.coarse import values_of
+from lorakit.merging.quantised import values_of
 from lorakit.sites.quantised import unpacked
 
 from ..laws.table import fill
@@ -28,7 +36,9 @@ def torchao() -> Any:
 def torchao_int4() -> Any:
     quantization = pytest.importorskip("torchao.quantization", reason=ASKED)
     size = quantization.granularity.PerGroup(16)
-    return TorchAoConfig(quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=size))
+    return TorchAoConfig(
+        quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=size)
+    )
 
 
 def bitsandbytes(**how: Any) -> Any:
@@ -47,15 +57,23 @@ FORMS: dict[str, Callable[[], Any]] = {
 def base(tmp_path: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "hidden_size": 64, "intermediate_size": 64}, num_key_value_heads=2))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                **{**SIZES, "hidden_size": 64, "intermediate_size": 64}, num_key_value_heads=2
+            )
+        )
     model.save_pretrained(tmp_path / "base")
     return tmp_path / "base"
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_coarse_base_of_transformers_is_trained_and_read_back(form: str, base: Path, tmp_path: Path) -> None:
+def test_a_coarse_base_of_transformers_is_trained_and_read_back(
+    form: str, base: Path, tmp_path: Path
+) -> None:
     def coarse() -> Any:
-        return LlamaForCausalLM.from_pretrained(base, quantization_config=FORMS[form](), device_map="cpu", dtype=torch.float32)
+        return LlamaForCausalLM.from_pretrained(
+            base, quantization_config=FORMS[form](), device_map="cpu", dtype=torch.float32
+        )
 
     model = coarse()
     place = lorakit.select(model, "qv")["model.layers.0.self_attn.q_proj"]
@@ -80,14 +98,26 @@ def test_a_coarse_base_of_transformers_is_trained_and_read_back(form: str, base:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_command_merges_it_into_a_16_bit_copy(form: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_command_merges_it_into_a_16_bit_copy(
+    form: str, tiny_llama: Path, tmp_path: Path
+) -> None:
     coarse = LlamaForCausalLM.from_pretrained(
         tiny_llama, quantization_config=FORMS[form](), device_map="cpu", dtype=torch.float32
     )
     adapter = fill(lorakit.attach(coarse, lorakit.Spec(rank=2, alpha=2.0, targets="qv")))
     adapter.save(tmp_path / "adapter")
-    asked = ["merge", "--model", str(tiny_llama), "--adapter", str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]
-    assert main([*asked, "--dtype", "bfloat16"]) != 0 and not (tmp_path / "merged").exists()  # other base weights
+    asked = [
+        "merge",
+        "--model",
+        str(tiny_llama),
+        "--adapter",
+        str(tmp_path / "adapter"),
+        "--output",
+        str(tmp_path / "merged"),
+    ]
+    assert (
+        main([*asked, "--dtype", "bfloat16"]) != 0 and not (tmp_path / "merged").exists()
+    )  # other base weights
     assert main([*asked, "--dtype", "bfloat16", "--any-base"]) == 0
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
     assert merged.dtype == torch.bfloat16
@@ -100,14 +130,21 @@ def test_the_command_merges_it_into_a_16_bit_copy(form: str, tiny_llama: Path, t
 
 
 ALL = {
-    **FORMS, "int4 of torchao": torchao_int4,
-    "fp4 of bitsandbytes": lambda: bitsandbytes(load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True),
-}  # fmt: skip
+    **FORMS,
+    "int4 of torchao": torchao_int4,
+    "fp4 of bitsandbytes": lambda: bitsandbytes(
+        load_in_4bit=True, bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True
+    ),
+}
 
 
-@pytest.mark.parametrize("form", [f if f == "nf4 of bitsandbytes" else pytest.param(f, marks=pytest.mark.slow)
-                                  for f in ALL])  # fmt: skip
-def test_the_command_merges_into_a_coarse_folder(form: str, tiny_llama: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [f if f == "nf4 of bitsandbytes" else pytest.param(f, marks=pytest.mark.slow) for f in ALL],
+)
+def test_the_command_merges_into_a_coarse_folder(
+    form: str, tiny_llama: Path, tmp_path: Path, capsys: Any
+) -> None:
     def read(folder: Path) -> Any:
         return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
 
@@ -117,32 +154,59 @@ def test_the_command_merges_into_a_coarse_folder(form: str, tiny_llama: Path, tm
     coarse.save_pretrained(tmp_path / "coarse")
     AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "coarse")
     for name, alpha in (("strong", 2.0), ("weak", 0.003)):
-        fill(lorakit.attach(coarse, lorakit.Spec(rank=2, alpha=alpha, targets="qv"))).save(tmp_path / name)
+        fill(lorakit.attach(coarse, lorakit.Spec(rank=2, alpha=alpha, targets="qv"))).save(
+            tmp_path / name
+        )
         lorakit.detach(coarse)
 
     def told(name: str, output: str, *more: str) -> tuple[int, Any]:
         capsys.readouterr()
-        code = main(["merge", "--model", str(tmp_path / "coarse"), "--adapter", str(tmp_path / name), "--output",
-                     str(tmp_path / output), *more, "--json"])  # fmt: skip
+        code = main(
+            [
+                "merge",
+                "--model",
+                str(tmp_path / "coarse"),
+                "--adapter",
+                str(tmp_path / name),
+                "--output",
+                str(tmp_path / output),
+                *more,
+                "--json",
+            ]
+        )
         said = capsys.readouterr()
         return code, json.loads(said.out) if code == 0 else said.err + said.out
 
     code, said = told("strong", "merged")
     assert code == 0, said
     assert said["dtype"].endswith(form.split(" ")[-1])
-    assert len(said["rounding"]) == 4 and all(0 < r["rounding"] < r["adapter"] for r in said["rounding"].values())
+    assert len(said["rounding"]) == 4 and all(
+        0 < r["rounding"] < r["adapter"] for r in said["rounding"].values()
+    )
     want = read(tmp_path / "coarse")
     lorakit.attach(want, lorakit.Adapter.load(tmp_path / "strong"))
     lorakit.merge(want)
     lorakit.detach(want)
     got, merged = read(tmp_path / "merged"), values_of(want)
-    assert {k: torch.equal(v, merged[k]) for k, v in values_of(got).items()} == dict.fromkeys(merged, True)
-    assert lorakit.select(got, "q")["model.layers.0.self_attn.q_proj"].site.quantised(got.model.layers[0].self_attn.q_proj)
+    assert {k: torch.equal(v, merged[k]) for k, v in values_of(got).items()} == dict.fromkeys(
+        merged, True
+    )
+    assert lorakit.select(got, "q")["model.layers.0.self_attn.q_proj"].site.quantised(
+        got.model.layers[0].self_attn.q_proj
+    )
 
     code, said = told("weak", "nothing")
     assert code == 2 and not (tmp_path / "nothing").exists()
-    assert all(way in said for way in ("--dtype bfloat16", "any_base=True", "use the adapter unmerged", "--allow-loss",
-                                       "allow_loss=True"))  # fmt: skip
+    assert all(
+        way in said
+        for way in (
+            "--dtype bfloat16",
+            "any_base=True",
+            "use the adapter unmerged",
+            "--allow-loss",
+            "allow_loss=True",
+        )
+    )
     code, said = told("weak", "lossy", "--allow-loss")
     assert code == 0 and (tmp_path / "lossy" / "config.json").is_file()
     assert any(r["rounding"] >= r["adapter"] for r in said["rounding"].values())

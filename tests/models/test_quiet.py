@@ -1,10 +1,12 @@
-"""While a model is loaded, libraries that speak of other things than this model keep quiet, and speak again afterwards."""
+"""While a model is loaded, libraries that speak of other things than this model keep quiet, and
+speak again afterwards.
+"""
 
 import logging
 
 import pytest
 
-from lorakit.models import TALKATIVE, quiet
+from lorakit.models.load import TALKATIVE, quiet
 
 
 @pytest.mark.parametrize("name", TALKATIVE)

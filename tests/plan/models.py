@@ -13,20 +13,47 @@ from transformers import (
     Qwen3Config,
 )
 
-from lorakit.plan.skeleton import Skeleton
+from lorakit.plan.meta_model import Skeleton
 
 CONFIGS = {
-    "llama": lambda: LlamaConfig(vocab_size=1000, hidden_size=128, intermediate_size=352, num_hidden_layers=4,
-                                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512),
-    "deep and narrow": lambda: Qwen3Config(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=10,
-                                           head_dim=16, num_attention_heads=4, num_key_value_heads=4,
-                                           max_position_embeddings=512),
-    "large vocabulary": lambda: GPT2Config(vocab_size=20000, n_embd=96, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0),
-    "encoder": lambda: BertConfig(vocab_size=800, hidden_size=96, intermediate_size=384, num_hidden_layers=3,
-                                  num_attention_heads=4),
-    "opt": lambda: OPTConfig(vocab_size=1000, hidden_size=160, ffn_dim=640, num_hidden_layers=3, num_attention_heads=4,
-                             word_embed_proj_dim=160),
-}  # fmt: skip
+    "llama": lambda: LlamaConfig(
+        vocab_size=1000,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+    ),
+    "deep and narrow": lambda: Qwen3Config(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=10,
+        head_dim=16,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+    ),
+    "large vocabulary": lambda: GPT2Config(
+        vocab_size=20000, n_embd=96, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+    ),
+    "encoder": lambda: BertConfig(
+        vocab_size=800,
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+    ),
+    "opt": lambda: OPTConfig(
+        vocab_size=1000,
+        hidden_size=160,
+        ffn_dim=640,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        word_embed_proj_dim=160,
+    ),
+}
 
 
 def build(config: PreTrainedConfig, task: str) -> nn.Module:

@@ -4,30 +4,73 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BertConfig, DebertaV2Config, Gemma3TextConfig, GPT2Config, LlamaConfig, OPTConfig
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+)
 
 from lorakit import Spec
 from lorakit.plan.blocks import WORTH, of_blocks, repeated
-from lorakit.plan.skeleton import attached
+from lorakit.plan.meta_model import attached
 from lorakit.plan.trace import Step, trace
 
 from .models import build
 
 BLOCKS = WORTH + 2
 CONFIGS = {
-    "llama": lambda: LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=BLOCKS,
-                                 num_attention_heads=4, num_key_value_heads=2),
-    "gpt2": lambda: GPT2Config(vocab_size=300, n_embd=32, n_layer=BLOCKS, n_head=4, bos_token_id=0, eos_token_id=0),
-    "opt": lambda: OPTConfig(vocab_size=300, hidden_size=32, ffn_dim=64, num_hidden_layers=BLOCKS, num_attention_heads=4,
-                             word_embed_proj_dim=32),
-    "bert": lambda: BertConfig(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=BLOCKS,
-                               num_attention_heads=4),
-    "deberta": lambda: DebertaV2Config(vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=BLOCKS,
-                                       num_attention_heads=4, relative_attention=True, position_buckets=8,
-                                       share_att_key=True, pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm"),
-    "gemma3": lambda: Gemma3TextConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=BLOCKS,
-                                       num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=8),
-}  # fmt: skip
+    "llama": lambda: LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=BLOCKS, n_head=4, bos_token_id=0, eos_token_id=0
+    ),
+    "opt": lambda: OPTConfig(
+        vocab_size=300,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+    ),
+    "bert": lambda: BertConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+    ),
+    "deberta": lambda: DebertaV2Config(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        relative_attention=True,
+        position_buckets=8,
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+    ),
+}
 LM, STEP = "causal-lm", Step(batch=2, length=24)
 CASES = {
     "as it is": ("llama", Spec(rank=4, dropout=0.1), STEP),
@@ -36,7 +79,11 @@ CASES = {
     "autocast": ("gpt2", Spec(rank=4), replace(STEP, mixed="bf16")),
     "dora and norms": ("gpt2", Spec(rank=4, delta="dora", whole_modules=("norms",)), STEP),
     "every parameter": ("llama", None, STEP),
-    "a loss in many pieces": ("opt", Spec(rank=4, targets="qv"), Step(batch=8, length=8192, padded=False)),
+    "a loss in many pieces": (
+        "opt",
+        Spec(rank=4, targets="qv"),
+        Step(batch=8, length=8192, padded=False),
+    ),
     "an encoder": ("bert", Spec(rank=4), replace(STEP, task="classify")),
     "disentangled attention": ("deberta", Spec(rank=4), replace(STEP, task="classify")),
 }

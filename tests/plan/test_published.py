@@ -1,4 +1,6 @@
-"""Every published count of LoRA's papers and examples, from shapes alone; where the published number is wrong, and why."""
+"""Every published count of LoRA's papers and examples, from shapes alone; where the published
+number is wrong, and why.
+"""
 
 import re
 from collections.abc import Callable
@@ -11,10 +13,10 @@ import torch
 from torch import nn
 
 from lorakit import Spec, attach
-from lorakit.plan.cards import blocks, bottleneck, prefix_embedding, prefix_layer
 from lorakit.plan.devices import named
 from lorakit.plan.estimate import Plan, Work
-from lorakit.plan.skeleton import skeleton
+from lorakit.plan.meta_model import skeleton
+from lorakit.plan.published import blocks, bottleneck, prefix_embedding, prefix_layer
 
 DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
 MIB = 1 << 20
@@ -23,14 +25,18 @@ MIB = 1 << 20
 @cache
 def planned(card: str, rank: int = 4, targets: str = "qv", **work: object) -> Plan:
     names: str | tuple[str, ...] = targets
-    if targets == "fused":  # q, k and v in one matrix d -> 3d: r (d + 3d) is what q and v apart have, 2 r (d + d)
+    if (
+        targets == "fused"
+    ):  # q, k and v in one matrix d -> 3d: r (d + 3d) is what q and v apart have, 2 r (d + d)
         names = ("c_attn",) if card.startswith("gpt2") else ("query_key_value",)
     return Plan(skeleton(f"card:{card}", labels=3), Spec(rank=rank, targets=names), Work(**work))  # type: ignore[arg-type]
 
 
 def lora(card: str, rank: int, targets: str = "qv") -> Callable[[], int]:
     """What the factors alone hold: a head that trains with them is counted apart."""
-    return lambda: sum(d.A.numel() + d.B.numel() for d in planned(card, rank, targets).adapter.deltas.values())
+    return lambda: sum(
+        d.A.numel() + d.B.numel() for d in planned(card, rank, targets).adapter.deltas.values()
+    )
 
 
 def head(card: str, rank: int) -> Callable[[], int]:
@@ -42,7 +48,11 @@ def base(card: str) -> Callable[[], int]:
 
 
 def one_layer(rank: int, inputs: int, out: int) -> Callable[[], int]:
-    return lambda: attach(nn.Sequential(nn.Linear(inputs, out, device="meta")), Spec(rank=rank)).parameters_count
+    return lambda: (
+        attach(
+            nn.Sequential(nn.Linear(inputs, out, device="meta")), Spec(rank=rank)
+        ).parameters_count
+    )
 
 
 def bit_fit() -> int:
@@ -64,40 +74,133 @@ class Row:
 
 CUT = "cut off, not rounded"
 ROWS = [
-    Row("GPT-2 medium, whole", "354.92M", base("gpt2-medium"), 354_823_168, "digits slipped: it is 354.82M"),
+    Row(
+        "GPT-2 medium, whole",
+        "354.92M",
+        base("gpt2-medium"),
+        354_823_168,
+        "digits slipped: it is 354.82M",
+    ),
     Row("GPT-2 large, whole", "774.03M", base("gpt2-large"), 774_030_080),
     Row("GPT-2 medium, top two blocks", "25.19M", lambda: blocks(1024, 2), 25_192_448),
-    Row("GPT-2 medium, r = 4 on q and v", "0.35M", lora("gpt2-medium", 4, "fused"), 393_216, "it is 0.39M"),
-    Row("GPT-2 large, r = 4 on q and v", "0.77M", lora("gpt2-large", 4, "fused"), 737_280, "it is 0.74M"),
-    Row("RoBERTa base, r = 8 on q and v", "0.3M", lora("roberta-base", 8), 294_912, "one README says 0.8M, RoBERTa large's"),
-    Row("RoBERTa base, its new head", "", head("roberta-base", 8), 592_899, "trained and saved, and counted nowhere"),
+    Row(
+        "GPT-2 medium, r = 4 on q and v",
+        "0.35M",
+        lora("gpt2-medium", 4, "fused"),
+        393_216,
+        "it is 0.39M",
+    ),
+    Row(
+        "GPT-2 large, r = 4 on q and v",
+        "0.77M",
+        lora("gpt2-large", 4, "fused"),
+        737_280,
+        "it is 0.74M",
+    ),
+    Row(
+        "RoBERTa base, r = 8 on q and v",
+        "0.3M",
+        lora("roberta-base", 8),
+        294_912,
+        "one README says 0.8M, RoBERTa large's",
+    ),
+    Row(
+        "RoBERTa base, its new head",
+        "",
+        head("roberta-base", 8),
+        592_899,
+        "trained and saved, and counted nowhere",
+    ),
     Row("RoBERTa large, r = 8 on q and v", "0.8M", lora("roberta-large", 8), 786_432),
     Row("RoBERTa large, its new head", "", head("roberta-large", 8), 1_052_675, "counted nowhere"),
-    Row("DeBERTa XXL, r = 16 on q and v", "4.7M", lora("deberta-v2-xxlarge", 16), 4_718_592, "a table says r = 8: 2.4M"),
-    Row("DeBERTa XXL, its new pooler and head", "", head("deberta-v2-xxlarge", 16), 2_365_443, "counted nowhere"),
-    Row("GPT-3, whole", "175,255.8M", base("gpt3"), 174_604_259_328, "the sizes in its paper give 174,604.3M"),
-    Row("GPT-3, biases alone", "14.2M", bit_fit, 12_988_416, "12 d a block; a block has 11 d of them"),
+    Row(
+        "DeBERTa XXL, r = 16 on q and v",
+        "4.7M",
+        lora("deberta-v2-xxlarge", 16),
+        4_718_592,
+        "a table says r = 8: 2.4M",
+    ),
+    Row(
+        "DeBERTa XXL, its new pooler and head",
+        "",
+        head("deberta-v2-xxlarge", 16),
+        2_365_443,
+        "counted nowhere",
+    ),
+    Row(
+        "GPT-3, whole",
+        "175,255.8M",
+        base("gpt3"),
+        174_604_259_328,
+        "the sizes in its paper give 174,604.3M",
+    ),
+    Row(
+        "GPT-3, biases alone",
+        "14.2M",
+        bit_fit,
+        12_988_416,
+        "12 d a block; a block has 11 d of them",
+    ),
     Row("GPT-3, r = 1 on q and v", "4.7M", lora("gpt3", 1), 4_718_592),
     Row("GPT-3, r = 4 on q and v", "18.8M", lora("gpt3", 4), 18_874_368, CUT),
     Row("GPT-3, r = 8 on q and v", "37.7M", lora("gpt3", 8), 37_748_736),
     Row("GPT-3, r = 64 on q and v", "301.9M", lora("gpt3", 64), 301_989_888, CUT),
     Row("GPT-3, r = 1 on q, k, v and o", "9.4M", lora("gpt3", 1, "qkvo"), 9_437_184),
-    Row("GPT-3, r = 4 on q, k, v and o", "37.7M", lora("gpt3", 4, "qkvo"), 37_748_736, "an appendix says r = 2, that is 18.9M"),
+    Row(
+        "GPT-3, r = 4 on q, k, v and o",
+        "37.7M",
+        lora("gpt3", 4, "qkvo"),
+        37_748_736,
+        "an appendix says r = 2, that is 18.9M",
+    ),
     Row("GPT-3, r = 64 on q, k, v and o", "603.8M", lora("gpt3", 64, "qkvo"), 603_979_776, CUT),
-    Row("GPT-3, 256 + 8 tokens as embeddings", "3.2M", lambda: prefix_embedding(12288, 264), 3_244_032),
-    Row("GPT-3, 8 + 8 tokens a block", "20.2M", lambda: prefix_layer(12288, 16, 96), 18_874_368, "7 % above L d (8 + 8)"),
+    Row(
+        "GPT-3, 256 + 8 tokens as embeddings",
+        "3.2M",
+        lambda: prefix_embedding(12288, 264),
+        3_244_032,
+    ),
+    Row(
+        "GPT-3, 8 + 8 tokens a block",
+        "20.2M",
+        lambda: prefix_layer(12288, 16, 96),
+        18_874_368,
+        "7 % above L d (8 + 8)",
+    ),
     Row("GPT-3, adapters of width 1", "7.1M", lambda: bottleneck(12288, 1, 192), 7_078_080),
     Row("GPT-3, adapters of width 4", "21.2M", lambda: bottleneck(12288, 4, 192), 21_234_432),
     Row("GPT-3, adapters of width 8", "40.1M", lambda: bottleneck(12288, 8, 192), 40_109_568),
     Row("GPT-3, adapters of width 64", "304.4M", lambda: bottleneck(12288, 64, 192), 304_361_472),
-    Row("RoBERTa large, two adapters a block, width 8", "0.8M", lambda: bottleneck(1024, 8, 48), 835_968),
-    Row("RoBERTa large, two adapters a block, width 64", "6.0M", lambda: bottleneck(1024, 64, 48), 6_343_680, "it is 6.3M"),
-    Row("RoBERTa large, one adapter a block, width 16", "0.8M", lambda: bottleneck(1024, 16, 24), 811_392),
-    Row("RoBERTa large, one adapter a block, width 64", "3.0M", lambda: bottleneck(1024, 64, 24), 3_171_840, "it is 3.2M"),
+    Row(
+        "RoBERTa large, two adapters a block, width 8",
+        "0.8M",
+        lambda: bottleneck(1024, 8, 48),
+        835_968,
+    ),
+    Row(
+        "RoBERTa large, two adapters a block, width 64",
+        "6.0M",
+        lambda: bottleneck(1024, 64, 48),
+        6_343_680,
+        "it is 6.3M",
+    ),
+    Row(
+        "RoBERTa large, one adapter a block, width 16",
+        "0.8M",
+        lambda: bottleneck(1024, 16, 24),
+        811_392,
+    ),
+    Row(
+        "RoBERTa large, one adapter a block, width 64",
+        "3.0M",
+        lambda: bottleneck(1024, 64, 24),
+        3_171_840,
+        "it is 3.2M",
+    ),
     Row("BLOOM-1b7, r = 8 on fused q, k, v", "1,572,864", lora("bloom-1b7", 8, "fused"), 1_572_864),
     Row("an example: r = 10, 1000 -> 1000", "20,000", one_layer(10, 1000, 1000), 20_000),
     Row("an example: r = 5, 100 -> 100", "1,000", one_layer(5, 100, 100), 1_000),
-]  # fmt: skip
+]
 
 
 def as_published(count: int, text: str) -> bool:
@@ -111,37 +214,54 @@ def as_published(count: int, text: str) -> bool:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.item)
 def test_counts_are_exact_and_wrong_numbers_are_named(row: Row) -> None:
     assert row.count() == row.exact
-    # A reason stands where there is something to explain; "one README" and "an appendix" contradict a right number.
+    # A reason stands where there is something to explain; "one README" and "an appendix" contradict
+    # a right number.
     elsewhere = row.why.startswith(("one README", "an appendix", "a table"))
-    assert (row.published != "" and as_published(row.exact, row.published)) == (row.why == "" or elsewhere)
+    assert (row.published != "" and as_published(row.exact, row.published)) == (
+        row.why == "" or elsewhere
+    )
 
 
 def test_the_table_in_the_docs_is_this_one() -> None:
     told = [f"| {r.item} | {r.published} | {r.exact:,} | {r.why} |" for r in ROWS]
     assert [
-        line for line in DOCS.read_text("utf-8").splitlines() if re.match(r"\| (.*) \| .* \| [\d,]+ \| .* \|$", line)
+        line
+        for line in DOCS.read_text("utf-8").splitlines()
+        if re.match(r"\| (.*) \| .* \| [\d,]+ \| .* \|$", line)
     ] == told
 
 
-# --- storage and memory --------------------------------------------------------------------------------------------------
+# --- storage and memory --------------------------------------------------------------------------
 
 
 def test_ten_thousand_times_fewer() -> None:
-    """The claim holds for r = 4 by the published total: 9,285 times; for the r = 1 of the results table 37,141 times."""
+    """The claim holds for r = 4 by the published total: 9,285 times; for the r = 1 of the results
+    table 37,141 times.
+    """
     assert int(175_255.8e6 / lora("gpt3", 4)()) == 9_285
     assert int(175_255.8e6 / lora("gpt3", 1)()) == 37_141
 
 
 def test_file_sizes() -> None:
-    assert planned("gpt2-medium", 4, "fused").held(torch.float32).file == 1_572_864 == 1.5 * MIB  # "1.5 MB"
+    assert (
+        planned("gpt2-medium", 4, "fused").held(torch.float32).file == 1_572_864 == 1.5 * MIB
+    )  # "1.5 MB"
     assert planned("bloom-1b7", 8, "fused").held(torch.float32).file == 6_291_456  # "6.31 MB"
-    assert planned("roberta-base", 8).held(torch.float32).file == 4 * 887_811  # "3.4 MB": 3.39 MiB, head and all
-    assert planned("deberta-v2-xxlarge", 16).held(torch.float32).file == 4 * (4_718_592 + 2_365_443)  # "27.1 MB": 27.02 MiB
-    assert planned("gpt2-large", 4, "fused").held(torch.float32).file / MIB == 2.8125  # "2.3 MB" fits no count
+    assert (
+        planned("roberta-base", 8).held(torch.float32).file == 4 * 887_811
+    )  # "3.4 MB": 3.39 MiB, head and all
+    assert planned("deberta-v2-xxlarge", 16).held(torch.float32).file == 4 * (
+        4_718_592 + 2_365_443
+    )  # "27.1 MB": 27.02 MiB
+    assert (
+        planned("gpt2-large", 4, "fused").held(torch.float32).file / MIB == 2.8125
+    )  # "2.3 MB" fits no count
 
 
 def test_storage_of_gpt3_and_a_hundred_tasks() -> None:
-    """350 GB is two bytes a parameter; "35 MB" is r = 4 in 16 bits, 36.0 MiB, and 100 tasks are 353.8 GB, not 35 TB."""
+    """350 GB is two bytes a parameter; "35 MB" is r = 4 in 16 bits, 36.0 MiB, and 100 tasks are
+    353.8 GB, not 35 TB.
+    """
     plan = planned("gpt3", 4)
     whole, adapter = plan.weights(torch.float16), plan.held(torch.float32).file // 2
     assert 349e9 < whole < 351e9
@@ -152,11 +272,15 @@ def test_storage_of_gpt3_and_a_hundred_tasks() -> None:
 
 
 def test_memory_of_training_gpt3() -> None:
-    """1.2 TB against 350 GB: Adam's two moments and the weights in 16 bits are 1.05 TB, gradients make it 1.40 TB."""
+    """1.2 TB against 350 GB: Adam's two moments and the weights in 16 bits are 1.05 TB, gradients
+    make it 1.40 TB.
+    """
     plan = planned("gpt3", 4)
     weights = plan.weights(torch.float16)
     assert round(3 * weights / 1e12, 2) == 1.05 and round(4 * weights / 1e12, 2) == 1.40
-    assert round(plan.static(torch.float16) / 1e9, 1) == 349.4  # and a step's activations on top, which the figure leaves out
+    assert (
+        round(plan.static(torch.float16) / 1e9, 1) == 349.4
+    )  # and a step's activations on top, which the figure leaves out
     assert 3 * weights / plan.static(torch.float16) == pytest.approx(3, rel=1e-3)
 
 
@@ -171,4 +295,7 @@ def test_bloom_trains_on_small_gpus_by_lora_alone() -> None:
     assert plan.weights(torch.float16) == pytest.approx(3.44e9, rel=2e-3)
     for gpu in ("T4", "RTX 2080 Ti", "RTX 3080"):
         fits = {method: told["batch"] for method, told in plan.fits(named(gpu)).items()}
-        assert fits["full"] == 0 < fits["lora"] <= fits["lora-8bit"] <= fits["lora-4bit"], (gpu, fits)
+        assert fits["full"] == 0 < fits["lora"] <= fits["lora-8bit"] <= fits["lora-4bit"], (
+            gpu,
+            fits,
+        )

@@ -1,4 +1,6 @@
-"""The dtype of a base for which none was asked: by one rule, told, kept in the report, and the same when a run is resumed."""
+"""The dtype of a base for which none was asked: by one rule, told, kept in the report, and the same
+when a run is resumed.
+"""
 
 import json
 from pathlib import Path
@@ -8,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from lorakit import models
-from lorakit.models import PAYS, auto_dtype
+from lorakit.models import load as models
+from lorakit.models.load import PAYS, auto_dtype
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import run
@@ -32,11 +34,20 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return says
 
 
-@pytest.mark.parametrize(("flags", "width", "task", "whole", "want"), [
-    ("amx_bf16", PAYS, "causal-lm", False, torch.bfloat16), ("avx512_bf16", PAYS, "causal-lm", False, torch.bfloat16),
-    ("", PAYS, "causal-lm", False, torch.float32), ("amx_bf16", PAYS - 16, "causal-lm", False, torch.float32),
-    ("amx_bf16", PAYS, "classify", False, torch.float32), ("amx_bf16", PAYS, "causal-lm", True, torch.float32)])  # fmt: skip
-def test_the_rule(flags: str, width: int, task: str, whole: bool, want: torch.dtype, processor: Any) -> None:
+@pytest.mark.parametrize(
+    ("flags", "width", "task", "whole", "want"),
+    [
+        ("amx_bf16", PAYS, "causal-lm", False, torch.bfloat16),
+        ("avx512_bf16", PAYS, "causal-lm", False, torch.bfloat16),
+        ("", PAYS, "causal-lm", False, torch.float32),
+        ("amx_bf16", PAYS - 16, "causal-lm", False, torch.float32),
+        ("amx_bf16", PAYS, "classify", False, torch.float32),
+        ("amx_bf16", PAYS, "causal-lm", True, torch.float32),
+    ],
+)
+def test_the_rule(
+    flags: str, width: int, task: str, whole: bool, want: torch.dtype, processor: Any
+) -> None:
     processor(flags)
     config = LlamaConfig(hidden_size=width, num_attention_heads=8, num_key_value_heads=8)
     assert auto_dtype(CPU, config, task, whole=whole) == want
@@ -44,16 +55,33 @@ def test_the_rule(flags: str, width: int, task: str, whole: bool, want: torch.dt
 
 
 @pytest.mark.slow
-def test_a_run_tells_its_dtype_and_goes_on_in_it(tiny_llama: Path, tmp_path: Path, processor: Any,
-                                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_run_tells_its_dtype_and_goes_on_in_it(
+    tiny_llama: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(models, "PAYS", 32)
     processor("avx512_bf16")
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(40)))
-    settings: dict[str, Any] = {"model": str(tiny_llama), "data": str(tmp_path / "d.jsonl"), "batch_size": 8, "steps": 6,
-                                "lr": 5e-3, "threads": 1, "checkpoint_every": 2, "eval_fraction": 0.0}  # fmt: skip
+    (tmp_path / "d.jsonl").write_text(
+        "".join(json.dumps({"text": s}) + "\n" for s in sentences(40))
+    )
+    settings: dict[str, Any] = {
+        "model": str(tiny_llama),
+        "data": str(tmp_path / "d.jsonl"),
+        "batch_size": 8,
+        "steps": 6,
+        "lr": 5e-3,
+        "threads": 1,
+        "checkpoint_every": 2,
+        "eval_fraction": 0.0,
+    }
     told: list[str] = []
-    report = run(TrainSpec(**settings, output=str(tmp_path / "straight")), Spec(rank=2), say=told.append)
-    assert (report["base_dtype"], report["plan"]["base_dtype"], report["settings"]["base_dtype"]) == (
+    report = run(
+        TrainSpec(**settings, output=str(tmp_path / "straight")), Spec(rank=2), say=told.append
+    )
+    assert (
+        report["base_dtype"],
+        report["plan"]["base_dtype"],
+        report["settings"]["base_dtype"],
+    ) == (
         "bfloat16",
         "bfloat16",
         "auto",
@@ -66,4 +94,7 @@ def test_a_run_tells_its_dtype_and_goes_on_in_it(tiny_llama: Path, tmp_path: Pat
     processor("")  # another machine
     again = run(TrainSpec(**settings, output=str(tmp_path / "out"), resume=True), Spec(rank=2))
     assert again["base_dtype"] == "bfloat16" and equal(tmp_path / "out", tmp_path / "straight")
-    assert run(TrainSpec(**settings, output=str(tmp_path / "other")), Spec(rank=2))["base_dtype"] == "float32"
+    assert (
+        run(TrainSpec(**settings, output=str(tmp_path / "other")), Spec(rank=2))["base_dtype"]
+        == "float32"
+    )

@@ -8,12 +8,14 @@ import torch
 
 import lorakit
 from lorakit.evaluate.score import batch_loss
-from lorakit.models import load
+from lorakit.models.load import load
 from lorakit.spec import Spec
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_no_gradient_goes_below_the_lowest_adapted_layer(checkpointing: bool, tiny_llama: Path) -> None:
+def test_no_gradient_goes_below_the_lowest_adapted_layer(
+    checkpointing: bool, tiny_llama: Path
+) -> None:
     model: Any = load(str(tiny_llama), "causal-lm").model
     adapter = lorakit.attach(model, Spec(rank=2, targets=["layers.1.self_attn.q_proj"]))
     if checkpointing:

@@ -21,7 +21,9 @@ from ..conftest import sentences
 
 
 def task() -> tuple[nn.Sequential, Adapter, torch.Tensor, torch.Tensor]:
-    """A net whose last layer alone has something to learn, of four directions; the others nothing that is worth a rank."""
+    """A net whose last layer alone has something to learn, of four directions; the others nothing
+    that is worth a rank.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(12, 12, bias=False) for _ in range(4)))
     for layer in net:
@@ -103,8 +105,17 @@ def test_what_cannot_be_kept_is_refused() -> None:
 def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
     data = tmp_path / "text.jsonl"
     data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(120)))
-    return {"model": str(tiny_llama), "data": str(data), "output": str(tmp_path / "out"), "batch_size": 8, "steps": 20,
-            "lr": 5e-3, "threads": 1, "budget_every": 2, "target_rank": 2}  # fmt: skip
+    return {
+        "model": str(tiny_llama),
+        "data": str(data),
+        "output": str(tmp_path / "out"),
+        "batch_size": 8,
+        "steps": 20,
+        "lr": 5e-3,
+        "threads": 1,
+        "budget_every": 2,
+        "target_rank": 2,
+    }
 
 
 @pytest.mark.slow
@@ -133,7 +144,9 @@ def test_a_run_ends_within_its_budget_and_resumed_equals_straight(
 
 
 def test_a_budget_without_adalora_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="target_rank: only delta='adalora' has a budget of ranks, asked for 'lora'"):
+    with pytest.raises(
+        SpecError, match="target_rank: only delta='adalora' has a budget of ranks, asked for 'lora'"
+    ):
         run(TrainSpec(**settings), Spec(rank=4))
     with pytest.raises(SpecError, match="rank 9: a number from 1 to the initial rank, 4"):
         run(TrainSpec(**{**settings, "target_rank": 9}), Spec(rank=4, delta="adalora"))

@@ -1,4 +1,6 @@
-"""Training on packed rows: the same losses as on padded ones, seen in the report, refused where it would be wrong."""
+"""Training on packed rows: the same losses as on padded ones, seen in the report, refused where it
+would be wrong.
+"""
 
 import json
 import re
@@ -20,18 +22,31 @@ from ..conftest import sentences
 def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
-    return {"model": str(tiny_llama), "data": str(path), "output": str(tmp_path / "out"), "batch_size": 8, "steps": 10,
-            "lr": 5e-3, "threads": 1, "eval_fraction": 0.0, "base_dtype": "float32"}  # fmt: skip
+    return {
+        "model": str(tiny_llama),
+        "data": str(path),
+        "output": str(tmp_path / "out"),
+        "batch_size": 8,
+        "steps": 10,
+        "lr": 5e-3,
+        "threads": 1,
+        "eval_fraction": 0.0,
+        "base_dtype": "float32",
+    }
 
 
 def losses(output: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 @pytest.mark.slow
 def test_packed_and_padded_rows_train_alike(settings: dict[str, Any], tmp_path: Path) -> None:
     report = run(TrainSpec(**settings), Spec(rank=4))
-    other = run(TrainSpec(**{**settings, "output": str(tmp_path / "off")}, packing="off"), Spec(rank=4))
+    other = run(
+        TrainSpec(**{**settings, "output": str(tmp_path / "off")}, packing="off"), Spec(rank=4)
+    )
     assert (report["packed"], other["packed"]) == (True, False)
     assert losses(tmp_path / "out") == pytest.approx(losses(tmp_path / "off"), abs=2e-4)
 
@@ -40,11 +55,15 @@ def test_packed_and_padded_rows_train_alike(settings: dict[str, Any], tmp_path: 
 def test_batches_by_tokens_train_every_row_once_an_epoch(settings: dict[str, Any]) -> None:
     settings.pop("steps")
     whole = run(TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True), Spec(rank=4))
-    report = run(TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True, batch_tokens=100), Spec(rank=4))
+    report = run(
+        TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True, batch_tokens=100), Spec(rank=4)
+    )
     assert report["tokens"] == whole["tokens"] and report["steps"] == whole["tokens"] // 100
 
 
-def test_the_model_has_its_own_attention_back(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_has_its_own_attention_back(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[Any] = []
     real = jobs.fit
     monkeypatch.setattr(jobs, "fit", lambda job, *more: kept.append(job) or real(job, *more))
@@ -55,18 +74,27 @@ def test_the_model_has_its_own_attention_back(settings: dict[str, Any], monkeypa
 LEAKS = ": the rows of DATA cannot be packed for LlamaForCausalLM: a packed row sees the others."
 
 
-@pytest.mark.parametrize(("more", "said"), [
-    ({"packing": "on"}, f"packing{LEAKS}"), ({"batch_tokens": 99}, f"batch_tokens{LEAKS}"),
-    ({"batch_tokens": 5}, "batch_tokens: 5 asked, the longest row has 13 tokens.")], ids=str)  # fmt: skip
-def test_what_cannot_be_packed_is_refused(more: dict[str, Any], said: str, settings: dict[str, Any],
-                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"packing": "on"}, f"packing{LEAKS}"),
+        ({"batch_tokens": 99}, f"batch_tokens{LEAKS}"),
+        ({"batch_tokens": 5}, "batch_tokens: 5 asked, the longest row has 13 tokens."),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_packed_is_refused(
+    more: dict[str, Any], said: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs, "leaks", lambda model: "a packed row sees the others")
     with pytest.raises(SpecError) as caught:
         run(TrainSpec(**settings, **more), Spec(rank=4))
     assert caught.value.message == said.replace("DATA", settings["data"])
 
 
-def test_rows_are_padded_where_packing_was_not_asked_for(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_padded_where_packing_was_not_asked_for(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(jobs, "leaks", lambda model: "a packed row sees the others")
     told: list[str] = []
     assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["packed"] is False
@@ -74,7 +102,9 @@ def test_rows_are_padded_where_packing_was_not_asked_for(settings: dict[str, Any
 
 
 @pytest.mark.slow
-def test_a_run_tells_whether_its_loss_is_taken_in_chunks(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_tells_whether_its_loss_is_taken_in_chunks(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[str] = []
     settings |= {"steps": 1}
     assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["logits"] == "in chunks"
@@ -92,10 +122,14 @@ def test_a_run_tells_whether_its_loss_is_taken_in_chunks(settings: dict[str, Any
     notes = [line for line in told if "logits" in line]
     assert len(notes) == 1 and re.fullmatch(
         r"note: the loss is taken of all logits at once, not in chunks: a hook on the model itself would be passed by; "
-        r"those of the largest batch, 8 sequences of \d+ tokens, take [\d,]+ bytes in float32", notes[0])  # fmt: skip
+        r"those of the largest batch, 8 sequences of \d+ tokens, take [\d,]+ bytes in float32",
+        notes[0],
+    )
 
 
 def test_tokens_of_padded_rows_are_not_counted() -> None:
     with pytest.raises(SpecError, match="1 fault in the settings of the run") as caught:
         TrainSpec(model="m", data="d", output="o", packing="off", batch_tokens=64)
-    assert caught.value.faults == ["batch_tokens: rows that are padded are counted by batch_size; packing is off"]
+    assert caught.value.faults == [
+        "batch_tokens: rows that are padded are counted by batch_size; packing is off"
+    ]

@@ -9,13 +9,19 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import lorakit
 
 # PEFT asks transformers for an attribute under its old name.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
 
 STEPS, RANK, BOUND = 30, 4, 1e-5
 SIZES = {
-    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
     "initializer_range": 0.2,  # large enough for a fault in an adapter to show in the loss
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -29,13 +35,19 @@ def one_thread():
 
 def llama() -> nn.Module:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=1, max_position_embeddings=32, tie_word_embeddings=True))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            **SIZES, num_key_value_heads=1, max_position_embeddings=32, tie_word_embeddings=True
+        )
+    )
 
 
 def bert() -> nn.Module:
     torch.manual_seed(0)
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertForSequenceClassification(BertConfig(**SIZES, **still, max_position_embeddings=32, num_labels=3))
+    return BertForSequenceClassification(
+        BertConfig(**SIZES, **still, max_position_embeddings=32, num_labels=3)
+    )
 
 
 def language(model: nn.Module, ids: Tensor) -> Tensor:
@@ -61,11 +73,15 @@ def curve(model: nn.Module, parameters: list[nn.Parameter], loss_of) -> list[flo
     return losses
 
 
-# 4 is exact in binary, 1.3 is not: lorakit scales before B and PEFT after it, so only there do roundings differ.
+# 4 is exact in binary, 1.3 is not: lorakit scales before B and PEFT after it, so only there do
+# roundings differ.
 @pytest.mark.parametrize("scale", [4.0, 1.3])
 @pytest.mark.parametrize(
     ("base", "loss_of", "targets", "theirs", "head"),
-    [(llama, language, "all-linear", "all-linear", ()), (bert, classes, "qv", ["query", "value"], ("classifier",))],
+    [
+        (llama, language, "all-linear", "all-linear", ()),
+        (bert, classes, "qv", ["query", "value"], ("classifier",)),
+    ],
     ids=["llama", "bert"],
 )
 def test_loss_curve_is_that_of_peft(base, loss_of, targets, theirs, head, scale: float):
@@ -74,18 +90,29 @@ def test_loss_curve_is_that_of_peft(base, loss_of, targets, theirs, head, scale:
     spec = lorakit.Spec(rank=RANK, alpha=scale * RANK, targets=targets, whole_modules=head)
     adapter = lorakit.attach(ours, spec)
     config = peft.LoraConfig(
-        r=RANK, lora_alpha=scale * RANK, target_modules=theirs, lora_dropout=0.0, modules_to_save=list(head) or None,
-        task_type="SEQ_CLS" if head else "CAUSAL_LM")  # fmt: skip
+        r=RANK,
+        lora_alpha=scale * RANK,
+        target_modules=theirs,
+        lora_dropout=0.0,
+        modules_to_save=list(head) or None,
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
+    )
     wrapped = peft.get_peft_model(other, config)
-    layers = {name.removeprefix("base_model.model."): module for name, module in wrapped.named_modules()
-              if isinstance(module, peft.tuners.lora.LoraLayer)}  # fmt: skip
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in wrapped.named_modules()
+        if isinstance(module, peft.tuners.lora.LoraLayer)
+    }
     assert set(layers) == set(adapter.deltas)
     with torch.no_grad():
         for name, delta in adapter.deltas.items():
             layers[name].lora_A["default"].weight.copy_(delta.A)
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == adapter.parameters_count
-    found, wanted = curve(ours, list(adapter.parameters()), loss_of), curve(wrapped, trained, loss_of)
+    found, wanted = (
+        curve(ours, list(adapter.parameters()), loss_of),
+        curve(wrapped, trained, loss_of),
+    )
     assert max(abs(a - b) for a, b in zip(found, wanted, strict=True)) <= BOUND
     # That the curves agree says something only where every layer has learned.
     assert all(delta.B.any() for delta in adapter.deltas.values())

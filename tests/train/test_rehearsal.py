@@ -1,4 +1,6 @@
-"""A run says first what it will take, refuses what cannot fit, and does its longest batch first, without a trace."""
+"""A run says first what it will take, refuses what cannot fit, and does its longest batch first,
+without a trace.
+"""
 
 import json
 from dataclasses import replace
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 from lorakit.data.batches import Batches
 from lorakit.errors import PlanError, SpecError, TrainingError
-from lorakit.evaluate.subject import encode
+from lorakit.models.open import encode
 from lorakit.plan import devices
 from lorakit.spec import Spec
 from lorakit.train import job as jobs
@@ -28,36 +30,52 @@ from ..conftest import sentences
 def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
     data = tmp_path / "text.jsonl"
     data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
-    return {"model": str(tiny_llama), "data": str(data), "output": str(tmp_path / "out"), "batch_size": 4, "steps": 12,
-            "lr": 5e-3, "threads": 1}  # fmt: skip
+    return {
+        "model": str(tiny_llama),
+        "data": str(data),
+        "output": str(tmp_path / "out"),
+        "batch_size": 4,
+        "steps": 12,
+        "lr": 5e-3,
+        "threads": 1,
+    }
 
 
 def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
-    monkeypatch.setattr(jobs, "this_machine", lambda cpu: devices.Device("this machine", usable, usable, gpu=False))
+    monkeypatch.setattr(
+        jobs, "this_machine", lambda cpu: devices.Device("this machine", usable, usable, gpu=False)
+    )
 
 
 def test_the_plan_is_said_first_and_kept_in_the_report(settings: dict[str, Any]) -> None:
     said: list[str] = []
     report = run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)
-    assert said[0].startswith(f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters train, ")
+    assert said[0].startswith(
+        f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters train, "
+    )
     assert said[1].startswith("Loading ")
     assert report["plan"]["memory"]["peak"] > report["plan"]["memory"]["activations"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classify", "causal-lm"])
-def test_what_is_planned_is_what_trains(kind: str, settings: dict[str, Any], tiny_bert: Path, tmp_path: Path) -> None:
+def test_what_is_planned_is_what_trains(
+    kind: str, settings: dict[str, Any], tiny_bert: Path, tmp_path: Path
+) -> None:
     if kind == "classify":  # a new head trains whole
         rows = tmp_path / "labelled.csv"
-        rows.write_text("text,label\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(40))))
+        rows.write_text(
+            "text,label\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(40)))
+        )
         settings |= {"model": str(tiny_bert), "data": str(rows)}
     facts = prepare(TrainSpec(**settings), Spec(rank=4)).facts
     for name in ("trainable_parameters", "total_parameters", "adapted_modules"):
         assert facts["plan"][name] == facts[name]
 
 
-def test_what_cannot_fit_is_refused_before_weights_are_loaded(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
-                                                              tmp_path: Path) -> None:  # fmt: skip
+def test_what_cannot_fit_is_refused_before_weights_are_loaded(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     small(monkeypatch, 100_000)
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "load", lambda *args, **more: pytest.fail("weights were loaded"))
@@ -68,10 +86,15 @@ def test_what_cannot_fit_is_refused_before_weights_are_loaded(settings: dict[str
     assert any(fault.startswith("activations   ") for fault in caught.value.faults)
     assert "--beyond-memory starts all the same. Nothing was started." in caught.value.advice
     assert not (tmp_path / "out").exists()
-    assert run(TrainSpec(**{**settings, "steps": 2, "beyond_memory": True}), Spec(rank=4))["steps"] == 2
+    assert (
+        run(TrainSpec(**{**settings, "steps": 2, "beyond_memory": True}), Spec(rank=4))["steps"]
+        == 2
+    )
 
 
-def test_a_model_that_cannot_be_planned_trains(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_planned_trains(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def untold(*args: Any) -> None:
         raise PlanError("A step of Odd cannot be run on shapes alone.")
 
@@ -82,7 +105,9 @@ def test_a_model_that_cannot_be_planned_trains(settings: dict[str, Any], monkeyp
 
 
 @pytest.mark.slow
-def test_the_longest_batch_of_the_run_goes_first(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_batch_of_the_run_goes_first(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[tuple[str, tuple[int, ...]]] = []
     for module, where in ((rehearsal, "rehearsed"), (loop, "trained")):
         real = module.batch_loss
@@ -99,15 +124,24 @@ def test_the_longest_batch_of_the_run_goes_first(settings: dict[str, Any], monke
 
 
 @pytest.mark.slow
-def test_the_rehearsal_leaves_no_trace(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rehearsal_leaves_no_trace(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = Spec(rank=4, dropout=0.2)
     run(TrainSpec(**settings), spec)
     monkeypatch.setattr(loop, "rehearse", lambda *args: (0, 0))
     run(TrainSpec(**{**settings, "output": str(tmp_path / "without")}), spec)
-    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "without"))
+    one, other = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "without")
+    )
     assert all(torch.equal(one[key], other[key]) for key in one)
-    lines = [[json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-             for name in ("out", "without")]  # fmt: skip
+    lines = [
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("out", "without")
+    ]
     assert lines[0] == lines[1]
 
 
@@ -119,7 +153,9 @@ def rehearsed(settings: dict[str, Any], hook: Any = None) -> tuple[Any, tuple[in
     job = prepare(TrainSpec(**settings), Spec(rank=4, dropout=0.2)).job
     job.model.train().register_buffer("seen", torch.zeros(1))
     job.model.register_forward_hook(hook or counted)
-    batches = Batches([len(e.ids) for e in job.examples], job.settings.batch_size, job.settings.seed)
+    batches = Batches(
+        [len(e.ids) for e in job.examples], job.settings.batch_size, job.settings.seed
+    )
     try:
         return job, rehearsal.rehearse(job, Accelerator(cpu=True), batches, 0, 12)
     finally:
@@ -144,12 +180,17 @@ def test_gradients_buffers_and_random_numbers_are_as_before(settings: dict[str, 
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_memory_that_runs_out_is_told_before_the_first_step(error: Exception, settings: dict[str, Any]) -> None:
+def test_memory_that_runs_out_is_told_before_the_first_step(
+    error: Exception, settings: dict[str, Any]
+) -> None:
     def full(*args: Any) -> None:
         raise error
 
-    with pytest.raises(TrainingError, match=r"Memory ran out on the longest batch of the run: 4 sequences of \d+ tokens. No "
-                                            r"step was taken.\nLower --batch-size"):  # fmt: skip
+    with pytest.raises(
+        TrainingError,
+        match=r"Memory ran out on the longest batch of the run: 4 sequences of \d+ tokens. No "
+        r"step was taken.\nLower --batch-size",
+    ):
         rehearsed(settings, full)
 
 
@@ -165,20 +206,36 @@ def test_a_run_with_no_batch_left_rehearses_nothing(settings: dict[str, Any]) ->
     batches = Batches([3, 4], 1, 0)
     assert rehearsal.rehearse(None, Accelerator(cpu=True), batches, 5, 5) == (0, 0)
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert replace(TrainSpec(**settings), beyond_memory=True).differences(TrainSpec(**settings).to_dict()) == []
+    assert (
+        replace(TrainSpec(**settings), beyond_memory=True).differences(
+            TrainSpec(**settings).to_dict()
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize("kind", ["classify", "causal-lm"])
-def test_the_plan_reads_rows_as_training_does(kind: str, settings: dict[str, Any], tiny_bert: Path, tmp_path: Path,
-                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """They are tokenised once, before weights are loaded: with the loaded model the same would come out."""
+def test_the_plan_reads_rows_as_training_does(
+    kind: str,
+    settings: dict[str, Any],
+    tiny_bert: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are tokenised once, before weights are loaded: with the loaded model the same would come
+    out.
+    """
     if kind == "classify":
         rows = tmp_path / "labelled.csv"
-        rows.write_text("text,label\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(40))))
+        rows.write_text(
+            "text,label\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(40)))
+        )
         settings |= {"model": str(tiny_bert), "data": str(rows)}
     read: list[Any] = []
     real = jobs.tokenised
-    monkeypatch.setattr(jobs, "tokenised", lambda base, rows, *more: read.append(rows) or real(base, rows, *more))
+    monkeypatch.setattr(
+        jobs, "tokenised", lambda base, rows, *more: read.append(rows) or real(base, rows, *more)
+    )
     ready = prepare(TrainSpec(**settings, max_length=12), Spec(rank=4))
     assert ready.job.examples == encode(read[0], ready.loaded, 12)
     assert max(len(e.ids) for e in ready.job.examples) == 12

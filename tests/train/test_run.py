@@ -1,4 +1,6 @@
-"""A run learns, reports what it did, checks itself, and gives the same weights whichever way it got to its end."""
+"""A run learns, reports what it did, checks itself, and gives the same weights whichever way it got
+to its end.
+"""
 
 import json
 import math
@@ -15,7 +17,7 @@ from safetensors.torch import load_file
 
 from lorakit.adapter import Adapter
 from lorakit.errors import DataError, OutputError, SpecError, TrainingError
-from lorakit.models import load
+from lorakit.models.load import load
 from lorakit.spec import Spec
 from lorakit.train import loop
 from lorakit.train.config import TrainSpec
@@ -23,8 +25,9 @@ from lorakit.train.job import prepare, run
 
 from ..conftest import sentences
 
-# Losses of the run `recorded` below: a refactor must give the same (to what a CPU's instruction set may change).
-RECORDED = [6.3932, 6.1166, 6.1623, 6.2152, 6.0961, 6.3812, 6.2518, 6.151, 6.4212, 6.2728]  # fmt: skip
+# Losses of the run `recorded` below: a refactor must give the same (to what a CPU's instruction set
+# may change).
+RECORDED = [6.3932, 6.1166, 6.1623, 6.2152, 6.0961, 6.3812, 6.2518, 6.151, 6.4212, 6.2728]
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,15 @@ def labelled_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tiny_llama: Path, text_rows: Path, tmp_path: Path) -> dict[str, Any]:
-    return {"model": str(tiny_llama), "data": str(text_rows), "output": str(tmp_path / "out"), "batch_size": 8, "steps": 20,
-            "lr": 5e-3, "threads": 1}  # fmt: skip
+    return {
+        "model": str(tiny_llama),
+        "data": str(text_rows),
+        "output": str(tmp_path / "out"),
+        "batch_size": 8,
+        "steps": 20,
+        "lr": 5e-3,
+        "threads": 1,
+    }
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -61,7 +71,9 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_learns_and_writes_all_that_it_promises(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_learns_and_writes_all_that_it_promises(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     report = run(TrainSpec(**settings), Spec(rank=4))
     out = tmp_path / "out"
     assert report["after"]["loss"] < report["before"]["loss"] - 0.3
@@ -92,27 +104,45 @@ def test_the_losses_are_those_recorded(settings: dict[str, Any], tmp_path: Path)
 
 def test_the_base_keeps_every_bit(settings: dict[str, Any]) -> None:
     ready = prepare(TrainSpec(**settings), Spec(rank=4))
-    before = {n: p.detach().clone() for n, p in ready.loaded.model.named_parameters() if not p.requires_grad}
+    before = {
+        n: p.detach().clone()
+        for n, p in ready.loaded.model.named_parameters()
+        if not p.requires_grad
+    }
     Path(settings["output"]).mkdir()
-    loop.fit(ready.job, lambda start: loop.Log(Path(settings["output"]) / "metrics.jsonl", start, 20))
+    loop.fit(
+        ready.job, lambda start: loop.Log(Path(settings["output"]) / "metrics.jsonl", start, 20)
+    )
     after = dict(ready.loaded.model.named_parameters())
     assert before and all(torch.equal(after[n], p) for n, p in before.items())
 
 
 @pytest.mark.slow
-def test_accumulating_gives_the_gradient_of_one_large_batch(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_accumulating_gives_the_gradient_of_one_large_batch(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     more = {**settings, "steps": 6, "eval_fraction": 0.0, "final": "last"}
     run(TrainSpec(**{**more, "batch_size": 120, "output": str(tmp_path / "large")}), Spec(rank=4))
-    run(TrainSpec(**{**more, "batch_size": 24, "accumulate": 5, "output": str(tmp_path / "parts")}), Spec(rank=4))
-    large, parts = ([line["loss"] for line in lines(tmp_path / name)] for name in ("large", "parts"))
+    run(
+        TrainSpec(**{**more, "batch_size": 24, "accumulate": 5, "output": str(tmp_path / "parts")}),
+        Spec(rank=4),
+    )
+    large, parts = (
+        [line["loss"] for line in lines(tmp_path / name)] for name in ("large", "parts")
+    )
     assert parts == pytest.approx(large, abs=2e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ["gradient_checkpointing", "light_checkpointing"])
-def test_checkpointing_gives_the_same_weights(settings: dict[str, Any], field: str, tmp_path: Path) -> None:
+def test_checkpointing_gives_the_same_weights(
+    settings: dict[str, Any], field: str, tmp_path: Path
+) -> None:
     for name, on in (("plain", False), ("again", True)):
-        run(TrainSpec(**{**settings, "steps": 5, "output": str(tmp_path / name), field: on}), Spec(rank=4, dropout=0.1))
+        run(
+            TrainSpec(**{**settings, "steps": 5, "output": str(tmp_path / name), field: on}),
+            Spec(rank=4, dropout=0.1),
+        )
     plain, again = weights(tmp_path / "plain"), weights(tmp_path / "again")
     assert all(torch.allclose(plain[k], again[k], atol=1e-6) for k in plain)
     assert any(t.abs().max() > 1e-3 for k, t in again.items() if "lora_B" in k)
@@ -120,17 +150,31 @@ def test_checkpointing_gives_the_same_weights(settings: dict[str, Any], field: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixed", ["no", "bf16"])
-def test_a_low_precision_base_and_autocast_train_float32_adapters(settings: dict[str, Any], mixed: str, tmp_path: Path) -> None:
+def test_a_low_precision_base_and_autocast_train_float32_adapters(
+    settings: dict[str, Any], mixed: str, tmp_path: Path
+) -> None:
     dtype = "bfloat16" if mixed == "no" else "float32"
-    report = run(TrainSpec(**{**settings, "steps": 12, "base_dtype": dtype, "mixed_precision": mixed}), Spec(rank=4))
+    report = run(
+        TrainSpec(**{**settings, "steps": 12, "base_dtype": dtype, "mixed_precision": mixed}),
+        Spec(rank=4),
+    )
     assert report["after"]["loss"] < report["before"]["loss"] - 0.05
     assert {t.dtype for t in weights(tmp_path / "out").values()} == {torch.float32}
 
 
 @pytest.mark.slow
-def test_classification_trains_its_head_and_tells_its_labels(tiny_bert: Path, labelled_rows: Path, tmp_path: Path) -> None:
+def test_classification_trains_its_head_and_tells_its_labels(
+    tiny_bert: Path, labelled_rows: Path, tmp_path: Path
+) -> None:
     report = run(
-        TrainSpec(model=str(tiny_bert), data=str(labelled_rows), output=str(tmp_path / "out"), epochs=12, lr=5e-3, threads=1),
+        TrainSpec(
+            model=str(tiny_bert),
+            data=str(labelled_rows),
+            output=str(tmp_path / "out"),
+            epochs=12,
+            lr=5e-3,
+            threads=1,
+        ),
         Spec(rank=4),
     )
     assert report["task"] == "classify" and report["labels"] == ["no", "yes"]
@@ -140,9 +184,15 @@ def test_classification_trains_its_head_and_tells_its_labels(tiny_bert: Path, la
     assert {"classifier.weight", "classifier.bias"} == Adapter.load(tmp_path / "out").whole.keys()
 
 
-def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(tiny_bert: Path, tmp_path: Path) -> None:
-    (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"the cat {i},nan{i}\n" for i in range(20)))
-    settings = TrainSpec(model=str(tiny_bert), data=str(tmp_path / "d.csv"), output=str(tmp_path / "out"))
+def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "d.csv").write_text(
+        "text,label\n" + "".join(f"the cat {i},nan{i}\n" for i in range(20))
+    )
+    settings = TrainSpec(
+        model=str(tiny_bert), data=str(tmp_path / "d.csv"), output=str(tmp_path / "out")
+    )
     ready = prepare(settings, Spec(rank=2))
     assert len(ready.facts["labels"]) == 20 and ready.facts["rows_held_out"] == 2
 
@@ -150,22 +200,37 @@ def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(tiny_bert: Pa
 @pytest.mark.slow
 def test_regression_is_told_by_its_labels(tiny_bert: Path, tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
-    data.write_text("".join(json.dumps({"text": s, "label": len(s) / 10}) + "\n" for s in sentences(120, seed=2)))
-    report = run(TrainSpec(model=str(tiny_bert), data=str(data), output=str(tmp_path / "out"), epochs=15, lr=5e-3, threads=1),
-                 Spec(rank=4))  # fmt: skip
+    data.write_text(
+        "".join(
+            json.dumps({"text": s, "label": len(s) / 10}) + "\n" for s in sentences(120, seed=2)
+        )
+    )
+    report = run(
+        TrainSpec(
+            model=str(tiny_bert),
+            data=str(data),
+            output=str(tmp_path / "out"),
+            epochs=15,
+            lr=5e-3,
+            threads=1,
+        ),
+        Spec(rank=4),
+    )
     assert report["task"] == "regress"
     assert report["after"]["spearman"] > 0.6
     assert {"pearson", "spearman", "rows", "loss"} == report["after"].keys()
 
 
-# --- resuming ----------------------------------------------------------------------------------------------------------
+# --- resuming ------------------------------------------------------------------------------------
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
     """Make the loop die right before a step, as a crash would."""
     real = loop._step
 
-    def dying(job: Any, accelerator: Any, optimizer: Any, batches: Any, at: Any, log: Any, *more: Any) -> None:
+    def dying(
+        job: Any, accelerator: Any, optimizer: Any, batches: Any, at: Any, log: Any, *more: Any
+    ) -> None:
         if at.step == step:
             raise error
         real(job, accelerator, optimizer, batches, at, log, *more)
@@ -174,11 +239,27 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "init"), [("causal-lm", "kaiming"), ("classify", "kaiming"), ("causal-lm", "pissa-fast"),
-                                            ("classify", "lora-ga"), ("causal-lm", "eva")])  # fmt: skip
-def test_stopped_and_resumed_equals_straight(task: str, init: str, settings: dict[str, Any], tiny_bert: Path,
-                                             labelled_rows: Path, tmp_path: Path) -> None:  # fmt: skip
-    if task == "classify":  # with dropout in the base and in the adapter: the random state must go on too
+@pytest.mark.parametrize(
+    ("task", "init"),
+    [
+        ("causal-lm", "kaiming"),
+        ("classify", "kaiming"),
+        ("causal-lm", "pissa-fast"),
+        ("classify", "lora-ga"),
+        ("causal-lm", "eva"),
+    ],
+)
+def test_stopped_and_resumed_equals_straight(
+    task: str,
+    init: str,
+    settings: dict[str, Any],
+    tiny_bert: Path,
+    labelled_rows: Path,
+    tmp_path: Path,
+) -> None:
+    if (
+        task == "classify"
+    ):  # with dropout in the base and in the adapter: the random state must go on too
         settings |= {"model": str(tiny_bert), "data": str(labelled_rows)}
     spec = Spec(rank=4, dropout=0.1, init=init)
     run(TrainSpec(**{**settings, "output": str(tmp_path / "straight")}), spec)
@@ -191,14 +272,21 @@ def test_stopped_and_resumed_equals_straight(task: str, init: str, settings: dic
     losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("out", "straight")]
     assert losses[0] == losses[1]
     assert [line["step"] for line in lines(tmp_path / "out")] == list(range(1, 21))
-    assert report["before"] == json.loads((tmp_path / "straight" / "report.json").read_text())["before"]
+    assert (
+        report["before"]
+        == json.loads((tmp_path / "straight" / "report.json").read_text())["before"]
+    )
 
 
 COMMAND = [sys.executable, "-m", "lorakit.cli", "train"]
 
 
 def command(settings: dict[str, Any], *more: str) -> list[str]:
-    flags = [part for key, value in settings.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    flags = [
+        part
+        for key, value in settings.items()
+        for part in (f"--{key.replace('_', '-')}", str(value))
+    ]
     return [*COMMAND, *flags, "--rank", "4", *more]
 
 
@@ -212,7 +300,9 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_process_killed_and_resumed_equals_straight(how: signal.Signals, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_process_killed_and_resumed_equals_straight(
+    how: signal.Signals, settings: dict[str, Any], tmp_path: Path
+) -> None:
     settings |= {"steps": 300, "checkpoint_every": 10, "eval_every": 100}
     straight = {**settings, "output": str(tmp_path / "straight")}
     subprocess.run(command(straight), check=True, capture_output=True)
@@ -231,8 +321,12 @@ def test_a_process_killed_and_resumed_equals_straight(how: signal.Signals, setti
 
 
 @pytest.mark.slow
-def test_a_resumed_run_takes_its_start_from_the_checkpoint(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Another machine, or another count of threads, may take a matrix apart with other roundings, or other signs."""
+def test_a_resumed_run_takes_its_start_from_the_checkpoint(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Another machine, or another count of threads, may take a matrix apart with other roundings,
+    or other signs.
+    """
     settings, spec = {**settings, "steps": 4}, Spec(rank=2, init="pissa")
     run(TrainSpec(**settings), spec)
     job = prepare(TrainSpec(**{**settings, "output": str(tmp_path / "again")}), spec).job
@@ -240,16 +334,24 @@ def test_a_resumed_run_takes_its_start_from_the_checkpoint(settings: dict[str, A
         for tensor in (delta.A, delta.B, delta.A0, delta.B0):
             tensor.data.neg_()
     loop.restore(job.adapter, tmp_path / "out" / "checkpoints" / "step-000004")
-    assert job.adapter.content_hash() == Adapter.load(tmp_path / "out" / "checkpoints" / "step-000004").content_hash()
+    assert (
+        job.adapter.content_hash()
+        == Adapter.load(tmp_path / "out" / "checkpoints" / "step-000004").content_hash()
+    )
 
 
 @pytest.mark.slow
-def test_resuming_with_other_settings_is_refused(settings: dict[str, Any], text_rows: Path, tmp_path: Path) -> None:
+def test_resuming_with_other_settings_is_refused(
+    settings: dict[str, Any], text_rows: Path, tmp_path: Path
+) -> None:
     run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
     other = tmp_path / "other.jsonl"
     other.write_text(text_rows.read_text().replace("cat", "dog"))
     with pytest.raises(OutputError) as caught:
-        run(TrainSpec(**{**settings, "steps": 3, "lr": 1e-3, "data": str(other)}, resume=True), Spec(rank=8))
+        run(
+            TrainSpec(**{**settings, "steps": 3, "lr": 1e-3, "data": str(other)}, resume=True),
+            Spec(rank=8),
+        )
     faults = "\n".join(caught.value.faults)
     assert "lr: was 0.005, now 0.001" in faults
     assert "steps: was 2, now 3" in faults
@@ -258,7 +360,9 @@ def test_resuming_with_other_settings_is_refused(settings: dict[str, Any], text_
 
 
 @pytest.mark.slow
-def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     settings = {**settings, "steps": 3}
     run(TrainSpec(**settings), Spec(rank=2))
     (tmp_path / "out").rename(tmp_path / "moved")
@@ -266,7 +370,10 @@ def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(setti
     assert run(again, Spec(rank=2))["steps"] == 3
     state = sorted((tmp_path / "moved" / "checkpoints").iterdir())[-1] / "training_state.pt"
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(OutputError, match=r"training_state.pt cannot be read: .*\nDelete .* to resume from the one before"):
+    with pytest.raises(
+        OutputError,
+        match=r"training_state.pt cannot be read: .*\nDelete .* to resume from the one before",
+    ):
         run(again, Spec(rank=2))
     (tmp_path / "moved" / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"run.json is damaged"):
@@ -288,18 +395,21 @@ def test_an_earlier_run_is_kept_unless_told(settings: dict[str, Any], tmp_path: 
 
 
 @pytest.mark.slow
-def test_only_the_newest_and_the_best_checkpoints_are_kept(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_only_the_newest_and_the_best_checkpoints_are_kept(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     run(TrainSpec(**settings), Spec(rank=4))
     names = sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir())
     assert names == ["step-000018", "step-000020"]
     Adapter.load(tmp_path / "out" / "checkpoints" / "step-000018")
 
 
-# --- what stops a run --------------------------------------------------------------------------------------------------
+# --- what stops a run ----------------------------------------------------------------------------
 
 
-def test_the_best_weights_are_written_and_patience_ends_a_run(settings: dict[str, Any], tmp_path: Path,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_best_weights_are_written_and_patience_ends_a_run(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, losses = loop.evaluate, iter([5.0, 3.0, 4.0, 4.5, 2.0])
 
     def told(*args: Any, **kwargs: Any) -> Any:
@@ -314,8 +424,9 @@ def test_the_best_weights_are_written_and_patience_ends_a_run(settings: dict[str
 
 
 @pytest.mark.parametrize("at", [1, 13])
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(at: int, settings: dict[str, Any], tmp_path: Path,
-                                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    at: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = loop.batch_loss, iter(range(1, 100))
 
     def broken(*args: Any) -> Any:
@@ -323,19 +434,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(at: int, set
         return (loss * math.nan if next(calls) == at else loss), out
 
     monkeypatch.setattr(loop, "batch_loss", broken)
-    with pytest.raises(TrainingError, match=rf"The loss is nan at step {at}\. The run was stopped\.") as caught:
+    with pytest.raises(
+        TrainingError, match=rf"The loss is nan at step {at}\. The run was stopped\."
+    ) as caught:
         run(TrainSpec(**settings), Spec(rank=4))
     if at == 1:
         assert "No checkpoint had been saved yet." in str(caught.value)
     else:
-        assert f"{tmp_path}/out/checkpoints/step-000012: an adapter folder that can be used as it is" in str(caught.value)
+        assert (
+            f"{tmp_path}/out/checkpoints/step-000012: an adapter folder that can be used as it is"
+            in str(caught.value)
+        )
         assert Adapter.load(tmp_path / "out" / "checkpoints" / "step-000012")
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_a_rate_a_hundred_times_too_high_is_caught_and_what_was_good_is_kept(settings: dict[str, Any], tmp_path: Path) -> None:
-    wild = {"steps": 120, "lr": 30.0, "warmup": 30, "clip": 0.0, "schedule": "constant", "checkpoint_every": 2}
-    with pytest.raises(TrainingError, match=r"The loss has exploded|The loss is nan|norm is") as caught:
+def test_a_rate_a_hundred_times_too_high_is_caught_and_what_was_good_is_kept(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    wild = {
+        "steps": 120,
+        "lr": 30.0,
+        "warmup": 30,
+        "clip": 0.0,
+        "schedule": "constant",
+        "checkpoint_every": 2,
+    }
+    with pytest.raises(
+        TrainingError, match=r"The loss has exploded|The loss is nan|norm is"
+    ) as caught:
         run(TrainSpec(**{**settings, **wild}), Spec(rank=4))
     last = max((tmp_path / "out" / "checkpoints").iterdir())
     assert f"{last}: an adapter folder that can be used as it is" in str(caught.value)
@@ -343,9 +470,12 @@ def test_a_rate_a_hundred_times_too_high_is_caught_and_what_was_good_is_kept(set
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
-def test_a_module_that_no_gradient_reaches_stops_the_first_step(tiny_bert: Path, labelled_rows: Path, tmp_path: Path,
-                                                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    settings = TrainSpec(model=str(tiny_bert), data=str(labelled_rows), output=str(tmp_path / "out"), steps=3)
+def test_a_module_that_no_gradient_reaches_stops_the_first_step(
+    tiny_bert: Path, labelled_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSpec(
+        model=str(tiny_bert), data=str(labelled_rows), output=str(tmp_path / "out"), steps=3
+    )
     real = loop.batch_loss
 
     def cut(model: Any, batch: Any, task: str) -> Any:
@@ -369,7 +499,10 @@ def test_nothing_trainable_and_wrong_dtypes_are_refused(settings: dict[str, Any]
     adapter.to(torch.bfloat16)
     with pytest.raises(TrainingError) as caught:
         loop.check_trainable(model, adapter)
-    assert "model.layers.0.self_attn.q_proj.A   is torch.bfloat16, asked was torch.float32" in caught.value.faults
+    assert (
+        "model.layers.0.self_attn.q_proj.A   is torch.bfloat16, asked was torch.float32"
+        in caught.value.faults
+    )
     adapter.to(torch.float32)
     model.model.norm.weight.requires_grad_(True)
     with pytest.raises(TrainingError) as caught:
@@ -380,13 +513,24 @@ def test_nothing_trainable_and_wrong_dtypes_are_refused(settings: dict[str, Any]
         loop.check_trainable(model, adapter)
 
 
-# --- what is refused before ---------------------------------------------------------------------------------------------
+# --- what is refused before ----------------------------------------------------------------------
 
 
 def test_every_fault_of_the_settings_is_named_at_once() -> None:
     with pytest.raises(SpecError) as caught:
-        TrainSpec(model="m", data="", output="o", lr=0.0, batch_size=0, schedule="cosin", eval_fraction=1.0, resume=True,
-                  overwrite=True, gradient_checkpointing=True, light_checkpointing=True)  # fmt: skip
+        TrainSpec(
+            model="m",
+            data="",
+            output="o",
+            lr=0.0,
+            batch_size=0,
+            schedule="cosin",
+            eval_fraction=1.0,
+            resume=True,
+            overwrite=True,
+            gradient_checkpointing=True,
+            light_checkpointing=True,
+        )
     assert caught.value.faults == [
         "data: is needed",
         "schedule: 'cosin' is none of constant, linear, cosine did you mean 'cosine'?",
@@ -398,7 +542,9 @@ def test_every_fault_of_the_settings_is_named_at_once() -> None:
     ]
 
 
-def test_a_request_that_cannot_be_met_writes_nothing(settings: dict[str, Any], tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_request_that_cannot_be_met_writes_nothing(
+    settings: dict[str, Any], tiny_bert: Path, tmp_path: Path
+) -> None:
     one = tmp_path / "one.jsonl"
     one.write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}\n')
     other = tmp_path / "other.jsonl"
@@ -409,7 +555,11 @@ def test_a_request_that_cannot_be_met_writes_nothing(settings: dict[str, Any], t
     cases = [
         ({**settings, "max_length": 65}, DataError, "65 tokens asked, the model takes at most 64"),
         ({**bert, "data": str(one)}, DataError, "has one label only"),
-        ({**bert, "data": str(two), "eval_data": str(other)}, DataError, "label 'z' is none of the classes"),
+        (
+            {**bert, "data": str(two), "eval_data": str(other)},
+            DataError,
+            "label 'z' is none of the classes",
+        ),
         ({**settings, "data": str(two), "task": "causal-lm"}, DataError, "have labels"),
         ({**bert, "task": "classify"}, DataError, "have no label"),
         ({**settings, "mixed_precision": "fp16"}, SpecError, "fp16 needs a GPU"),
@@ -442,11 +592,25 @@ def test_a_run_spreads_its_ranks(ranks: str, settings: dict[str, Any]) -> None:
     spec = Spec(rank=4)
     plain = prepare(TrainSpec(**settings), spec).job.adapter
     chosen = prepare(TrainSpec(**settings, ranks=ranks), spec).job.adapter
-    asked = prepare(TrainSpec(**settings, ranks=ranks, rank_budget=plain.parameters_count // 3), spec)
+    asked = prepare(
+        TrainSpec(**settings, ranks=ranks, rank_budget=plain.parameters_count // 3), spec
+    )
     few, planned = asked.job.adapter, asked.facts["plan"]["trainable_parameters"]
-    assert planned == few.parameters_count if ranks == "top-heavy" else planned <= plain.parameters_count // 3
-    assert 0 < few.parameters_count <= plain.parameters_count // 3 < chosen.parameters_count <= plain.parameters_count
+    assert (
+        planned == few.parameters_count
+        if ranks == "top-heavy"
+        else planned <= plain.parameters_count // 3
+    )
+    assert (
+        0
+        < few.parameters_count
+        <= plain.parameters_count // 3
+        < chosen.parameters_count
+        <= plain.parameters_count
+    )
     if ranks == "suggested":
         assert len(few.deltas) < len(chosen.deltas) < len(plain.deltas)
     else:
-        assert len({delta.rank for delta in chosen.deltas.values()}) > 1 and len(few.deltas) == len(plain.deltas)
+        assert len({delta.rank for delta in chosen.deltas.values()}) > 1 and len(few.deltas) == len(
+            plain.deltas
+        )

@@ -51,11 +51,22 @@ def test_a_loss_that_ends_above_its_beginning_is_told_and_noise_is_not(seed: int
 
 
 @pytest.mark.slow
-def test_the_report_tells_the_jumps_of_its_run(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(60)))
+def test_the_report_tells_the_jumps_of_its_run(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": s}) + "\n" for s in sentences(60))
+    )
     monkeypatch.setattr("lorakit.train.spikes.FAR", -1.0)  # anything is a jump
-    settings = TrainSpec(model=str(tiny_llama), data=str(tmp_path / "text.jsonl"), output=str(tmp_path / "out"), steps=12,
-                         batch_size=8, lr=1e-9, threads=1)  # fmt: skip
+    settings = TrainSpec(
+        model=str(tiny_llama),
+        data=str(tmp_path / "text.jsonl"),
+        output=str(tmp_path / "out"),
+        steps=12,
+        batch_size=8,
+        lr=1e-9,
+        threads=1,
+    )
     monkeypatch.setattr("lorakit.train.job.climbed", lambda losses: len(losses) == 12)
     report = run(settings, Spec(rank=2))
     assert report["loss_spikes"] != [] and report["loss_climbed"]

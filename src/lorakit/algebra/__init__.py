@@ -1,8 +1,20 @@
-"""Adapter -> Adapter: sums and differences of what adapters do, smaller ones, and one out of a full fine-tune."""
+"""Adapter -> Adapter: sums and differences of what adapters do, smaller ones, and one out of a full
+fine-tune.
+"""
 
-from lorakit.algebra.combine import METHODS, add, combine, negate, scale, subtract
-from lorakit.algebra.extract import extract
+from lorakit.algebra.combination import METHODS, add, combine, negate, scale, subtract
+from lorakit.algebra.extraction import extract
 from lorakit.algebra.outcome import Outcome
-from lorakit.algebra.resize import resize
+from lorakit.algebra.truncation import resize
 
-__all__ = ["METHODS", "Outcome", "add", "combine", "extract", "negate", "resize", "scale", "subtract"]
+__all__ = [
+    "METHODS",
+    "Outcome",
+    "add",
+    "combine",
+    "extract",
+    "negate",
+    "resize",
+    "scale",
+    "subtract",
+]

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.anatomy import matrices_of
-from lorakit.delta import Delta, LowRank
-from lorakit.deltas.twin import Twin
-from lorakit.errors import SpecError, many
-from lorakit.formats.peft_config import asked, spelled_out
+from lorakit.analysis.report import matrices_of
+from lorakit.analysis.spectra import factors_of
+from lorakit.deltas.base import Delta, LowRank
+from lorakit.deltas.tied import Twin
+from lorakit.errors import SpecError
+from lorakit.formats.peft.config import asked, spelled_out
 from lorakit.spec import Spec
-from lorakit.spectra import factors_of
+from lorakit.text import plural
 
-Factors = tuple[Tensor, Tensor]  # A (rank, in) and B (out, rank), float64, with B @ A the change itself
+Factors = tuple[
+    Tensor, Tensor
+]  # A (rank, in) and B (out, rank), float64, with B @ A the change itself
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Outcome:
     """A new adapter, and what became of the change that was asked for.
 
     Attributes:
-        adapter: plain low rank at scale 1 (alpha is the rank), so every reader of its file agrees on what it means.
+        adapter: plain low rank at scale 1 (alpha is the rank), so every reader of its file agrees
+            on what it means.
         ranks: rank by module.
         energy: share of the squared norm of the change asked for that the new one holds.
         residual: |asked - new| / |asked| in ΔW, over all modules, rounding of the factors included.
@@ -43,14 +47,24 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what commands print as JSON: rank where all modules have one, ranks, energy, residual and the rest."""
-        one = {"rank": next(iter(self.ranks.values()))} if len(set(self.ranks.values())) == 1 else {}
+        """Return what commands print as JSON: rank where all modules have one, ranks, energy,
+        residual and the rest.
+        """
+        one = (
+            {"rank": next(iter(self.ranks.values()))} if len(set(self.ranks.values())) == 1 else {}
+        )
         return {
-            **one, "ranks": self.ranks, "energy": self.energy, "residual": self.residual, "residuals": self.residuals,
-            "at_best": self.at_best, "notes": list(self.notes), "modules": len(self.ranks),
+            **one,
+            "ranks": self.ranks,
+            "energy": self.energy,
+            "residual": self.residual,
+            "residuals": self.residuals,
+            "at_best": self.at_best,
+            "notes": list(self.notes),
+            "modules": len(self.ranks),
             "trainable_parameters": self.adapter.parameters_count,
             "whole": {path: list(t.shape) for path, t in self.adapter.whole.items()},
-        }  # fmt: skip
+        }
 
 
 @dataclass
@@ -65,8 +79,12 @@ class Ledger:
         self.residuals: dict[str, float] = {}
         self.factors: dict[str, Factors] = {}
 
-    def book(self, name: str, asked: float, lost: float, least: float, factors: Factors | None) -> None:
-        """Add a module: squared norms of what was asked, of what is missing, of what must be missing; and its factors."""
+    def book(
+        self, name: str, asked: float, lost: float, least: float, factors: Factors | None
+    ) -> None:
+        """Add a module: squared norms of what was asked, of what is missing, of what must be
+        missing; and its factors.
+        """
         self.asked, self.lost, self.least = self.asked + asked, self.lost + lost, self.least + least
         self.residuals[name] = (lost / asked) ** 0.5 if asked else 0.0
         if factors is not None:
@@ -77,7 +95,9 @@ class Ledger:
         share = self.lost / self.asked if self.asked else 0.0
         at_best = (self.least / self.asked) ** 0.5 if self.asked else 0.0
         ranks = {name: delta.rank for name, delta in adapter.deltas.items()}
-        return Outcome(adapter, ranks, max(0.0, 1 - share), share**0.5, self.residuals, at_best, notes)
+        return Outcome(
+            adapter, ranks, max(0.0, 1 - share), share**0.5, self.residuals, at_best, notes
+        )
 
 
 def changes_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Factors]:
@@ -94,8 +114,12 @@ def changes_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Factors]:
         except SpecError:
             faults.append(f"{name}   is a {type(delta).__name__}")
     if faults:
-        what = f"What {many(len(faults), 'module')} adds depends on the base's matrix, so it is no product of factors."
-        raise SpecError(what, faults, "Give the base (base=, --model): its change is then made plain. Nothing was made.")
+        what = f"What {plural(len(faults), 'module')} adds depends on the base's matrix, so it is no product of factors."
+        raise SpecError(
+            what,
+            faults,
+            "Give the base (base=, --model): its change is then made plain. Nothing was made.",
+        )
     return found
 
 
@@ -106,15 +130,22 @@ def stored(factors: Factors, dtype: torch.dtype) -> Factors:
 
 
 def pooled(S: Tensor) -> Tensor:
-    """Return one spectrum of a stack: a rank holds for all of its matrices, so their energies add up."""
+    """Return one spectrum of a stack: a rank holds for all of its matrices, so their energies add
+    up.
+    """
     return S.square().reshape(-1, S.shape[-1]).sum(0).sqrt()
 
 
 def built(
-    like: Mapping[str, Delta], spec: Spec, factors: Mapping[str, Factors], whole: Mapping[str, Tensor],
-    provenance: Mapping[str, Any], dtype: torch.dtype,
-) -> Adapter:  # fmt: skip
-    """Return the adapter of these factors: plain low rank, scale 1, other settings as in `like` and `spec`.
+    like: Mapping[str, Delta],
+    spec: Spec,
+    factors: Mapping[str, Factors],
+    whole: Mapping[str, Tensor],
+    provenance: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> Adapter:
+    """Return the adapter of these factors: plain low rank, scale 1, other settings as in `like` and
+    `spec`.
 
     A Twin in `like` that no factors are given for goes with its embedding's.
     """
@@ -122,16 +153,41 @@ def built(
     for name, pair in factors.items():
         A, B = stored(pair, dtype)
         model = like[name]
-        deltas[name] = LowRank(A, B, alpha=float(A.shape[-2]), dropout=model.dropout, kind=model.kind,
-                               kernel=model.kernel, rows=model.rows)  # fmt: skip
+        deltas[name] = LowRank(
+            A,
+            B,
+            alpha=float(A.shape[-2]),
+            dropout=model.dropout,
+            kind=model.kind,
+            kernel=model.kernel,
+            rows=model.rows,
+        )
     known = {id(delta): name for name, delta in like.items()}
-    twins = {n: Twin(deltas[of], d.kind, d.dropout) for n, d in like.items()
-             if isinstance(d, Twin) and n not in factors and (of := known.get(id(d.of), "")) in deltas}  # fmt: skip
+    twins = {
+        n: Twin(deltas[of], d.kind, d.dropout)
+        for n, d in like.items()
+        if isinstance(d, Twin) and n not in factors and (of := known.get(id(d.of), "")) in deltas
+    }
     deltas |= twins
     ranks = Counter(delta.rank for delta in deltas.values())
     rank = ranks.most_common(1)[0][0] if ranks else spec.rank
-    plain = replace(spec, delta="lora", rank=rank, alpha=float(rank), scale_rule="alpha/rank", targets=tuple(deltas) or "none",
-                    exclude=(), overrides={}, token_rows=(), tie=bool(twins),
-                    dtype=str(dtype).removeprefix("torch."))  # fmt: skip
+    plain = replace(
+        spec,
+        delta="lora",
+        rank=rank,
+        alpha=float(rank),
+        scale_rule="alpha/rank",
+        targets=tuple(deltas) or "none",
+        exclude=(),
+        overrides={},
+        token_rows=(),
+        tie=bool(twins),
+        dtype=str(dtype).removeprefix("torch."),
+    )
     plain = spelled_out(plain, {name: asked(delta) for name, delta in deltas.items()})
-    return Adapter(plain, deltas, {path: nn.Parameter(t.detach().clone()) for path, t in whole.items()}, provenance)
+    return Adapter(
+        plain,
+        deltas,
+        {path: nn.Parameter(t.detach().clone()) for path, t in whole.items()},
+        provenance,
+    )

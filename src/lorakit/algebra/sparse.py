@@ -1,4 +1,6 @@
-"""TIES, DARE and magnitude pruning: what they do to dense changes of one module, before these get a low rank again."""
+"""TIES, DARE and magnitude pruning: what they do to dense changes of one module, before these get a
+low rank again.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -10,11 +12,13 @@ Parts = list[tuple[Tensor, Tensor, float]]  # A (rank, in), B (out, rank) with i
 
 
 def ties(parts: Parts, density: float, seed: int, name: str) -> Tensor:
-    """Return the merge by TIES: trim each change, elect a sign for each weight, average those that agree with it.
+    """Return the merge by TIES: trim each change, elect a sign for each weight, average those that
+    agree with it.
 
-    The elected sign is that of the weighted sum. The mean is taken with the weights and multiplied by the sum of their
-    sizes, so that it equals the weighted sum where nothing is trimmed and all signs agree; with weights that add up to 1 it
-    is the paper's mean with lambda = 1. Trimmed by module, not over all of the model.
+    The elected sign is that of the weighted sum. The mean is taken with the weights and multiplied
+    by the sum of their sizes, so that it equals the weighted sum where nothing is trimmed and all
+    signs agree; with weights that add up to 1 it is the paper's mean with lambda = 1. Trimmed by
+    module, not over all of the model.
 
     Args:
         parts: factors and weight of each change.
@@ -29,14 +33,17 @@ def ties(parts: Parts, density: float, seed: int, name: str) -> Tensor:
     [[3.0], [3.0]]
     """
     weighted = torch.stack([weight * trimmed(B @ A, density) for A, B, weight in parts])
-    sizes = torch.tensor([abs(weight) for *_, weight in parts], dtype=weighted.dtype, device=weighted.device)
+    sizes = torch.tensor(
+        [abs(weight) for *_, weight in parts], dtype=weighted.dtype, device=weighted.device
+    )
     agree = (weighted.sign() == weighted.sum(0).sign()) & (weighted != 0)
     voting = (agree * sizes.view(-1, *[1] * (weighted.ndim - 1))).sum(0)
     return sizes.sum() * (weighted * agree).sum(0) / torch.where(voting > 0, voting, 1.0)
 
 
 def dare(parts: Parts, density: float, seed: int, name: str) -> Tensor:
-    """Return the weighted sum of changes of which entries were dropped at random and the rest enlarged to keep the mean.
+    """Return the weighted sum of changes of which entries were dropped at random and the rest
+    enlarged to keep the mean.
 
     Args:
         parts: factors and weight of each change.
@@ -76,7 +83,9 @@ def magnitude(parts: Parts, density: float, seed: int, name: str) -> Tensor:
 
 
 def trimmed(dense: Tensor, density: float) -> Tensor:
-    """Return a matrix of which only the largest entries by size are left: this share of them, zeros elsewhere."""
+    """Return a matrix of which only the largest entries by size are left: this share of them, zeros
+    elsewhere.
+    """
     count = max(1, round(density * dense.numel()))
     if count >= dense.numel():
         return dense
@@ -86,4 +95,8 @@ def trimmed(dense: Tensor, density: float) -> Tensor:
     return out.view_as(dense)
 
 
-SPARSE: dict[str, Callable[[Parts, float, int, str], Tensor]] = {"ties": ties, "dare": dare, "magnitude": magnitude}
+SPARSE: dict[str, Callable[[Parts, float, int, str], Tensor]] = {
+    "ties": ties,
+    "dare": dare,
+    "magnitude": magnitude,
+}

@@ -1,1 +1,3 @@
-"""The command line: names and flags here, work elsewhere. Nothing in this room imports torch before a command runs."""
+"""The command line: names and flags here, work elsewhere. Nothing in this room imports torch before
+a command runs.
+"""

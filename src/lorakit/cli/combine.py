@@ -21,23 +21,38 @@ class Combining:
         "what is summed: the changes as they are; or trimmed, thinned or pruned",
         choices=("exact", "ties", "dare", "magnitude"),
     )
-    rank: int | None = option(None, "rank of every module at most (default: the sum of the ranks, which is exact)", type=int)
-    energy: float | None = option(None, "or the share of each module's squared norm that is kept", type=float)
-    density: float | None = option(None, "share of the weights of each change that ties, dare and magnitude keep", type=float)
+    rank: int | None = option(
+        None,
+        "rank of every module at most (default: the sum of the ranks, which is exact)",
+        type=int,
+    )
+    energy: float | None = option(
+        None, "or the share of each module's squared norm that is kept", type=float
+    )
+    density: float | None = option(
+        None, "share of the weights of each change that ties, dare and magnitude keep", type=float
+    )
     seed: int = option(0, "of DARE's draw")
     whole: str = option(
         "sum",
         "heads and biases trained whole: their changes summed, the first adapter's, or left out",
         choices=("sum", "first", "drop"),
     )
-    model: str | None = option(None, "the base: for DoRA, and for heads at weights that do not add up to 1", type=str)
-    dtype: str | None = option(None, "of the sum (default: the widest of the adapters')", type=str, choices=DTYPES)
+    model: str | None = option(
+        None, "the base: for DoRA, and for heads at weights that do not add up to 1", type=str
+    )
+    dtype: str | None = option(
+        None, "of the sum (default: the widest of the adapters')", type=str, choices=DTYPES
+    )
     any_base: bool = option(False, "combine adapters of different base weights")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "adapters", metavar="ADAPTER:WEIGHT", nargs="+", help="adapter folders, each with its weight (1 where none is given)"
+        "adapters",
+        metavar="ADAPTER:WEIGHT",
+        nargs="+",
+        help="adapter folders, each with its weight (1 where none is given)",
     )
     flags.add_fields(parser, Combining, "how, and where to")
 
@@ -54,8 +69,10 @@ def weighted(word: str) -> tuple[str, float]:
     try:
         return folder, float(number)
     except ValueError as error:
-        raise SpecError(f"{word!r}: {number!r} is no number; a weight follows the last colon, as in {folder}:0.5.",
-                        advice="Nothing was made.") from error  # fmt: skip
+        raise SpecError(
+            f"{word!r}: {number!r} is no number; a weight follows the last colon, as in {folder}:0.5.",
+            advice="Nothing was made.",
+        ) from error
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
@@ -71,10 +88,23 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     adapters = [(Adapter.load(folder), weight) for folder, weight in named]
     base = _base(asked.model, adapters) if asked.model else None
-    told = combine(adapters, rank=asked.rank, energy=asked.energy, method=asked.method, density=asked.density, seed=asked.seed,
-                   whole=asked.whole, base=base, any_base=asked.any_base,
-                   dtype=getattr(torch, asked.dtype) if asked.dtype else None)  # fmt: skip
-    return {**writing.written(told, output), "method": asked.method, "of": [list(pair) for pair in named]}
+    told = combine(
+        adapters,
+        rank=asked.rank,
+        energy=asked.energy,
+        method=asked.method,
+        density=asked.density,
+        seed=asked.seed,
+        whole=asked.whole,
+        base=base,
+        any_base=asked.any_base,
+        dtype=getattr(torch, asked.dtype) if asked.dtype else None,
+    )
+    return {
+        **writing.written(told, output),
+        "method": asked.method,
+        "of": [list(pair) for pair in named],
+    }
 
 
 def _base(model: str, adapters: list[tuple[Any, float]]) -> Any:
@@ -92,5 +122,8 @@ def _base(model: str, adapters: list[tuple[Any, float]]) -> Any:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(" + ".join(f"{weight:g} × {folder}" for folder, weight in result["of"]) + f", {result['method']}")
+    print(
+        " + ".join(f"{weight:g} × {folder}" for folder, weight in result["of"])
+        + f", {result['method']}"
+    )
     writing.show(result, "energy of the sum")

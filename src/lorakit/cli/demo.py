@@ -1,7 +1,8 @@
 """`python -m lorakit.cli.demo`: the main job on what is on every machine; `make demo` runs it.
 
-A real encoder (all-MiniLM-L6-v2) learns to proofread: which sentences of Python's own docstrings are intact, and in which
-have two words changed places? A linear head on the frozen encoder can hardly tell; a LoRA of 0.8 million parameters can.
+A real encoder (all-MiniLM-L6-v2) learns to proofread: which sentences of Python's own docstrings
+are intact, and in which have two words changed places? A linear head on the frozen encoder can
+hardly tell; a LoRA of 0.8 million parameters can.
 """
 
 import sys
@@ -32,17 +33,30 @@ def main() -> int:
 
 def _run() -> None:
     settings = TrainSpec(
-        model="builtin:minilm", data="builtin:stdlib-docs", output=OUTPUT, steps=STEPS, batch_size=32, lr=1e-3, max_length=64,
-        eval_every=50, overwrite=True,
-    )  # fmt: skip
-    print("The task: is this sentence of Python's documentation intact, or have two of its words changed places?\n")
+        model="builtin:minilm",
+        data="builtin:stdlib-docs",
+        output=OUTPUT,
+        steps=STEPS,
+        batch_size=32,
+        lr=1e-3,
+        max_length=64,
+        eval_every=50,
+        overwrite=True,
+    )
+    print(
+        "The task: is this sentence of Python's documentation intact, or have two of its words changed places?\n"
+    )
     from lorakit.train.job import run
 
     report = run(settings, Spec(rank=16), say=print)
     head, said = _compared(report)
-    print(f"\n{report['steps']} steps in {report['seconds']:.0f} s ({report['tokens_per_second']:,.0f} tokens/s)\n")
+    print(
+        f"\n{report['steps']} steps in {report['seconds']:.0f} s ({report['tokens_per_second']:,.0f} tokens/s)\n"
+    )
     show.measures(report["before"], report["after"], ("linear head", head))
-    print(f"before: the encoder with a new head. linear head: logistic regression on the frozen encoder, {FITTED:,} rows.\n")
+    print(
+        f"before: the encoder with a new head. linear head: logistic regression on the frozen encoder, {FITTED:,} rows.\n"
+    )
     print(f"{SHOWN} held-out sentences, as the adapter read back from disk sees them:")
     for text, truth, told, sure in said:
         right = "right" if truth == told else f"wrong, it is {truth}"
@@ -53,26 +67,38 @@ def _run() -> None:
 
 
 def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str, str, float]]]:
-    """Fit the linear head on the base, and let the written adapter judge the first held-out sentences."""
+    """Fit the linear head on the base, and let the written adapter judge the first held-out
+    sentences.
+    """
     from lorakit.adapter import Adapter
-    from lorakit.attach import enable
-    from lorakit.baselines.linear_head import linear_head
+    from lorakit.compare.methods.linear_head import linear_head
     from lorakit.data.rows import read_rows
     from lorakit.evaluate.score import evaluate
-    from lorakit.evaluate.subject import encode, open_subject
-    from lorakit.models import pad_id
+    from lorakit.inject.attach import enable
+    from lorakit.models.load import pad_id
+    from lorakit.models.open import encode, open_subject
     from lorakit.train.log import counting
 
     loaded = open_subject(report["model"], Adapter.load(report["output"]), "classify")
-    rows, held_out = (read_rows(report["settings"]["data"], split=split) for split in ("train", "test"))
-    examples, asked, pad = encode(rows, loaded)[:FITTED], encode(held_out, loaded), pad_id(loaded.tokenizer)
+    rows, held_out = (
+        read_rows(report["settings"]["data"], split=split) for split in ("train", "test")
+    )
+    examples, asked, pad = (
+        encode(rows, loaded)[:FITTED],
+        encode(held_out, loaded),
+        pad_id(loaded.tokenizer),
+    )
     found = evaluate(loaded.model, asked[:SHOWN], "classify", pad=pad, classes=2).predictions
     enable(loaded.model, None)
     with counting("fitting a linear head", len(examples) + len(asked)) as advance:
-        head = linear_head(loaded.model.base_model, examples, asked, pad=pad, classes=2, progress=advance)
+        head = linear_head(
+            loaded.model.base_model, examples, asked, pad=pad, classes=2, progress=advance
+        )
     names = loaded.labels
-    return head, [(row["text"], row["label"], names[int(label)], sure)
-                  for row, (label, sure) in zip(held_out.rows[:SHOWN], found, strict=True)]  # fmt: skip
+    return head, [
+        (row["text"], row["label"], names[int(label)], sure)
+        for row, (label, sure) in zip(held_out.rows[:SHOWN], found, strict=True)
+    ]
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lorakit.cli import flags
-from lorakit.errors import DataError, many
+from lorakit.errors import DataError
 from lorakit.spec import option
+from lorakit.text import plural
 from lorakit.train.config import TASKS
 
 
@@ -17,7 +18,9 @@ class Subject:
     model: str = option("", "a folder, a hub id, or builtin:minilm", required=True)
     adapter: str | None = option(None, "an adapter folder; without it the base alone", type=str)
     any_base: bool = option(False, "take an adapter that was trained on other base weights")
-    dtype: str = option("auto", "dtype of the base", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = option(
+        "auto", "dtype of the base", choices=("auto", "float32", "bfloat16", "float16")
+    )
     device: str = option("auto", "cpu, cuda, …")
     threads: int | None = option(None, "threads of torch on the CPU", type=int, least=1)
 
@@ -27,8 +30,12 @@ class Source:
     """Which rows."""
 
     data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
-    columns: tuple[str, ...] = option((), "names of columns, as key=column, e.g. text=review label=stars", several=True)
-    quotes: bool | None = option(None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool)
+    columns: tuple[str, ...] = option(
+        (), "names of columns, as key=column, e.g. text=review label=stars", several=True
+    )
+    quotes: bool | None = option(
+        None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool
+    )
     split: str = option("test", "of a builtin, or of data on a hub", choices=("train", "test"))
     limit: int | None = option(None, "use the first so many rows alone", type=int, least=1)
 
@@ -39,11 +46,17 @@ class Scoring:
 
     task: str = option("auto", "auto tells by the adapter, then by the rows", choices=TASKS)
     loss_on: str = option(
-        "completion", "score completions and assistant turns alone, or all tokens", choices=("completion", "all")
+        "completion",
+        "score completions and assistant turns alone, or all tokens",
+        choices=("completion", "all"),
     )
-    max_length: int | None = option(None, "tokens of a sequence (default: 512, or what the model takes)", type=int, least=2)
+    max_length: int | None = option(
+        None, "tokens of a sequence (default: 512, or what the model takes)", type=int, least=2
+    )
     batch_size: int = option(32, "sequences at once", least=1)
-    text_metrics: bool = option(False, "also generate, and compare with the completions: BLEU, chrF, ROUGE-L")
+    text_metrics: bool = option(
+        False, "also generate, and compare with the completions: BLEU, chrF, ROUGE-L"
+    )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +66,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_decoding(parser, "generation, with --text-metrics")
 
 
-# Torch must not be imported for --help, so the fields of evaluate.generate.Decoding stand in a room without it.
+# Torch must not be imported for --help, so the fields of evaluate.generate.Decoding stand in a room
+# without it.
 def add_decoding(parser: argparse.ArgumentParser, title: str) -> None:
     from lorakit.evaluate.decoding import Decoding
 
@@ -65,7 +79,7 @@ def needed(values: dict[str, Any], *names: str) -> None:
     from lorakit.errors import SpecError
 
     if missing := [f"--{n.replace('_', '-')} is needed" for n in names if not values.get(n)]:
-        raise SpecError(f"{many(len(missing), 'flag')} missing.", missing, "Nothing was started.")
+        raise SpecError(f"{plural(len(missing), 'flag')} missing.", missing, "Nothing was started.")
 
 
 def rows_of(source: Source):
@@ -79,16 +93,22 @@ def rows_of(source: Source):
 def main(args: argparse.Namespace) -> dict[str, Any]:
     from lorakit.evaluate.decoding import Decoding
 
-    subject_values, source_values, scoring_values, decoding_values = flags.values(args, Subject, Source, Scoring, Decoding)
+    subject_values, source_values, scoring_values, decoding_values = flags.values(
+        args, Subject, Source, Scoring, Decoding
+    )
     needed({**subject_values, **source_values}, "model", "data")
-    subject, source, how = Subject(**subject_values), Source(**source_values), Scoring(**scoring_values)
+    subject, source, how = (
+        Subject(**subject_values),
+        Source(**source_values),
+        Scoring(**scoring_values),
+    )
     decoding = Decoding(**decoding_values)
     import torch
 
     from lorakit.adapter import Adapter
     from lorakit.evaluate.score import evaluate
-    from lorakit.evaluate.subject import encode, open_subject, told_task
-    from lorakit.models import pad_id
+    from lorakit.models.load import pad_id
+    from lorakit.models.open import encode, open_subject, told_task
     from lorakit.train.log import counting
 
     if subject.threads:
@@ -97,15 +117,38 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     adapter = Adapter.load(subject.adapter) if subject.adapter else None
     task = told_task(adapter, how.task, rows)
     if how.text_metrics and rows.kind != "completion":
-        raise DataError(f"--text-metrics compares with completions, but the rows of {source.data} have "
-                        f"{'messages' if rows.kind == 'messages' else 'none'}.")  # fmt: skip
-    loaded = open_subject(subject.model, adapter, task, dtype=subject.dtype, device=subject.device, any_base=subject.any_base)
+        raise DataError(
+            f"--text-metrics compares with completions, but the rows of {source.data} have "
+            f"{'messages' if rows.kind == 'messages' else 'none'}."
+        )
+    loaded = open_subject(
+        subject.model,
+        adapter,
+        task,
+        dtype=subject.dtype,
+        device=subject.device,
+        any_base=subject.any_base,
+    )
     examples = encode(rows, loaded, how.max_length, how.loss_on)
     with counting("scoring", len(examples)) as advance:
-        found = evaluate(loaded.model, examples, task, pad=pad_id(loaded.tokenizer), batch_size=how.batch_size,
-                         classes=len(loaded.labels), progress=advance).metrics  # fmt: skip
+        found = evaluate(
+            loaded.model,
+            examples,
+            task,
+            pad=pad_id(loaded.tokenizer),
+            batch_size=how.batch_size,
+            classes=len(loaded.labels),
+            progress=advance,
+        ).metrics
     cut = sum(e.cut > 0 for e in examples)
-    result = {**found, "task": task, "rows": len(rows), "rows_cut": cut, "model": subject.model, "adapter": subject.adapter}
+    result = {
+        **found,
+        "task": task,
+        "rows": len(rows),
+        "rows_cut": cut,
+        "model": subject.model,
+        "adapter": subject.adapter,
+    }
     if how.text_metrics:
         result |= _text_metrics(loaded, rows, decoding, how.batch_size)
     return result
@@ -123,7 +166,11 @@ def _text_metrics(loaded: Any, rows: Any, decoding: Any, batch_size: int) -> dic
     prompts = list(references)
     with counting("generating", len(prompts)) as advance:
         made = generate(loaded, prompts, decoding, batch_size=batch_size, progress=advance)
-    return {**text(made, [references[p] for p in prompts]), "prompts": len(prompts), "decoding": asdict(decoding)}
+    return {
+        **text(made, [references[p] for p in prompts]),
+        "prompts": len(prompts),
+        "decoding": asdict(decoding),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -146,7 +193,11 @@ def show(result: dict[str, Any]) -> None:
         "rows",
     )
     title = f"{result['model']}{' + ' + result['adapter'] if result['adapter'] else ', the base alone'} ({result['task']})"
-    shown.table(["metric", "value"], [[n.replace("_", " "), result[n]] for n in names if n in result], title=title)
+    shown.table(
+        ["metric", "value"],
+        [[n.replace("_", " "), result[n]] for n in names if n in result],
+        title=title,
+    )
     if result["rows_cut"]:
         print(f"note: {result['rows_cut']:,} rows are longer than fits and were cut")
     if result["task"] != "causal-lm" and result.get("pearson", 0) is None:

@@ -5,32 +5,49 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorakit.cli import flags
-from lorakit.errors import MissingExtra, SpecError, near
+from lorakit.errors import MissingExtra, SpecError
 from lorakit.explain import TOPICS, topic
 from lorakit.spec import option
+from lorakit.text import near_misses
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explaining:
     """What is drawn."""
 
-    plot: str | None = option(None, "a file for the picture of one topic (.png, .svg, .pdf)", type=str)
+    plot: str | None = option(
+        None, "a file for the picture of one topic (.png, .svg, .pdf)", type=str
+    )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     about = "; ".join(f"{name} ({title})" for name, title in TOPICS.items())
-    parser.add_argument("topics", metavar="TOPIC", nargs="*", help=f"one or several of: {about}; all where none is named")
+    parser.add_argument(
+        "topics",
+        metavar="TOPIC",
+        nargs="*",
+        help=f"one or several of: {about}; all where none is named",
+    )
     flags.add_fields(parser, Explaining, "what is drawn")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     asked = Explaining(**flags.values(args, Explaining)[0])
-    faults = [f"{name!r}   {near(name, TOPICS)}".rstrip() for name in args.topics if name not in TOPICS]
+    faults = [
+        f"{name!r}   {near_misses(name, TOPICS)}".rstrip()
+        for name in args.topics
+        if name not in TOPICS
+    ]
     if faults:
-        raise SpecError("Nothing is explained under this name.", faults, f"Topics: {', '.join(TOPICS)}.")
+        raise SpecError(
+            "Nothing is explained under this name.", faults, f"Topics: {', '.join(TOPICS)}."
+        )
     if asked.plot:
         _check(args.topics, asked.plot)
-    found = {name: {"title": TOPICS[name], **_numbers(name, bool(args.topics))} for name in args.topics or TOPICS}
+    found = {
+        name: {"title": TOPICS[name], **_numbers(name, bool(args.topics))}
+        for name in args.topics or TOPICS
+    }
     told: dict[str, Any] = {"topics": found}
     if asked.plot:
         from lorakit import plots
@@ -41,7 +58,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _numbers(name: str, wanted: bool) -> dict[str, Any]:
-    """Return a topic's numbers; where all topics are shown, one that needs what is not installed says so in its place."""
+    """Return a topic's numbers; where all topics are shown, one that needs what is not installed
+    says so in its place.
+    """
     try:
         return topic(name).numbers()
     except MissingExtra as error:
@@ -55,8 +74,10 @@ def _check(names: list[str], path: str) -> None:
 
     drawn = [name for name in TOPICS if "draw" in vars(topic(name))]
     if len(names) != 1 or names[0] not in drawn:
-        raise SpecError(f"A picture is of one topic, and of {', '.join(names) or 'all'} there is none.",
-                        advice=f"Topics with a picture: {', '.join(drawn)}. Nothing was written.")  # fmt: skip
+        raise SpecError(
+            f"A picture is of one topic, and of {', '.join(names) or 'all'} there is none.",
+            advice=f"Topics with a picture: {', '.join(drawn)}. Nothing was written.",
+        )
     plots.check(path)
 
 

@@ -19,7 +19,9 @@ class Asking:
 
     prompt: tuple[str, ...] = option((), "one or more prompts", several=True)
     output: str | None = option(None, "JSONL file for the answers to --data", type=str)
-    chat: bool = option(False, "each prompt is a user's turn, and goes through the model's chat template")
+    chat: bool = option(
+        False, "each prompt is a user's turn, and goes through the model's chat template"
+    )
     batch_size: int = option(16, "prompts at once", least=1)
     seed: int = option(0, "of sampling", least=0)
 
@@ -40,12 +42,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if bool(asking.prompt) == bool(source.data):
         raise SpecError("Give either --prompt or --data.", advice="Nothing was started.")
     if asking.output and Path(asking.output).exists():
-        raise OutputError(f"{asking.output} exists already.", advice="Name a new file. Nothing was written.")
+        raise OutputError(
+            f"{asking.output} exists already.", advice="Name a new file. Nothing was written."
+        )
     import torch
 
     from lorakit.adapter import Adapter
     from lorakit.evaluate.generate import generate
-    from lorakit.evaluate.subject import open_subject
+    from lorakit.models.open import open_subject
     from lorakit.train.log import counting
 
     if subject.threads:
@@ -53,30 +57,64 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     prompts = list(asking.prompt) if asking.prompt else _prompts(source)
     adapter = Adapter.load(subject.adapter) if subject.adapter else None
     loaded = open_subject(
-        subject.model, adapter, "causal-lm", dtype=subject.dtype, device=subject.device, any_base=subject.any_base
+        subject.model,
+        adapter,
+        "causal-lm",
+        dtype=subject.dtype,
+        device=subject.device,
+        any_base=subject.any_base,
     )
-    turns = [[{"role": "user", "content": p}] if asking.chat and isinstance(p, str) else p for p in prompts]
-    if any(isinstance(t, list) for t in turns) and not getattr(loaded.tokenizer, "chat_template", None):
-        raise DataError(f"{subject.model} has no chat template.", advice="Ask it without --chat, with plain prompts.")
+    turns = [
+        [{"role": "user", "content": p}] if asking.chat and isinstance(p, str) else p
+        for p in prompts
+    ]
+    if any(isinstance(t, list) for t in turns) and not getattr(
+        loaded.tokenizer, "chat_template", None
+    ):
+        raise DataError(
+            f"{subject.model} has no chat template.",
+            advice="Ask it without --chat, with plain prompts.",
+        )
     with counting("generating", len(turns)) as advance:
-        texts = generate(loaded, turns, how, batch_size=asking.batch_size, seed=asking.seed, progress=advance)
-    answers = [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+        texts = generate(
+            loaded, turns, how, batch_size=asking.batch_size, seed=asking.seed, progress=advance
+        )
+    answers = [
+        {"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)
+    ]
     if asking.output:
         part = Path(asking.output).with_name(f".{Path(asking.output).name}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
         part.replace(asking.output)
-    return {"answers": answers, "output": asking.output, "model": subject.model, "adapter": subject.adapter}
+    return {
+        "answers": answers,
+        "output": asking.output,
+        "model": subject.model,
+        "adapter": subject.adapter,
+    }
 
 
 def _prompts(source: Source) -> list[Any]:
-    """Return what the rows ask: a prompt, a text to go on with, or the turns before the last answer; each once."""
+    """Return what the rows ask: a prompt, a text to go on with, or the turns before the last
+    answer; each once.
+    """
     rows = rows_of(source)
     if rows.kind not in ("completion", "messages", "text"):
-        raise DataError(f"The rows of {source.data} hold no prompts.", advice="Name the column: --columns prompt=…")
+        raise DataError(
+            f"The rows of {source.data} hold no prompts.",
+            advice="Name the column: --columns prompt=…",
+        )
     if rows.kind != "messages":
-        return list(dict.fromkeys(row["prompt" if rows.kind == "completion" else "text"] for row in rows.rows))
-    return [row["messages"][: max(i for i, t in enumerate(row["messages"]) if t["role"] == "assistant")] for row in rows.rows]
+        return list(
+            dict.fromkeys(
+                row["prompt" if rows.kind == "completion" else "text"] for row in rows.rows
+            )
+        )
+    return [
+        row["messages"][: max(i for i, t in enumerate(row["messages"]) if t["role"] == "assistant")]
+        for row in rows.rows
+    ]
 
 
 def show(result: dict[str, Any]) -> None:

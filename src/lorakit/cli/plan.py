@@ -7,12 +7,24 @@ from typing import Any
 from lorakit.cli import flags
 from lorakit.cli.evaluate import needed
 from lorakit.spec import Spec, option
+from lorakit.text import format_bytes
 from lorakit.train.config import TASKS, TrainSpec
 
 RUN = (
-    "max_length", "batch_size", "packing", "batch_tokens", "accumulate", "base_dtype", "mixed_precision",
-    "gradient_checkpointing", "light_checkpointing", "epochs", "seed", "ranks", "rank_budget",
-)  # fmt: skip
+    "max_length",
+    "batch_size",
+    "packing",
+    "batch_tokens",
+    "accumulate",
+    "base_dtype",
+    "mixed_precision",
+    "gradient_checkpointing",
+    "light_checkpointing",
+    "epochs",
+    "seed",
+    "ranks",
+    "rank_budget",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,29 +32,49 @@ class Planning:
     """What is planned, and where it would run."""
 
     model: str = option(
-        "", "a folder, a hub id (its config alone is fetched), a safetensors file (its header alone is read), builtin:minilm, "
-        "or a published model: card:gpt3, card:roberta-base, …", required=True,
-    )  # fmt: skip
+        "",
+        "a folder, a hub id (its config alone is fetched), a safetensors file (its header alone is read), builtin:minilm, "
+        "or a published model: card:gpt3, card:roberta-base, …",
+        required=True,
+    )
     data: str | None = option(
-        None, "a file, a hub id, or builtin:stdlib-docs: lengths are those of its rows (default: all are the longest)", type=str
+        None,
+        "a file, a hub id, or builtin:stdlib-docs: lengths are those of its rows (default: all are the longest)",
+        type=str,
     )
-    columns: tuple[str, ...] = option((), "names of columns, as key=column, e.g. text=review label=stars", several=True)
-    quotes: bool | None = option(None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool)
+    columns: tuple[str, ...] = option(
+        (), "names of columns, as key=column, e.g. text=review label=stars", several=True
+    )
+    quotes: bool | None = option(
+        None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool
+    )
     loss_on: str = option(
-        "completion", "train completions and assistant turns alone, or all tokens", choices=("completion", "all")
+        "completion",
+        "train completions and assistant turns alone, or all tokens",
+        choices=("completion", "all"),
     )
-    task: str = option("auto", "what is learned; auto tells by the rows, or by the config", choices=TASKS)
+    task: str = option(
+        "auto", "what is learned; auto tells by the rows, or by the config", choices=TASKS
+    )
     device: str | None = option(
-        None, "where it would run: T4, RTX 2080 Ti, RTX 3080, RTX 4090, L4, A100, H100, H200 (default: this machine)", type=str
+        None,
+        "where it would run: T4, RTX 2080 Ti, RTX 3080, RTX 4090, L4, A100, H100, H200 (default: this machine)",
+        type=str,
     )
     teraflops: float | None = option(
-        None, "matrix products a second that are reached, in 10^12 (default: this machine's, measured)", type=float
+        None,
+        "matrix products a second that are reached, in 10^12 (default: this machine's, measured)",
+        type=float,
     )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
-                        help="YAML file of a run, as `lorakit train` takes it; flags win")  # fmt: skip
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="YAML file of a run, as `lorakit train` takes it; flags win",
+    )
     flags.add_fields(parser, Planning, "the plan")
     flags.add_fields(parser, TrainSpec, "the run", only=RUN)
     flags.add_fields(parser, Spec, "the adapter")
@@ -53,7 +85,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     needed(asked_values, "model")
     asked, spec = Planning(**asked_values), Spec(**spec_values)
     run_values = {k: v for k, v in run_values.items() if k in RUN}
-    run = TrainSpec(**{**run_values, "model": asked.model, "data": "not read", "output": "not written"})
+    run = TrainSpec(
+        **{**run_values, "model": asked.model, "data": "not read", "output": "not written"}
+    )
     from lorakit.plan.report import report
 
     return report(asked, run, spec)
@@ -63,32 +97,70 @@ def show(result: dict[str, Any]) -> None:
     from lorakit.cli import show as shown
 
     def sized(count: int | None) -> str:
-        return f"{'not known' if count is None else shown.size(count):>10}"
+        return f"{'not known' if count is None else format_bytes(count):>10}"
 
     print(f"\n{result['summary']}\n")
     print(result["coverage"])
     parts = {
-        "weights": f"of the base, {result['base_dtype']}", "adapters": "and what is trained whole beside them",
-        "gradients": "of what trains", "optimizer": "AdamW's two moments",
-        "activations": "kept for the backward pass, without logits", "logits": "with what the loss makes of them, at most",
+        "weights": f"of the base, {result['base_dtype']}",
+        "adapters": "and what is trained whole beside them",
+        "gradients": "of what trains",
+        "optimizer": "AdamW's two moments",
+        "activations": "kept for the backward pass, without logits",
+        "logits": "with what the loss makes of them, at most",
         "peak": "at the moment when it is most: gradients come while activations go",
-    }  # fmt: skip
+    }
     title = f"\nMemory of the largest batch: {result['batch']} sequences of {result['length']:,} tokens, on {result['device']}"
-    shown.table(["part", "memory", ""], [[k, sized(result["memory"][k]), text] for k, text in parts.items()], title=title)
+    shown.table(
+        ["part", "memory", ""],
+        [[k, sized(result["memory"][k]), text] for k, text in parts.items()],
+        title=title,
+    )
     if result["devices"]:
-        print(f"What fits: the largest batch of {result['length']:,} tokens (0: none), and for LoRA at a batch of "
-              f"{result['batch']} the longest sequence\nand the highest rank")  # fmt: skip
+        print(
+            f"What fits: the largest batch of {result['length']:,} tokens (0: none), and for LoRA at a batch of "
+            f"{result['batch']} the longest sequence\nand the highest rank"
+        )
         rows = []
         for d in result["devices"]:
             batches = [d["methods"][m]["batch"] for m in ("full", "lora", "lora-8bit", "lora-4bit")]
             rows.append(
-                [d["device"], sized(d["usable"]), *batches, *(d["methods"]["lora"].get(k, 0) for k in ("length", "rank"))]
+                [
+                    d["device"],
+                    sized(d["usable"]),
+                    *batches,
+                    *(d["methods"]["lora"].get(k, 0) for k in ("length", "rank")),
+                ]
             )
-        shown.table(["device", "for tensors", "full", "LoRA", "LoRA, 8-bit base", "LoRA, 4-bit base", "length", "rank"], rows)
+        shown.table(
+            [
+                "device",
+                "for tensors",
+                "full",
+                "LoRA",
+                "LoRA, 8-bit base",
+                "LoRA, 4-bit base",
+                "length",
+                "rank",
+            ],
+            rows,
+        )
     if result["ranks"]:
-        rows = [[r["rank"], r["trainable_parameters"], f"{100 * r['share']:>9.4f} %", sized(r["adapter_bytes"]),
-                 sized(r["training_bytes"]), r["past_break_even"]] for r in result["ranks"]]  # fmt: skip
-        shown.table(["rank", "trained", "of the base", "file", "in training", "layers past break-even"], rows)
+        rows = [
+            [
+                r["rank"],
+                r["trainable_parameters"],
+                f"{100 * r['share']:>9.4f} %",
+                sized(r["adapter_bytes"]),
+                sized(r["training_bytes"]),
+                r["past_break_even"],
+            ]
+            for r in result["ranks"]
+        ]
+        shown.table(
+            ["rank", "trained", "of the base", "file", "in training", "layers past break-even"],
+            rows,
+        )
     if result["others"]:
         shown.table(["other methods", "trained"], list(result["others"].items()))
     for note in result["notes"]:

@@ -15,9 +15,15 @@ class Resizing:
 
     output: str = option("", "a new folder for the smaller adapter", required=True)
     rank: int | None = option(None, "rank of every module at most", type=int)
-    energy: float | None = option(None, "or the share of each module's squared norm that is kept, such as 0.95", type=float)
-    parameters: int | None = option(None, "or how many parameters all factors may have together", type=int)
-    model: str | None = option(None, "the base: only DoRA needs it, which is then made plain", type=str)
+    energy: float | None = option(
+        None, "or the share of each module's squared norm that is kept, such as 0.95", type=float
+    )
+    parameters: int | None = option(
+        None, "or how many parameters all factors may have together", type=int
+    )
+    model: str | None = option(
+        None, "the base: only DoRA needs it, which is then made plain", type=str
+    )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +41,19 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     adapter = Adapter.load(args.adapter)
     base = writing.base_of(asked.model, adapter).model if asked.model else None
-    told = resize(adapter, rank=asked.rank, energy=asked.energy, parameters=asked.parameters, base=base)
+    told = resize(
+        adapter, rank=asked.rank, energy=asked.energy, parameters=asked.parameters, base=base
+    )
     before = {name: delta.rank for name, delta in adapter.deltas.items()}
-    return {**writing.written(told, output), "ranks_before": before, "parameters_before": adapter.parameters_count}
+    return {
+        **writing.written(told, output),
+        "ranks_before": before,
+        "parameters_before": adapter.parameters_count,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['parameters_before']:,} parameters before, {result['trainable_parameters']:,} now")
+    print(
+        f"{result['parameters_before']:,} parameters before, {result['trainable_parameters']:,} now"
+    )
     writing.show(result, "energy kept")

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lorakit.plan.text import size as size
-
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "") -> None:
     """Print a table: text on the left, numbers on the right."""
@@ -16,12 +14,16 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str 
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1))
     for i, heading in enumerate(headings):
         right = bool(cells) and all(isinstance(row[i], int | float | None) for row in cells)
-        grid.add_column(heading, justify="right" if right else "left", no_wrap=i < len(headings) - 1)
+        grid.add_column(
+            heading, justify="right" if right else "left", no_wrap=i < len(headings) - 1
+        )
     for row in cells:
         grid.add_row(*(number(cell) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # nobody's window: nothing is cut to its width
+        console = Console(
+            highlight=False, width=200
+        )  # nobody's window: nothing is cut to its width
     if title:
         print(title)
     with console.capture() as captured:
@@ -44,8 +46,13 @@ def number(value: Any) -> str:
     return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:,.4f}"
 
 
-def measures(before: dict[str, Any] | None, after: dict[str, Any] | None, *more: tuple[str, dict[str, Any]]) -> None:
+def measures(
+    before: dict[str, Any] | None, after: dict[str, Any] | None, *more: tuple[str, dict[str, Any]]
+) -> None:
     """Print metrics side by side, one column a state."""
     columns = [("before", before or {}), *more, ("after", after or {})]
-    rows = [[name.replace("_", " "), *(column.get(name) for _, column in columns)] for name in (after or before or {})]
+    rows = [
+        [name.replace("_", " "), *(column.get(name) for _, column in columns)]
+        for name in (after or before or {})
+    ]
     table(["held-out data", *(title for title, _ in columns)], rows)

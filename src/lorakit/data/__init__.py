@@ -1,1 +1,3 @@
-"""From files to token ids: rows.py reads and checks, encode.py tokenises and masks, batches.py orders and pads."""
+"""From files to token ids: rows.py reads and checks, encode.py tokenises and masks, batches.py
+orders and pads.
+"""

@@ -1,4 +1,6 @@
-"""Which examples make which batch, by seed and step alone, so that a run resumes at any step; and padding."""
+"""Which examples make which batch, by seed and step alone, so that a run resumes at any step; and
+padding.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,28 +10,44 @@ from torch import Tensor
 
 from lorakit.data.encode import IGNORED, Example
 
-WINDOW = 32  # batches: within a shuffled window of so many, examples of like length share a batch, to pad less
+# batches: within a shuffled window of so many, examples of like length share a batch, to pad less
+WINDOW = 32
 
 
 class Batches:
-    """An endless, repeatable order of batches: `batches[k]` is the k-th, in whichever epoch that is.
+    """An endless, repeatable order of batches: `batches[k]` is the k-th, in whichever epoch that
+    is.
 
     Args:
         lengths: length of each example, tokens.
         size: examples a batch; the last of an epoch may be smaller.
         seed: of the order.
-        tokens: where given, a batch has about so many tokens instead of `size` examples, at least as many as the longest
-            example; each epoch then has the same number of batches, cut from its order where the tokens are even.
-        packed: examples lie one after the other, so that nothing is padded and like lengths need not go together.
+        tokens: where given, a batch has about so many tokens instead of `size` examples, at least
+            as many as the longest example; each epoch then has the same number of batches, cut from
+            its order where the tokens are even.
+        packed: examples lie one after the other, so that nothing is padded and like lengths need
+            not go together.
 
     >>> sorted(sum((Batches([3, 1, 2], size=2, seed=0)[k] for k in range(2)), []))
     [0, 1, 2]
     """
 
     def __init__(
-        self, lengths: Sequence[int], size: int, seed: int, tokens: int | None = None, *, packed: bool = False
-    ):  # fmt: skip
-        self.lengths, self.size, self.seed, self.tokens, self.packed = lengths, size, seed, tokens, packed
+        self,
+        lengths: Sequence[int],
+        size: int,
+        seed: int,
+        tokens: int | None = None,
+        *,
+        packed: bool = False,
+    ):
+        self.lengths, self.size, self.seed, self.tokens, self.packed = (
+            lengths,
+            size,
+            seed,
+            tokens,
+            packed,
+        )
         self.per_epoch = max(1, sum(lengths) // tokens) if tokens else -(-len(lengths) // size)
         self._epoch, self._batches = -1, [[]]
 
@@ -40,9 +58,11 @@ class Batches:
         return self._batches[at]
 
     def longest(self, start: int, stop: int) -> int:
-        """Return which of the batches from `start` to before `stop` has the most tokens, padding counted in.
+        """Return which of the batches from `start` to before `stop` has the most tokens, padding
+        counted in.
 
-        Of equal ones it is that with the longest sequence, whose attention costs most; of those the first.
+        Of equal ones it is that with the longest sequence, whose attention costs most; of those the
+        first.
 
         >>> batches = Batches([3, 1, 9, 2], size=1, seed=0)
         >>> batches[batches.longest(0, 4)]
@@ -72,11 +92,18 @@ class Batches:
         return batches
 
     def _cut(self, order: list[int]) -> list[list[int]]:
-        """Cut an order into `per_epoch` parts of even tokens: an example goes where its middle lies."""
+        """Cut an order into `per_epoch` parts of even tokens: an example goes where its middle
+        lies.
+        """
         batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
         total, before = sum(self.lengths), 0
         for i in order:
-            batches[min((2 * before + self.lengths[i]) * self.per_epoch // (2 * total), self.per_epoch - 1)].append(i)
+            batches[
+                min(
+                    (2 * before + self.lengths[i]) * self.per_epoch // (2 * total),
+                    self.per_epoch - 1,
+                )
+            ].append(i)
             before += self.lengths[i]
         return batches
 
@@ -95,11 +122,15 @@ def packed_rows(examples: Sequence[Example], device: torch.device | str = "cpu")
         device: where the tensors go.
 
     Returns:
-        input_ids, position_ids and labels (1, tokens) int64, each example from position 0, with its first label IGNORED: no
-        token before it predicts it; a mask that is none; and `packed`, the tokens of each example.
+        input_ids, position_ids and labels (1, tokens) int64, each example from position 0, with its
+        first label IGNORED: no token before it predicts it; a mask that is none; and `packed`, the
+            tokens of each example.
     """
     labels = [label for e in examples for label in [IGNORED, *e.labels[1:]]]
-    return {**laid_out([e.ids for e in examples], device), "labels": torch.tensor([labels], device=device)}
+    return {
+        **laid_out([e.ids for e in examples], device),
+        "labels": torch.tensor([labels], device=device),
+    }
 
 
 def laid_out(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -111,13 +142,16 @@ def laid_out(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") 
     return {
         "input_ids": torch.tensor([[t for row in rows for t in row]], device=device),
         "position_ids": torch.tensor([[i for row in rows for i in range(len(row))]], device=device),
-        # A mask of four axes is taken as it is: none is made of all pairs of tokens, and attention row by row needs none.
+        # A mask of four axes is taken as it is: none is made of all pairs of tokens, and attention
+        # row by row needs none.
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
         "packed": tuple(len(row) for row in rows),
     }
 
 
-def collate(examples: Sequence[Example], pad: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+def collate(
+    examples: Sequence[Example], pad: int, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
     """Pad examples on the right to their longest.
 
     Args:
@@ -126,16 +160,18 @@ def collate(examples: Sequence[Example], pad: int, device: torch.device | str = 
         device: where the tensors go.
 
     Returns:
-        input_ids and attention_mask (batch, length) int64; labels (batch, length) int64, IGNORED where padded, or
-        (batch,) targets; token_type_ids where the examples have them.
+        input_ids and attention_mask (batch, length) int64; labels (batch, length) int64, IGNORED
+        where padded, or (batch,) targets; token_type_ids where the examples have them.
     """
     width = max(len(e.ids) for e in examples)
 
     def rows(values: Sequence[Sequence[int]], fill: int) -> Tensor:
         return torch.tensor([[*v, *[fill] * (width - len(v))] for v in values], device=device)
 
-    batch = {"input_ids": rows([e.ids for e in examples], pad),
-             "attention_mask": rows([[1] * len(e.ids) for e in examples], 0)}  # fmt: skip
+    batch = {
+        "input_ids": rows([e.ids for e in examples], pad),
+        "attention_mask": rows([[1] * len(e.ids) for e in examples], 0),
+    }
     if examples[0].types is not None:
         batch["token_type_ids"] = rows([e.types or [] for e in examples], 0)
     if examples[0].labels:

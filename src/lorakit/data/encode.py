@@ -1,4 +1,6 @@
-"""Rows to token ids, with the labels that are trained; what is cut or masked is counted, never silent."""
+"""Rows to token ids, with the labels that are trained; what is cut or masked is counted, never
+silent.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorakit.data.rows import Rows
-from lorakit.errors import DataError, near
+from lorakit.errors import DataError
+from lorakit.text import near_misses
 
 IGNORED = -100  # the label of a token that is read but not trained
 
@@ -33,87 +36,131 @@ class Example:
 
     @property
     def trained(self) -> int:
-        """Number of values that count in the loss: the first token of a sequence is never predicted."""
+        """Number of values that count in the loss: the first token of a sequence is never
+        predicted.
+        """
         return sum(label != IGNORED for label in self.labels[1:]) if self.labels else 1
 
 
-def encode_causal(rows: Rows, tokenizer: Any, max_length: int, loss_on: str = "completion") -> list[Example]:
+def encode_causal(
+    rows: Rows, tokenizer: Any, max_length: int, loss_on: str = "completion"
+) -> list[Example]:
     """Tokenise rows for language modelling; every sequence ends in the EOS token, which is trained.
 
     Args:
         rows: of kind text, completion or messages.
         tokenizer: of transformers, with an EOS token.
-        max_length: tokens. A longer `text` goes on in the next sequence; of a longer prompt the start is cut (after its
-            first token), of a longer completion or conversation the end.
-        loss_on: "completion" trains completions and assistant turns alone, "all" trains every token.
+        max_length: tokens. A longer `text` goes on in the next sequence; of a longer prompt the
+            start is cut (after its first token), of a longer completion or conversation the end.
+        loss_on: "completion" trains completions and assistant turns alone, "all" trains every
+            token.
 
     Raises:
-        DataError: rows of another kind, no EOS token, no chat template, or one that rewrites earlier turns; a row of
-            which no token would be trained is named.
+        DataError: rows of another kind, no EOS token, no chat template, or one that rewrites
+            earlier turns; a row of which no token would be trained is named.
     """
     if rows.kind not in ("text", "completion", "messages"):
-        raise DataError(f"Rows of {rows.source} have labels; causal-lm needs text, prompt and completion, or messages.",
-                        advice="Use --task classify, or name other columns.")  # fmt: skip
+        raise DataError(
+            f"Rows of {rows.source} have labels; causal-lm needs text, prompt and completion, or messages.",
+            advice="Use --task classify, or name other columns.",
+        )
     if tokenizer.eos_token_id is None:
         raise DataError("The tokenizer has no EOS token, so no sequence could learn to end.")
     if rows.kind == "messages" and not getattr(tokenizer, "chat_template", None):
-        raise DataError(f"{rows.source} holds messages, but the model's tokenizer has no chat template.",
-                        advice="Use a chat model, or rows with prompt and completion.")  # fmt: skip
+        raise DataError(
+            f"{rows.source} holds messages, but the model's tokenizer has no chat template.",
+            advice="Use a chat model, or rows with prompt and completion.",
+        )
     encoder = {"text": _text, "completion": _completion, "messages": _messages}[rows.kind]
-    examples = [e for i, row in enumerate(rows.rows) for e in encoder(row, i, tokenizer, max_length, loss_on)]
-    faults = [f"{rows.where[e.row]}   no token of it is trained: nothing but its prompt fits into {max_length} tokens"
-              for e in examples if not e.trained and rows.kind != "text"]  # fmt: skip
+    examples = [
+        e
+        for i, row in enumerate(rows.rows)
+        for e in encoder(row, i, tokenizer, max_length, loss_on)
+    ]
+    faults = [
+        f"{rows.where[e.row]}   no token of it is trained: nothing but its prompt fits into {max_length} tokens"
+        for e in examples
+        if not e.trained and rows.kind != "text"
+    ]
     if faults:
-        raise DataError(f"{len(faults)} of {len(rows)} rows would train nothing.", faults,
-                        "Raise --max-length, or take them out.")  # fmt: skip
+        raise DataError(
+            f"{len(faults)} of {len(rows)} rows would train nothing.",
+            faults,
+            "Raise --max-length, or take them out.",
+        )
     return [e for e in examples if e.trained]
 
 
-def _text(row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str) -> list[Example]:
+def _text(
+    row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str
+) -> list[Example]:
     ids = _with_eos(_plain(tokenizer, row["text"]), tokenizer)
     parts = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
     return [Example(part, list(part), row=at) for part in parts]
 
 
-def _completion(row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str) -> list[Example]:
+def _completion(
+    row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str
+) -> list[Example]:
     prompt = prompt_ids(tokenizer, row["prompt"])
-    answer = [*tokenizer(row["completion"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    answer = [
+        *tokenizer(row["completion"], add_special_tokens=False).input_ids,
+        tokenizer.eos_token_id,
+    ]
     over = max(0, len(prompt) + len(answer) - max_length)
-    # The first token (BOS, where there is one) stays; then the oldest of the prompt goes, then the end of the answer.
+    # The first token (BOS, where there is one) stays; then the oldest of the prompt goes, then the
+    # end of the answer.
     keep = prompt[:1] + prompt[1 + min(over, max(len(prompt) - 1, 0)) :]
     ids = (keep + answer)[:max_length]
     labels = [IGNORED if loss_on == "completion" else t for t in keep] + answer
     return [Example(ids, labels[:max_length], row=at, cut=over)]
 
 
-def _messages(row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str) -> list[Example]:
+def _messages(
+    row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str
+) -> list[Example]:
     turns = row["messages"]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = encoded.input_ids
     if loss_on == "completion":
         spans = list(_assistant_spans(turns, text, tokenizer))
-        labels = [t if any(a <= start and end <= b and end > start for a, b in spans) else IGNORED
-                  for t, (start, end) in zip(ids, encoded.offset_mapping, strict=True)]  # fmt: skip
+        labels = [
+            t if any(a <= start and end <= b and end > start for a, b in spans) else IGNORED
+            for t, (start, end) in zip(ids, encoded.offset_mapping, strict=True)
+        ]
     else:
         labels = list(ids)
-    return [Example(ids[:max_length], labels[:max_length], row=at, cut=max(0, len(ids) - max_length))]
+    return [
+        Example(ids[:max_length], labels[:max_length], row=at, cut=max(0, len(ids) - max_length))
+    ]
 
 
 def _assistant_spans(turns: Sequence[dict[str, str]], text: str, tokenizer: Any):
-    """Yield the (start, end) characters of each assistant turn: what the template adds after its prompt."""
+    """Yield the (start, end) characters of each assistant turn: what the template adds after its
+    prompt.
+    """
     for i, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            before = tokenizer.apply_chat_template(turns[:i], tokenize=False, add_generation_prompt=True) if i else ""
+            before = (
+                tokenizer.apply_chat_template(turns[:i], tokenize=False, add_generation_prompt=True)
+                if i
+                else ""
+            )
             after = tokenizer.apply_chat_template(turns[: i + 1], tokenize=False)
             if not text.startswith(before) or not text.startswith(after):
-                raise DataError("The chat template rewrites earlier turns, so it cannot be told which tokens are the "
-                                "assistant's.", advice="Use --loss-on all.")  # fmt: skip
+                raise DataError(
+                    "The chat template rewrites earlier turns, so it cannot be told which tokens are the "
+                    "assistant's.",
+                    advice="Use --loss-on all.",
+                )
             yield len(before), len(after)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the ids of a prompt as training and generation both read it: with BOS where the model has one, no EOS."""
+    """Return the ids of a prompt as training and generation both read it: with BOS where the model
+    has one, no EOS.
+    """
     ids = _plain(tokenizer, prompt)
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
 
@@ -129,8 +176,10 @@ def _with_eos(ids: list[int], tokenizer: Any) -> list[int]:
 def need_labels(rows: Rows) -> None:
     """Refuse rows that have no label."""
     if rows.kind not in ("labelled", "pair"):
-        raise DataError(f"Rows of {rows.source} have no label; classify needs text and label, or text_a, text_b and label.",
-                        advice="Use --task causal-lm, or name the label's column: --columns label=…")  # fmt: skip
+        raise DataError(
+            f"Rows of {rows.source} have no label; classify needs text and label, or text_a, text_b and label.",
+            advice="Use --task causal-lm, or name the label's column: --columns label=…",
+        )
 
 
 def label_names(rows: Rows) -> list[str]:
@@ -164,7 +213,9 @@ def _number(value: Any) -> float | None:
 def is_regression(rows: Rows) -> bool:
     """Tell whether the labels are numbers that are not all whole."""
     numbers = [_number(row["label"]) for row in rows.rows]
-    return all(n is not None for n in numbers) and not all(n.is_integer() for n in numbers if n is not None)
+    return all(n is not None for n in numbers) and not all(
+        n.is_integer() for n in numbers if n is not None
+    )
 
 
 def task_of(rows: Rows, asked: str = "auto") -> str:
@@ -180,7 +231,9 @@ def task_of(rows: Rows, asked: str = "auto") -> str:
     return "regress" if is_regression(rows) else "classify"
 
 
-def encode_labelled(rows: Rows, tokenizer: Any, max_length: int, labels: Sequence[str] | None) -> list[Example]:
+def encode_labelled(
+    rows: Rows, tokenizer: Any, max_length: int, labels: Sequence[str] | None
+) -> list[Example]:
     """Tokenise one or two texts a row, with a class index or a value to learn.
 
     Args:
@@ -202,12 +255,18 @@ def encode_labelled(rows: Rows, tokenizer: Any, max_length: int, labels: Sequenc
         else:
             name = label_name(row["label"])
             faults += (
-                [] if name in labels else [f"{where}   label {name!r} is none of the classes {near(name, labels)}".rstrip()]
+                []
+                if name in labels
+                else [
+                    f"{where}   label {name!r} is none of the classes {near_misses(name, labels)}".rstrip()
+                ]
             )
             targets.append(labels.index(name) if name in labels else 0)
     if faults:
         known = "" if labels is None else f"Classes: {', '.join(labels[:20])}."
-        raise DataError(f"{len(faults)} of {len(rows)} labels of {rows.source} cannot be used.", faults, known)
+        raise DataError(
+            f"{len(faults)} of {len(rows)} labels of {rows.source} cannot be used.", faults, known
+        )
     first = [row["text_a" if rows.kind == "pair" else "text"] for row in rows.rows]
     second = [row["text_b"] for row in rows.rows] if rows.kind == "pair" else None
     full = tokenizer(first, second, verbose=False).input_ids

@@ -17,7 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import DataError, many, near
+from lorakit.errors import DataError
+from lorakit.text import near_misses, plural
 
 KINDS = {  # kind -> the keys that make it; the first that fits is it
     "pair": ("text_a", "text_b", "label"),
@@ -28,7 +29,9 @@ KINDS = {  # kind -> the keys that make it; the first that fits is it
 }
 KEYS = sorted({key for keys in KINDS.values() for key in keys})
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md")
-PASSAGE = 1000  # characters: a plain text is cut between paragraphs into passages of about this length
+PASSAGE = (
+    1000  # characters: a plain text is cut between paragraphs into passages of about this length
+)
 
 
 @dataclass
@@ -68,19 +71,23 @@ class Rows:
         return digest.hexdigest()
 
 
-def read_rows(source: str, *, columns: Iterable[str] = (), quotes: bool | None = None, split: str = "train") -> Rows:
+def read_rows(
+    source: str, *, columns: Iterable[str] = (), quotes: bool | None = None, split: str = "train"
+) -> Rows:
     """Read and check all rows of a source.
 
     Args:
-        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt), `builtin:NAME`, or a hub id or folder that the
-            `datasets` library loads.
-        columns: `key=column` pairs where the file's own names differ; a column is a name, or a number (from 0) in a
-            .csv or .tsv without a header.
-        quotes: whether quotation marks wrap fields of a .csv or .tsv (default: of a .csv, yes; of a .tsv, no).
+        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt), `builtin:NAME`, or a hub id or
+            folder that the `datasets` library loads.
+        columns: `key=column` pairs where the file's own names differ; a column is a name, or a
+            number (from 0) in a .csv or .tsv without a header.
+        quotes: whether quotation marks wrap fields of a .csv or .tsv (default: of a .csv, yes; of a
+            .tsv, no).
         split: of a builtin or of a data set of the hub: train or test.
 
     Raises:
-        DataError: nothing there, nothing in it, or rows that do not fit, each named with what was found.
+        DataError: nothing there, nothing in it, or rows that do not fit, each named with what was
+            found.
     """
     wanted = _columns(columns)
     found = list(_records(source, wanted, quotes, split))
@@ -96,32 +103,47 @@ def read_rows(source: str, *, columns: Iterable[str] = (), quotes: bool | None =
         faults += [f"{where}   {fault}" for fault in _row_faults(kind, row, wanted)]
         rows.append(row)
     if faults:
-        counted, keys = f"{many(len(faults), 'fault')} in {many(len(found), 'row')}", ", ".join(KINDS[kind])
-        raise DataError(f"{counted} of {source} (rows with {keys}).", faults, "Nothing was started.")
+        counted, keys = (
+            f"{plural(len(faults), 'fault')} in {plural(len(found), 'row')}",
+            ", ".join(KINDS[kind]),
+        )
+        raise DataError(
+            f"{counted} of {source} (rows with {keys}).", faults, "Nothing was started."
+        )
     return Rows(kind, rows, [where for where, _ in found], source)
 
 
 def _columns(columns: Iterable[str]) -> dict[str, Any]:
     pairs = {item.partition("=")[0]: item.partition("=")[2] for item in columns}
-    faults = [f"{key}={value}   {near(key, KEYS)}".rstrip() for key, value in pairs.items() if key not in KEYS or not value]
+    faults = [
+        f"{key}={value}   {near_misses(key, KEYS)}".rstrip()
+        for key, value in pairs.items()
+        if key not in KEYS or not value
+    ]
     if faults:
         raise DataError("Columns are named as key=column.", faults, f"Keys: {', '.join(KEYS)}.")
     return {key: int(value) if value.isdigit() else value for key, value in pairs.items()}
 
 
-def _records(source: str, wanted: Mapping[str, Any], quotes: bool | None, split: str) -> Iterator[tuple[str, Any]]:
+def _records(
+    source: str, wanted: Mapping[str, Any], quotes: bool | None, split: str
+) -> Iterator[tuple[str, Any]]:
     if source.startswith("builtin:"):
         yield from _builtin(source, split)
         return
     path = Path(source)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
-            raise DataError(f"{source} is of a kind that is not read ({path.suffix or 'no ending'}).",
-                            advice=f"Read are {' '.join(SUFFIXES)}.")  # fmt: skip
+            raise DataError(
+                f"{source} is of a kind that is not read ({path.suffix or 'no ending'}).",
+                advice=f"Read are {' '.join(SUFFIXES)}.",
+            )
         yield from _file(path, wanted, quotes)
-    elif path.suffix.lower() in SUFFIXES or (path.parent != Path() and not path.exists() and source.count("/") != 1):
+    elif path.suffix.lower() in SUFFIXES or (
+        path.parent != Path() and not path.exists() and source.count("/") != 1
+    ):
         there = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError(f"There is no file {source}.", advice=near(path.name, there))
+        raise DataError(f"There is no file {source}.", advice=near_misses(path.name, there))
     else:
         yield from _datasets(source, split)
 
@@ -161,7 +183,9 @@ def _file(path: Path, wanted: Mapping[str, Any], quotes: bool | None) -> Iterato
             yield f"{path}, row {number}", value if isinstance(value, dict) else None
     elif suffix in (".csv", ".tsv"):
         tabs = suffix == ".tsv"
-        yield from _delimited(path, text, wanted, "\t" if tabs else ",", not tabs if quotes is None else quotes)
+        yield from _delimited(
+            path, text, wanted, "\t" if tabs else ",", not tabs if quotes is None else quotes
+        )
     else:
         for number, passage in enumerate(passages(text), 1):
             yield f"{path}, passage {number}", {"text": passage}
@@ -175,12 +199,21 @@ def _json(line: str) -> Any:
     return value if isinstance(value, dict) else None
 
 
-def _delimited(path: Path, text: str, wanted: Mapping[str, Any], mark: str, quotes: bool) -> Iterator[tuple[str, Any]]:
+def _delimited(
+    path: Path, text: str, wanted: Mapping[str, Any], mark: str, quotes: bool
+) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(1 << 28)
     # Not splitlines(): it also cuts at characters that a field may hold, such as U+2028.
     lines = io.StringIO(text) if quotes else text.split("\n")
-    reader = csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=quotes)
-    names = None if any(isinstance(c, int) for c in wanted.values()) else _header(path, reader, mark)
+    reader = csv.reader(
+        lines,
+        delimiter=mark,
+        quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE,
+        strict=quotes,
+    )
+    names = (
+        None if any(isinstance(c, int) for c in wanted.values()) else _header(path, reader, mark)
+    )
     while True:
         line = reader.line_num + 1
         try:
@@ -195,7 +228,10 @@ def _delimited(path: Path, text: str, wanted: Mapping[str, Any], mark: str, quot
         if names is None:
             yield f"{path}:{line}", dict(enumerate(fields))
         elif len(fields) != len(names):
-            yield f"{path}:{line}", f"has {many(len(fields), 'field')}, the header has {len(names)}"
+            yield (
+                f"{path}:{line}",
+                f"has {plural(len(fields), 'field')}, the header has {len(names)}",
+            )
         else:
             yield f"{path}:{line}", dict(zip(names, fields, strict=True))
 
@@ -204,13 +240,20 @@ def _header(path: Path, reader: Iterator[list[str]], mark: str) -> list[str]:
     try:
         names = next(reader, [])
     except csv.Error as error:
-        raise DataError(f"The first line of {path} cannot be read: {error}; see --quotes and --no-quotes.") from error
+        raise DataError(
+            f"The first line of {path} cannot be read: {error}; see --quotes and --no-quotes."
+        ) from error
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise DataError(f"{path} has more than one column called {', '.join(map(repr, twice))}.")
-    other = next((sign for sign in ";\t|," if sign != mark and len(names) == 1 and sign in names[0]), None)
+    other = next(
+        (sign for sign in ";\t|," if sign != mark and len(names) == 1 and sign in names[0]), None
+    )
     if other:
-        raise DataError(f"{path} has one column, called {names[0]!r}: its fields seem to be separated by {other!r}, not by "
-                        f"{mark!r}.", advice="A .csv has commas, a .tsv tabs; save or name it so.")  # fmt: skip
+        raise DataError(
+            f"{path} has one column, called {names[0]!r}: its fields seem to be separated by {other!r}, not by "
+            f"{mark!r}.",
+            advice="A .csv has commas, a .tsv tabs; save or name it so.",
+        )
     return names
 
 
@@ -235,16 +278,21 @@ def _datasets(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
     try:
         loaded = datasets.load_dataset(source, split=split)
-    except Exception as error:  # the library raises its own and its back ends' kinds: all mean "no data"
-        raise DataError(f"{source} is no file here, and `datasets` cannot load it: {type(error).__name__}: "
-                        f"{str(error).splitlines()[0] if str(error) else ''}",
-                        advice="Name a file, builtin:stdlib-docs, or a data set of the hub.") from error  # fmt: skip
+    except (
+        Exception
+    ) as error:  # the library raises its own and its back ends' kinds: all mean "no data"
+        raise DataError(
+            f"{source} is no file here, and `datasets` cannot load it: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}",
+            advice="Name a file, builtin:stdlib-docs, or a data set of the hub.",
+        ) from error
     for number, row in enumerate(loaded, 1):
         yield f"{source}, row {number}", row
 
 
 def passages(text: str) -> list[str]:
-    """Cut a plain text into passages of about 1,000 characters, between paragraphs where there are any, else between lines.
+    """Cut a plain text into passages of about 1,000 characters, between paragraphs where there are
+    any, else between lines.
 
     >>> passages("One.\\n\\nTwo.")
     ['One.\\n\\nTwo.']
@@ -256,7 +304,11 @@ def passages(text: str) -> list[str]:
         if full or size >= 2 * PASSAGE:
             out.append([])
             size = 0
-        for piece in textwrap.wrap(line, 2 * PASSAGE, break_on_hyphens=False) if len(line) > 2 * PASSAGE else [line]:
+        for piece in (
+            textwrap.wrap(line, 2 * PASSAGE, break_on_hyphens=False)
+            if len(line) > 2 * PASSAGE
+            else [line]
+        ):
             if size + len(piece) > 3 * PASSAGE:
                 out.append([])
                 size = 0
@@ -268,16 +320,21 @@ def passages(text: str) -> list[str]:
 def _kind(source: str, first: Any, wanted: Mapping[str, Any]) -> str:
     if not isinstance(first, dict):
         raise DataError(f"The first row of {source} {first or 'is no object with named values'}.")
-    kind = next((k for k, keys in KINDS.items() if all(wanted.get(key, key) in first for key in keys)), None)
+    kind = next(
+        (k for k, keys in KINDS.items() if all(wanted.get(key, key) in first for key in keys)), None
+    )
     lost = [f"{key}={column}" for key, column in wanted.items() if column not in first]
     if lost or kind is None:
         have = ", ".join(map(repr, islice(first, 12)))
-        hints = [hint for key in first if (hint := near(str(key), KEYS, 1))]
+        hints = [hint for key in first if (hint := near_misses(str(key), KEYS, 1))]
         raise DataError(
             f"No such column in {source}: {', '.join(lost)}."
             if lost
             else f"The rows of {source} are of no kind that is known.",
-            [f"its first row has {have}", *(f"known are {' + '.join(keys)}" for keys in KINDS.values())],
+            [
+                f"its first row has {have}",
+                *(f"known are {' + '.join(keys)}" for keys in KINDS.values()),
+            ],
             f"Name the columns, as in --columns text={next(iter(first), 'review')}. {hints[0] if hints else ''}".rstrip(),
         )
     return kind
@@ -306,7 +363,11 @@ def _message_faults(messages: Any) -> Iterator[str]:
         yield "'messages' is no list of turns"
         return
     for number, turn in enumerate(messages, 1):
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("role"), str)
+            or not isinstance(turn.get("content"), str)
+        ):
             yield f"turn {number} of 'messages' has no 'role' and 'content' as text"
             return
     if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in messages):

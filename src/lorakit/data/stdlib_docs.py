@@ -1,15 +1,18 @@
 """builtin:stdlib-docs, a proofreading task out of the docstrings that every Python carries.
 
-A row is one sentence of the standard library's docstrings. Half are as they were; in the others two words that are not
-neighbours have changed places, one of them a small word such as "of" or "the", the other not. The task is to tell which:
+A row is one sentence of the standard library's docstrings. Half are as they were; in the others two
+words that are not neighbours have changed places, one of them a small word such as "of" or "the",
+the other not. The task is to tell which:
 
     "Return the number of active children."     -> intact
     "Return children number of active the."     -> swapped
 
-Both kinds hold the same words, so a model has to read their order: what a linear head on sentence embeddings cannot do,
+Both kinds hold the same words, so a model has to read their order: what a linear head on sentence
+    embeddings cannot do,
 and adapting the encoder can.
 
-Nothing is downloaded or imported: the sources are read with `ast`. Side, label and swap come from a hash of the text, so a
+Nothing is downloaded or imported: the sources are read with `ast`. Side, label and swap come from a
+    hash of the text, so a
 sentence gives the same row on every Python that holds it, and no module stands on both sides.
 """
 
@@ -29,10 +32,19 @@ LABELS = ("intact", "swapped")
 # Folders left out: tests, other people's packages, and the parts which some
 # distributions leave out or newer Pythons no longer have.
 SKIPPED = {
-    "test", "tests", "idle_test", "site-packages", "dist-packages",
-    "__pycache__", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
-    "tkinter", "turtledemo",
-}  # fmt: skip
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "ensurepip",
+    "idlelib",
+    "lib2to3",
+    "pydoc_data",
+    "tkinter",
+    "turtledemo",
+}
 SHORTEST, LONGEST = 5, 16  # words in a sentence
 GAP = 2  # the swapped words are at least this many places apart
 # One of the swapped words is of these and the other is not: two nouns or two
@@ -55,7 +67,9 @@ def _number(text: str) -> int:
 
 
 def side(module: str) -> str:
-    """Return train or test for a top-level module: one family in five is for testing; `io` and `_pyio` are one family."""
+    """Return train or test for a top-level module: one family in five is for testing; `io` and
+    `_pyio` are one family.
+    """
     family = module.lstrip("_").removeprefix("py").split("_")[0]
     return "test" if _number(f"side 28:{family}") % 5 == 0 else "train"
 
@@ -79,7 +93,9 @@ def _read() -> Iterator[tuple[str, str]]:
         except (OSError, SyntaxError, ValueError):
             continue
         for node in ast.walk(tree):
-            documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            documented = isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            )
             if documented and (text := ast.get_docstring(node)):
                 yield parts[0].removesuffix(".py"), text
 
@@ -100,9 +116,16 @@ def sentences(docstring: str) -> Iterator[str]:
 
 
 def swaps(words: list[str]) -> list[tuple[int, int]]:
-    """Return the pairs of places whose words may be exchanged: never the first or last, where capital or full stop tell."""
+    """Return the pairs of places whose words may be exchanged: never the first or last, where
+    capital or full stop tell.
+    """
     inner = [i for i in range(1, len(words) - 1) if _MOVABLE.fullmatch(words[i])]
-    return [(i, j) for i in inner for j in inner if j - i >= GAP and (words[i].lower() in SMALL) != (words[j].lower() in SMALL)]
+    return [
+        (i, j)
+        for i in inner
+        for j in inner
+        if j - i >= GAP and (words[i].lower() in SMALL) != (words[j].lower() in SMALL)
+    ]
 
 
 def rows(split: str) -> list[dict[str, str]]:
@@ -130,5 +153,8 @@ def rows(split: str) -> list[dict[str, str]]:
                 words[i], words[j] = words[j], words[i]
             found.append((_number("order:" + sentence), {"text": " ".join(words), "label": label}))
     if not found:
-        raise DataError("The standard library of this Python holds no sources with docstrings.", advice="Name a file as data.")
+        raise DataError(
+            "The standard library of this Python holds no sources with docstrings.",
+            advice="Name a file as data.",
+        )
     return [row for _, row in sorted(found, key=lambda pair: pair[0])]

@@ -1,4 +1,6 @@
-"""AdaLoRA: the change as P diag(E) Q, like an SVD, so that a budget of ranks can move between layers during training."""
+"""AdaLoRA: the change as P diag(E) Q, like an SVD, so that a budget of ranks can move between
+layers during training.
+"""
 
 from typing import Any
 
@@ -6,20 +8,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.delta import LowRank
+from lorakit.deltas.base import LowRank
 from lorakit.spec import SCALES, Settings, Spec
 
 
 class AdaLoRA(LowRank):
-    """W' = W + scale B diag(E) A: the rows of A and columns of B stand for singular vectors, E for singular values.
+    """W' = W + scale B diag(E) A: the rows of A and columns of B stand for singular vectors, E for
+    singular values.
 
-    `lorakit.train.budget` decides which entries of E stay zero; `prune` then takes those directions out for good.
+    `lorakit.train.budget` decides which entries of E stay zero; `prune` then takes those directions
+    out for good.
 
     Args:
         A: (rank, in); Q of the paper.
         B: (out, rank); P of the paper.
         E: (rank, 1); it starts at zero.
-        kept: (initial rank,), bool: which of the directions that it started with are left; all where None.
+        kept: (initial rank,), bool: which of the directions that it started with are left; all
+            where None.
         **more: as LowRank; `scale` stays that of the initial rank.
 
     Source: Zhang et al., AdaLoRA, arXiv 2303.10512, section 3.1.
@@ -30,7 +35,12 @@ class AdaLoRA(LowRank):
     """
 
     name, zero = "adalora", "E"
-    kinds = ("linear", "conv1d", "embedding", *(f"{kind}{n}d" for kind in ("convolution", "transposed") for n in (1, 2, 3)))
+    kinds = (
+        "linear",
+        "conv1d",
+        "embedding",
+        *(f"{kind}{n}d" for kind in ("convolution", "transposed") for n in (1, 2, 3)),
+    )
     inits = ("kaiming", "gaussian", "orthogonal")
 
     def __init__(self, A: Tensor, B: Tensor, E: Tensor, kept: Tensor | None = None, **more: Any):
@@ -42,12 +52,18 @@ class AdaLoRA(LowRank):
 
     @classmethod
     def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
-        own = [k for k in ("rank", "alpha", "scale_rule") if getattr(settings, k) != getattr(spec, k)]
-        told = [f"delta 'adalora': all layers begin alike and the budget moves, so {', '.join(own)} cannot be overridden"]
+        own = [
+            k for k in ("rank", "alpha", "scale_rule") if getattr(settings, k) != getattr(spec, k)
+        ]
+        told = [
+            f"delta 'adalora': all layers begin alike and the budget moves, so {', '.join(own)} cannot be overridden"
+        ]
         return [*super().faults(site, settings, spec), *(told if own else [])]
 
     @classmethod
-    def start(cls, A: Tensor, M: Tensor, generator: torch.Generator | None = None, **more: Any) -> "AdaLoRA":
+    def start(
+        cls, A: Tensor, M: Tensor, generator: torch.Generator | None = None, **more: Any
+    ) -> "AdaLoRA":
         """Return one that changes nothing yet: E zero, B gaussian with standard deviation 0.02."""
         B = torch.randn(len(M), len(A), generator=generator) * 0.02
         return cls(A, B.to(A), A.new_zeros(len(A), 1), **more)

@@ -1,15 +1,18 @@
-"""LoHa: the change as two low-rank products multiplied place by place, so that its rank is up to the square of theirs."""
+"""LoHa: the change as two low-rank products multiplied place by place, so that its rank is up to
+the square of theirs.
+"""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.delta import Delta, uniform
+from lorakit.deltas.base import Delta, uniform
 
 
 class LoHa(Delta):
-    """W' = W + scale (w1_a w1_b) * (w2_a w2_b), where * goes place by place. Cost: the change is built at every forward.
+    """W' = W + scale (w1_a w1_b) * (w2_a w2_b), where * goes place by place. Cost: the change is
+    built at every forward.
 
     Args:
         w1_a: (out, rank).
@@ -18,7 +21,8 @@ class LoHa(Delta):
         w2_b: (rank, in); it starts at zero.
         **more: as Delta.
 
-    Source: Hyeon-Woo et al., FedPara, arXiv 2108.06098, section 2.1; the start is that of PEFT 0.21, `tuners/loha`.
+    Source: Hyeon-Woo et al., FedPara, arXiv 2108.06098, section 2.1; the start is that of PEFT
+        0.21, `tuners/loha`.
 
     >>> ones = torch.ones
     >>> LoHa(2 * ones(1, 1), ones(1, 2), 3 * ones(1, 1), ones(1, 2), alpha=1.0).matrix().tolist()
@@ -36,7 +40,9 @@ class LoHa(Delta):
 
     @classmethod
     def start(cls, A: Tensor, M: Tensor, generator: torch.Generator, **more: Any) -> "LoHa":
-        """Return one that changes nothing yet: all kaiming uniform, the first w_b being A, and the second zero."""
+        """Return one that changes nothing yet: all kaiming uniform, the first w_b being A, and the
+        second zero.
+        """
         w1_a, w2_a = (uniform(A, generator, len(M), len(A)) for _ in range(2))
         return cls(w1_a, A, w2_a, torch.zeros_like(A), **more)
 

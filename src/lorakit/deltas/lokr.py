@@ -1,4 +1,6 @@
-"""LoKr: the change as a Kronecker product of a small matrix and a larger one, the larger of low rank where that is less."""
+"""LoKr: the change as a Kronecker product of a small matrix and a larger one, the larger of low
+rank where that is less.
+"""
 
 import math
 from typing import Any
@@ -6,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.delta import Delta, uniform
+from lorakit.deltas.base import Delta, uniform
 
 
 class LoKr(Delta):
-    """W' = W + scale (w1 kron w2); each may be given as a product: w1_a w1_b, w2_a w2_b. Built at every forward.
+    """W' = W + scale (w1 kron w2); each may be given as a product: w1_a w1_b, w2_a w2_b. Built at
+    every forward.
 
     Args:
         rank: of w2 where it is a product; `scale` depends on it in any case.
@@ -22,7 +25,8 @@ class LoKr(Delta):
         w2_b: (rank, n).
         **more: as Delta.
 
-    Source: Yeh et al., LyCORIS, arXiv 2309.14859, section 3.2; sizes and start are those of PEFT 0.21, `tuners/lokr`.
+    Source: Yeh et al., LyCORIS, arXiv 2309.14859, section 3.2; sizes and start are those of PEFT
+        0.21, `tuners/lokr`.
 
     >>> LoKr(1, torch.tensor([[1.0, 2.0]]), w2=torch.ones(2, 1), alpha=1.0).matrix().tolist()
     [[1.0, 2.0], [1.0, 2.0]]
@@ -32,8 +36,18 @@ class LoKr(Delta):
     kinds = ("linear", "conv1d", "convolution1d", "convolution2d", "convolution3d")
     inits, biases = ("kaiming",), False
 
-    def __init__(self, rank: int, w1: Tensor | None = None, *, w1_a: Tensor | None = None, w1_b: Tensor | None = None,
-                 w2: Tensor | None = None, w2_a: Tensor | None = None, w2_b: Tensor | None = None, **more: Any):  # fmt: skip
+    def __init__(
+        self,
+        rank: int,
+        w1: Tensor | None = None,
+        *,
+        w1_a: Tensor | None = None,
+        w1_b: Tensor | None = None,
+        w2: Tensor | None = None,
+        w2_a: Tensor | None = None,
+        w2_b: Tensor | None = None,
+        **more: Any,
+    ):
         super().__init__(rank, **more)
         self.rank, self.zero = rank, "w1" if w1_a is None else "w1_a"
         given = {"w1": w1, "w1_a": w1_a, "w1_b": w1_b, "w2": w2, "w2_a": w2_a, "w2_b": w2_b}
@@ -48,7 +62,13 @@ class LoKr(Delta):
         rank, w1, n_all = len(A), A.new_zeros(out, inputs), n * patch
         if rank >= max(k, n) / 2:
             return cls(rank, w1, w2=uniform(A, generator, k, n_all), **more)
-        return cls(rank, w1, w2_a=uniform(A, generator, k, rank), w2_b=uniform(A, generator, rank, n_all), **more)
+        return cls(
+            rank,
+            w1,
+            w2_a=uniform(A, generator, k, rank),
+            w2_b=uniform(A, generator, rank, n_all),
+            **more,
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -60,7 +80,11 @@ class LoKr(Delta):
         found = []
         for key in ("w1", "w2"):
             whole, a, b = (self._parameters[key + end] for end in ("", "_a", "_b"))
-            parts = [w.to(torch.promote_types(w.dtype, torch.float32)) for w in (whole, a, b) if w is not None]
+            parts = [
+                w.to(torch.promote_types(w.dtype, torch.float32))
+                for w in (whole, a, b)
+                if w is not None
+            ]
             found.append(parts[0] if len(parts) == 1 else parts[0] @ parts[1])
         return found[0], found[1]
 

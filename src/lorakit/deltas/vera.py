@@ -1,4 +1,6 @@
-"""VeRA: one random pair of factors that all layers share and none trains, and two vectors of each layer that do."""
+"""VeRA: one random pair of factors that all layers share and none trains, and two vectors of each
+layer that do.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.delta import Delta, uniform
+from lorakit.deltas.base import Delta, uniform
 from lorakit.errors import SpecError
 from lorakit.spec import SCALES, Settings, Spec
 
 
 class Pair(nn.Module):
-    """The factors that all layers share: A (rank, the most inputs of any layer) and B (the most outputs, rank)."""
+    """The factors that all layers share: A (rank, the most inputs of any layer) and B (the most
+    outputs, rank).
+    """
 
     def __init__(self, A: Tensor, B: Tensor):
         super().__init__()
@@ -23,7 +27,8 @@ class Pair(nn.Module):
 
 
 class VeRA(Delta):
-    """W' = W + diag(b) B diag(d) A, with A and B cut out of the shared pair; alpha and the scale rule are in its B.
+    """W' = W + diag(b) B diag(d) A, with A and B cut out of the shared pair; alpha and the scale
+    rule are in its B.
 
     Args:
         b: (out,); it starts at zero.
@@ -32,7 +37,8 @@ class VeRA(Delta):
         inputs: of the matrix; 0 where a file did not tell.
         **more: as Delta.
 
-    Source: Kopiczko et al., VeRA, arXiv 2310.11454, equation 2 and section 3.2; alpha = rank gives its scale, 1.
+    Source: Kopiczko et al., VeRA, arXiv 2310.11454, equation 2 and section 3.2; alpha = rank gives
+        its scale, 1.
 
     >>> pair = Pair(torch.ones(1, 3), torch.ones(4, 1))
     >>> VeRA(torch.tensor([1.0, 2.0]), torch.tensor([3.0]), pair, inputs=2, alpha=1.0).matrix().tolist()
@@ -48,12 +54,22 @@ class VeRA(Delta):
 
     @classmethod
     def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
-        own = [k for k in ("rank", "alpha", "scale_rule") if getattr(settings, k) != getattr(spec, k)]
-        told = [f"delta 'vera': all layers share one pair of factors, so {', '.join(own)} cannot be overridden"] if own else []
+        own = [
+            k for k in ("rank", "alpha", "scale_rule") if getattr(settings, k) != getattr(spec, k)
+        ]
+        told = (
+            [
+                f"delta 'vera': all layers share one pair of factors, so {', '.join(own)} cannot be overridden"
+            ]
+            if own
+            else []
+        )
         return [*super().faults(site, settings, spec), *told]
 
     @classmethod
-    def shared(cls, shapes: Mapping[str, tuple[int, int]], spec: Spec, generator: torch.Generator) -> dict[str, Any]:
+    def shared(
+        cls, shapes: Mapping[str, tuple[int, int]], spec: Spec, generator: torch.Generator
+    ) -> dict[str, Any]:
         """Return the pair: it depends on the seed and the largest sizes alone."""
         if not shapes:
             return {}
@@ -61,11 +77,17 @@ class VeRA(Delta):
         like, gain = torch.empty((), dtype=getattr(torch, spec.dtype)), 6**0.5
         A = uniform(like, generator, spec.rank, inputs) * gain
         return {
-            "pair": Pair(A, uniform(like, generator, out, spec.rank) * (gain * SCALES[spec.scale_rule](spec.alpha, spec.rank)))
+            "pair": Pair(
+                A,
+                uniform(like, generator, out, spec.rank)
+                * (gain * SCALES[spec.scale_rule](spec.alpha, spec.rank)),
+            )
         }
 
     @classmethod
-    def start(cls, A: Tensor, M: Tensor, generator: torch.Generator, *, pair: Pair, **more: Any) -> "VeRA":
+    def start(
+        cls, A: Tensor, M: Tensor, generator: torch.Generator, *, pair: Pair, **more: Any
+    ) -> "VeRA":
         """Return one that changes nothing yet: b zero, d 0.1."""
         pair.to(A.device)
         return cls(A.new_zeros(len(M)), A.new_full((len(A),), 0.1), pair, M.shape[1], **more)
@@ -90,9 +112,14 @@ class VeRA(Delta):
     def matrix(self, M: Tensor | None = None) -> Tensor:
         inputs = self.inputs if M is None else M.shape[1]
         if not inputs:
-            raise SpecError("How many inputs its matrix has, a VeRA file of PEFT's does not say: give matrix(M) the base's.")
+            raise SpecError(
+                "How many inputs its matrix has, a VeRA file of PEFT's does not say: give matrix(M) the base's."
+            )
         wide = torch.promote_types(self.b.dtype, torch.float32)
-        A, B = self.pair.A[:, :inputs].to(self.d.device, wide), self.pair.B[: len(self.b)].to(self.b.device, wide)
+        A, B = (
+            self.pair.A[:, :inputs].to(self.d.device, wide),
+            self.pair.B[: len(self.b)].to(self.b.device, wide),
+        )
         return (self.b.to(wide).unsqueeze(1) * B) @ (self.d.to(wide).unsqueeze(1) * A)
 
     def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:

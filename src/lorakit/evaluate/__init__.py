@@ -1,1 +1,3 @@
-"""How good a model is: loss and perplexity, classification and regression metrics, generated text and its metrics."""
+"""How good a model is: loss and perplexity, classification and regression metrics, generated text
+and its metrics.
+"""

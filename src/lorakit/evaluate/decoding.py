@@ -1,10 +1,13 @@
-"""Decoding: how the next token is chosen. Torch is not imported here, so `--help` can read the fields."""
+"""Decoding: how the next token is chosen. Torch is not imported here, so `--help` can read the
+fields.
+"""
 
 import math
 from dataclasses import dataclass
 
-from lorakit.errors import SpecError, many
+from lorakit.errors import SpecError
 from lorakit.spec import option
+from lorakit.text import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +16,9 @@ class Decoding:
 
     max_new_tokens: int = option(128, "tokens to generate at most")
     temperature: float = option(0.0, "0 takes the most probable token; above 0 samples")
-    top_p: float = option(1.0, "sample from the most probable tokens that together have this probability")
+    top_p: float = option(
+        1.0, "sample from the most probable tokens that together have this probability"
+    )
     beams: int = option(1, "beams of a beam search; 1 is none")
     length_penalty: float = option(1.0, "beam search: above 1 favours long, below 1 short texts")
     no_repeat_ngram: int = option(0, "no run of so many tokens occurs twice; 0 is no such rule")
@@ -35,4 +40,4 @@ class Decoding:
         if self.no_repeat_ngram < 0:
             faults.append(f"no_repeat_ngram: 0 or more is needed, got {self.no_repeat_ngram}")
         if faults:
-            raise SpecError(f"{many(len(faults), 'fault')} in how to generate.", faults)
+            raise SpecError(f"{plural(len(faults), 'fault')} in how to generate.", faults)

@@ -1,4 +1,6 @@
-"""Numbers out of predictions; the libraries of the field compute them, this file names and gathers them."""
+"""Numbers out of predictions; the libraries of the field compute them, this file names and gathers
+them.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +9,9 @@ from typing import Any
 import numpy as np
 
 
-def classification(targets: Sequence[int], predictions: Sequence[int], classes: int) -> dict[str, float]:
+def classification(
+    targets: Sequence[int], predictions: Sequence[int], classes: int
+) -> dict[str, float]:
     """Return accuracy, F1, precision, recall and Matthews correlation.
 
     F1, precision and recall are those of class 1 where there are two, else the mean over classes.
@@ -22,7 +26,9 @@ def classification(targets: Sequence[int], predictions: Sequence[int], classes: 
     # Any: the stubs know only "warn" where the library documents a number.
     none: Any = 0.0
     average = "binary" if classes == 2 else "macro"
-    told = precision_recall_fscore_support(targets, predictions, average=average, zero_division=none)
+    told = precision_recall_fscore_support(
+        targets, predictions, average=average, zero_division=none
+    )
     precision, recall, f1 = (float(value) for value in told[:3])
     return {
         "accuracy": float(accuracy_score(targets, predictions)),
@@ -34,7 +40,9 @@ def classification(targets: Sequence[int], predictions: Sequence[int], classes: 
 
 
 def regression(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float | None]:
-    """Return Pearson and Spearman correlation; None where one side is constant, so that there is none."""
+    """Return Pearson and Spearman correlation; None where one side is constant, so that there is
+    none.
+    """
     from scipy.stats import pearsonr, spearmanr
 
     if len(targets) < 2 or np.ptp(targets) == 0 or np.ptp(predictions) == 0:
@@ -45,7 +53,8 @@ def regression(targets: Sequence[float], predictions: Sequence[float]) -> dict[s
 
 
 def text(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return BLEU and chrF (0 to 100) and ROUGE-L (0 to 1, best reference of each), over several references a row.
+    """Return BLEU and chrF (0 to 100) and ROUGE-L (0 to 1, best reference of each), over several
+    references a row.
 
     Args:
         hypotheses: one generated text a row.
@@ -63,7 +72,10 @@ def text(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
     # sacrebleu takes one stream a reference; None marks a row that has fewer.
     streams: Any = [[r[i] if i < len(r) else None for r in references] for i in range(width)]
     scorer = RougeScorer(["rougeL"])
-    best = [max(scorer.score(r, h)["rougeL"].fmeasure for r in refs) for h, refs in zip(hypotheses, references, strict=True)]
+    best = [
+        max(scorer.score(r, h)["rougeL"].fmeasure for r in refs)
+        for h, refs in zip(hypotheses, references, strict=True)
+    ]
     return {
         "bleu": corpus_bleu(list(hypotheses), streams).score,
         "chrf": corpus_chrf(list(hypotheses), streams).score,

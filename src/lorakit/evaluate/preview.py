@@ -1,15 +1,26 @@
-"""What training would see of a data set: its tokens, which of them are trained, what is cut, how long rows are."""
+"""What training would see of a data set: its tokens, which of them are trained, what is cut, how
+long rows are.
+"""
 
 from collections import Counter
 from typing import Any
 
-from lorakit.data.encode import IGNORED, encode_causal, encode_labelled, label_name, label_names, task_of
+from lorakit.data.encode import (
+    IGNORED,
+    encode_causal,
+    encode_labelled,
+    label_name,
+    label_names,
+    task_of,
+)
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
-from lorakit.models import locate
+from lorakit.models.load import locate
 
 
-def preview(rows: Rows, model: str, task: str, loss_on: str, max_length: int | None, show: int) -> dict[str, Any]:
+def preview(
+    rows: Rows, model: str, task: str, loss_on: str, max_length: int | None, show: int
+) -> dict[str, Any]:
     """Tokenise rows as training does, and count; no weights are loaded.
 
     Args:
@@ -21,7 +32,8 @@ def preview(rows: Rows, model: str, task: str, loss_on: str, max_length: int | N
         show: rows to give token by token.
 
     Returns:
-        Counts, a histogram of lengths, labels where there are, and `shown`: (piece of text, trained) pairs a row.
+        Counts, a histogram of lengths, labels where there are, and `shown`: (piece of text,
+        trained) pairs a row.
 
     Raises:
         DataError: what training would refuse.
@@ -30,35 +42,58 @@ def preview(rows: Rows, model: str, task: str, loss_on: str, max_length: int | N
 
     where = locate(model)[0]
     try:
-        tokenizer, config = AutoTokenizer.from_pretrained(where), AutoConfig.from_pretrained(where).get_text_config()
+        tokenizer, config = (
+            AutoTokenizer.from_pretrained(where),
+            AutoConfig.from_pretrained(where).get_text_config(),
+        )
     except (OSError, ValueError) as error:
         raise ModelError(f"{model} cannot be read: {str(error).splitlines()[0]}") from error
-    limit = int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 1 << 30))
+    limit = int(
+        min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 1 << 30)
+    )
     longest = min(512, limit) if max_length is None else max_length
     if longest > limit:
         raise DataError(f"max_length: {longest} tokens asked, the model takes at most {limit}.")
     task = task_of(rows, task)
     names = label_names(rows) if task == "classify" else None
-    examples = (encode_causal(rows, tokenizer, longest, loss_on) if task == "causal-lm"
-                else encode_labelled(rows, tokenizer, longest, names))  # fmt: skip
+    examples = (
+        encode_causal(rows, tokenizer, longest, loss_on)
+        if task == "causal-lm"
+        else encode_labelled(rows, tokenizer, longest, names)
+    )
     shown = []
     for e in examples[:show]:
-        marks = [label != IGNORED and i > 0 for i, label in enumerate(e.labels)] or [False] * len(e.ids)
+        marks = [label != IGNORED and i > 0 for i, label in enumerate(e.labels)] or [False] * len(
+            e.ids
+        )
         target = None if task == "causal-lm" else names[int(e.target)] if names else e.target
         shown.append(
-            {"where": rows.where[e.row], "pieces": list(zip(_pieces(tokenizer, e.ids), marks, strict=True)), "target": target}
+            {
+                "where": rows.where[e.row],
+                "pieces": list(zip(_pieces(tokenizer, e.ids), marks, strict=True)),
+                "target": target,
+            }
         )
     eos = tokenizer.eos_token_id
     return {
-        "task": task, "kind": rows.kind, "rows": len(rows), "sequences": len(examples), "max_length": longest,
-        "tokens": sum(len(e.ids) for e in examples), "trained_tokens": sum(e.trained for e in examples),
-        "rows_cut": sum(e.cut > 0 for e in examples), "tokens_cut": sum(e.cut for e in examples),
+        "task": task,
+        "kind": rows.kind,
+        "rows": len(rows),
+        "sequences": len(examples),
+        "max_length": longest,
+        "tokens": sum(len(e.ids) for e in examples),
+        "trained_tokens": sum(e.trained for e in examples),
+        "rows_cut": sum(e.cut > 0 for e in examples),
+        "tokens_cut": sum(e.cut for e in examples),
         "rows_repeated": rows.repeated,
         "eos": tokenizer.eos_token if task == "causal-lm" else None,
         "eos_trained": sum(e.labels[-1] == eos for e in examples) if task == "causal-lm" else None,
-        "labels": dict(Counter(label_name(r["label"]) for r in rows.rows).most_common()) if names else {},
-        "histogram": _histogram([len(e.ids) for e in examples]), "shown": shown,
-    }  # fmt: skip
+        "labels": dict(Counter(label_name(r["label"]) for r in rows.rows).most_common())
+        if names
+        else {},
+        "histogram": _histogram([len(e.ids) for e in examples]),
+        "shown": shown,
+    }
 
 
 def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -66,7 +101,11 @@ def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     out, before = [], ""
     for i in range(len(ids)):
         now = tokenizer.decode(ids[: i + 1], clean_up_tokenization_spaces=False)
-        out.append(now[len(before) :] if now.startswith(before) else tokenizer.convert_ids_to_tokens(ids[i]))
+        out.append(
+            now[len(before) :]
+            if now.startswith(before)
+            else tokenizer.convert_ids_to_tokens(ids[i])
+        )
         before = now
     return out
 
@@ -75,4 +114,7 @@ def _histogram(lengths: list[int], bins: int = 10) -> list[dict[str, int]]:
     low, high = min(lengths), max(lengths)
     width = max(1, -(-(high - low + 1) // bins))
     counts = Counter((n - low) // width for n in lengths)
-    return [{"from": low + i * width, "to": low + (i + 1) * width - 1, "count": counts[i]} for i in range(max(counts) + 1)]
+    return [
+        {"from": low + i * width, "to": low + (i + 1) * width - 1, "count": counts[i]}
+        for i in range(max(counts) + 1)
+    ]

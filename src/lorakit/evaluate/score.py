@@ -1,4 +1,6 @@
-"""The loss of one batch, and the metrics of a whole data set. Training and `eval` use these same two."""
+"""The loss of one batch, and the metrics of a whole data set. Training and `eval` use these same
+two.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,28 +13,34 @@ from torch.nn import functional as F
 from lorakit.data.batches import collate, in_order
 from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate import metrics
-from lorakit.evaluate.head import known_head, loss_of, rows_of
+from lorakit.models.chunked_loss import known_head, loss_of, rows_of
 
 
-def batch_loss(model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bool = False) -> tuple[Tensor, Tensor | None]:
+def batch_loss(
+    model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of a batch, and the model's outputs.
 
     Args:
         model: of transformers, with the head of the task.
         batch: what `collate` or `packed_rows` gives.
-        task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error a row).
+        task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error
+            a row).
         by_row: give the sum of each row, (batch,), instead of that of all.
 
     Returns:
-        The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch, classes) or (batch,) in
-        float32, or (batch, length, vocabulary), or None where those of all tokens were never made.
+        The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch,
+        classes) or (batch,) in float32, or (batch, length, vocabulary), or None where those of all
+        tokens were never made.
     """
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     labels, how = batch["labels"], "none" if by_row else "sum"
     if task == "causal-lm":
         head = known_head(model, inputs["input_ids"])
         if head is not None:
-            return (rows_of if by_row else loss_of)(head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED), None
+            return (rows_of if by_row else loss_of)(
+                head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED
+            ), None
         logits = model(**inputs, use_cache=False).logits
         flat = logits[:, :-1].float().flatten(0, 1)
         loss = F.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=how)
@@ -46,7 +54,9 @@ def batch_loss(model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bo
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of one data set, what was predicted for each example (empty for language modelling), and the loss of each."""
+    """Metrics of one data set, what was predicted for each example (empty for language modelling),
+    and the loss of each.
+    """
 
     metrics: dict[str, Any]
     predictions: list[tuple[float, float]]  # (class, probability) or (value, 1.0)
@@ -54,9 +64,15 @@ class Scores:
 
 
 def evaluate(
-    model: nn.Module, examples: Sequence[Example], task: str, *, pad: int, batch_size: int = 32, classes: int = 0,
+    model: nn.Module,
+    examples: Sequence[Example],
+    task: str,
+    *,
+    pad: int,
+    batch_size: int = 32,
+    classes: int = 0,
     progress: Callable[[int], None] | None = None,
-) -> Scores:  # fmt: skip
+) -> Scores:
     """Score a model on a data set, in eval mode; the mode it was in comes back.
 
     Args:
@@ -74,13 +90,17 @@ def evaluate(
     """
     device, was_training = next(model.parameters()).device, model.training
     losses, count = [0.0] * len(examples), 0
-    predicted: list[tuple[float, float]] = [(0.0, 0.0)] * (0 if task == "causal-lm" else len(examples))
+    predicted: list[tuple[float, float]] = [(0.0, 0.0)] * (
+        0 if task == "causal-lm" else len(examples)
+    )
     model.eval()
     try:
         with torch.inference_mode():
             for at in in_order([len(e.ids) for e in examples], batch_size):
                 chosen = [examples[i] for i in at]
-                found_losses, out = batch_loss(model, collate(chosen, pad, device), task, by_row=True)
+                found_losses, out = batch_loss(
+                    model, collate(chosen, pad, device), task, by_row=True
+                )
                 for i, loss in zip(at, found_losses.tolist(), strict=True):
                     losses[i] = loss
                 count += sum(e.trained for e in chosen)
@@ -93,11 +113,15 @@ def evaluate(
         model.train(was_training)
     loss = sum(losses) / max(count, 1)
     if task == "causal-lm":
-        return Scores({"loss": loss, "perplexity": metrics.perplexity(loss), "tokens": count}, [], losses)
+        return Scores(
+            {"loss": loss, "perplexity": metrics.perplexity(loss), "tokens": count}, [], losses
+        )
     targets = [e.target for e in examples]
     values = [value for value, _ in predicted]
     if task == "classify":
-        found: dict[str, Any] = metrics.classification([int(t) for t in targets], [int(v) for v in values], classes)
+        found: dict[str, Any] = metrics.classification(
+            [int(t) for t in targets], [int(v) for v in values], classes
+        )
     else:
         found = metrics.regression(targets, values)
     return Scores({"loss": loss, **found, "rows": count}, predicted, losses)

@@ -1,9 +1,12 @@
-"""The worked examples of LoRA, each computed on the spot: what `lorakit explain` prints and the tutorial shows."""
+"""The worked examples of LoRA, each computed on the spot: what `lorakit explain` prints and the
+tutorial shows.
+"""
 
 from importlib import import_module
 from typing import Any
 
-# Name -> what it is about. Each is a module here: numbers() -> dict, tell(numbers) -> text, mostly draw(numbers) -> figure.
+# Name -> what it is about. Each is a module here: numbers() -> dict, tell(numbers) -> text, mostly
+# draw(numbers) -> figure.
 TOPICS = {
     "example": "the 3 × 3 example: W stays, B A is added",
     "image": "a photograph cut to few directions: the analogy, and its limit",

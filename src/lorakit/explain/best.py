@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from lorakit.analysis.spectra import energy, factorize
 from lorakit.explain.text import beside, paragraph
-from lorakit.spectra import energy, factorize
 
 M = [[2.0, 3.0, 1.0], [5.0, 7.0, 4.0], [6.0, 8.0, 5.0]]
 
@@ -33,22 +33,44 @@ def numbers() -> dict[str, Any]:
     values = torch.linalg.svdvals(matrix)
     ranks: list[dict[str, Any]] = []
     for rank in (1, 2, 3):
-        error, tail = float((nearest(matrix, rank) - matrix).norm()), float(values[rank:].square().sum().sqrt())
-        ranks.append({"rank": rank, "error": error, "tail": tail, "relative_error": error / float(matrix.norm()),
-                      "energy": float(energy(values)[rank - 1])})  # fmt: skip
+        error, tail = (
+            float((nearest(matrix, rank) - matrix).norm()),
+            float(values[rank:].square().sum().sqrt()),
+        )
+        ranks.append(
+            {
+                "rank": rank,
+                "error": error,
+                "tail": tail,
+                "relative_error": error / float(matrix.norm()),
+                "energy": float(energy(values)[rank - 1]),
+            }
+        )
     return {"matrix": M, "singular_values": values.tolist(), "ranks": ranks}
 
 
 def tell(told: dict[str, Any]) -> str:
     values = "  ".join(f"{value:.4f}" for value in told["singular_values"])
-    lines = [f"  rank {r['rank']}   error {r['error']:.6f}   = root of the sum of σ² left out {r['tail']:.6f}   "
-             f"{100 * r['relative_error']:.2f} % of |M|" for r in told["ranks"]]  # fmt: skip
-    return "\n".join([
-        beside({"M": told["matrix"]}), "", f"  singular values σ  {values}", "", *lines, "",
-        paragraph("Of all matrices of rank r none is nearer to M than the SVD cut after r values, and its error is known "
-                  "before: the values that were left out. `lorakit.factorize` gives it as B and A. LoRA runs no SVD: it "
-                  "learns B and A from data. The theorem says what the best it could reach is, if ΔW were known."),
-    ])  # fmt: skip
+    lines = [
+        f"  rank {r['rank']}   error {r['error']:.6f}   = root of the sum of σ² left out {r['tail']:.6f}   "
+        f"{100 * r['relative_error']:.2f} % of |M|"
+        for r in told["ranks"]
+    ]
+    return "\n".join(
+        [
+            beside({"M": told["matrix"]}),
+            "",
+            f"  singular values σ  {values}",
+            "",
+            *lines,
+            "",
+            paragraph(
+                "Of all matrices of rank r none is nearer to M than the SVD cut after r values, and its error is known "
+                "before: the values that were left out. `lorakit.factorize` gives it as B and A. LoRA runs no SVD: it "
+                "learns B and A from data. The theorem says what the best it could reach is, if ΔW were known."
+            ),
+        ]
+    )
 
 
 def draw(told: dict[str, Any]) -> Any:
@@ -57,5 +79,7 @@ def draw(told: dict[str, Any]) -> Any:
     matrix = torch.tensor(told["matrix"], dtype=torch.float64)
     shown = {"M": told["matrix"]}
     for row in told["ranks"][:2]:
-        shown[f"rank {row['rank']}: off by {100 * row['relative_error']:.1f} %"] = nearest(matrix, row["rank"]).tolist()
+        shown[f"rank {row['rank']}: off by {100 * row['relative_error']:.1f} %"] = nearest(
+            matrix, row["rank"]
+        ).tolist()
     return in_a_row(shown, title="the nearest matrices of low rank", same_scale=True)

@@ -17,7 +17,8 @@ def count(out: int, inputs: int, rank: int) -> int:
 
 
 def break_even(out: int, inputs: int) -> float:
-    """Return the rank at which A and B have as many values as the matrix; only below it anything is saved.
+    """Return the rank at which A and B have as many values as the matrix; only below it anything is
+    saved.
 
     >>> break_even(3, 3), break_even(1024, 1024)
     (1.5, 512.0)
@@ -27,10 +28,17 @@ def break_even(out: int, inputs: int) -> float:
 
 def numbers() -> dict[str, Any]:
     rows = [
-        {"out": out, "in": inputs, "rank": rank, "full": out * inputs, "lora": count(out, inputs, rank),
-         "times_fewer": out * inputs / count(out, inputs, rank), "break_even": break_even(out, inputs)}
+        {
+            "out": out,
+            "in": inputs,
+            "rank": rank,
+            "full": out * inputs,
+            "lora": count(out, inputs, rank),
+            "times_fewer": out * inputs / count(out, inputs, rank),
+            "break_even": break_even(out, inputs),
+        }
         for out, inputs, rank in EXAMPLES
-    ]  # fmt: skip
+    ]
     return {"examples": rows}
 
 
@@ -42,16 +50,26 @@ def tell(told: dict[str, Any]) -> str:
     ]
     small = told["examples"][-1]
     lines[-1] = lines[-1].replace(f"{small['times_fewer']:>6g}× fewer", f"{'more!':>12} ".ljust(13))
-    return "\n".join([
-        paragraph("A matrix of out × in values is changed by B (out × r) times A (r × in): r (out + in) values."),
-        "", *lines, "",
-        paragraph("The count goes with the square of the width for the whole matrix, and with the width itself for a "
-                  "given rank: the wider the model, the more is saved. Break-even is r = out · in / (out + in). "
-                  f"A {small['out']} × {small['in']} matrix breaks even at {small['break_even']:g}, so rank {small['rank']} "
-                  f"trains {small['lora']} values where the whole matrix has {small['full']}."),
-        paragraph("Fewer parameters are trained because W is frozen, not because anything is multiplied or compressed: "
-                  "the model itself gets no smaller."),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            paragraph(
+                "A matrix of out × in values is changed by B (out × r) times A (r × in): r (out + in) values."
+            ),
+            "",
+            *lines,
+            "",
+            paragraph(
+                "The count goes with the square of the width for the whole matrix, and with the width itself for a "
+                "given rank: the wider the model, the more is saved. Break-even is r = out · in / (out + in). "
+                f"A {small['out']} × {small['in']} matrix breaks even at {small['break_even']:g}, so rank {small['rank']} "
+                f"trains {small['lora']} values where the whole matrix has {small['full']}."
+            ),
+            paragraph(
+                "Fewer parameters are trained because W is frozen, not because anything is multiplied or compressed: "
+                "the model itself gets no smaller."
+            ),
+        ]
+    )
 
 
 def draw(told: dict[str, Any]) -> Any:

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
+from lorakit.analysis.spectra import factorize
 from lorakit.explain.text import paragraph
-from lorakit.spectra import factorize
 
 SAID = {
     "W is decomposed into two small matrices": (
@@ -25,7 +25,9 @@ SAID = {
         "Then the model would be changed before it is trained: by {damage:.0f} % of |W| where all three are drawn "
         "alike. One of them starts at zero, so B A = 0."
     ),
-    "weights are of low rank": ("Mostly they are of full rank. The hypothesis is about the change that a task needs."),
+    "weights are of low rank": (
+        "Mostly they are of full rank. The hypothesis is about the change that a task needs."
+    ),
     "the rank can be read off the singular values of W": (
         "The rank that matters is that of ΔW, which mostly amplifies directions that W does not emphasise."
     ),
@@ -33,7 +35,9 @@ SAID = {
         "Their scale and bias are vectors: there is nothing to factor. They can be trained whole "
         '(whole_modules=["norms"]), 2 d values each.'
     ),
-    "LoRA makes the model smaller": ("It makes what is trained and stored for each task smaller. The base keeps its size."),
+    "LoRA makes the model smaller": (
+        "It makes what is trained and stored for each task smaller. The base keeps its size."
+    ),
     "training is faster because fewer parameters are trained": (
         "The forward pass costs a little more. Saved are gradients of W and their optimizer state: memory first of "
         "all, and time only where these were what a step waited for."
@@ -51,7 +55,9 @@ SAID = {
         "with GPT-3: on a par with fine-tuning the same model or better, and worse in several cells."
     ),
     "LoRA pre-trains a model first": ("It starts from a model that is trained already."),
-    "distilled models (DistilBERT) are low-rank factorizations": ("They are trained by knowledge distillation."),
+    "distilled models (DistilBERT) are low-rank factorizations": (
+        "They are trained by knowledge distillation."
+    ),
     "adapters and prefix tuning always train more": ("Their size is a setting, as LoRA's rank is."),
 }
 SIZE, RANK = 256, 8
@@ -59,12 +65,25 @@ SIZE, RANK = 256, 8
 
 def numbers() -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
-    W, A, B = (torch.randn(*shape, generator=draw) for shape in ((SIZE, SIZE), (RANK, SIZE), (SIZE, RANK)))
+    W, A, B = (
+        torch.randn(*shape, generator=draw) for shape in ((SIZE, SIZE), (RANK, SIZE), (SIZE, RANK))
+    )
     down, up = factorize(W, RANK)
-    told = {"size": SIZE, "rank": RANK, "lost": 100 * float((up @ down - W).norm() / W.norm()),
-            "damage": 100 * float((B @ A).norm() / W.norm())}  # fmt: skip
-    return {**told, "misconceptions": [{"said": said, "is": true.format(**told)} for said, true in SAID.items()]}
+    told = {
+        "size": SIZE,
+        "rank": RANK,
+        "lost": 100 * float((up @ down - W).norm() / W.norm()),
+        "damage": 100 * float((B @ A).norm() / W.norm()),
+    }
+    return {
+        **told,
+        "misconceptions": [
+            {"said": said, "is": true.format(**told)} for said, true in SAID.items()
+        ],
+    }
 
 
 def tell(told: dict[str, Any]) -> str:
-    return "\n".join(f"  “{row['said']}”\n{paragraph(row['is'])}\n" for row in told["misconceptions"]).rstrip()
+    return "\n".join(
+        f"  “{row['said']}”\n{paragraph(row['is'])}\n" for row in told["misconceptions"]
+    ).rstrip()

@@ -18,7 +18,13 @@ def beside(matrices: Mapping[str, Matrix], form: str = "g") -> str:
     for name, rows in matrices.items():
         cells = [[format(value, form) for value in row] for row in rows]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [name, *(" ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in cells)]
+        lines = [
+            name,
+            *(
+                " ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
+                for row in cells
+            ),
+        ]
         blocks.append([line.ljust(max(map(len, lines))) for line in lines])
     height = max(map(len, blocks))
     full = [block + [" " * len(block[0])] * (height - len(block)) for block in blocks]

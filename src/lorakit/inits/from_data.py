@@ -1,6 +1,7 @@
 """Starts that look at data: the inputs that a layer really gets, or the gradient of its matrix.
 
-Batches are run through the model in eval mode; its modes, its `requires_grad` and its weights are left as they were.
+Batches are run through the model in eval mode; its modes, its `requires_grad` and its weights are
+left as they were.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,17 +11,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lorakit.errors import SpecError, many
+from lorakit.errors import SpecError
 from lorakit.inits.spectral import wide
-from lorakit.slot import base_parameters
+from lorakit.sites.slot import base_parameters
 from lorakit.spec import Settings
+from lorakit.text import plural
 
-KEPT, LEAST = 4, 64  # directions of the inputs that are kept from batch to batch: times the rank, and at least
+KEPT, LEAST = (
+    4,
+    64,
+)  # directions of the inputs that are kept from batch to batch: times the rank, and at least
 GAMMA = 16.0  # of LoRA-GA's scale, its paper's choice
 
 
 def eva(seen: "Inputs", settings: Settings) -> Tensor:
-    """Return A: the right singular vectors of the layer's inputs, those along which they vary most. B is zero.
+    """Return A: the right singular vectors of the layer's inputs, those along which they vary most.
+    B is zero.
 
     Args:
         seen: what `inputs_of` gave for the layer.
@@ -35,7 +41,8 @@ def eva(seen: "Inputs", settings: Settings) -> Tensor:
 
 
 def lora_ga(G: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return A and B whose first step of gradient descent changes the matrix along its full gradient G, as far as rank 2r can.
+    """Return A and B whose first step of gradient descent changes the matrix along its full
+    gradient G, as far as rank 2r can.
 
     A has the right singular vectors 1 … r of G, B the left ones r + 1 … 2r.
 
@@ -60,10 +67,12 @@ class Inputs:
         most: directions that are kept; while there are no more of them, nothing is lost.
 
     Attributes:
-        leading: (at most `most`, in), float64: singular values times right singular vectors, descending.
+        leading: (at most `most`, in), float64: singular values times right singular vectors,
+            descending.
         total: sum of squares of all inputs.
 
-    Source: incremental SVD as in Ross et al., IJCV 2008, without the mean, as EVA (arXiv 2410.07170, section 3.2) uses it.
+    Source: incremental SVD as in Ross et al., IJCV 2008, without the mean, as EVA (arXiv
+        2410.07170, section 3.2) uses it.
 
     >>> seen = Inputs(most=2)
     >>> seen.add(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
@@ -82,12 +91,16 @@ class Inputs:
             rows = torch.cat([self.leading, rows])
         if len(rows) >= rows.shape[1]:
             values, V = torch.linalg.eigh(rows.T @ rows)
-            self.leading = values.clamp_min(0).sqrt().flip(0)[: self.most, None] * V.T.flip(0)[: self.most]
+            self.leading = (
+                values.clamp_min(0).sqrt().flip(0)[: self.most, None] * V.T.flip(0)[: self.most]
+            )
         else:
             self.leading = torch.linalg.eigh(rows @ rows.T)[1].T.flip(0)[: self.most] @ rows
 
     def count(self, ids: Tensor, size: int) -> None:
-        """Take in the one-hot inputs of an embedding: their singular vectors are the tokens, by how often they came."""
+        """Take in the one-hot inputs of an embedding: their singular vectors are the tokens, by how
+        often they came.
+        """
         counts = torch.bincount(ids.flatten(), minlength=size).double()
         if self.leading.numel():
             counts = counts + self.leading.square().sum(0)
@@ -119,7 +132,8 @@ def inputs_of(
     Raises:
         SpecError: fewer directions than asked for; all layers are named.
 
-    Cost: a forward pass a batch, and for each layer one eigendecomposition of min(inputs seen, in) a batch.
+    Cost: a forward pass a batch, and for each layer one eigendecomposition of min(inputs seen, in)
+        a batch.
     """
     found = {n: Inputs(max(KEPT * ranks[n], LEAST)) for n in places}
     mask: list[Tensor | None] = [None]
@@ -137,7 +151,9 @@ def inputs_of(
 
         return hook
 
-    hooks = [p.layer.register_forward_pre_hook(look(n, p), with_kwargs=True) for n, p in places.items()]
+    hooks = [
+        p.layer.register_forward_pre_hook(look(n, p), with_kwargs=True) for n, p in places.items()
+    ]
     try:
         with evaluating(model), torch.no_grad():
             for batch in batches:
@@ -146,16 +162,24 @@ def inputs_of(
     finally:
         for hook in hooks:
             hook.remove()
-    faults = [f"{n}   its inputs have {many(seen.directions, 'direction')}, rank is {ranks[n]}"
-              for n, seen in found.items() if seen.directions < ranks[n]]  # fmt: skip
+    faults = [
+        f"{n}   its inputs have {plural(seen.directions, 'direction')}, rank is {ranks[n]}"
+        for n, seen in found.items()
+        if seen.directions < ranks[n]
+    ]
     if faults:
-        raise SpecError(f"{many(len(faults), 'layer')} saw too little of the data.", faults,
-                        "Give more batches. Nothing was attached.")  # fmt: skip
+        raise SpecError(
+            f"{plural(len(faults), 'layer')} saw too little of the data.",
+            faults,
+            "Give more batches. Nothing was attached.",
+        )
     return found
 
 
 def _rows(place: Any, x: Tensor) -> Tensor:
-    """Return the inputs that a row of A is multiplied with, (count, in): of a convolution, the patches of every group."""
+    """Return the inputs that a row of A is multiplied with, (count, in): of a convolution, the
+    patches of every group.
+    """
     if place.layer.weight.ndim == 2:
         return x.reshape(-1, x.shape[-1])
     size = place.shape[1]
@@ -163,8 +187,11 @@ def _rows(place: Any, x: Tensor) -> Tensor:
     return h.movedim(h.ndim - place.layer.weight.ndim + 1, -1).reshape(-1, size)
 
 
-def gradients_of(model: nn.Module, places: Mapping[str, Any], batches: Iterable[Any]) -> dict[str, Tensor]:
-    """Return the gradient of the loss by each place's matrix, (out, in), summed over batches, float32 or better.
+def gradients_of(
+    model: nn.Module, places: Mapping[str, Any], batches: Iterable[Any]
+) -> dict[str, Tensor]:
+    """Return the gradient of the loss by each place's matrix, (out, in), summed over batches,
+    float32 or better.
 
     Args:
         model: any module.
@@ -184,26 +211,36 @@ def gradients_of(model: nn.Module, places: Mapping[str, Any], batches: Iterable[
             weight.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for batch in batches:
-                found = torch.autograd.grad(loss_of(model, batch), list(weights.values()), allow_unused=True)
+                found = torch.autograd.grad(
+                    loss_of(model, batch), list(weights.values()), allow_unused=True
+                )
                 for path, G in zip(weights, found, strict=True):
                     if G is not None:
                         sums[path] = wide(G) + sums[path] if path in sums else wide(G)
     finally:
         for path, weight in weights.items():
             weight.requires_grad_(asked[path])
-    faults = [f"{n}   {'no gradient arrives' if p.path not in sums else 'its gradient is zero throughout'}"
-              for n, p in places.items() if p.path not in sums or not sums[p.path].any()]  # fmt: skip
+    faults = [
+        f"{n}   {'no gradient arrives' if p.path not in sums else 'its gradient is zero throughout'}"
+        for n, p in places.items()
+        if p.path not in sums or not sums[p.path].any()
+    ]
     if faults:
-        raise SpecError(f"{many(len(faults), 'layer')} got no gradient from the batches.", faults,
-                        "Leave them out with exclude, or give other batches. Nothing was attached.")  # fmt: skip
+        raise SpecError(
+            f"{plural(len(faults), 'layer')} got no gradient from the batches.",
+            faults,
+            "Leave them out with exclude, or give other batches. Nothing was attached.",
+        )
     return {n: _as_matrix(p, sums[p.path]) for n, p in places.items()}
 
 
 def _as_matrix(place: Any, G: Tensor) -> Tensor:
-    """Return a gradient of the stored weight as one of the place's matrix, whatever the site's way from one to the other."""
-    M = torch.zeros_like(place.site.read(place.layer), dtype=G.dtype, memory_format=torch.contiguous_format).requires_grad_(
-        True
-    )
+    """Return a gradient of the stored weight as one of the place's matrix, whatever the site's way
+    from one to the other.
+    """
+    M = torch.zeros_like(
+        place.site.read(place.layer), dtype=G.dtype, memory_format=torch.contiguous_format
+    ).requires_grad_(True)
     with torch.enable_grad():
         stored = place.site.whole.stored(place.layer, place.site.widen(M))
     return torch.autograd.grad(stored, M, G)[0]
@@ -213,15 +250,19 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     out = run(model, batch)
     loss = out if isinstance(out, Tensor) else getattr(out, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        raise SpecError(f"A loss is needed, {type(model).__name__} gave {type(out).__name__}"
-                        f"{'' if not isinstance(out, Tensor) else f' of shape {tuple(out.shape)}'}.",
-                        advice="Put labels into the batch, or give a function of the model that returns the loss. "
-                        "Nothing was attached.")  # fmt: skip
+        raise SpecError(
+            f"A loss is needed, {type(model).__name__} gave {type(out).__name__}"
+            f"{'' if not isinstance(out, Tensor) else f' of shape {tuple(out.shape)}'}.",
+            advice="Put labels into the batch, or give a function of the model that returns the loss. "
+            "Nothing was attached.",
+        )
     return loss
 
 
 def run(model: nn.Module, batch: Any) -> Any:
-    """Return what the model gives for a batch: keyword arguments, positional ones, one input, or a function of the model."""
+    """Return what the model gives for a batch: keyword arguments, positional ones, one input, or a
+    function of the model.
+    """
     if isinstance(batch, Mapping):
         return model(**cast(Mapping[str, Any], batch))
     if isinstance(batch, Tensor):
@@ -233,18 +274,30 @@ def checked(batches: Iterable[Any]) -> list[Any]:
     """Return batches as a list, or refuse what are none."""
     several = isinstance(batches, Iterable) and not isinstance(batches, Mapping | Tensor | str)
     found: list[Any] = list(batches) if several else []
-    wrong = [b for b in found if not (isinstance(b, Mapping | Tensor | tuple | list) or callable(b))]
+    wrong = [
+        b for b in found if not (isinstance(b, Mapping | Tensor | tuple | list) or callable(b))
+    ]
     if not found or wrong:
-        got = type(wrong[0]).__name__ if wrong else "none" if several else f"one {type(batches).__name__}"
-        raise SpecError(f"batches: several batches of model inputs are needed, got {got}.",
-                        advice="Give a list: of dicts, tensors or tuples that the model is called with, or of functions of the "
-                        "model. Nothing was attached.")  # fmt: skip
+        got = (
+            type(wrong[0]).__name__
+            if wrong
+            else "none"
+            if several
+            else f"one {type(batches).__name__}"
+        )
+        raise SpecError(
+            f"batches: several batches of model inputs are needed, got {got}.",
+            advice="Give a list: of dicts, tensors or tuples that the model is called with, or of functions of the "
+            "model. Nothing was attached.",
+        )
     return found
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode, so that nothing is drawn and no statistics move; then back, each into its own."""
+    """Put all modules into eval mode, so that nothing is drawn and no statistics move; then back,
+    each into its own.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

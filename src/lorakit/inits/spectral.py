@@ -1,25 +1,33 @@
-"""Starts from the base's own matrix: A and B take a part of it, which the change is then measured from (deltas/moved.py)."""
+"""Starts from the base's own matrix: A and B take a part of it, which the change is then measured
+from (deltas/moved.py).
+"""
 
 import torch
 from torch import Tensor
 
+from lorakit.linalg import leading_range, shared_evenly
 from lorakit.spec import Settings
-from lorakit.svd import leading_range, shared_evenly
 
-OVERSAMPLE, PASSES = 8, 4  # of the randomised SVD: directions beyond the rank, and passes over the matrix and back
+OVERSAMPLE, PASSES = (
+    8,
+    4,
+)  # of the randomised SVD: directions beyond the rank, and passes over the matrix and back
 
 
 def pissa(M: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return A and B with `scale * B A` the part of M of its `rank` largest singular values: no product is nearer to M.
+    """Return A and B with `scale * B A` the part of M of its `rank` largest singular values: no
+    product is nearer to M.
 
     Args:
         M: (out, in), floating; or a stack of such.
         settings: rank and scale.
 
     Returns:
-        A (rank, in) and B (out, rank), float32 or better; the singular values are shared evenly between them.
+        A (rank, in) and B (out, rank), float32 or better; the singular values are shared evenly
+        between them.
 
-    Source: Meng et al., PiSSA, arXiv 2404.02948, equations 2 and 3; divided by the scale, as the official code does.
+    Source: Meng et al., PiSSA, arXiv 2404.02948, equations 2 and 3; divided by the scale, as the
+        official code does.
 
     >>> A, B = pissa(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), Settings(rank=1, alpha=2.0, scale_rule="alpha/rank", dropout=0.0,
     ...                                                               init="pissa", init_std=None))
@@ -33,8 +41,9 @@ def pissa(M: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 def pissa_fast(M: Tensor, settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return what `pissa` does, nearly, from a few products with M instead of its whole SVD.
 
-    The part left out is larger than the least possible by at most the factor 1 + 1 % (Frobenius norm) for weights as slowly
-    falling as random ones; the faster the singular values fall, the nearer.
+    The part left out is larger than the least possible by at most the factor 1 + 1 % (Frobenius
+    norm) for weights as slowly falling as random ones; the faster the singular values fall, the
+    nearer.
 
     Args:
         M: (out, in), floating; or a stack of such.
@@ -45,14 +54,17 @@ def pissa_fast(M: Tensor, settings: Settings, generator: torch.Generator) -> tup
     """
     M = wide(M)
     count = min(settings.rank + OVERSAMPLE, *M.shape[-2:])
-    random = torch.randn((*M.shape[:-2], M.shape[-1], count), generator=generator, dtype=torch.float32).to(M)
+    random = torch.randn(
+        (*M.shape[:-2], M.shape[-1], count), generator=generator, dtype=torch.float32
+    ).to(M)
     Q = leading_range(M, random, PASSES)
     U, S, Vh = torch.linalg.svd(Q.mT @ M, full_matrices=False)
     return _shared(Q @ U, S, Vh, settings)
 
 
 def olora(M: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return B = the first columns of Q, which are orthonormal, and A = the first rows of R, of M = Q R.
+    """Return B = the first columns of Q, which are orthonormal, and A = the first rows of R, of M =
+    Q R.
 
     Args:
         M: (out, in), floating; or a stack of such.

@@ -1,4 +1,6 @@
-"""A step of a model whose blocks repeat, traced on a few of them: what each further block adds is the same, to the byte."""
+"""A step of a model whose blocks repeat, traced on a few of them: what each further block adds is
+the same, to the byte.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,19 +10,23 @@ from typing import Any
 from torch import nn
 
 from lorakit.plan.trace import Step, Trace, trace
-from lorakit.slot import Slot
+from lorakit.sites.slot import Slot
 
-FEW = 4  # blocks: two at either end of a run, whose neighbours are other layers or the same ones as in the whole model
+# blocks: two at either end of a run, whose neighbours are other layers or the same ones as in the
+# whole model
+FEW = 4
 WORTH = 3 * FEW  # blocks of a run from which on two short traces are quicker than the whole
 
 
 def of_blocks(model: nn.Module, step: Step) -> Trace:
     """Return what `trace` does; where blocks repeat, from two traces with 4 and 5 of them.
 
-    A block takes and frees the same memory wherever it stands, on top of what grows by the same amount with every block
-    (what is kept for the backward pass, gradients). So at any moment near the start or the end of a phase the bytes in use
-    are a line in the number of blocks, and in between they lie between the two. Whether it is so is seen: in each phase the
-    two traces must differ by one constant from its start on, by one up to its end, and the stretches must overlap by a block.
+    A block takes and frees the same memory wherever it stands, on top of what grows by the same
+    amount with every block (what is kept for the backward pass, gradients). So at any moment near
+    the start or the end of a phase the bytes in use are a line in the number of blocks, and in
+    between they lie between the two. Whether it is so is seen: in each phase the two traces must
+    differ by one constant from its start on, by one up to its end, and the stretches must overlap
+    by a block.
 
     Args:
         model: as `trace` takes it.
@@ -41,8 +47,12 @@ def of_blocks(model: nn.Module, step: Step) -> Trace:
 
 
 def repeated(model: Any) -> tuple[nn.ModuleList, range] | None:
-    """Return the list of a model's blocks, and which of them are alike and one after the other; None where few are."""
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) >= WORTH]
+    """Return the list of a model's blocks, and which of them are alike and one after the other;
+    None where few are.
+    """
+    lists = [
+        (n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) >= WORTH
+    ]
     lists = [(n, m) for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)]
     config = getattr(model, "config", None)
     if len(lists) != 1 or config is None:
@@ -56,20 +66,36 @@ def repeated(model: Any) -> tuple[nn.ModuleList, range] | None:
 
 
 def _by_block(config: Any, count: int) -> list[Any]:
-    """Return what the config says of each block: settings that are lists of as many values (kinds of attention, say)."""
-    lists = [v for v in config.get_text_config().to_dict().values() if isinstance(v, list | tuple) and len(v) == count]
+    """Return what the config says of each block: settings that are lists of as many values (kinds
+    of attention, say).
+    """
+    lists = [
+        v
+        for v in config.get_text_config().to_dict().values()
+        if isinstance(v, list | tuple) and len(v) == count
+    ]
     return [[repr(values[i]) for values in lists] for i in range(count)]
 
 
 def _shape(block: nn.Module) -> list[Any]:
-    """Return all that a block's memory may depend on: classes, plain settings, tensors, and what is adapted in which way."""
+    """Return all that a block's memory may depend on: classes, plain settings, tensors, and what is
+    adapted in which way.
+    """
     out: list[Any] = []
     for path, module in block.named_modules():
         if isinstance(module, Slot):
             continue  # its path tells blocks apart; the deltas in it are modules of their own
-        settings = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str) and k != "layer_idx"}
-        tensors = [(k, t.shape, t.dtype, t.requires_grad) for table in (module._parameters, module._buffers)
-                   for k, t in table.items() if t is not None]  # fmt: skip
+        settings = {
+            k: v
+            for k, v in vars(module).items()
+            if isinstance(v, bool | int | float | str) and k != "layer_idx"
+        }
+        tensors = [
+            (k, t.shape, t.dtype, t.requires_grad)
+            for table in (module._parameters, module._buffers)
+            for k, t in table.items()
+            if t is not None
+        ]
         out.append((path, type(module), settings, tensors))
     return out
 
@@ -87,7 +113,9 @@ def _cut(blocks: nn.ModuleList, run: Sequence[int], count: int) -> Iterator[None
 
 
 def _grown(few: Trace, more: Trace, by: int) -> Trace | None:
-    """Return the trace of `by` blocks more than `few` has, where each adds as much as from `few` to `more`; else None."""
+    """Return the trace of `by` blocks more than `few` has, where each adds as much as from `few` to
+    `more`; else None.
+    """
     if len(few.phases) != len(more.phases):
         return None
     timeline: list[int] = []
@@ -102,11 +130,17 @@ def _grown(few: Trace, more: Trace, by: int) -> Trace | None:
             return None
         split = (len(a) - far + near) // 2
         timeline += [
-            x + by * (y - x) for x, y in [*zip(a[:split], b, strict=False), *zip(a[split:], b[split + block :], strict=True)]
+            x + by * (y - x)
+            for x, y in [
+                *zip(a[:split], b, strict=False),
+                *zip(a[split:], b[split + block :], strict=True),
+            ]
         ]
         start, other = end, stop
-    grown = {k: getattr(few, k) + by * (getattr(more, k) - getattr(few, k))
-             for k in ("activations", "logits", "flops", "moved", "calls")}  # fmt: skip
+    grown = {
+        k: getattr(few, k) + by * (getattr(more, k) - getattr(few, k))
+        for k in ("activations", "logits", "flops", "moved", "calls")
+    }
     return Trace(timeline=timeline, phases=[], **grown)
 
 
@@ -116,4 +150,7 @@ def _alike(a: Sequence[int], b: Sequence[int]) -> int:
     >>> _alike([1, 2, 9], [4, 5, 9, 9])
     2
     """
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if y - x != b[0] - a[0]), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if y - x != b[0] - a[0]),
+        min(len(a), len(b)),
+    )

@@ -8,9 +8,10 @@ import numpy as np
 class Curve:
     """The most bytes in use at once, as a function of one size (sequences, tokens or rank).
 
-    At each allocation what is in use is a polynomial of the size, so a line through two traces, or a parabola through three,
-    is exact there, and the peak is the highest of them. Where traces differ in their number of allocations (a loss that is
-    computed in pieces), the polynomial goes through the peaks alone.
+    At each allocation what is in use is a polynomial of the size, so a line through two traces, or
+    a parabola through three, is exact there, and the peak is the highest of them. Where traces
+    differ in their number of allocations (a loss that is computed in pieces), the polynomial goes
+    through the peaks alone.
 
     Args:
         traced: (size, bytes in use after each allocation) of two or three sizes.
@@ -32,7 +33,8 @@ class Curve:
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
-    """Return the largest size from 1 to `most` that fits, where all below a size that fits do; 0 where none does.
+    """Return the largest size from 1 to `most` that fits, where all below a size that fits do; 0
+    where none does.
 
     >>> largest(lambda x: x * x <= 50, 100), largest(lambda x: False, 100), largest(lambda x: True, 100)
     (7, 0, 100)

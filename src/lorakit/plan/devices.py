@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 import torch
 
-from lorakit.errors import SpecError, near
+from lorakit.errors import SpecError
+from lorakit.text import near_misses
 
 HERE = "this machine"
 CONTEXT = 512 << 20  # bytes that CUDA, its libraries and PyTorch's kernels take of a GPU
@@ -18,8 +19,17 @@ TINY = 9  # operations of the tiny step that is measured: three forward, six bac
 FRAGMENTS = 0.05  # share of a GPU that its allocator loses between blocks
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 # Name -> MiB as nvidia-smi shows them. An A100 has 40 or 80 GB; the plain name means the larger.
-GPUS = {"T4": 15360, "RTX 2080 Ti": 11264, "RTX 3080": 10240, "RTX 4090": 24564, "L4": 23034, "A100 40GB": 40960,
-        "A100": 81920, "H100": 81559, "H200": 143771}  # fmt: skip
+GPUS = {
+    "T4": 15360,
+    "RTX 2080 Ti": 11264,
+    "RTX 3080": 10240,
+    "RTX 4090": 24564,
+    "L4": 23034,
+    "A100 40GB": 40960,
+    "A100": 81920,
+    "H100": 81559,
+    "H200": 143771,
+}
 
 
 @dataclass(frozen=True)
@@ -49,15 +59,19 @@ def named(name: str) -> Device:
     ('RTX 4090', 11264)
     """
     known = (
-        {_key(n): n for n in (*GPUS, HERE)} | {_key(n).removeprefix("rtx"): n for n in GPUS} | {"cpu": HERE, "a10080gb": "A100"}
+        {_key(n): n for n in (*GPUS, HERE)}
+        | {_key(n).removeprefix("rtx"): n for n in GPUS}
+        | {"cpu": HERE, "a10080gb": "A100"}
     )
     found = known.get(_key(name))
     if found is None:
-        hint = near(_key(name), known)
+        hint = near_misses(_key(name), known)
         for key in re.findall(r"'(\w+)'", hint):
             hint = hint.replace(f"'{key}'", f"'{known[key]}'")
-        raise SpecError(f"No device is called {name!r}. {hint}".rstrip(),
-                        advice=f"Devices: {', '.join((*GPUS, HERE))}.")  # fmt: skip
+        raise SpecError(
+            f"No device is called {name!r}. {hint}".rstrip(),
+            advice=f"Devices: {', '.join((*GPUS, HERE))}.",
+        )
     return this_machine() if found == HERE else _gpu(found, GPUS[found] << 20)
 
 
@@ -67,7 +81,8 @@ def all_devices() -> list[Device]:
 
 
 def this_machine(*, cpu: bool = False) -> Device:
-    """Return the GPU of this machine where it has one (and `cpu` is not asked for), else its main memory, or what a container
+    """Return the GPU of this machine where it has one (and `cpu` is not asked for), else its main
+    memory, or what a container
     may have of it."""
     if torch.cuda.is_available() and not cpu:
         return _gpu(HERE, torch.cuda.get_device_properties(0).total_memory)
@@ -107,7 +122,8 @@ class Rate:
 
 
 def measured(width: int, rows: int, dtype: torch.dtype) -> Rate:
-    """Measure this machine, in about half a second: a product of the model's width, a sum of large tensors, a tiny step.
+    """Measure this machine, in about half a second: a product of the model's width, a sum of large
+    tensors, a tiny step.
 
     Args:
         width: of the model.
@@ -116,12 +132,17 @@ def measured(width: int, rows: int, dtype: torch.dtype) -> Rate:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     width, rows = min(max(width, 16), 4096), min(max(rows, 16), 1024)
-    x, w = torch.ones(rows, width, dtype=dtype, device=device), torch.ones(width, width, dtype=dtype, device=device)
+    x, w = (
+        torch.ones(rows, width, dtype=dtype, device=device),
+        torch.ones(width, width, dtype=dtype, device=device),
+    )
     y = torch.ones(rows, 8 * width, dtype=dtype, device=device)
     small = torch.ones(8, 8, device=device, requires_grad=True)
     product, addition = _median(lambda: x @ w), _median(lambda: y + y)
     return Rate(
-        2 * rows * width**2 / product, 3 * y.nbytes / addition, _median(lambda: (small @ small + small).sum().backward()) / TINY
+        2 * rows * width**2 / product,
+        3 * y.nbytes / addition,
+        _median(lambda: (small @ small + small).sum().backward()) / TINY,
     )
 
 
@@ -129,7 +150,9 @@ def _median(call: Callable[[], Any], seconds: float = 0.15) -> float:
     """Return the median time of a call."""
     gpu = torch.cuda.is_available()
     wait = torch.cuda.synchronize if gpu else lambda: None
-    clock = time.perf_counter if gpu else time.thread_time  # what else the machine does is not counted
+    clock = (
+        time.perf_counter if gpu else time.thread_time
+    )  # what else the machine does is not counted
     call()
     times, end = [], time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:

@@ -8,24 +8,25 @@ from typing import Any
 import torch
 
 from lorakit.adapter import Adapter
-from lorakit.attach import detach
-from lorakit.coverage import coverage
 from lorakit.errors import ModelError, TargetError
-from lorakit.evaluate.head import chunk_rows
-from lorakit.formats.peft import laid_out
-from lorakit.inits import STARTS
+from lorakit.formats.peft.files import laid_out
+from lorakit.inits.start import STARTS
+from lorakit.inject.attach import detach
+from lorakit.inject.coverage import coverage
+from lorakit.inject.targets import select
+from lorakit.models.chunked_loss import chunk_rows
 from lorakit.plan.blocks import of_blocks
-from lorakit.plan.cards import others
 from lorakit.plan.curve import Curve, largest
 from lorakit.plan.devices import Device, Rate
-from lorakit.plan.skeleton import Skeleton, attached
+from lorakit.plan.meta_model import Skeleton, attached
+from lorakit.plan.published import others
 from lorakit.plan.trace import Step, Trace
-from lorakit.slot import base_parameters
+from lorakit.sites.slot import base_parameters
 from lorakit.spec import Spec
-from lorakit.targets import select
 
 METHODS = ("full", "lora", "lora-8bit", "lora-4bit")
-# As bitsandbytes stores a matrix: bytes a value, and float32 scales, one a row or one for 64 values.
+# As bitsandbytes stores a matrix: bytes a value, and float32 scales, one a row or one for 64
+# values.
 EIGHT_BIT, FOUR_BIT = 1.0, 0.5 + 4 / 64
 MOST_BATCH, MOST_LENGTH = 1 << 16, 1 << 20
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -65,9 +66,18 @@ class Work:
 
     def step(self, task: str, gpu: bool) -> Step:
         """Return the shape of one pass on such a device."""
-        return Step(batch=self.batch, length=self.length, task=task, dtype=self.dtype(gpu), mixed=self.mixed,
-                    padded=self.padded, packed=self.packed, checkpointing=self.checkpointing, fused=gpu,
-                    again=self.accumulate > 1)  # fmt: skip
+        return Step(
+            batch=self.batch,
+            length=self.length,
+            task=task,
+            dtype=self.dtype(gpu),
+            mixed=self.mixed,
+            padded=self.padded,
+            packed=self.packed,
+            checkpointing=self.checkpointing,
+            fused=gpu,
+            again=self.accumulate > 1,
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,8 @@ class Held:
 
     Attributes:
         trained: what gets gradients.
-        frozen: what it needs beside that: where a start that moves B began, or the pair that VeRA's layers share.
+        frozen: what it needs beside that: where a start that moves B began, or the pair that VeRA's
+            layers share.
         file: its tensors on disk; the header with names and settings comes on top.
     """
 
@@ -107,13 +118,18 @@ class Plan:
         adapter = attached(base.model, self.spec)
         self.coverage, self.adapter = coverage(base.model), adapter
         own = list({id(p): p for _, p in base_parameters(base.model)}.values())
-        self.base_parameters, self._buffers = sum(p.numel() for p in own), sum(b.nbytes for b in base.model.buffers())
+        self.base_parameters, self._buffers = (
+            sum(p.numel() for p in own),
+            sum(b.nbytes for b in base.model.buffers()),
+        )
         detach(base.model)
 
-    # --- memory ----------------------------------------------------------------------------------------------------
+    # --- memory ----------------------------------------------------------------------------------
 
     def traced(self, step: Step, *, rank: int | None = None, full: bool = False) -> Trace:
-        """Return the trace of a step, with the adapter at its own or another rank, or with every parameter trained."""
+        """Return the trace of a step, with the adapter at its own or another rank, or with every
+        parameter trained.
+        """
         key = (step, 0 if full else rank)
         if key not in self._traces:
             model = self.base.model
@@ -129,14 +145,19 @@ class Plan:
         return self._traces[key]
 
     def weights(self, dtype: torch.dtype, method: str = "lora") -> int:
-        """Return the bytes of the base: as it is, or with its linear layers but the head in 8 or 4 bits."""
+        """Return the bytes of the base: as it is, or with its linear layers but the head in 8 or 4
+        bits.
+        """
         size = self.base_parameters * dtype.itemsize + self._buffers
         if method in ("lora", "full"):
             return size
         per = EIGHT_BIT if method == "lora-8bit" else FOUR_BIT
         scales = 4 * sum(out for out, _ in self._linear) if method == "lora-8bit" else 0
         # One matrix at a time is back in full, to be multiplied with.
-        return int(size + sum(o * i for o, i in self._linear) * (per - dtype.itemsize) + scales) + self._widest * dtype.itemsize
+        return (
+            int(size + sum(o * i for o, i in self._linear) * (per - dtype.itemsize) + scales)
+            + self._widest * dtype.itemsize
+        )
 
     @cached_property
     def _linear(self) -> list[tuple[int, int]]:
@@ -171,28 +192,40 @@ class Plan:
     def memory(self, *, gpu: bool) -> dict[str, int | None]:
         """Return the bytes of each part, and of all at the moment when they are most.
 
-        The peak is not their sum: activations go while gradients come. Without a forward (headers alone) what a step holds is
+        The peak is not their sum: activations go while gradients come. Without a forward (headers
+            alone) what a step holds is
         not known, and is None.
         """
         step = self.work.step(self.base.task, gpu)
         size, found = self.held(step.dtype), self.traced(step) if self.base.runs else None
         step_peak = None if found is None else max(found.peak, 2 * size.trained)
         return {
-            "weights": self.weights(step.dtype), "adapters": size.trained + size.frozen, "gradients": size.trained,
+            "weights": self.weights(step.dtype),
+            "adapters": size.trained + size.frozen,
+            "gradients": size.trained,
             "optimizer": 2 * size.trained,
-            "activations": found.activations if found else None, "logits": found.logits if found else None,
+            "activations": found.activations if found else None,
+            "logits": found.logits if found else None,
             "peak": None if step_peak is None else self.static(step.dtype) + step_peak,
-        }  # fmt: skip
+        }
 
-    # --- what fits -------------------------------------------------------------------------------------------------
+    # --- what fits -------------------------------------------------------------------------------
 
     def fits(self, device: Device) -> dict[str, dict[str, int]]:
-        """Return for each method the largest batch at the length asked, and for LoRA the longest length and highest rank.
+        """Return for each method the largest batch at the length asked, and for LoRA the longest
+        length and highest rank.
 
-        Full fine-tuning holds weights, gradients and moments in float32 and computes in 16 bits on a GPU. 0: none fits.
+        Full fine-tuning holds weights, gradients and moments in float32 and computes in 16 bits on
+        a GPU. 0: none fits.
         """
-        step = replace(self.work.step(self.base.task, device.gpu), packed=())  # for all of one length there is no difference
-        whole = replace(step, dtype=torch.float32, mixed="bf16" if device.gpu and step.mixed == "no" else step.mixed)
+        step = replace(
+            self.work.step(self.base.task, device.gpu), packed=()
+        )  # for all of one length there is no difference
+        whole = replace(
+            step,
+            dtype=torch.float32,
+            mixed="bf16" if device.gpu and step.mixed == "no" else step.mixed,
+        )
         out: dict[str, dict[str, int]] = {}
         for method in METHODS:
             room, full = device.usable - self.static(step.dtype, method), method == "full"
@@ -210,12 +243,21 @@ class Plan:
             out["lora"]["rank"] = self._highest_rank(step, device.usable)
         return out
 
-    def _curve(self, what: str, step: Step, sizes: Sequence[int], most: int, *, full: bool = False) -> Callable[[int], int]:
+    def _curve(
+        self, what: str, step: Step, sizes: Sequence[int], most: int, *, full: bool = False
+    ) -> Callable[[int], int]:
         def through(sizes: Sequence[int]) -> Curve:
-            return Curve([(n, self.traced(replace(step, **{what: n}), full=full).timeline) for n in sizes])
+            return Curve(
+                [(n, self.traced(replace(step, **{what: n}), full=full).timeline) for n in sizes]
+            )
 
-        # A loss of more than one chunk holds no more logits, whatever the size, so from there on another curve holds.
-        edge = max(1, chunk_rows(self._vocabulary, step.dtype) // (step.length if what == "batch" else step.batch))
+        # A loss of more than one chunk holds no more logits, whatever the size, so from there on
+        # another curve holds.
+        edge = max(
+            1,
+            chunk_rows(self._vocabulary, step.dtype)
+            // (step.length if what == "batch" else step.batch),
+        )
         low, high = 2 * edge, min(8 * edge, most)
         if step.task != "causal-lm" or high - low < len(sizes):
             return through(sizes)
@@ -224,8 +266,11 @@ class Plan:
             return beyond
         below = through(sizes)
         start, rise = below(edge), (beyond(low) - below(edge)) / (low - edge)
-        # Between the two the peak is below the line that joins them: it is the highest of several lines.
-        return lambda n: below(n) if n <= edge else beyond(n) if n >= low else round(start + rise * (n - edge))
+        # Between the two the peak is below the line that joins them: it is the highest of several
+        # lines.
+        return lambda n: (
+            below(n) if n <= edge else beyond(n) if n >= low else round(start + rise * (n - edge))
+        )
 
     def _highest_rank(self, step: Step, usable: int) -> int:
         most = self._highest()
@@ -233,7 +278,10 @@ class Plan:
         low = low if high > low else max(1, high // 2)
         if self.spec.overrides or low >= high:
             return 0
-        sizes = {r: self.static(step.dtype, adapter=self.held(step.dtype, self._fresh(r))) for r in (low, high)}
+        sizes = {
+            r: self.static(step.dtype, adapter=self.held(step.dtype, self._fresh(r)))
+            for r in (low, high)
+        }
         slope = (sizes[high] - sizes[low]) / (high - low)
         curve = Curve([(r, self.traced(step, rank=r).timeline) for r in (low, high)])
 
@@ -253,19 +301,29 @@ class Plan:
         detach(self.base.model)
         return adapter
 
-    # --- time and ranks --------------------------------------------------------------------------------------------
+    # --- time and ranks --------------------------------------------------------------------------
 
-    def seconds(self, rate: Rate, *, gpu: bool, batch: int | None = None, length: int | None = None) -> float:
-        """Return how long one optimizer step takes at this rate, of the largest batch or of another shape."""
+    def seconds(
+        self, rate: Rate, *, gpu: bool, batch: int | None = None, length: int | None = None
+    ) -> float:
+        """Return how long one optimizer step takes at this rate, of the largest batch or of another
+        shape.
+        """
         step = self.work.step(self.base.task, gpu)
         step = replace(
-            step, batch=batch or step.batch, length=length or step.length, again=False, packed=() if batch else step.packed
+            step,
+            batch=batch or step.batch,
+            length=length or step.length,
+            again=False,
+            packed=() if batch else step.packed,
         )
         found = self.traced(step)
         return self.work.accumulate * rate.seconds(found.flops, found.moved, found.calls)
 
     def ranks(self, dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
-        """Return what each rank costs: parameters, bytes of the file, bytes while training, layers past break-even."""
+        """Return what each rank costs: parameters, bytes of the file, bytes while training, layers
+        past break-even.
+        """
         if self.spec.overrides or not self.coverage.modules:
             return []
         shapes = [m["shape"] for m in self.coverage.modules]
@@ -276,16 +334,28 @@ class Plan:
                 adapter = self._fresh(r)
                 told[r] = (adapter.parameters_count, *astuple(self.held(dtype, adapter)))
             else:
-                told[r] = tuple(first + (r - 1) * (second - first) for first, second in zip(told[1], told[2], strict=True))
+                told[r] = tuple(
+                    first + (r - 1) * (second - first)
+                    for first, second in zip(told[1], told[2], strict=True)
+                )
             count, size = told[r][0], Held(*told[r][1:])
             past = sum(r * (rows + columns) >= rows * columns for rows, columns in shapes)
-            out.append({"rank": r, "trainable_parameters": count, "adapter_bytes": size.file,
-                        "training_bytes": size.frozen + 4 * size.trained,
-                        "share": count / self.base_parameters, "past_break_even": past})  # fmt: skip
+            out.append(
+                {
+                    "rank": r,
+                    "trainable_parameters": count,
+                    "adapter_bytes": size.file,
+                    "training_bytes": size.frozen + 4 * size.trained,
+                    "share": count / self.base_parameters,
+                    "past_break_even": past,
+                }
+            )
         return out
 
     def others(self) -> dict[str, int]:
-        """Return what other methods would train on this model; empty where its config does not tell its shape."""
+        """Return what other methods would train on this model; empty where its config does not tell
+        its shape.
+        """
         config = getattr(self.base.model, "config", None)
         text = config.get_text_config() if config is not None else None
         width, layers = getattr(text, "hidden_size", None), getattr(text, "num_hidden_layers", None)
@@ -295,8 +365,10 @@ class Plan:
 def make(base: Skeleton, spec: Spec, work: Work) -> Plan:
     """Return a plan, or refuse a length that the model cannot read."""
     if base.max_length and work.length > base.max_length:
-        raise ModelError(f"{work.length:,} tokens asked, {base.name} takes at most {base.max_length:,}.",
-                         advice="Lower --max-length.")  # fmt: skip
+        raise ModelError(
+            f"{work.length:,} tokens asked, {base.name} takes at most {base.max_length:,}.",
+            advice="Lower --max-length.",
+        )
     return Plan(base, spec, work)
 
 
@@ -311,4 +383,6 @@ def held(adapter: Adapter, dtype: torch.dtype) -> Held:
     factors = sum(p.nbytes for delta in adapter.deltas.values() for p in delta.parameters())
     written = laid_out(adapter.spec, adapter.deltas, {})[0]
     size = whole * dtype.itemsize
-    return Held(factors + size, sum(frozen.values()), sum(t.nbytes for t in written.values()) + size)
+    return Held(
+        factors + size, sum(frozen.values()), sum(t.nbytes for t in written.values()) + size
+    )

@@ -1,4 +1,6 @@
-"""The plan as `lorakit plan` gives it, and the one line of it that training prints before it starts."""
+"""The plan as `lorakit plan` gives it, and the one line of it that training prints before it
+starts.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +11,16 @@ from lorakit.data.batches import Batches
 from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import ModelError, SpecError
-from lorakit.evaluate.packing import why_not
-from lorakit.evaluate.subject import encode
-from lorakit.models import Loaded, auto_dtype, locate, quiet
+from lorakit.models.load import Loaded, auto_dtype, locate, quiet
+from lorakit.models.open import encode
+from lorakit.models.packing import why_not
 from lorakit.plan import devices
 from lorakit.plan.estimate import Plan, Work, make
-from lorakit.plan.skeleton import Skeleton, skeleton
-from lorakit.plan.text import clock, size
+from lorakit.plan.meta_model import Skeleton, skeleton
 from lorakit.plan.trace import AUTOCAST
-from lorakit.ranks import BY_DATA, SUGGESTED, counted, schedule
+from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, counted
 from lorakit.spec import Spec
+from lorakit.text import format_bytes, format_duration
 
 LENGTH = 512  # tokens, where nothing says otherwise: training's own default
 
@@ -27,8 +29,10 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
     """Return the plan as JSON holds it.
 
     Args:
-        asked: model, data, columns, quotes, loss_on, task, device and teraflops, as the command has them.
-        run: the settings of training that count: max_length, batch_size, accumulate, dtypes, checkpointing, epochs, seed.
+        asked: model, data, columns, quotes, loss_on, task, device and teraflops, as the command has
+            them.
+        run: the settings of training that count: max_length, batch_size, accumulate, dtypes,
+            checkpointing, epochs, seed.
         spec: of the adapter.
 
     Raises:
@@ -37,7 +41,10 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
         DataError, TargetError: as in training.
     """
     if asked.teraflops is not None and not asked.teraflops > 0:
-        raise SpecError(f"--teraflops: a number above 0 is needed, got {asked.teraflops:g}.", advice="Nothing was planned.")
+        raise SpecError(
+            f"--teraflops: a number above 0 is needed, got {asked.teraflops:g}.",
+            advice="Nothing was planned.",
+        )
     device = devices.named(asked.device or devices.HERE)
     rows = read_rows(asked.data, columns=asked.columns, quotes=asked.quotes) if asked.data else None
     task = task_of(rows, asked.task) if rows is not None else asked.task
@@ -48,11 +55,18 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
     plan = make(base, spread(base, spec, run), work_of(run, base, spec, batches))
     out = {**described(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
     chosen = devices.all_devices() if asked.device is None else [device]
-    table = [{"device": d.name, "size": d.size, "usable": d.usable, "methods": plan.fits(d)}
-             for d in (chosen if base.runs else ())]  # fmt: skip
-    out |= {"devices": table, "fits": {d["device"]: d["methods"]["lora"]["batch"] for d in table}, 
-            "ranks": plan.ranks(plan.work.dtype(device.gpu)), "others": plan.others(), "spec": plan.spec.to_dict(),
-            "notes": _notes(plan, run, table, batches)}  # fmt: skip
+    table = [
+        {"device": d.name, "size": d.size, "usable": d.usable, "methods": plan.fits(d)}
+        for d in (chosen if base.runs else ())
+    ]
+    out |= {
+        "devices": table,
+        "fits": {d["device"]: d["methods"]["lora"]["batch"] for d in table},
+        "ranks": plan.ranks(plan.work.dtype(device.gpu)),
+        "others": plan.others(),
+        "spec": plan.spec.to_dict(),
+        "notes": _notes(plan, run, table, batches),
+    }
     out["summary"] = summary(out)
     return out
 
@@ -61,33 +75,45 @@ def described(plan: Plan, device: devices.Device) -> dict[str, Any]:
     """Return counts and memory of a plan on one device."""
     work, dtype = plan.work, plan.work.dtype(device.gpu)
     return {
-        "model": plan.base.name, "task": plan.base.task, "device": device.name, "usable_bytes": device.usable,
+        "model": plan.base.name,
+        "task": plan.base.task,
+        "device": device.name,
+        "usable_bytes": device.usable,
         "trainable_parameters": plan.adapter.parameters_count,
-        "total_parameters": plan.coverage.total_parameters, "base_parameters": plan.base_parameters,
-        "adapted_modules": len(plan.coverage.modules), "coverage": str(plan.coverage),
-        "adapter_bytes": plan.held(dtype).file, "base_dtype": str(dtype).removeprefix("torch."),
-        "batch": work.batch, "length": work.length,
+        "total_parameters": plan.coverage.total_parameters,
+        "base_parameters": plan.base_parameters,
+        "adapted_modules": len(plan.coverage.modules),
+        "coverage": str(plan.coverage),
+        "adapter_bytes": plan.held(dtype).file,
+        "base_dtype": str(dtype).removeprefix("torch."),
+        "batch": work.batch,
+        "length": work.length,
         "memory": plan.memory(gpu=device.gpu),
-    }  # fmt: skip
+    }
 
 
 def summary(out: dict[str, Any]) -> str:
     """Return the plan in one line."""
     peak, usable = out["memory"]["peak"], out["usable_bytes"]
-    text = (f"plan: {out['trainable_parameters']:,} of {out['total_parameters']:,} parameters train, "
-            f"an adapter file of {size(out['adapter_bytes'])}, the base in {out['base_dtype']}")  # fmt: skip
+    text = (
+        f"plan: {out['trainable_parameters']:,} of {out['total_parameters']:,} parameters train, "
+        f"an adapter file of {format_bytes(out['adapter_bytes'])}, the base in {out['base_dtype']}"
+    )
     if peak is not None:
-        text += (f"; {out['batch']} x {out['length']:,} tokens need {size(peak)} "
-                 f"of the {size(usable)} that {out['device']} has for tensors")  # fmt: skip
+        text += (
+            f"; {out['batch']} x {out['length']:,} tokens need {format_bytes(peak)} "
+            f"of the {format_bytes(usable)} that {out['device']} has for tensors"
+        )
     if out.get("seconds_per_step") is not None:
-        text += f"; about {clock(out['seconds_per_step'])} a step"
+        text += f"; about {format_duration(out['seconds_per_step'])} a step"
     if out.get("seconds_per_epoch") is not None:
-        text += f", {clock(out['seconds_per_epoch'])} an epoch"
+        text += f", {format_duration(out['seconds_per_epoch'])} an epoch"
     return text
 
 
 def spread(base: Skeleton, spec: Spec, run: Any) -> Spec:
-    """Return the spec with its rank where --ranks and --rank-budget of a run put it, as far as shapes tell.
+    """Return the spec with its rank where --ranks and --rank-budget of a run put it, as far as
+    shapes tell.
 
     What looks at data spends the same number of values: it is spread evenly here.
 
@@ -99,7 +125,9 @@ def spread(base: Skeleton, spec: Spec, run: Any) -> Spec:
     budget = run.rank_budget
     if run.ranks == SUGGESTED and budget is None:
         budget = counted(base.model, spec, None)[2] // 2
-    return schedule(base.model, spec, shape="even" if run.ranks in BY_DATA else run.ranks, budget=budget)
+    return allocate_ranks(
+        base.model, spec, shape="even" if run.ranks in BY_DATA else run.ranks, budget=budget
+    )
 
 
 def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches:
@@ -110,26 +138,50 @@ def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches
     """
     lengths = [len(e.ids) for e in examples]
     if run.batch_tokens is not None and run.batch_tokens < max(lengths):
-        raise SpecError(f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {max(lengths):,} tokens.",
-                        advice="Raise it, or lower --max-length. Nothing was started.")  # fmt: skip
-    packed = run.packing != "off" and base.task == "causal-lm" and base.runs and why_not(base.model, max(lengths)) is None
+        raise SpecError(
+            f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {max(lengths):,} tokens.",
+            advice="Raise it, or lower --max-length. Nothing was started.",
+        )
+    packed = (
+        run.packing != "off"
+        and base.task == "causal-lm"
+        and base.runs
+        and why_not(base.model, max(lengths)) is None
+    )
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
 
 def work_of(run: Any, base: Skeleton, spec: Spec, batches: Batches | None) -> Work:
-    """Return what a run does at once: the largest of its batches, or without rows the largest that there could be."""
-    sizes: dict[str, Any] = {"batch": run.batch_size, "length": run.max_length or min(LENGTH, base.max_length or LENGTH)}
+    """Return what a run does at once: the largest of its batches, or without rows the largest that
+    there could be.
+    """
+    sizes: dict[str, Any] = {
+        "batch": run.batch_size,
+        "length": run.max_length or min(LENGTH, base.max_length or LENGTH),
+    }
     if batches is not None:
         k = batches.longest(0, batches.per_epoch)
         rows, width = batches.shape(k)
-        sizes = {"batch": rows, "length": width, "padded": any(batches.lengths[i] != width for i in batches[k])}
+        sizes = {
+            "batch": rows,
+            "length": width,
+            "padded": any(batches.lengths[i] != width for i in batches[k]),
+        }
         if batches.packed:
             sizes |= {"packed": tuple(batches.lengths[i] for i in batches[k])}
     auto = torch.float32
     if base.runs:
-        auto = auto_dtype(torch.device("cpu"), base.model.config, base.task, whole=trains_whole(spec))
-    return Work(**sizes, accumulate=run.accumulate, base_dtype=run.base_dtype, auto=auto, mixed=run.mixed_precision,
-                checkpointing=run.checkpointing)  # fmt: skip
+        auto = auto_dtype(
+            torch.device("cpu"), base.model.config, base.task, whole=trains_whole(spec)
+        )
+    return Work(
+        **sizes,
+        accumulate=run.accumulate,
+        base_dtype=run.base_dtype,
+        auto=auto,
+        mixed=run.mixed_precision,
+        checkpointing=run.checkpointing,
+    )
 
 
 def trains_whole(spec: Spec) -> bool:
@@ -138,9 +190,16 @@ def trains_whole(spec: Spec) -> bool:
 
 
 def tokenised(
-    base: Skeleton, rows: Rows, max_length: int | None, labels: Sequence[str], loss_on: str, tokenizer: Any = None
+    base: Skeleton,
+    rows: Rows,
+    max_length: int | None,
+    labels: Sequence[str],
+    loss_on: str,
+    tokenizer: Any = None,
 ) -> list[Example]:
-    """Return the rows as training would read them; of the model the tokenizer alone is loaded, where it is not given."""
+    """Return the rows as training would read them; of the model the tokenizer alone is loaded,
+    where it is not given.
+    """
     if tokenizer is None:
         from transformers import AutoTokenizer
 
@@ -148,25 +207,46 @@ def tokenised(
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(locate(base.name)[0])
         except (OSError, ValueError) as error:
-            raise ModelError(f"The tokenizer of {base.name} cannot be read: {str(error).splitlines()[0]}",
-                             advice="Without --data no tokenizer is needed.") from error  # fmt: skip
+            raise ModelError(
+                f"The tokenizer of {base.name} cannot be read: {str(error).splitlines()[0]}",
+                advice="Without --data no tokenizer is needed.",
+            ) from error
     most = int(min(tokenizer.model_max_length, base.max_length or 1 << 30))
-    return encode(rows, Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), most), max_length, loss_on)
+    return encode(
+        rows,
+        Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), most),
+        max_length,
+        loss_on,
+    )
 
 
-def _time(plan: Plan, device: devices.Device, run: Any, batches: Batches | None, teraflops: float | None) -> dict[str, Any]:
+def _time(
+    plan: Plan, device: devices.Device, run: Any, batches: Batches | None, teraflops: float | None
+) -> dict[str, Any]:
     """Return seconds a step and an epoch; None where no rate is known or no rows are given."""
     none = {"seconds_per_step": None, "seconds_per_epoch": None, "flops_per_second": None}
     if not plan.base.runs or (teraflops is None and device.name != devices.HERE):
         return none
-    dtype, config = AUTOCAST.get(plan.work.mixed, plan.work.dtype(device.gpu)), plan.base.model.config.get_text_config()
+    dtype, config = (
+        AUTOCAST.get(plan.work.mixed, plan.work.dtype(device.gpu)),
+        plan.base.model.config.get_text_config(),
+    )
     tokens = plan.work.batch * plan.work.length
-    rate = (devices.Rate(teraflops * 1e12) if teraflops is not None
-            else devices.measured(getattr(config, "hidden_size", 512), tokens, dtype))  # fmt: skip
+    rate = (
+        devices.Rate(teraflops * 1e12)
+        if teraflops is not None
+        else devices.measured(getattr(config, "hidden_size", 512), tokens, dtype)
+    )
     if batches is None:
-        return {**none, "seconds_per_step": plan.seconds(rate, gpu=device.gpu), "flops_per_second": rate.flops}
+        return {
+            **none,
+            "seconds_per_step": plan.seconds(rate, gpu=device.gpu),
+            "flops_per_second": rate.flops,
+        }
     shapes = [batches.shape(k) for k in range(batches.per_epoch)]
-    width = round(sum(batches.width(k) for k in range(batches.per_epoch)) / sum(n for n, _ in shapes))
+    width = round(
+        sum(batches.width(k) for k in range(batches.per_epoch)) / sum(n for n, _ in shapes)
+    )
     mean = plan.seconds(rate, gpu=device.gpu, batch=max(n for n, _ in shapes), length=max(width, 2))
     # Passes, not steps: what is left over at the end of an epoch is a pass too.
     epoch = mean / run.accumulate * sum(n for n, _ in shapes) / max(n for n, _ in shapes)
@@ -176,14 +256,24 @@ def _time(plan: Plan, device: devices.Device, run: Any, batches: Batches | None,
 def _notes(plan: Plan, run: Any, table: list[dict[str, Any]], batches: Batches | None) -> list[str]:
     notes = []
     if run.ranks in BY_DATA:
-        notes.append(f"--ranks {run.ranks} looks at data and weights: its values are counted as if spread evenly")
+        notes.append(
+            f"--ranks {run.ranks} looks at data and weights: its values are counted as if spread evenly"
+        )
     if plan.spec.delta == "adalora":
-        notes.append("adalora: counted at the ranks that it starts with; the file holds those that are left at the end")
+        notes.append(
+            "adalora: counted at the ranks that it starts with; the file holds those that are left at the end"
+        )
     if not plan.base.runs:
-        notes.append("headers tell shapes alone: activations, peak, time and what fits need the model's config.json")
+        notes.append(
+            "headers tell shapes alone: activations, peak, time and what fits need the model's config.json"
+        )
     if table:
-        notes.append("full: weights, gradients and moments in float32, computing in 16 bits on a GPU")
-        notes.append("8-bit and 4-bit base: its linear layers but the head, as bitsandbytes stores them")
+        notes.append(
+            "full: weights, gradients and moments in float32, computing in 16 bits on a GPU"
+        )
+        notes.append(
+            "8-bit and 4-bit base: its linear layers but the head, as bitsandbytes stores them"
+        )
     if batches is None:
         notes.append("without --data every sequence is taken to be as long as it may be")
     return notes

@@ -1,4 +1,6 @@
-"""Pictures, drawn on axes that the caller gives or as one figure. Needs matplotlib: `lorakit[plot]`."""
+"""Pictures, drawn on axes that the caller gives or as one figure. Needs matplotlib:
+`lorakit[plot]`.
+"""
 
 from lorakit.plots.attention import attention
 from lorakit.plots.canvas import check, figure, save
@@ -11,6 +13,23 @@ from lorakit.plots.results import methods
 from lorakit.plots.sizes import reached, sizes
 
 __all__ = [
-    "attention", "by_module", "change", "check", "compressed", "curves", "figure", "graph", "heat", "in_a_row", "layers",
-    "methods", "picture", "reached", "save", "short", "similarity", "sizes", "spectrum",
-]  # fmt: skip
+    "attention",
+    "by_module",
+    "change",
+    "check",
+    "compressed",
+    "curves",
+    "figure",
+    "graph",
+    "heat",
+    "in_a_row",
+    "layers",
+    "methods",
+    "picture",
+    "reached",
+    "save",
+    "short",
+    "similarity",
+    "sizes",
+    "spectrum",
+]

@@ -2,18 +2,22 @@
 
 from typing import Any
 
-from lorakit.attention import Compared
+from lorakit.analysis.attention import Compared
 from lorakit.errors import SpecError
 from lorakit.plots.canvas import figure
 from lorakit.plots.matrices import heat
 
 
-def attention(found: Compared, *, layer: int | None = None, head: int | None = None, title: str = "") -> Any:
-    """Return one figure: the maps of a head before, after and their difference, and how far every head has moved.
+def attention(
+    found: Compared, *, layer: int | None = None, head: int | None = None, title: str = ""
+) -> Any:
+    """Return one figure: the maps of a head before, after and their difference, and how far every
+    head has moved.
 
     Args:
-        found: of `lorakit.attention.compare`.
-        layer: whose head is shown, from 0; with `head`. The head that moved most where neither is given.
+        found: of `lorakit.analysis.attention.compare`.
+        layer: whose head is shown, from 0; with `head`. The head that moved most where neither is
+            given.
         head: from 0.
         title: above all.
 
@@ -26,7 +30,9 @@ def attention(found: Compared, *, layer: int | None = None, head: int | None = N
         raise SpecError("A head is named by its layer and its head: give both, or neither.")
     at = found.most if layer is None or head is None else (layer, head)
     if not (0 <= at[0] < layers and 0 <= at[1] < heads):
-        raise SpecError(f"There is no head {at[1]} in layer {at[0]}: {layers} layers with {heads} heads each, both from 0.")
+        raise SpecError(
+            f"There is no head {at[1]} in layer {at[0]}: {layers} layers with {heads} heads each, both from 0."
+        )
     before, after = found.before[at], found.after[at]
     gap = after - before
     size = min(16.0, max(9.0, 5 + 0.5 * len(found.tokens)))
@@ -36,9 +42,23 @@ def attention(found: Compared, *, layer: int | None = None, head: int | None = N
     named, apart = f"layer {at[0]}, head {at[1]}", float(found.distance[at])
     _map(first, before, found.tokens, title=f"before: {named}", high=top)
     _map(second, after, found.tokens, title=f"after: {named}", high=top)
-    _map(third, gap, found.tokens, title=f"after - before ({apart:.3f} bits apart)", low=-far, high=far, colours="RdBu_r")
-    heat(fourth, found.distance.tolist(), title=f"how far each head moved, in bits (mean {found.mean:.3f})", form=".3f",
-         rows=[str(i) for i in range(layers)], columns=[str(i) for i in range(heads)])  # fmt: skip
+    _map(
+        third,
+        gap,
+        found.tokens,
+        title=f"after - before ({apart:.3f} bits apart)",
+        low=-far,
+        high=far,
+        colours="RdBu_r",
+    )
+    heat(
+        fourth,
+        found.distance.tolist(),
+        title=f"how far each head moved, in bits (mean {found.mean:.3f})",
+        form=".3f",
+        rows=[str(i) for i in range(layers)],
+        columns=[str(i) for i in range(heads)],
+    )
     fourth.set(xlabel="head", ylabel="layer")
     if title:
         drawn.suptitle(title)

@@ -6,15 +6,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from lorakit.errors import MissingExtra, OutputError, near
+from lorakit.errors import MissingExtra, OutputError
+from lorakit.text import near_misses
 
 DPI = 120
-# One meaning a colour: all weights, low rank, text and marks; and blue for what adds, red for what subtracts.
+# One meaning a colour: all weights, low rank, text and marks; and blue for what adds, red for what
+# subtracts.
 FULL, LORA, INK, SIGNS = "C0", "C1", "0.2", "RdBu"
 
 
 def figure(width: float = 12, height: float = 7) -> Any:
-    """Return an empty matplotlib Figure; it knows no window and no global state, and a notebook shows it.
+    """Return an empty matplotlib Figure; it knows no window and no global state, and a notebook
+    shows it.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -22,7 +25,10 @@ def figure(width: float = 12, height: float = 7) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("Pictures need matplotlib, which is not installed.", advice="pip install 'lorakit[plot]'") from error
+        raise MissingExtra(
+            "Pictures need matplotlib, which is not installed.",
+            advice="pip install 'lorakit[plot]'",
+        ) from error
     return _showing(Figure)(figsize=(width, height), layout="constrained")
 
 
@@ -49,12 +55,15 @@ def check(path: str | Path) -> None:
     kinds, path = figure().canvas.get_supported_filetypes(), Path(path)
     ending = path.suffix.removeprefix(".").lower()
     if ending not in kinds:
-        told = f"{'.' + ending if ending else 'no ending'} is no kind of picture. {near(ending, kinds)}".rstrip()
-        raise OutputError(f"{path}: {told}",
-                          advice=f"Known: {', '.join(sorted(kinds))}. Nothing was written.")  # fmt: skip
+        told = f"{'.' + ending if ending else 'no ending'} is no kind of picture. {near_misses(ending, kinds)}".rstrip()
+        raise OutputError(
+            f"{path}: {told}", advice=f"Known: {', '.join(sorted(kinds))}. Nothing was written."
+        )
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise OutputError(f"{path} {'is a folder' if path.is_dir() else 'is in no folder that is there'}.",
-                          advice="Nothing was written.")  # fmt: skip
+        raise OutputError(
+            f"{path} {'is a folder' if path.is_dir() else 'is in no folder that is there'}.",
+            advice="Nothing was written.",
+        )
 
 
 def save(drawn: Any, path: str | Path) -> Path:
@@ -71,7 +80,8 @@ def save(drawn: Any, path: str | Path) -> Path:
 
 
 def grid(values: Any) -> Any:
-    """Return rows of numbers, or a tensor that may be trained and lie anywhere, as a numpy array in float64.
+    """Return rows of numbers, or a tensor that may be trained and lie anywhere, as a numpy array in
+    float64.
 
     >>> grid([[1, 2]]).tolist()
     [[1.0, 2.0]]
@@ -79,4 +89,8 @@ def grid(values: Any) -> Any:
     import numpy as np
     from torch import Tensor
 
-    return values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
+    return (
+        values.detach().double().cpu().numpy()
+        if isinstance(values, Tensor)
+        else np.asarray(values, dtype=float)
+    )

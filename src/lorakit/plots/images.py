@@ -12,7 +12,8 @@ def compressed(image: Any, cuts: Sequence[dict[str, Any]], values: Sequence[floa
 
     Args:
         image: (height, width), grey, from 0 to 1.
-        cuts: with `rank`, `numbers`, `share`, `psnr` and `image`, as `lorakit.explain.image` makes them.
+        cuts: with `rank`, `numbers`, `share`, `psnr` and `image`, as `lorakit.explain.image` makes
+            them.
         values: the image's singular values, descending.
 
     Raises:
@@ -20,7 +21,10 @@ def compressed(image: Any, cuts: Sequence[dict[str, Any]], values: Sequence[floa
     """
     height, width = len(image), len(image[0])
     shown = [
-        (f"rank {c['rank']}: {c['numbers']:,} numbers, {100 * c['share']:.0f} %\nPSNR {c['psnr']:.1f} dB", c["image"])
+        (
+            f"rank {c['rank']}: {c['numbers']:,} numbers, {100 * c['share']:.0f} %\nPSNR {c['psnr']:.1f} dB",
+            c["image"],
+        )
         for c in cuts
     ]
     shown.append((f"the image: {height * width:,} numbers", image))

@@ -6,8 +6,15 @@ from typing import Any
 from lorakit.plots.matrices import short
 
 
-def spectrum(ax: Any, rows: Sequence[dict[str, Any]], *, title: str = "singular values, by the largest of each module") -> None:
-    """Draw each module's singular values as a thin line, and the mean of each kind of module as a thick one."""
+def spectrum(
+    ax: Any,
+    rows: Sequence[dict[str, Any]],
+    *,
+    title: str = "singular values, by the largest of each module",
+) -> None:
+    """Draw each module's singular values as a thin line, and the mean of each kind of module as a
+    thick one.
+    """
     lines: dict[str, list[list[float]]] = {}
     for row in rows:
         values = row["singular_values"]
@@ -20,7 +27,15 @@ def spectrum(ax: Any, rows: Sequence[dict[str, Any]], *, title: str = "singular 
             ax.plot(range(1, len(one) + 1), one, color=colour, linewidth=0.6, alpha=0.35)
         width = min(map(len, many_of))
         mean = [sum(one[i] for one in many_of) / len(many_of) for i in range(width)]
-        ax.plot(range(1, width + 1), mean, color=colour, linewidth=2.2, marker="o", markersize=3, label=names[kind])
+        ax.plot(
+            range(1, width + 1),
+            mean,
+            color=colour,
+            linewidth=2.2,
+            marker="o",
+            markersize=3,
+            label=names[kind],
+        )
     ax.set(xlabel="direction", ylim=(0, 1.05))
     ax.set_title(title, fontsize=11)
     if lines:
@@ -30,14 +45,20 @@ def spectrum(ax: Any, rows: Sequence[dict[str, Any]], *, title: str = "singular 
 
 
 def curves(
-    ax: Any, lines: Mapping[str, Sequence[tuple[float, float, float, float]]], *, title: str, x: str, y: str,
+    ax: Any,
+    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    *,
+    title: str,
+    x: str,
+    y: str,
     powers: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Draw lines with a band each.
 
     Args:
         ax: matplotlib axes.
-        lines: by label: (x, y, low, high), ascending in x; a band is drawn where low and high differ.
+        lines: by label: (x, y, low, high), ascending in x; a band is drawn where low and high
+            differ.
         title: above it.
         x: label below.
         y: label on the left.
@@ -45,7 +66,9 @@ def curves(
     """
     for number, (label, points) in enumerate(lines.items()):
         at, middle, low, high = ([p[i] for p in points] for i in range(4))
-        ax.plot(at, middle, color=f"C{number % 10}", linewidth=2, marker="o", markersize=4, label=label)
+        ax.plot(
+            at, middle, color=f"C{number % 10}", linewidth=2, marker="o", markersize=4, label=label
+        )
         if any(a != b for a, b in zip(low, high, strict=True)):
             ax.fill_between(at, low, high, color=f"C{number % 10}", alpha=0.18, linewidth=0)
     if powers:

@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorakit.anatomy import by_layer
+from lorakit.analysis.report import by_layer
 from lorakit.plots.canvas import figure
 from lorakit.plots.lines import spectrum
 from lorakit.plots.matrices import by_module, similarity
 
 
-def picture(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]] = (), *, title: str = "") -> Any:
-    """Return one figure of an adapter: norm and effective rank by layer and kind, spectrum, and how it lies to another.
+def picture(
+    rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]] = (), *, title: str = ""
+) -> Any:
+    """Return one figure of an adapter: norm and effective rank by layer and kind, spectrum, and how
+    it lies to another.
 
     Args:
         rows: of `anatomy.describe`; with the base's matrices the norm is shown relative to W.
@@ -25,9 +28,16 @@ def picture(rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]] = ()
     drawn = figure(18 if compared else 14, min(14, max(4.5, 1.6 + 0.3 * layers)))
     axes = drawn.subplots(1, 4 if compared else 3)
     relative = all("relative_norm" in row for row in rows)
-    by_module(axes[0], rows, "relative_norm" if relative else "norm", percent=relative,
-              title="how much is changed: |ΔW| in % of |W|" if relative else "how much is changed: |ΔW|")  # fmt: skip
-    by_module(axes[1], rows, "effective_rank", title="directions that count: effective rank", form=".1f")
+    by_module(
+        axes[0],
+        rows,
+        "relative_norm" if relative else "norm",
+        percent=relative,
+        title="how much is changed: |ΔW| in % of |W|" if relative else "how much is changed: |ΔW|",
+    )
+    by_module(
+        axes[1], rows, "effective_rank", title="directions that count: effective rank", form=".1f"
+    )
     spectrum(axes[2], rows)
     if compared:
         similarity(axes[3], pairs)

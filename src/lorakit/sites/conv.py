@@ -1,10 +1,14 @@
-"""Convolutions of one, two and three dimensions, and transposed ones: groups, strides, dilation, every padding.
+"""Convolutions of one, two and three dimensions, and transposed ones: groups, strides, dilation,
+every padding.
 
-A convolution is a matrix applied to patches: M is (out, in / groups * kernel), and A x is the layer's own convolution with
-rank output channels, so whatever its stride and padding are, they are those of the layer. With groups, every group's patch
-goes through the same A. A transposed convolution is the mirror image: A mixes channels, B spreads them over the kernel.
+A convolution is a matrix applied to patches: M is (out, in / groups * kernel), and A x is the
+    layer's own convolution with
+rank output channels, so whatever its stride and padding are, they are those of the layer. With
+groups, every group's patch goes through the same A. A transposed convolution is the mirror image: A
+mixes channels, B spreads them over the kernel.
 
-Source: the patch form of Hu et al., arXiv 2106.09685 (any dense layer); rank is at most `rank`, unlike loralib's ConvLoRA.
+Source: the patch form of Hu et al., arXiv 2106.09685 (any dense layer); rank is at most `rank`,
+    unlike loralib's ConvLoRA.
 """
 
 from math import prod
@@ -13,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.site import Linear
+from lorakit.sites.linear import Linear
 from lorakit.spec import Settings
 
 
@@ -58,11 +62,15 @@ class Conv(Linear):
 
 
 class ConvTranspose(Linear):
-    """torch.nn.ConvTranspose1d, 2d or 3d: M is (out / groups * kernel, in), the weight (in, out / groups, kernel) turned."""
+    """torch.nn.ConvTranspose1d, 2d or 3d: M is (out / groups * kernel, in), the weight (in, out /
+    groups, kernel) turned.
+    """
 
     def __init__(self, dims: int):
         self.kind, self.dims, self.axes = f"transposed{dims}d", dims, dims + 1
-        self.type: type[nn.Module] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+        self.type: type[nn.Module] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[
+            dims - 1
+        ]
         self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
         self.spread: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
 
@@ -82,21 +90,34 @@ class ConvTranspose(Linear):
 
     def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         # (rank, in) as one (rank, in / groups) for each group, on top of each other.
-        parts = A.view(A.shape[0], layer.groups, -1).transpose(0, 1).reshape(layer.groups * A.shape[0], -1)
+        parts = (
+            A.view(A.shape[0], layer.groups, -1)
+            .transpose(0, 1)
+            .reshape(layer.groups * A.shape[0], -1)
+        )
         return self.convolve(x, parts.view(*parts.shape, *[1] * self.dims), groups=layer.groups)
 
     def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:]).repeat(layer.groups, *[1] * (self.dims + 1))
-        sizes, settings = (y.shape[-self.dims :], h.shape[-self.dims :]), (layer.stride, layer.padding, layer.dilation)
+        kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:]).repeat(
+            layer.groups, *[1] * (self.dims + 1)
+        )
+        sizes, settings = (
+            (y.shape[-self.dims :], h.shape[-self.dims :]),
+            (layer.stride, layer.padding, layer.dilation),
+        )
         axes = zip(*sizes, *settings, layer.kernel_size, strict=True)
         # Not the layer's own output_padding: its caller may give an output_size.
         ends = [size - (n - 1) * s + 2 * p - d * (k - 1) - 1 for size, n, s, p, d, k in axes]
-        return self.spread(h, kernel, None, layer.stride, layer.padding, ends, layer.groups, layer.dilation)
+        return self.spread(
+            h, kernel, None, layer.stride, layer.padding, ends, layer.groups, layer.dilation
+        )
 
     def faults(self, layer: Any, settings: Settings) -> list[str]:
         inputs, most = layer.weight.shape[0], prod(layer.weight.shape[1:])
         if settings.rank > min(inputs, most):
-            return [f"rank {settings.rank} is above min(in, out x kernel) = {min(inputs, most)} ({inputs} -> {most})"]
+            return [
+                f"rank {settings.rank} is above min(in, out x kernel) = {min(inputs, most)} ({inputs} -> {most})"
+            ]
         return []
 
 

@@ -1,9 +1,11 @@
 """Experts: a stack of matrices, one an expert, in one parameter that its module reads itself.
 
-While the module runs it is lent a stand-in for W + change that was never summed: what it multiplies by the stand-in goes
-through W and through the factors of the experts that are hit. Any other use of the stand-in sums it.
+While the module runs it is lent a stand-in for W + change that was never summed: what it multiplies
+by the stand-in goes through W and through the factors of the experts that are hit. Any other use of
+the stand-in sums it.
 
-Source: huggingface/transformers 5, `integrations/moe.py`, for what a module of experts does with its weights.
+Source: huggingface/transformers 5, `integrations/moe.py`, for what a module of experts does with
+    its weights.
 """
 
 from collections.abc import Iterator
@@ -13,19 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.delta import LowRank
-from lorakit.sites.lent import Lent
+from lorakit.deltas.base import LowRank
+from lorakit.sites.weight_swap import Lent
 
-# Names that transformers gives them, as its modules register them: files nest their keys in this order.
+# Names that transformers gives them, as its modules register them: files nest their keys in this
+# order.
 NAMES = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight")
-# Classes that do not say themselves whether they store them (experts, in, out). Llama 4's does, but PEFT's files take its
-# matrices as they lie, so here too what is called A is the factor next to the output.
-CLASSES = {"Llama4TextExperts": NAMES, "Step3p7Experts": NAMES, "JetMoeParallelExperts": ("weight",)}
+# Classes that do not say themselves whether they store them (experts, in, out). Llama 4's does, but
+# PEFT's files take its matrices as they lie, so here too what is called A is the factor next to the
+# output.
+CLASSES = {
+    "Llama4TextExperts": NAMES,
+    "Step3p7Experts": NAMES,
+    "JetMoeParallelExperts": ("weight",),
+}
 WHOLE = 8  # what a rank is filled up to where a kernel takes whole blocks of 16 bytes alone
 
 
 class Unsummed:
-    """W + the sum of L @ R over `pairs`, as torch's functions see it: a product with it is a sum of products.
+    """W + the sum of L @ R over `pairs`, as torch's functions see it: a product with it is a sum of
+    products.
 
     Args:
         W: (..., n, m).
@@ -40,7 +49,9 @@ class Unsummed:
         self.W, self.pairs = W, pairs
 
     def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, int) or (isinstance(at, Tensor) and not at.is_floating_point() and at.dtype != torch.bool):
+        if isinstance(at, int) or (
+            isinstance(at, Tensor) and not at.is_floating_point() and at.dtype != torch.bool
+        ):
             return Unsummed(self.W[at], [(L[at], R[at]) for L, R in self.pairs])
         return self.summed()[at]
 
@@ -61,14 +72,36 @@ class Unsummed:
         # What tells no values is W's; everything else is a tensor's, and needs the sum.
         if name.startswith("__") or name in ("W", "pairs"):
             raise AttributeError(name)
-        plain = name in ("shape", "size", "ndim", "dim", "dtype", "device", "numel", "is_cuda", "layout", "data_ptr", "stride")
+        plain = name in (
+            "shape",
+            "size",
+            "ndim",
+            "dim",
+            "dtype",
+            "device",
+            "numel",
+            "is_cuda",
+            "layout",
+            "data_ptr",
+            "stride",
+        )
         return getattr(self.W if plain else self.summed(), name)
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs, name = dict(kwargs or {}), function.__name__.rpartition(".")[2]
         here = [i for i, value in enumerate(args) if isinstance(value, cls)]
-        if here == [1] and name in ("linear", "bmm", "mm", "matmul", "__matmul__", "grouped_mm", "_grouped_mm"):
+        if here == [1] and name in (
+            "linear",
+            "bmm",
+            "mm",
+            "matmul",
+            "__matmul__",
+            "grouped_mm",
+            "_grouped_mm",
+        ):
             x, M, *rest = args
             y = function(x, M.W, *rest, **kwargs)
             rest, kwargs = ([], {}) if name == "linear" else (rest, kwargs)  # the bias counts once
@@ -82,7 +115,13 @@ class Unsummed:
             M, x = args
             return sum((function(L, function(R, x)) for L, R in M.pairs), function(M.W, x))
         args = [value.summed() if isinstance(value, cls) else value for value in args]
-        return function(*args, **{key: value.summed() if isinstance(value, cls) else value for key, value in kwargs.items()})
+        return function(
+            *args,
+            **{
+                key: value.summed() if isinstance(value, cls) else value
+                for key, value in kwargs.items()
+            },
+        )
 
 
 def _filled(factor: Tensor, axis: int) -> Tensor:
@@ -111,12 +150,19 @@ class Experts(Lent):
 
     def lend(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
         # A compiled graph sums and multiplies in one, and knows no stand-ins.
-        if torch.compiler.is_compiling() or not all(type(delta).matrix is LowRank.matrix for _, _, delta in changes):
+        if torch.compiler.is_compiling() or not all(
+            type(delta).matrix is LowRank.matrix for _, _, delta in changes
+        ):
             super().lend(layer, changes)
             return
         W = self.own(layer).detach()
-        pairs = [((delta.B * (weight * delta.scale)).to(W.dtype), delta.A.to(W.dtype)) for weight, _, delta in changes]
-        layer.__dict__[self.key] = Unsummed(W, [(A.mT, B.mT) if self.turned else (B, A) for B, A in pairs])
+        pairs = [
+            ((delta.B * (weight * delta.scale)).to(W.dtype), delta.A.to(W.dtype))
+            for weight, _, delta in changes
+        ]
+        layer.__dict__[self.key] = Unsummed(
+            W, [(A.mT, B.mT) if self.turned else (B, A) for B, A in pairs]
+        )
 
 
 STACKS = {turned: {key: Experts(key, turned) for key in NAMES} for turned in (False, True)}
@@ -124,7 +170,9 @@ STACKS = {turned: {key: Experts(key, turned) for key in NAMES} for turned in (Fa
 
 def stacks_of(layer: nn.Module) -> Iterator[Experts]:
     """Yield the sites of a module of experts; nothing for any other module."""
-    turned = layer.__dict__.get("is_transposed")  # set by transformers on classes that its own products of experts serve
+    turned = layer.__dict__.get(
+        "is_transposed"
+    )  # set by transformers on classes that its own products of experts serve
     names = CLASSES.get(type(layer).__name__, () if turned is None else NAMES)
     for key, weight in layer._parameters.items():
         if key in names and weight is not None and weight.ndim == 3 and weight.is_floating_point():

@@ -1,4 +1,5 @@
-"""Which rows of a fused layer are which projection, by model family: each row of FUSED is held against the family's own code.
+"""Which rows of a fused layer are which projection, by model family: each row of FUSED is held
+against the family's own code.
 
 The family is the `model_type` of the nearest config above the layer, as transformers has it.
 """
@@ -6,11 +7,12 @@ The family is the `model_type` of the nearest config above the layer, as transfo
 import re
 from typing import Any
 
-from lorakit.sites.parts import Layout, thirds
+from lorakit.sites.fused_parts import Layout, thirds
 
 
 def layout_of(name: str, outputs: int, config: Any) -> Layout | None:
-    """Return which rows of a layer are which projection, told by the model family; None for a layer that is one.
+    """Return which rows of a layer are which projection, told by the model family; None for a layer
+    that is one.
 
     Args:
         name: the layer's full name.
@@ -18,8 +20,14 @@ def layout_of(name: str, outputs: int, config: Any) -> Layout | None:
         config: of the model, as transformers has it; None elsewhere.
     """
     family, last = getattr(config, "model_type", ""), name.rpartition(".")[2]
-    return next((make(config, outputs) for families, names, make in FUSED
-                 if family in families and re.fullmatch(names, last)), None)  # fmt: skip
+    return next(
+        (
+            make(config, outputs)
+            for families, names, make in FUSED
+            if family in families and re.fullmatch(names, last)
+        ),
+        None,
+    )
 
 
 def _contiguous(config: Any, outputs: int) -> Layout:
@@ -57,7 +65,9 @@ def _falcon(config: Any, outputs: int) -> Layout:
 
 
 def _codegen(config: Any, outputs: int) -> Layout:
-    size = outputs // 12  # four blocks, as its first training was spread over four cores; in each v before k
+    size = (
+        outputs // 12
+    )  # four blocks, as its first training was spread over four cores; in each v before k
     return Layout({"q": size, "v": size, "k": size}, groups=4)
 
 
@@ -77,9 +87,42 @@ FUSED: list[tuple[tuple[str, ...], str, Any]] = [
     (("phi3", "phi4_multimodal"), "qkv_proj", _grouped),
     (("deberta",), "in_proj", _heads),
     (("semantic", "coarse_acoustics", "fine_acoustics"), "att_proj", _contiguous),
-    (("blip_vision_model", "blip_2_vision_model", "instructblip_vision_model", "sam_vision_model", "sam_hq_vision_model",
-      "got_ocr2_vision", "vitdet", "timesformer", "instructblipvideo_vision_model", "sam2_hiera_det_model", "seggpt",
-      "mgp-str", "hiera", "qwen2_vl_vision", "qwen2_5_vl_vision", "qwen3_vl_vision", "glm4v_vision"), "qkv", _contiguous),
-    (("phi3", "phi4_multimodal", "glm", "glm4", "glm4v_text", "dia_encoder", "dia_decoder", "zamba2"), "gate_up_proj", _gated),
+    (
+        (
+            "blip_vision_model",
+            "blip_2_vision_model",
+            "instructblip_vision_model",
+            "sam_vision_model",
+            "sam_hq_vision_model",
+            "got_ocr2_vision",
+            "vitdet",
+            "timesformer",
+            "instructblipvideo_vision_model",
+            "sam2_hiera_det_model",
+            "seggpt",
+            "mgp-str",
+            "hiera",
+            "qwen2_vl_vision",
+            "qwen2_5_vl_vision",
+            "qwen3_vl_vision",
+            "glm4v_vision",
+        ),
+        "qkv",
+        _contiguous,
+    ),
+    (
+        (
+            "phi3",
+            "phi4_multimodal",
+            "glm",
+            "glm4",
+            "glm4v_text",
+            "dia_encoder",
+            "dia_decoder",
+            "zamba2",
+        ),
+        "gate_up_proj",
+        _gated,
+    ),
     (("modernbert", "modernbert-decoder"), "Wi", _gated),
-]  # fmt: skip
+]

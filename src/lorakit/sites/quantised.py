@@ -1,10 +1,12 @@
-"""Linear layers whose matrix is kept in int8 or 4 bits, by torchao or bitsandbytes: the base stays as it is, and frozen.
+"""Linear layers whose matrix is kept in int8 or 4 bits, by torchao or bitsandbytes: the base stays
+as it is, and frozen.
 
-The forward is the quantised layer's own output plus the factored change, so it costs what it costs elsewhere. Reading M
-dequantises it, which only a start from the weights, DoRA, merging and inspection ask for. A sum is stored by the package's own
-code (`coarsened`).
+The forward is the quantised layer's own output plus the factored change, so it costs what it costs
+elsewhere. Reading M dequantises it, which only a start from the weights, DoRA, merging and
+inspection ask for. A sum is stored by the package's own code (`coarsened`).
 
-A layer is known by the package that its class or its weight comes from, so neither package is imported for other models.
+A layer is known by the package that its class or its weight comes from, so neither package is
+imported for other models.
 """
 
 import sys
@@ -16,8 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorakit.errors import ModelError, many
-from lorakit.site import Linear
+from lorakit.errors import ModelError
+from lorakit.sites.linear import Linear
+from lorakit.text import plural
 
 
 def comes_from(value: Any, package: str) -> bool:
@@ -35,7 +38,11 @@ class TorchAO(Linear):
 
     def holds(self, layer: Any) -> bool:
         weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear) else None
-        return weight is not None and type(layer).forward is nn.Linear.forward and comes_from(weight, "torchao")
+        return (
+            weight is not None
+            and type(layer).forward is nn.Linear.forward
+            and comes_from(weight, "torchao")
+        )
 
     def quantised(self, layer: Any) -> str:
         return f"{type(layer.weight).__name__} of torchao"
@@ -60,7 +67,11 @@ class TorchAO(Linear):
         # All else (dtype of what it gives, activations) is as it was.
         names, form = weight.__tensor_flatten__()
         held = {name: getattr(weight, name) for name in names}
-        held |= {n: getattr(new, n).to(held[n].dtype) for n in held if n in ("qdata", "scale", "zero_point")}
+        held |= {
+            n: getattr(new, n).to(held[n].dtype)
+            for n in held
+            if n in ("qdata", "scale", "zero_point")
+        }
         return nn.Parameter(kind.__tensor_unflatten__(held, form, None, None), requires_grad=False)
 
 
@@ -71,7 +82,11 @@ class BitsAndBytes(Linear):
         if not (isinstance(layer, nn.Linear) and comes_from(layer, "bitsandbytes")):
             return False
         weight = layer._parameters.get("weight")
-        return weight is not None and not weight.is_floating_point() and comes_from(weight, "bitsandbytes")
+        return (
+            weight is not None
+            and not weight.is_floating_point()
+            and comes_from(weight, "bitsandbytes")
+        )
 
     def quantised(self, layer: Any) -> str:
         state = layer.weight.__dict__.get("quant_state")
@@ -87,9 +102,17 @@ class BitsAndBytes(Linear):
             if old.SCB is None:  # back to the weight, which so keeps all that `unmerge` needs
                 old.CB, old.SCB = old.data, layer.state.SCB
             # Moving it is what rounds it, and only where it comes from a CPU.
-            return kind(M.float().cpu().contiguous(), requires_grad=False, has_fp16_weights=False).to(old.device)
-        new = kind(M.float().contiguous(), requires_grad=False, blocksize=state.blocksize, compress_statistics=state.nested,
-                   quant_type=state.quant_type, quant_storage=old.quant_storage).to(old.device)  # fmt: skip
+            return kind(
+                M.float().cpu().contiguous(), requires_grad=False, has_fp16_weights=False
+            ).to(old.device)
+        new = kind(
+            M.float().contiguous(),
+            requires_grad=False,
+            blocksize=state.blocksize,
+            compress_statistics=state.nested,
+            quant_type=state.quant_type,
+            quant_storage=old.quant_storage,
+        ).to(old.device)
         new.quant_state.dtype = state.dtype
         return new
 
@@ -99,32 +122,45 @@ def values(weight: Any, most: Any = None) -> Tensor:
 
     Args:
         weight: torchao's, or bitsandbytes'.
-        most: (out,), the rows' largest values, where a weight in int8 of bitsandbytes has handed them on.
+        most: (out,), the rows' largest values, where a weight in int8 of bitsandbytes has handed
+            them on.
     """
     if comes_from(weight, "torchao"):
         return weight.detach().dequantize()
     if (state := weight.__dict__.get("quant_state")) is not None:
         return import_module("bitsandbytes.functional").dequantize_4bit(weight.data, state)
-    return weight.data.float() * ((most if weight.SCB is None else weight.SCB).float().unsqueeze(1) / 127)
+    return weight.data.float() * (
+        (most if weight.SCB is None else weight.SCB).float().unsqueeze(1) / 127
+    )
 
 
 def hold_unpacked(model: nn.Module) -> list[Any]:
-    """Keep bitsandbytes from packing the model's 4-bit layers anew for this CPU; return the layers that it would have.
+    """Keep bitsandbytes from packing the model's 4-bit layers anew for this CPU; return the layers
+    that it would have.
 
-    A forward in eval mode does so, in place, where the CPU multiplies in bfloat16: the scales are rounded to bfloat16, and no
-    gradient passes the layer from then on.
+    A forward in eval mode does so, in place, where the CPU multiplies in bfloat16: the scales are
+    rounded to bfloat16, and no gradient passes the layer from then on.
 
     Raises:
         ModelError: that has happened.
     """
     found = model.named_modules() if "bitsandbytes" in sys.modules else ()
-    layers = {name: layer for name, layer in found if "support_avx512bf16_for_cpu" in layer.__dict__}
-    states = {name: layer._parameters["weight"].__dict__.get("quant_state") for name, layer in layers.items()}
-    if packed := [name for name, state in states.items() if getattr(state, "packing_format_for_cpu", False)]:
+    layers = {
+        name: layer for name, layer in found if "support_avx512bf16_for_cpu" in layer.__dict__
+    }
+    states = {
+        name: layer._parameters["weight"].__dict__.get("quant_state")
+        for name, layer in layers.items()
+    }
+    if packed := [
+        name for name, state in states.items() if getattr(state, "packing_format_for_cpu", False)
+    ]:
         raise ModelError(
-            f"bitsandbytes has packed {many(len(packed), '4-bit layer')} for inference on this CPU, in a forward in eval mode: "
-            "no gradient passes them, and their scales were rounded.", packed,
-            "Load the base again, and attach before it runs. Nothing was attached.")  # fmt: skip
+            f"bitsandbytes has packed {plural(len(packed), '4-bit layer')} for inference on this CPU, in a forward in eval mode: "
+            "no gradient passes them, and their scales were rounded.",
+            packed,
+            "Load the base again, and attach before it runs. Nothing was attached.",
+        )
     held: list[Any] = [layer for layer in layers.values() if layer.support_avx512bf16_for_cpu]
     for layer in held:
         layer.support_avx512bf16_for_cpu = False

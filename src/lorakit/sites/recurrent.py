@@ -1,7 +1,10 @@
-"""nn.LSTM, nn.GRU, nn.RNN and their cells, and nn.Bilinear: they read their weights themselves, and are lent them.
+"""nn.LSTM, nn.GRU, nn.RNN and their cells, and nn.Bilinear: they read their weights themselves, and
+are lent them.
 
-A recurrent module of several layers hands its kernel a list that it made of its parameters: a lent weight stands in that list.
-Each weight is a place of its own, called as the parameter is: `lstm.weight_ih_l0` is (gates x hidden, in).
+A recurrent module of several layers hands its kernel a list that it made of its parameters: a lent
+    weight stands in that list.
+Each weight is a place of its own, called as the parameter is: `lstm.weight_ih_l0` is (gates x
+    hidden, in).
 """
 
 from collections.abc import Iterator
@@ -9,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorakit.site import Linear
-from lorakit.sites.lent import Lent
+from lorakit.sites.linear import Linear
+from lorakit.sites.weight_swap import Lent
 
 
 class Listed(Lent):
@@ -20,7 +23,9 @@ class Listed(Lent):
         super().__init__("recurrent", key)
 
     def lend(self, layer: Any, changes: list[tuple[float, Any, Any]]) -> None:
-        self._list(layer, self.stored(layer, self.changed(layer, changes)).to(self.own(layer).dtype))
+        self._list(
+            layer, self.stored(layer, self.changed(layer, changes)).to(self.own(layer).dtype)
+        )
 
     def take_back(self, layer: Any) -> None:
         self._list(layer, self.own(layer))
@@ -28,7 +33,9 @@ class Listed(Lent):
     def _list(self, layer: Any, weight: Tensor) -> None:
         # Another list: a copy of the module may share the first.
         names = layer._flat_weights_names
-        layer._flat_weights = [weight if n == self.key else w for n, w in zip(names, layer._flat_weights, strict=True)]
+        layer._flat_weights = [
+            weight if n == self.key else w for n, w in zip(names, layer._flat_weights, strict=True)
+        ]
 
 
 BILINEAR = Lent("bilinear", "weight")
@@ -37,7 +44,9 @@ BILINEAR = Lent("bilinear", "weight")
 def recurrent(layer: nn.Module) -> Iterator[tuple[str, Linear]]:
     """Yield the matrices of a module of this file: the rest of the name, and the site."""
     if isinstance(layer, nn.RNNBase):
-        yield from ((key, Listed(key)) for key in layer._flat_weights_names if key.startswith("weight"))
+        yield from (
+            (key, Listed(key)) for key in layer._flat_weights_names if key.startswith("weight")
+        )
     if isinstance(layer, nn.RNNCellBase):
         yield from ((key, Lent("recurrent", key)) for key in ("weight_ih", "weight_hh"))
     if isinstance(layer, nn.Bilinear):

@@ -12,11 +12,12 @@ from lorakit.errors import SpecError
 
 
 class Budget:
-    """Takes an optimizer's steps, scores every direction of every layer, and keeps as many as the schedule allows.
+    """Takes an optimizer's steps, scores every direction of every layer, and keeps as many as the
+    schedule allows.
 
-    A direction's score is the sensitivity of the loss to its parameters times how much that varies, each smoothed over
-    steps. What is not kept has its singular value set to zero, and may come back until the schedule has ended. `prune`
-    then takes the rest out.
+    A direction's score is the sensitivity of the loss to its parameters times how much that varies,
+    each smoothed over steps. What is not kept has its singular value set to zero, and may come back
+    until the schedule has ended. `prune` then takes the rest out.
 
     Args:
         adapter: with delta "adalora", attached.
@@ -31,7 +32,8 @@ class Budget:
     Raises:
         SpecError: the adapter has other deltas, or a number is out of its range; all are named.
 
-    Source: Zhang et al., AdaLoRA, arXiv 2303.10512: equations 7 to 9 for the score, section 3.3 for the schedule.
+    Source: Zhang et al., AdaLoRA, arXiv 2303.10512: equations 7 to 9 for the score, section 3.3 for
+        the schedule.
 
     >>> import lorakit
     >>> model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
@@ -40,22 +42,48 @@ class Budget:
     [8, 8, 6, 4, 4, 4]
     """
 
-    def __init__(self, adapter: Adapter, steps: int, *, rank: int | None = None, warmup: float = 0.1, final: float = 0.3,
-                 every: int = 10, orthogonality: float = 0.1, smoothing: float = 0.85):  # fmt: skip
-        self.deltas = {n: delta for n, delta in adapter.deltas.items() if isinstance(delta, AdaLoRA)}
+    def __init__(
+        self,
+        adapter: Adapter,
+        steps: int,
+        *,
+        rank: int | None = None,
+        warmup: float = 0.1,
+        final: float = 0.3,
+        every: int = 10,
+        orthogonality: float = 0.1,
+        smoothing: float = 0.85,
+    ):
+        self.deltas = {
+            n: delta for n, delta in adapter.deltas.items() if isinstance(delta, AdaLoRA)
+        }
         self.most = sum(delta.rank for delta in self.deltas.values())
         initial = max((delta.rank for delta in self.deltas.values()), default=1)
         wanted = max(1, initial // 2) if rank is None else rank
-        faults = [f"{n}   has delta {d.name!r}, not 'adalora'" for n, d in adapter.deltas.items() if n not in self.deltas]
+        faults = [
+            f"{n}   has delta {d.name!r}, not 'adalora'"
+            for n, d in adapter.deltas.items()
+            if n not in self.deltas
+        ]
         if not 1 <= wanted <= initial:
-            faults.append(f"rank {wanted}: a number from 1 to the initial rank, {initial}, is needed")
+            faults.append(
+                f"rank {wanted}: a number from 1 to the initial rank, {initial}, is needed"
+            )
         if warmup < 0 or final < 0 or warmup + final >= 1:
-            faults.append(f"warmup {warmup:g} and final {final:g}: shares that leave some steps between them are needed")
+            faults.append(
+                f"warmup {warmup:g} and final {final:g}: shares that leave some steps between them are needed"
+            )
         if every < 1 or orthogonality < 0 or not 0 <= smoothing < 1:
-            faults.append(f"every {every}, orthogonality {orthogonality:g}, smoothing {smoothing:g}: out of range")
+            faults.append(
+                f"every {every}, orthogonality {orthogonality:g}, smoothing {smoothing:g}: out of range"
+            )
         if faults:
             raise SpecError("This budget cannot be kept.", faults, "Nothing was started.")
-        self.least, self.begin, self.end = wanted * len(self.deltas), round(warmup * steps), round((1 - final) * steps)
+        self.least, self.begin, self.end = (
+            wanted * len(self.deltas),
+            round(warmup * steps),
+            round((1 - final) * steps),
+        )
         self.every, self.orthogonality, self.smoothing = every, orthogonality, smoothing
         self.done = 0
         self.kept: dict[str, Tensor] = {}  # of the last decision, by layer
@@ -79,9 +107,13 @@ class Budget:
         return {n: int((delta.E != 0).sum()) for n, delta in self.deltas.items()}
 
     def step(self, optimizer: Any) -> None:
-        """Do the optimizer's step, with the gradients that the backward pass left, and what falls due after it."""
+        """Do the optimizer's step, with the gradients that the backward pass left, and what falls
+        due after it.
+        """
         grads = [p.grad for _, p in self._parameters() if p.grad is not None]
-        finite = all(bool(torch.isfinite(grad).all()) for grad in grads)  # fp16's scaler skips a step that is not
+        finite = all(
+            bool(torch.isfinite(grad).all()) for grad in grads
+        )  # fp16's scaler skips a step that is not
         if finite:
             self._straighten()
         optimizer.step()
@@ -91,11 +123,15 @@ class Budget:
                 self._score()
             if self.done > self.end:
                 self._keep({n: self.kept[n].to(delta.E.device) for n, delta in self.deltas.items()})
-            elif self.done > self.begin and (self.done == self.end or (self.done - self.begin) % self.every == 0):
+            elif self.done > self.begin and (
+                self.done == self.end or (self.done - self.begin) % self.every == 0
+            ):
                 self._choose(self.size(self.done))
 
     def prune(self) -> None:
-        """Take the directions that the budget has not kept out of the adapter; its parameters are new ones afterwards."""
+        """Take the directions that the budget has not kept out of the adapter; its parameters are
+        new ones afterwards.
+        """
         for delta in self.deltas.values():
             delta.prune()
 
@@ -107,7 +143,9 @@ class Budget:
         """Go on from what `state_dict` returned."""
         devices = {key: p.device for key, p in self._parameters()}
         self.done, self.kept = state["done"], state["kept"]
-        self.mean, self.spread = ({k: t.to(devices[k]) for k, t in state[key].items()} for key in ("mean", "spread"))
+        self.mean, self.spread = (
+            {k: t.to(devices[k]) for k, t in state[key].items()} for key in ("mean", "spread")
+        )
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         for n, delta in self.deltas.items():
@@ -119,14 +157,23 @@ class Budget:
             for delta in self.deltas.values() if self.orthogonality else ():
                 for p, rows in ((delta.A, delta.A), (delta.B, delta.B.T)):
                     off = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-                    pull = 2 * off @ rows / off.norm().clamp_min(1e-12) * (self.orthogonality / (2 * len(self.deltas)))
+                    pull = (
+                        2
+                        * off
+                        @ rows
+                        / off.norm().clamp_min(1e-12)
+                        * (self.orthogonality / (2 * len(self.deltas)))
+                    )
                     if p.grad is not None:
                         p.grad += pull if rows is p else pull.T
 
     def _score(self) -> None:
         for key, p in self._parameters():
             now = (p * p.grad).abs() if p.grad is not None else torch.zeros_like(p)
-            mean, spread = self.mean.setdefault(key, torch.zeros_like(p)), self.spread.setdefault(key, torch.zeros_like(p))
+            mean, spread = (
+                self.mean.setdefault(key, torch.zeros_like(p)),
+                self.spread.setdefault(key, torch.zeros_like(p)),
+            )
             mean.mul_(self.smoothing).add_(now, alpha=1 - self.smoothing)
             spread.mul_(self.smoothing).add_((now - mean).abs(), alpha=1 - self.smoothing)
 

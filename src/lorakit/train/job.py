@@ -1,4 +1,6 @@
-"""A whole run: check everything, measure before, train, measure after, write the adapter and its report."""
+"""A whole run: check everything, measure before, train, measure after, write the adapter and its
+report.
+"""
 
 import json
 import platform
@@ -16,26 +18,34 @@ from typing import Any
 import torch
 
 import lorakit
-from lorakit.attach import attach
-from lorakit.coverage import coverage
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, OutputError, PlanError, SpecError
-from lorakit.evaluate.head import why_plain
-from lorakit.evaluate.packing import leaks, packing, why_not
 from lorakit.evaluate.score import evaluate
-from lorakit.evaluate.subject import encode
-from lorakit.inits import looks_at_data
-from lorakit.models import TASK_TYPES, Loaded, auto_dtype, device_of, load, pad_id
+from lorakit.inits.start import looks_at_data
+from lorakit.inject.attach import attach
+from lorakit.inject.coverage import coverage
+from lorakit.models.chunked_loss import why_plain
+from lorakit.models.load import TASK_TYPES, Loaded, auto_dtype, device_of, load, pad_id
+from lorakit.models.open import encode
+from lorakit.models.packing import leaks, packing, why_not
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
-from lorakit.plan.report import batches_of, described, spread, summary, tokenised, trains_whole, work_of
-from lorakit.plan.skeleton import Skeleton, skeleton
+from lorakit.plan.meta_model import Skeleton, skeleton
+from lorakit.plan.report import (
+    batches_of,
+    described,
+    spread,
+    summary,
+    tokenised,
+    trains_whole,
+    work_of,
+)
 from lorakit.plan.trace import AUTOCAST
-from lorakit.ranks import BY_DATA, EXPLAINED, SUGGESTED, schedule
+from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
+from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
-from lorakit.suggestion import suggest
 from lorakit.train import card, resume
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS, Log, counting, read_metrics
@@ -44,7 +54,15 @@ from lorakit.train.optim import default_lr
 from lorakit.train.spikes import climbed, spikes
 
 RUN, REPORT, CARD = "run.json", "report.json", "README.md"
-WRITTEN = (RUN, REPORT, CARD, METRICS, "adapter_config.json", "adapter_model.safetensors", resume.FOLDER)
+WRITTEN = (
+    RUN,
+    REPORT,
+    CARD,
+    METRICS,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    resume.FOLDER,
+)
 MOST_HELD_OUT = 2000  # rows
 FIRST = 8  # batches that a start which looks at data is given
 
@@ -58,7 +76,9 @@ class Prepared:
     facts: dict[str, Any]
 
 
-def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def run(
+    settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Train an adapter and write everything to `settings.output`.
 
     Args:
@@ -70,7 +90,8 @@ def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda tex
         The report, as report.json holds it.
 
     Raises:
-        LorakitError: anything that cannot be done as asked, before a step is taken; TrainingError while running.
+        LorakitError: anything that cannot be done as asked, before a step is taken; TrainingError
+            while running.
     """
     output = Path(settings.output)
     _check_output(output, settings)
@@ -90,28 +111,44 @@ def run(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda tex
             _clear(output)
         output.mkdir(parents=True, exist_ok=True)
         _write_json(output / RUN, facts)
-    say(f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, peak learning rate {job.lr:g}, "
-        f"on {next(job.model.parameters()).device}")  # fmt: skip
+    say(
+        f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, peak learning rate {job.lr:g}, "
+        f"on {next(job.model.parameters()).device}"
+    )
     begun = time.perf_counter()
     at = fit(job, lambda start: Log(output / METRICS, start, job.steps), state)
     job.model.eval()
     after = _measured(job, "measuring after", score)
     losses = [line["loss"] for line in read_metrics(output / METRICS)]
     report = {
-        **facts, "steps": at.step, "tokens": at.tokens, "seconds": round(at.seconds, 3),
-        "tokens_per_second": round(at.tokens / max(at.seconds, 1e-9), 1), "wall_seconds": round(time.perf_counter() - begun, 3),
-        "peak_memory_bytes": peak_memory(), "loss_first": at.loss_first, "loss_last": at.loss_last, "after": after,
-        "best_step": at.best_step, "stopped_early": at.stopped_early, "output": str(output),
-        "loss_spikes": spikes(losses), "loss_climbed": climbed(losses),
-    }  # fmt: skip
-    job.adapter.provenance |= {key: report[key] for key in ("data_hash", "seed", "versions", "before", "after", "steps")}
+        **facts,
+        "steps": at.step,
+        "tokens": at.tokens,
+        "seconds": round(at.seconds, 3),
+        "tokens_per_second": round(at.tokens / max(at.seconds, 1e-9), 1),
+        "wall_seconds": round(time.perf_counter() - begun, 3),
+        "peak_memory_bytes": peak_memory(),
+        "loss_first": at.loss_first,
+        "loss_last": at.loss_last,
+        "after": after,
+        "best_step": at.best_step,
+        "stopped_early": at.stopped_early,
+        "output": str(output),
+        "loss_spikes": spikes(losses),
+        "loss_climbed": climbed(losses),
+    }
+    job.adapter.provenance |= {
+        key: report[key] for key in ("data_hash", "seed", "versions", "before", "after", "steps")
+    }
     job.adapter.save(output)
     _write_json(output / REPORT, report)
     (output / CARD).write_text(card.text(report))
     return report
 
 
-def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None) -> Prepared:
+def prepare(
+    settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None
+) -> Prepared:
     """Read the data, load the model, attach the adapter, tokenise; nothing is written."""
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
     task = task_of(rows, settings.task)
@@ -119,40 +156,72 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     labels = label_names(rows) if task == "classify" else []
     rows, held_out = _hold_out(rows, settings)
     if task == "classify" and len(labels) < 2:
-        raise DataError(f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart.")
+        raise DataError(
+            f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart."
+        )
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise SpecError("mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.", advice="Nothing was started.")
+        raise SpecError(
+            "mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.",
+            advice="Nothing was started.",
+        )
     if settings.target_rank is not None and spec.delta != "adalora":
-        raise SpecError(f"target_rank: only delta='adalora' has a budget of ranks, asked for {spec.delta!r}.",
-                        advice="Nothing was started.")  # fmt: skip
+        raise SpecError(
+            f"target_rank: only delta='adalora' has a budget of ranks, asked for {spec.delta!r}.",
+            advice="Nothing was started.",
+        )
     if spec.dtype == "float16":
-        raise SpecError("dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
-                        advice="Nothing was started.")  # fmt: skip
+        raise SpecError(
+            "dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
+            advice="Nothing was started.",
+        )
     base = skeleton(settings.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
     dtype = _base_dtype(settings, base, spec)
     planned = plan_first(replace(settings, base_dtype=dtype), spec, base, examples, say)
-    say(f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out")
+    say(
+        f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out"
+    )
     random.seed(settings.seed)
-    loaded = load(settings.model, task, labels=labels, dtype=dtype, device=settings.device, seed=settings.seed)
+    loaded = load(
+        settings.model, task, labels=labels, dtype=dtype, device=settings.device, seed=settings.seed
+    )
     longest = min(512, loaded.max_length) if settings.max_length is None else settings.max_length
     held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
     packed = _is_packed(loaded.model, examples, settings, task, say)
-    spec = replace(spec, whole_modules=(*spec.whole_modules, *(m for m in loaded.new_modules if m not in spec.whole_modules)))
+    spec = replace(
+        spec,
+        whole_modules=(
+            *spec.whole_modules,
+            *(m for m in loaded.new_modules if m not in spec.whole_modules),
+        ),
+    )
     looks = settings.ranks in BY_DATA or looks_at_data(spec)
-    first = _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device) if looks else []
+    first = (
+        _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
+        if looks
+        else []
+    )
     width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
     lr = settings.lr if settings.lr is not None else default_lr(width)
     spec = _spread(loaded.model, spec, settings, first, lr)
-    adapter = attach(loaded.model, spec, seed=settings.seed, batches=first if looks_at_data(spec) else None)
-    adapter.provenance |= {"base_model": loaded.name, "task_type": TASK_TYPES[task], "task": task, "max_length": longest}
+    adapter = attach(
+        loaded.model, spec, seed=settings.seed, batches=first if looks_at_data(spec) else None
+    )
+    adapter.provenance |= {
+        "base_model": loaded.name,
+        "task_type": TASK_TYPES[task],
+        "task": task,
+        "max_length": longest,
+    }
     if labels:
         adapter.provenance["labels"] = labels
     covered = coverage(loaded.model)
     say(str(covered))
     cut = sum(e.cut > 0 for e in examples)
     if cut:
-        say(f"note: {cut:,} of {len(rows):,} rows are longer than {longest} tokens and are cut; `lorakit preview` shows them")
+        say(
+            f"note: {cut:,} of {len(rows):,} rows are longer than {longest} tokens and are cut; `lorakit preview` shows them"
+        )
     job = Job(
         loaded.model,
         adapter,
@@ -173,27 +242,53 @@ def prepare(settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda
     if shared:
         say(f"note: {shared:,} held-out rows also stand in the training data")
     facts = {
-        "model": settings.model, "model_name": loaded.name, "task": task, "labels": labels, "rows": len(rows),
-        "rows_held_out": len(held_out or ()), "packed": packed, "logits": logits,
+        "model": settings.model,
+        "model_name": loaded.name,
+        "task": task,
+        "labels": labels,
+        "rows": len(rows),
+        "rows_held_out": len(held_out or ()),
+        "packed": packed,
+        "logits": logits,
         "base_dtype": dtype,
-        "rows_cut": cut, "rows_repeated": rows.repeated, "rows_shared": shared, "max_length": longest, "lr": lr,
-        "trainable_parameters": covered.trainable_parameters, "total_parameters": covered.total_parameters,
-        "adapted_modules": len(covered.modules), "coverage": covered.to_dict(), "spec": adapter.spec.to_dict(),
-        "settings": settings.to_dict(), "seed": settings.seed, "base_fingerprint": adapter.provenance["base_fingerprint"],
-        "data_hash": rows.content_hash(), "versions": versions(), "plan": planned,
-    }  # fmt: skip
+        "rows_cut": cut,
+        "rows_repeated": rows.repeated,
+        "rows_shared": shared,
+        "max_length": longest,
+        "lr": lr,
+        "trainable_parameters": covered.trainable_parameters,
+        "total_parameters": covered.total_parameters,
+        "adapted_modules": len(covered.modules),
+        "coverage": covered.to_dict(),
+        "spec": adapter.spec.to_dict(),
+        "settings": settings.to_dict(),
+        "seed": settings.seed,
+        "base_fingerprint": adapter.provenance["base_fingerprint"],
+        "data_hash": rows.content_hash(),
+        "versions": versions(),
+        "plan": planned,
+    }
     return Prepared(job, loaded, facts)
 
 
 def plan_first(
-    settings: TrainSpec, spec: Spec, base: Skeleton, examples: Sequence[Example], say: Callable[[str], None]
+    settings: TrainSpec,
+    spec: Spec,
+    base: Skeleton,
+    examples: Sequence[Example],
+    say: Callable[[str], None],
 ) -> dict[str, Any] | None:
-    """Say in a line what the run will take, before any weight is loaded; None where shapes alone do not tell it.
+    """Say in a line what the run will take, before any weight is loaded; None where shapes alone do
+    not tell it.
 
     Raises:
         SpecError: its largest batch does not fit into the memory of this machine.
     """
-    plan = make(base, spread(base, spec, settings), work_of(settings, base, spec, batches_of(settings, base, examples)))
+    plan = make(
+        base,
+        spread(base, spec, settings),
+        work_of(settings, base, spec, batches_of(settings, base, examples)),
+    )
     try:
         told = described(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
@@ -203,26 +298,37 @@ def plan_first(
     needs, has = told["memory"]["peak"], told["usable_bytes"]
     if needs > has and not settings.beyond_memory:
         parts = [f"{part}   {count:,} bytes" for part, count in told["memory"].items()]
-        raise SpecError(f"The largest batch, {told['batch']} sequences of {told['length']:,} tokens, needs {needs:,} bytes; "
-                        f"this machine has {has:,} for tensors.", parts,
-                        "Lower --batch-size (--accumulate makes up for it) or --max-length, or give --gradient-checkpointing; "
-                        "--beyond-memory starts all the same. Nothing was started.")  # fmt: skip
+        raise SpecError(
+            f"The largest batch, {told['batch']} sequences of {told['length']:,} tokens, needs {needs:,} bytes; "
+            f"this machine has {has:,} for tensors.",
+            parts,
+            "Lower --batch-size (--accumulate makes up for it) or --max-length, or give --gradient-checkpointing; "
+            "--beyond-memory starts all the same. Nothing was started.",
+        )
     return told
 
 
-def _spread(model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]], lr: float) -> Spec:
+def _spread(
+    model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]], lr: float
+) -> Spec:
     """Return the spec with its rank where the settings want it."""
     if settings.ranks == SUGGESTED:
-        return suggest(model, spec, first, budget=settings.rank_budget, lr=lr / 3)
+        return select_layers(model, spec, first, budget=settings.rank_budget, lr=lr / 3)
     if settings.ranks == "even" and settings.rank_budget is None:
         return spec
     looks = first if settings.ranks == EXPLAINED else None
-    return schedule(model, spec, shape=settings.ranks, budget=settings.rank_budget, batches=looks)
+    return allocate_ranks(
+        model, spec, shape=settings.ranks, budget=settings.rank_budget, batches=looks
+    )
 
 
 def _is_packed(
-    model: Any, examples: Sequence[Example], settings: TrainSpec, task: str, say: Callable[[str], None]
-) -> bool:  # fmt: skip
+    model: Any,
+    examples: Sequence[Example],
+    settings: TrainSpec,
+    task: str,
+    say: Callable[[str], None],
+) -> bool:
     """Tell whether rows are packed, as asked, and as the model is seen to take them.
 
     Raises:
@@ -237,17 +343,26 @@ def _is_packed(
             why = leaks(model)
     if why is not None and (settings.packing == "on" or settings.batch_tokens is not None):
         asked = "packing" if settings.packing == "on" else "batch_tokens"
-        raise SpecError(f"{asked}: the rows of {settings.data} cannot be packed for {type(model).__name__}: {why}.",
-                        advice="Leave it out: rows are padded then. Nothing was started.")  # fmt: skip
+        raise SpecError(
+            f"{asked}: the rows of {settings.data} cannot be packed for {type(model).__name__}: {why}.",
+            advice="Leave it out: rows are padded then. Nothing was started.",
+        )
     if why is not None and task == "causal-lm":
         say(f"note: rows are padded, not packed: {why}")
     return why is None
 
 
-def _first(examples: Sequence[Example], settings: TrainSpec, pad: int, device: torch.device) -> list[dict[str, Any]]:
+def _first(
+    examples: Sequence[Example], settings: TrainSpec, pad: int, device: torch.device
+) -> list[dict[str, Any]]:
     """Return the batches that the run begins with, as the model is called with them for a loss."""
-    order = Batches([len(e.ids) for e in examples], settings.batch_size, settings.seed, settings.batch_tokens)
-    return [collate([examples[i] for i in order[k]], pad, device) for k in range(min(FIRST, order.per_epoch))]
+    order = Batches(
+        [len(e.ids) for e in examples], settings.batch_size, settings.seed, settings.batch_tokens
+    )
+    return [
+        collate([examples[i] for i in order[k]], pad, device)
+        for k in range(min(FIRST, order.per_epoch))
+    ]
 
 
 def _logits(job: Job, say: Callable[[str], None]) -> str:
@@ -260,20 +375,26 @@ def _logits(job: Job, say: Callable[[str], None]) -> str:
     k = job.batches.longest(0, job.batches.per_epoch)
     rows, length = job.batches.shape(k)
     size = 4 * job.batches.width(k) * job.model.config.get_text_config().vocab_size
-    say(f"note: the loss is taken of all logits at once, not in chunks: {why}; those of the largest batch, {rows} sequences of "
-        f"{length:,} tokens, take {size:,} bytes in float32")  # fmt: skip
+    say(
+        f"note: the loss is taken of all logits at once, not in chunks: {why}; those of the largest batch, {rows} sequences of "
+        f"{length:,} tokens, take {size:,} bytes in float32"
+    )
     return f"all at once: {why}"
 
 
 def _base_dtype(settings: TrainSpec, base: Skeleton, spec: Spec) -> str:
-    """Return the dtype of the base: as asked, else as the run took it that is resumed, wherever it goes on, else by rule."""
+    """Return the dtype of the base: as asked, else as the run took it that is resumed, wherever it
+    goes on, else by rule.
+    """
     if settings.base_dtype != "auto":
         return settings.base_dtype
     try:
         earlier = json.loads((Path(settings.output) / RUN).read_text()) if settings.resume else {}
     except ValueError:  # damaged: what compares the settings says so
         earlier = {}
-    chosen = auto_dtype(device_of(settings.device), base.model.config, base.task, whole=trains_whole(spec))
+    chosen = auto_dtype(
+        device_of(settings.device), base.model.config, base.task, whole=trains_whole(spec)
+    )
     return earlier.get("base_dtype", _name(chosen))
 
 
@@ -288,23 +409,33 @@ def versions() -> dict[str, str]:
 
 
 def peak_memory() -> int:
-    """Return the most memory that was in use at once, in bytes: of the GPU where there is one, else of the process."""
+    """Return the most memory that was in use at once, in bytes: of the GPU where there is one, else
+    of the process.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
-    """Return what is trained on and what is held out: other data, a builtin's test part, or rows drawn by the seed."""
+    """Return what is trained on and what is held out: other data, a builtin's test part, or rows
+    drawn by the seed.
+    """
     if settings.eval_data or settings.data.startswith("builtin:"):
         source = settings.eval_data or settings.data
-        return rows, read_rows(source, columns=settings.columns, quotes=settings.quotes, split="test")
+        return rows, read_rows(
+            source, columns=settings.columns, quotes=settings.quotes, split="test"
+        )
     # A handful of rows is still measured on one of them; of fewer, none can be spared.
     least = 1 if settings.eval_fraction and len(rows) >= 5 else 0
     count = min(MOST_HELD_OUT, max(least, round(settings.eval_fraction * len(rows))))
     if not count:
         return rows, None
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    order = torch.randperm(
+        len(rows), generator=torch.Generator().manual_seed(settings.seed)
+    ).tolist()
     return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
 
 
@@ -322,13 +453,20 @@ def _measured(job: Job, title: str, score: dict[str, Any]) -> dict[str, Any] | N
 
 def _check_output(output: Path, settings: TrainSpec) -> None:
     if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; --output needs a folder.", advice="Nothing was written.")
+        raise OutputError(
+            f"{output} is a file; --output needs a folder.", advice="Nothing was written."
+        )
     there = [name for name in WRITTEN if (output / name).exists()]
     if there and not (settings.resume or settings.overwrite):
-        raise OutputError(f"{output} holds a run already ({', '.join(there)}).",
-                          advice="--resume goes on with it, --overwrite deletes it. Nothing was written.")  # fmt: skip
+        raise OutputError(
+            f"{output} holds a run already ({', '.join(there)}).",
+            advice="--resume goes on with it, --overwrite deletes it. Nothing was written.",
+        )
     if settings.resume and not (output / RUN).is_file():
-        raise OutputError(f"There is no run in {output} to resume: {RUN} is missing.", advice="Start without --resume.")
+        raise OutputError(
+            f"There is no run in {output} to resume: {RUN} is missing.",
+            advice="Start without --resume.",
+        )
 
 
 def _clear(output: Path) -> None:
@@ -341,19 +479,31 @@ def _clear(output: Path) -> None:
 
 
 def _state(output: Path, settings: TrainSpec, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the state to resume from, or refuse what would give other weights than the run that was interrupted."""
+    """Return the state to resume from, or refuse what would give other weights than the run that
+    was interrupted.
+    """
     try:
         earlier = json.loads((output / RUN).read_text())
     except ValueError as error:
-        raise OutputError(f"{output / RUN} is damaged: {error}.", advice="Start anew, with --overwrite.") from error
+        raise OutputError(
+            f"{output / RUN} is damaged: {error}.", advice="Start anew, with --overwrite."
+        ) from error
     faults = settings.differences(earlier["settings"])
-    faults += [f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}" for key, value in facts["spec"].items()
-               if value != earlier["spec"].get(key)]  # fmt: skip
+    faults += [
+        f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}"
+        for key, value in facts["spec"].items()
+        if value != earlier["spec"].get(key)
+    ]
     for key, what in (("data_hash", "the data"), ("base_fingerprint", "the base's weights")):
-        faults += [f"{what}: was {earlier[key]}, now {facts[key]}"] if earlier[key] != facts[key] else []
+        faults += (
+            [f"{what}: was {earlier[key]}, now {facts[key]}"] if earlier[key] != facts[key] else []
+        )
     if faults:
-        raise OutputError(f"The run in {output} was started otherwise; going on would mix two runs.", faults,
-                          "Give the settings it was started with, or start anew in another folder.")  # fmt: skip
+        raise OutputError(
+            f"The run in {output} was started otherwise; going on would mix two runs.",
+            faults,
+            "Give the settings it was started with, or start anew in another folder.",
+        )
     return resume.load(resume.newest(output))
 
 

@@ -17,10 +17,12 @@ METRICS = "metrics.jsonl"
 
 
 class Log:
-    """One line a step to metrics.jsonl, flushed at once; and on stderr a bar on a terminal, about 20 lines elsewhere.
+    """One line a step to metrics.jsonl, flushed at once; and on stderr a bar on a terminal, about
+    20 lines elsewhere.
 
     Args:
-        path: metrics.jsonl; lines after `start` (of a run that was killed later than its last checkpoint) are dropped.
+        path: metrics.jsonl; lines after `start` (of a run that was killed later than its last
+            checkpoint) are dropped.
         start: the step that the run goes on from.
         total: the step that it ends with.
         quiet: write to the file alone.
@@ -32,9 +34,14 @@ class Log:
         self.console = Console(stderr=True)
         self.every = -(-total // 20)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(), console=self.console, disable=quiet or not self.console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+        )
         self.bar.start()
         self.task = self.bar.add_task("training", total=total, completed=start, note="")
 
@@ -44,7 +51,9 @@ class Log:
         self.file.flush()
         if self.quiet:
             return
-        note = f"loss {line['loss']:.4f}  {line['tokens'] / max(line['seconds'], 1e-9):,.0f} tokens/s"
+        note = (
+            f"loss {line['loss']:.4f}  {line['tokens'] / max(line['seconds'], 1e-9):,.0f} tokens/s"
+        )
         if "eval_loss" in line:
             note += f"  eval loss {line['eval_loss']:.4f}"
             self.say(told(line))
@@ -64,8 +73,11 @@ class Log:
 
 def told(line: dict[str, Any]) -> str:
     """Return the measures of one evaluation in a line."""
-    parts = [f"{key.removeprefix('eval_')} {value:.4f}" for key, value in line.items()
-             if key.startswith("eval_") and isinstance(value, float)]  # fmt: skip
+    parts = [
+        f"{key.removeprefix('eval_')} {value:.4f}"
+        for key, value in line.items()
+        if key.startswith("eval_") and isinstance(value, float)
+    ]
     return f"step {line['step']:>6}  train loss {line['loss']:.4f}  eval: {'  '.join(parts)}"
 
 
@@ -94,10 +106,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def counting(title: str, total: int) -> Iterator[Any]:
-    """Show a bar on stderr while something of a known length runs; yields a function to call with each advance."""
+    """Show a bar on stderr while something of a known length runs; yields a function to call with
+    each advance.
+    """
     console = Console(stderr=True)
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   console=console, disable=not console.is_terminal, transient=True)  # fmt: skip
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
     with bar:
         task = bar.add_task(title, total=total)
         yield lambda done: bar.advance(task, done)

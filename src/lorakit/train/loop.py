@@ -1,4 +1,6 @@
-"""THE loop: one optimizer step after another, on Accelerate, that checks itself and stops cleanly when it must."""
+"""THE loop: one optimizer step after another, on Accelerate, that checks itself and stops cleanly
+when it must.
+"""
 
 import math
 import signal
@@ -20,10 +22,11 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate, packed_rows
 from lorakit.data.encode import Example
-from lorakit.errors import TrainingError, many
-from lorakit.evaluate.packing import packing
+from lorakit.errors import TrainingError
 from lorakit.evaluate.score import batch_loss, evaluate
-from lorakit.recompute import recompute
+from lorakit.models.checkpointing import recompute
+from lorakit.models.packing import packing
+from lorakit.text import plural
 from lorakit.train import resume
 from lorakit.train.budget import Budget
 from lorakit.train.config import TrainSpec
@@ -37,7 +40,9 @@ RECENT = 10  # losses whose median tells whether a run has exploded
 
 @dataclass
 class Job:
-    """All that the loop works on; what is in it has been checked. `dataclasses.replace` gives one with other settings."""
+    """All that the loop works on; what is in it has been checked. `dataclasses.replace` gives one
+    with other settings.
+    """
 
     model: Any
     adapter: Adapter
@@ -55,7 +60,13 @@ class Job:
     def batches(self) -> Batches:
         """The order of the batches."""
         s = self.settings
-        return Batches([len(e.ids) for e in self.examples], s.batch_size, s.seed, s.batch_tokens, packed=self.packed)
+        return Batches(
+            [len(e.ids) for e in self.examples],
+            s.batch_size,
+            s.seed,
+            s.batch_tokens,
+            packed=self.packed,
+        )
 
     @cached_property
     def steps(self) -> int:
@@ -104,7 +115,9 @@ class Interrupted(TrainingError):
 
 
 class Signals:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; a second one acts as usual."""
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the step; a second one acts as
+    usual.
+    """
 
     def __init__(self) -> None:
         self.asked, self.before = False, {}
@@ -113,7 +126,9 @@ class Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self.before[number] = signal.signal(number, self._ask)
-            except ValueError:  # not the main thread: whoever runs the loop there stops it in its own way
+            except (
+                ValueError
+            ):  # not the main thread: whoever runs the loop there stops it in its own way
                 break
         return self
 
@@ -135,14 +150,18 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         state: of the checkpoint to go on from; the adapter holds its weights already.
 
     Raises:
-        TrainingError: no gradient reached an adapted module at the first step, a dtype is not what was asked, or the loss is
-            not finite or has exploded; what was good is kept.
+        TrainingError: no gradient reached an adapted module at the first step, a dtype is not what
+            was asked, or the loss is not finite or has exploded; what was good is kept.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
     """
     settings, adapter = job.settings, job.adapter
-    # Accelerate keeps one state a process; a run leaves none behind, so that the next may have another precision.
+    # Accelerate keeps one state a process; a run leaves none behind, so that the next may have
+    # another precision.
     shared = AcceleratorState._shared_state != {}
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=next(job.model.parameters()).device.type == "cpu")
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        cpu=next(job.model.parameters()).device.type == "cpu",
+    )
     if accelerator.num_processes > 1:
         raise TrainingError("This run was launched as several processes; train runs as one.")
     check_trainable(job.model, adapter)
@@ -163,7 +182,13 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
     job.model.train()
     packs = packing if job.packed else nullcontext
     with packs(job.model):
-        rehearse(job, accelerator, batches, at.step * settings.accumulate, job.steps * settings.accumulate)
+        rehearse(
+            job,
+            accelerator,
+            batches,
+            at.step * settings.accumulate,
+            job.steps * settings.accumulate,
+        )
     torch.manual_seed(settings.seed)
     if state:
         resume.set_random_state(state["random"])
@@ -177,8 +202,10 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
                     resume.save(job.output, at.step, adapter, optimizer, asdict(at), budget)
                     resume.prune(job.output, settings.keep, at.best_step)
                 if signals.asked and not last:
-                    raise Interrupted(f"Interrupted after step {at.step} of {job.steps}; a checkpoint was saved.",
-                                      advice="The same command with --resume goes on from it.")  # fmt: skip
+                    raise Interrupted(
+                        f"Interrupted after step {at.step} of {job.steps}; a checkpoint was saved.",
+                        advice="The same command with --resume goes on from it.",
+                    )
     finally:
         log.close()
         job.model.eval()
@@ -193,18 +220,34 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
 
 def budget_of(adapter: Adapter, settings: TrainSpec, steps: int) -> Budget:
     """Return the budget of ranks that these settings ask for."""
-    return Budget(adapter, steps, rank=settings.target_rank, warmup=settings.budget_warmup, final=settings.budget_final,
-                  every=settings.budget_every, orthogonality=settings.orthogonality)  # fmt: skip
+    return Budget(
+        adapter,
+        steps,
+        rank=settings.target_rank,
+        warmup=settings.budget_warmup,
+        final=settings.budget_final,
+        every=settings.budget_every,
+        orthogonality=settings.orthogonality,
+    )
 
 
 def _step(
-    job: Job, accelerator: Accelerator, optimizer: Any, batches: Batches, at: Progress, log: Log, budget: Budget | None
+    job: Job,
+    accelerator: Accelerator,
+    optimizer: Any,
+    batches: Batches,
+    at: Progress,
+    log: Log,
+    budget: Budget | None,
 ) -> None:
     """Do one optimizer step, and what falls due after it."""
     settings, begun = job.settings, time.perf_counter()
     lr = job.lr * lr_factor(at.step, job.steps, settings.warmup, settings.schedule)
     set_lr(optimizer, lr)
-    groups = [[job.examples[i] for i in batches[at.step * settings.accumulate + j]] for j in range(settings.accumulate)]
+    groups = [
+        [job.examples[i] for i in batches[at.step * settings.accumulate + j]]
+        for j in range(settings.accumulate)
+    ]
     # Divided by what counts in the whole step: accumulating gives the gradient of one large batch.
     count = sum(e.trained for group in groups for e in group)
     total = 0.0
@@ -220,7 +263,9 @@ def _step(
     norm = gradient_norm(parameters) if clipped is None else float(clipped)
     if at.step == 0:
         check_gradients(job.adapter)
-    if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such a step and goes on
+    if (
+        not math.isfinite(norm) and settings.mixed_precision != "fp16"
+    ):  # fp16's scaler skips such a step and goes on
         _stop(job, at, f"The gradient's norm is {norm} at step {at.step + 1}.")
     if budget:
         if not settings.clip:
@@ -234,10 +279,23 @@ def _step(
     at.seconds += time.perf_counter() - begun
     at.loss_first, at.loss_last = (total if at.step == 1 else at.loss_first), total
     _watch(job, at, total)
-    line = {"step": at.step, "loss": total, "lr": lr, "tokens": at.tokens, "seconds": round(at.seconds, 4), "grad_norm": norm}
+    line = {
+        "step": at.step,
+        "loss": total,
+        "lr": lr,
+        "tokens": at.tokens,
+        "seconds": round(at.seconds, 4),
+        "grad_norm": norm,
+    }
     if job.held_out and (at.step % job.every == 0 or at.step == job.steps):
-        found = evaluate(job.model, job.look, job.task, pad=job.pad, batch_size=settings.eval_batch_size,
-                         classes=job.classes).metrics  # fmt: skip
+        found = evaluate(
+            job.model,
+            job.look,
+            job.task,
+            pad=job.pad,
+            batch_size=settings.eval_batch_size,
+            classes=job.classes,
+        ).metrics
         if not math.isfinite(found["loss"]):
             _stop(job, at, f"The held-out loss is {found['loss']} at step {at.step}.")
         line |= {f"eval_{key}": value for key, value in found.items()}
@@ -252,23 +310,34 @@ def _step(
 
 
 def _watch(job: Job, at: Progress, loss: float) -> None:
-    """Stop a run whose loss has left all that it had reached: its median is far above the lowest median so far."""
+    """Stop a run whose loss has left all that it had reached: its median is far above the lowest
+    median so far.
+    """
     at.recent = [*at.recent, loss][-RECENT:]
     if len(at.recent) == RECENT:
         median = statistics.median(at.recent)
         at.lowest = min(at.lowest, median)
         if median > 4 * at.lowest + 2:
-            _stop(job, at, f"The loss has exploded: its median over {RECENT} steps is {median:.4g} at step {at.step}, "
-                           f"it was {at.lowest:.4g}.")  # fmt: skip
+            _stop(
+                job,
+                at,
+                f"The loss has exploded: its median over {RECENT} steps is {median:.4g} at step {at.step}, "
+                f"it was {at.lowest:.4g}.",
+            )
 
 
 def _stop(job: Job, at: Progress, what: str) -> None:
     kept = sorted(p.name for p in (job.output / resume.FOLDER).glob("step-*"))
     best = f"step-{at.best_step:06d}" if at.best_step is not None else None
     good = best or (kept[-1] if kept else None)
-    where = (f"The last good checkpoint is {job.output / resume.FOLDER / good}: an adapter folder that can be used as it is."
-             if good else "No checkpoint had been saved yet.")  # fmt: skip
-    advice = f"{where} Try a lower --lr (it was {job.lr:g}), --clip 1, or look at the rows with preview."
+    where = (
+        f"The last good checkpoint is {job.output / resume.FOLDER / good}: an adapter folder that can be used as it is."
+        if good
+        else "No checkpoint had been saved yet."
+    )
+    advice = (
+        f"{where} Try a lower --lr (it was {job.lr:g}), --clip 1, or look at the rows with preview."
+    )
     raise TrainingError(f"{what} The run was stopped.", advice=advice)
 
 
@@ -277,26 +346,51 @@ def check_trainable(model: nn.Module, adapter: Adapter) -> None:
     asked, training = getattr(torch, adapter.spec.dtype), list(adapter.parameters())
     if not any(p.requires_grad for p in training):
         raise TrainingError("Nothing would train: no parameter of the adapter requires a gradient.")
-    faults = [f"{name}.{key}   is {p.dtype}, asked was {asked}" for name, delta in adapter.deltas.items()
-              for key, p in delta.named_parameters() if p.dtype != asked]  # fmt: skip
+    faults = [
+        f"{name}.{key}   is {p.dtype}, asked was {asked}"
+        for name, delta in adapter.deltas.items()
+        for key, p in delta.named_parameters()
+        if p.dtype != asked
+    ]
     known = {id(p) for p in training}
-    faults += [f"{name}   of the base requires a gradient" for name, p in model.named_parameters()
-               if p.requires_grad and id(p) not in known]  # fmt: skip
+    faults += [
+        f"{name}   of the base requires a gradient"
+        for name, p in model.named_parameters()
+        if p.requires_grad and id(p) not in known
+    ]
     if faults:
-        raise TrainingError(f"{many(len(faults), 'parameter')} not as asked for.", faults, "Nothing was trained.")
+        raise TrainingError(
+            f"{plural(len(faults), 'parameter')} not as asked for.", faults, "Nothing was trained."
+        )
 
 
 def check_gradients(adapter: Adapter) -> None:
-    """Stop a run in which some adapted module would never learn: what starts at zero (such as B) got no gradient."""
-    first = {name: delta.get_parameter(delta.zero) for name, delta in adapter.deltas.items() if delta.zero}
+    """Stop a run in which some adapted module would never learn: what starts at zero (such as B)
+    got no gradient.
+    """
+    first = {
+        name: delta.get_parameter(delta.zero)
+        for name, delta in adapter.deltas.items()
+        if delta.zero
+    }
     grads = {name: parameter.grad for name, parameter in first.items() if parameter.requires_grad}
-    faults = [f"{name}   {'no gradient arrives' if grad is None else 'its gradient is zero throughout'}"
-              for name, grad in grads.items() if grad is None or not grad.any()]  # fmt: skip
-    faults += [f"{name}   no gradient arrives" for name, p in adapter.whole.items() if p.requires_grad and p.grad is None]
+    faults = [
+        f"{name}   {'no gradient arrives' if grad is None else 'its gradient is zero throughout'}"
+        for name, grad in grads.items()
+        if grad is None or not grad.any()
+    ]
+    faults += [
+        f"{name}   no gradient arrives"
+        for name, p in adapter.whole.items()
+        if p.requires_grad and p.grad is None
+    ]
     if faults:
         total = len(adapter.deltas) + len(adapter.whole)
-        raise TrainingError(f"At the first step {len(faults)} of {total} trained modules got no gradient.", faults,
-                            "The loss does not depend on them: leave them out with --exclude.")  # fmt: skip
+        raise TrainingError(
+            f"At the first step {len(faults)} of {total} trained modules got no gradient.",
+            faults,
+            "The loss does not depend on them: leave them out with --exclude.",
+        )
 
 
 def restore(adapter: Adapter, folder: Path) -> None:

@@ -11,7 +11,8 @@ from lorakit.adapter import Adapter
 def default_lr(width: int) -> float:
     """Return a peak learning rate for a model of this hidden width.
 
-    5e-4 at width 2000, with the square root of the width: about ten times what full fine-tuning takes.
+    5e-4 at width 2000, with the square root of the width: about ten times what full fine-tuning
+    takes.
 
     >>> default_lr(2000), round(default_lr(384), 6)
     (0.0005, 0.001141)
@@ -20,7 +21,8 @@ def default_lr(width: int) -> float:
 
 
 def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Return what the peak learning rate is multiplied by at a step (from 0); never 0, so that every step learns.
+    """Return what the peak learning rate is multiplied by at a step (from 0); never 0, so that
+    every step learns.
 
     >>> [lr_factor(s, 10, 2, "linear") for s in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.125]
@@ -38,7 +40,10 @@ def make_optimizer(adapter: Adapter, lr: float, weight_decay: float) -> torch.op
     """Return AdamW over what the adapter trains; biases and other vectors are never decayed."""
     matrices = [p for p in adapter.parameters() if p.ndim > 1]
     vectors = [p for p in adapter.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
 
 

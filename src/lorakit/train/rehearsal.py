@@ -1,4 +1,6 @@
-"""The longest batch of a run, once forward and backward before its first step: if memory runs out, it does so now."""
+"""The longest batch of a run, once forward and backward before its first step: if memory runs out,
+it does so now.
+"""
 
 from typing import Any
 
@@ -11,8 +13,11 @@ from lorakit.evaluate.score import batch_loss
 from lorakit.train import resume
 
 
-def rehearse(job: Any, accelerator: Accelerator, batches: Batches, first: int, last: int) -> tuple[int, int]:
-    """Run the longest batch, and leave no trace: neither gradients nor random numbers nor buffers are other than before.
+def rehearse(
+    job: Any, accelerator: Accelerator, batches: Batches, first: int, last: int
+) -> tuple[int, int]:
+    """Run the longest batch, and leave no trace: neither gradients nor random numbers nor buffers
+    are other than before.
 
     Args:
         job: what the loop works on.
@@ -33,7 +38,8 @@ def rehearse(job: Any, accelerator: Accelerator, batches: Batches, first: int, l
     shape, model, parameters = batches.shape(k), job.model, list(job.adapter.parameters())
     state, buffers = resume.random_state(), [(b, b.clone()) for b in model.buffers()]
     try:
-        # AdamW's two moments come with the first step, and this batch may come after it; so room is kept for them.
+        # AdamW's two moments come with the first step, and this batch may come after it; so room is
+        # kept for them.
         room = [torch.empty_like(p) for p in parameters for _ in range(2)]
         with accelerator.autocast():
             loss = batch_loss(model, job.batch([job.examples[i] for i in batches[k]]), job.task)[0]
@@ -43,10 +49,12 @@ def rehearse(job: Any, accelerator: Accelerator, batches: Batches, first: int, l
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         rows, width = shape
-        raise TrainingError(f"Memory ran out on the longest batch of the run: {rows} sequences of {width:,} tokens. "
-                            "No step was taken.",
-                            advice="Lower --batch-size (--accumulate makes up for it) or --max-length, or give "
-                            "--gradient-checkpointing; `lorakit plan` tells what fits.") from error  # fmt: skip
+        raise TrainingError(
+            f"Memory ran out on the longest batch of the run: {rows} sequences of {width:,} tokens. "
+            "No step was taken.",
+            advice="Lower --batch-size (--accumulate makes up for it) or --max-length, or give "
+            "--gradient-checkpointing; `lorakit plan` tells what fits.",
+        ) from error
     finally:
         for p in parameters:
             p.grad = None

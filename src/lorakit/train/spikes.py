@@ -1,4 +1,6 @@
-"""Steps at which a loss jumps, and a loss that ends above its beginning: what a run that does not explode may still hide."""
+"""Steps at which a loss jumps, and a loss that ends above its beginning: what a run that does not
+explode may still hide.
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -10,15 +12,18 @@ FLAT = 0.01  # of the median: the least spread, where losses hardly vary
 
 
 def spikes(losses: Sequence[float]) -> list[int]:
-    """Return the steps, from 1, whose loss is far above those just before: a few such steps are noise, many are a warning.
+    """Return the steps, from 1, whose loss is far above those just before: a few such steps are
+    noise, many are a warning.
 
-    Compared is with the median of the last 20 losses and their spread (the median distance from it), which one jump hardly
-    moves. A loss that stays high is a jump only while the window remembers better ones.
+    Compared is with the median of the last 20 losses and their spread (the median distance from
+    it), which one jump hardly moves. A loss that stays high is a jump only while the window
+    remembers better ones.
 
     Args:
         losses: of each step, in order.
 
-    Source: the scaled median absolute deviation: Hampel, The influence curve and its role in robust estimation, 1974.
+    Source: the scaled median absolute deviation: Hampel, The influence curve and its role in robust
+        estimation, 1974.
 
     >>> spikes([3.0, 2.9, 3.1, 3.0, 2.8, 2.9, 3.0, 2.9, 2.8, 9.0, 2.8])
     [10]
@@ -37,9 +42,11 @@ def spikes(losses: Sequence[float]) -> list[int]:
 
 
 def climbed(losses: Sequence[float]) -> bool:
-    """Tell whether a run ended above where it began: every one of its last losses, and by more than they vary.
+    """Tell whether a run ended above where it began: every one of its last losses, and by more than
+    they vary.
 
-    A rate that is too high but not by far does this within the warm-up, with no jump and nothing that is not finite.
+    A rate that is too high but not by far does this within the warm-up, with no jump and nothing
+    that is not finite.
 
     Args:
         losses: of each step, in order; too few of them tell nothing.

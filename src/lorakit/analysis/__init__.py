@@ -1,0 +1,1 @@
+"""Numbers about adapters: spectra, overlap, attention, and the report of `inspect`."""

@@ -1,1 +1,0 @@
-"""Which rank is enough: one run and its truncations, growing, a threshold on singular values, and advice."""

@@ -1,0 +1,1 @@
+"""Other methods that LoRA is compared with."""

@@ -1,0 +1,1 @@
+"""Adapters on a model: attach, detach, enable, and what is attached where."""

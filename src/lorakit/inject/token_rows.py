@@ -1,0 +1,259 @@
+"""Which rows of an embedding train by themselves, and which layers change with an embedding because
+they share its weight.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from lorakit.adapter import Adapter
+from lorakit.deltas.base import Delta
+from lorakit.deltas.tied import Twin
+from lorakit.deltas.token_rows import Tied, TokenRows
+from lorakit.errors import AdapterMismatch, SpecError, TargetError
+from lorakit.inits.start import STARTS
+from lorakit.inject.targets import Place
+from lorakit.sites.slot import base_parameters
+from lorakit.spec import Settings, Spec, matches
+from lorakit.text import plural
+
+
+def new_rows(
+    model: nn.Module, spec: Spec, known: Mapping[str, Place], taken: Collection[str]
+) -> dict[str, Delta]:
+    """Return the deltas that `spec.token_rows` means, as they start: the base's rows.
+
+    Args:
+        model: any module.
+        spec: what is asked.
+        known: what can be adapted.
+        taken: names of places that are adapted otherwise, and of modules that are trained whole.
+    """
+    deltas: dict[str, Delta] = {}
+    for n, ids in asked_rows(model, spec.token_rows, known, taken).items():
+        site, turned = known[n].site, known[n].site.kind == "embedding"
+        M = site.read(known[n].layer)
+        tokens = torch.tensor(
+            ids, device=None if M.is_meta else M.device
+        )  # known also where the rows have no values
+        start = (M.T if turned else M)[tokens].to(getattr(torch, spec.dtype), copy=True)
+        deltas[n] = TokenRows(start, tokens, M.shape[turned], site.kind)
+    return deltas
+
+
+def asked_rows(
+    model: nn.Module, asked: Any, known: Mapping[str, Place], taken: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """Return the ids that `Spec.token_rows` gives each embedding or head, by its name.
+
+    Ids alone are those of the model's input embedding. A module that shares the weight of one
+    before it, and is given the same ids, changes with that one.
+
+    Args:
+        model: any module.
+        asked: ids, or {module: ids}.
+        known: what can be adapted.
+        taken: names of places that are adapted otherwise, and of modules that are trained whole.
+
+    Raises:
+        TargetError: no such module, or one that cannot be served; or an id that it has no row for.
+            All are named.
+    """
+    if not asked:
+        return {}
+    own, found, faults = dict(base_parameters(model)), dict[str, tuple[int, ...]](), []
+    items = asked.items() if isinstance(asked, Mapping) else [("", asked)]
+    for pattern, ids in items:
+        names = [n for n in known if matches(pattern, n)] if pattern else _inputs(model, known)
+        if len(names) == 1:
+            found[names[0]] = tuple(ids)
+        else:
+            there = (
+                ", ".join(map(repr, [n for n, p in known.items() if p.site.kind == "embedding"]))
+                or "none"
+            )
+            what = f"{pattern!r}   names" if pattern else "the input embedding   is"
+            faults.append(
+                f"{what} {plural(len(names), 'module')} of a known kind; one is needed. Embeddings here: {there}"
+            )
+    # What a head shares with an embedding is the embedding's.
+    for name in sorted(found, key=lambda name: known[name].site.kind != "embedding"):
+        place, ids = known[name], found[name]
+        sharing = [
+            n
+            for n, p in known.items()
+            if not p.is_part and own.get(p.path, n) is own.get(place.path)
+        ]
+        if any(
+            found.get(n) == ids and known[n].site.kind == "embedding" for n in sharing if n != name
+        ):
+            del found[name]
+        faults += [f"{name}   {fault}" for fault in _row_faults(place, ids, place.path in own)]
+        faults += [
+            f"{n}   {'is' if n == name else f'shares the weight of {name} and is'} trained otherwise by this adapter: "
+            "leave one out, or attach two"
+            for n in sharing
+            if _inside(n, taken)
+        ]
+    if faults:
+        raise TargetError(
+            f"token_rows does not fit {type(model).__name__}.", faults, "Nothing was attached."
+        )
+    return found
+
+
+def _row_faults(place: Place, ids: tuple[int, ...], stored: bool) -> Iterator[str]:
+    if place.site.kind not in ("embedding", "linear") or not stored:
+        yield f"is of kind {place.site.kind}: rows of tokens are those of an embedding or a linear head in full"
+        return
+    if getattr(place.layer, "max_norm", None) is not None:
+        yield "max_norm: the layer rescales its rows as it reads them, so a change of them cannot be merged"
+    size = place.shape[1] if place.site.kind == "embedding" else place.shape[0]
+    if beyond := [i for i in ids if i >= size]:
+        yield (
+            f"has no row for token {', '.join(map(str, beyond))}: they go from 0 to {size - 1} (is the vocabulary to be "
+            "resized first?)"
+        )
+    if getattr(place.layer, "padding_idx", None) in ids:
+        yield f"never trains the row of token {place.layer.padding_idx}, its padding"
+
+
+def _inside(name: str, outer: Collection[str]) -> bool:
+    """Tell whether a name is one of these, or in one."""
+    return any(name == o or name.startswith(f"{o}.") for o in outer)
+
+
+def _inputs(model: nn.Module, known: Mapping[str, Place]) -> list[str]:
+    """Return the name of the input embedding: as transformers tells it, or the only one."""
+    method = getattr(type(model), "get_input_embeddings", None)
+    if method is not None:
+        layer = method(model)
+        return [n for n, place in known.items() if place.layer is layer and not place.is_part]
+    return [n for n, place in known.items() if place.site.kind == "embedding"]
+
+
+def tied(model: nn.Module, adapter: Adapter, known: Mapping[str, Place]) -> dict[str, Delta]:
+    """Return the changes of layers that share their weight with one whose rows train.
+
+    Raises:
+        AdapterMismatch: such a layer changes otherwise too, or is of a kind that has no rows of
+            tokens.
+    """
+    rows = {n: d for n, d in adapter.deltas.items() if isinstance(d, TokenRows)}
+    own = dict(base_parameters(model)) if rows else {}
+    # Rows of a head alone leave the embedding as it is, as in PEFT.
+    weights = {
+        id(own[known[n].path]): n
+        for n, d in rows.items()
+        if d.kind == "embedding" and known[n].path in own
+    }
+    shared = {
+        n: weights[key]
+        for n, place in known.items()
+        if n not in rows and not place.is_part and (key := id(own.get(place.path))) in weights
+    }
+    faults = [
+        f"{n}   shares the weight of {of}, whose rows train"
+        for n, of in shared.items()
+        if n in adapter.deltas
+    ]
+    faults += [
+        f"{n}   shares the weight of {of}, whose rows train, and is of kind {known[n].site.kind}"
+        for n, of in shared.items()
+        if known[n].site.kind not in ("embedding", "linear")
+    ]
+    if faults:
+        raise AdapterMismatch(
+            "Rows of a shared weight cannot be trained beside this.",
+            faults,
+            "Nothing was attached.",
+        )
+    return {n: Tied(rows[of], known[n].site.kind) for n, of in shared.items()}
+
+
+def twins(
+    model: nn.Module,
+    spec: Spec,
+    known: Mapping[str, Place],
+    resolved: Mapping[str, Settings],
+    deltas: Mapping[str, Any],
+) -> dict[str, Delta]:
+    """Return the deltas of layers that `spec.tie` gives the factors of an embedding whose weight
+    they share.
+
+    Args:
+        model: any module.
+        spec: what is asked.
+        known: what can be adapted.
+        resolved: settings of what is adapted, by name.
+        deltas: of the embeddings, by name.
+
+    Raises:
+        SpecError: no weight is shared by an embedding, not all that share one are adapted, or not
+            alike; all are named.
+    """
+    if not spec.tie:
+        return {}
+    own, holders = dict(base_parameters(model)), dict[int, list[str]]()
+    for n, place in known.items():
+        if place.path in own and not place.is_part:
+            holders.setdefault(id(own[place.path]), []).append(n)
+    groups = [
+        sorted(g, key=lambda n: known[n].site.kind != "embedding")
+        for g in holders.values()
+        if len(g) > 1
+    ]
+    groups = [g for g in groups if known[g[0]].site.kind == "embedding"]
+    groups = [g for g in groups if any(n in resolved for n in g)] or groups
+    faults = (
+        []
+        if groups
+        else [
+            f"{type(model).__name__}   has no embedding that shares its weight with another layer"
+        ]
+    )
+    for first, *rest in groups:
+        faults += [
+            f"{n}   shares a weight with {rest[0] if n == first else first}, and is not adapted: name both as targets"
+            for n in (first, *rest)
+            if n not in resolved
+        ]
+        faults += [
+            f"{n}   {fault}"
+            for n in rest
+            for fault in _unlike(first, n, known[n].site.kind, resolved)
+        ]
+        start = STARTS[resolved[first].init] if first in resolved else None
+        if spec.delta != "lora" or start:
+            how = (
+                f"delta {spec.delta!r}"
+                if spec.delta != "lora"
+                else f"init {resolved[first].init!r}"
+            )
+            faults.append(
+                f"{first}   {how}: one pair for both is plain low rank, started by kaiming, gaussian or orthogonal"
+            )
+    if faults:
+        raise SpecError(
+            "tie: one pair of factors for a shared weight is not possible here.",
+            faults,
+            "Nothing was attached.",
+        )
+    return {
+        n: Twin(deltas[first], known[n].site.kind, resolved[n].dropout)
+        for first, *rest in groups
+        for n in rest
+    }
+
+
+def _unlike(first: str, name: str, kind: str, resolved: Mapping[str, Settings]) -> Iterator[str]:
+    if kind not in ("embedding", "linear"):
+        yield f"shares the weight of {first}, and is of kind {kind}: an embedding and linear layers can have one pair"
+    if first in resolved and name in resolved:
+        there, here = asdict(resolved[first]), asdict(resolved[name])
+        # Dropout is of an input, not of the change.
+        if unlike := [f"{k} {v!r}" for k, v in here.items() if v != there[k] and k != "dropout"]:
+            yield f"has {', '.join(unlike)}, {first} has {', '.join(f'{there[u.split()[0]]!r}' for u in unlike)}"

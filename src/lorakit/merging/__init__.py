@@ -1,0 +1,1 @@
+"""Adapters merged into weights, in memory and on disk."""

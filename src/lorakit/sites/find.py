@@ -1,0 +1,103 @@
+"""Every storage that can be adapted, by kind: those of the core, and those with a file of their own
+in this room.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from lorakit.errors import SpecError
+from lorakit.sites import linear
+from lorakit.sites.child_weight import Borrowed, children_read
+from lorakit.sites.conv import CONVOLUTIONS
+from lorakit.sites.experts import stacks_of
+from lorakit.sites.families import layout_of
+from lorakit.sites.fused_parts import Layout, Part, thirds
+from lorakit.sites.quantised import QUANTISED
+from lorakit.sites.recurrent import recurrent
+from lorakit.sites.weight_swap import APART, IN_PROJ, OUT_PROJ
+
+SITES = {**QUANTISED, **linear.SITES, **{known.kind: known for known in CONVOLUTIONS}}
+
+
+def register(added: linear.Linear) -> None:
+    """Let layers of a further kind be adapted; the sites that were added last are asked first.
+
+    Args:
+        added: an instance of a class derived from `lorakit.sites.linear.Linear`, with a `kind` of
+            its own and its own `holds`.
+
+    Raises:
+        SpecError: it is no such instance, or its kind is taken; nothing is added.
+    """
+    if not isinstance(added, linear.Linear):
+        raise SpecError(
+            f"A site is an instance of a class derived from lorakit.sites.linear.Linear, got {added!r}."
+        )
+    faults = []
+    if not added.kind.isidentifier() or added.kind in SITES:
+        faults.append(f"kind {added.kind!r} is {'taken' if added.kind in SITES else 'no word'}")
+    if any(
+        type(added).holds is type(known).holds
+        for known in SITES.values()
+        if type(known) is not type(added)
+    ):
+        faults.append("holds is inherited: it would take the layers of another kind")
+    if faults:
+        raise SpecError(
+            f"{type(added).__name__} cannot be added.",
+            faults,
+            f"Kinds that are taken: {', '.join(SITES)}.",
+        )
+    before = dict(SITES)
+    SITES.clear()
+    SITES.update({added.kind: added}, **before)
+
+
+def site_of(layer: nn.Module) -> linear.Linear | None:
+    """Return the site that holds this layer's matrix, or None where no row of SITES does."""
+    if isinstance(layer, LazyModuleMixin):
+        return None  # it has no shape before its first input
+    return next((known for known in SITES.values() if known.holds(layer)), None)
+
+
+def sites_of(
+    name: str, layer: nn.Module, config: Any, given: Layout | None
+) -> Iterator[tuple[str, linear.Linear]]:
+    """Yield what of a layer can be adapted: the rest of its name ("" for the layer itself), and the
+    site that holds it.
+
+    Args:
+        name: the layer's full name.
+        layer: any module.
+        config: of the model that it is in, as transformers has it; None elsewhere.
+        given: which of its rows are which projection, where the user said so.
+    """
+    if isinstance(layer, nn.MultiheadAttention):
+        yield from _attention(layer)
+        return
+    yield from recurrent(layer)
+    for child, module in children_read(layer):
+        if (inner := site_of(module)) is not None:
+            yield child, Borrowed(child, inner)
+    if (whole := site_of(layer)) is None:
+        yield from ((stack.key, stack) for stack in stacks_of(layer))
+        return
+    yield "", whole
+    if whole.kind in ("linear", "conv1d"):
+        outputs = whole.read(layer).shape[0]
+        layout = given or layout_of(name, outputs, config)
+        if layout and layout.outputs == outputs:
+            yield from ((part, Part(whole, layout, part)) for part in layout.sizes)
+
+
+def _attention(layer: nn.MultiheadAttention) -> Iterator[tuple[str, linear.Linear]]:
+    if layer.in_proj_weight is not None:
+        yield "in_proj", IN_PROJ
+        layout = thirds(3 * layer.embed_dim)
+        yield from ((part, Part(IN_PROJ, layout, part)) for part in layout.sizes)
+    else:
+        yield from APART.items()
+    yield "out_proj", OUT_PROJ

@@ -1,0 +1,75 @@
+"""Text for people: plurals, near misses, bytes, durations, dtypes."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, which takes an s unless the count is 1.
+
+    >>> plural(1, "layer"), plural(1200, "row")
+    ('1 layer', '1,200 rows')
+    """
+    ending = "" if count == 1 else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def near_misses(word: str, known: Iterable[str], count: int = 3) -> str:
+    """Return `did you mean …?` for the nearest of `known`, or an empty string.
+
+    >>> near_misses("k_porj", ["q_proj", "k_proj"], count=1)
+    "did you mean 'k_proj'?"
+    """
+    found = get_close_matches(word, sorted(set(known)), n=count, cutoff=0.6)
+    if not found:
+        return ""
+    names = " or ".join(repr(name) for name in found)
+    return f"did you mean {names}?"
+
+
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with its unit.
+
+    >>> format_bytes(1572864), format_bytes(3 << 40)
+    ('1.5 MiB', '3,072.0 GiB')
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+        count /= 1024
+    return f"{count:,.1f} GiB"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration with its unit.
+
+    >>> format_duration(0.25), format_duration(90), format_duration(600), format_duration(36000)
+    ('250 ms', '90.0 s', '10 min', '10.0 h')
+    """
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def dtype_name(dtype: object) -> str:
+    """Return the name of a torch dtype as specs and files write it.
+
+    >>> import torch
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that says something, or the name of its class.
+
+    >>> first_line(ValueError("\\n  no such model\\nTraceback ..."))
+    'no such model'
+    """
+    for line in str(error).splitlines():
+        if line.strip():
+            return line.strip()
+    return type(error).__name__

@@ -1,0 +1,401 @@
+"""Sums and differences of adapters against the dense float64 sums, and what is refused instead of
+guessed.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lorakit import Adapter, LorakitError, LowRank, Spec, attach, detach, enable, fingerprint
+from lorakit.algebra import METHODS, add, combine, negate, scale, subtract
+from lorakit.algebra.sparse import SPARSE, trimmed
+from lorakit.deltas.dora import DoRA
+
+from ..analysis.test_spectra import randn
+
+SHAPE = (9, 12)
+
+
+def lowrank(rank: int, seed: int, **more: Any) -> LowRank:
+    out, inputs = more.pop("shape", SHAPE)
+    return LowRank(
+        randn(rank, inputs, seed=seed), randn(out, rank, seed=seed + 1), **{"alpha": 6.0, **more}
+    )
+
+
+def pair() -> tuple[Adapter, Adapter]:
+    """Two adapters of different ranks, targets and scale rules; they share one module."""
+    one = Adapter(Spec(rank=3, alpha=6), {"q": lowrank(3, 1), "v": lowrank(2, 3)})
+    two = Adapter(
+        Spec(rank=4, alpha=5, scale_rule="alpha/sqrt(rank)"),
+        {"q": lowrank(4, 5, alpha=5.0, scale_rule="alpha/sqrt(rank)"), "k": lowrank(1, 7)},
+    )
+    return one, two
+
+
+def dense(*weighted: tuple[Adapter, float]) -> dict[str, Tensor]:
+    total: dict[str, Tensor] = {}
+    for adapter, weight in weighted:
+        for name, delta in adapter.deltas.items():
+            total[name] = (
+                total.get(name, torch.zeros(delta.shape)) + weight * delta.matrix().detach()
+            )
+    return total
+
+
+def gap(adapter: Adapter, wanted: dict[str, Tensor]) -> float:
+    assert adapter.deltas.keys() == wanted.keys()
+    off = sum(
+        float((adapter.deltas[n].matrix().detach() - M).square().sum()) for n, M in wanted.items()
+    )
+    return (off / sum(float(M.square().sum()) for M in wanted.values())) ** 0.5
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, -2.0), (0.0, 1.0)])
+def test_the_sum_is_exact_at_rank_sum(weights: tuple[float, float]) -> None:
+    weighted = list(zip(pair(), weights, strict=True))
+    told = combine(weighted)
+    assert gap(told.adapter, dense(*weighted)) < 1e-14
+    assert (
+        told.ranks == {"q": 7, "v": 2, "k": 1}
+        and told.residual < 1e-14
+        and told.energy == pytest.approx(1.0)
+    )
+
+
+def test_a_smaller_rank_is_the_best_there_is_and_its_residual_is_told() -> None:
+    weighted = list(zip(pair(), (0.7, -0.4), strict=True))
+    wanted = dense(*weighted)
+    for rank in (1, 2, 5):
+        told = combine(weighted, rank=rank)
+        assert told.ranks == {"q": rank, "v": min(2, rank), "k": 1}
+        tails = sum(float(torch.linalg.svdvals(M)[rank:].square().sum()) for M in wanted.values())
+        total = sum(float(M.square().sum()) for M in wanted.values())
+        assert gap(told.adapter, wanted) == pytest.approx((tails / total) ** 0.5, abs=1e-12)
+        assert told.residual == pytest.approx(
+            gap(told.adapter, wanted)
+        ) and told.at_best == pytest.approx(told.residual)
+        assert told.energy == pytest.approx(1 - tails / total)
+    told = combine(weighted, energy=0.9)
+    for name, M in wanted.items():
+        shares = torch.linalg.svdvals(M).square().cumsum(0) / M.square().sum()
+        assert told.ranks[name] == int((shares < 0.9).sum()) + 1
+
+
+def test_float32_factors_are_told_with_their_rounding() -> None:
+    one, two = pair()
+    told = combine([(one.to(torch.float32), 0.5), (two.to(torch.float32), 0.5)])
+    assert 0 < told.residual < 1e-7
+    told = combine([(one, 0.5), (two, 0.5)], dtype=torch.bfloat16)
+    assert 1e-4 < told.residual < 1e-2 and told.adapter.dtype == torch.bfloat16
+
+
+def test_scale_negate_add_and_subtract_are_those_of_the_changes() -> None:
+    one, two = pair()
+    assert gap(scale(one, 0.3), dense((one, 0.3))) < 1e-14
+    assert gap(negate(one), dense((one, -1.0))) < 1e-14
+    assert gap(add(one, two, one), dense((one, 2.0), (two, 1.0))) < 1e-14
+    assert gap(subtract(one, two), dense((one, 1.0), (two, -1.0))) < 1e-14
+    assert all(not delta.matrix().any() for delta in scale(one, 0.0).deltas.values())
+
+
+def test_a_rank_sum_above_the_matrix_is_cut_to_it_without_loss() -> None:
+    many = [(Adapter(Spec(rank=4), {"q": lowrank(4, seed)}), 1.0) for seed in range(0, 8, 2)]
+    told = combine(many)
+    assert told.ranks == {"q": 9} and gap(told.adapter, dense(*many)) < 1e-13
+
+
+def test_the_result_is_written_and_read_and_attached(tmp_path: Any) -> None:
+    made = combine(list(zip(pair(), (0.5, 2.0), strict=True))).adapter
+    assert all(delta.scale == 1.0 for delta in made.deltas.values())
+    made.save(tmp_path / "sum")
+    assert Adapter.load(tmp_path / "sum").content_hash() == made.content_hash()
+    model = nn.ModuleDict({name: nn.Linear(12, 9, dtype=torch.float64) for name in "qvk"})
+    x = randn(5, 12, seed=9)
+    base = {name: layer(x) for name, layer in model.items()}
+    wanted = dense(*zip(pair(), (0.5, 2.0), strict=True))
+    attach(model, made)
+    assert all(
+        torch.allclose(layer(x), base[n] + x @ wanted[n].T, atol=1e-12)
+        for n, layer in model.items()
+    )
+
+
+def test_embeddings_and_convolutions_are_summed_as_they_act_together() -> None:
+    """Two adapters switched on together, and their sum alone, give the same outputs."""
+
+    def trained(seed: int, rule: str) -> tuple[nn.Sequential, Adapter]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = nn.Sequential(
+                nn.Embedding(11, 6), nn.Conv1d(6, 8, 3, padding=2, dilation=2, groups=2)
+            ).double()
+        adapter = attach(
+            model,
+            Spec(rank=2, alpha=3, targets=["0", "1"], scale_rule=rule),
+            name=str(seed),
+            seed=seed,
+        )
+        for i, delta in enumerate(adapter.deltas.values()):
+            delta.B.data.copy_(randn(*delta.B.shape, seed=seed + i))
+        return model, adapter
+
+    (model, one), (_, two) = trained(1, "alpha/rank"), trained(2, "alpha/sqrt(rank)")
+    attach(model, two.copy(), name="2")
+    enable(model, ["1", "2"])
+    ids = torch.arange(10).reshape(2, 5)
+    wanted = model[1](model[0](ids).mT)
+    detach(model)
+    attach(model, add(one, two))
+    assert torch.allclose(model[1](model[0](ids).mT), wanted, atol=1e-12)
+
+
+def test_stacks_are_summed_matrix_by_matrix() -> None:
+    from lorakit.algebra.combination import book_product
+    from lorakit.algebra.outcome import Ledger
+
+    A, B = randn(4, 6, 12), randn(4, 9, 6, seed=1)
+    ledger = Ledger()
+    book_product(ledger, "experts", A, B, 2, None, torch.float64)
+    A2, B2 = ledger.factors["experts"]
+    assert A2.shape == (4, 2, 12)
+    for a, b, a2, b2 in zip(A, B, A2, B2, strict=True):
+        assert float((b @ a - b2 @ a2).norm()) == pytest.approx(
+            float(torch.linalg.svdvals(b @ a)[2:].norm())
+        )
+    assert ledger.lost == pytest.approx(float((B @ A - B2 @ A2).square().sum()))
+
+
+def test_ties_trims_elects_and_averages_those_that_agree() -> None:
+    """The paper's algorithm 1, written out: weights 1/2 and lambda = 1."""
+    one, two = pair()
+    D = [trimmed(a.deltas["q"].matrix().detach(), 0.3) for a in (one, two)]
+    elected = (D[0] + D[1]).sign()
+    expected = torch.zeros(SHAPE, dtype=torch.float64)
+    for i in range(SHAPE[0]):
+        for j in range(SHAPE[1]):
+            agreeing = [
+                float(M[i, j]) for M in D if M[i, j] != 0 and M[i, j].sign() == elected[i, j]
+            ]
+            expected[i, j] = sum(agreeing) / len(agreeing) if agreeing else 0.0
+    told = combine([(one, 0.5), (two, 0.5)], method="ties", density=0.3, rank=7)
+    parts = [
+        (d.A.detach(), d.B.detach() * d.scale, 0.5) for d in (a.deltas["q"] for a in (one, two))
+    ]
+    found = SPARSE["ties"](parts, 0.3, 0, "q")
+    assert torch.allclose(found, expected, atol=1e-12)
+    best = float(torch.linalg.svdvals(expected)[7:].norm() / expected.norm())
+    assert told.residuals["q"] == pytest.approx(best)
+    # Where nothing is trimmed and no sign differs it is the plain sum.
+    assert (
+        gap(
+            combine([(one, 0.5), (one, 1.5)], method="ties", density=1.0).adapter, dense((one, 2.0))
+        )
+        < 1e-12
+    )
+
+
+def test_dare_keeps_the_mean_and_its_share_of_the_weights() -> None:
+    one, _ = pair()
+    delta = one.deltas["q"]
+    parts = [(delta.A.detach(), delta.B.detach() * delta.scale, 0.5)]
+    drawn = torch.stack([SPARSE["dare"](parts, 0.4, seed, "q") for seed in range(400)])
+    assert float((drawn != 0).double().mean()) == pytest.approx(0.4, abs=0.01)
+    assert (
+        float(
+            (drawn.mean(0) - 0.5 * delta.matrix()).detach().norm() / delta.matrix().detach().norm()
+        )
+        < 0.06
+    )
+    assert torch.equal(SPARSE["dare"](parts, 0.4, 3, "q"), SPARSE["dare"](parts, 0.4, 3, "q"))
+    assert not torch.equal(SPARSE["dare"](parts, 0.4, 3, "q"), SPARSE["dare"](parts, 0.4, 3, "k"))
+
+
+def test_magnitude_keeps_the_largest() -> None:
+    one, two = pair()
+    D = [0.5 * trimmed(a.deltas["q"].matrix().detach(), 0.25) for a in (one, two)]
+    assert all(int((M != 0).sum()) == round(0.25 * M.numel()) for M in D)
+    told = combine([(one, 0.5), (two, 0.5)], method="magnitude", density=0.25, energy=1.0)
+    assert float((told.adapter.deltas["q"].matrix().detach() - D[0] - D[1]).norm()) < 1e-12
+
+
+def dora(W: Tensor) -> Adapter:
+    delta = DoRA.start(randn(2, 12, seed=1), W, alpha=2.0)
+    delta.B.data.copy_(randn(9, 2, seed=2))
+    delta.magnitude.data.mul_(1.3)
+    return Adapter(Spec(rank=2, delta="dora"), {"q": delta})
+
+
+def test_dora_is_made_plain_with_its_base_and_refused_by_name_without() -> None:
+    model = nn.ModuleDict({"q": nn.Linear(12, 9, dtype=torch.float64)})
+    adapter = dora(model["q"].weight.detach())
+    change = adapter.deltas["q"].matrix(model["q"].weight.detach()).detach()
+    told = combine([(adapter, 0.5)], base=model)
+    assert gap(told.adapter, {"q": 0.5 * change}) < 1e-12
+    assert told.notes == ("1 module of dora made plain",) and told.adapter.spec.delta == "lora"
+    with pytest.raises(LorakitError) as caught:
+        combine([(adapter, 0.5)])
+    assert str(caught.value) == (
+        "What 1 module adds depends on the base's matrix, so it is no product of factors.\n  q   is a DoRA\n"
+        "Give the base (base=, --model): its change is then made plain. Nothing was made."
+    )
+
+
+def whole(value: float, labels: list[str] | None = None, **deltas: LowRank) -> Adapter:
+    told: dict[str, Any] = {"labels": labels} if labels else {}
+    held = {"head.weight": nn.Parameter(torch.full((2, 3), value))}
+    return Adapter(
+        Spec(rank=2, whole_modules=("head",)), deltas or {"q": lowrank(2, 1)}, held, told
+    )
+
+
+def test_whole_parameters_are_summed_without_a_base_where_the_weights_add_up_to_one() -> None:
+    told = combine([(whole(1.0), 0.25), (whole(3.0), 0.75)])
+    assert torch.equal(told.adapter.whole["head.weight"], torch.full((2, 3), 2.5))
+    assert told.notes == ("summed with the weights: head.weight",)
+    # Held by one alone, at weight 1: what the others do to the rest does not touch it.
+    told = combine([(whole(1.0), 1.0), (Adapter(Spec(rank=2), {"q": lowrank(2, 3)}), -0.5)])
+    assert torch.equal(told.adapter.whole["head.weight"], torch.full((2, 3), 1.0))
+
+
+def test_whole_parameters_at_other_weights_need_the_base_or_a_decision() -> None:
+    weighted = [(whole(1.0), 0.5), (whole(3.0), 1.0)]
+    with pytest.raises(
+        LorakitError,
+        match=r"its weights add up to 1\.5, not 1, so the base's own value counts: give the base",
+    ):
+        combine(weighted)
+    base = nn.ModuleDict({"q": nn.Linear(12, 9), "head": nn.Linear(3, 2)})
+    old = base["head"].weight.detach()
+    found = combine(weighted, base=base).adapter.whole["head.weight"].detach()
+    assert torch.allclose(found, old + 0.5 * (1 - old) + (3 - old))
+    assert combine(weighted, whole="first").adapter.whole["head.weight"].detach().eq(1.0).all()
+    dropped = combine(weighted, whole="drop")
+    assert dropped.adapter.whole == {} and dropped.notes == (
+        "left out, though trained whole: head.weight",
+    )
+    with pytest.raises(LorakitError, match=r"different labels: \['a', 'b'\] and \['a', 'c'\]"):
+        combine([(whole(1.0, ["a", "b"]), 0.5), (whole(3.0, ["a", "c"]), 0.5)])
+
+
+def test_what_does_not_fit_together_is_named_all_at_once() -> None:
+    one = Adapter(
+        Spec(rank=2), {"q": lowrank(2, 1), "v": lowrank(2, 1)}, {}, {"base_fingerprint": "aa"}
+    )
+    two = Adapter(
+        Spec(rank=2),
+        {"q": lowrank(2, 1, shape=(9, 11)), "v": lowrank(2, 1, kind="embedding")},
+        {},
+        {"base_fingerprint": "bb"},
+    )
+    with pytest.raises(LorakitError) as caught:
+        combine([(one, 1.0), (two, 1.0)])
+    assert str(caught.value) == (
+        "These adapters cannot be combined: 3 faults.\n  q   is (9, 11) in adapter 2, (9, 12) before\n"
+        "  v   is of kind embedding in adapter 2, linear before\n  adapter 2   was trained on other base weights (bb) than "
+        "those of one before (aa); any_base (--any-base) takes it\nNothing was made."
+    )
+    model = nn.ModuleDict({"q": nn.Linear(12, 9), "v": nn.Linear(12, 9)})
+    with pytest.raises(LorakitError, match=rf"\(aa\) than the model's \({fingerprint(model)}\)"):
+        combine([(one, 1.0)], base=model)
+    combine([(one, 1.0)], base=model, any_base=True)
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "rank": ({"rank": 0}, "rank 0: a whole number of at least 1 is needed"),
+    "rank too high": (
+        {"rank": 8},
+        "rank 8 is asked, but no change here has more than 7 directions",
+    ),
+    "energy": ({"energy": 1.5}, "energy 1.5: a share above 0 and at most 1 is needed"),
+    "both": (
+        {"rank": 1, "energy": 0.5},
+        "rank and energy are given: each decides the size by itself",
+    ),
+    "method": (
+        {"method": "tise"},
+        "method 'tise' is none of exact, ties, dare, magnitude did you mean 'ties'?",
+    ),
+    "no density": (
+        {"method": "dare"},
+        "method 'dare' needs a density above 0 and at most 1, got None",
+    ),
+    "idle density": ({"density": 0.5}, "density 0.5: method 'exact' keeps every weight"),
+    "whole": ({"whole": "all"}, "whole 'all' is none of sum, first, drop"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_refused(case: str) -> None:
+    settings, says = WRONG[case]
+    with pytest.raises(LorakitError) as caught:
+        combine([(a, 1.0) for a in pair()], **settings)
+    assert says in str(caught.value) and "Nothing was made." in str(caught.value)
+    with pytest.raises(LorakitError, match="weight nan is no finite number"):
+        combine([(pair()[0], float("nan"))])
+    with pytest.raises(LorakitError, match="no adapter is given"):
+        combine([])
+    assert METHODS == ("exact", "ties", "dare", "magnitude")
+
+
+def test_where_it_came_from_is_kept_where_all_agree() -> None:
+    one, two = pair()
+    for adapter, steps in ((one, 1), (two, 2)):
+        adapter.provenance |= {
+            "base_fingerprint": "aa",
+            "base_model": "m",
+            "task": "causal-lm",
+            "steps": steps,
+        }
+    told = combine([(one, 0.5), (two, 1.0)]).adapter.provenance
+    assert {k: told[k] for k in ("base_fingerprint", "base_model", "task")} == {
+        "base_fingerprint": "aa",
+        "base_model": "m",
+        "task": "causal-lm",
+    }
+    assert "steps" not in told and [part["weight"] for part in told["combined"]["of"]] == [0.5, 1.0]
+
+
+def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> None:
+    def made(seed: int, rows: tuple[int, ...] = (1, 27, 0, 9)) -> Adapter:
+        experts = LowRank(
+            randn(3, 2, 12, seed=seed), randn(3, 9, 2, seed=seed + 1), alpha=4.0, kind="experts"
+        )
+        parts = {"qkv": {"q": 9, "k": 9, "v": 9}}
+        return Adapter(
+            Spec(rank=2, parts=parts), {"qkv.q": lowrank(2, seed, rows=rows), "experts": experts}
+        )
+
+    told = combine([(made(1), 0.5), (made(5), -1.0)])
+    q = told.adapter.deltas["qkv.q"]
+    assert q.rows == (1, 27, 0, 9) and told.adapter.spec.parts == {"qkv": {"q": 9, "k": 9, "v": 9}}
+    expected = [
+        0.5 * made(1).deltas[n].matrix() - made(5).deltas[n].matrix() for n in ("qkv.q", "experts")
+    ]
+    assert torch.allclose(q.matrix(), expected[0]) and torch.allclose(
+        told.adapter.deltas["experts"].matrix(), expected[1]
+    )
+    assert combine([(made(1), 0.5), (made(5), -1.0)], rank=3).ranks == {"qkv.q": 3, "experts": 3}
+    dared = combine([(made(1), 1.0), (made(5), 1.0)], method="dare", density=0.5)
+    assert dared.adapter.deltas["experts"].A.shape == (3, 4, 12)
+    with pytest.raises(
+        LorakitError, match=r"qkv\.q   is other rows of its layer in adapter 2 than before"
+    ):
+        combine([(made(1), 0.5), (made(5, (1, 27, 9, 9)), -1.0)])
+
+
+def test_trimming_keeps_the_largest_by_size() -> None:
+    M = torch.tensor([[1.0, -5.0, 2.0], [-3.0, 0.5, 4.0]])
+    assert trimmed(M, 0.5).tolist() == [[0.0, -5.0, 0.0], [-3.0, 0.0, 4.0]]
+    assert torch.equal(trimmed(M, 1.0), M) and int((trimmed(M, 1e-9) != 0).sum()) == 1
+
+
+def test_an_adapter_of_views_has_a_hash() -> None:
+    wide = torch.eye(3)
+    views, copies = (
+        Adapter(Spec(rank=1), {"0": LowRank(wide[:1], B, alpha=1.0)})
+        for B in (wide[:, :1], wide[:, :1].clone())
+    )
+    assert views.content_hash() == copies.content_hash()

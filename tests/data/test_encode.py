@@ -1,0 +1,171 @@
+"""Which tokens are trained, what is cut, and that every sequence learns to end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from lorakit.data.batches import Batches, collate
+from lorakit.data.encode import IGNORED, encode_causal, encode_labelled, is_regression, label_names
+from lorakit.data.rows import Rows
+from lorakit.errors import DataError
+
+
+def rows(kind: str, *values: dict) -> Rows:
+    return Rows(kind, list(values), [f"d.jsonl:{i}" for i in range(1, len(values) + 1)], "d.jsonl")
+
+
+@pytest.fixture(scope="module")
+def llama(tiny_llama: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_bert: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_bert)
+
+
+def trained_text(tokenizer: Any, example: Any) -> str:
+    return tokenizer.decode(
+        [t for t, label in zip(example.ids, example.labels, strict=True) if label != IGNORED]
+    )
+
+
+def test_only_the_completion_and_its_eos_are_trained(llama: Any) -> None:
+    row = {"prompt": "the cat", "completion": " sat on a mat."}
+    (example,) = encode_causal(rows("completion", row), llama, 64)
+    assert llama.decode(example.ids) == "<s>the cat sat on a mat.</s>"
+    assert trained_text(llama, example) == " sat on a mat.</s>"
+    (everything,) = encode_causal(rows("completion", row), llama, 64, loss_on="all")
+    assert trained_text(llama, everything) == "<s>the cat sat on a mat.</s>"
+    assert everything.trained == len(everything.ids) - 1
+
+
+def test_every_assistant_turn_is_trained_and_no_other(llama: Any) -> None:
+    turns = [
+        ("system", "be small"),
+        ("user", "the cat?"),
+        ("assistant", "on a mat"),
+        ("user", "and?"),
+        ("assistant", "a dog"),
+    ]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (example,) = encode_causal(rows("messages", {"messages": messages}), llama, 256)
+    assert trained_text(llama, example) == "on a mat</s>a dog</s>"
+    assert llama.decode(example.ids).startswith(
+        "<|system|>be small</s><|user|>the cat?</s><|assistant|>on a mat</s>"
+    )
+
+
+def test_a_template_that_rewrites_turns_is_refused(llama: Any, tiny_llama: Path) -> None:
+    other = AutoTokenizer.from_pretrained(tiny_llama)
+    other.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(DataError, match="rewrites earlier turns"):
+        encode_causal(rows("messages", {"messages": [*messages, *messages]}), other, 64)
+    other.chat_template = None
+    with pytest.raises(DataError, match="has no chat template"):
+        encode_causal(rows("messages", {"messages": messages}), other, 64)
+
+
+def test_a_long_text_goes_on_in_the_next_sequence(llama: Any) -> None:
+    text = "the cat sat on a mat. " * 30
+    examples = encode_causal(rows("text", {"text": text}), llama, 16)
+    assert [t for e in examples for t in e.ids] == [*llama(text).input_ids, llama.eos_token_id]
+    assert max(len(e.ids) for e in examples) == 16
+    assert all(e.cut == 0 for e in examples)
+
+
+def test_a_long_prompt_loses_its_start_and_is_counted(llama: Any) -> None:
+    prompt = " ".join(["green trees"] * 20)
+    (example,) = encode_causal(
+        rows("completion", {"prompt": prompt, "completion": " by the house."}), llama, 16
+    )
+    whole = (
+        len(llama(prompt).input_ids)
+        + len(llama(" by the house.", add_special_tokens=False).input_ids)
+        + 1
+    )
+    assert len(example.ids) == 16
+    assert example.cut == whole - 16
+    assert example.ids[0] == llama.bos_token_id
+    assert trained_text(llama, example) == " by the house.</s>"
+
+
+def test_a_row_that_would_train_nothing_is_named(llama: Any) -> None:
+    long = {"role": "user", "content": "the cat sat on a mat " * 10}
+    bad = {"messages": [long, {"role": "assistant", "content": "no"}]}
+    good = {"messages": [{"role": "assistant", "content": "no"}]}
+    with pytest.raises(DataError) as caught:
+        encode_causal(rows("messages", good, bad), llama, 16)
+    assert caught.value.faults == [
+        "d.jsonl:2   no token of it is trained: nothing but its prompt fits into 16 tokens"
+    ]
+
+
+def test_labels_keep_one_name_however_they_are_written() -> None:
+    assert label_names(
+        rows(
+            "labelled",
+            {"text": "a", "label": 10},
+            {"text": "b", "label": "2"},
+            {"text": "c", "label": 2.0},
+        )
+    ) == [
+        "2",
+        "10",
+    ]
+    assert is_regression(rows("labelled", {"text": "a", "label": "1.5"}, {"text": "a", "label": 2}))
+    assert not is_regression(
+        rows("labelled", {"text": "a", "label": "1.0"}, {"text": "a", "label": 2})
+    )
+
+
+def test_a_label_that_is_no_class_is_named(bert: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        encode_labelled(
+            rows("labelled", {"text": "a", "label": "good"}, {"text": "b", "label": "goood"}),
+            bert,
+            64,
+            ["bad", "good"],
+        )
+    assert caught.value.faults == [
+        "d.jsonl:2   label 'goood' is none of the classes did you mean 'good'?"
+    ]
+    with pytest.raises(DataError, match="1 of 1 labels"):
+        encode_labelled(rows("labelled", {"text": "a", "label": "high"}), bert, 64, None)
+
+
+def test_pairs_are_told_apart_and_the_longer_text_is_cut(bert: Any) -> None:
+    row = {"text_a": "the cat " * 40, "text_b": "a dog", "label": "yes"}
+    (example,) = encode_labelled(rows("pair", row), bert, 20, ["no", "yes"])
+    assert (len(example.ids), example.target) == (20, 1)
+    assert example.types is not None and set(example.types) == {0, 1}
+    assert example.cut == len(bert(row["text_a"], row["text_b"]).input_ids) - 20
+
+
+def test_padding_is_masked_by_position(llama: Any) -> None:
+    examples = encode_causal(
+        rows("text", {"text": "the cat"}, {"text": "the cat sat on"}), llama, 64
+    )
+    batch = collate(examples, pad=llama.eos_token_id)
+    assert batch["attention_mask"].sum(1).tolist() == [len(e.ids) for e in examples]
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    assert batch["labels"][0, len(examples[0].ids) - 1] == llama.eos_token_id
+
+
+def test_every_example_comes_once_an_epoch_in_an_order_the_seed_gives() -> None:
+    lengths = [1 + i % 7 for i in range(101)]
+    batches, again, other = Batches(lengths, 8, 0), Batches(lengths, 8, 0), Batches(lengths, 8, 1)
+    epochs = [
+        [i for k in range(e * batches.per_epoch, (e + 1) * batches.per_epoch) for i in batches[k]]
+        for e in range(2)
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(101))] * 2
+    assert epochs[0] != epochs[1]
+    # Any batch can be asked for first: that is what resuming does.
+    assert again[17] == batches[17]
+    assert other[17] != batches[17]

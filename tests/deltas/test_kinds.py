@@ -1,0 +1,143 @@
+"""What each parameterisation is by itself: what it refuses in which words, what it shares, and how
+it starts.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import lorakit
+from lorakit import Spec
+from lorakit.deltas.kinds import DELTAS
+from lorakit.errors import SpecError
+from lorakit.spec import KINDS
+
+from ..laws.models import llama
+from ..laws.table import DELTAS as ROWS
+from ..laws.table import fill
+
+
+def test_every_delta_has_a_name_a_class_and_a_row_of_laws() -> None:
+    assert tuple(DELTAS) == KINDS and [kind.name for kind in DELTAS.values()] == list(KINDS)
+    assert {fields.get("delta", "lora") for fields in ROWS.values()} == set(KINDS)
+
+
+def model() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Embedding(9, 6),
+        nn.Linear(6, 8),
+        Conv1D(6, 8),
+        nn.Linear(6, 4),
+        nn.MultiheadAttention(8, 2),
+    )
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "vera, embedding": (
+        {"delta": "vera", "targets": ["0"]},
+        "0   delta 'vera': serves linear, conv1d, not a layer of kind embedding",
+    ),
+    "vera, rank of its own": (
+        {"delta": "vera", "overrides": {"1": {"rank": 3}}},
+        "1   delta 'vera': all layers share one pair of factors, so rank cannot be overridden",
+    ),
+    "vera, init": (
+        {"delta": "vera", "init": "gaussian", "targets": ["1"]},
+        "1   delta 'vera': has a start of its own, init='gaussian' has no place in it",
+    ),
+    "loha, embedding": (
+        {"delta": "loha", "targets": ["0"]},
+        "convolution3d, not a layer of kind embedding",
+    ),
+    "loha, init": (
+        {"delta": "loha", "init": "orthogonal"},
+        "3   delta 'loha': has a start of its own, init='orthogonal'",
+    ),
+    "loha, biases": (
+        {"delta": "loha", "bias": "all"},
+        "1   delta 'loha': its files have no place for biases, asked for bias='all'",
+    ),
+    "lokr, biases": (
+        {"delta": "lokr", "bias": "adapted"},
+        "delta 'lokr': its files have no place for biases",
+    ),
+    "lokr, init": (
+        {"delta": "lokr", "init": "gaussian"},
+        "delta 'lokr': has a start of its own, init='gaussian'",
+    ),
+    "adalora, alpha of its own": (
+        {"delta": "adalora", "overrides": {"1": {"alpha": 3, "rank": 3}}},
+        "1   delta 'adalora': all layers begin alike and the budget moves, so rank, alpha cannot",
+    ),
+    "loha, a weight that its module reads": (
+        {"delta": "loha", "targets": ["4.in_proj"]},
+        "not a layer of kind in_proj",
+    ),
+    "vera, part": (
+        {"delta": "vera", "targets": ["2.q"], "parts": {"2": {"q": 2, "k": 4}}},
+        "2.q   delta 'vera': a part of a fused layer is changed by plain low rank alone (delta='lora')",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_by_name(case: str) -> None:
+    fields, text = REFUSED[case]
+    net = model()
+    with pytest.raises(SpecError, match="cannot be adapted as asked") as caught:
+        lorakit.attach(net, Spec(**{"rank": 2, "targets": ["1", "2", "3"], **fields}))
+    assert text in str(caught.value) and lorakit.attached(net) == {}
+
+
+def test_vera_has_one_pair_for_all_layers_and_its_scale_is_in_it() -> None:
+    def pair(**fields: Any) -> nn.Module:
+        adapter = lorakit.attach(
+            llama(), Spec(delta="vera", rank=4, **fields), seed=fields.get("rank", 0)
+        )
+        assert len({id(delta.pair) for delta in adapter.deltas.values()}) == 1
+        assert (
+            adapter.copy() == adapter
+            and len({id(delta.pair) for delta in adapter.copy().deltas.values()}) == 1
+        )
+        return next(iter(adapter.deltas.values())).pair
+
+    one, two, rooted = pair(alpha=4), pair(alpha=8), pair(alpha=4, scale_rule="alpha/sqrt(rank)")
+    assert tuple(one.A.shape) == (4, 24) and tuple(one.B.shape) == (24, 4)
+    assert (
+        torch.equal(one.A, two.A)
+        and torch.equal(2 * one.B, two.B)
+        and torch.equal(2 * one.B, rooted.B)
+    )
+    assert (
+        0.9 < one.A.abs().max() / (6 / 24) ** 0.5 <= 1
+        and 0.9 < one.B.abs().max() / (6 / 4) ** 0.5 <= 1
+    )
+
+
+def test_counts_are_those_of_the_papers() -> None:
+    def count(delta: str, rank: int) -> int:
+        return lorakit.attach(
+            nn.Sequential(nn.Linear(64, 48)), Spec(delta=delta, rank=rank)
+        ).parameters_count
+
+    assert count("vera", 32) == 48 + 32  # b and d
+    assert count("loha", 3) == 2 * 3 * (64 + 48)
+    assert count("lokr", 2) == 6 * 8 + 2 * (8 + 8)  # 48 = 6 x 8, 64 = 8 x 8
+    assert count("adalora", 4) == 4 * (64 + 48 + 1)
+
+
+def test_adalora_prunes_without_changing_anything() -> None:
+    net = nn.Sequential(nn.Linear(7, 5))
+    adapter = fill(lorakit.attach(net, Spec(delta="adalora", rank=4)))
+    delta, x = adapter.deltas["0"], torch.randn(3, 7)
+    delta.E.data[[0, 2]] = 0
+    want, scale = net(x), delta.scale
+    delta.prune()
+    assert (delta.rank, delta.initial, delta.scale) == (2, 4, scale)
+    assert delta.kept.tolist() == [False, True, False, True]
+    assert torch.allclose(net(x), want, atol=1e-6)
+    delta.E.data[0] = 0
+    assert delta.prune().kept.tolist() == [False, False, False, True]

@@ -1,0 +1,112 @@
+"""Stacks of experts in PEFT's files: ours in PEFT, PEFT's in ours, equal outputs; what cannot be
+trusted is refused.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+import lorakit
+from lorakit.errors import AdapterFileError
+
+from ...laws.table import error, fill
+from ...sites.experts import experts_model, logits
+
+BOTH, DOWN = ["experts.gate_up_proj", "experts.down_proj"], ["experts.down_proj"]
+
+
+def base(family: str) -> Any:
+    return experts_model(family, "grouped_mm" if family != "llama4" else "").float()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning",
+    "ignore::FutureWarning",
+    "ignore:The following rank_pattern keys:RuntimeWarning",
+    "ignore:The following alpha_pattern keys:RuntimeWarning",
+)  # what it says of them is not so
+@pytest.mark.parametrize("targets", ["all-linear", BOTH, DOWN], ids=["all", "both", "down"])
+@pytest.mark.parametrize("family", ["qwen3-moe", "gpt-oss", "llama4"])
+def test_ours_loads_in_peft(family: str, targets: Any, tmp_path: Path):
+    model = base(family)
+    spec = lorakit.Spec(
+        rank=3, targets=targets, overrides={"experts.down_proj": {"rank": 5, "alpha": 4.0}}
+    )
+    adapter = fill(lorakit.attach(model, spec))
+    assert lorakit.Adapter.load(adapter.save(tmp_path)) == adapter
+    theirs = peft.PeftModel.from_pretrained(base(family), tmp_path)
+    assert error(logits(model), logits(theirs).detach()) < 1e-5
+    assert error(logits(model), logits(base(family)).detach()) > 0.02
+
+
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning",
+    "ignore::FutureWarning",
+    "ignore:The following rank_pattern keys:RuntimeWarning",
+    "ignore:The following alpha_pattern keys:RuntimeWarning",
+)  # what it says of them is not so
+@pytest.mark.parametrize("targets", [BOTH, DOWN], ids=["both", "down"])
+@pytest.mark.parametrize("family", ["qwen3-moe", "gpt-oss", "llama4"])
+def test_theirs_loads_in_ours(family: str, targets: Any, tmp_path: Path):
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=4,
+        target_modules=["q_proj"],
+        target_parameters=targets,
+        init_lora_weights=False,
+        rank_pattern={"down_proj": 2},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        theirs = peft.get_peft_model(base(family), config)
+    theirs.save_pretrained(tmp_path)
+    adapter, model = lorakit.Adapter.load(tmp_path), base(family)
+    lorakit.attach(model, adapter)
+    assert {d.rank for n, d in adapter.deltas.items() if n.endswith("down_proj")} == {2}
+    assert error(logits(model), logits(theirs).detach()) < 1e-5
+    again = lorakit.Adapter.load(adapter.save(tmp_path / "again"))
+    assert again == adapter
+
+
+def planted(folder: Path, **change: Any) -> Path:
+    fill(lorakit.attach(base("qwen3-moe"), lorakit.Spec(rank=3, targets=BOTH))).save(folder)
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**copy.deepcopy(config), **change}), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"r": 5}, "A has 12 rows, no multiple of rank 5"),
+        (
+            {"target_parameters": ["experts.other"]},
+            "mlp.experts.other   is no name of a stack of experts that is known",
+        ),
+        (
+            {"target_parameters": "experts.down_proj"},
+            "target_parameters = 'experts.down_proj' is of the wrong type",
+        ),
+        (
+            {
+                "target_parameters": [
+                    "mlp.experts.gate_up_proj",
+                    "mlp.experts.up_proj",
+                    "mlp.experts.down_proj",
+                ]
+            },
+            "mlp.experts.gate_up_proj   is missing: target_parameters names it",
+        ),
+    ],
+    ids=["rank", "name", "type", "missing"],
+)
+def test_what_cannot_be_trusted_is_refused(change: dict[str, Any], fault: str, tmp_path: Path):
+    with pytest.raises(AdapterFileError) as caught:
+        lorakit.Adapter.load(planted(tmp_path, **change))
+    assert fault in str(caught.value)

@@ -1,0 +1,100 @@
+"""A site that a user of the library adds: the page that shows it runs in tests/docs; what cannot be
+meant is refused.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lorakit
+from lorakit import Spec
+from lorakit.deltas.dora import DoRA
+from lorakit.errors import SpecError
+from lorakit.sites.find import SITES, register
+from lorakit.sites.linear import Linear
+
+
+class Special(nn.Linear): ...
+
+
+class Own(Linear):
+    kind = "own"
+
+    def holds(self, layer: Any) -> bool:
+        return isinstance(layer, Special)
+
+
+class Greedy(Linear):
+    kind = "linear"
+
+
+class Unnamed(Own):
+    kind = "no word"
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    before = dict(SITES)
+    yield
+    SITES.clear()
+    SITES.update(before)
+
+
+def test_the_site_added_last_is_asked_first() -> None:
+    model = nn.Sequential(Special(3, 4), nn.Linear(4, 2))
+    assert [p.site.kind for p in lorakit.select(model, ["0", "1"]).values()] == ["linear", "linear"]
+    register(Own())
+    adapter = lorakit.attach(model, Spec(rank=1, targets=["0", "1"]))
+    assert [delta.kind for delta in adapter.deltas.values()] == ["own", "linear"]
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        (
+            Greedy(),
+            "Greedy cannot be added.\n  kind 'linear' is taken\n  holds is inherited: it would take the "
+            "layers of another kind\nKinds that are taken: {kinds}.",
+        ),
+        (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no word\n"),
+        (
+            Own,
+            "A site is an instance of a class derived from lorakit.sites.linear.Linear, got <class",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(added: Any, message: str) -> None:
+    before = dict(SITES)
+    with pytest.raises(SpecError) as caught:
+        register(added)
+    # Other tests of the same process may have added kinds of their own.
+    assert str(caught.value).startswith(message.replace("{kinds}", ", ".join(before)))
+    assert {"linear", "conv1d", "torchao"} <= before.keys() and before == SITES
+
+
+def test_a_part_with_dora_is_refused_before_it_trains() -> None:
+    model = nn.ModuleDict({"qkv": nn.Linear(4, 12)})
+    spec = Spec(rank=1, delta="dora", targets="k", parts={"qkv": {"q": 4, "k": 4, "v": 4}})
+    with pytest.raises(SpecError) as caught:
+        lorakit.attach(model, spec)
+    assert str(caught.value) == (
+        "1 layer cannot be adapted as asked.\n  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank "
+        "alone; use delta='lora', or name the whole layer\nNothing was attached."
+    )
+    assert not lorakit.attached(model)
+
+
+def test_a_part_with_dora_made_by_hand_is_not_saved(tmp_path: Any) -> None:
+    delta = DoRA.start(torch.ones(1, 4), torch.ones(4, 4), alpha=1.0, rows=(1, 12, 4, 4))
+    with pytest.raises(lorakit.LorakitError) as caught:
+        lorakit.Adapter(Spec(rank=1, delta="dora", targets=["qkv.k"]), {"qkv.k": delta}).save(
+            tmp_path / "out"
+        )
+    assert str(caught.value) == (
+        "qkv.k cannot be saved: a part of a layer with delta 'dora' has no place in a file that other "
+        "readers know.\nNothing was written."
+    )
+    assert not (tmp_path / "out").exists()

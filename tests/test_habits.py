@@ -1,0 +1,68 @@
+"""Habits that the code does not have, and honest names of files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "lorakit"
+FILES = sorted(SRC.rglob("*.py"))
+EMPTY_NAMES = {"utils", "helpers", "common", "misc", "other", "util", "helper"}
+LEFTOVERS = ("_v2", "_old", "_legacy", "_extended")
+
+files = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
+
+
+def habits(source: str) -> list[str]:
+    """Return what the house does not do: where, and what."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            found.append((node.lineno, "bare except"))
+        if isinstance(node, ast.Assert):
+            found.append((node.lineno, "assert: raise one of our errors"))
+        if isinstance(node, ast.Call):
+            given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            if ast.unparse(node.func) == "torch.load" and given.get("weights_only") is not True:
+                found.append((node.lineno, "torch.load without weights_only=True"))
+            if given.get("trust_remote_code"):
+                found.append((node.lineno, "trust_remote_code"))
+    return [f"line {line}: {what}" for line, what in sorted(found)]
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "examples", "benchmarks"])
+def test_honest_names(folder: str):
+    parts = {
+        part.removesuffix(".py")
+        for path in (ROOT / folder).rglob("*.py")
+        for part in path.relative_to(ROOT).parts
+    }
+    assert (
+        sorted(
+            part
+            for part in parts
+            if part.lower() in EMPTY_NAMES or part.lower().endswith(LEFTOVERS)
+        )
+        == []
+    )
+
+
+@files
+def test_habits(path: Path):
+    assert habits(path.read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "try: x()\nexcept: pass",
+        "assert x",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "load(name, trust_remote_code=True)",
+    ],
+)
+def test_bad_habits_are_seen(planted: str):
+    assert len(habits(planted)) == 1
+    assert habits("torch.load(f, weights_only=True)") == []
