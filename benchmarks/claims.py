@@ -9,6 +9,8 @@ from math import exp
 from statistics import mean
 from typing import Any
 
+from markdown import table
+
 Found = dict[str, Any]  # the results of benchmarks/, by name
 HOLDS, PARTLY, NOT, UNPROVEN = "holds here", "holds in part", "does not hold here", "unproven here"
 MINILM, STORIES = 22_713_216, 260_032  # parameters of the two models
@@ -350,8 +352,6 @@ def answer(claim: Claim, found: Found) -> tuple[str, str]:
 
 def tables(found: Found) -> str:
     """Return all claims as Markdown: a table for each kind."""
-    from report import table
-
     out = []
     for kind, claims in CLAIMS.items():
         rows = [[claim.text, claim.said_by, *answer(claim, found)] for claim in claims]

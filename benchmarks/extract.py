@@ -31,8 +31,8 @@ from typing import Any
 import oz_books
 import torch
 from beside_peft import Setting, Side, arguments, model_at, score, train, write
+from markdown import table
 from real_tasks import picture
-from report import table
 from torch import Tensor, nn
 
 import lorakit

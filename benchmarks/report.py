@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from markdown import table
+
 SHOWN = ("floor", "PEFT", "lorakit")  # of benchmarks/step.py
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
@@ -262,16 +264,6 @@ def figure(numbers: Sequence[float], form: str) -> str:
     if len(set(numbers)) == 1:
         return format(numbers[0], form)
     return f"{format(mean(numbers), form)} ± {format(stdev(numbers), form)}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
-    """Return a Markdown table; a cell's own bars are escaped."""
-    marks = [{"l": "---", "r": "---:"}[a] for a in align or "l" + "r" * (len(heads) - 1)]
-    cells = [
-        [str(cell).replace("|", "\\|").replace("\n", " ") for cell in row]
-        for row in [heads, marks, *rows]
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells) + "\n"
 
 
 PARTS = {  # after the name in a mark, as in `figures: step.targets`
