@@ -16,7 +16,7 @@ from beside_peft import arguments, write
 from step import Run, Setting, met
 from torch.profiler import ProfilerActivity, profile
 
-from lorakit.models.checkpointing import recompute
+from lorakit.models.checkpointing import checkpoint_blocks
 
 KINDS = {"floor": "", "lorakit": "", "lorakit, light": "light", "lorakit, full": "full"}
 
@@ -50,7 +50,7 @@ def main() -> None:
     for name, what in KINDS.items():
         runs[name] = Run(name.partition(",")[0], setting)
         if what:
-            recompute(runs[name].model, what)
+            checkpoint_blocks(runs[name].model, what)
         runs[name].step()
     held = {name: memory(run) for name, run in runs.items()}
     for _ in range(2 if asked.quick else 5):

@@ -46,7 +46,7 @@ from lorakit.evaluate import metrics
 from lorakit.evaluate.decoding import Decoding
 from lorakit.evaluate.generate import generate
 from lorakit.models.load import Loaded, load
-from lorakit.models.open import encode
+from lorakit.models.open import encode_rows
 
 EPOCHS, TRAINED = 2, 4672
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
@@ -107,9 +107,9 @@ def main() -> None:
         tuned = tune(
             setting,
             LRS,
-            encode(ours, loaded),
+            encode_rows(ours, loaded),
             lambda side: {
-                "loss": score(side, encode(held, loaded))["loss"],
+                "loss": score(side, encode_rows(held, loaded))["loss"],
                 "bleu": text_of(side, meanings(held))["bleu"],
             },
         )
@@ -127,7 +127,7 @@ def main() -> None:
         ("peft", 0),
         *(("lorakit", seed) for seed in SEEDS[1:] if not asked.quick),
     ]
-    runs += [run(side, setting, seed, encode(rows, loaded), measure) for side, seed in plan]
+    runs += [run(side, setting, seed, encode_rows(rows, loaded), measure) for side, seed in plan]
     bleu = mean(values(runs, "lorakit", "bleu"))
     criteria = [
         {"text": "BLEU is at least 25", "met": bleu >= 25, "measured": f"{bleu:.1f}"},

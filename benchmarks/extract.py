@@ -41,7 +41,7 @@ from lorakit.algebra import extract
 from lorakit.analysis.overlap import amplification
 from lorakit.analysis.spectra import energy, factorize, factors_of, rank_for, singular_values
 from lorakit.data.batches import Batches, collate
-from lorakit.evaluate.logits import divergence, logits_of
+from lorakit.evaluate.logits import compute_logits, divergence
 from lorakit.models.load import load, pad_id
 from lorakit.train.optim import lr_factor, set_lr
 
@@ -202,7 +202,7 @@ def main() -> None:
     tuned.model.requires_grad_(True)
     full = Side(tuned, list(tuned.model.parameters()), set())
     train(full, parts["train"], replace(setting, lr=FULL_LR), seed=0)
-    goal = logits_of(tuned.model, batches)
+    goal = compute_logits(tuned.model, batches)
 
     def perplexity(loaded: object) -> float:
         return score(loaded, parts["test"])["perplexity"]  # type: ignore[arg-type]
@@ -217,7 +217,7 @@ def main() -> None:
         {
             "side": "base",
             "perplexity": perplexity(base),
-            "kl": divergence(goal, logits_of(base.model, batches))[0],
+            "kl": divergence(goal, compute_logits(base.model, batches))[0],
             "stories": forgotten(base),
         },
         {
@@ -237,7 +237,7 @@ def main() -> None:
             {
                 "side": f"extracted, {what} {size}",
                 "perplexity": perplexity(replace(base, model=model)),
-                "kl": divergence(goal, logits_of(model, batches))[0],
+                "kl": divergence(goal, compute_logits(model, batches))[0],
                 "energy": told.energy,
                 "residual": told.residual,
                 "parameters": told.adapter.parameters_count,
@@ -268,7 +268,7 @@ def main() -> None:
             {
                 "side": f"W of the tuned model cut to rank {rank}",
                 "perplexity": perplexity(replace(base, model=model)),
-                "kl": divergence(goal, logits_of(model, batches))[0],
+                "kl": divergence(goal, compute_logits(model, batches))[0],
                 "parameters": left,
             }
         )
@@ -277,7 +277,7 @@ def main() -> None:
         {
             "side": f"student of {len(KEPT)} layers, distilled",
             "perplexity": perplexity(replace(base, model=student)),
-            "kl": divergence(goal, logits_of(student, batches))[0],
+            "kl": divergence(goal, compute_logits(student, batches))[0],
             "parameters": sum(p.numel() for p in student.parameters()),
         }
     )

@@ -44,7 +44,7 @@ from beside_peft import (
 from lorakit.data.encode import Example
 from lorakit.data.rows import Rows, read_rows
 from lorakit.models.load import Loaded, load
-from lorakit.models.open import encode
+from lorakit.models.open import encode_rows
 
 SETTING = Setting(
     model="models/stories260K",
@@ -78,13 +78,13 @@ def examples(loaded: Loaded) -> dict[str, list[Example]]:
     """Return the sequences that train, choose and test."""
     rows = passages()
     apart = drawn(2 * HELD_OUT, len(rows))
-    train = encode(
+    train = encode_rows(
         rows.take(i for i in range(len(rows)) if i not in apart), loaded, SETTING.max_length
     )
     return {
         "train": train,
-        "test": encode(rows.take(apart[::2]), loaded, READ),
-        "choose": encode(rows.take(apart[1::2]), loaded, READ),
+        "test": encode_rows(rows.take(apart[::2]), loaded, READ),
+        "choose": encode_rows(rows.take(apart[1::2]), loaded, READ),
     }
 
 
@@ -98,7 +98,7 @@ def stories(loaded: Loaded) -> list[Example]:
         [""] * STORIES,
         "tinystories",
     )
-    return encode(rows, loaded, READ)
+    return encode_rows(rows, loaded, READ)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from lorakit.data.encode import Example
 from lorakit.data.rows import Rows
 from lorakit.evaluate.score import evaluate
 from lorakit.models.load import Loaded, load, pad_id
-from lorakit.models.open import encode
+from lorakit.models.open import encode_rows
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import Job, fit
@@ -117,7 +117,7 @@ def opened(name: str, *, quick: bool = False) -> tuple[Loaded, dict[str, list[Ex
     }
     return (
         loaded,
-        {part: encode(some, loaded, setting.max_length) for part, some in rows.items()},
+        {part: encode_rows(some, loaded, setting.max_length) for part, some in rows.items()},
         setting,
     )
 

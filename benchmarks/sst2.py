@@ -35,7 +35,7 @@ from beside_peft import (
 from lorakit.data.encode import Example
 from lorakit.data.rows import Rows, read_rows
 from lorakit.models.load import Loaded, load
-from lorakit.models.open import encode
+from lorakit.models.open import encode_rows
 
 FULL = """Does it still, with all the training rows?
 
@@ -77,7 +77,7 @@ def examples(loaded: Loaded, *, full: bool = False) -> dict[str, list[Example]]:
         "choose": choose.take(drawn(CHOOSE, len(choose))),
         "test": test,
     }
-    return {name: encode(rows, loaded, SETTING.max_length) for name, rows in parts.items()}
+    return {name: encode_rows(rows, loaded, SETTING.max_length) for name, rows in parts.items()}
 
 
 def main() -> None:

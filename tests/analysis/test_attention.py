@@ -11,7 +11,7 @@ import lorakit
 from lorakit import LorakitError, Spec
 from lorakit.analysis.attention import compare, divergence, maps
 from lorakit.models.load import load
-from lorakit.models.open import open_subject
+from lorakit.models.open import open_model
 
 from ..conftest import sentences
 
@@ -22,7 +22,7 @@ TEXT = sentences(1, seed=7)[0]
 def opened(request: pytest.FixtureRequest, tiny_bert: Path, tiny_llama: Path):
     if request.param == "bert":
         return load(str(tiny_bert), "classify", labels=["no", "yes"])
-    return open_subject(str(tiny_llama), None, "causal-lm")
+    return open_model(str(tiny_llama), None, "causal-lm")
 
 
 def adapted(opened, targets="q", scale: float = 1.0):
@@ -108,7 +108,7 @@ def test_a_change_of_values_moves_no_map_of_its_own_layer(opened):
 
 
 def test_a_token_without_a_choice_counts_for_nothing(tiny_llama: Path):
-    opened = open_subject(str(tiny_llama), None, "causal-lm")
+    opened = open_model(str(tiny_llama), None, "causal-lm")
     adapted(opened)
     found = compare(opened.model, opened.tokenizer, TEXT)
     assert (found.before[..., 0, 0] == 1).all()

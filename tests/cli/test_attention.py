@@ -10,7 +10,7 @@ import torch
 
 import lorakit
 from lorakit.cli.__main__ import main
-from lorakit.models.open import open_subject
+from lorakit.models.open import open_model
 
 from ..conftest import sentences
 
@@ -21,7 +21,7 @@ TEXT = sentences(1, seed=7)[0]
 def moved(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter of the tiny causal model that moves its attention."""
     adapter = lorakit.attach(
-        open_subject(str(tiny_llama), None, "causal-lm").model, lorakit.Spec(rank=2, targets="qv")
+        open_model(str(tiny_llama), None, "causal-lm").model, lorakit.Spec(rank=2, targets="qv")
     )
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

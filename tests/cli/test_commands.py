@@ -486,7 +486,7 @@ def test_merge_writes_a_plain_model_that_gives_what_the_adapter_gave(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from lorakit.adapter import Adapter
-    from lorakit.models.open import open_subject
+    from lorakit.models.open import open_model
 
     found = ask(
         capsys,
@@ -507,7 +507,7 @@ def test_merge_writes_a_plain_model_that_gives_what_the_adapter_gave(
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged")(
         "the cat sat on", return_tensors="pt"
     ).input_ids
-    both = open_subject(str(tiny_llama), Adapter.load(writer), "causal-lm")
+    both = open_model(str(tiny_llama), Adapter.load(writer), "causal-lm")
     with torch.inference_mode():
         difference = (merged(ids).logits.float() - both.model(ids).logits).abs().max()
     assert difference < (1e-4 if dtype == "auto" else 0.5)

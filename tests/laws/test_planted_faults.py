@@ -497,7 +497,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "coarse weights not put back": (
-        edit(merging, "_restore", "{**undo.untied, **undo.coarse}", "undo.untied"),
+        edit(merging, "_restore", "{**undo.untied, **undo.quantised}", "undo.untied"),
         coarse_comes_back,
         "linear-float64",
     ),

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import lorakit
 from lorakit import Spec
-from lorakit.models.checkpointing import _kept, recompute
+from lorakit.models.checkpointing import _kept, checkpoint_blocks
 
 from ..laws.models import gpt2, llama
 from ..laws.table import fill
@@ -37,9 +37,9 @@ def test_the_gradients_are_the_same_to_the_bit(build: Any, what: str) -> None:
     model: nn.Module = build().train()
     adapter = fill(lorakit.attach(model, Spec(rank=2, dropout=0.2)))
     want = gradients(model, adapter)
-    recompute(model, what)
+    checkpoint_blocks(model, what)
     got = gradients(model, adapter)
-    recompute(model, "")
+    checkpoint_blocks(model, "")
     assert len(got) == len(want) == len(list(adapter.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert any(
@@ -59,7 +59,7 @@ def test_light_keeps_less_than_the_frozen_model_does() -> None:
         if adapted:
             fill(lorakit.attach(model, Spec(rank=2)))
         if what:
-            recompute(model, what)
+            checkpoint_blocks(model, what)
         embedded = torch.ones(1, 64, 64).requires_grad_()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
             loss = model(inputs_embeds=embedded, use_cache=False).logits.sum()

@@ -16,7 +16,7 @@ from lorakit import Spec
 from lorakit.evaluate import score
 from lorakit.evaluate.score import batch_loss
 from lorakit.models import chunked_loss as heads
-from lorakit.models.chunked_loss import cross_entropy, known_head, why_plain
+from lorakit.models.chunked_loss import chunking_obstacle, cross_entropy, find_head
 
 from ..laws.law import within
 from ..laws.table import fill, randn
@@ -81,7 +81,7 @@ def losses(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], l
     for plain in (False, True):
         with monkeypatch.context() as patch:
             if plain:
-                patch.setattr(score, "known_head", lambda *args: None)
+                patch.setattr(score, "find_head", lambda *args: None)
             patch.setattr(heads, "WORK", 1)  # several chunks
             loss, logits = batch_loss(model, batch(), "causal-lm")
             assert (logits is None) is not plain
@@ -196,7 +196,7 @@ def test_what_is_not_known_keeps_the_plain_way(kind: Any) -> None:
     loss, logits = batch_loss(model, batch(), "causal-lm")
     assert logits is not None
     assert (
-        why_plain(model, batch()["input_ids"])
+        chunking_obstacle(model, batch()["input_ids"])
         == "its logits are not what its head makes of the last hidden state"
     )
     want = F.cross_entropy(
@@ -208,14 +208,17 @@ def test_what_is_not_known_keeps_the_plain_way(kind: Any) -> None:
 def test_a_head_that_borrows_a_parameter_from_elsewhere_is_not_taken() -> None:
     model, other = build("llama"), nn.Parameter(torch.ones(97, dtype=torch.float64))
     model.lm_head.register_forward_hook(lambda layer, args, y: y * other)
-    assert known_head(model, batch()["input_ids"]) is None
+    assert find_head(model, batch()["input_ids"]) is None
 
 
 def test_a_hook_on_the_model_itself_is_not_passed_by() -> None:
     model = build("llama")
     model.register_forward_hook(lambda module, args, out: None)
-    assert known_head(model, batch()["input_ids"]) is None
-    assert why_plain(model, batch()["input_ids"]) == "a hook on the model itself would be passed by"
+    assert find_head(model, batch()["input_ids"]) is None
+    assert (
+        chunking_obstacle(model, batch()["input_ids"])
+        == "a hook on the model itself would be passed by"
+    )
 
 
 @pytest.mark.parametrize(
@@ -232,7 +235,7 @@ def test_a_head_of_another_form_is_told(
 ) -> None:
     model = build("llama")
     monkeypatch.setattr(model, "get_output_embeddings", lambda: head)
-    assert why_plain(model, batch()["input_ids"]) == why
+    assert chunking_obstacle(model, batch()["input_ids"]) == why
 
 
 def test_looking_at_a_model_leaves_no_trace() -> None:
@@ -240,7 +243,7 @@ def test_looking_at_a_model_leaves_no_trace() -> None:
     lorakit.attach(model, Spec(rank=3, dropout=0.5))
     state, hooks = torch.get_rng_state(), len(model.lm_head._forward_hooks)
     model.train()
-    assert known_head(model, batch()["input_ids"]) is not None
+    assert find_head(model, batch()["input_ids"]) is not None
     assert torch.equal(torch.get_rng_state(), state) and len(model.lm_head._forward_hooks) == hooks
     assert all(p.grad is None for p in model.parameters())
 
@@ -276,7 +279,7 @@ def test_the_losses_of_rows_add_up_to_that_of_the_batch(
             batch_loss(model, batch(), "causal-lm", by_row=True)[0],
             batch_loss(model, batch(), "causal-lm")[0],
         )
-        monkeypatch.setattr(score, "known_head", lambda *args: None)
+        monkeypatch.setattr(score, "find_head", lambda *args: None)
         plain = batch_loss(model, batch(), "causal-lm", by_row=True)[0]
     assert rows.shape == (3,)
     torch.testing.assert_close(rows.sum(), whole, rtol=1e-5, atol=0, check_dtype=False)

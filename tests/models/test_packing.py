@@ -11,10 +11,10 @@ from torch import Tensor
 
 import lorakit
 from lorakit import Spec
-from lorakit.data.batches import Batches, collate, laid_out, packed_rows
+from lorakit.data.batches import Batches, collate, concatenate_rows, pack_examples
 from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate.score import batch_loss
-from lorakit.models.packing import leaks, packing, why_not
+from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 
 from ..laws.table import fill
 from .test_chunked_loss import SIZES, build
@@ -61,9 +61,9 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(
                 module.p = 0.0
         model.config.attention_dropout = 0.0
     padded = trained(model, collate(examples(), 0))
-    with packing(model):
-        assert leaks(model) is None
-        packed = trained(model, packed_rows(examples()))
+    with packed_attention(model):
+        assert find_leak(model) is None
+        packed = trained(model, pack_examples(examples()))
         again = trained(model, collate(examples(), 0))
     for got, same, want in zip(packed, again, padded, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
@@ -73,8 +73,8 @@ def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_packed_rows_are_those_of_rows_alone(name: str) -> None:
     model, rows = build(name), [e.ids for e in examples()]
-    with packing(model), torch.no_grad():
-        logits = model(**laid_out(rows), use_cache=False).logits[0].split(LENGTHS)
+    with packed_attention(model), torch.no_grad():
+        logits = model(**concatenate_rows(rows), use_cache=False).logits[0].split(LENGTHS)
     for row, got in zip(rows, logits, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(
@@ -83,7 +83,7 @@ def test_logits_of_packed_rows_are_those_of_rows_alone(name: str) -> None:
 
 
 def test_a_row_before_never_predicts_the_first_token_of_the_next() -> None:
-    batch = packed_rows([Example([5, 6], [5, 6]), Example([7, 8, 9], [7, 8, 9])])
+    batch = pack_examples([Example([5, 6], [5, 6]), Example([7, 8, 9], [7, 8, 9])])
     assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8, 9]]
     assert batch["packed"] == (2, 3)
 
@@ -104,32 +104,32 @@ def test_a_recurrent_model_is_seen_to_leak() -> None:
         "pad_token_id": 0,
     }
     model = small("mamba", **sizes)
-    with packing(model):
-        assert leaks(model) is not None
+    with packed_attention(model):
+        assert find_leak(model) is not None
 
 
 def test_positions_that_the_model_makes_itself_are_seen() -> None:
     model = small(
         "bloom", vocab_size=97, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0
     )  # ALiBi, by the mask
-    with packing(model):
-        assert leaks(model) is not None
+    with packed_attention(model):
+        assert find_leak(model) is not None
 
 
 def test_a_window_shorter_than_the_rows_is_refused() -> None:
     config = transformers.MistralConfig(**SIZES, sliding_window=8)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    assert why_not(model, 8) is None
-    assert why_not(model, 9) == "rows of 9 tokens are longer than its sliding_window, 8"
+    assert packing_obstacle(model, 8) is None
+    assert packing_obstacle(model, 9) == "rows of 9 tokens are longer than its sliding_window, 8"
 
 
 def test_another_attention_is_refused_and_the_models_own_comes_back() -> None:
     model = build("llama")
-    with packing(model):
+    with packed_attention(model):
         pass
     assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")
-    assert why_not(model, 5) == "its attention is 'eager', not sdpa"
+    assert packing_obstacle(model, 5) == "its attention is 'eager', not sdpa"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -19,7 +19,7 @@ from transformers import (
 
 import lorakit
 from lorakit.cli.__main__ import main
-from lorakit.merging.quantised import values_of
+from lorakit.merging.quantised import dequantised_parameters
 from lorakit.sites.quantised import unpacked
 
 from ..laws.table import fill
@@ -187,10 +187,10 @@ def test_the_command_merges_into_a_coarse_folder(
     lorakit.attach(want, lorakit.Adapter.load(tmp_path / "strong"))
     lorakit.merge(want)
     lorakit.detach(want)
-    got, merged = read(tmp_path / "merged"), values_of(want)
-    assert {k: torch.equal(v, merged[k]) for k, v in values_of(got).items()} == dict.fromkeys(
-        merged, True
-    )
+    got, merged = read(tmp_path / "merged"), dequantised_parameters(want)
+    assert {
+        k: torch.equal(v, merged[k]) for k, v in dequantised_parameters(got).items()
+    } == dict.fromkeys(merged, True)
     assert lorakit.select(got, "q")["model.layers.0.self_attn.q_proj"].site.quantised(
         got.model.layers[0].self_attn.q_proj
     )
@@ -216,7 +216,10 @@ def test_the_command_merges_into_a_coarse_folder(
     assert said["dtype"] == "bfloat16" and "rounding" not in said
     plain = LlamaForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto")
     assert plain.dtype == torch.bfloat16 and "quantization_config" not in plain.config.to_dict()
-    base, adapter = values_of(read(tmp_path / "coarse")), lorakit.Adapter.load(tmp_path / "strong")
+    base, adapter = (
+        dequantised_parameters(read(tmp_path / "coarse")),
+        lorakit.Adapter.load(tmp_path / "strong"),
+    )
     for name, delta in adapter.deltas.items():
         exact = base[f"{name}.weight"].float() + delta.matrix().detach()
         assert torch.equal(plain.get_submodule(name).weight, exact.bfloat16())

@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import lorakit
 from lorakit import Spec
-from lorakit.data.batches import packed_rows
+from lorakit.data.batches import pack_examples
 from lorakit.data.encode import Example
 from lorakit.evaluate.score import batch_loss
-from lorakit.models.checkpointing import recompute
-from lorakit.models.packing import packing
+from lorakit.models.checkpointing import checkpoint_blocks
+from lorakit.models.packing import packed_attention
 from lorakit.plan.estimate import Plan, Work
 
 from .models import CONFIGS, bare, build
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[str, str, Spec, Work]] = {
 
 def batch_of(work: Work, task: str, device: str) -> dict[str, Any]:
     if work.packed:
-        return packed_rows([Example([1] * n, [1] * n) for n in work.packed], device)
+        return pack_examples([Example([1] * n, [1] * n) for n in work.packed], device)
     ids = torch.ones(work.batch, work.length, dtype=torch.long, device=device)
     mask = torch.ones_like(ids)
     if work.padded:
@@ -120,7 +120,7 @@ def prepared(
     model.to(device, work.dtype(device == "cuda"))
     adapter = lorakit.attach(model, spec)
     if work.checkpointing:
-        recompute(model, work.checkpointing)
+        checkpoint_blocks(model, work.checkpointing)
     optimizer = torch.optim.AdamW(adapter.parameters())
     step(model.train(), adapter, optimizer, work, task, device)
     return model, adapter, optimizer
@@ -135,7 +135,7 @@ def step(
     device: str,
 ) -> None:
     for _ in range(work.accumulate):
-        packs = packing(model) if work.packed else nullcontext()
+        packs = packed_attention(model) if work.packed else nullcontext()
         with packs, torch.autocast(device, torch.bfloat16, enabled=work.mixed == "bf16"):
             loss = batch_loss(model, batch_of(work, task, device), task)[0] / work.batch
         loss.backward()

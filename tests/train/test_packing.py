@@ -86,7 +86,7 @@ LEAKS = ": the rows of DATA cannot be packed for LlamaForCausalLM: a packed row 
 def test_what_cannot_be_packed_is_refused(
     more: dict[str, Any], said: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "leaks", lambda model: "a packed row sees the others")
+    monkeypatch.setattr(jobs, "find_leak", lambda model: "a packed row sees the others")
     with pytest.raises(SpecError) as caught:
         run(TrainSpec(**settings, **more), Spec(rank=4))
     assert caught.value.message == said.replace("DATA", settings["data"])
@@ -95,7 +95,7 @@ def test_what_cannot_be_packed_is_refused(
 def test_rows_are_padded_where_packing_was_not_asked_for(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "leaks", lambda model: "a packed row sees the others")
+    monkeypatch.setattr(jobs, "find_leak", lambda model: "a packed row sees the others")
     told: list[str] = []
     assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["packed"] is False
     assert "note: rows are padded, not packed: a packed row sees the others" in told

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from lorakit.data.batches import Batches
 from lorakit.errors import PlanError, SpecError, TrainingError
-from lorakit.models.open import encode
+from lorakit.models.open import encode_rows
 from lorakit.plan import devices
 from lorakit.spec import Spec
 from lorakit.train import job as jobs
@@ -237,5 +237,5 @@ def test_the_plan_reads_rows_as_training_does(
         jobs, "tokenised", lambda base, rows, *more: read.append(rows) or real(base, rows, *more)
     )
     ready = prepare(TrainSpec(**settings, max_length=12), Spec(rank=4))
-    assert ready.job.examples == encode(read[0], ready.loaded, 12)
+    assert ready.job.examples == encode_rows(read[0], ready.loaded, 12)
     assert max(len(e.ids) for e in ready.job.examples) == 12

@@ -76,16 +76,16 @@ def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
     from lorakit.evaluate.score import evaluate
     from lorakit.inject.attach import enable
     from lorakit.models.load import pad_id
-    from lorakit.models.open import encode, open_subject
+    from lorakit.models.open import encode_rows, open_model
     from lorakit.train.log import counting
 
-    loaded = open_subject(report["model"], Adapter.load(report["output"]), "classify")
+    loaded = open_model(report["model"], Adapter.load(report["output"]), "classify")
     rows, held_out = (
         read_rows(report["settings"]["data"], split=split) for split in ("train", "test")
     )
     examples, asked, pad = (
-        encode(rows, loaded)[:FITTED],
-        encode(held_out, loaded),
+        encode_rows(rows, loaded)[:FITTED],
+        encode_rows(held_out, loaded),
         pad_id(loaded.tokenizer),
     )
     found = evaluate(loaded.model, asked[:SHOWN], "classify", pad=pad, classes=2).predictions

@@ -108,20 +108,20 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from lorakit.adapter import Adapter
     from lorakit.evaluate.score import evaluate
     from lorakit.models.load import pad_id
-    from lorakit.models.open import encode, open_subject, told_task
+    from lorakit.models.open import encode_rows, open_model, resolve_task
     from lorakit.train.log import counting
 
     if subject.threads:
         torch.set_num_threads(subject.threads)
     rows = rows_of(source)
     adapter = Adapter.load(subject.adapter) if subject.adapter else None
-    task = told_task(adapter, how.task, rows)
+    task = resolve_task(adapter, how.task, rows)
     if how.text_metrics and rows.kind != "completion":
         raise DataError(
             f"--text-metrics compares with completions, but the rows of {source.data} have "
             f"{'messages' if rows.kind == 'messages' else 'none'}."
         )
-    loaded = open_subject(
+    loaded = open_model(
         subject.model,
         adapter,
         task,
@@ -129,7 +129,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         device=subject.device,
         any_base=subject.any_base,
     )
-    examples = encode(rows, loaded, how.max_length, how.loss_on)
+    examples = encode_rows(rows, loaded, how.max_length, how.loss_on)
     with counting("scoring", len(examples)) as advance:
         found = evaluate(
             loaded.model,

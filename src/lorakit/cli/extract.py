@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from lorakit.algebra import extract
-    from lorakit.evaluate.logits import TEXTS, batches_of, divergence, logits_of
+    from lorakit.evaluate.logits import TEXTS, batch_texts, compute_logits, divergence
     from lorakit.inject.attach import attach
 
     base, tuned = _pair(asked)
@@ -66,10 +66,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
     if tuned.labels:
         told.adapter.provenance["labels"] = tuned.labels
-    batches = batches_of(tuned, found)
-    wanted, before = logits_of(tuned.model, batches), logits_of(base.model, batches)
+    batches = batch_texts(tuned, found)
+    wanted, before = compute_logits(tuned.model, batches), compute_logits(base.model, batches)
     attach(base.model, told.adapter.copy(), trainable=False)
-    kl, same = divergence(wanted, logits_of(base.model.eval(), batches))
+    kl, same = divergence(wanted, compute_logits(base.model.eval(), batches))
     return {
         **writing.written(told, output),
         "kl": kl,

@@ -49,14 +49,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     from lorakit.adapter import Adapter
     from lorakit.evaluate.generate import generate
-    from lorakit.models.open import open_subject
+    from lorakit.models.open import open_model
     from lorakit.train.log import counting
 
     if subject.threads:
         torch.set_num_threads(subject.threads)
     prompts = list(asking.prompt) if asking.prompt else _prompts(source)
     adapter = Adapter.load(subject.adapter) if subject.adapter else None
-    loaded = open_subject(
+    loaded = open_model(
         subject.model,
         adapter,
         "causal-lm",

@@ -137,9 +137,11 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
 
 
 def _loaded(looking: Inspecting, adapter: Any) -> Any:
-    from lorakit.models.open import open_subject, told_task
+    from lorakit.models.open import open_model, resolve_task
 
-    return open_subject(looking.model or "", adapter, told_task(adapter), any_base=looking.any_base)
+    return open_model(
+        looking.model or "", adapter, resolve_task(adapter), any_base=looking.any_base
+    )
 
 
 def _attention(loaded: Any, text: str) -> Any:

@@ -38,9 +38,9 @@ def written(outcome: Any, path: Path) -> dict[str, Any]:
 def base_of(model: str, adapter: Any) -> Any:
     """Return the base model by itself, for what depends on its weights."""
     from lorakit.models.load import load
-    from lorakit.models.open import told_task
+    from lorakit.models.open import resolve_task
 
-    task = told_task(adapter)
+    task = resolve_task(adapter)
     labels = list(adapter.provenance.get("labels") or ())
     loaded = load(model, task, labels=labels, dtype="float32")
     unknown = [

@@ -108,13 +108,15 @@ class Batches:
         return batches
 
 
-def in_order(lengths: Sequence[int], size: int) -> list[list[int]]:
+def sort_into_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Return batches of like length, longest first: for evaluation, where order does not matter."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
-def packed_rows(examples: Sequence[Example], device: torch.device | str = "cpu") -> dict[str, Any]:
+def pack_examples(
+    examples: Sequence[Example], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Lay examples of language modelling one after the other.
 
     Args:
@@ -128,15 +130,17 @@ def packed_rows(examples: Sequence[Example], device: torch.device | str = "cpu")
     """
     labels = [label for e in examples for label in [IGNORED, *e.labels[1:]]]
     return {
-        **laid_out([e.ids for e in examples], device),
+        **concatenate_rows([e.ids for e in examples], device),
         "labels": torch.tensor([labels], device=device),
     }
 
 
-def laid_out(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> dict[str, Any]:
+def concatenate_rows(
+    rows: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> dict[str, Any]:
     """Return what a model is called with for token ids that lie one after the other.
 
-    >>> laid_out([[7, 8], [9]])["position_ids"].tolist()
+    >>> concatenate_rows([[7, 8], [9]])["position_ids"].tolist()
     [[0, 1, 0]]
     """
     return {

@@ -18,7 +18,7 @@ TEXTS = (
 )
 
 
-def batches_of(loaded: Loaded, texts: Sequence[str]) -> list[dict[str, Tensor]]:
+def batch_texts(loaded: Loaded, texts: Sequence[str]) -> list[dict[str, Tensor]]:
     """Return each text as the model's inputs, cut to 256 tokens, on its device."""
     device = next(loaded.model.parameters()).device
     limit = min(256, loaded.max_length)
@@ -29,7 +29,7 @@ def batches_of(loaded: Loaded, texts: Sequence[str]) -> list[dict[str, Tensor]]:
     ]
 
 
-def logits_of(model: nn.Module, batches: Sequence[dict[str, Any]]) -> list[Tensor]:
+def compute_logits(model: nn.Module, batches: Sequence[dict[str, Any]]) -> list[Tensor]:
     """Return the float32 logits of every batch."""
     with torch.inference_mode():
         return [model(**batch).logits.float() for batch in batches]

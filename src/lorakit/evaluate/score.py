@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.data.batches import collate, in_order
+from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate import metrics
-from lorakit.models.chunked_loss import known_head, loss_of, rows_of
+from lorakit.models.chunked_loss import chunked_loss, chunked_loss_by_row, find_head
 
 
 def batch_loss(
@@ -23,7 +23,7 @@ def batch_loss(
 
     Args:
         model: of transformers, with the head of the task.
-        batch: what `collate` or `packed_rows` gives.
+        batch: what `collate` or `pack_examples` gives.
         task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error
             a row).
         by_row: give the sum of each row, (batch,), instead of that of all.
@@ -36,9 +36,9 @@ def batch_loss(
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     labels, how = batch["labels"], "none" if by_row else "sum"
     if task == "causal-lm":
-        head = known_head(model, inputs["input_ids"])
+        head = find_head(model, inputs["input_ids"])
         if head is not None:
-            return (rows_of if by_row else loss_of)(
+            return (chunked_loss_by_row if by_row else chunked_loss)(
                 head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED
             ), None
         logits = model(**inputs, use_cache=False).logits
@@ -96,7 +96,7 @@ def evaluate(
     model.eval()
     try:
         with torch.inference_mode():
-            for at in in_order([len(e.ids) for e in examples], batch_size):
+            for at in sort_into_batches([len(e.ids) for e in examples], batch_size):
                 chosen = [examples[i] for i in at]
                 found_losses, out = batch_loss(
                     model, collate(chosen, pad, device), task, by_row=True

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.errors import MergeError, OutputError
-from lorakit.evaluate.logits import TEXTS, batches_of, divergence, logits_of
+from lorakit.evaluate.logits import TEXTS, batch_texts, compute_logits, divergence
 from lorakit.inject.attach import attach, detach, enable
-from lorakit.merging.quantised import coarse_form, in_full, values_of
+from lorakit.merging.quantised import dequantise, dequantised_parameters, quantised_form
 from lorakit.merging.weights import merge
 from lorakit.models.load import load, quiet
-from lorakit.models.open import open_subject
+from lorakit.models.open import open_model
 from lorakit.sites.quantised import unpacked
 from lorakit.text import plural
 
@@ -105,29 +105,29 @@ def export(
     task = adapter.provenance.get("task") or {"SEQ_CLS": "classify"}.get(
         adapter.provenance.get("task_type") or "", "causal-lm"
     )
-    loaded = open_subject(model, adapter, task, dtype="float32", device=device, any_base=any_base)
+    loaded = open_model(model, adapter, task, dtype="float32", device=device, any_base=any_base)
     wanted = _stored_dtype(loaded.model) if dtype == "auto" else getattr(torch, dtype)
-    form = coarse_form(loaded.model)
+    form = quantised_form(loaded.model)
     if form and dtype != "auto":
         detach(loaded.model)
-        in_full(loaded.model)
+        dequantise(loaded.model)
         attach(loaded.model, adapter, trainable=False, any_base=True)  # it fitted the coarse one
         loaded.model.eval()
     elif form:
         _refuse_unwritable(loaded.model, form)
         if wanted != torch.float32:  # its other weights stay as they are
             detach(loaded.model)
-            loaded = open_subject(
+            loaded = open_model(
                 model, adapter, task, dtype=_name(wanted), device=device, any_base=any_base
             )
     kept = form if dtype == "auto" else ""
-    batches = batches_of(loaded, list(texts) or list(TEXTS))
-    with_adapter = logits_of(loaded.model, batches)
+    batches = batch_texts(loaded, list(texts) or list(TEXTS))
+    with_adapter = compute_logits(loaded.model, batches)
     enable(loaded.model, None)
-    base = logits_of(loaded.model, batches)
+    base = compute_logits(loaded.model, batches)
     enable(loaded.model, "default")
     undo = merge(loaded.model, allow_loss=allow_loss)
-    merged_here = logits_of(loaded.model, batches)
+    merged_here = compute_logits(loaded.model, batches)
     changed = sum(told.changed for told in undo.rounding.values()) + sum(
         int((loaded.model.get_parameter(path).to(wanted) != old.to(wanted)).sum())
         for path, old in undo.before.items()
@@ -151,7 +151,7 @@ def export(
         again = load(str(part), task, labels=loaded.labels, dtype=_name(wanted), device=device)
         _check_read(merged, again.model)
         with unpacked(again.model):
-            got = logits_of(again.model, batches)
+            got = compute_logits(again.model, batches)
         # Where the sum was rounded as it was merged, what is on disk is held against the merged
         # model instead.
         result = _compare(
@@ -209,10 +209,10 @@ FAULT = (
 
 
 def _check_read(written: nn.Module, read: nn.Module) -> None:
-    own = values_of(read)
+    own = dequantised_parameters(read)
     faults = [
         name
-        for name, p in values_of(written).items()
+        for name, p in dequantised_parameters(written).items()
         if name not in own or not torch.equal(own[name], p)
     ]
     tied = set(getattr(written, "_tied_weights_keys", None) or ()) & set(faults)

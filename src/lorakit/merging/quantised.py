@@ -41,7 +41,7 @@ class Rounding:
     changed: int
 
 
-def round_back(
+def requantise(
     asked: Iterable[tuple[str, Any, Any, list[Any]]], *, allow_loss: bool
 ) -> tuple[dict[str, nn.Parameter], dict[str, Rounding]]:
     """Return sums, taken in float32, as their layers store them, and what rounding moved; by the
@@ -96,7 +96,7 @@ def round_back(
     return made, moved
 
 
-def coarse_form(model: nn.Module) -> str:
+def quantised_form(model: nn.Module) -> str:
     """Return the form in which a model's layers are kept where that is int8 or 4 bits; "" where
     none is.
     """
@@ -106,7 +106,7 @@ def coarse_form(model: nn.Module) -> str:
     )
 
 
-def values_of(model: nn.Module) -> dict[str, Tensor]:
+def dequantised_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters by name, those in int8 or 4 bits as the matrix that they stand for."""
     read = {
         place.path: place.site.read(place.layer)
@@ -116,7 +116,7 @@ def values_of(model: nn.Module) -> dict[str, Tensor]:
     return {path: read.get(path, parameter) for path, parameter in model.named_parameters()}
 
 
-def in_full(model: Any) -> None:
+def dequantise(model: Any) -> None:
     """Turn every layer in int8 or 4 bits of a transformers model into a plain one of the values
     that it holds, in float32.
     """

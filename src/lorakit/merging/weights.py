@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lorakit.errors import MergeError
 from lorakit.inject.attach import places_of, state_of
 from lorakit.inject.targets import Place
-from lorakit.merging.quantised import Rounding, round_back
+from lorakit.merging.quantised import Rounding, requantise
 from lorakit.sites.slot import State, base_parameters, exchange
 from lorakit.text import plural
 
@@ -26,7 +26,7 @@ class Undo:
         on: weights of the adapters that were on, by name.
         untied: parameters that were shared, and that the merge made two of, by name.
         configs: those in which the merge changed `tie_word_embeddings`.
-        coarse: the base's own weights in int8 or 4 bits, by name.
+        quantised: the base's own weights in int8 or 4 bits, by name.
         rounding: what rounding to int8 or 4 bits moved, by the name of the weight.
     """
 
@@ -35,7 +35,7 @@ class Undo:
     on: dict[str, float]
     untied: dict[str, nn.Parameter] = field(default_factory=dict)
     configs: list[Any] = field(default_factory=list)
-    coarse: dict[str, nn.Parameter] = field(default_factory=dict)
+    quantised: dict[str, nn.Parameter] = field(default_factory=dict)
     rounding: dict[str, Rounding] = field(default_factory=dict)
 
     @property
@@ -94,7 +94,7 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
         raise MergeError(
             f"{plural(len(faults), 'weight')} cannot be merged.", faults, "Nothing was changed."
         )
-    coarse, moved = round_back(
+    coarse, moved = requantise(
         (
             (path, whole, layer, _changes(state, state.on, places))
             for path, places in adapted.items()
@@ -106,7 +106,7 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
         uuid.uuid4().hex,
         {},
         dict(state.on),
-        coarse={path: own[path] for path in coarse},
+        quantised={path: own[path] for path in coarse},
         rounding=moved,
     )
     exchange(model, state, {})
@@ -203,7 +203,7 @@ def unmerge(model: nn.Module, undo: Undo) -> None:
 
 
 def _restore(model: nn.Module, state: State, undo: Undo) -> None:
-    for path, parameter in {**undo.untied, **undo.coarse}.items():
+    for path, parameter in {**undo.untied, **undo.quantised}.items():
         _put(model, path, parameter)
     for config in undo.configs:
         config.tie_word_embeddings = True

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 PRODUCTS = {*flop_registry, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu}
 
 
-def recompute(model: Any, what: str) -> None:
+def checkpoint_blocks(model: Any, what: str) -> None:
     """Let each block of a model keep its input and compute the rest again when its gradient is
     asked for.
 

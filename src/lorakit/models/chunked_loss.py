@@ -39,7 +39,7 @@ class Head:
     after: Callable[[Tensor], Tensor]
 
 
-def known_head(model: Any, ids: Tensor) -> Head | None:
+def find_head(model: Any, ids: Tensor) -> Head | None:
     """Return the head of a causal language model where its loss can be taken in chunks, else None.
 
     Args:
@@ -50,7 +50,7 @@ def known_head(model: Any, ids: Tensor) -> Head | None:
     return found if isinstance(found, Head) else None
 
 
-def why_plain(model: Any, ids: Tensor) -> str | None:
+def chunking_obstacle(model: Any, ids: Tensor) -> str | None:
     """Return why the loss of a causal language model is not taken in chunks but of all its logits
     at once; None if it is.
 
@@ -167,7 +167,7 @@ def _hidden(head: Head, inputs: dict[str, Any]) -> Tensor:
     return head.body(**inputs, use_cache=False)[0]
 
 
-def loss_of(head: Head, inputs: dict[str, Any], targets: Tensor, ignored: int) -> Tensor:
+def chunked_loss(head: Head, inputs: dict[str, Any], targets: Tensor, ignored: int) -> Tensor:
     """Return the summed cross-entropy of what comes next, over the positions that have a label.
 
     Args:
@@ -196,7 +196,9 @@ def loss_of(head: Head, inputs: dict[str, Any], targets: Tensor, ignored: int) -
     )
 
 
-def rows_of(head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int) -> Tensor:
+def chunked_loss_by_row(
+    head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int
+) -> Tensor:
     """Return the same for each row, (batch,): for measuring, since a gradient would keep the logits
     of all chunks.
 

@@ -8,7 +8,7 @@ from lorakit.inject.attach import attach
 from lorakit.models.load import Loaded, load
 
 
-def told_task(adapter: Adapter | None, asked: str = "auto", rows: Rows | None = None) -> str:
+def resolve_task(adapter: Adapter | None, asked: str = "auto", rows: Rows | None = None) -> str:
     """Return the task: as asked, else as the adapter was trained for, else as the rows tell."""
     if asked != "auto":
         return asked
@@ -22,7 +22,7 @@ def told_task(adapter: Adapter | None, asked: str = "auto", rows: Rows | None = 
     return "classify" if rows is not None and rows.kind in ("labelled", "pair") else "causal-lm"
 
 
-def open_subject(
+def open_model(
     model: str,
     adapter: Adapter | None,
     task: str,
@@ -87,7 +87,7 @@ def _own_labels(model: str) -> list[str]:
     return [name for _, name in sorted((named or {}).items())]
 
 
-def encode(
+def encode_rows(
     rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
 ) -> list[Example]:
     """Tokenise rows for the task that the model was loaded for.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.data.batches import laid_out
+from lorakit.data.batches import concatenate_rows
 
 NAME = "lorakit-packed"
 WINDOWS = (
@@ -32,7 +32,7 @@ TOLERANCE = {
 }  # of the largest logit, by bytes of a value: products of other shapes round otherwise
 
 
-def why_not(model: Any, longest: int) -> str | None:
+def packing_obstacle(model: Any, longest: int) -> str | None:
     """Return why the shape of a model rules packing out, or None; its weights are not asked.
 
     Args:
@@ -50,7 +50,7 @@ def why_not(model: Any, longest: int) -> str | None:
 
 
 @contextmanager
-def packing(model: Any) -> Iterator[None]:
+def packed_attention(model: Any) -> Iterator[None]:
     """Let a model take packed rows while the block lasts; padded ones it takes as before."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -96,11 +96,11 @@ def attend(
     ), None
 
 
-def leaks(model: Any) -> str | None:
+def find_leak(model: Any) -> str | None:
     """Return how the model's own computation shows that it cannot take packed rows, or None.
 
     Args:
-        model: in a block of `packing`; it runs on a few tokens from the middle of its vocabulary.
+        model: in a block of `packed_attention`; it runs on a few tokens from the middle of its vocabulary.
     """
     device, was_training = next(model.parameters()).device, model.training
     middle = model.config.get_text_config().vocab_size // 2
@@ -109,7 +109,7 @@ def leaks(model: Any) -> str | None:
     turned = [one[i % len(one)] for i in range(len(other))]
 
     def logits(rows: list[list[int]]) -> Tensor:
-        return model(**laid_out(rows, device), use_cache=False).logits[0]
+        return model(**concatenate_rows(rows, device), use_cache=False).logits[0]
 
     model.eval()
     try:

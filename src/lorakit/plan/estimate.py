@@ -45,7 +45,7 @@ class Work:
         base_dtype: auto, float32, bfloat16 or float16.
         auto: what "auto" is on a CPU; on a GPU it is bfloat16.
         mixed: no, bf16 or fp16.
-        checkpointing: what is computed again, as `recompute` takes it.
+        checkpointing: what is computed again, as `checkpoint_blocks` takes it.
     """
 
     batch: int = 16

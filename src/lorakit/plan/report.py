@@ -12,8 +12,8 @@ from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import ModelError, SpecError
 from lorakit.models.load import Loaded, auto_dtype, locate, quiet
-from lorakit.models.open import encode
-from lorakit.models.packing import why_not
+from lorakit.models.open import encode_rows
+from lorakit.models.packing import packing_obstacle
 from lorakit.plan import devices
 from lorakit.plan.estimate import Plan, Work, make
 from lorakit.plan.meta_model import Skeleton, skeleton
@@ -146,7 +146,7 @@ def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches
         run.packing != "off"
         and base.task == "causal-lm"
         and base.runs
-        and why_not(base.model, max(lengths)) is None
+        and packing_obstacle(base.model, max(lengths)) is None
     )
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
@@ -212,7 +212,7 @@ def tokenised(
                 advice="Without --data no tokenizer is needed.",
             ) from error
     most = int(min(tokenizer.model_max_length, base.max_length or 1 << 30))
-    return encode(
+    return encode_rows(
         rows,
         Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), most),
         max_length,

@@ -22,11 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from lorakit.data.batches import laid_out
+from lorakit.data.batches import concatenate_rows
 from lorakit.errors import PlanError
 from lorakit.evaluate.score import batch_loss
-from lorakit.models.checkpointing import recompute
-from lorakit.models.packing import packing
+from lorakit.models.checkpointing import checkpoint_blocks
+from lorakit.models.packing import packed_attention
 from lorakit.sites.slot import SLOT
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +45,7 @@ class Step:
         padded: sequences differ in length, so that attention gets a mask.
         packed: tokens of each sequence, where they lie one after the other; batch and length do not
             count then.
-        checkpointing: what is computed again in the backward pass, as `recompute` takes it.
+        checkpointing: what is computed again in the backward pass, as `checkpoint_blocks` takes it.
         fused: attention's own dropout costs no memory, as in the kernels of GPUs.
         again: gradients of an earlier pass are there already (accumulation).
     """
@@ -124,7 +124,7 @@ def trace(model: nn.Module, step: Step) -> Trace:
             name: torch.ones(step.batch, step.length, dtype=torch.long) for name in names
         }
         if step.packed:
-            batch = laid_out([[1] * length for length in step.packed])
+            batch = concatenate_rows([[1] * length for length in step.packed])
         batch["labels"] = (
             batch["input_ids"]
             if step.task == "causal-lm"
@@ -142,7 +142,7 @@ def trace(model: nn.Module, step: Step) -> Trace:
             with (
                 meter,
                 _Attention(step.fused, masked),
-                packing(model) if step.packed else nullcontext(),
+                packed_attention(model) if step.packed else nullcontext(),
             ):
                 for _ in range(1 + step.again):
                     with cast:
@@ -289,12 +289,12 @@ def _substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> 
 @contextmanager
 def _checkpointed(model: Any, what: str) -> Iterator[None]:
     if what:
-        recompute(model, what)
+        checkpoint_blocks(model, what)
     try:
         yield
     finally:
         if what:
-            recompute(model, "")
+            checkpoint_blocks(model, "")
 
 
 def _attention(

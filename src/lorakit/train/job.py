@@ -26,10 +26,10 @@ from lorakit.evaluate.score import evaluate
 from lorakit.inits.start import looks_at_data
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import coverage
-from lorakit.models.chunked_loss import why_plain
+from lorakit.models.chunked_loss import chunking_obstacle
 from lorakit.models.load import TASK_TYPES, Loaded, auto_dtype, device_of, load, pad_id
-from lorakit.models.open import encode
-from lorakit.models.packing import leaks, packing, why_not
+from lorakit.models.open import encode_rows
+from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
 from lorakit.plan.meta_model import Skeleton, skeleton
@@ -186,7 +186,7 @@ def prepare(
         settings.model, task, labels=labels, dtype=dtype, device=settings.device, seed=settings.seed
     )
     longest = min(512, loaded.max_length) if settings.max_length is None else settings.max_length
-    held = encode(held_out, loaded, longest, settings.loss_on) if held_out else []
+    held = encode_rows(held_out, loaded, longest, settings.loss_on) if held_out else []
     packed = _is_packed(loaded.model, examples, settings, task, say)
     spec = replace(
         spec,
@@ -337,10 +337,14 @@ def _is_packed(
     if settings.packing == "off":
         return False
     longest = max(len(e.ids) for e in examples)
-    why = "rows are packed for causal-lm alone" if task != "causal-lm" else why_not(model, longest)
+    why = (
+        "rows are packed for causal-lm alone"
+        if task != "causal-lm"
+        else packing_obstacle(model, longest)
+    )
     if why is None:
-        with packing(model):
-            why = leaks(model)
+        with packed_attention(model):
+            why = find_leak(model)
     if why is not None and (settings.packing == "on" or settings.batch_tokens is not None):
         asked = "packing" if settings.packing == "on" else "batch_tokens"
         raise SpecError(
@@ -369,7 +373,7 @@ def _logits(job: Job, say: Callable[[str], None]) -> str:
     """Return whether the loss is taken in chunks; where it is not, say so, with what that takes."""
     ids, mixed = job.batch(job.examples[:1])["input_ids"], job.settings.mixed_precision
     with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):
-        why = why_plain(job.model, ids)
+        why = chunking_obstacle(job.model, ids)
     if why is None:
         return "in chunks"
     k = job.batches.longest(0, job.batches.per_epoch)

@@ -20,12 +20,12 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.data.batches import Batches, collate, packed_rows
+from lorakit.data.batches import Batches, collate, pack_examples
 from lorakit.data.encode import Example
 from lorakit.errors import TrainingError
 from lorakit.evaluate.score import batch_loss, evaluate
-from lorakit.models.checkpointing import recompute
-from lorakit.models.packing import packing
+from lorakit.models.checkpointing import checkpoint_blocks
+from lorakit.models.packing import packed_attention
 from lorakit.text import plural
 from lorakit.train import resume
 from lorakit.train.budget import Budget
@@ -78,7 +78,9 @@ class Job:
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Return what the loss is taken of."""
         device = next(self.model.parameters()).device
-        return packed_rows(examples, device) if self.packed else collate(examples, self.pad, device)
+        return (
+            pack_examples(examples, device) if self.packed else collate(examples, self.pad, device)
+        )
 
     @cached_property
     def every(self) -> int:
@@ -178,9 +180,9 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
             budget.load_state_dict(state["budget"])
     log = log_for(at.step)
     if settings.checkpointing:
-        recompute(job.model, settings.checkpointing)
+        checkpoint_blocks(job.model, settings.checkpointing)
     job.model.train()
-    packs = packing if job.packed else nullcontext
+    packs = packed_attention if job.packed else nullcontext
     with packs(job.model):
         rehearse(
             job,

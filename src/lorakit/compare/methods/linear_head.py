@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lorakit.data.batches import collate, in_order
+from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import Example
 from lorakit.evaluate.metrics import classification
 
@@ -40,7 +40,7 @@ def features(
     out: list[Any] = [None] * len(examples)
     device = next(encoder.parameters()).device
     with torch.inference_mode():
-        for at in in_order([len(e.ids) for e in examples], 64):
+        for at in sort_into_batches([len(e.ids) for e in examples], 64):
             batch = collate([examples[i] for i in at], pad, device)
             batch.pop("labels")
             given = encoder(**batch)
