@@ -54,7 +54,7 @@ CASES = {
     ),
     "a model that is not there": (
         ["train", "--model", "no/such", "{rows}", "{out}"],
-        "ModelError: no/such cannot be loaded",
+        "ModelError: The config of no/such cannot be read",
     ),
     "data that is not there": (
         ["train", "{llama}", "--data", "nope.jsonl", "{out}"],

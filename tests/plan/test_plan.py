@@ -448,7 +448,10 @@ def test_a_rate_that_is_given_tells_the_time(
 
 REFUSED = {
     "no model": ([], "1 flag missing.\n  --model is needed"),
-    "a model that is not there": (["--model", "no/such"], "ModelError: no/such cannot be loaded: "),
+    "a model that is not there": (
+        ["--model", "no/such"],
+        "ModelError: The config of no/such cannot be read: ",
+    ),
     "a card that is not there": (
         ["--model", "card:gpt-3"],
         "There is no 'card:gpt-3'. did you mean 'gpt3'",

@@ -35,7 +35,7 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("flags", "width", "task", "whole", "want"),
+    ("flags", "width", "task", "trains_base", "want"),
     [
         ("amx_bf16", PAYS, "causal-lm", False, torch.bfloat16),
         ("avx512_bf16", PAYS, "causal-lm", False, torch.bfloat16),
@@ -46,12 +46,12 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_the_rule(
-    flags: str, width: int, task: str, whole: bool, want: torch.dtype, processor: Any
+    flags: str, width: int, task: str, trains_base: bool, want: torch.dtype, processor: Any
 ) -> None:
     processor(flags)
     config = LlamaConfig(hidden_size=width, num_attention_heads=8, num_key_value_heads=8)
-    assert auto_dtype(CPU, config, task, whole=whole) == want
-    assert auto_dtype(torch.device("meta"), config, task, whole=whole) == torch.float32
+    assert auto_dtype(CPU, config, task, trains_base=trains_base) == want
+    assert auto_dtype(torch.device("meta"), config, task, trains_base=trains_base) == torch.float32
 
 
 @pytest.mark.slow

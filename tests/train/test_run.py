@@ -564,7 +564,11 @@ def test_a_request_that_cannot_be_met_writes_nothing(
         ({**bert, "task": "classify"}, DataError, "have no label"),
         ({**settings, "mixed_precision": "fp16"}, SpecError, "fp16 needs a GPU"),
         ({**settings, "model": str(tmp_path)}, OSError, "no config.json"),
-        ({**settings, "model": "nobody/nothing"}, OSError, "cannot be loaded"),
+        (
+            {**settings, "model": "nobody/nothing"},
+            OSError,
+            "The config of nobody/nothing cannot be read",
+        ),
         ({**bert, "task": "causal-lm"}, OSError, "no causal language model|cannot be loaded"),
     ]
     for values, error, text in cases:

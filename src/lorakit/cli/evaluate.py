@@ -6,9 +6,9 @@ from typing import Any
 
 from lorakit.cli import flags
 from lorakit.errors import DataError
+from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
 from lorakit.text import plural
-from lorakit.train.config import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Source:
 class Scoring:
     """How they are scored."""
 
-    task: str = option("auto", "auto tells by the adapter, then by the rows", choices=TASKS)
+    task: str = option("auto", "auto tells by the adapter, then by the rows", choices=CHOICES)
     loss_on: str = option(
         "completion",
         "score completions and assistant turns alone, or all tokens",

@@ -80,15 +80,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def _pair(asked: Extracting) -> tuple[Any, Any]:
     """Return both models, of the class that the tuned one's config names."""
-    from transformers import AutoConfig
-
     from lorakit.errors import ModelError
-    from lorakit.models.load import load, locate
+    from lorakit.models.load import load, load_config
 
-    try:
-        config = AutoConfig.from_pretrained(locate(asked.tuned)[0])
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{asked.tuned} cannot be read: {str(error).splitlines()[0]}") from error
+    config = load_config(asked.tuned)
     task, labels = "causal-lm", []
     if any("SequenceClassification" in name for name in config.architectures or ()):
         task = "regress" if config.num_labels == 1 else "classify"

@@ -65,15 +65,10 @@ def _targets(name: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from lorakit.errors import ModelError
     from lorakit.inject.targets import places, role
-    from lorakit.models.load import locate, quiet
+    from lorakit.models.load import load_config, quiet
 
-    where, _ = locate(name)
-    try:
-        config = transformers.AutoConfig.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
+    config = load_config(name)
     kinds = {
         architecture: getattr(transformers, architecture, None)
         for architecture in config.architectures or ()

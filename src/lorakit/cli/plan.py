@@ -6,9 +6,10 @@ from typing import Any
 
 from lorakit.cli import flags
 from lorakit.cli.evaluate import needed
+from lorakit.models.tasks import CHOICES
 from lorakit.spec import Spec, option
 from lorakit.text import format_bytes
-from lorakit.train.config import TASKS, TrainSpec
+from lorakit.train.config import TrainSpec
 
 RUN = (
     "max_length",
@@ -54,7 +55,7 @@ class Planning:
         choices=("completion", "all"),
     )
     task: str = option(
-        "auto", "what is learned; auto tells by the rows, or by the config", choices=TASKS
+        "auto", "what is learned; auto tells by the rows, or by the config", choices=CHOICES
     )
     device: str | None = option(
         None,

@@ -6,8 +6,8 @@ from typing import Any
 
 from lorakit.cli import flags
 from lorakit.cli.evaluate import Source, needed, rows_of
+from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
-from lorakit.train.config import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Looking:
     model: str = option(
         "", "a folder, a hub id, or builtin:minilm; its tokenizer alone is loaded", required=True
     )
-    task: str = option("auto", "what is learned; auto tells by the rows", choices=TASKS)
+    task: str = option("auto", "what is learned; auto tells by the rows", choices=CHOICES)
     loss_on: str = option(
         "completion",
         "train completions and assistant turns alone, or all tokens",

@@ -14,8 +14,8 @@ from lorakit.data.encode import (
     task_of,
 )
 from lorakit.data.rows import Rows
-from lorakit.errors import DataError, ModelError
-from lorakit.models.load import locate
+from lorakit.errors import DataError
+from lorakit.models.load import load_config, load_tokenizer
 
 
 def preview(
@@ -38,16 +38,8 @@ def preview(
     Raises:
         DataError: what training would refuse.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    where = locate(model)[0]
-    try:
-        tokenizer, config = (
-            AutoTokenizer.from_pretrained(where),
-            AutoConfig.from_pretrained(where).get_text_config(),
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model} cannot be read: {str(error).splitlines()[0]}") from error
+    tokenizer = load_tokenizer(model)
+    config = load_config(model).get_text_config()
     limit = int(
         min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 1 << 30)
     )

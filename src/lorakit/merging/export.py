@@ -18,10 +18,10 @@ from lorakit.evaluate.logits import TEXTS, batch_texts, compute_logits, divergen
 from lorakit.inject.attach import attach, detach, enable
 from lorakit.merging.quantised import dequantise, dequantised_parameters, quantised_form
 from lorakit.merging.weights import merge
-from lorakit.models.load import load, quiet
-from lorakit.models.open import open_model
+from lorakit.models.load import load, load_config, quiet
+from lorakit.models.open import open_model, resolve_task
 from lorakit.sites.quantised import unpacked
-from lorakit.text import plural
+from lorakit.text import dtype_name, plural
 
 ROUNDING = 1e-4  # relative to the largest logit: what the same sums in another order may differ by
 
@@ -102,9 +102,7 @@ def export(
         raise OutputError(
             f"{output} is not empty.", advice="Name a new folder. Nothing was written."
         )
-    task = adapter.provenance.get("task") or {"SEQ_CLS": "classify"}.get(
-        adapter.provenance.get("task_type") or "", "causal-lm"
-    )
+    task = resolve_task(adapter)
     loaded = open_model(model, adapter, task, dtype="float32", device=device, any_base=any_base)
     wanted = _stored_dtype(loaded.model) if dtype == "auto" else getattr(torch, dtype)
     form = quantised_form(loaded.model)
@@ -118,7 +116,7 @@ def export(
         if wanted != torch.float32:  # its other weights stay as they are
             detach(loaded.model)
             loaded = open_model(
-                model, adapter, task, dtype=_name(wanted), device=device, any_base=any_base
+                model, adapter, task, dtype=dtype_name(wanted), device=device, any_base=any_base
             )
     kept = form if dtype == "auto" else ""
     batches = batch_texts(loaded, list(texts) or list(TEXTS))
@@ -135,7 +133,7 @@ def export(
     detach(loaded.model)
     if not changed:
         raise MergeError(
-            f"The merged model equals the base in {kept or _name(wanted)}: no weight changes.",
+            f"The merged model equals the base in {kept or dtype_name(wanted)}: no weight changes.",
             advice="The adapter was never trained, or its change is smaller than the rounding. Nothing was "
             "written.",
         )
@@ -148,7 +146,7 @@ def export(
             # What transformers did to load a coarse folder it cannot undo, and need not: it stores
             # what the model holds.
             _save(merged, loaded.tokenizer, part, save_original_format=not form)
-        again = load(str(part), task, labels=loaded.labels, dtype=_name(wanted), device=device)
+        again = load(str(part), task, labels=loaded.labels, dtype=dtype_name(wanted), device=device)
         _check_read(merged, again.model)
         with unpacked(again.model):
             got = compute_logits(again.model, batches)
@@ -157,7 +155,7 @@ def export(
         result = _compare(
             with_adapter, base, (got, merged_here) if kept else (with_adapter, merged_here), got
         )
-        _judge(result, kept or _name(wanted), allow_loss)
+        _judge(result, kept or dtype_name(wanted), allow_loss)
         if output.is_dir():
             output.rmdir()
         part.rename(output)
@@ -168,7 +166,7 @@ def export(
         "kl": result.kl,
         "top1_agreement": result.top1_agreement,
         "differs_from_base": changed,
-        "dtype": kept or _name(wanted),
+        "dtype": kept or dtype_name(wanted),
         "output": str(output),
         "adapter_moves": result.adapter_moves,
         "bytes": sum(p.stat().st_size for p in output.iterdir()),
@@ -271,9 +269,7 @@ def _compare(
 
 def _stored_dtype(model: Any) -> torch.dtype:
     """Return the dtype of the checkpoint on disk, as its config tells; float32 where it does not."""
-    from transformers import AutoConfig
-
-    told = getattr(AutoConfig.from_pretrained(model.config._name_or_path), "dtype", None)
+    told = getattr(load_config(model.config._name_or_path), "dtype", None)
     return (
         told
         if isinstance(told, torch.dtype)
@@ -281,7 +277,3 @@ def _stored_dtype(model: Any) -> torch.dtype:
         if isinstance(told, str)
         else torch.float32
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import MissingExtra, ModelError
+from lorakit.models.tasks import TASKS
 from lorakit.text import first_line, near_misses
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ Read = TypeVar("Read")
 # width of a model from which a step in bfloat16 is faster on a CPU (benchmarks/base_dtype.py)
 PAYS = 256
 CPU = Path("/proc/cpuinfo")
-TASK_TYPES = {"causal-lm": "CAUSAL_LM", "classify": "SEQ_CLS", "regress": "SEQ_CLS"}
 # name -> (package, folder in it, name on the hub, SHA-256 of its weights, what installs it)
 BUILTIN = {
     "minilm": (
@@ -32,7 +32,7 @@ BUILTIN = {
         "lorakit[demo]",
     ),
 }
-
+REACH = "Name a model folder, a hub id within reach, or builtin:minilm."
 TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
@@ -115,7 +115,7 @@ def load(
     *,
     labels: Sequence[str] = (),
     dtype: str = "auto",
-    whole: bool = False,
+    trains_base: bool = False,
     device: str = "auto",
     seed: int = 0,
 ) -> Loaded:
@@ -126,7 +126,7 @@ def load(
         task: causal-lm, classify or regress.
         labels: class names, for classify.
         dtype: of the weights; "auto" is that of `auto_dtype`.
-        whole: whether biases or modules of it are trained whole, as `auto_dtype` asks.
+        trains_base: True if biases or modules of the base are trained too; see `auto_dtype`.
         device: cpu, cuda, … or "auto".
         seed: of a new head's weights.
 
@@ -137,7 +137,7 @@ def load(
 
     where, called = locate(name)
     target = device_of(device)
-    classes = {"causal-lm": "AutoModelForCausalLM"}.get(task, "AutoModelForSequenceClassification")
+    model_class = getattr(transformers, TASKS[task].model_class)
     more: dict[str, Any] = {}
     if task == "classify":
         more = {
@@ -153,25 +153,22 @@ def load(
         try:
             if dtype == "auto":
                 wanted = auto_dtype(
-                    target, transformers.AutoConfig.from_pretrained(where), task, whole=whole
+                    target, load_config(where, REACH), task, trains_base=trains_base
                 )
             else:
                 wanted = getattr(torch, dtype)
-            model, info = getattr(transformers, classes).from_pretrained(
+            model, info = model_class.from_pretrained(
                 where,
                 dtype=wanted,
                 output_loading_info=True,
                 ignore_mismatched_sizes=bool(more),
                 **more,
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where)
+            tokenizer = load_tokenizer(where, REACH)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            line = next(
-                (text for text in str(error).splitlines() if text.strip()), type(error).__name__
-            )
             raise ModelError(
-                f"{name} cannot be loaded for {task}: {line}",
-                advice="Name a model folder, a hub id within reach, or builtin:minilm.",
+                f"{name} cannot be loaded for {task}: {first_line(error)}",
+                advice=REACH,
             ) from error
     new = _outermost(model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
     if new and task == "causal-lm":
@@ -192,35 +189,42 @@ def load(
     )
 
 
-def load_config(name: str) -> "PretrainedConfig":
-    """Return the config of a model by folder, hub id or `builtin:NAME`; no weights are read.
+def load_config(name: str, advice: str = "") -> "PretrainedConfig":
+    """Load the config of a model by folder, hub id or `builtin:NAME`; no weights are read.
+
+    Args:
+        name: of the model.
+        advice: of the error, where the config cannot be read.
 
     Raises:
         ModelError: there is none, or transformers cannot read it.
     """
     from transformers import AutoConfig
 
-    return _read(name, AutoConfig.from_pretrained)
+    return _read(f"The config of {name}", locate(name)[0], AutoConfig.from_pretrained, advice)
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a model by folder, hub id or `builtin:NAME`.
+def load_tokenizer(name: str, advice: str = "") -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a model by folder, hub id or `builtin:NAME`.
+
+    Args:
+        name: of the model.
+        advice: of the error, where the tokenizer cannot be read.
 
     Raises:
         ModelError: there is none, or transformers cannot read it.
     """
     from transformers import AutoTokenizer
 
-    return _read(name, AutoTokenizer.from_pretrained)
+    return _read(f"The tokenizer of {name}", locate(name)[0], AutoTokenizer.from_pretrained, advice)
 
 
-def _read(name: str, read: Callable[[str], Read]) -> Read:
-    where, _ = locate(name)
+def _read(subject: str, where: str, read: Callable[[str], Read], advice: str) -> Read:
     try:
         with quiet():
             return read(where)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{name} cannot be read: {first_line(error)}") from error
+        raise ModelError(f"{subject} cannot be read: {first_line(error)}", advice=advice) from error
 
 
 class quiet:
@@ -283,7 +287,9 @@ def device_of(device: str) -> torch.device:
     return torch.device(device)
 
 
-def auto_dtype(device: torch.device, config: Any, task: str, *, whole: bool = False) -> torch.dtype:
+def auto_dtype(
+    device: torch.device, config: Any, task: str, *, trains_base: bool = False
+) -> torch.dtype:
     """Return the dtype of a base for which none was asked.
 
     bfloat16 on a GPU that has it, and on a CPU that multiplies in it for causal language models at
@@ -293,7 +299,7 @@ def auto_dtype(device: torch.device, config: Any, task: str, *, whole: bool = Fa
         device: where it computes.
         config: of transformers.
         task: causal-lm, classify or regress; a classifier's head trains whole.
-        whole: whether biases or modules train whole.
+        trains_base: True if biases or modules of the base are trained too.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -302,7 +308,7 @@ def auto_dtype(device: torch.device, config: Any, task: str, *, whole: bool = Fa
         device.type == "cpu"
         and task == "causal-lm"
         and width >= PAYS
-        and not whole
+        and not trains_base
         and multiplies_bfloat16()
     )
     return torch.bfloat16 if pays else torch.float32

@@ -5,7 +5,8 @@ from lorakit.data.encode import Example, encode_causal, encode_labelled
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
-from lorakit.models.load import Loaded, load
+from lorakit.models.load import Loaded, load, load_config
+from lorakit.models.tasks import task_of_peft_type
 
 
 def resolve_task(adapter: Adapter | None, asked: str = "auto", rows: Rows | None = None) -> str:
@@ -13,10 +14,9 @@ def resolve_task(adapter: Adapter | None, asked: str = "auto", rows: Rows | None
     if asked != "auto":
         return asked
     if adapter is not None:
-        known = adapter.provenance.get("task") or {
-            "CAUSAL_LM": "causal-lm",
-            "SEQ_CLS": "classify",
-        }.get(adapter.provenance.get("task_type") or "")
+        known = adapter.provenance.get("task") or task_of_peft_type(
+            adapter.provenance.get("task_type")
+        )
         if known:
             return known
     return "classify" if rows is not None and rows.kind in ("labelled", "pair") else "causal-lm"
@@ -43,7 +43,7 @@ def open_model(
         task,
         labels=labels,
         dtype=dtype,
-        whole=bool(adapter and adapter.whole),
+        trains_base=bool(adapter and adapter.whole),
         device=device,
     )
     held = tuple(adapter.whole) if adapter else ()
@@ -76,15 +76,8 @@ def _labels(model: str, adapter: Adapter | None) -> list[str]:
 
 
 def _own_labels(model: str) -> list[str]:
-    from transformers import AutoConfig
-
-    from lorakit.models.load import locate
-
-    try:
-        named = AutoConfig.from_pretrained(locate(model)[0]).id2label
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{model} cannot be read: {str(error).splitlines()[0]}") from error
-    return [name for _, name in sorted((named or {}).items())]
+    named = load_config(model).id2label or {}
+    return [name for _, name in sorted(named.items())]
 
 
 def encode_rows(

@@ -22,7 +22,7 @@ from lorakit.inits.start import STARTS
 from lorakit.inits.start import faults as start_faults
 from lorakit.inject.attach import attach, detach
 from lorakit.inject.targets import places
-from lorakit.models.load import locate, quiet
+from lorakit.models.load import load_config, locate, quiet
 from lorakit.plan.published import CARDS, PREFIX
 from lorakit.spec import Spec
 from lorakit.text import near_misses, plural
@@ -77,20 +77,9 @@ def skeleton(name: str, task: str = "auto", labels: int = 2) -> Skeleton:
     files = _weight_files(Path(name))
     if files and not (Path(name) / "config.json").is_file():
         return _from_headers(_headers(files), name)
+    cards = ", ".join(PREFIX + card for card in CARDS)
     where = locate(name)[0]
-    from transformers import AutoConfig
-
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        line = next(
-            (text for text in str(error).splitlines() if text.strip()), type(error).__name__
-        )
-        raise ModelError(
-            f"{name} cannot be loaded: {line}",
-            advice=f"Name a folder, a hub id within reach, or a card: {', '.join(PREFIX + c for c in CARDS)}.",
-        ) from error
+    config = load_config(where, advice=f"Name a folder, a hub id within reach, or a card: {cards}.")
     held = set(_headers(_weight_files(Path(where)))) or None
     return _from_config(config, name, task, labels, held)
 

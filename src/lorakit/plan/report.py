@@ -10,8 +10,8 @@ import torch
 from lorakit.data.batches import Batches
 from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
-from lorakit.errors import ModelError, SpecError
-from lorakit.models.load import Loaded, auto_dtype, locate, quiet
+from lorakit.errors import SpecError
+from lorakit.models.load import Loaded, auto_dtype, load_tokenizer
 from lorakit.models.open import encode_rows
 from lorakit.models.packing import packing_obstacle
 from lorakit.plan import devices
@@ -172,7 +172,7 @@ def work_of(run: Any, base: Skeleton, spec: Spec, batches: Batches | None) -> Wo
     auto = torch.float32
     if base.runs:
         auto = auto_dtype(
-            torch.device("cpu"), base.model.config, base.task, whole=trains_whole(spec)
+            torch.device("cpu"), base.model.config, base.task, trains_base=trains_whole(spec)
         )
     return Work(
         **sizes,
@@ -201,16 +201,7 @@ def tokenised(
     where it is not given.
     """
     if tokenizer is None:
-        from transformers import AutoTokenizer
-
-        try:
-            with quiet():
-                tokenizer = AutoTokenizer.from_pretrained(locate(base.name)[0])
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"The tokenizer of {base.name} cannot be read: {str(error).splitlines()[0]}",
-                advice="Without --data no tokenizer is needed.",
-            ) from error
+        tokenizer = load_tokenizer(base.name, advice="Without --data no tokenizer is needed.")
     most = int(min(tokenizer.model_max_length, base.max_length or 1 << 30))
     return encode_rows(
         rows,

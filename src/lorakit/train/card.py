@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from lorakit.models.tasks import TASKS
+
 
 def text(report: dict[str, Any]) -> str:
     """Return the card of a run as Markdown, with the front matter that hubs index."""
@@ -15,13 +17,12 @@ def text(report: dict[str, Any]) -> str:
     scale = spec["alpha"] / (
         spec["rank"] if spec["scale_rule"] == "alpha/rank" else spec["rank"] ** 0.5
     )
-    kind = {"causal-lm": "text-generation"}.get(report["task"], "text-classification")
     return "\n".join(
         [
             "---",
             f"base_model: {report['model_name']}",
             "library_name: peft",
-            f"pipeline_tag: {kind}",
+            f"pipeline_tag: {TASKS[report['task']].pipeline}",
             "tags:",
             "- lora",
             "- lorakit",

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lorakit.errors import SpecError
+from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
 from lorakit.text import near_misses, plural
 
-TASKS = ("auto", "causal-lm", "classify", "regress")
 RANKS = (
     "even",
     "bottom-heavy",
@@ -45,7 +45,7 @@ class TrainSpec:
     model: str = option("", "a folder, a hub id, or builtin:minilm", required=True)
     data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
     output: str = option("", "folder for the adapter, its report and checkpoints", required=True)
-    task: str = option("auto", "what is learned; auto tells by the rows", choices=TASKS)
+    task: str = option("auto", "what is learned; auto tells by the rows", choices=CHOICES)
     eval_data: str | None = option(
         None, "data to evaluate on (default: a share of --data is held out)", type=str
     )

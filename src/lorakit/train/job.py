@@ -27,9 +27,10 @@ from lorakit.inits.start import looks_at_data
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import coverage
 from lorakit.models.chunked_loss import chunking_obstacle
-from lorakit.models.load import TASK_TYPES, Loaded, auto_dtype, device_of, load, pad_id
+from lorakit.models.load import Loaded, auto_dtype, device_of, load, pad_id
 from lorakit.models.open import encode_rows
 from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
+from lorakit.models.tasks import TASKS
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make
 from lorakit.plan.meta_model import Skeleton, skeleton
@@ -209,7 +210,7 @@ def prepare(
     )
     adapter.provenance |= {
         "base_model": loaded.name,
-        "task_type": TASK_TYPES[task],
+        "task_type": TASKS[task].peft_type,
         "task": task,
         "max_length": longest,
     }
@@ -397,7 +398,7 @@ def _base_dtype(settings: TrainSpec, base: Skeleton, spec: Spec) -> str:
     except ValueError:  # damaged: what compares the settings says so
         earlier = {}
     chosen = auto_dtype(
-        device_of(settings.device), base.model.config, base.task, whole=trains_whole(spec)
+        device_of(settings.device), base.model.config, base.task, trains_base=trains_whole(spec)
     )
     return earlier.get("base_dtype", _name(chosen))
 
