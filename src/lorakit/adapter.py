@@ -12,6 +12,7 @@ from torch import nn
 from lorakit.deltas.base import Delta
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.formats import folder as adapter_folder
+from lorakit.formats.parts import AdapterParts
 from lorakit.spec import Spec, full_name
 
 
@@ -148,9 +149,8 @@ class Adapter:
         Raises:
             AdapterFileError: a tensor holds NaN or infinity; nothing is written.
         """
-        return adapter_folder.write(
-            folder, self.spec, self.deltas, self.whole, self.provenance, self.target_names
-        )
+        parts = AdapterParts(self.spec, self.deltas, self.whole, self.provenance, self.target_names)
+        return adapter_folder.write(folder, parts)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Adapter":

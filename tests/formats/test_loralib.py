@@ -251,7 +251,7 @@ def test_loading_one_without_alpha_says_how(tmp_path: Path) -> None:
     with pytest.raises(AdapterFileError) as told:
         Adapter.load(path)
     assert str(told.value) == (
-        f"{path} is of loralib, whose files do not hold alpha.\n"
+        f"{path} is a file of loralib, which does not hold alpha.\n"
         "Adapter(*lorakit.formats.loralib.read(path, alpha=...)) reads it. Nothing was loaded."
     )
 

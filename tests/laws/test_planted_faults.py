@@ -23,7 +23,7 @@ from lorakit.deltas.lokr import LoKr
 from lorakit.deltas.offset import Moved
 from lorakit.deltas.token_rows import Tied, TokenRows
 from lorakit.deltas.vera import VeRA
-from lorakit.formats.peft import files as peft
+from lorakit.formats.peft import reader
 from lorakit.inits import classic
 from lorakit.inits import start as inits
 from lorakit.inject.mixed_batch import Share
@@ -388,7 +388,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "parts in a file keep no order of groups": (
         edit(
-            peft,
+            reader,
             "unpack",
             "own.unflatten(0, (groups, block))",
             "own.unflatten(0, (block, groups)).transpose(0, 1)",

@@ -12,9 +12,9 @@ from lorakit.adapter import Adapter
 from lorakit.analysis.report import matrices_of
 from lorakit.analysis.spectra import factors_of
 from lorakit.deltas.base import Delta, LowRank
+from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.tied import Twin
 from lorakit.errors import SpecError
-from lorakit.formats.peft.config import asked, spelled_out
 from lorakit.spec import Spec
 from lorakit.text import plural
 
@@ -184,7 +184,8 @@ def built(
         tie=bool(twins),
         dtype=str(dtype).removeprefix("torch."),
     )
-    plain = spelled_out(plain, {name: asked(delta) for name, delta in deltas.items()})
+    requested = {name: requested_settings(delta) for name, delta in deltas.items()}
+    plain = write_overrides(plain, requested)
     return Adapter(
         plain,
         deltas,

@@ -1,24 +1,26 @@
-"""Adapters on disk, one file a family. `read` and `write` are what Adapter.load and Adapter.save
-call.
-"""
+"""Adapter folders: the format is found by looking at the files. `Adapter.load` and `save` use it."""
 
 from pathlib import Path
-from typing import Any
 
 from lorakit.errors import AdapterFileError
 from lorakit.formats import loralib
-from lorakit.formats.peft import files as peft
-from lorakit.formats.peft.files import write
+from lorakit.formats.parts import AdapterParts
+from lorakit.formats.peft import reader
+from lorakit.formats.peft.writer import write
 
 __all__ = ["read", "write"]
 
 
-def read(folder: str | Path) -> Any:
-    """Return what `peft.read` does; a file of another family is refused with the way to read it."""
+def read(folder: str | Path) -> AdapterParts:
+    """Read an adapter folder, as `lorakit.formats.peft.reader.read` does.
+
+    Raises:
+        AdapterFileError: also for a file in loralib's layout, which needs another reader.
+    """
     if loralib.sniff(folder):
         raise AdapterFileError(
-            f"{folder} is of loralib, whose files do not hold alpha.",
+            f"{folder} is a file of loralib, which does not hold alpha.",
             advice="Adapter(*lorakit.formats.loralib.read(path, alpha=...)) reads it. "
             "Nothing was loaded.",
         )
-    return peft.read(folder)
+    return reader.read(folder)

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.deltas.base import LowRank
+from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.tied import Twin
 from lorakit.errors import AdapterFileError
-from lorakit.formats.peft.config import asked, spelled_out
-from lorakit.formats.peft.files import replace_files
+from lorakit.files import replace_file
+from lorakit.formats.parts import AdapterParts
 from lorakit.linalg import shared_evenly
 from lorakit.sites.find import site_of
 from lorakit.sites.linear import Linear
@@ -54,7 +55,7 @@ def read(
     alpha: float,
     model: nn.Module | None = None,
     enable_lora: Mapping[str, Sequence[bool]] | None = None,
-) -> tuple[Spec, dict[str, LowRank], dict[str, nn.Parameter], dict[str, Any], Any]:
+) -> AdapterParts:
     """Read the factors of a loralib model: `Adapter(*read("lora.pt", alpha=16))`.
 
     Args:
@@ -129,8 +130,10 @@ def read(
         **_rest(rest, factors),
         dtype=str(next(iter(deltas.values())).A.dtype).removeprefix("torch."),
     )
-    spec = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()})
-    return (
+    spec = write_overrides(
+        spec, {name: requested_settings(delta) for name, delta in deltas.items()}
+    )
+    return AdapterParts(
         spec,
         deltas,
         {key: nn.Parameter(tensor) for key, tensor in rest.items()},
@@ -187,7 +190,8 @@ def write(
         scaled = [d.B.detach().cpu() * (d.scale * d.rank / spec.alpha) for d in found]
         tensors[full_name(name, "lora_B")] = torch.cat(scaled)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_files(path.parent, {path.name: lambda part: torch.save(tensors, part)})
+    with replace_file(path) as part:
+        torch.save(tensors, part)
     return path
 
 

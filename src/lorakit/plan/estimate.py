@@ -9,7 +9,7 @@ import torch
 
 from lorakit.adapter import Adapter
 from lorakit.errors import ModelError, TargetError
-from lorakit.formats.peft.files import laid_out
+from lorakit.formats.peft.writer import layout_tensors
 from lorakit.inits.start import STARTS
 from lorakit.inject.attach import detach
 from lorakit.inject.coverage import coverage
@@ -381,7 +381,7 @@ def held(adapter: Adapter, dtype: torch.dtype) -> Held:
     whole = sum(p.numel() for p in adapter.whole.values())
     frozen = {id(b): b.nbytes for delta in adapter.deltas.values() for b in delta.buffers()}
     factors = sum(p.nbytes for delta in adapter.deltas.values() for p in delta.parameters())
-    written = laid_out(adapter.spec, adapter.deltas, {})[0]
+    written = layout_tensors(adapter.spec, adapter.deltas, {}).tensors
     size = whole * dtype.itemsize
     return Held(
         factors + size, sum(frozen.values()), sum(t.nbytes for t in written.values()) + size

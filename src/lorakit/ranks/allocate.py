@@ -2,12 +2,13 @@
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import nn
 
+from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.errors import SpecError
-from lorakit.formats.peft.config import asked, spelled_out
 from lorakit.inits.from_data import checked, inputs_of
 from lorakit.inits.start import STARTS
 from lorakit.inject.targets import Place, select, whole
@@ -195,5 +196,5 @@ def _with(spec: Spec, ranks: Mapping[str, int]) -> Spec:
     for n, rank in ranks.items():
         settings = spec.settings(n)
         alpha = settings.scale / SCALES[settings.scale_rule](1.0, rank)
-        wanted[n] = {**asked(settings), "rank": rank, "alpha": round(alpha, 10)}
-    return spelled_out(spec, wanted)
+        wanted[n] = replace(requested_settings(settings), rank=rank, alpha=round(alpha, 10))
+    return write_overrides(spec, wanted)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.errors import SpecError
-from lorakit.formats.peft.config import asked, spelled_out
 from lorakit.inits.from_data import checked, evaluating, loss_of
 from lorakit.inject.attach import attach, detach, enable, enabled
 from lorakit.ranks.allocate import counted
@@ -69,10 +69,10 @@ def select_layers(
             f"No layer fits into a budget of {left:,} values; the smallest takes {min(size.values()):,}.",
             advice="Give a larger budget, or a lower rank.",
         )
-    kept = {n: asked(spec.settings(n)) for n in taken}
+    kept = {n: requested_settings(spec.settings(n)) for n in taken}
     targets = tuple(n for n in chosen if n in kept)
     mine = {p: c for p, c in spec.overrides.items() if any(matches(p, n) for n in targets)}
-    return spelled_out(replace(spec, targets=targets, exclude=(), overrides=mine), kept)
+    return write_overrides(replace(spec, targets=targets, exclude=(), overrides=mine), kept)
 
 
 def _gains(model: nn.Module, spec: Spec, batches: list[Any], lr: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lorakit
 from lorakit import Adapter, Spec
 from lorakit.errors import AdapterFileError
-from lorakit.formats.peft import files as layout
+from lorakit.formats.peft import writer
 from lorakit.formats.peft.methods import BY_TYPE
 
 from ..models import fill, llama, logits
@@ -141,7 +141,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[str]]] = {
     "infinite": (spoil(V0 + B, -float("inf")), [f"{V0}{B}   2 of 16 values are NaN or infinite"]),
     "whole numbers": (
         put(Q0 + A, torch.ones(2, 16, dtype=torch.int64)),
-        [f"{Q0}{A}   is int64: numbers with a fraction are needed"],
+        [f"{Q0}{A}   is int64: a floating dtype is needed"],
     ),
     "several": (
         lambda t: [drop(Q0 + B)(t), spoil(Q1 + A, float("nan"))(t), put("x", torch.ones(1))(t)],
@@ -457,7 +457,7 @@ def test_a_crash_while_saving_leaves_the_old_file(
 
     where, name, what = {
         "config": (Path, "write_text", fail),
-        "weights": (layout, "save_file", half),
+        "weights": (writer, "save_file", half),
         "sync": (os, "fsync", fail),
         "first place": (Path, "replace", fail),
     }[moment]

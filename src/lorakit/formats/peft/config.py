@@ -4,16 +4,16 @@ one.
 Source: huggingface/peft 0.21, `tuners/*/config.py`; which method has which keys, `methods` says.
 """
 
-import glob
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lorakit.deltas.base import Delta
+from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.formats.peft.methods import BY_TYPE, METHODS, TYING, Method, pattern_of, sizes_of
 from lorakit.formats.peft.packed import attention_of
 from lorakit.formats.peft.token_rows import KEY, NO_TARGETS
@@ -23,30 +23,6 @@ from lorakit.text import near_misses
 CONFIG = "adapter_config.json"
 EPSILON = 1e-5  # what PEFT adds to the rank that it divides AdaLoRA by
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
-
-
-def asked(layer: Delta | Settings) -> dict[str, Any]:
-    rank = layer.initial if isinstance(layer, Delta) else layer.rank
-    return {
-        "rank": rank,
-        **{key: getattr(layer, key) for key in ("alpha", "scale_rule", "dropout")},
-    }
-
-
-def spelled_out(spec: Spec, wanted: Mapping[str, Mapping[str, Any]]) -> Spec:
-    """Return the spec, with overrides by full name where it does not give a layer what is wanted
-    for it.
-    """
-    own: dict[str, Any] = {}
-    full = spec
-    while lacking := {n: w for n, w in wanted.items() if asked(full.settings(n)) != w}:
-        own |= {n: {**spec.change(n), **w} for n, w in lacking.items()}
-        # The longest first: a full name also matches names that end in it.
-        first = {glob.escape(name): own[name] for name in sorted(own, key=len, reverse=True)}
-        full = replace(
-            spec, overrides={**first, **{p: c for p, c in spec.overrides.items() if p not in first}}
-        )
-    return full
 
 
 def config_of(
@@ -63,7 +39,7 @@ def config_of(
     def alpha_of(layer: Delta | Settings) -> float:
         # One rule holds for the whole file; a module with another gets the alpha that gives its
         # scale by this rule.
-        alpha, rank = layer.alpha, asked(layer)["rank"]
+        alpha, rank = layer.alpha, requested_settings(layer).rank
         if layer.scale_rule != rule:
             alpha = layer.scale * (rank if rule == "alpha/rank" else rank**0.5)
         return alpha * (rank + EPSILON) / rank if spec.delta == "adalora" else alpha
@@ -250,7 +226,7 @@ def spec_of(
         token_rows={n: delta.tokens.tolist() for n, delta in rows.items()} or (),
         tie=config.get(TYING, False),
     )
-    return spelled_out(spec, {n: asked(s) for n, s in settings.items()})
+    return write_overrides(spec, {n: requested_settings(s) for n, s in settings.items()})
 
 
 def target_names_of(config: Mapping[str, Any], names: Mapping[str, Any]) -> tuple[str, ...] | str:

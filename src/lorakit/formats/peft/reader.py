@@ -1,61 +1,54 @@
-"""PEFT's layout: `adapter_config.json` beside `adapter_model.safetensors`. It is lorakit's own
-layout too.
+"""Reading of an adapter in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 
 Keys are `base_model.model.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank); an
-embedding has the bare `.lora_embedding_A` (rank, V) and `.lora_embedding_B` (d, rank). What is
-trained whole stands under its own name. The safetensors header also carries a `lorakit` entry: the
-spec, the list of modules, and where the adapter came from.
+embedding has the bare `.lora_embedding_A` (rank, V) and `.lora_embedding_B` (d, rank). Fully
+trained parameters have their own names. A file of lorakit also has a `lorakit` entry in its
+safetensors header: the spec, the list of modules, and the provenance.
 
 Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.py`.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from lorakit.deltas.base import Delta
-from lorakit.deltas.dora import DoRA
 from lorakit.deltas.kinds import DELTAS
 from lorakit.deltas.tied import Twin, rejoined
 from lorakit.errors import AdapterFileError, SpecError
+from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import (
     CONFIG,
-    asked,
     belongs,
     config_faults,
-    config_of,
     counts_twice,
     settings_of,
     spec_of,
-    spelled_out,
     target_names_of,
 )
-from lorakit.formats.peft.experts import flat, keys_of, stacked
+from lorakit.formats.peft.expert_stacks import stacked
 from lorakit.formats.peft.methods import (
     BY_TYPE,
-    METHODS,
     PREFIX,
     beside,
     made,
     rank_faults,
     sort,
-    tensors_of,
 )
-from lorakit.formats.peft.packed import BEHIND, attention_of, attentions, pack, unpack
-from lorakit.formats.peft.token_rows import noted, rows_of, take, written
+from lorakit.formats.peft.packed import attention_of, attentions, unpack
+from lorakit.formats.peft.token_rows import take
+from lorakit.formats.peft.writer import WEIGHTS
+from lorakit.formats.values import value_fault
 from lorakit.spec import Spec, full_name, setting_faults
 from lorakit.text import plural
 
-WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+PICKLE = "adapter_model.bin"
 SUFFIXES = {  # how a key ends -> (factor, whether of an embedding)
     ".lora_A.weight": ("A", False),
     ".lora_B.weight": ("B", False),
@@ -66,161 +59,10 @@ SUFFIXES = {  # how a key ends -> (factor, whether of an embedding)
 GROUPS = "; PEFT's do for a convolution with groups, where its A mixes the channels of all: no change of the weight does that"
 
 
-def write(
-    folder: str | Path,
-    spec: Spec,
-    deltas: Mapping[str, Any],
-    whole: Mapping[str, Tensor],
-    provenance: Mapping[str, Any],
-    target_names: tuple[str, ...] | str,
-) -> Path:
-    """Write an adapter; both files are complete before either takes its place.
-
-    Returns:
-        The folder.
-
-    Raises:
-        AdapterFileError: a tensor is not finite or has no values, or the folder is a file; all are
-            named and nothing is written.
-    """
-    folder, indices, tokens = Path(folder), *noted(rows_of(deltas))
-    untied = spec.tie and not any(isinstance(delta, Twin) for delta in deltas.values())
-    tensors, deltas, (spec, plain), packed = laid_out(spec, deltas, whole)
-    faults = ["spec   says tie, but no delta has the factors of an embedding"] if untied else []
-    faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
-    if faults:
-        raise AdapterFileError(
-            f"{plural(len(faults), 'tensor')} cannot be saved.",
-            faults,
-            f"Nothing was written to {folder}.",
-        )
-    if folder.exists() and not folder.is_dir():
-        raise AdapterFileError(
-            f"{folder} is a file; an adapter is a folder.", advice="Nothing was written."
-        )
-    header = {
-        "spec": spec.to_dict(),
-        "modules": {n: d.kind for n, d in deltas.items()},
-        "provenance": dict(provenance),
-    }
-    header |= {"packed": packed} if packed else {}
-    header |= {"token_rows": tokens} if tokens else {}
-    if METHODS[spec.delta].ends:  # tensors that do not tell all of the matrix that they change
-        header["told"] = {
-            n: {"kernel": d.kernel, "inputs": d.shape[1]} for n, d in deltas.items() if d.kind
-        }
-    metadata = {"format": "pt", "lorakit": json.dumps(header)}
-    config = (
-        json.dumps(
-            config_of(plain, deltas, whole, provenance, target_names, indices),
-            indent=2,
-            sort_keys=True,
-        )
-        + "\n"
-    )
-    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_files(
-        folder,
-        {
-            CONFIG: lambda part: part.write_text(config, encoding="utf-8"),
-            WEIGHTS: lambda part: save_file(on_cpu, part, metadata),
-        },
-    )
-    return folder
-
-
-def laid_out(
-    spec: Spec, deltas: Mapping[str, Any], whole: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Any], tuple[Spec, Spec], dict[str, Any]]:
-    """Return what a file holds: its tensors by key, deltas by the names in it, specs of header and
-    config, and what is packed.
-
-    Args:
-        spec: of the adapter.
-        deltas: by module name; they may be on the meta device.
-        whole: parameters by name.
-    """
-    rows = rows_of(deltas)
-    tensors: dict[str, Tensor] = written(rows)
-    deltas = {
-        n: d.plain() if isinstance(d, Twin) else d for n, d in deltas.items() if n not in rows
-    }
-    spec = spelled_out(spec, {name: asked(delta) for name, delta in deltas.items()})
-    plain, deltas, packed = pack(spec, deltas)
-    stacks = keys_of(n for n, delta in deltas.items() if delta.kind == "experts")
-    for name, delta in deltas.items():
-        if METHODS[delta.name].ends:
-            tensors |= tensors_of(name, delta)
-            continue
-        ends = (
-            ("lora_embedding_A", "lora_embedding_B")
-            if delta.kind == "embedding"
-            else ("lora_A.weight", "lora_B.weight")
-        )
-        ones = [1] * len(delta.kernel)
-        factors = (
-            (delta.A.view(delta.rank, -1, *delta.kernel), delta.B.view(*delta.B.shape, *ones))
-            if ones
-            else (delta.A, delta.B)
-        )
-        if name in stacks:
-            factors = flat(delta)
-        if isinstance(delta, DoRA):
-            ends = (*ends, "lora_magnitude_vector")
-            factors = (*factors, delta.magnitude.view(1, -1, *ones) if ones else delta.magnitude)
-        for end, factor in zip(ends, factors, strict=True):
-            tensors[PREFIX + full_name(stacks.get(name, name), end)] = factor
-    for path, tensor in whole.items():
-        layer, _, key = path.rpartition(".")
-        layer = next(
-            (n for n, parts in packed.items() if layer in parts and n.endswith(BEHIND)), layer
-        )
-        tensors[PREFIX + (full_name(layer, f"base_layer.{key}") if layer in deltas else path)] = (
-            tensor
-        )
-    return tensors, deltas, (spec, plain), packed
-
-
-def replace_files(folder: Path, makers: Mapping[str, Callable[[Path], Any]]) -> None:
-    """Make every file beside its place, then put all in place: a reader sees the old ones or the
-    new ones.
-    """
-    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in makers}
-    try:
-        for name, make in makers.items():
-            make(parts[name])
-            shutil.copymode(
-                next(iter(parts.values())), parts[name]
-            )  # safetensors lets nobody but the owner read its file
-            with parts[name].open("rb") as file:
-                os.fsync(file.fileno())
-        for name, part in parts.items():
-            part.replace(folder / name)
-    except SafetensorError as error:  # its writer's own kind: the disk is full, mostly
-        raise OSError(f"{folder} cannot be written: {error}") from error
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-
-
-def _unusable(tensor: Tensor) -> str:
-    if tensor.is_meta:
-        return "has no values: it is on the meta device"
-    if not tensor.is_floating_point():
-        return f"is {str(tensor.dtype).removeprefix('torch.')}: numbers with a fraction are needed"
-    bad = int((~torch.isfinite(tensor)).sum())
-    return f"{bad} of {tensor.numel()} values are NaN or infinite" if bad else ""
-
-
 def read(
     folder: str | Path,
-) -> tuple[Spec, dict[str, Delta], dict[str, nn.Parameter], dict[str, Any], Any]:
+) -> AdapterParts:
     """Read an adapter folder, written by lorakit or by PEFT.
-
-    Returns:
-        Spec, deltas by module name, whole parameters by name, provenance, and the target names of
-        the config.
 
     Raises:
         AdapterFileError: no such folder or file, a file cut off, a wrong shape, a missing or an
@@ -230,7 +72,7 @@ def read(
     folder = Path(folder)
     config, (tensors, header) = _read_config(folder), _read_tensors(folder)
     faults = [*config_faults(config), *_header_faults(header)]
-    faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := _unusable(t))]
+    faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := value_fault(t))]
     if not tensors:
         faults.append("the file holds no tensor")
     method, dtype = (
@@ -372,7 +214,7 @@ def read(
             )
         spec = replace(spec, tie=False)  # PEFT says so too where it found nothing to tie
     deltas |= rows
-    return (
+    return AdapterParts(
         spec,
         deltas,
         {n: nn.Parameter(t) for n, t in rest.items()},
