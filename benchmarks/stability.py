@@ -32,7 +32,7 @@ from lorakit import plots
 from lorakit.errors import TrainingError
 from lorakit.spec import SCALES
 from lorakit.train.log import METRICS, read_metrics
-from lorakit.train.spikes import climbed, spikes
+from lorakit.train.spikes import find_spikes, has_climbed
 
 TASK, STEPS = "oz-books", 60
 RANKS, TIMES = (2, 8, 32), (0.1, 1.0, 10.0, 100.0)
@@ -107,9 +107,9 @@ def instability(new, *, quick: bool) -> list[dict]:
                     "seed": seed,
                     "steps": len(losses),
                     "stopped": stopped,
-                    "jumps": len(spikes(losses)),
+                    "jumps": len(find_spikes(losses)),
                     "last": mean(losses[-5:]) if losses else None,
-                    "worse": climbed(losses),
+                    "worse": has_climbed(losses),
                     "losses": rounded(losses),
                 }
             )

@@ -25,8 +25,8 @@ from beside_peft import SEEDS, arguments, read, write
 from real_tasks import TASKS, folders, job_of, opened, trained
 
 import lorakit
-from lorakit.rank_search.evidence import HIGHER, choose
-from lorakit.rank_search.truncate import measured
+from lorakit.rank_search.candidate import score_adapter
+from lorakit.rank_search.evidence import HIGHER_IS_BETTER, choose_rank
 
 BUDGET = 8  # the rank that the query alone takes
 CHOICES = ("q", "k", "v", "o", "qk", "qv", "qkvo")
@@ -61,8 +61,9 @@ def one(
     setting = replace(setting, targets=targets_of(choice, loaded.model), rank=rank)
     job = job_of(loaded, parts, setting, to, seed=seed, whole=False)
     trained(job)
-    told = choose(
-        {rank: measured(job, job.adapter, parts["test"], TASKS[task].metric)}, TASKS[task].metric
+    told = choose_rank(
+        {rank: score_adapter(job, job.adapter, parts["test"], TASKS[task].metric)},
+        TASKS[task].metric,
     ).points[0]
     size = sum(p.numel() for d in job.adapter.deltas.values() for p in d.parameters())
     row = {
@@ -81,7 +82,7 @@ def one(
 def judged(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the criterion of one task."""
     mine = [run for run in runs if run["task"] == task]
-    sign = -1 if TASKS[task].metric in HIGHER else 1
+    sign = -1 if TASKS[task].metric in HIGHER_IS_BETTER else 1
     means = {c: mean(r["metric"] for r in mine if r["choice"] == c) for c in CHOICES}
     single, several = (
         min((c for c in CHOICES if (len(c) == 1) is alone), key=lambda c: sign * means[c])

@@ -28,9 +28,10 @@ from beside_peft import SEEDS, arguments, read, write
 from real_tasks import TASKS, folders, job_of, opened, picture, trained
 
 from lorakit import plots
-from lorakit.rank_search.config import Choosing
-from lorakit.rank_search.evidence import HIGHER, choose
-from lorakit.rank_search.truncate import measured, truncate
+from lorakit.rank_search.candidate import score_adapter
+from lorakit.rank_search.config import RankSearchSpec
+from lorakit.rank_search.evidence import HIGHER_IS_BETTER, choose_rank
+from lorakit.rank_search.truncate import truncate
 
 NAMES = ("sst2", "oz-books", "e2e")
 HIGHEST = 16
@@ -45,7 +46,7 @@ def search(name: str, new, *, quick: bool) -> dict:
     # own, a moment before.
     found = truncate(
         job_of(loaded, parts, setting, new()),
-        Choosing(rank=HIGHEST),
+        RankSearchSpec(rank=HIGHEST),
         lambda text: marks.append(time.process_time()),
     )
     alone, spent = marks[1] - marks[0], time.process_time() - marks[0]
@@ -68,13 +69,13 @@ def honest(name: str, new, *, quick: bool) -> list[dict]:
     """Return one run a rank and seed, with the standard error of its held-out rows."""
     loaded, parts, setting = opened(name, quick=quick)
     metric, out = TASKS[name].metric, []
-    for rank in Choosing(rank=HIGHEST).ranks:
+    for rank in RankSearchSpec(rank=HIGHEST).ranks:
         for seed in SEEDS[: 1 if quick else None]:
             job = job_of(loaded, parts, replace(setting, rank=rank), new(), seed=seed, whole=False)
             trained(job)
-            told = choose({rank: measured(job, job.adapter, parts["test"], metric)}, metric).points[
-                0
-            ]
+            told = choose_rank(
+                {rank: score_adapter(job, job.adapter, parts["test"], metric)}, metric
+            ).points[0]
             out.append(
                 {
                     "task": name,
@@ -95,7 +96,7 @@ def judged(found: dict, runs: list[dict]) -> dict:
         rank: mean(r["metric"] for r in mine if r["rank"] == rank)
         for rank in sorted({r["rank"] for r in mine})
     }
-    sign = -1 if found["metric"] in HIGHER else 1
+    sign = -1 if found["metric"] in HIGHER_IS_BETTER else 1
     best = min(means, key=lambda rank: sign * means[rank])
     error = mean(r["error"] for r in mine if r["rank"] == best)
     gap = sign * (means[found["recommended"]] - means[best])
@@ -125,7 +126,7 @@ def drawn(searches: list[dict], runs: list[dict]):
         lines["one run per rank (three seeds, their range)"] = [
             (r, mean(v), min(v), max(v)) for r, v in by_rank.items()
         ]
-        better = "more" if found["metric"] in HIGHER else "less"
+        better = "more" if found["metric"] in HIGHER_IS_BETTER else "less"
         plots.curves(
             ax,
             lines,

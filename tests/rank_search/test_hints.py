@@ -5,7 +5,7 @@ import torch
 
 from lorakit.errors import SpecError
 from lorakit.rank_search.advice import advise
-from lorakit.rank_search.threshold import rank_at, suggest_rank, suggestion
+from lorakit.rank_search.threshold import rank_at, suggest_rank, suggest_ranks
 
 SHAPES = [(64, 64), (32, 64)] * 5
 
@@ -26,11 +26,11 @@ def test_sum_and_squares_are_other_shares() -> None:
 
 def test_the_change_decides_where_there_is_one() -> None:
     W = {"q": torch.eye(8), "v": torch.eye(8)}
-    told = suggestion(W, {}, 0.9, "square")
+    told = suggest_ranks(W, {}, 0.9, "square")
     assert told["recommended_rank"] is None and told["reason"].startswith(
         "0.9 of W's squares needs 100 % of all directions"
     )
-    told = suggestion(
+    told = suggest_ranks(
         W, {"q": torch.tensor([1.0, 0.0]), "v": torch.tensor([1.0, 1.0])}, 0.9, "square"
     )
     assert told["recommended_rank"] == 2 and [m["rank_of_change"] for m in told["modules"]] == [

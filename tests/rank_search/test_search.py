@@ -17,9 +17,15 @@ from lorakit.deltas.base import LowRank
 from lorakit.errors import AdapterMismatch, DataError, SpecError
 from lorakit.evaluate.metrics import classification
 from lorakit.evaluate.score import Scores, evaluate
-from lorakit.rank_search.config import Choosing
-from lorakit.rank_search.evidence import HIGHER, Scored, by_row, choose, reached
-from lorakit.rank_search.grid import grid
+from lorakit.rank_search.config import RankSearchSpec
+from lorakit.rank_search.evidence import (
+    HIGHER_IS_BETTER,
+    RowScores,
+    choose_rank,
+    is_reached,
+    scores_by_row,
+)
+from lorakit.rank_search.grid import search_grid
 from lorakit.rank_search.grow import extend, grow
 from lorakit.rank_search.truncate import truncate
 from lorakit.train.log import Log
@@ -41,7 +47,7 @@ def one_thread():
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3, 6])
 def test_cutting_answers_the_planted_rank(rank: int, tmp_path: Path) -> None:
-    found = truncate(planted.job(rank, tmp_path), Choosing(rank=8, try_ranks=ALL))
+    found = truncate(planted.job(rank, tmp_path), RankSearchSpec(rank=8, try_ranks=ALL))
     assert found.choice.rank == rank == found.adapter.deltas["middle"].rank
     at, best = found.choice.at(rank), found.choice.at(found.choice.best)
     assert at.behind <= best.error and all(p.low < p.metric < p.high for p in found.choice.points)
@@ -54,7 +60,7 @@ def test_cutting_answers_the_planted_rank(rank: int, tmp_path: Path) -> None:
 def test_growing_stops_at_the_planted_rank(rank: int, tmp_path: Path) -> None:
     found = grow(
         planted.job(rank, tmp_path, highest=1, steps=1200),
-        Choosing(way="grow", rank=8, try_ranks=ALL),
+        RankSearchSpec(way="grow", rank=8, try_ranks=ALL),
     )
     assert found.choice.rank == rank == found.adapter.deltas["middle"].rank
     assert [p.rank for p in found.choice.points] == list(range(1, rank + 2))
@@ -66,12 +72,14 @@ def test_growing_stops_at_the_planted_rank(rank: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_growing_stops_at_what_is_good_enough_and_at_the_end(tmp_path: Path) -> None:
-    goal = Choosing(way="grow", rank=4, good_enough=3.3)
+    goal = RankSearchSpec(way="grow", rank=4, good_enough=3.3)
     found = grow(planted.job(4, tmp_path / "a", highest=1, steps=300), goal)
     assert (
         found.choice.rank == 2 and found.choice.reason == "Rank 2 reached what was asked, loss 3.3."
     )
-    found = grow(planted.job(6, tmp_path / "b", highest=1, steps=300), Choosing(way="grow", rank=4))
+    found = grow(
+        planted.job(6, tmp_path / "b", highest=1, steps=300), RankSearchSpec(way="grow", rank=4)
+    )
     assert (
         found.choice.rank == 4
         and found.choice.reason == "The highest rank, 4, was reached while it still helped."
@@ -81,7 +89,7 @@ def test_growing_stops_at_what_is_good_enough_and_at_the_end(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_the_small_adapter_does_what_the_curve_says(tmp_path: Path) -> None:
     job = planted.job(2, tmp_path)
-    found = truncate(job, Choosing(rank=8, try_ranks=(1, 2), all_rows=True))
+    found = truncate(job, RankSearchSpec(rank=8, try_ranks=(1, 2), all_rows=True))
     model = planted.Network()
     lorakit.attach(model, found.adapter, trainable=False, any_base=True)
     loss = evaluate(model, job.held_out, "causal-lm", pad=0).metrics["loss"]
@@ -100,7 +108,8 @@ def test_what_was_cut_is_better_for_training_on(tmp_path: Path) -> None:
     losses = []
     for share in (0.0, 0.3):
         found = truncate(
-            planted.job(6, tmp_path / str(share)), Choosing(rank=8, try_ranks=(1, 3), refine=share)
+            planted.job(6, tmp_path / str(share)),
+            RankSearchSpec(rank=8, try_ranks=(1, 3), refine=share),
         )
         assert found.facts["refined_steps"] == round(share * 100)
         losses.append(found.choice.at(3).metric)
@@ -108,10 +117,13 @@ def test_what_was_cut_is_better_for_training_on(tmp_path: Path) -> None:
 
 
 def test_fewer_rows_are_measured_where_all_would_cost_too_much(tmp_path: Path) -> None:
-    few = truncate(planted.job(1, tmp_path / "a", steps=20), Choosing(rank=8, refine=0.0))
+    few = truncate(planted.job(1, tmp_path / "a", steps=20), RankSearchSpec(rank=8, refine=0.0))
     assert 30 <= few.facts["rows_measured"] < 250
     job = planted.job(1, tmp_path / "b", steps=20)
-    assert truncate(job, Choosing(rank=8, refine=0.0, all_rows=True)).facts["rows_measured"] == 250
+    assert (
+        truncate(job, RankSearchSpec(rank=8, refine=0.0, all_rows=True)).facts["rows_measured"]
+        == 250
+    )
 
 
 @pytest.mark.slow
@@ -119,7 +131,7 @@ def test_ranks_by_module_take_no_more_parameters(tmp_path: Path) -> None:
     job = planted.job(2, tmp_path, steps=100)
     lorakit.detach(job.model)
     adapter = lorakit.attach(job.model, Spec(rank=8, alpha=8, targets=("middle", "out")))
-    found = truncate(replace(job, adapter=adapter), Choosing(rank=8, try_ranks=(1, 2, 3)))
+    found = truncate(replace(job, adapter=adapter), RankSearchSpec(rank=8, try_ranks=(1, 2, 3)))
     told = found.facts["by_module"]
     uniform = next(e for r, e in found.facts["extra"].items() if r == found.choice.rank)
     assert told["parameters"] <= uniform["parameters"] and set(told["ranks"]) == {"middle", "out"}
@@ -128,24 +140,27 @@ def test_ranks_by_module_take_no_more_parameters(tmp_path: Path) -> None:
     )
 
 
-def rows(*means: float, count: int = 400, seed: int = 0) -> dict[int, Scored]:
+def rows(*means: float, count: int = 400, seed: int = 0) -> dict[int, RowScores]:
     noise = np.random.default_rng(seed).normal(size=count)
-    return {2**i: Scored(noise + mean, np.ones(count)) for i, mean in enumerate(means)}
+    return {2**i: RowScores(noise + mean, np.ones(count)) for i, mean in enumerate(means)}
 
 
 def test_the_smallest_within_one_standard_error_of_the_best_is_taken() -> None:
     error = 1 / 400**0.5
-    assert choose(rows(1.0, 0.3, 0.2 * error, 0.0)).rank == 4
-    assert choose(rows(0.8 * error, 0.3, 0.0)).rank == 1
-    assert choose(rows(1.5 * error, 1.3 * error, 0.0)).rank == 4
-    assert choose(rows(0.0, 1.0, 0.5 * error), "accuracy").best == 2
+    assert choose_rank(rows(1.0, 0.3, 0.2 * error, 0.0)).rank == 4
+    assert choose_rank(rows(0.8 * error, 0.3, 0.0)).rank == 1
+    assert choose_rank(rows(1.5 * error, 1.3 * error, 0.0)).rank == 4
+    assert choose_rank(rows(0.0, 1.0, 0.5 * error), "accuracy").best == 2
 
 
 def test_the_highest_rank_is_told_to_be_the_end_of_what_was_tried() -> None:
-    assert choose(rows(1.0, 0.5, 0.0)).reason.endswith(
+    assert choose_rank(rows(1.0, 0.5, 0.0)).reason.endswith(
         "Rank 4 is the highest that was tried: a higher one may be better still."
     )
-    assert "highest" not in choose(rows(1.0, 0.0, 0.5)).reason + choose(rows(0.0, 0.0)).reason
+    assert (
+        "highest"
+        not in choose_rank(rows(1.0, 0.0, 0.5)).reason + choose_rank(rows(0.0, 0.0)).reason
+    )
 
 
 def test_of_what_was_cut_the_rows_must_show_it() -> None:
@@ -154,24 +169,28 @@ def test_of_what_was_cut_the_rows_must_show_it() -> None:
     """
     noise = np.random.default_rng(0).normal(size=(2, 400))
     noise -= noise.mean(1, keepdims=True)
-    loose = {1: Scored(noise[0] + 0.02, np.ones(400)), 2: Scored(noise[1], np.ones(400))}
-    assert choose(loose).rank == 1 and choose(loose, of=400).rank == 2
+    loose = {1: RowScores(noise[0] + 0.02, np.ones(400)), 2: RowScores(noise[1], np.ones(400))}
+    assert choose_rank(loose).rank == 1 and choose_rank(loose, of=400).rank == 2
     assert (
         "rank 1 is 0.0200 worse, but these rows do not show it to be within the error of all 400"
-        in choose(loose, of=400).reason
+        in choose_rank(loose, of=400).reason
     )
     tight = rows(0.02, 0.0)
-    assert choose(tight, of=400).rank == 1 and choose(tight, of=40_000).rank == 2
+    assert choose_rank(tight, of=400).rank == 1 and choose_rank(tight, of=40_000).rank == 2
 
 
 def test_where_classes_are_counted_the_losses_must_show_it() -> None:
     right, noise = np.ones(100), np.random.default_rng(0).normal(1, 0.3, size=100)
-    told = {r: Scored(right, right, {}, noise + gap) for r, gap in ((1, 0.1), (2, 0.001), (4, 0.0))}
-    assert choose(told, "accuracy").rank == 1 and choose(told, "accuracy", of=100).rank == 2
+    told = {
+        r: RowScores(right, right, {}, noise + gap) for r, gap in ((1, 0.1), (2, 0.001), (4, 0.0))
+    }
+    assert (
+        choose_rank(told, "accuracy").rank == 1 and choose_rank(told, "accuracy", of=100).rank == 2
+    )
 
 
 def test_intervals_are_those_of_the_rows() -> None:
-    told = choose(rows(0.5, 0.0, count=1000))
+    told = choose_rank(rows(0.5, 0.0, count=1000))
     at = told.at(2)
     assert at.error == pytest.approx(1000**-0.5, rel=0.1)
     assert at.high - at.low == pytest.approx(2 * 1.96 * at.error, rel=0.1)
@@ -180,15 +199,15 @@ def test_intervals_are_those_of_the_rows() -> None:
 
 
 def test_a_difference_that_the_rows_do_tell_is_told() -> None:
-    assert "On the same rows the difference is real" in choose(rows(0.02, 0.0)).reason
-    assert "real" not in choose(rows(0.0, 0.0)).reason
+    assert "On the same rows the difference is real" in choose_rank(rows(0.02, 0.0)).reason
+    assert "real" not in choose_rank(rows(0.0, 0.0)).reason
 
 
 def test_a_long_text_is_one_row(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path)
     examples = [replace(e, row=i // 5) for i, e in enumerate(job.held_out[:20])]
     scores = evaluate(job.model, examples, "causal-lm", pad=0)
-    told = by_row(scores, examples, "loss")
+    told = scores_by_row(scores, examples, "loss")
     assert told.totals.shape == (4,) and told.counts.sum() == 20 * planted.LONG
     assert told.metric == pytest.approx(scores.metrics["loss"])
 
@@ -209,14 +228,14 @@ def test_the_loss_of_each_row_adds_up(task: str, tmp_path: Path) -> None:
     scores = evaluate(Head(), examples, task, pad=0, classes=3, batch_size=4)
     assert sum(scores.losses) / 10 == pytest.approx(scores.metrics["loss"])
     if task == "classify":
-        assert by_row(scores, examples, "accuracy").metric == pytest.approx(
+        assert scores_by_row(scores, examples, "accuracy").metric == pytest.approx(
             scores.metrics["accuracy"]
         )
     else:
         with pytest.raises(
             SpecError, match="accuracy is counted where rows have classes; here it is the loss"
         ):
-            by_row(scores, examples, "accuracy")
+            scores_by_row(scores, examples, "accuracy")
 
 
 def test_extending_changes_nothing_that_the_adapter_does() -> None:
@@ -236,11 +255,11 @@ def test_extending_changes_nothing_that_the_adapter_does() -> None:
     "goal", [(0.5, 0.6, "loss", True), (0.5, 0.6, "accuracy", False), (0.5, 0.5, "accuracy", True)]
 )
 def test_good_enough_follows_the_metric(goal: tuple[float, float, str, bool]) -> None:
-    assert reached(*goal[:3]) is goal[3]
+    assert is_reached(*goal[:3]) is goal[3]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("metric", HIGHER)
+@pytest.mark.parametrize("metric", HIGHER_IS_BETTER)
 def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
     """Rows of 3 classes for accuracy, of 2 for those of one class; and of rows drawn without any of
     it, nothing is divided.
@@ -250,22 +269,24 @@ def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
     true, said = draw.integers(classes, size=40).tolist(), draw.integers(classes, size=40).tolist()
     told = classification(true, said, classes)
     examples = [Example(ids=[1], row=i, target=float(t)) for i, t in enumerate(true)]
-    scored = by_row(Scores(told, [(s, 1.0) for s in said], [0.0] * 40), examples, metric)
+    scored = scores_by_row(Scores(told, [(s, 1.0) for s in said], [0.0] * 40), examples, metric)
     assert scored.metric == pytest.approx(told[metric]) and scored.metrics is told
-    assert choose({1: scored, 2: scored}, metric).points[0].error == pytest.approx(0.08, abs=0.04)
-    none = by_row(
+    assert choose_rank({1: scored, 2: scored}, metric).points[0].error == pytest.approx(
+        0.08, abs=0.04
+    )
+    none = scores_by_row(
         Scores(told, [(0, 1.0)] * 40, [0.0] * 40),
         [replace(e, target=0.0) for e in examples],
         metric,
     )
-    assert choose({1: none}, metric).points[0].metric == (1.0 if metric == "accuracy" else 0.0)
+    assert choose_rank({1: none}, metric).points[0].metric == (1.0 if metric == "accuracy" else 0.0)
 
 
 @pytest.mark.slow
 def test_a_grid_trains_every_rank_as_a_run_by_itself(tmp_path: Path) -> None:
-    found = grid(
+    found = search_grid(
         planted.job(2, tmp_path, highest=1, steps=100),
-        Choosing(way="grid", rank=4, try_ranks=(1, 2)),
+        RankSearchSpec(way="grid", rank=4, try_ranks=(1, 2)),
     )
     assert found.choice.rank == 2 and found.facts["steps"] == 300
     alone = planted.job(2, tmp_path / "alone", highest=2, steps=100)
@@ -282,7 +303,7 @@ def test_a_grid_takes_what_cannot_be_cut(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path, steps=3)
     lorakit.detach(job.model)
     adapter = lorakit.attach(job.model, Spec(rank=1, delta="dora", targets=("middle",)))
-    found = grid(replace(job, adapter=adapter), Choosing(way="grid", rank=2))
+    found = search_grid(replace(job, adapter=adapter), RankSearchSpec(way="grid", rank=2))
     assert found.adapter.spec.delta == "dora" and [p.rank for p in found.choice.points] == [1, 2]
 
 
@@ -312,33 +333,33 @@ WRONG = {
 @pytest.mark.parametrize("says", WRONG)
 def test_wrong_searches_are_refused(says: str) -> None:
     with pytest.raises(SpecError) as caught:
-        Choosing(**WRONG[says])
+        RankSearchSpec(**WRONG[says])
     assert caught.value.faults == [says]
 
 
 def test_what_cannot_be_cut_or_measured_is_refused(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path)
     with pytest.raises(DataError, match="No rows are held out, so no rank can be measured"):
-        truncate(replace(job, held_out=()), Choosing(rank=8))
+        truncate(replace(job, held_out=()), RankSearchSpec(rank=8))
     lorakit.detach(job.model)
     dora = lorakit.attach(job.model, Spec(rank=8, delta="dora", targets=("middle",)))
     with pytest.raises(
         SpecError, match="Plain LoRA on an unmoved base is cut by its singular values; dora is not"
     ):
-        truncate(replace(job, adapter=dora), Choosing(rank=8))
+        truncate(replace(job, adapter=dora), RankSearchSpec(rank=8))
     with pytest.raises(
         SpecError, match="accuracy is counted where rows have classes; the task is causal-lm"
     ):
-        truncate(job, Choosing(rank=8, metric="accuracy"))
+        truncate(job, RankSearchSpec(rank=8, metric="accuracy"))
     with pytest.raises(
         SpecError, match="f1 decides between two classes; here are 3: take accuracy or loss"
     ):
-        truncate(replace(job, task="classify", classes=3), Choosing(rank=8, metric="f1"))
+        truncate(replace(job, task="classify", classes=3), RankSearchSpec(rank=8, metric="f1"))
     with pytest.raises(DataError, match="Only 1 row is held out"):
-        choose({1: Scored(np.ones(1), np.ones(1))})
+        choose_rank({1: RowScores(np.ones(1), np.ones(1))})
 
 
 def test_default_ranks_are_powers_of_two() -> None:
-    assert Choosing(rank=32).ranks == (1, 2, 4, 8, 16, 32) and Choosing(
+    assert RankSearchSpec(rank=32).ranks == (1, 2, 4, 8, 16, 32) and RankSearchSpec(
         rank=5, try_ranks=(3, 1)
     ).ranks == (1, 3, 5)

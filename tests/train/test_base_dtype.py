@@ -14,7 +14,7 @@ from lorakit.models import load as models
 from lorakit.models.load import PAYS, auto_dtype
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import run
+from lorakit.train.run import train_adapter
 
 from ..conftest import sentences
 from .test_run import equal, stop_after
@@ -74,7 +74,7 @@ def test_a_run_tells_its_dtype_and_goes_on_in_it(
         "eval_fraction": 0.0,
     }
     told: list[str] = []
-    report = run(
+    report = train_adapter(
         TrainSpec(**settings, output=str(tmp_path / "straight")), Spec(rank=2), say=told.append
     )
     assert (
@@ -90,11 +90,15 @@ def test_a_run_tells_its_dtype_and_goes_on_in_it(
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3, RuntimeError("the power went out"))
         with pytest.raises(RuntimeError, match="power"):
-            run(TrainSpec(**settings, output=str(tmp_path / "out")), Spec(rank=2))
+            train_adapter(TrainSpec(**settings, output=str(tmp_path / "out")), Spec(rank=2))
     processor("")  # another machine
-    again = run(TrainSpec(**settings, output=str(tmp_path / "out"), resume=True), Spec(rank=2))
+    again = train_adapter(
+        TrainSpec(**settings, output=str(tmp_path / "out"), resume=True), Spec(rank=2)
+    )
     assert again["base_dtype"] == "bfloat16" and equal(tmp_path / "out", tmp_path / "straight")
     assert (
-        run(TrainSpec(**settings, output=str(tmp_path / "other")), Spec(rank=2))["base_dtype"]
+        train_adapter(TrainSpec(**settings, output=str(tmp_path / "other")), Spec(rank=2))[
+            "base_dtype"
+        ]
         == "float32"
     )

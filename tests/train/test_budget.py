@@ -15,7 +15,7 @@ from lorakit.spec import Spec
 from lorakit.train import loop
 from lorakit.train.budget import Budget
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import run
+from lorakit.train.run import train_adapter
 
 from ..conftest import sentences
 
@@ -123,7 +123,7 @@ def test_a_run_ends_within_its_budget_and_resumed_equals_straight(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = Spec(rank=4, delta="adalora")
-    report = run(TrainSpec(**{**settings, "output": str(tmp_path / "straight")}), spec)
+    report = train_adapter(TrainSpec(**{**settings, "output": str(tmp_path / "straight")}), spec)
     straight = Adapter.load(tmp_path / "straight")
     ranks = [delta.rank for delta in straight.deltas.values()]
     assert sum(ranks) == 2 * len(ranks) and len(set(ranks)) > 1
@@ -137,9 +137,9 @@ def test_a_run_ends_within_its_budget_and_resumed_equals_straight(
 
     monkeypatch.setattr(loop, "_step", stop_at_nine)
     with pytest.raises(KeyboardInterrupt):
-        run(TrainSpec(**settings, checkpoint_every=4), spec)
+        train_adapter(TrainSpec(**settings, checkpoint_every=4), spec)
     monkeypatch.setattr(loop, "_step", original)
-    run(TrainSpec(**settings, checkpoint_every=4, resume=True), spec)
+    train_adapter(TrainSpec(**settings, checkpoint_every=4, resume=True), spec)
     assert Adapter.load(tmp_path / "out") == straight
 
 
@@ -147,7 +147,7 @@ def test_a_budget_without_adalora_is_refused(settings: dict[str, Any], tmp_path:
     with pytest.raises(
         SpecError, match="target_rank: only delta='adalora' has a budget of ranks, asked for 'lora'"
     ):
-        run(TrainSpec(**settings), Spec(rank=4))
+        train_adapter(TrainSpec(**settings), Spec(rank=4))
     with pytest.raises(SpecError, match="rank 9: a number from 1 to the initial rank, 4"):
-        run(TrainSpec(**{**settings, "target_rank": 9}), Spec(rank=4, delta="adalora"))
+        train_adapter(TrainSpec(**{**settings, "target_rank": 9}), Spec(rank=4, delta="adalora"))
     assert not (tmp_path / "out").exists()

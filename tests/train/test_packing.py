@@ -11,9 +11,10 @@ import pytest
 
 from lorakit.errors import SpecError
 from lorakit.spec import Spec
-from lorakit.train import job as jobs
+from lorakit.train import prepare as preparing
+from lorakit.train import run as running
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import run
+from lorakit.train.run import train_adapter
 
 from ..conftest import sentences
 
@@ -43,8 +44,8 @@ def losses(output: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_packed_and_padded_rows_train_alike(settings: dict[str, Any], tmp_path: Path) -> None:
-    report = run(TrainSpec(**settings), Spec(rank=4))
-    other = run(
+    report = train_adapter(TrainSpec(**settings), Spec(rank=4))
+    other = train_adapter(
         TrainSpec(**{**settings, "output": str(tmp_path / "off")}, packing="off"), Spec(rank=4)
     )
     assert (report["packed"], other["packed"]) == (True, False)
@@ -54,8 +55,8 @@ def test_packed_and_padded_rows_train_alike(settings: dict[str, Any], tmp_path: 
 @pytest.mark.slow
 def test_batches_by_tokens_train_every_row_once_an_epoch(settings: dict[str, Any]) -> None:
     settings.pop("steps")
-    whole = run(TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True), Spec(rank=4))
-    report = run(
+    whole = train_adapter(TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True), Spec(rank=4))
+    report = train_adapter(
         TrainSpec(**{**settings, "epochs": 1.0}, overwrite=True, batch_tokens=100), Spec(rank=4)
     )
     assert report["tokens"] == whole["tokens"] and report["steps"] == whole["tokens"] // 100
@@ -65,9 +66,9 @@ def test_the_model_has_its_own_attention_back(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Any] = []
-    real = jobs.fit
-    monkeypatch.setattr(jobs, "fit", lambda job, *more: kept.append(job) or real(job, *more))
-    run(TrainSpec(**settings), Spec(rank=4))
+    real = running.fit
+    monkeypatch.setattr(running, "fit", lambda job, *more: kept.append(job) or real(job, *more))
+    train_adapter(TrainSpec(**settings), Spec(rank=4))
     assert kept[0].packed and kept[0].model.config._attn_implementation == "sdpa"
 
 
@@ -86,18 +87,18 @@ LEAKS = ": the rows of DATA cannot be packed for LlamaForCausalLM: a packed row 
 def test_what_cannot_be_packed_is_refused(
     more: dict[str, Any], said: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "find_leak", lambda model: "a packed row sees the others")
+    monkeypatch.setattr(preparing, "find_leak", lambda model: "a packed row sees the others")
     with pytest.raises(SpecError) as caught:
-        run(TrainSpec(**settings, **more), Spec(rank=4))
+        train_adapter(TrainSpec(**settings, **more), Spec(rank=4))
     assert caught.value.message == said.replace("DATA", settings["data"])
 
 
 def test_rows_are_padded_where_packing_was_not_asked_for(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "find_leak", lambda model: "a packed row sees the others")
+    monkeypatch.setattr(preparing, "find_leak", lambda model: "a packed row sees the others")
     told: list[str] = []
-    assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["packed"] is False
+    assert train_adapter(TrainSpec(**settings), Spec(rank=4), say=told.append)["packed"] is False
     assert "note: rows are padded, not packed: a packed row sees the others" in told
 
 
@@ -107,17 +108,19 @@ def test_a_run_tells_whether_its_loss_is_taken_in_chunks(
 ) -> None:
     told: list[str] = []
     settings |= {"steps": 1}
-    assert run(TrainSpec(**settings), Spec(rank=4), say=told.append)["logits"] == "in chunks"
+    assert (
+        train_adapter(TrainSpec(**settings), Spec(rank=4), say=told.append)["logits"] == "in chunks"
+    )
     assert not any("logits" in line for line in told)
-    real = jobs.load
+    real = preparing.load
 
     def hooked(*args: Any, **more: Any) -> Any:
         loaded = real(*args, **more)
         loaded.model.register_forward_hook(lambda module, args, out: None)
         return loaded
 
-    monkeypatch.setattr(jobs, "load", hooked)
-    report = run(TrainSpec(**settings, overwrite=True), Spec(rank=4), say=told.append)
+    monkeypatch.setattr(preparing, "load", hooked)
+    report = train_adapter(TrainSpec(**settings, overwrite=True), Spec(rank=4), say=told.append)
     assert report["logits"] == "all at once: a hook on the model itself would be passed by"
     notes = [line for line in told if "logits" in line]
     assert len(notes) == 1 and re.fullmatch(

@@ -18,10 +18,11 @@ from lorakit.errors import PlanError, SpecError, TrainingError
 from lorakit.models.open import encode_rows
 from lorakit.plan import devices
 from lorakit.spec import Spec
-from lorakit.train import job as jobs
 from lorakit.train import loop, rehearsal
+from lorakit.train import prepare as preparing
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import prepare, run
+from lorakit.train.prepare import prepare_run
+from lorakit.train.run import train_adapter
 
 from ..conftest import sentences
 
@@ -43,13 +44,15 @@ def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
 
 def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
     monkeypatch.setattr(
-        jobs, "this_machine", lambda cpu: devices.Device("this machine", usable, usable, gpu=False)
+        preparing,
+        "this_machine",
+        lambda cpu: devices.Device("this machine", usable, usable, gpu=False),
     )
 
 
 def test_the_plan_is_said_first_and_kept_in_the_report(settings: dict[str, Any]) -> None:
     said: list[str] = []
-    report = run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)
+    report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)
     assert said[0].startswith(
         f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters train, "
     )
@@ -68,7 +71,7 @@ def test_what_is_planned_is_what_trains(
             "text,label\n" + "".join(f"{s},{i % 3}\n" for i, s in enumerate(sentences(40)))
         )
         settings |= {"model": str(tiny_bert), "data": str(rows)}
-    facts = prepare(TrainSpec(**settings), Spec(rank=4)).facts
+    facts = prepare_run(TrainSpec(**settings), Spec(rank=4)).facts
     for name in ("trainable_parameters", "total_parameters", "adapted_modules"):
         assert facts["plan"][name] == facts[name]
 
@@ -78,16 +81,18 @@ def test_what_cannot_fit_is_refused_before_weights_are_loaded(
 ) -> None:
     small(monkeypatch, 100_000)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "load", lambda *args, **more: pytest.fail("weights were loaded"))
+        patch.setattr(preparing, "load", lambda *args, **more: pytest.fail("weights were loaded"))
         with pytest.raises(SpecError) as caught:
-            run(TrainSpec(**settings), Spec(rank=4))
+            train_adapter(TrainSpec(**settings), Spec(rank=4))
     assert caught.value.message.startswith("The largest batch, 4 sequences of ")
     assert caught.value.message.endswith(" bytes; this machine has 100,000 for tensors.")
     assert any(fault.startswith("activations   ") for fault in caught.value.faults)
     assert "--beyond-memory starts all the same. Nothing was started." in caught.value.advice
     assert not (tmp_path / "out").exists()
     assert (
-        run(TrainSpec(**{**settings, "steps": 2, "beyond_memory": True}), Spec(rank=4))["steps"]
+        train_adapter(TrainSpec(**{**settings, "steps": 2, "beyond_memory": True}), Spec(rank=4))[
+            "steps"
+        ]
         == 2
     )
 
@@ -98,9 +103,12 @@ def test_a_model_that_cannot_be_planned_trains(
     def untold(*args: Any) -> None:
         raise PlanError("A step of Odd cannot be run on shapes alone.")
 
-    monkeypatch.setattr(jobs, "described", untold)
+    monkeypatch.setattr(preparing, "described", untold)
     said: list[str] = []
-    assert run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)["plan"] is None
+    assert (
+        train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)["plan"]
+        is None
+    )
     assert said[0] == "note: no plan: A step of Odd cannot be run on shapes alone."
 
 
@@ -117,7 +125,7 @@ def test_the_longest_batch_of_the_run_goes_first(
             return real(model, batch, task)
 
         monkeypatch.setattr(module, "batch_loss", noted)
-    run(TrainSpec(**settings, accumulate=2), Spec(rank=4))
+    train_adapter(TrainSpec(**settings, accumulate=2), Spec(rank=4))
     trained = [shape for where, shape in seen if where == "trained"]
     assert [where for where, _ in seen] == ["rehearsed"] + ["trained"] * 24
     assert seen[0][1] == max(trained, key=lambda s: (s[0] * s[1], s[1])) != trained[0]
@@ -128,9 +136,9 @@ def test_the_rehearsal_leaves_no_trace(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = Spec(rank=4, dropout=0.2)
-    run(TrainSpec(**settings), spec)
+    train_adapter(TrainSpec(**settings), spec)
     monkeypatch.setattr(loop, "rehearse", lambda *args: (0, 0))
-    run(TrainSpec(**{**settings, "output": str(tmp_path / "without")}), spec)
+    train_adapter(TrainSpec(**{**settings, "output": str(tmp_path / "without")}), spec)
     one, other = (
         load_file(tmp_path / name / "adapter_model.safetensors") for name in ("out", "without")
     )
@@ -150,7 +158,7 @@ def counted(model: Any, args: Any, out: Any) -> None:
 
 
 def rehearsed(settings: dict[str, Any], hook: Any = None) -> tuple[Any, tuple[int, int]]:
-    job = prepare(TrainSpec(**settings), Spec(rank=4, dropout=0.2)).job
+    job = prepare_run(TrainSpec(**settings), Spec(rank=4, dropout=0.2)).job
     job.model.train().register_buffer("seen", torch.zeros(1))
     job.model.register_forward_hook(hook or counted)
     batches = Batches(
@@ -232,10 +240,12 @@ def test_the_plan_reads_rows_as_training_does(
         )
         settings |= {"model": str(tiny_bert), "data": str(rows)}
     read: list[Any] = []
-    real = jobs.tokenised
+    real = preparing.tokenised
     monkeypatch.setattr(
-        jobs, "tokenised", lambda base, rows, *more: read.append(rows) or real(base, rows, *more)
+        preparing,
+        "tokenised",
+        lambda base, rows, *more: read.append(rows) or real(base, rows, *more),
     )
-    ready = prepare(TrainSpec(**settings, max_length=12), Spec(rank=4))
+    ready = prepare_run(TrainSpec(**settings, max_length=12), Spec(rank=4))
     assert ready.job.examples == encode_rows(read[0], ready.loaded, 12)
     assert max(len(e.ids) for e in ready.job.examples) == 12

@@ -21,7 +21,8 @@ from lorakit.models.load import load
 from lorakit.spec import Spec
 from lorakit.train import loop
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import prepare, run
+from lorakit.train.prepare import prepare_run
+from lorakit.train.run import train_adapter
 
 from ..conftest import sentences
 
@@ -74,7 +75,7 @@ def lines(folder: Path) -> list[dict]:
 def test_a_run_learns_and_writes_all_that_it_promises(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    report = run(TrainSpec(**settings), Spec(rank=4))
+    report = train_adapter(TrainSpec(**settings), Spec(rank=4))
     out = tmp_path / "out"
     assert report["after"]["loss"] < report["before"]["loss"] - 0.3
     assert report["after"]["perplexity"] == pytest.approx(math.exp(report["after"]["loss"]))
@@ -98,12 +99,14 @@ def test_a_run_learns_and_writes_all_that_it_promises(
 
 
 def test_the_losses_are_those_recorded(settings: dict[str, Any], tmp_path: Path) -> None:
-    run(TrainSpec(**{**settings, "steps": 10, "lr": 1e-3, "eval_fraction": 0.0}), Spec(rank=4))
+    train_adapter(
+        TrainSpec(**{**settings, "steps": 10, "lr": 1e-3, "eval_fraction": 0.0}), Spec(rank=4)
+    )
     assert [line["loss"] for line in lines(tmp_path / "out")] == pytest.approx(RECORDED, abs=2e-3)
 
 
 def test_the_base_keeps_every_bit(settings: dict[str, Any]) -> None:
-    ready = prepare(TrainSpec(**settings), Spec(rank=4))
+    ready = prepare_run(TrainSpec(**settings), Spec(rank=4))
     before = {
         n: p.detach().clone()
         for n, p in ready.loaded.model.named_parameters()
@@ -122,8 +125,10 @@ def test_accumulating_gives_the_gradient_of_one_large_batch(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     more = {**settings, "steps": 6, "eval_fraction": 0.0, "final": "last"}
-    run(TrainSpec(**{**more, "batch_size": 120, "output": str(tmp_path / "large")}), Spec(rank=4))
-    run(
+    train_adapter(
+        TrainSpec(**{**more, "batch_size": 120, "output": str(tmp_path / "large")}), Spec(rank=4)
+    )
+    train_adapter(
         TrainSpec(**{**more, "batch_size": 24, "accumulate": 5, "output": str(tmp_path / "parts")}),
         Spec(rank=4),
     )
@@ -139,7 +144,7 @@ def test_checkpointing_gives_the_same_weights(
     settings: dict[str, Any], field: str, tmp_path: Path
 ) -> None:
     for name, on in (("plain", False), ("again", True)):
-        run(
+        train_adapter(
             TrainSpec(**{**settings, "steps": 5, "output": str(tmp_path / name), field: on}),
             Spec(rank=4, dropout=0.1),
         )
@@ -154,7 +159,7 @@ def test_a_low_precision_base_and_autocast_train_float32_adapters(
     settings: dict[str, Any], mixed: str, tmp_path: Path
 ) -> None:
     dtype = "bfloat16" if mixed == "no" else "float32"
-    report = run(
+    report = train_adapter(
         TrainSpec(**{**settings, "steps": 12, "base_dtype": dtype, "mixed_precision": mixed}),
         Spec(rank=4),
     )
@@ -166,7 +171,7 @@ def test_a_low_precision_base_and_autocast_train_float32_adapters(
 def test_classification_trains_its_head_and_tells_its_labels(
     tiny_bert: Path, labelled_rows: Path, tmp_path: Path
 ) -> None:
-    report = run(
+    report = train_adapter(
         TrainSpec(
             model=str(tiny_bert),
             data=str(labelled_rows),
@@ -193,7 +198,7 @@ def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(
     settings = TrainSpec(
         model=str(tiny_bert), data=str(tmp_path / "d.csv"), output=str(tmp_path / "out")
     )
-    ready = prepare(settings, Spec(rank=2))
+    ready = prepare_run(settings, Spec(rank=2))
     assert len(ready.facts["labels"]) == 20 and ready.facts["rows_held_out"] == 2
 
 
@@ -205,7 +210,7 @@ def test_regression_is_told_by_its_labels(tiny_bert: Path, tmp_path: Path) -> No
             json.dumps({"text": s, "label": len(s) / 10}) + "\n" for s in sentences(120, seed=2)
         )
     )
-    report = run(
+    report = train_adapter(
         TrainSpec(
             model=str(tiny_bert),
             data=str(data),
@@ -262,12 +267,12 @@ def test_stopped_and_resumed_equals_straight(
     ):  # with dropout in the base and in the adapter: the random state must go on too
         settings |= {"model": str(tiny_bert), "data": str(labelled_rows)}
     spec = Spec(rank=4, dropout=0.1, init=init)
-    run(TrainSpec(**{**settings, "output": str(tmp_path / "straight")}), spec)
+    train_adapter(TrainSpec(**{**settings, "output": str(tmp_path / "straight")}), spec)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 11, RuntimeError("the power went out"))
         with pytest.raises(RuntimeError, match="power"):
-            run(TrainSpec(**settings), spec)
-    report = run(TrainSpec(**settings, resume=True), spec)
+            train_adapter(TrainSpec(**settings), spec)
+    report = train_adapter(TrainSpec(**settings, resume=True), spec)
     assert equal(tmp_path / "out", tmp_path / "straight")
     losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("out", "straight")]
     assert losses[0] == losses[1]
@@ -328,8 +333,8 @@ def test_a_resumed_run_takes_its_start_from_the_checkpoint(
     or other signs.
     """
     settings, spec = {**settings, "steps": 4}, Spec(rank=2, init="pissa")
-    run(TrainSpec(**settings), spec)
-    job = prepare(TrainSpec(**{**settings, "output": str(tmp_path / "again")}), spec).job
+    train_adapter(TrainSpec(**settings), spec)
+    job = prepare_run(TrainSpec(**{**settings, "output": str(tmp_path / "again")}), spec).job
     for delta in job.adapter.deltas.values():
         for tensor in (delta.A, delta.B, delta.A0, delta.B0):
             tensor.data.neg_()
@@ -344,11 +349,11 @@ def test_a_resumed_run_takes_its_start_from_the_checkpoint(
 def test_resuming_with_other_settings_is_refused(
     settings: dict[str, Any], text_rows: Path, tmp_path: Path
 ) -> None:
-    run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
+    train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
     other = tmp_path / "other.jsonl"
     other.write_text(text_rows.read_text().replace("cat", "dog"))
     with pytest.raises(OutputError) as caught:
-        run(
+        train_adapter(
             TrainSpec(**{**settings, "steps": 3, "lr": 1e-3, "data": str(other)}, resume=True),
             Spec(rank=8),
         )
@@ -364,20 +369,20 @@ def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = {**settings, "steps": 3}
-    run(TrainSpec(**settings), Spec(rank=2))
+    train_adapter(TrainSpec(**settings), Spec(rank=2))
     (tmp_path / "out").rename(tmp_path / "moved")
     again = TrainSpec(**{**settings, "output": str(tmp_path / "moved"), "resume": True})
-    assert run(again, Spec(rank=2))["steps"] == 3
+    assert train_adapter(again, Spec(rank=2))["steps"] == 3
     state = sorted((tmp_path / "moved" / "checkpoints").iterdir())[-1] / "training_state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(
         OutputError,
         match=r"training_state.pt cannot be read: .*\nDelete .* to resume from the one before",
     ):
-        run(again, Spec(rank=2))
+        train_adapter(again, Spec(rank=2))
     (tmp_path / "moved" / "run.json").write_text("{")
     with pytest.raises(OutputError, match=r"run.json is damaged"):
-        run(again, Spec(rank=2))
+        train_adapter(again, Spec(rank=2))
 
 
 @pytest.mark.slow
@@ -385,11 +390,11 @@ def test_an_earlier_run_is_kept_unless_told(settings: dict[str, Any], tmp_path: 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"There is no run in .* to resume"):
-        run(TrainSpec(**settings, resume=True), Spec(rank=4))
-    run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
+        train_adapter(TrainSpec(**settings, resume=True), Spec(rank=4))
+    train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
     with pytest.raises(OutputError, match="holds a run already"):
-        run(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
-    run(TrainSpec(**{**settings, "steps": 3}, overwrite=True), Spec(rank=4))
+        train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4))
+    train_adapter(TrainSpec(**{**settings, "steps": 3}, overwrite=True), Spec(rank=4))
     assert len(lines(tmp_path / "out")) == 3
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
 
@@ -398,7 +403,7 @@ def test_an_earlier_run_is_kept_unless_told(settings: dict[str, Any], tmp_path: 
 def test_only_the_newest_and_the_best_checkpoints_are_kept(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    run(TrainSpec(**settings), Spec(rank=4))
+    train_adapter(TrainSpec(**settings), Spec(rank=4))
     names = sorted(p.name for p in (tmp_path / "out" / "checkpoints").iterdir())
     assert names == ["step-000018", "step-000020"]
     Adapter.load(tmp_path / "out" / "checkpoints" / "step-000018")
@@ -418,7 +423,7 @@ def test_the_best_weights_are_written_and_patience_ends_a_run(
         return scores
 
     monkeypatch.setattr(loop, "evaluate", told)
-    report = run(TrainSpec(**settings, patience=2), Spec(rank=4))
+    report = train_adapter(TrainSpec(**settings, patience=2), Spec(rank=4))
     assert (report["steps"], report["best_step"], report["stopped_early"]) == (8, 4, True)
     assert equal(tmp_path / "out", tmp_path / "out" / "checkpoints" / "step-000004")
 
@@ -437,7 +442,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     with pytest.raises(
         TrainingError, match=rf"The loss is nan at step {at}\. The run was stopped\."
     ) as caught:
-        run(TrainSpec(**settings), Spec(rank=4))
+        train_adapter(TrainSpec(**settings), Spec(rank=4))
     if at == 1:
         assert "No checkpoint had been saved yet." in str(caught.value)
     else:
@@ -463,7 +468,7 @@ def test_a_rate_a_hundred_times_too_high_is_caught_and_what_was_good_is_kept(
     with pytest.raises(
         TrainingError, match=r"The loss has exploded|The loss is nan|norm is"
     ) as caught:
-        run(TrainSpec(**{**settings, **wild}), Spec(rank=4))
+        train_adapter(TrainSpec(**{**settings, **wild}), Spec(rank=4))
     last = max((tmp_path / "out" / "checkpoints").iterdir())
     assert f"{last}: an adapter folder that can be used as it is" in str(caught.value)
     assert all(torch.isfinite(p).all() for p in Adapter.load(last).parameters())
@@ -488,13 +493,13 @@ def test_a_module_that_no_gradient_reaches_stops_the_first_step(
 
     monkeypatch.setattr(loop, "batch_loss", cut)
     with pytest.raises(TrainingError) as caught:
-        run(settings, Spec(rank=4))
+        train_adapter(settings, Spec(rank=4))
     assert caught.value.message.startswith("At the first step ")
     assert "bert.encoder.layer.1.output.dense   no gradient arrives" in caught.value.faults
 
 
 def test_nothing_trainable_and_wrong_dtypes_are_refused(settings: dict[str, Any]) -> None:
-    ready = prepare(TrainSpec(**settings), Spec(rank=4))
+    ready = prepare_run(TrainSpec(**settings), Spec(rank=4))
     adapter, model = ready.job.adapter, ready.loaded.model
     adapter.to(torch.bfloat16)
     with pytest.raises(TrainingError) as caught:
@@ -573,7 +578,7 @@ def test_a_request_that_cannot_be_met_writes_nothing(
     ]
     for values, error, text in cases:
         with pytest.raises(error, match=text):
-            run(TrainSpec(**values), Spec(rank=4))
+            train_adapter(TrainSpec(**values), Spec(rank=4))
         assert not (tmp_path / "out").exists()
 
 
@@ -594,9 +599,9 @@ def test_a_new_head_depends_on_the_seed_alone(tiny_bert: Path) -> None:
 @pytest.mark.parametrize("ranks", ["top-heavy", "explained-variance", "suggested"])
 def test_a_run_spreads_its_ranks(ranks: str, settings: dict[str, Any]) -> None:
     spec = Spec(rank=4)
-    plain = prepare(TrainSpec(**settings), spec).job.adapter
-    chosen = prepare(TrainSpec(**settings, ranks=ranks), spec).job.adapter
-    asked = prepare(
+    plain = prepare_run(TrainSpec(**settings), spec).job.adapter
+    chosen = prepare_run(TrainSpec(**settings, ranks=ranks), spec).job.adapter
+    asked = prepare_run(
         TrainSpec(**settings, ranks=ranks, rank_budget=plain.parameters_count // 3), spec
     )
     few, planned = asked.job.adapter, asked.facts["plan"]["trainable_parameters"]

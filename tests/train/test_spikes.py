@@ -8,8 +8,8 @@ import pytest
 
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import run
-from lorakit.train.spikes import climbed, spikes
+from lorakit.train.run import train_adapter
+from lorakit.train.spikes import find_spikes, has_climbed
 
 from ..conftest import sentences
 
@@ -21,33 +21,33 @@ def losses(seed: int, count: int = 300, noise: float = 0.15) -> list[float]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_no_jump(seed: int) -> None:
-    assert spikes(losses(seed)) == []
+    assert find_spikes(losses(seed)) == []
 
 
 @pytest.mark.parametrize("at", [30, 150, 299])
 def test_a_jump_is_seen_where_it_is(at: int) -> None:
     found = losses(0)
     found[at] += 4
-    assert spikes(found) == [at + 1]
+    assert find_spikes(found) == [at + 1]
 
 
 def test_a_rise_that_stays_is_told_once_the_window_has_not_forgotten() -> None:
     found = [2.0] * 30 + [5.0] * 30
-    assert spikes(found) == list(range(31, 41))
+    assert find_spikes(found) == list(range(31, 41))
 
 
 def test_nothing_is_judged_before_there_is_enough_to_compare() -> None:
-    assert spikes([1.0, 50.0, 1.0]) == [] and spikes([]) == []
-    assert spikes([1.0] * 10 + [float("nan")]) == [11]
+    assert find_spikes([1.0, 50.0, 1.0]) == [] and find_spikes([]) == []
+    assert find_spikes([1.0] * 10 + [float("nan")]) == [11]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_loss_that_ends_above_its_beginning_is_told_and_noise_is_not(seed: int) -> None:
     draw = random.Random(seed)
     flat = [3 + draw.gauss(0, 0.15) for _ in range(60)]
-    assert not climbed(losses(seed)) and not climbed(flat)
-    assert climbed([3.0, *(3 + 3 * min(1, i / 5) + draw.gauss(0, 0.15) for i in range(60))])
-    assert not climbed([3.0] + [6.0] * 20)  # too few to tell
+    assert not has_climbed(losses(seed)) and not has_climbed(flat)
+    assert has_climbed([3.0, *(3 + 3 * min(1, i / 5) + draw.gauss(0, 0.15) for i in range(60))])
+    assert not has_climbed([3.0] + [6.0] * 20)  # too few to tell
 
 
 @pytest.mark.slow
@@ -67,10 +67,10 @@ def test_the_report_tells_the_jumps_of_its_run(
         lr=1e-9,
         threads=1,
     )
-    monkeypatch.setattr("lorakit.train.job.climbed", lambda losses: len(losses) == 12)
-    report = run(settings, Spec(rank=2))
+    monkeypatch.setattr("lorakit.train.run.has_climbed", lambda losses: len(losses) == 12)
+    report = train_adapter(settings, Spec(rank=2))
     assert report["loss_spikes"] != [] and report["loss_climbed"]
     monkeypatch.undo()
     again = TrainSpec(**{**settings.to_dict(), "output": str(tmp_path / "calm")})
-    report = run(again, Spec(rank=2))
+    report = train_adapter(again, Spec(rank=2))
     assert report["loss_spikes"] == [] and not report["loss_climbed"]

@@ -46,9 +46,9 @@ def _run() -> None:
     print(
         "The task: is this sentence of Python's documentation intact, or have two of its words changed places?\n"
     )
-    from lorakit.train.job import run
+    from lorakit.train.run import train_adapter
 
-    report = run(settings, Spec(rank=16), say=print)
+    report = train_adapter(settings, Spec(rank=16), say=print)
     head, said = _compared(report)
     print(
         f"\n{report['steps']} steps in {report['seconds']:.0f} s ({report['tokens_per_second']:,.0f} tokens/s)\n"
@@ -77,7 +77,7 @@ def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
     from lorakit.inject.attach import enable
     from lorakit.models.load import pad_id
     from lorakit.models.open import encode_rows, open_model
-    from lorakit.train.log import counting
+    from lorakit.train.log import progress_bar
 
     loaded = open_model(report["model"], Adapter.load(report["output"]), "classify")
     rows, held_out = (
@@ -90,7 +90,7 @@ def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
     )
     found = evaluate(loaded.model, asked[:SHOWN], "classify", pad=pad, classes=2).predictions
     enable(loaded.model, None)
-    with counting("fitting a linear head", len(examples) + len(asked)) as advance:
+    with progress_bar("fitting a linear head", len(examples) + len(asked)) as advance:
         head = linear_head(
             loaded.model.base_model, examples, asked, pad=pad, classes=2, progress=advance
         )

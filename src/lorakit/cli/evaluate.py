@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from lorakit.evaluate.score import evaluate
     from lorakit.models.load import pad_id
     from lorakit.models.open import encode_rows, open_model, resolve_task
-    from lorakit.train.log import counting
+    from lorakit.train.log import progress_bar
 
     if subject.threads:
         torch.set_num_threads(subject.threads)
@@ -130,7 +130,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         any_base=subject.any_base,
     )
     examples = encode_rows(rows, loaded, how.max_length, how.loss_on)
-    with counting("scoring", len(examples)) as advance:
+    with progress_bar("scoring", len(examples)) as advance:
         found = evaluate(
             loaded.model,
             examples,
@@ -158,13 +158,13 @@ def _text_metrics(loaded: Any, rows: Any, decoding: Any, batch_size: int) -> dic
     """Generate once for each different prompt; all its completions are its references."""
     from lorakit.evaluate.generate import generate
     from lorakit.evaluate.metrics import text
-    from lorakit.train.log import counting
+    from lorakit.train.log import progress_bar
 
     references: dict[str, list[str]] = {}
     for row in rows.rows:
         references.setdefault(row["prompt"], []).append(row["completion"].strip())
     prompts = list(references)
-    with counting("generating", len(prompts)) as advance:
+    with progress_bar("generating", len(prompts)) as advance:
         made = generate(loaded, prompts, decoding, batch_size=batch_size, progress=advance)
     return {
         **text(made, [references[p] for p in prompts]),

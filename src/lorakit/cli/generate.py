@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from lorakit.adapter import Adapter
     from lorakit.evaluate.generate import generate
     from lorakit.models.open import open_model
-    from lorakit.train.log import counting
+    from lorakit.train.log import progress_bar
 
     if subject.threads:
         torch.set_num_threads(subject.threads)
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             f"{subject.model} has no chat template.",
             advice="Ask it without --chat, with plain prompts.",
         )
-    with counting("generating", len(turns)) as advance:
+    with progress_bar("generating", len(turns)) as advance:
         texts = generate(
             loaded, turns, how, batch_size=asking.batch_size, seed=asking.seed, progress=advance
         )

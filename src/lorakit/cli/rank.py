@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from lorakit.cli import flags
-from lorakit.rank_search.config import HIGHEST, Choosing
+from lorakit.rank_search.config import HIGHEST, RankSearchSpec
 from lorakit.spec import Spec
 from lorakit.text import format_bytes
 from lorakit.train.config import TrainSpec
@@ -19,23 +19,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="YAML file with any of these settings, and `overrides`; flags win",
     )
-    flags.add_fields(parser, Choosing, "the search")
-    run = {f.name for f in fields(TrainSpec)} - {"resume", "overwrite", "ranks", "rank_budget"}
+    flags.add_fields(parser, RankSearchSpec, "the search")
+    training = {f.name for f in fields(TrainSpec)} - {"resume", "overwrite", "ranks", "rank_budget"}
     flags.add_fields(
         parser,
         TrainSpec,
         "the run (--output: a new folder for the small adapter; without it nothing is kept)",
-        only=run,
+        only=training,
     )
     flags.add_fields(parser, Spec, "the adapter", only={f.name for f in fields(Spec)} - {"rank"})
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    asked_values, run_values, spec_values = flags.values(args, Choosing, TrainSpec, Spec)
-    asked, spec = Choosing(**asked_values), Spec(**{"rank": HIGHEST, **spec_values})
-    from lorakit.rank_search.search import run
+    asked_values, run_values, spec_values = flags.values(args, RankSearchSpec, TrainSpec, Spec)
+    asked, spec = RankSearchSpec(**asked_values), Spec(**{"rank": HIGHEST, **spec_values})
+    from lorakit.rank_search.search import search_rank
 
-    return run(run_values, spec, asked, say=lambda text: print(text, file=sys.stderr))
+    return search_rank(run_values, spec, asked, say=lambda text: print(text, file=sys.stderr))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -25,9 +25,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     run_values, spec_values = flags.values(args, TrainSpec, Spec)
     settings, spec = TrainSpec(**run_values), Spec(**spec_values)
-    from lorakit.train.job import run
+    from lorakit.train.run import train_adapter
 
-    return run(settings, spec, say=lambda text: print(text, file=sys.stderr))
+    return train_adapter(settings, spec, say=lambda text: print(text, file=sys.stderr))
 
 
 def show_next(report: dict[str, Any]) -> None:

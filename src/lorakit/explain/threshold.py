@@ -6,7 +6,7 @@ import torch
 
 from lorakit.explain.example import W
 from lorakit.explain.text import paragraph
-from lorakit.rank_search.threshold import LITTLE, suggest_rank
+from lorakit.rank_search.threshold import LIMITS_OF_W, suggest_rank
 
 SHARE = 0.9
 
@@ -40,7 +40,7 @@ def tell(told: dict[str, Any]) -> str:
                 f"{told['rank_by_sum']}."
             ),
             "",
-            paragraph(LITTLE),
+            paragraph(LIMITS_OF_W),
             paragraph(
                 "`lorakit rank` measures which rank is enough: it trains once at a high rank, cuts to the lower ones "
                 "and looks at held-out data."

@@ -15,7 +15,7 @@ TRAINING = ("truncate", "grid", "grow")  # the ways that train, and need data
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choosing:
+class RankSearchSpec:
     """How a rank is looked for; checks itself, and names every fault at once.
 
     Raises:
@@ -125,7 +125,7 @@ class Choosing:
     def ranks(self) -> tuple[int, ...]:
         """All ranks that are tried, ascending, the highest last.
 
-        >>> Choosing(rank=6).ranks
+        >>> RankSearchSpec(rank=6).ranks
         (1, 2, 4, 6)
         """
         lower = self.try_ranks or tuple(2**i for i in range((self.rank - 1).bit_length()))

@@ -15,7 +15,7 @@ from lorakit.evaluate.score import Scores
 
 DRAWS = 2000  # of the rows, with replacement
 LEVEL = 0.95  # of all intervals
-HIGHER = (
+HIGHER_IS_BETTER = (
     "accuracy",
     "f1",
     "precision",
@@ -33,7 +33,7 @@ COUNTED = {
 
 
 @dataclass(frozen=True)
-class Scored:
+class RowScores:
     """One adapter on the held-out rows: the metric is the sum of `totals` over that of `counts`.
 
     Attributes:
@@ -103,7 +103,7 @@ class Choice:
         return next(point for point in self.points if point.rank == rank)
 
 
-def by_row(scores: Scores, examples: Sequence[Example], metric: str) -> Scored:
+def scores_by_row(scores: Scores, examples: Sequence[Example], metric: str) -> RowScores:
     """Return the scores of examples by the rows they came from: a long text is several examples,
     and one row.
 
@@ -115,13 +115,13 @@ def by_row(scores: Scores, examples: Sequence[Example], metric: str) -> Scored:
     Raises:
         SpecError: the metric is not one of this task.
     """
-    if metric in HIGHER and not (scores.predictions and "accuracy" in scores.metrics):
+    if metric in HIGHER_IS_BETTER and not (scores.predictions and "accuracy" in scores.metrics):
         raise SpecError(
             f"metric: {metric} is counted where rows have classes; here it is the loss."
         )
     index: dict[int, int] = {}
     places = [index.setdefault(e.row, len(index)) for e in examples]
-    if metric in HIGHER:
+    if metric in HIGHER_IS_BETTER:
         pairs = [
             (value, e.target) for (value, _), e in zip(scores.predictions, examples, strict=True)
         ]
@@ -134,11 +134,11 @@ def by_row(scores: Scores, examples: Sequence[Example], metric: str) -> Scored:
     totals, counts, losses = (
         np.bincount(places, part, len(index)) for part in (values, sizes, scores.losses)
     )
-    return Scored(totals, counts, scores.metrics, losses if metric in HIGHER else None)
+    return RowScores(totals, counts, scores.metrics, losses if metric in HIGHER_IS_BETTER else None)
 
 
-def choose(
-    scored: Mapping[int, Scored], metric: str = "loss", *, seed: int = 0, of: int = 0
+def choose_rank(
+    scored: Mapping[int, RowScores], metric: str = "loss", *, seed: int = 0, of: int = 0
 ) -> Choice:
     """Return the curve, and the smallest rank whose metric is within one standard error of the best
     one's.
@@ -167,7 +167,7 @@ def choose(
 
     >>> import numpy as np
     >>> rows = np.linspace(1.0, 3.0, 50)
-    >>> told = choose({r: Scored(rows + gap, np.ones(50)) for r, gap in ((1, 0.5), (2, 0.01), (4, 0.0))})
+    >>> told = choose_rank({r: RowScores(rows + gap, np.ones(50)) for r, gap in ((1, 0.5), (2, 0.01), (4, 0.0))})
     >>> told.rank, told.best
     (2, 4)
     """
@@ -178,7 +178,7 @@ def choose(
             f"Only {rows} row is held out: it has no spread, so no two ranks can be told apart.",
             advice="Give --eval-data, or a larger --eval-fraction.",
         )
-    sign = -1.0 if metric in HIGHER else 1.0
+    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
     draws = (
         np.random.default_rng(seed)
         .multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
@@ -202,9 +202,9 @@ def choose(
         )
     error = next(p.error for p in points if p.rank == best)
     enough = {p.rank for p in points if p.behind <= error}
-    if of and metric in HIGHER:
-        losses = {r: Scored(s.losses, np.ones(rows)) for r, s in scored.items()}
-        enough &= _shown(choose(losses, seed=seed).points, (rows / of) ** 0.5)
+    if of and metric in HIGHER_IS_BETTER:
+        losses = {r: RowScores(s.losses, np.ones(rows)) for r, s in scored.items()}
+        enough &= _shown(choose_rank(losses, seed=seed).points, (rows / of) ** 0.5)
     elif of:
         enough &= _shown(points, (rows / of) ** 0.5)
     rank = min(enough, default=best)
@@ -222,13 +222,13 @@ def _shown(points: Sequence[Point], share: float) -> set[int]:
     return {p.rank for p in points if p.behind_high <= error}
 
 
-def reached(metric: float, goal: float, name: str) -> bool:
+def is_reached(metric: float, goal: float, name: str) -> bool:
     """Tell whether a metric is as good as was asked for.
 
-    >>> reached(0.9, 0.8, "accuracy"), reached(0.9, 0.8, "loss")
+    >>> is_reached(0.9, 0.8, "accuracy"), is_reached(0.9, 0.8, "loss")
     (True, False)
     """
-    return metric >= goal if name in HIGHER else metric <= goal
+    return metric >= goal if name in HIGHER_IS_BETTER else metric <= goal
 
 
 def _middle(values: Any) -> tuple[float, float]:

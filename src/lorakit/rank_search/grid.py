@@ -6,14 +6,21 @@ from dataclasses import replace
 
 from lorakit.adapter import Adapter
 from lorakit.inject.attach import attach, attached, detach
-from lorakit.rank_search.config import Choosing
-from lorakit.rank_search.evidence import Scored, choose
-from lorakit.rank_search.truncate import Found, check, deciding, measured
+from lorakit.rank_search.candidate import (
+    SearchResult,
+    check_searchable,
+    deciding_metric,
+    score_adapter,
+)
+from lorakit.rank_search.config import RankSearchSpec
+from lorakit.rank_search.evidence import RowScores, choose_rank
 from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import Job, fit
 
 
-def grid(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: None) -> Found:
+def search_grid(
+    job: Job, asked: RankSearchSpec, say: Callable[[str], None] = lambda text: None
+) -> SearchResult:
     """Train every rank by itself, from the same base, seed and order; the smallest within one
     standard error of the best is it.
 
@@ -31,10 +38,10 @@ def grid(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: No
         DataError: nothing, or one row, is held out.
         TrainingError: of a run.
     """
-    metric, first = deciding(asked.metric, job), job.adapter
-    check(job, first.spec, plain=False)
+    metric, first = deciding_metric(asked.metric, job), job.adapter
+    check_searchable(job, first.spec, plain=False)
     begun, made = time.perf_counter(), dict[int, Adapter]()
-    scored: dict[int, Scored] = {}
+    scored: dict[int, RowScores] = {}
     for rank in asked.ranks:
         adapter = first
         if made:
@@ -49,9 +56,9 @@ def grid(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: No
             replace(job, adapter=adapter, held_out=(), settings=settings, output=folder),
             lambda start, to=folder: Log(to / METRICS, start, job.steps),
         )
-        made[rank], scored[rank] = adapter, measured(job, adapter, job.held_out, metric)
+        made[rank], scored[rank] = adapter, score_adapter(job, adapter, job.held_out, metric)
         say(f"rank {rank}: {metric} {scored[rank].metric:.4f}")
-    choice = choose(scored, metric, seed=job.settings.seed)
+    choice = choose_rank(scored, metric, seed=job.settings.seed)
     extra = {
         r: {"parameters": adapter.parameters_count, "metrics": scored[r].metrics}
         for r, adapter in made.items()
@@ -61,4 +68,4 @@ def grid(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: No
         "steps": job.steps * len(made),
         "seconds": round(time.perf_counter() - begun, 3),
     }
-    return Found(choice, made[choice.rank], metric, facts)
+    return SearchResult(choice, made[choice.rank], metric, facts)

@@ -13,9 +13,14 @@ from lorakit.adapter import Adapter
 from lorakit.deltas.tied import Twin
 from lorakit.errors import AdapterMismatch
 from lorakit.inject.attach import attach, attached, detach
-from lorakit.rank_search.config import Choosing
-from lorakit.rank_search.evidence import choose, reached
-from lorakit.rank_search.truncate import Found, check, deciding, measured
+from lorakit.rank_search.candidate import (
+    SearchResult,
+    check_searchable,
+    deciding_metric,
+    score_adapter,
+)
+from lorakit.rank_search.config import RankSearchSpec
+from lorakit.rank_search.evidence import choose_rank, is_reached
 from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import Job, fit
 
@@ -64,7 +69,9 @@ def extend(small: Adapter, large: Adapter) -> None:
             large.whole[path].copy_(parameter)
 
 
-def grow(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: None) -> Found:
+def grow(
+    job: Job, asked: RankSearchSpec, say: Callable[[str], None] = lambda text: None
+) -> SearchResult:
     """Train the smallest rank, then the next from where it ended, until it is good enough, stops
     helping, or steps run out.
 
@@ -83,8 +90,8 @@ def grow(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: No
         DataError: nothing, or one row, is held out.
         TrainingError: of a run.
     """
-    metric, spec = deciding(asked.metric, job), job.adapter.spec
-    check(job, spec)
+    metric, spec = deciding_metric(asked.metric, job), job.adapter.spec
+    check_searchable(job, spec)
     steps = max(1, job.steps // len(asked.ranks))
     begun, adapter, found = time.perf_counter(), job.adapter, {}
     made: dict[int, Adapter] = {}
@@ -105,14 +112,18 @@ def grow(job: Job, asked: Choosing, say: Callable[[str], None] = lambda text: No
             replace(job, adapter=adapter, held_out=(), settings=settings, output=folder),
             lambda start, to=folder: Log(to / METRICS, start, steps),
         )
-        made[rank], found[rank] = adapter, measured(job, adapter, job.held_out, metric)
+        made[rank], found[rank] = adapter, score_adapter(job, adapter, job.held_out, metric)
         say(f"rank {rank}: {metric} {found[rank].metric:.4f}")
-        if asked.good_enough is not None and reached(found[rank].metric, asked.good_enough, metric):
+        if asked.good_enough is not None and is_reached(
+            found[rank].metric, asked.good_enough, metric
+        ):
             why = f"Rank {rank} reached what was asked, {metric} {asked.good_enough:g}."
             return _found(job, made, found, metric, rank, why, begun, steps)
         if len(made) > 1:
             before = sorted(made)[-2]
-            pair = choose({r: found[r] for r in (before, rank)}, metric, seed=job.settings.seed)
+            pair = choose_rank(
+                {r: found[r] for r in (before, rank)}, metric, seed=job.settings.seed
+            )
             if pair.rank == before:
                 error = pair.at(pair.best).error
                 why = (
@@ -143,8 +154,8 @@ def _found(
     why: str,
     begun: float,
     steps: int,
-) -> Found:
-    choice = replace(choose(scored, metric, seed=job.settings.seed), rank=rank, reason=why)
+) -> SearchResult:
+    choice = replace(choose_rank(scored, metric, seed=job.settings.seed), rank=rank, reason=why)
     extra = {
         r: {"parameters": adapter.parameters_count, "metrics": scored[r].metrics}
         for r, adapter in made.items()
@@ -155,4 +166,4 @@ def _found(
         "steps_a_rank": steps,
         "seconds": round(time.perf_counter() - begun, 3),
     }
-    return Found(choice, made[rank], metric, facts)
+    return SearchResult(choice, made[rank], metric, facts)

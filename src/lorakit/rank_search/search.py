@@ -23,16 +23,18 @@ from lorakit.plan.devices import this_machine
 from lorakit.plan.meta_model import skeleton
 from lorakit.plan.report import tokenised
 from lorakit.rank_search.advice import advise
-from lorakit.rank_search.config import TRAINING, Choosing
-from lorakit.rank_search.evidence import HIGHER
-from lorakit.rank_search.grid import grid
+from lorakit.rank_search.candidate import SearchResult, check_searchable, deciding_metric
+from lorakit.rank_search.config import TRAINING, RankSearchSpec
+from lorakit.rank_search.evidence import HIGHER_IS_BETTER
+from lorakit.rank_search.grid import search_grid
 from lorakit.rank_search.grow import grow
-from lorakit.rank_search.threshold import suggestion
-from lorakit.rank_search.truncate import Found, check, deciding, truncate
+from lorakit.rank_search.threshold import suggest_ranks
+from lorakit.rank_search.truncate import truncate
 from lorakit.spec import Spec
 from lorakit.text import plural
 from lorakit.train.config import TrainSpec
-from lorakit.train.job import peak_memory, prepare, versions
+from lorakit.train.prepare import prepare_run
+from lorakit.train.report import peak_memory, versions
 
 REPORT, RUN = "rank.json", "run"
 BEGINS, FINDS = "a search for a rank begins a run", "ranks by layer are what the search finds"
@@ -44,10 +46,10 @@ UNUSED = {
 }  # of a run, not of a search
 
 
-def run(
+def search_rank(
     values: Mapping[str, Any],
     spec: Spec,
-    asked: Choosing,
+    asked: RankSearchSpec,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Look for a rank, and return what `rank --json` prints.
@@ -93,23 +95,23 @@ def run(
 def _trained(
     settings: TrainSpec,
     spec: Spec,
-    asked: Choosing,
+    asked: RankSearchSpec,
     output: Path | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     first = asked.rank if asked.way == "truncate" else asked.ranks[0]
-    ready = prepare(settings, replace(spec, rank=first), say)
+    ready = prepare_run(settings, replace(spec, rank=first), say)
     job = ready.job
-    check(job, job.adapter.spec, plain=asked.way != "grid")
-    metric = deciding(asked.metric, job)
+    check_searchable(job, job.adapter.spec, plain=asked.way != "grid")
+    metric = deciding_metric(asked.metric, job)
     Path(settings.output).mkdir(parents=True, exist_ok=True)
     score: dict[str, Any] = {
         "pad": job.pad,
         "batch_size": settings.eval_batch_size,
         "classes": job.classes,
     }
-    before = evaluate(job.model, job.look, job.task, **score).metrics
-    found = {"truncate": truncate, "grid": grid, "grow": grow}[asked.way](job, asked, say)
+    before = evaluate(job.model, job.eval_examples, job.task, **score).metrics
+    found = {"truncate": truncate, "grid": search_grid, "grow": grow}[asked.way](job, asked, say)
     extra = found.facts.pop("extra")
     curve = [{**asdict(point), **extra[point.rank]} for point in found.choice.points]
     facts = {
@@ -122,7 +124,7 @@ def _trained(
         "recommended_rank": found.choice.rank,
         "reason": found.choice.reason,
         "metric_name": metric,
-        "higher_is_better": metric in HIGHER,
+        "higher_is_better": metric in HIGHER_IS_BETTER,
         "best_rank": found.choice.best,
         "before": before.get(metric),
         "ranks": {name: delta.rank for name, delta in found.adapter.deltas.items()},
@@ -178,7 +180,7 @@ def picture(report: Mapping[str, Any]) -> Any:
     return drawn
 
 
-def _write(found: Found, report: dict[str, Any], output: Path) -> None:
+def _write(found: SearchResult, report: dict[str, Any], output: Path) -> None:
     keep = {
         key: report[key] for key in ("data_hash", "seed", "versions", "recommended_rank", "reason")
     }
@@ -190,7 +192,7 @@ def _write(found: Found, report: dict[str, Any], output: Path) -> None:
     (output / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 
 
-def threshold(model: str, spec: Spec, asked: Choosing) -> dict[str, Any]:
+def threshold(model: str, spec: Spec, asked: RankSearchSpec) -> dict[str, Any]:
     """Return what a threshold on singular values suggests for a model, and for what an adapter
     changed in it.
 
@@ -218,7 +220,7 @@ def threshold(model: str, spec: Spec, asked: Choosing) -> dict[str, Any]:
     matrices = {name: place.site.read(place.layer) for name, place in chosen.items()}
     flat = {name: W for name, W in matrices.items() if W.ndim == 2}
     return {
-        **suggestion(flat, changes, asked.threshold, asked.energy),
+        **suggest_ranks(flat, changes, asked.threshold, asked.energy),
         "threshold": asked.threshold,
         "energy": asked.energy,
         "model": model,

@@ -12,7 +12,7 @@ from lorakit.analysis.spectra import rank_for
 from lorakit.errors import SpecError
 
 ENERGIES = ("square", "sum")
-LITTLE = (
+LIMITS_OF_W = (
     "The singular values of W say how W itself could be compressed. LoRA leaves W whole: what needs a rank is the change, and "
     "that mostly amplifies directions which W does not emphasise (arXiv 2106.09685, section 7.3)."
 )
@@ -60,7 +60,7 @@ def rank_at(values: Tensor, threshold: float, energy: str) -> int:
     return rank_for(values if energy == "square" else values.sqrt(), threshold)
 
 
-def suggestion(
+def suggest_ranks(
     matrices: Mapping[str, Tensor], changes: Mapping[str, Tensor], threshold: float, energy: str
 ) -> dict[str, Any]:
     """Return what a threshold suggests, module by module, and what of it can be used.
@@ -87,7 +87,7 @@ def suggestion(
             row["rank_of_change"] = rank_at(changes[name], threshold, energy)
         rows.append(row)
     share = sum(row["rank_of_w"] / row["most"] for row in rows) / max(len(rows), 1)
-    reason = f"{threshold:g} of W's {energy}s needs {100 * share:.0f} % of all directions on average. {LITTLE}"
+    reason = f"{threshold:g} of W's {energy}s needs {100 * share:.0f} % of all directions on average. {LIMITS_OF_W}"
     found = sorted(row["rank_of_change"] for row in rows if "rank_of_change" in row)
     if not found:
         return {

@@ -105,7 +105,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def counting(title: str, total: int) -> Iterator[Any]:
+def progress_bar(title: str, total: int) -> Iterator[Any]:
     """Show a bar on stderr while something of a known length runs; yields a function to call with
     each advance.
     """

@@ -27,7 +27,7 @@ from lorakit.evaluate.score import batch_loss, evaluate
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.models.packing import packed_attention
 from lorakit.text import plural
-from lorakit.train import resume
+from lorakit.train import checkpoints
 from lorakit.train.budget import Budget
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import Log
@@ -83,12 +83,12 @@ class Job:
         )
 
     @cached_property
-    def every(self) -> int:
+    def eval_every(self) -> int:
         """Steps between evaluations."""
         return self.settings.eval_every or max(1, math.ceil(self.steps / 10))
 
     @cached_property
-    def look(self) -> Sequence[Example]:
+    def eval_examples(self) -> Sequence[Example]:
         """The held-out sequences that evaluations during the run use: evenly spread, at most LOOK."""
         return self.held_out[:: max(1, math.ceil(len(self.held_out) / LOOK))]
 
@@ -193,16 +193,16 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         )
     torch.manual_seed(settings.seed)
     if state:
-        resume.set_random_state(state["random"])
+        checkpoints.set_random_state(state["random"])
     try:
         with packs(job.model), Signals() as signals:
             while at.step < job.steps and not at.stopped_early:
                 _step(job, accelerator, optimizer, batches, at, log, budget)
                 last = at.step == job.steps or at.stopped_early
-                every = settings.checkpoint_every or job.every
+                every = settings.checkpoint_every or job.eval_every
                 if last or signals.asked or at.step % every == 0 or at.best_step == at.step:
-                    resume.save(job.output, at.step, adapter, optimizer, asdict(at), budget)
-                    resume.prune(job.output, settings.keep, at.best_step)
+                    checkpoints.save(job.output, at.step, adapter, optimizer, asdict(at), budget)
+                    checkpoints.prune(job.output, settings.keep, at.best_step)
                 if signals.asked and not last:
                     raise Interrupted(
                         f"Interrupted after step {at.step} of {job.steps}; a checkpoint was saved.",
@@ -214,7 +214,7 @@ def fit(job: Job, log_for: Callable[[int], Log], state: dict[str, Any] | None = 
         if not shared:
             AcceleratorState._reset_state(reset_partial_state=True)
     if settings.final == "best" and at.best_step not in (None, at.step):
-        restore(adapter, job.output / resume.FOLDER / f"step-{at.best_step:06d}")
+        restore(adapter, job.output / checkpoints.FOLDER / f"step-{at.best_step:06d}")
     if budget:
         budget.prune()
     return at
@@ -289,10 +289,10 @@ def _step(
         "seconds": round(at.seconds, 4),
         "grad_norm": norm,
     }
-    if job.held_out and (at.step % job.every == 0 or at.step == job.steps):
+    if job.held_out and (at.step % job.eval_every == 0 or at.step == job.steps):
         found = evaluate(
             job.model,
-            job.look,
+            job.eval_examples,
             job.task,
             pad=job.pad,
             batch_size=settings.eval_batch_size,
@@ -329,11 +329,11 @@ def _watch(job: Job, at: Progress, loss: float) -> None:
 
 
 def _stop(job: Job, at: Progress, what: str) -> None:
-    kept = sorted(p.name for p in (job.output / resume.FOLDER).glob("step-*"))
+    kept = sorted(p.name for p in (job.output / checkpoints.FOLDER).glob("step-*"))
     best = f"step-{at.best_step:06d}" if at.best_step is not None else None
     good = best or (kept[-1] if kept else None)
     where = (
-        f"The last good checkpoint is {job.output / resume.FOLDER / good}: an adapter folder that can be used as it is."
+        f"The last good checkpoint is {job.output / checkpoints.FOLDER / good}: an adapter folder that can be used as it is."
         if good
         else "No checkpoint had been saved yet."
     )

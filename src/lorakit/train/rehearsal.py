@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from lorakit.data.batches import Batches
 from lorakit.errors import TrainingError
 from lorakit.evaluate.score import batch_loss
-from lorakit.train import resume
+from lorakit.train import checkpoints
 
 
 def rehearse(
@@ -36,7 +36,7 @@ def rehearse(
         return 0, 0
     k = batches.longest(first, last)
     shape, model, parameters = batches.shape(k), job.model, list(job.adapter.parameters())
-    state, buffers = resume.random_state(), [(b, b.clone()) for b in model.buffers()]
+    state, buffers = checkpoints.random_state(), [(b, b.clone()) for b in model.buffers()]
     try:
         # AdamW's two moments come with the first step, and this batch may come after it; so room is
         # kept for them.
@@ -61,5 +61,5 @@ def rehearse(
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-        resume.set_random_state(state)
+        checkpoints.set_random_state(state)
     return shape

@@ -11,7 +11,7 @@ FAR = 8.0  # how many of their spreads above their median a jump is
 FLAT = 0.01  # of the median: the least spread, where losses hardly vary
 
 
-def spikes(losses: Sequence[float]) -> list[int]:
+def find_spikes(losses: Sequence[float]) -> list[int]:
     """Return the steps, from 1, whose loss is far above those just before: a few such steps are
     noise, many are a warning.
 
@@ -25,7 +25,7 @@ def spikes(losses: Sequence[float]) -> list[int]:
     Source: the scaled median absolute deviation: Hampel, The influence curve and its role in robust
         estimation, 1974.
 
-    >>> spikes([3.0, 2.9, 3.1, 3.0, 2.8, 2.9, 3.0, 2.9, 2.8, 9.0, 2.8])
+    >>> find_spikes([3.0, 2.9, 3.1, 3.0, 2.8, 2.9, 3.0, 2.9, 2.8, 9.0, 2.8])
     [10]
     """
     found = []
@@ -41,7 +41,7 @@ def spikes(losses: Sequence[float]) -> list[int]:
     return found
 
 
-def climbed(losses: Sequence[float]) -> bool:
+def has_climbed(losses: Sequence[float]) -> bool:
     """Tell whether a run ended above where it began: every one of its last losses, and by more than
     they vary.
 
@@ -51,7 +51,7 @@ def climbed(losses: Sequence[float]) -> bool:
     Args:
         losses: of each step, in order; too few of them tell nothing.
 
-    >>> climbed([3.0] + [6.0 + i % 3 / 10 for i in range(30)]), climbed([3.0 - i / 100 for i in range(30)])
+    >>> has_climbed([3.0] + [6.0 + i % 3 / 10 for i in range(30)]), has_climbed([3.0 - i / 100 for i in range(30)])
     (True, False)
     """
     last = losses[-WINDOW:]

@@ -1,28 +1,18 @@
-"""A whole run: check everything, measure before, train, measure after, write the adapter and its
-report.
-"""
+"""A run up to its first step: rows read, planned, the model loaded, the adapter attached."""
 
 import json
-import platform
 import random
-import resource
-import shutil
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import lorakit
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example, label_names, task_of
 from lorakit.data.rows import Rows, read_rows
-from lorakit.errors import DataError, OutputError, PlanError, SpecError
-from lorakit.evaluate.score import evaluate
+from lorakit.errors import DataError, PlanError, SpecError
 from lorakit.inits.start import looks_at_data
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import coverage
@@ -47,29 +37,18 @@ from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
 from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
-from lorakit.train import card, resume
 from lorakit.train.config import TrainSpec
-from lorakit.train.log import METRICS, Log, counting, read_metrics
-from lorakit.train.loop import Job, budget_of, fit, restore
+from lorakit.train.loop import Job, budget_of
 from lorakit.train.optim import default_lr
-from lorakit.train.spikes import climbed, spikes
+from lorakit.train.output import RUN
+from lorakit.train.report import versions
 
-RUN, REPORT, CARD = "run.json", "report.json", "README.md"
-WRITTEN = (
-    RUN,
-    REPORT,
-    CARD,
-    METRICS,
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    resume.FOLDER,
-)
 MOST_HELD_OUT = 2000  # rows
 FIRST = 8  # batches that a start which looks at data is given
 
 
 @dataclass
-class Prepared:
+class PreparedRun:
     """A job with what the report says of where it came from."""
 
     job: Job
@@ -77,79 +56,9 @@ class Prepared:
     facts: dict[str, Any]
 
 
-def run(
+def prepare_run(
     settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
-    """Train an adapter and write everything to `settings.output`.
-
-    Args:
-        settings: of the run.
-        spec: of the adapter; a new head of the model is trained whole beside it.
-        say: called with each line that a person would want to read.
-
-    Returns:
-        The report, as report.json holds it.
-
-    Raises:
-        LorakitError: anything that cannot be done as asked, before a step is taken; TrainingError
-            while running.
-    """
-    output = Path(settings.output)
-    _check_output(output, settings)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    ready = prepare(settings, spec, say)
-    job, facts = ready.job, ready.facts
-    state = _state(output, settings, facts) if settings.resume else None
-    score = {"pad": job.pad, "batch_size": settings.eval_batch_size, "classes": job.classes}
-    if state:
-        restore(job.adapter, resume.newest(output))
-        facts["before"] = json.loads((output / RUN).read_text())["before"]
-        say(f"Resuming after step {state['step']} of {job.steps}.")
-    else:
-        facts["before"] = _measured(job, "measuring before", score)
-        if settings.overwrite:
-            _clear(output)
-        output.mkdir(parents=True, exist_ok=True)
-        _write_json(output / RUN, facts)
-    say(
-        f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, peak learning rate {job.lr:g}, "
-        f"on {next(job.model.parameters()).device}"
-    )
-    begun = time.perf_counter()
-    at = fit(job, lambda start: Log(output / METRICS, start, job.steps), state)
-    job.model.eval()
-    after = _measured(job, "measuring after", score)
-    losses = [line["loss"] for line in read_metrics(output / METRICS)]
-    report = {
-        **facts,
-        "steps": at.step,
-        "tokens": at.tokens,
-        "seconds": round(at.seconds, 3),
-        "tokens_per_second": round(at.tokens / max(at.seconds, 1e-9), 1),
-        "wall_seconds": round(time.perf_counter() - begun, 3),
-        "peak_memory_bytes": peak_memory(),
-        "loss_first": at.loss_first,
-        "loss_last": at.loss_last,
-        "after": after,
-        "best_step": at.best_step,
-        "stopped_early": at.stopped_early,
-        "output": str(output),
-        "loss_spikes": spikes(losses),
-        "loss_climbed": climbed(losses),
-    }
-    job.adapter.provenance |= {
-        key: report[key] for key in ("data_hash", "seed", "versions", "before", "after", "steps")
-    }
-    job.adapter.save(output)
-    _write_json(output / REPORT, report)
-    (output / CARD).write_text(card.text(report))
-    return report
-
-
-def prepare(
-    settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None
-) -> Prepared:
+) -> PreparedRun:
     """Read the data, load the model, attach the adapter, tokenise; nothing is written."""
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
     task = task_of(rows, settings.task)
@@ -269,7 +178,7 @@ def prepare(
         "versions": versions(),
         "plan": planned,
     }
-    return Prepared(job, loaded, facts)
+    return PreparedRun(job, loaded, facts)
 
 
 def plan_first(
@@ -407,23 +316,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
-    named = {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")}
-    return {"lorakit": lorakit.__version__, "python": platform.python_version(), **named}
-
-
-def peak_memory() -> int:
-    """Return the most memory that was in use at once, in bytes: of the GPU where there is one, else
-    of the process.
-    """
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
-
-
 def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
     """Return what is trained on and what is held out: other data, a builtin's test part, or rows
     drawn by the seed.
@@ -447,72 +339,3 @@ def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
 def _shared(rows: Rows, held_out: Rows | None) -> int:
     seen = {json.dumps(row, sort_keys=True) for row in rows.rows}
     return sum(json.dumps(row, sort_keys=True) in seen for row in held_out.rows) if held_out else 0
-
-
-def _measured(job: Job, title: str, score: dict[str, Any]) -> dict[str, Any] | None:
-    if not job.held_out:
-        return None
-    with counting(title, len(job.held_out)) as advance:
-        return evaluate(job.model, job.held_out, job.task, progress=advance, **score).metrics
-
-
-def _check_output(output: Path, settings: TrainSpec) -> None:
-    if output.exists() and not output.is_dir():
-        raise OutputError(
-            f"{output} is a file; --output needs a folder.", advice="Nothing was written."
-        )
-    there = [name for name in WRITTEN if (output / name).exists()]
-    if there and not (settings.resume or settings.overwrite):
-        raise OutputError(
-            f"{output} holds a run already ({', '.join(there)}).",
-            advice="--resume goes on with it, --overwrite deletes it. Nothing was written.",
-        )
-    if settings.resume and not (output / RUN).is_file():
-        raise OutputError(
-            f"There is no run in {output} to resume: {RUN} is missing.",
-            advice="Start without --resume.",
-        )
-
-
-def _clear(output: Path) -> None:
-    for name in WRITTEN:
-        path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _state(output: Path, settings: TrainSpec, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the state to resume from, or refuse what would give other weights than the run that
-    was interrupted.
-    """
-    try:
-        earlier = json.loads((output / RUN).read_text())
-    except ValueError as error:
-        raise OutputError(
-            f"{output / RUN} is damaged: {error}.", advice="Start anew, with --overwrite."
-        ) from error
-    faults = settings.differences(earlier["settings"])
-    faults += [
-        f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}"
-        for key, value in facts["spec"].items()
-        if value != earlier["spec"].get(key)
-    ]
-    for key, what in (("data_hash", "the data"), ("base_fingerprint", "the base's weights")):
-        faults += (
-            [f"{what}: was {earlier[key]}, now {facts[key]}"] if earlier[key] != facts[key] else []
-        )
-    if faults:
-        raise OutputError(
-            f"The run in {output} was started otherwise; going on would mix two runs.",
-            faults,
-            "Give the settings it was started with, or start anew in another folder.",
-        )
-    return resume.load(resume.newest(output))
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    part.replace(path)
