@@ -26,7 +26,7 @@ class Adapter:
     Args:
         spec: how it was asked for.
         deltas: module name -> Delta.
-        whole: parameter name -> tensor that replaces the base's (biases, modules trained whole).
+        full_parameters: parameter name -> tensor that replaces the base's (biases, modules trained whole).
         provenance: JSON-like facts: base_fingerprint, base_model, task_type, data_hash, seed,
             versions, metrics.
         target_names: module names as a PEFT file lists them (full names, or shorter ones that mean
@@ -42,28 +42,32 @@ class Adapter:
         self,
         spec: Spec,
         deltas: Mapping[str, Delta],
-        whole: Mapping[str, nn.Parameter] | None = None,
+        full_parameters: Mapping[str, nn.Parameter] | None = None,
         provenance: Mapping[str, Any] | None = None,
         target_names: tuple[str, ...] | str = (),
     ):
-        self.spec, self.deltas, self.whole = spec, dict(deltas), dict(whole or {})
+        self.spec, self.deltas, self.full_parameters = (
+            spec,
+            dict(deltas),
+            dict(full_parameters or {}),
+        )
         self.provenance, self.target_names = (
             dict(provenance or {}),
             target_names or tuple(self.deltas),
         )
-        self.tied: dict[
+        self.tied_deltas: dict[
             str, Delta
         ] = {}  # of layers that share a weight with one in deltas, while it is on a model
 
     @property
-    def placed(self) -> dict[str, Delta]:
+    def deltas_by_place(self) -> dict[str, Delta]:
         """The deltas by every place of a model that they change, those that share a weight
         included.
         """
-        return {**self.deltas, **self.tied}
+        return {**self.deltas, **self.tied_deltas}
 
     @property
-    def rows(self) -> dict[str, Any]:
+    def trained_tokens(self) -> dict[str, Any]:
         """Ids of the tokens whose rows train, by the name of the weight."""
         return {
             full_name(n, "weight"): [int(i) for i in d.tokens]
@@ -78,7 +82,7 @@ class Adapter:
         for name, delta in self.deltas.items():
             for key, parameter in delta.named_parameters():
                 yield full_name(name, key), parameter
-        yield from self.whole.items()
+        yield from self.full_parameters.items()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield what trains: give it to an optimizer."""
@@ -101,7 +105,7 @@ class Adapter:
         """Move or cast all tensors in place, as `torch.nn.Module.to` does; returns itself."""
         for delta in self.deltas.values():
             delta.to(*args, **kwargs)
-        for parameter in self.whole.values():
+        for parameter in self.full_parameters.values():
             parameter.data = parameter.data.to(*args, **kwargs)
         return self
 
@@ -149,7 +153,9 @@ class Adapter:
         Raises:
             AdapterFileError: a tensor holds NaN or infinity; nothing is written.
         """
-        parts = AdapterParts(self.spec, self.deltas, self.whole, self.provenance, self.target_names)
+        parts = AdapterParts(
+            self.spec, self.deltas, self.full_parameters, self.provenance, self.target_names
+        )
         return adapter_folder.write(folder, parts)
 
     @classmethod

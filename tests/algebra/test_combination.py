@@ -253,11 +253,11 @@ def whole(value: float, labels: list[str] | None = None, **deltas: LowRank) -> A
 
 def test_whole_parameters_are_summed_without_a_base_where_the_weights_add_up_to_one() -> None:
     told = combine([(whole(1.0), 0.25), (whole(3.0), 0.75)])
-    assert torch.equal(told.adapter.whole["head.weight"], torch.full((2, 3), 2.5))
+    assert torch.equal(told.adapter.full_parameters["head.weight"], torch.full((2, 3), 2.5))
     assert told.notes == ("summed with the weights: head.weight",)
     # Held by one alone, at weight 1: what the others do to the rest does not touch it.
     told = combine([(whole(1.0), 1.0), (Adapter(Spec(rank=2), {"q": lowrank(2, 3)}), -0.5)])
-    assert torch.equal(told.adapter.whole["head.weight"], torch.full((2, 3), 1.0))
+    assert torch.equal(told.adapter.full_parameters["head.weight"], torch.full((2, 3), 1.0))
 
 
 def test_whole_parameters_at_other_weights_need_the_base_or_a_decision() -> None:
@@ -269,11 +269,17 @@ def test_whole_parameters_at_other_weights_need_the_base_or_a_decision() -> None
         combine(weighted)
     base = nn.ModuleDict({"q": nn.Linear(12, 9), "head": nn.Linear(3, 2)})
     old = base["head"].weight.detach()
-    found = combine(weighted, base=base).adapter.whole["head.weight"].detach()
+    found = combine(weighted, base=base).adapter.full_parameters["head.weight"].detach()
     assert torch.allclose(found, old + 0.5 * (1 - old) + (3 - old))
-    assert combine(weighted, whole="first").adapter.whole["head.weight"].detach().eq(1.0).all()
+    assert (
+        combine(weighted, whole="first")
+        .adapter.full_parameters["head.weight"]
+        .detach()
+        .eq(1.0)
+        .all()
+    )
     dropped = combine(weighted, whole="drop")
-    assert dropped.adapter.whole == {} and dropped.notes == (
+    assert dropped.adapter.full_parameters == {} and dropped.notes == (
         "left out, though trained whole: head.weight",
     )
     with pytest.raises(LorakitError, match=r"different labels: \['a', 'b'\] and \['a', 'c'\]"):

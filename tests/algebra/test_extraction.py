@@ -115,7 +115,7 @@ def test_it_is_written_read_and_attached_with_all_that_it_carries(tmp_path: Any)
         "head.bias",
         "block.norm.weight",
         "block.norm.bias",
-    } <= told.adapter.whole.keys()
+    } <= told.adapter.full_parameters.keys()
     assert "head" not in told.ranks and told.adapter.spec.bias == "adapted"
     told.adapter.save(tmp_path / "a")
     again = Adapter.load(tmp_path / "a")
@@ -133,7 +133,7 @@ def test_a_lone_bias_is_carried_and_named() -> None:
     told = extract(base, tuned, rank=1)
     assert (
         told.adapter.deltas == {}
-        and list(told.adapter.whole) == ["block.up.bias"]
+        and list(told.adapter.full_parameters) == ["block.up.bias"]
         and told.adapter.spec.bias == "all"
     )
 
@@ -245,9 +245,9 @@ def test_a_fused_layer_is_extracted_whole() -> None:
     fused.weight.data.add_(randn(16, 48).float() / 10)
     fused.bias.data.add_(1.0)
     told = extract(base, tuned, rank=16)
-    assert told.ranks == {"transformer.h.0.attn.c_attn": 16} and list(told.adapter.whole) == [
-        "transformer.h.0.attn.c_attn.bias"
-    ]
+    assert told.ranks == {"transformer.h.0.attn.c_attn": 16} and list(
+        told.adapter.full_parameters
+    ) == ["transformer.h.0.attn.c_attn.bias"]
     attach(base, told.adapter)
     ids = torch.arange(8).unsqueeze(0)
     torch.testing.assert_close(base.eval()(ids).logits, tuned(ids).logits, rtol=0, atol=1e-4)

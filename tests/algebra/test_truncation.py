@@ -77,11 +77,11 @@ def test_one_budget_goes_where_it_saves_most() -> None:
 
 def test_what_is_trained_whole_and_where_it_came_from_stay() -> None:
     adapter = pair()[0]
-    adapter.whole["head.weight"] = nn.Parameter(torch.ones(2))
+    adapter.full_parameters["head.weight"] = nn.Parameter(torch.ones(2))
     adapter.provenance["base_fingerprint"] = "aa"
     made = resize(adapter, rank=1).adapter
     assert (
-        torch.equal(made.whole["head.weight"], torch.ones(2))
+        torch.equal(made.full_parameters["head.weight"], torch.ones(2))
         and made.provenance["base_fingerprint"] == "aa"
     )
     assert made.provenance["resized"] == {"of": adapter.content_hash(), "rank": 1}

@@ -531,7 +531,7 @@ def test_a_classifier_with_a_new_head_is_merged_in_half_the_bits(
     # What the base's own head loses to rounding says nothing of a trained one, whose logits are
     # many times as large.
     loud = Adapter.load(judge)
-    loud.whole["classifier.weight"].data *= 1000
+    loud.full_parameters["classifier.weight"].data *= 1000
     loud.save(tmp_path / "loud")
     found = ask(
         capsys,

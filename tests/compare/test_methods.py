@@ -71,7 +71,7 @@ def test_full_covers_a_decoder_and_leaves_the_base(tiny_llama: Path):
     model = load(str(tiny_llama), "causal-lm").model
     before = {n: p.clone() for n, p in model.named_parameters()}
     adapter = lorakit.attach(model, full(model))
-    assert set(adapter.whole) == set(before)
+    assert set(adapter.full_parameters) == set(before)
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(1.0)

@@ -48,9 +48,11 @@ def test_golden_settings_are_read_as_written(make: object) -> None:
         name(0, "mlp.down_proj"): (3, 6.0, 6.0),
         name(1, "mlp.down_proj"): (3, 6.0, 6.0),
     }
-    assert list(llama.whole) == ["lm_head.weight"] and llama.spec.whole_modules == ("lm_head",)
+    assert list(llama.full_parameters) == ["lm_head.weight"] and llama.spec.whole_modules == (
+        "lm_head",
+    )
     assert {(d.rank, d.scale, d.dropout, d.kind) for d in gpt2.deltas.values()} == {
         (2, 2.0, 0.1, "conv1d")
     }
-    assert gpt2.spec.bias == "adapted" and len(gpt2.whole) == 4
+    assert gpt2.spec.bias == "adapted" and len(gpt2.full_parameters) == 4
     assert gpt2.provenance == {"task_type": "CAUSAL_LM"}

@@ -14,7 +14,7 @@ import lorakit
 from lorakit import Adapter, Spec
 from lorakit.errors import AdapterFileError, AdapterMismatch
 from lorakit.formats import loralib as file
-from lorakit.inject.targets import places
+from lorakit.inject.places import find_places
 
 from ..laws.models import gpt2, logits
 from ..laws.table import fill as fill_adapter
@@ -74,7 +74,7 @@ def test_merged_linear_is_the_parts_of_a_fused_layer(on: list[bool], tmp_path: P
         lorakit.attach(model, Spec(rank=2, alpha=6, targets=[f"c_attn.{w}" for w in words]))
     )
     want = logits(model)
-    file.write(path, adapter.spec, adapter.deltas, adapter.whole)
+    file.write(path, adapter.spec, adapter.deltas, adapter.full_parameters)
     stored = torch.load(path, weights_only=True)
     assert {key: tuple(t.shape) for key, t in stored.items()} == {
         f"transformer.h.{i}.attn.c_attn.lora_{end}": shape
@@ -85,7 +85,7 @@ def test_merged_linear_is_the_parts_of_a_fused_layer(on: list[bool], tmp_path: P
     layer.load_state_dict(
         {k: stored[f"transformer.h.0.attn.c_attn.{k}"] for k in ("lora_A", "lora_B")}, strict=False
     )
-    known = places(model)
+    known = find_places(model)
     change = sum(known[n].site.widen(d.matrix()) for n, d in adapter.deltas.items() if ".h.0." in n)
     torch.testing.assert_close(layer.change().T, change)
     read = Adapter(*file.read(path, alpha=6, enable_lora={"c_attn": on}))
@@ -108,7 +108,9 @@ def test_written_equals_read_and_another_scale_goes_into_B(tmp_path: Path) -> No
         overrides={"v": {"rank": 1, "alpha": 3}},
     )
     adapter = fill_adapter(lorakit.attach(model, spec))
-    path = file.write(tmp_path / "new" / "lora.pt", adapter.spec, adapter.deltas, adapter.whole)
+    path = file.write(
+        tmp_path / "new" / "lora.pt", adapter.spec, adapter.deltas, adapter.full_parameters
+    )
     assert {k: tuple(t.shape) for k, t in torch.load(path, weights_only=True).items()} == {
         "head.weight": (2, 5),
         "head.bias": (2,),
@@ -126,7 +128,7 @@ def test_written_equals_read_and_another_scale_goes_into_B(tmp_path: Path) -> No
     for name, delta in adapter.deltas.items():
         torch.testing.assert_close(read.deltas[name].matrix(), delta.matrix())
     assert torch.equal(read.deltas["q"].B, adapter.deltas["q"].B)
-    assert torch.equal(read.whole["head.bias"], adapter.whole["head.bias"])
+    assert torch.equal(read.full_parameters["head.bias"], adapter.full_parameters["head.bias"])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_biases_beside_the_factors(keys: list[str], mode: str, tmp_path: Path) -
     }
     torch.save({"model_state_dict": tensors}, path)
     adapter = Adapter(*file.read(path, alpha=1))
-    assert adapter.spec.bias == mode and sorted(adapter.whole) == keys
+    assert adapter.spec.bias == mode and sorted(adapter.full_parameters) == keys
     lorakit.attach(model, adapter)
     assert float(model["a"](torch.zeros(3)).detach()[0]) == (
         1.0 if keys else float(model["a"].bias.detach()[0])
@@ -269,7 +271,7 @@ def test_what_loralib_has_no_layer_for_is_not_written(tmp_path: Path) -> None:
         ),
     )
     with pytest.raises(AdapterFileError) as told:
-        file.write(tmp_path / "lora.pt", adapter.spec, adapter.deltas, adapter.whole)
+        file.write(tmp_path / "lora.pt", adapter.spec, adapter.deltas, adapter.full_parameters)
     assert str(told.value) == (
         "2 layers cannot be written for loralib.\n"
         "  conv   lora of a convolution2d layer: loralib's factors mean another change there\n"
@@ -293,7 +295,7 @@ def test_the_published_adapter_lands_on_a_model_of_its_shape(shared: Path) -> No
     adapter = Adapter(*file.read(path, alpha=16, model=model))
     counts = [
         sum(p.numel() for d in adapter.deltas.values() for p in d.parameters()),
-        sum(p.numel() for p in adapter.whole.values()),
+        sum(p.numel() for p in adapter.full_parameters.values()),
     ]
     assert counts == [294_912, 592_899] and adapter.parameters_count == 294_912 + 592_899
     assert {delta.scale for delta in adapter.deltas.values()} == {2.0} and adapter.spec.rank == 8

@@ -16,7 +16,7 @@ from lorakit import Adapter, Spec
 from lorakit.deltas.offset import Moved
 from lorakit.errors import SpecError
 from lorakit.inits import start as inits
-from lorakit.inject.targets import places
+from lorakit.inject.places import find_places
 from lorakit.spec import INITS
 
 from ..laws.models import bert, gpt2, llama
@@ -45,7 +45,7 @@ def started(kind: str, batches: Any = None, **fields: Any) -> tuple[nn.Module, A
 
 
 def matrix(model: nn.Module, name: str = "layer") -> Tensor:
-    place = places(model)[name]
+    place = find_places(model)[name]
     return place.site.read(place.layer)
 
 
@@ -164,7 +164,7 @@ def test_first_step_of_lora_ga_goes_along_the_full_gradient(kind: str) -> None:
     def loss(net: nn.Module) -> Tensor:
         return (net(x) - target[0]).square().mean()
 
-    place = places(model)["layer"]
+    place = find_places(model)["layer"]
     weight = model.layer.weight
     G = torch.autograd.grad(loss(model), weight)[0].clone()
     full, kept = type("G", (), {})(), weight.data
@@ -256,7 +256,7 @@ def test_a_small_change_is_not_lost_beside_the_part_that_was_taken() -> None:
     delta.A.data += 1e-4 * randn(16, 64)
     delta.B.data += 1e-4 * randn(64, 16)
     want = x.double() @ delta.matrix().detach().double().T
-    site, y = places(model)["0"].site, torch.zeros(16, 64).bfloat16()
+    site, y = find_places(model)["0"].site, torch.zeros(16, 64).bfloat16()
     assert error(delta(site, model[0], x, y), want) < 0.02 * float(want.abs().max())
 
 

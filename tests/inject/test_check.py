@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import lorakit
 from lorakit import Spec
 from lorakit.errors import AdapterNameError, SpecError, TargetError
-from lorakit.inject.targets import places
+from lorakit.inject.places import find_places
 
 from ..laws.table import fill, same_bits, state
 from ..models.families import CLASSES, FAMILIES, GROUPED, SPECIAL, TINY, WORDS, Family, logits
@@ -91,7 +91,7 @@ READERS = {
 @pytest.mark.parametrize(("family", "lent"), READERS.values(), ids=READERS)
 def test_what_a_parent_reads_is_lent_to_it(family: Family, lent: set[str]) -> None:
     model = family.build(torch.float64)
-    inputs, values, known = family.given(torch.float64), state(model), places(model)
+    inputs, values, known = family.given(torch.float64), state(model), find_places(model)
     assert {n.rpartition(".")[2] for n, p in known.items() if p.site.lends} == lent
     base = logits(model, inputs)
     targets = [n for n, p in known.items() if p.site.lends]

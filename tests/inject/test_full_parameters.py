@@ -153,7 +153,9 @@ def test_two_adapters_with_heads_of_their_own() -> None:
     lorakit.detach(model, "two")
     assert torch.equal(logits(model), first) and lorakit.enabled(model) == {"default": 1.0}
     lorakit.detach(model, "default")
-    assert torch.equal(logits(model), off) and one.whole["classifier.weight"].requires_grad
+    assert (
+        torch.equal(logits(model), off) and one.full_parameters["classifier.weight"].requires_grad
+    )
 
 
 def test_whole_parameters_follow_the_dtype_of_their_layer() -> None:
@@ -168,7 +170,7 @@ def test_whole_parameters_follow_the_dtype_of_their_layer() -> None:
 def test_all_biases_include_those_by_another_name() -> None:
     model = nn.ModuleDict({"a": nn.MultiheadAttention(4, 2), "b": nn.LSTM(4, 4)})
     adapter = lorakit.attach(model, Spec(targets="none", bias="all"))
-    assert list(adapter.whole) == [
+    assert list(adapter.full_parameters) == [
         "a.in_proj_bias",
         "a.out_proj.bias",
         "b.bias_ih_l0",

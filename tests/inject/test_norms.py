@@ -134,7 +134,9 @@ def test_peft_reads_them(name: str, tmp_path: Path):
 def test_a_module_of_the_name_is_meant():
     model = nn.ModuleDict({"norms": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
     assert list(
-        lorakit.attach(model, lorakit.Spec(targets="none", whole_modules=("norms",))).whole
+        lorakit.attach(
+            model, lorakit.Spec(targets="none", whole_modules=("norms",))
+        ).full_parameters
     ) == [
         "norms.weight",
         "norms.bias",

@@ -488,7 +488,7 @@ def test_merge_of_what_is_not_finite_is_refused() -> None:
     )
     assert same_bits(state(model), before) and lorakit.enabled(model) == {"default": 1.0}
     model = attached(bias="all")
-    next(iter(lorakit.attached(model)["default"].whole.values())).data.fill_(float("nan"))
+    next(iter(lorakit.attached(model)["default"].full_parameters.values())).data.fill_(float("nan"))
     assert "  0.bias   is not finite in the adapter\n" in refused(
         MergeError, lambda: lorakit.merge(model)
     )

@@ -222,12 +222,12 @@ def test_head_and_embedding_may_have_rows_of_their_own() -> None:
             "model.embed_tokens": [5, 3],
             "lm_head": [7],
         }
-        assert adapter.tied == {}
+        assert adapter.tied_deltas == {}
         on = logits(model)
         lorakit.merge(model)
         assert error(logits(model), on) < 1e-12 and model.config.tie_word_embeddings is False
     _, adapter = attached("llama", {"lm_head": TOKENS, "embed_tokens": TOKENS})
-    assert [*adapter.deltas] == ["model.embed_tokens"] and [*adapter.tied] == ["lm_head"]
+    assert [*adapter.deltas] == ["model.embed_tokens"] and [*adapter.tied_deltas] == ["lm_head"]
 
 
 def test_a_vocabulary_that_was_enlarged(tmp_path: Path) -> None:

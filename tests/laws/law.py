@@ -426,13 +426,14 @@ def biases_train_and_merge(row: Row, folder: Path) -> None:
         own = dict(model.named_parameters())
         before = {name: own[name].detach().clone() for name in own}
         adapter = lorakit.attach(model, row.spec(bias=mode))
-        assert list(adapter.whole) == names
+        assert list(adapter.full_parameters) == names
         assert torch.equal(model(row.x()), row.model()(row.x()))
         fill(adapter)
         on = model(row.x())
         on.float().sum().backward()
         assert all(
-            adapter.whole[name].grad is not None and adapter.whole[name].grad.any()
+            adapter.full_parameters[name].grad is not None
+            and adapter.full_parameters[name].grad.any()
             for name in names
         )
         assert all(own[name].grad is None for name in own)
@@ -457,9 +458,9 @@ def biases_train_and_merge(row: Row, folder: Path) -> None:
             row.dtype
         ).eps * float(on.detach().abs().max())
         for name in names:
-            assert torch.equal(own[name], adapter.whole[name].to(row.dtype)) and not torch.equal(
-                own[name], before[name]
-            )
+            assert torch.equal(
+                own[name], adapter.full_parameters[name].to(row.dtype)
+            ) and not torch.equal(own[name], before[name])
         lorakit.unmerge(model, undo)
         assert all(torch.equal(bits(own[name]), bits(before[name])) for name in own)
         assert torch.equal(model(row.x()), on)

@@ -447,7 +447,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "tied head forgotten": (
-        edit(attach, "attach", "adapter.tied = tied(model, adapter, known)", "adapter.tied = {}"),
+        edit(
+            attach,
+            "attach",
+            "adapter.tied_deltas = tie_token_rows(model, adapter, known)",
+            "adapter.tied_deltas = {}",
+        ),
         lambda row, folder: rows_equal_dense(),
         "linear-float64",
     ),

@@ -11,7 +11,7 @@ from torch import nn
 
 import lorakit
 from lorakit import Adapter, Spec
-from lorakit.inject.targets import places
+from lorakit.inject.places import find_places
 from lorakit.spec import Settings
 
 from .models import bert
@@ -47,10 +47,10 @@ FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
     "dropout": (0.5, lambda **f: all(d.dropout == 0.5 for d in deltas(**f))),
     "init": ("gaussian", lambda **f: all(0.3 < d.A.std() < 0.8 for d in deltas(**f))),
     "init_std": (9.0, lambda **f: all(d.A.std() > 5 for d in deltas(**{"init": "gaussian", **f}))),
-    "bias": ("all", lambda **f: f"{QUERY}.bias" in attached(**f)[1].whole),
+    "bias": ("all", lambda **f: f"{QUERY}.bias" in attached(**f)[1].full_parameters),
     "whole_modules": (
         ["classifier"],
-        lambda **f: [*attached(**f)[1].whole] == ["classifier.weight", "classifier.bias"],
+        lambda **f: [*attached(**f)[1].full_parameters] == ["classifier.weight", "classifier.bias"],
     ),
     "token_rows": (
         (3, 5),
@@ -58,7 +58,7 @@ FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
     ),
     "parts": (
         {"query": {"one": 6, "two": 10}},
-        lambda **f: f"{QUERY}.one" in places(bert(), f.get("parts")),
+        lambda **f: f"{QUERY}.one" in find_places(bert(), f.get("parts")),
     ),
     "tie": (True, lambda **f: [sum(1 for _ in d.parameters()) for d in shared(**f)] == [2, 0]),
     "dtype": (

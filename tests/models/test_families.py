@@ -12,7 +12,8 @@ from torch import nn
 
 import lorakit
 from lorakit import Adapter, LorakitError, Spec
-from lorakit.inject.targets import PRESETS, places
+from lorakit.inject.places import find_places
+from lorakit.inject.targets import PRESETS
 
 from ..laws.table import fill, same_bits, state
 from .families import FAMILIES, Family, logits
@@ -80,7 +81,7 @@ def test_everything_that_can_be_adapted_takes_part_or_is_told(family: Family) ->
     model = family.build(torch.float64)
     inputs, whole = (
         family.given(torch.float64),
-        [n for n, p in places(model).items() if not p.is_part],
+        [n for n, p in find_places(model).items() if not p.is_part],
     )
     adapter = fill(lorakit.attach(model, Spec(rank=1, targets=whole, dtype="float64")))
     if family.silent:
@@ -101,7 +102,7 @@ def test_merged_equals_attached(family: Family) -> None:
     model = family.build(torch.float64)
     inputs, values = family.given(torch.float64), state(model)
     base = logits(model, inputs)
-    targets = [n for n, p in places(model).items() if not p.is_part]
+    targets = [n for n, p in find_places(model).items() if not p.is_part]
     adapter = lorakit.attach(
         model, Spec(rank=1, alpha=0.2, targets=targets, exclude=family.silent, dtype="float64")
     )

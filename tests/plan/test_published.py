@@ -40,7 +40,7 @@ def lora(card: str, rank: int, targets: str = "qv") -> Callable[[], int]:
 
 
 def head(card: str, rank: int) -> Callable[[], int]:
-    return lambda: sum(p.numel() for p in planned(card, rank).adapter.whole.values())
+    return lambda: sum(p.numel() for p in planned(card, rank).adapter.full_parameters.values())
 
 
 def base(card: str) -> Callable[[], int]:

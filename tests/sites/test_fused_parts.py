@@ -11,7 +11,8 @@ from torch import nn
 import lorakit
 from lorakit import Spec
 from lorakit.errors import TargetError
-from lorakit.inject.targets import Place, places, role
+from lorakit.inject.places import Place, find_places
+from lorakit.inject.targets import find_role
 from lorakit.sites import families
 
 from ..laws.models import gpt2
@@ -24,9 +25,9 @@ LIKE = {"gate": "q"}  # what `fused.roles` says of a gate
 def parts_of(model: nn.Module) -> dict[str, list[Place]]:
     """Return the parts of fused linear layers by layer."""
     found: dict[str, list[Place]] = {}
-    for place in places(model).values():
+    for place in find_places(model).values():
         if place.is_part and place.site.kind in ("linear", "conv1d"):
-            found.setdefault(place.of, []).append(place)
+            found.setdefault(place.layer_name, []).append(place)
     return found
 
 
@@ -57,10 +58,10 @@ def test_presets_take_parts(family: str) -> None:
         wanted = [n for n in of if n.endswith(f".{preset}")]
         if wanted and "crossed" not in family:
             assert [n for n in lorakit.select(model, preset) if n in of] == wanted
-    assert {role(n) for n in of if n.endswith((".gate", ".up"))} <= {"mlp"}
+    assert {find_role(n) for n in of if n.endswith((".gate", ".up"))} <= {"mlp"}
     assert not any(place.is_part for place in lorakit.select(model, "all-linear").values())
-    if any(role(place.of) == "qkv" for place in of.values()):
-        assert {role(n) for n in lorakit.select(model, "o")} == {"o"}
+    if any(find_role(place.layer_name) == "qkv" for place in of.values()):
+        assert {find_role(n) for n in lorakit.select(model, "o")} == {"o"}
 
 
 def test_every_family_of_the_table_is_held_against_its_forward() -> None:

@@ -44,7 +44,7 @@ def spec(model: nn.Module, **more: Any) -> Spec:
         **{
             "rank": 3,
             "alpha": 4.5,
-            "targets": [*lorakit.inject.targets.places(model)],
+            "targets": [*lorakit.inject.places.find_places(model)],
             "dtype": "float64",
             **more,
         }
@@ -105,8 +105,8 @@ def test_biases_that_train_are_those_that_are_read(name: str, adapted: bool) -> 
     adapter = fill(lorakit.attach(model, spec(model, bias="all", **more)))
     assert error(run(name, made(name)).detach(), run(name, model).detach()) > 1e-3
     run(name, model).sum().backward()
-    assert adapter.whole and all(
-        p.grad is not None and p.grad.any() for p in adapter.whole.values()
+    assert adapter.full_parameters and all(
+        p.grad is not None and p.grad.any() for p in adapter.full_parameters.values()
     )
     lorakit.detach(model)
     assert torch.equal(run(name, model), run(name, made(name)))

@@ -186,7 +186,9 @@ def test_classification_trains_its_head_and_tells_its_labels(
     assert report["after"]["accuracy"] > 0.85
     assert report["spec"]["whole_modules"] == ["classifier"]
     assert Adapter.load(tmp_path / "out").provenance["labels"] == ["no", "yes"]
-    assert {"classifier.weight", "classifier.bias"} == Adapter.load(tmp_path / "out").whole.keys()
+    assert {"classifier.weight", "classifier.bias"} == Adapter.load(
+        tmp_path / "out"
+    ).full_parameters.keys()
 
 
 def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(

@@ -17,7 +17,7 @@ from lorakit.analysis.spectra import drawn_svd, product_norm, rank_for, svd
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import fingerprint
-from lorakit.inject.targets import whole as modules_of
+from lorakit.inject.full_parameters import find_full_modules
 from lorakit.linalg import shared_evenly
 from lorakit.sites.slot import base_parameters
 from lorakit.text import near_misses, plural
@@ -328,7 +328,9 @@ def _other_bases(adapters: list[Adapter], base: nn.Module | None, any_base: bool
         )
         if base is not None:
             here = fingerprint(
-                base, without=modules_of(base, patterns, every=False), rows=adapter.rows
+                base,
+                without=find_full_modules(base, patterns, require_match=False),
+                rows=adapter.trained_tokens,
             )
         else:  # what is trained whole does not count in a fingerprint: those of different sets cannot be compared
             here = seen.setdefault(patterns, told or "") if told else ""
@@ -349,7 +351,7 @@ def _whole(
     """
     holders: dict[str, list[tuple[float, Tensor]]] = {}
     for adapter, weight in weighted:
-        for path, tensor in adapter.whole.items():
+        for path, tensor in adapter.full_parameters.items():
             holders.setdefault(path, []).append((weight, tensor.detach()))
     if not holders or mode == "drop":
         return {}, [f"left out, though trained whole: {', '.join(holders)}"] if holders else []
@@ -358,7 +360,9 @@ def _whole(
             f"of the first that holds it: {', '.join(holders)}"
         ]
     labels = {
-        str(a.provenance["labels"]) for a, w in weighted if a.provenance.get("labels") and a.whole
+        str(a.provenance["labels"])
+        for a, w in weighted
+        if a.provenance.get("labels") and a.full_parameters
     }
     if len(labels) > 1:
         faults.append(
@@ -411,7 +415,9 @@ def _provenance(
         if key in told[0] and all(t.get(key) == told[0][key] for t in told)
     }
     if base is not None:
-        print_ = fingerprint(base, without=modules_of(base, spec.whole_modules, every=False))
+        print_ = fingerprint(
+            base, without=find_full_modules(base, spec.whole_modules, require_match=False)
+        )
     else:  # what is trained whole does not count in it
         same = (a for a, _ in weighted if tuple(a.spec.whole_modules) == tuple(spec.whole_modules))
         print_ = next((p for a in same if (p := a.provenance.get("base_fingerprint"))), None)

@@ -16,8 +16,8 @@ from lorakit.analysis.spectra import drawn_svd
 from lorakit.deltas.base import LowRank
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import fingerprint
-from lorakit.inject.targets import Place, places
-from lorakit.inject.targets import whole as modules_of
+from lorakit.inject.full_parameters import find_full_modules
+from lorakit.inject.places import Place, find_places
 from lorakit.sites.slot import own_modules
 from lorakit.spec import Spec, full_name, matches
 from lorakit.text import plural
@@ -196,9 +196,11 @@ def planned(
             )
     if plan.faults:
         return plan
-    known, there = places(base), places(tuned)
+    known, there = find_places(base), find_places(tuned)
     weights = {
-        place.path: name for name, place in known.items() if name in there and not place.is_part
+        place.weight_name: name
+        for name, place in known.items()
+        if name in there and not place.is_part
     }
     changed = [path for path in old if path in new and not _equal(old[path], new[path])]
     plan.left_out = [path for path in changed if path in unwanted]
@@ -213,16 +215,18 @@ def planned(
         elif path not in parameters:
             plan.faults.append(f"{path}   changed, and is a buffer: an adapter holds none")
         elif path.rpartition(".")[2] == "bias" and any(
-            place.of == layer for place in known.values()
+            place.layer_name == layer for place in known.values()
         ):
             plan.whole[path] = new[path]
-        elif not layer or any(f"{place.of}.".startswith(f"{layer}.") for place in known.values()):
+        elif not layer or any(
+            f"{place.layer_name}.".startswith(f"{layer}.") for place in known.values()
+        ):
             plan.faults.append(
                 f"{path}   changed, and stands beside layers that are adapted: it cannot be carried whole"
             )
         else:
             whole_of[layer] = None
-    adapted = {pair[0].of for pair in plan.matrices.values()}
+    adapted = {pair[0].layer_name for pair in plan.matrices.values()}
     lone = [path for path in plan.whole if path.rpartition(".")[0] not in adapted]
     plan.bias = "all" if lone else "adapted" if plan.whole else "none"
     plan.modules = list(whole_of)
@@ -284,7 +288,7 @@ def _made(base: nn.Module, plan: Plan, ledger: Ledger, dtype: torch.dtype) -> Ad
     )
     origin: dict[str, Any] = {
         "base_fingerprint": fingerprint(
-            base, without=modules_of(base, tuple(plan.modules), every=False)
+            base, without=find_full_modules(base, tuple(plan.modules), require_match=False)
         )
     }
     if name := getattr(base, "name_or_path", ""):  # of transformers

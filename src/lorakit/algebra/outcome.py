@@ -63,7 +63,7 @@ class Outcome:
             "notes": list(self.notes),
             "modules": len(self.ranks),
             "trainable_parameters": self.adapter.parameters_count,
-            "whole": {path: list(t.shape) for path, t in self.adapter.whole.items()},
+            "whole": {path: list(t.shape) for path, t in self.adapter.full_parameters.items()},
         }
 
 

@@ -117,7 +117,7 @@ def split_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
             )
             start += size
     return Adapter(
-        adapter.spec, deltas, adapter.whole, adapter.provenance, adapter.target_names
+        adapter.spec, deltas, adapter.full_parameters, adapter.provenance, adapter.target_names
     ).copy()
 
 
@@ -160,7 +160,7 @@ def fuse_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
             f"{plural(len(faults), 'part')} cannot be fused.", faults, "Nothing was fused."
         )
     return Adapter(
-        adapter.spec, deltas, adapter.whole, adapter.provenance, adapter.target_names
+        adapter.spec, deltas, adapter.full_parameters, adapter.provenance, adapter.target_names
     ).copy()
 
 

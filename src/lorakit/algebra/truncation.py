@@ -86,7 +86,9 @@ def resize(
         **adapter.provenance,
         "resized": {"of": adapter.content_hash(), **_asked(rank, energy, parameters)},
     }
-    made = built(adapter.deltas, adapter.spec, ledger.factors, adapter.whole, origin, dtype)
+    made = built(
+        adapter.deltas, adapter.spec, ledger.factors, adapter.full_parameters, origin, dtype
+    )
     return ledger.close(made, tuple(notes))
 
 

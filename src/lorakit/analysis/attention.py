@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError, SpecError
-from lorakit.inject.attach import enable, enabled, state_of
+from lorakit.inject.attach import enable, enabled
+from lorakit.inject.state import get_state
 
 EXACT = "eager"  # the attention of transformers that keeps its maps; fast kernels never make them
 
@@ -101,7 +102,7 @@ def compare(model: nn.Module, tokenizer: Any, text: str) -> Compared:
     Cost: two forwards of one text, by the attention that keeps its maps: tokens x tokens numbers a
         head.
     """
-    state_of(model)
+    get_state(model)
     on = enabled(model)
     if not on:
         raise SpecError(

@@ -29,7 +29,7 @@ from lorakit.analysis.spectra import (
 )
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.errors import AdapterMismatch, SpecError
-from lorakit.inject.targets import places
+from lorakit.inject.places import find_places
 
 DEAD = 0.01  # of the median norm
 DRAWS = 8  # of random subspaces, whose mean is the control
@@ -75,7 +75,7 @@ def matrices_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]:
     """
     if base is None:
         return {}
-    known, faults = places(base, adapter.spec.parts), []
+    known, faults = find_places(base, adapter.spec.parts), []
     for name, delta in adapter.deltas.items():
         if name not in known:
             faults.append(f"{name}   is not in the model")

@@ -109,10 +109,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def _base(model: str, adapters: list[tuple[Any, float]]) -> Any:
     """Return the base; a new head of random weights is no base for a sum of heads."""
-    holder = next((adapter for adapter, _ in adapters if adapter.whole), adapters[0][0])
+    holder = next((adapter for adapter, _ in adapters if adapter.full_parameters), adapters[0][0])
     loaded = writing.base_of(model, holder)
-    for path in {path for adapter, _ in adapters for path in adapter.whole}:
-        total = sum(weight for adapter, weight in adapters if path in adapter.whole)
+    for path in {path for adapter, _ in adapters for path in adapter.full_parameters}:
+        total = sum(weight for adapter, weight in adapters if path in adapter.full_parameters)
         if abs(total - 1) > 1e-9 and any(path.startswith(f"{m}.") for m in loaded.new_modules):
             raise SpecError(
                 f"{path} is trained whole at weights that add up to {total:g}, and {model} has only random weights for it.",

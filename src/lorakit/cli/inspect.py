@@ -65,7 +65,8 @@ def _targets(name: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from lorakit.inject.targets import places, role
+    from lorakit.inject.places import find_places
+    from lorakit.inject.targets import find_role
     from lorakit.models.load import load_config, quiet
 
     config = load_config(name)
@@ -78,8 +79,8 @@ def _targets(name: str) -> dict[str, Any]:
     with torch.device("meta"), quiet():
         model = cls(config) if cls else transformers.AutoModel.from_config(config)
     found = [
-        {"name": n, "kind": p.site.kind, "shape": list(p.shape), "role": role(n)}
-        for n, p in places(model).items()
+        {"name": n, "kind": p.site.kind, "shape": list(p.shape), "role": find_role(n)}
+        for n, p in find_places(model).items()
     ]
     return {"targets": found, "model": name, "class": type(model).__name__}
 
@@ -106,7 +107,7 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
         **report.summary(modules),
         "trainable_parameters": adapter.parameters_count,
         "spec": adapter.spec.to_dict(),
-        "whole": {path: list(t.shape) for path, t in adapter.whole.items()},
+        "whole": {path: list(t.shape) for path, t in adapter.full_parameters.items()},
         "provenance": adapter.provenance,
         "content_hash": adapter.content_hash(),
         "adapter": folder,

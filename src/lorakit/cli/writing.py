@@ -44,7 +44,9 @@ def base_of(model: str, adapter: Any) -> Any:
     labels = list(adapter.provenance.get("labels") or ())
     loaded = load(model, task, labels=labels, dtype="float32")
     unknown = [
-        m for m in loaded.new_modules if not any(path.startswith(f"{m}.") for path in adapter.whole)
+        m
+        for m in loaded.new_modules
+        if not any(path.startswith(f"{m}.") for path in adapter.full_parameters)
     ]
     if unknown:
         raise ModelError(

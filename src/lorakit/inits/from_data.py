@@ -204,7 +204,7 @@ def gradients_of(
     Cost: a forward and a full backward pass a batch, and memory of all the matrices once more.
     """
     own = dict(base_parameters(model))
-    weights = {p.path: own[p.path] for p in places.values() if p.path in own}
+    weights = {p.weight_name: own[p.weight_name] for p in places.values() if p.weight_name in own}
     asked, sums = {path: w.requires_grad for path, w in weights.items()}, {}
     try:
         for weight in weights.values():
@@ -221,9 +221,9 @@ def gradients_of(
         for path, weight in weights.items():
             weight.requires_grad_(asked[path])
     faults = [
-        f"{n}   {'no gradient arrives' if p.path not in sums else 'its gradient is zero throughout'}"
+        f"{n}   {'no gradient arrives' if p.weight_name not in sums else 'its gradient is zero throughout'}"
         for n, p in places.items()
-        if p.path not in sums or not sums[p.path].any()
+        if p.weight_name not in sums or not sums[p.weight_name].any()
     ]
     if faults:
         raise SpecError(
@@ -231,7 +231,7 @@ def gradients_of(
             faults,
             "Leave them out with exclude, or give other batches. Nothing was attached.",
         )
-    return {n: _as_matrix(p, sums[p.path]) for n, p in places.items()}
+    return {n: _as_matrix(p, sums[p.weight_name]) for n, p in places.items()}
 
 
 def _as_matrix(place: Any, G: Tensor) -> Tensor:

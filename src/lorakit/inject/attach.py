@@ -4,21 +4,17 @@ everything, then do.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.deltas.base import Delta
-from lorakit.deltas.kinds import DELTAS
-from lorakit.deltas.offset import Moved
-from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError, TargetError
-from lorakit.inits import start
-from lorakit.inject.fingerprint import fingerprint
-from lorakit.inject.targets import Place, check_parts, places, select, short_names, spelled, whole
-from lorakit.inject.token_rows import new_rows, tied, twins
+from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError
+from lorakit.inject.build import build_adapter
+from lorakit.inject.fit import fit_adapter
+from lorakit.inject.places import Place, find_places
+from lorakit.inject.state import get_places, get_state
+from lorakit.inject.tying import tie_token_rows
 from lorakit.sites.quantised import hold_unpacked, let_pack, unpacked
 from lorakit.sites.slot import (
     State,
@@ -32,8 +28,8 @@ from lorakit.sites.slot import (
     slot_of,
 )
 from lorakit.sites.slot import refuse_while_routed as refuse
-from lorakit.spec import Spec, matches
-from lorakit.text import near_misses, plural
+from lorakit.spec import Spec
+from lorakit.text import near_misses
 
 
 def attach(
@@ -104,14 +100,14 @@ def attach(
             "The model is merged; what is attached now would be trained on other weights.",
             advice="Call unmerge, or detach to keep the merged weights as a new base.",
         )
-    known = places(model, (what if isinstance(what, Spec) else what.spec).parts)
+    known = find_places(model, (what if isinstance(what, Spec) else what.spec).parts)
     with unpacked(model):  # a start may look at data
         adapter = (
-            _new(model, what, known, seed, batches)
+            build_adapter(model, what, known, seed, batches)
             if isinstance(what, Spec)
-            else _fit(model, what, known, any_base)
+            else fit_adapter(model, what, known, any_base)
         )
-    adapter.tied = tied(model, adapter, known)
+    adapter.tied_deltas = tie_token_rows(model, adapter, known)
     on = {**state.on, name: 1.0}
     if clashes := _clashes({**state.adapters, name: adapter}, on, known):
         raise AdapterMismatch(
@@ -123,15 +119,15 @@ def attach(
         state.found = {n: p.requires_grad for n, p in base_parameters(model)}
         model.requires_grad_(False)
     state.held += hold_unpacked(model)
-    for path, delta in adapter.placed.items():
+    for path, delta in adapter.deltas_by_place.items():
         place = known[path]
         delta.train(place.layer.training)
-        put(place.layer, state, place.of, (name, place.key), place.site, delta)
+        put(place.layer, state, place.layer_name, (name, place.slot_suffix), place.site, delta)
     for parameter in (
         adapter.parameters() if adapter is what or not trainable else ()
     ):  # what is new requires gradients
         parameter.requires_grad_(trainable)
-    for full, parameter in adapter.whole.items():
+    for full, parameter in adapter.full_parameters.items():
         path, _, key = full.rpartition(".")
         layer: Any = model.get_submodule(path)
         parameter.data = parameter.data.to(layer._parameters[key])  # a layer cannot mix dtypes
@@ -139,178 +135,6 @@ def attach(
     state.adapters[name] = adapter
     exchange(model, state, on)
     return adapter
-
-
-def _new(
-    model: nn.Module,
-    spec: Spec,
-    known: Mapping[str, Place],
-    seed: int,
-    batches: Iterable[Any] | None,
-) -> Adapter:
-    """Build a fresh adapter for this model, or raise with every fault."""
-    spec = replace(spec, whole_modules=spelled(model, spec.whole_modules))
-    modules = whole(model, spec.whole_modules)
-    check_parts(spec.parts, known)
-    chosen = select(
-        model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts, known=known
-    )
-    idle = [p for p in spec.overrides if not any(matches(p, n) for n in chosen)]
-    if idle:
-        raise TargetError(
-            f"{len(idle)} of {len(spec.overrides)} overrides match no adapted layer.",
-            [
-                f"{p!r}   0 layers   {near_misses(p, {n.split('.')[-1] for n in chosen})}".rstrip()
-                for p in idle
-            ],
-            "Nothing was attached.",
-        )
-    resolved = {n: spec.settings(n) for n in chosen}
-    kind = DELTAS[spec.delta]
-    faults = [
-        f"{n}   {fault}"
-        for n, p in chosen.items()
-        for fault in (
-            *p.site.faults(p.layer, resolved[n]),
-            *kind.faults(p.site, resolved[n], spec),
-            *start.faults(spec.delta, resolved[n], p),
-        )
-    ]
-    if faults:
-        raise SpecError(
-            f"{plural(len(faults), 'layer')} cannot be adapted as asked.",
-            faults,
-            "Nothing was attached.",
-        )
-    dtype, deltas, seen = (
-        getattr(torch, spec.dtype),
-        {},
-        start.look(model, chosen, resolved, batches),
-    )
-    shared = kind.shared(
-        {n: place.shape for n, place in chosen.items()}, spec, start.generator_for(seed, "")
-    )
-    for n, place in chosen.items():
-        M, settings, generator = (
-            place.site.read(place.layer),
-            resolved[n],
-            start.generator_for(seed, n),
-        )
-        A, B = start.start(place, settings, generator, seen.get(n), dtype)
-        more: Any = {
-            "alpha": settings.alpha,
-            "dropout": settings.dropout,
-            "scale_rule": settings.scale_rule,
-            "kind": place.site.kind,
-            "kernel": place.site.kernel(place.layer),
-            "rows": place.site.rows,
-        }
-        deltas[n] = (
-            kind.start(A, M, generator, **shared, **more) if B is None else Moved(A, B, **more)
-        )
-    deltas |= twins(model, spec, known, resolved, deltas)
-    deltas |= new_rows(model, spec, known, (*chosen, *modules))
-    deltas = {n: deltas[n] for n in known if n in deltas}
-    inside = tuple(f"{n}." for n in modules)
-    layers = {
-        p.module: None for p in chosen.values() if p.site.kind != "experts"
-    }  # files name layers, not their parts
-    adapted, trained = {*layers, *chosen}, {}
-    for path, own in base_parameters(model) if spec.bias != "none" or modules else ():
-        layer, _, key = path.rpartition(".")
-        bias = (spec.bias == "all" and "bias" in key) or (
-            spec.bias == "adapted" and key == "bias" and layer in adapted
-        )
-        if (bias or path.startswith(inside)) and own.is_floating_point():
-            trained[path] = nn.Parameter(own.detach().clone())
-    if not deltas and not trained:
-        raise SpecError(
-            "Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.",
-            advice="Name a target, a bias mode that the model has biases for, or a whole module.",
-        )
-    adapter = Adapter(spec, deltas, trained, {}, short_names(layers, dict(own_modules(model))))
-    adapter.provenance |= {
-        "base_fingerprint": fingerprint(model, without=modules, rows=adapter.rows),
-        "seed": seed,
-    }
-    if name := getattr(model, "name_or_path", ""):  # of transformers
-        adapter.provenance["base_model"] = name
-    return adapter
-
-
-def _fit(model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_base: bool) -> Adapter:
-    """Check that a value fits this model, or raise with every misfit."""
-    faults = [
-        f"{n}   {fault}"
-        for n, delta in adapter.deltas.items()
-        for fault in _misfits(model, n, delta, known)
-    ]
-    own = dict(base_parameters(model))
-    for path, tensor in adapter.whole.items():
-        if path not in own:
-            faults.append(f"{path}   is not in the model")
-        elif own[path].shape != tensor.shape:
-            faults.append(
-                f"{path}   is {tuple(tensor.shape)}, the model's is {tuple(own[path].shape)}"
-            )
-    modules = whole(model, adapter.spec.whole_modules, every=False)
-    if isinstance(adapter.target_names, tuple):
-        # Full names say no more than the factors do; shorter ones also name the layers that have
-        # none.
-        ends = tuple(f".{t}" for t in adapter.target_names if t not in adapter.deltas)
-        inside = tuple(f"{m}." for m in modules)
-        held = {known[n].of for n in adapter.deltas if n in known}
-        faults += [
-            f"{n}   is named by its targets, but the adapter has no factors for it"
-            for n, place in known.items()
-            if n == place.of
-            and n not in held
-            and f".{n}".endswith(ends)
-            and not f"{n}.".startswith(inside)
-        ]
-    base = adapter.provenance.get("base_model")
-    where = (f"The file says it was trained on {base}. " if base else "") + "Nothing was attached."
-    if faults:
-        total = 2 * len(adapter.deltas) + len(adapter.whole)
-        counted = f"{plural(len(faults), 'fault')}, {plural(total, 'tensor')}"
-        raise AdapterMismatch(
-            f"The adapter does not fit {type(model).__name__}: {counted}.", faults, where
-        )
-    trained_on, here = (
-        adapter.provenance.get("base_fingerprint"),
-        fingerprint(model, without=modules, rows=adapter.rows),
-    )
-    if trained_on and here and trained_on != here and not any_base:
-        raise AdapterMismatch(
-            f"The adapter was trained on other base weights ({trained_on}) than this model's ({here}).",
-            advice=f"{where} Pass any_base=True (--any-base) if you mean it.",
-        )
-    # In the model's order, whatever the file's was: optimizers know their tensors by number.
-    adapter.deltas = {n: adapter.deltas[n] for n in known if n in adapter.deltas}
-    for n, delta in adapter.deltas.items():
-        site, layer = known[n].site, known[n].layer
-        delta.to(site.read(layer).device).settle(site.kind, site.kernel(layer), known[n].shape)
-    adapter.whole = {n: adapter.whole[n] for n in own if n in adapter.whole}
-    return adapter
-
-
-def _misfits(
-    model: nn.Module, name: str, delta: Delta, known: Mapping[str, Place]
-) -> Iterable[str]:
-    if name not in known:
-        there = name in dict(own_modules(model))
-        longer = [n for n in known if n.endswith("." + name) or name.endswith("." + n)]
-        hint = f"did you mean {longer[0]!r}?" if longer else near_misses(name, known, 1)
-        yield f"{'is of a kind that cannot be adapted' if there else 'is not in the model'}   {hint}".rstrip()
-        return
-    kind, kernel = known[name].site.kind, known[name].site.kernel(known[name].layer)
-    if delta.kind and delta.kind != kind and {delta.kind, kind} != {"linear", "conv1d"}:
-        yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
-    if delta.kind and delta.kernel != kernel:
-        yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
-    if delta.rows != known[name].site.rows:
-        yield f"was made for the rows {delta.rows} (groups, rows of each, first, count), here they are {known[name].site.rows}"
-    yield from delta.misfits(known[name].shape)
 
 
 def _clashes(
@@ -321,15 +145,15 @@ def _clashes(
     """
     faults, holder = [], {}
     for name in on:
-        for path in adapters[name].whole:
+        for path in adapters[name].full_parameters:
             if path in holder:
                 faults.append(f"{path}   is trained whole by {holder[path]!r} and {name!r}")
             holder[path] = name
     for name in on:
         faults += [
             f"{path}   is trained whole by {holder[path]!r} and adapted by {name!r}"
-            for n in adapters[name].placed
-            if n in known and (path := known[n].path) in holder
+            for n in adapters[name].deltas_by_place
+            if n in known and (path := known[n].weight_name) in holder
         ]
     return faults
 
@@ -346,7 +170,7 @@ def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | 
 
     Cost: no weight is written.
     """
-    state = state_of(model)
+    state = get_state(model)
     if state.merged:
         raise MergeError(
             "The model is merged: its weights hold the adapters already.",
@@ -368,11 +192,11 @@ def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | 
         raise AdapterNameError(
             "This cannot be switched on.", faults, _listed(state, "Nothing was switched.")
         )
-    faults = _clashes(state.adapters, on, places_of(model, state))
+    faults = _clashes(state.adapters, on, get_places(model, state))
     faults += [
         f"{n!r}   has weight {w:g}, but trains parameters whole: it is on (1) or off"
         for n, w in on.items()
-        if w != 1 and state.adapters[n].whole
+        if w != 1 and state.adapters[n].full_parameters
     ]
     if faults:
         raise AdapterMismatch(
@@ -389,7 +213,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         AdapterNameError: nothing, or no adapter of that name, is attached.
         MergeError: one of several adapters of a merged model.
     """
-    state = state_of(model)
+    state = get_state(model)
     gone = list(state.adapters) if name is None else [name]
     if missing := [n for n in gone if n not in state.adapters]:
         raise AdapterNameError(
@@ -421,14 +245,6 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             parameter.requires_grad_(state.found.get(path, parameter.requires_grad))
 
 
-def places_of(model: nn.Module, state: State) -> dict[str, Place]:
-    """Return the places of a model, with the parts that the specs of its adapters give."""
-    given: dict[str, Any] = {}
-    for adapter in state.adapters.values():
-        given |= adapter.spec.parts
-    return places(model, given)
-
-
 def attached(model: nn.Module) -> dict[str, Adapter]:
     """Return the adapters on this model by name; empty where there is none."""
     return dict((find_state(model) or State()).adapters)
@@ -437,20 +253,6 @@ def attached(model: nn.Module) -> dict[str, Adapter]:
 def enabled(model: nn.Module) -> dict[str, float]:
     """Return the weights of the adapters that are on, by name; empty where none is."""
     return dict((find_state(model) or State()).on)
-
-
-def state_of(model: nn.Module) -> State:
-    """Return what is attached to this model.
-
-    Raises:
-        AdapterNameError: nothing is.
-    """
-    state = find_state(model)
-    if state is None:
-        raise AdapterNameError(
-            f"No adapter is attached to this {type(model).__name__}.", advice="Call attach first."
-        )
-    return state
 
 
 def _listed(state: State, rest: str) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lorakit.errors import TargetError
-from lorakit.inject.attach import places_of, state_of
+from lorakit.inject.state import get_places, get_state
 from lorakit.text import plural
 
 # Operations that take no more of a tensor than its shape and dtype, and yet return one.
@@ -56,9 +56,9 @@ def check(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     >>> check(model, torch.ones(2, 4))
     ['0']
     """
-    state = state_of(model)
-    adapted = {n for adapter in state.adapters.values() for n in adapter.placed}
-    places = {name: place for name, place in places_of(model, state).items() if name in adapted}
+    state = get_state(model)
+    adapted = {n for adapter in state.adapters.values() for n in adapter.deltas_by_place}
+    places = {name: place for name, place in get_places(model, state).items() if name in adapted}
     owners: dict[int, set[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -66,7 +66,7 @@ def check(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
                 owners.setdefault(id(parameter), set()).add(module)
     stored: dict[int, list[str]] = {}
     for name, place in places.items():
-        weight = model.get_parameter(place.path)
+        weight = model.get_parameter(place.weight_name)
         owners[id(weight)].add(place.layer)
         stored.setdefault(id(weight), []).append(name)
     watch = _Watch({key: owners[key] for key in stored})
@@ -97,7 +97,8 @@ def check(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     faults += [
         f"{name}   did not run"
         for name, place in places.items()
-        if place.layer not in watch.ran and id(model.get_parameter(place.path)) not in watch.past
+        if place.layer not in watch.ran
+        and id(model.get_parameter(place.weight_name)) not in watch.past
     ]
     if faults:
         counted = f"{len(faults)} of {plural(len(places), 'adapted layer')}"

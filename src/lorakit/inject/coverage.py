@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lorakit.inject.attach import places_of
+from lorakit.inject.state import get_places
 from lorakit.sites.slot import State, base_parameters, find_state, own_modules
 from lorakit.text import plural
 
@@ -118,17 +118,25 @@ def coverage(model: nn.Module) -> Coverage:
     trainable parameters: 15 of 15 = 100.0000 %
     """
     state = find_state(model)
-    modules, skipped, known = [], [], places_of(model, state or State())
+    modules, skipped, known = [], [], get_places(model, state or State())
     reached = {
-        p.path
+        p.weight_name
         for n, p in known.items()
-        if state and any(n in a.placed for a in state.adapters.values())
+        if state and any(n in a.deltas_by_place for a in state.adapters.values())
     }
-    whole = sorted({path for a in state.adapters.values() for path in a.whole}) if state else []
+    whole = (
+        sorted({path for a in state.adapters.values() for path in a.full_parameters})
+        if state
+        else []
+    )
     for name, place in known.items():
         told = {"name": name, "kind": place.site.kind, "shape": list(place.shape)}
         deltas = (
-            {n: a.placed[name] for n, a in state.adapters.items() if name in a.placed}
+            {
+                n: a.deltas_by_place[name]
+                for n, a in state.adapters.items()
+                if name in a.deltas_by_place
+            }
             if state
             else {}
         )
@@ -143,10 +151,10 @@ def coverage(model: nn.Module) -> Coverage:
                 for n, d in deltas.items()
             }
             modules.append({**told, "adapters": adapters})
-        elif place.path not in (*whole, *reached) and not place.is_part:
+        elif place.weight_name not in (*whole, *reached) and not place.is_part:
             skipped.append(told)
     unreachable: dict[str, tuple[int, int]] = {}
-    held = {p.path.rpartition(".")[0] for p in known.values()}
+    held = {p.weight_name.rpartition(".")[0] for p in known.values()}
     for name, module in own_modules(model):
         values = sum(p.numel() for p in module._parameters.values() if p is not None and p.ndim > 1)
         if values and name not in held:

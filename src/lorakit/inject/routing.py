@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsError
-from lorakit.inject.attach import state_of
 from lorakit.inject.mixed_batch import Share, Table, Weights
+from lorakit.inject.state import get_state
 from lorakit.sites.linear import Linear
 from lorakit.sites.slot import Slot, State, exchange, own_modules, slot_of
 from lorakit.spec import full_name
@@ -71,7 +71,7 @@ def route(
     >>> ((y - model(x))[0] / (y - model(x))[2]).tolist(), (y - model(x))[1].tolist()
     ([2.0, 2.0], [0.0, 0.0])
     """
-    state = state_of(model)
+    state = get_state(model)
     named = _named(state, rows)
     if state.merged:
         raise MergeError(
@@ -85,7 +85,7 @@ def route(
             advice="One at a time: hold a lock around the block, or give each thread a copy of the model.",
         )
     inner = Route(model, named, batch_first)
-    on = dict(state.on) if any(state.adapters[n].whole for n in state.on) else None
+    on = dict(state.on) if any(state.adapters[n].full_parameters for n in state.on) else None
     if on is not None:
         exchange(model, state, {})  # what they train whole would reach every row
     handle = model.register_forward_pre_hook(inner.look, with_kwargs=True)
@@ -136,9 +136,9 @@ def _named(state: State, rows: Any) -> list[Weights]:
     if not found:
         raise AdapterNameError("There is no row to route.", advice=advice)
     whole = [
-        f"{n!r}   trains {plural(len(state.adapters[n].whole), 'parameter')} whole: {next(iter(state.adapters[n].whole))}"
+        f"{n!r}   trains {plural(len(state.adapters[n].full_parameters), 'parameter')} whole: {next(iter(state.adapters[n].full_parameters))}"
         for n in state.adapters
-        if state.adapters[n].whole and any(n in row for row in found)
+        if state.adapters[n].full_parameters and any(n in row for row in found)
     ]
     if whole:
         raise AdapterMismatch(

@@ -5,18 +5,16 @@ refused.
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.inject.places import Place, find_places
 from lorakit.sites.conv import CONVOLUTIONS
-from lorakit.sites.find import SITES, sites_of
-from lorakit.sites.fused_parts import Layout
-from lorakit.sites.linear import Linear
-from lorakit.sites.slot import SLOT, own_modules
-from lorakit.spec import full_name, matches
+from lorakit.sites.find import SITES
+from lorakit.sites.slot import own_modules
+from lorakit.spec import matches
 from lorakit.text import near_misses, plural
 
 ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
@@ -59,201 +57,15 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Place:
-    """What can be adapted: a layer, a part of one, or a weight that a module reads itself.
-
-    Attributes:
-        name: its full name.
-        layer: the module.
-        site: what holds its matrix.
-        of: the layer's full name.
-    """
-
-    name: str
-    layer: nn.Module
-    site: Linear
-    of: str
-
-    @property
-    def key(self) -> str:
-        """The end of the keys of its deltas in the layer's slot."""
-        return "" if self.name == self.of else f"/{self.name[len(self.of) :].lstrip('.')}"
-
-    @property
-    def path(self) -> str:
-        """Full name of the stored weight."""
-        return full_name(self.of, self.site.path())
-
-    @property
-    def module(self) -> str:
-        """Full name of the module that files name."""
-        return full_name(self.of, self.site.child) if self.site.child else self.of
-
-    @property
-    def is_part(self) -> bool:
-        return self.site.whole is not self.site
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of its matrix."""
-        out, inputs = self.site.read(self.layer).shape[-2:]
-        return out, inputs
-
-
-def places(
-    model: nn.Module, parts: Mapping[str, Mapping[str, int]] | None = None
-) -> dict[str, Place]:
-    """Return everything in the model that a site can hold, by name, in the model's order.
-
-    Args:
-        model: any module.
-        parts: `Spec.parts`: rows of layers that are one projection each, where the model class does
-            not tell.
-
-    >>> [*places(nn.Sequential(nn.Linear(2, 6)), {"0": {"q": 2, "k": 2, "v": 2}})]
-    ['0', '0.q', '0.k', '0.v']
-    """
-    found: dict[str, Place] = {}
-    configs: dict[str, Any] = {"": None}
-    for name, module in own_modules(model):
-        # The nearest module above that has one: parts of a model can be of other families than the
-        # whole.
-        above = configs.get(name.rpartition(".")[0])
-        configs[name] = module.__dict__.get("config", above)
-        given = next(
-            (layout(sizes) for pattern, sizes in (parts or {}).items() if matches(pattern, name)),
-            None,
-        )
-        for end, site in sites_of(name, module, configs[name], given):
-            full = full_name(name, end) if end else name
-            # What a module above reads itself is that one's place: it stands there already.
-            found.setdefault(full, Place(full, module, site, name))
-    return found
-
-
-def layout(sizes: Mapping[str, int]) -> Layout:
-    """Return the layout that a row of `Spec.parts` means."""
-    return Layout(
-        {part: size for part, size in sizes.items() if part != "groups"}, sizes.get("groups", 1)
-    )
-
-
-def check_parts(parts: Mapping[str, Mapping[str, int]], known: Mapping[str, Place]) -> None:
-    """Raise TargetError where a row of `Spec.parts` does not fit a layer that it names; the first
-    such is told.
-    """
-    faults = [f"{p!r}   {fault}" for p in parts if (fault := _misfit(p, parts, known))]
-    if faults:
-        raise TargetError(
-            f"{len(faults)} of {len(parts)} parts fit no layer.", faults, "Nothing was attached."
-        )
-
-
-def _misfit(
-    pattern: str, parts: Mapping[str, Mapping[str, int]], known: Mapping[str, Place]
-) -> str:
-    wanted = layout(parts[pattern]).outputs
-    there = [place for place in known.values() if not place.is_part and matches(pattern, place.of)]
-    if not there:
-        return f"0 layers   {near_misses(pattern, {n.split('.')[-1] for n in known})}".rstrip()
-    mine = [place for place in there if pattern == next(p for p in parts if matches(p, place.of))]
-    if not mine:
-        return f"{plural(len(there), 'layer')}, each named by a row before it"
-    if odd := [place for place in mine if place.site.kind not in ("linear", "conv1d")]:
-        return f"{odd[0].of} is of kind {odd[0].site.kind}, which has no parts to give"
-    wrong = next((place for place in mine if place.shape[0] != wanted), None)
-    return f"gives {wanted} rows, {wrong.of} has {wrong.shape[0]}" if wrong else ""
-
-
-def role(name: str) -> str | None:
+def find_role(name: str) -> str | None:
     """Return what a projection does (q, k, v, o, qkv, mlp), told by its name.
 
-    >>> role("model.layers.0.self_attn.q_proj"), role("h.0.mlp.c_proj"), role("encoder.layer.0.output.dense")
-    ('q', 'mlp', 'mlp')
+    >>> names = ("self_attn.q_proj", "h.0.mlp.c_proj", "encoder.layer.0.output.dense")
+    >>> [find_role(name) for name in names]
+    ['q', 'mlp', 'mlp']
     """
     return next(
         (r for r, pattern in ROLES.items() if re.fullmatch(rf"(.*\.)?({pattern})", name)), None
-    )
-
-
-def whole(
-    model: nn.Module, patterns: tuple[str, ...], *, every: bool = True
-) -> dict[str, nn.Module]:
-    """Return the outermost modules that `whole_modules` names, by name.
-
-    Args:
-        model: any module.
-        patterns: names or name patterns.
-        every: whether a pattern that names nothing is refused; PEFT's files list names that a model
-            may not have.
-
-    Raises:
-        TargetError: a pattern names nothing, a module without parameters, or one with buffers.
-    """
-    modules = dict(own_modules(model)) if patterns else {}
-    chosen, faults = {}, []
-    for pattern in patterns:
-        hits = [name for name in modules if name and matches(pattern, name)]
-        if not hits and every:
-            faults.append(
-                f"{pattern!r}   no module   {near_misses(pattern, (n.split('.')[-1] for n in modules if n))}".rstrip()
-            )
-        for name in hits:
-            if next(modules[name].parameters(), None) is None:
-                faults.append(f"{name!r}   has no parameters to train")
-            elif buffers := [b for b, _ in modules[name].named_buffers()]:
-                faults.append(
-                    f"{name!r}   holds buffers ({', '.join(buffers)}), which training would change in the base"
-                )
-            chosen[name] = modules[name]
-    if faults:
-        raise TargetError(
-            f"whole_modules does not fit {type(model).__name__}.", faults, "Nothing was attached."
-        )
-    return {
-        n: m for n, m in chosen.items() if not any(n.startswith(outer + ".") for outer in chosen)
-    }
-
-
-def spelled(model: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `whole_modules` with the names of the model's normalisation layers where it says
-    "norms".
-
-    Those are modules called …Norm with nothing but a scale and a bias; a model that has a module of
-    the name keeps it.
-
-    Raises:
-        TargetError: the model has none.
-
-    >>> spelled(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), ("norms",))
-    ('1',)
-    """
-    modules = dict(own_modules(model)) if "norms" in patterns else {}
-    if not modules or any(matches("norms", name) for name in modules):
-        return patterns
-    norms = [name for name, module in modules.items() if name and _is_norm(module)]
-    if not norms:
-        raise TargetError(
-            f"whole_modules='norms' finds no normalisation layer with a scale in {type(model).__name__}.",
-            advice="Nothing was attached.",
-        )
-    short = short_names(norms, list(modules))
-    names = short if isinstance(short, tuple) else tuple(norms)
-    return tuple(
-        name for pattern in patterns for name in (names if pattern == "norms" else (pattern,))
-    )
-
-
-def _is_norm(module: nn.Module) -> bool:
-    held = {key for key, parameter in module._parameters.items() if parameter is not None}
-    named = "norm" in type(module).__name__.lower()
-    return (
-        named
-        and "weight" in held
-        and held <= {"weight", "bias"}
-        and not module._buffers
-        and not module._modules.keys() - {SLOT}
     )
 
 
@@ -264,7 +76,7 @@ def select(
     *,
     without: Any = (),
     parts: Any = None,
-    known: Mapping[str, Place] | None = None,
+    places: Mapping[str, Place] | None = None,
 ) -> dict[str, Place]:
     """Return the layers that `targets` names and `exclude` does not, in the model's order.
 
@@ -275,8 +87,8 @@ def select(
             parts, with `*` and `?`).
         exclude: likewise.
         without: names of modules whose inside is never selected (those that are trained whole).
-        parts: as `places` takes it. A part is not selected where the layer that it is of is.
-        known: what `places` gave for this model and these parts, where it was asked before.
+        parts: as `find_places` takes it. A part is not selected where the layer that it is of is.
+        places: what `find_places` returned for this model and these parts, where it was asked before.
 
     Raises:
         TargetError: a pattern, or all of a preset, matches nothing; the message counts what each
@@ -285,9 +97,9 @@ def select(
     >>> list(select(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), ["2"]))
     ['2']
     """
-    known = places(model, parts) if known is None else known
+    places = find_places(model, parts) if places is None else places
     usable = {
-        n: p for n, p in known.items() if not any(n == w or n.startswith(w + ".") for w in without)
+        n: p for n, p in places.items() if not any(n == w or n.startswith(w + ".") for w in without)
     }
     chosen, counts = _resolve(model, targets, usable, "targets")
     dropped, _ = (
@@ -296,8 +108,8 @@ def select(
         else (set(), {})
     )
     left = {n: p for n, p in usable.items() if n in chosen - dropped}
-    entire = {p.path for p in left.values() if not p.is_part}
-    left = {n: p for n, p in left.items() if not (p.is_part and p.path in entire)}
+    entire = {p.weight_name for p in left.values() if not p.is_part}
+    left = {n: p for n, p in left.items() if not (p.is_part and p.weight_name in entire)}
     if chosen and not left:
         raise TargetError(
             "exclude leaves no layer of those that targets names.",
@@ -387,7 +199,7 @@ def _preset(model: nn.Module, name: str, usable: dict[str, Place]) -> set[str]:
                 advice="Nothing was attached.",
             )
         return chosen
-    roles = {n: role(n) for n in usable}
+    roles = {n: find_role(n) for n in usable}
     missing = [r for r in PRESETS[name] if r not in roles.values()]
     fused = [n for n, r in roles.items() if r == "qkv"]
     # 'attention' takes what the model has: q, k, v apart, or fused.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import MergeError
-from lorakit.inject.targets import places
+from lorakit.inject.places import find_places
 from lorakit.sites.quantised import values
 from lorakit.text import plural
 
@@ -101,7 +101,11 @@ def quantised_form(model: nn.Module) -> str:
     none is.
     """
     return next(
-        (form for place in places(model).values() if (form := place.site.quantised(place.layer))),
+        (
+            form
+            for place in find_places(model).values()
+            if (form := place.site.quantised(place.layer))
+        ),
         "",
     )
 
@@ -109,8 +113,8 @@ def quantised_form(model: nn.Module) -> str:
 def dequantised_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters by name, those in int8 or 4 bits as the matrix that they stand for."""
     read = {
-        place.path: place.site.read(place.layer)
-        for place in places(model).values()
+        place.weight_name: place.site.read(place.layer)
+        for place in find_places(model).values()
         if not place.is_part and place.site.quantised(place.layer)
     }
     return {path: read.get(path, parameter) for path, parameter in model.named_parameters()}
@@ -120,7 +124,7 @@ def dequantise(model: Any) -> None:
     """Turn every layer in int8 or 4 bits of a transformers model into a plain one of the values
     that it holds, in float32.
     """
-    for name, place in places(model).items():
+    for name, place in find_places(model).items():
         if place.is_part or not place.site.quantised(place.layer):
             continue
         matrix, bias = place.site.read(place.layer).float(), place.site.bias(place.layer)

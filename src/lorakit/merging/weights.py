@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import MergeError
-from lorakit.inject.attach import places_of, state_of
-from lorakit.inject.targets import Place
+from lorakit.inject.places import Place
+from lorakit.inject.state import get_places, get_state
 from lorakit.merging.quantised import Rounding, requantise
 from lorakit.sites.slot import State, base_parameters, exchange
 from lorakit.text import plural
@@ -66,7 +66,7 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
             parametrization, a sum is not finite, or rounding to int8 or 4 bits moves as much as the
             adapter; nothing is changed.
     """
-    state = state_of(model)
+    state = get_state(model)
     if state.merged:
         raise MergeError("The model is merged already.", advice="Call unmerge first.")
     if not state.on:
@@ -75,11 +75,13 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
             advice="Call enable with a name.",
         )
     own = dict(base_parameters(model))
-    trained = {path: tensor for a in state.on for path, tensor in state.adapters[a].whole.items()}
+    trained = {
+        path: tensor for a in state.on for path, tensor in state.adapters[a].full_parameters.items()
+    }
     adapted: dict[str, list[Place]] = {}
-    for name, place in places_of(model, state).items():
-        if any(name in state.adapters[a].placed for a in state.on):
-            adapted.setdefault(place.path, []).append(place)
+    for name, place in get_places(model, state).items():
+        if any(name in state.adapters[a].deltas_by_place for a in state.on):
+            adapted.setdefault(place.weight_name, []).append(place)
     faults = [
         f"{path}   is computed by a parametrization"
         for path in [*trained, *adapted]
@@ -161,10 +163,10 @@ def _changes(
     state: State, on: Mapping[str, float], places: list[Place]
 ) -> list[tuple[float, Any, Any]]:
     return [
-        (w, place.site, state.adapters[a].placed[place.name])
+        (w, place.site, state.adapters[a].deltas_by_place[place.name])
         for a, w in on.items()
         for place in places
-        if place.name in state.adapters[a].placed
+        if place.name in state.adapters[a].deltas_by_place
     ]
 
 
@@ -193,7 +195,7 @@ def unmerge(model: nn.Module, undo: Undo) -> None:
     Raises:
         MergeError: the model is not merged, or by another merge than this Undo's.
     """
-    state = state_of(model)
+    state = get_state(model)
     if state.merged != undo.token:
         raise MergeError(
             "This Undo belongs to another merge." if state.merged else "The model is not merged.",

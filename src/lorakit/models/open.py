@@ -43,10 +43,10 @@ def open_model(
         task,
         labels=labels,
         dtype=dtype,
-        trains_base=bool(adapter and adapter.whole),
+        trains_base=bool(adapter and adapter.full_parameters),
         device=device,
     )
-    held = tuple(adapter.whole) if adapter else ()
+    held = tuple(adapter.full_parameters) if adapter else ()
     random = [m for m in loaded.new_modules if not any(path.startswith(m + ".") for path in held)]
     if random:
         raise ModelError(
@@ -68,7 +68,7 @@ def _labels(model: str, adapter: Adapter | None) -> list[str]:
             return list(named)
         heads = [
             t.shape[0]
-            for path, t in adapter.whole.items()
+            for path, t in adapter.full_parameters.items()
             if path.endswith("weight") and t.ndim == 2
         ]
         return [str(i) for i in range(heads[-1])] if heads else _own_labels(model)

@@ -378,7 +378,7 @@ def _at_rank(spec: Spec, rank: int) -> Spec:
 
 def held(adapter: Adapter, dtype: torch.dtype) -> Held:
     """Return the bytes of an adapter on a base of this dtype, which what is trained whole has too."""
-    whole = sum(p.numel() for p in adapter.whole.values())
+    whole = sum(p.numel() for p in adapter.full_parameters.values())
     frozen = {id(b): b.nbytes for delta in adapter.deltas.values() for b in delta.buffers()}
     factors = sum(p.nbytes for delta in adapter.deltas.values() for p in delta.parameters())
     written = layout_tensors(adapter.spec, adapter.deltas, {}).tensors

@@ -21,7 +21,7 @@ from lorakit.errors import ModelError, SpecError
 from lorakit.inits.start import STARTS
 from lorakit.inits.start import faults as start_faults
 from lorakit.inject.attach import attach, detach
-from lorakit.inject.targets import places
+from lorakit.inject.places import find_places
 from lorakit.models.load import load_config, locate, quiet
 from lorakit.plan.published import CARDS, PREFIX
 from lorakit.spec import Spec
@@ -103,7 +103,7 @@ def attached(model: nn.Module, spec: Spec) -> Adapter:
         inits = {n: spec.settings(n) for n, delta in adapter.deltas.items() if not delta.single}
         if any(STARTS[settings.init] for settings in inits.values()):
             detach(model)
-            known = places(model, spec.parts)
+            known = find_places(model, spec.parts)
             faults = [
                 f"{n}   {fault}"
                 for n, settings in inits.items()

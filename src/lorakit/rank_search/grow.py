@@ -65,8 +65,8 @@ def extend(small: Adapter, large: Adapter) -> None:
             to.B.zero_()
             to.A[..., : delta.rank, :] = own.A
             to.B[..., : delta.rank] = own.B * (own.scale / to.scale)
-        for path, parameter in small.whole.items():
-            large.whole[path].copy_(parameter)
+        for path, parameter in small.full_parameters.items():
+            large.full_parameters[path].copy_(parameter)
 
 
 def grow(

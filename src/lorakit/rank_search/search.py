@@ -17,7 +17,9 @@ from lorakit.data.encode import label_names, task_of
 from lorakit.data.rows import read_rows
 from lorakit.errors import OutputError, SpecError
 from lorakit.evaluate.score import evaluate
-from lorakit.inject.targets import places, select, whole
+from lorakit.inject.full_parameters import find_full_modules
+from lorakit.inject.places import find_places
+from lorakit.inject.targets import select
 from lorakit.models.load import load
 from lorakit.plan.devices import this_machine
 from lorakit.plan.meta_model import skeleton
@@ -207,7 +209,7 @@ def threshold(model: str, spec: Spec, asked: RankSearchSpec) -> dict[str, Any]:
         labels=list((adapter.provenance.get("labels") if adapter else None) or ()),
         dtype="float32",
     ).model
-    known = places(base, spec.parts if adapter is None else adapter.spec.parts)
+    known = find_places(base, spec.parts if adapter is None else adapter.spec.parts)
     chosen = (
         select(base, spec.targets, spec.exclude, parts=spec.parts)
         if adapter is None
@@ -241,7 +243,10 @@ def advice(settings: TrainSpec, spec: Spec) -> dict[str, Any]:
     base = skeleton(settings.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
     chosen = select(
-        base.model, spec.targets, spec.exclude, without=tuple(whole(base.model, base.new_modules))
+        base.model,
+        spec.targets,
+        spec.exclude,
+        without=tuple(find_full_modules(base.model, base.new_modules)),
     )
     bytes_of = {"float32": 4, "auto": 4}.get(settings.base_dtype, 2)
     free = this_machine(cpu=settings.device == "cpu").usable - bytes_of * sum(

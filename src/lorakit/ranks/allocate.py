@@ -11,7 +11,9 @@ from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.errors import SpecError
 from lorakit.inits.from_data import checked, inputs_of
 from lorakit.inits.start import STARTS
-from lorakit.inject.targets import Place, select, whole
+from lorakit.inject.full_parameters import find_full_modules
+from lorakit.inject.places import Place
+from lorakit.inject.targets import select
 from lorakit.spec import SCALES, Settings, Spec, matches
 from lorakit.text import near_misses, plural
 
@@ -101,7 +103,7 @@ def counted(
         isinstance(budget, bool) or not isinstance(budget, int) or budget < 1
     ):
         raise SpecError(f"budget: a whole number of at least 1 is needed, got {budget!r}.")
-    modules = whole(model, spec.whole_modules)
+    modules = find_full_modules(model, spec.whole_modules)
     chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
     costs = {n: sum(p.shape) * p.site.read(p.layer).shape[:-2].numel() for n, p in chosen.items()}
     return (

@@ -240,7 +240,14 @@ def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
         if slot is None:
             continue
         for key in {waiting.partition(":")[2] for waiting in slot._parameters}:
-            sides = [*(n for n, a in state.adapters.items() if full_name(name, key) in a.whole), ""]
+            sides = [
+                *(
+                    n
+                    for n, a in state.adapters.items()
+                    if full_name(name, key) in a.full_parameters
+                ),
+                "",
+            ]
             now = next(n for n in sides if f"{n}:{key}" not in slot._parameters)
             want = next((n for n in sides if n in on), "")
             if want != now:

@@ -383,11 +383,11 @@ def check_gradients(adapter: Adapter) -> None:
     ]
     faults += [
         f"{name}   no gradient arrives"
-        for name, p in adapter.whole.items()
+        for name, p in adapter.full_parameters.items()
         if p.requires_grad and p.grad is None
     ]
     if faults:
-        total = len(adapter.deltas) + len(adapter.whole)
+        total = len(adapter.deltas) + len(adapter.full_parameters)
         raise TrainingError(
             f"At the first step {len(faults)} of {total} trained modules got no gradient.",
             faults,
@@ -401,5 +401,5 @@ def restore(adapter: Adapter, folder: Path) -> None:
     with torch.no_grad():
         for name, delta in adapter.deltas.items():  # with what is frozen in it
             delta.load_state_dict(kept.deltas[name].state_dict())
-        for name, parameter in adapter.whole.items():
-            parameter.copy_(kept.whole[name])
+        for name, parameter in adapter.full_parameters.items():
+            parameter.copy_(kept.full_parameters[name])

@@ -599,4 +599,4 @@ def test_whole_parameter_without_dimensions(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 4), Scaled())
     adapter = fill(lorakit.attach(model, Spec(rank=1, targets=["0"], whole_modules=["1"])))
     read = Adapter.load(adapter.save(tmp_path))
-    assert read == adapter and read.whole["1.temperature"].shape == ()
+    assert read == adapter and read.full_parameters["1.temperature"].shape == ()

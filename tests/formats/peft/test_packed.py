@@ -110,7 +110,8 @@ def test_peft_gives_the_same_outputs_from_a_file_of_parts(
             t
             for t in targets
             if any(
-                n.endswith(f".{t}") for n in lorakit.inject.targets.places(seeded(kind, config()))
+                n.endswith(f".{t}")
+                for n in lorakit.inject.places.find_places(seeded(kind, config()))
             )
         ]
     model = seeded(kind, config())
