@@ -39,9 +39,10 @@ import lorakit
 from lorakit import plots
 from lorakit.algebra import extract
 from lorakit.analysis.overlap import amplification
-from lorakit.analysis.spectra import energy, factorize, factors_of, rank_for, singular_values
+from lorakit.analysis.spectra import cumulative_energy, factors_of, rank_for_energy
 from lorakit.data.batches import Batches, collate
 from lorakit.evaluate.logits import compute_logits, divergence
+from lorakit.linalg import factorize, singular_values
 from lorakit.models.load import load, pad_id
 from lorakit.train.optim import lr_factor, set_lr
 
@@ -77,8 +78,8 @@ def needed(values: Iterable[Tensor]) -> dict[str, float]:
     many hold 90 %.
     """
     each = list(values)
-    first = sum(float(energy(v)[min(7, len(v) - 1)]) for v in each) / len(each)
-    return {"first_8": first, "rank_90": sum(rank_for(v, 0.9) for v in each) / len(each)}
+    first = sum(float(cumulative_energy(v)[min(7, len(v) - 1)]) for v in each) / len(each)
+    return {"first_8": first, "rank_90": sum(rank_for_energy(v, 0.9) for v in each) / len(each)}
 
 
 def table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:

@@ -25,7 +25,7 @@ from head import peak
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.compare.methods.trial import saving
+from lorakit.compare.methods.trial import saved_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ class Run:
 
     def saved(self) -> int:
         """Return the bytes that autograd keeps for the backward pass."""
-        with saving([*self.model.parameters(), *self.model.buffers()]) as kept:
+        with saved_tensors([*self.model.parameters(), *self.model.buffers()]) as kept:
             loss = self.loss()
         del loss
         return sum(kept.values())

@@ -24,7 +24,7 @@ from beside_peft import SEEDS, Setting, arguments, model_at, score, steps_of, wr
 from torch import nn
 
 import lorakit
-from lorakit.compare.methods.trial import saving
+from lorakit.compare.methods.trial import saved_tensors
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.deltas.kinds import DELTAS
@@ -108,7 +108,7 @@ def measured(
             optimizer, setting.lr * lr_factor(step, setting.steps, setting.warmup, setting.schedule)
         )
         chosen = [train[i] for i in order[step]]
-        with saving(model.parameters()) if step == 0 else nullcontext(saved) as saved:
+        with saved_tensors(model.parameters()) if step == 0 else nullcontext(saved) as saved:
             loss = batch_loss(model, collate(chosen, pad), setting.task)[0] / sum(
                 e.trained for e in chosen
             )

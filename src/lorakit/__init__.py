@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lorakit.adapter import Adapter
-    from lorakit.analysis.spectra import factorize
     from lorakit.deltas.base import LowRank
     from lorakit.errors import LorakitError
     from lorakit.inject.attach import attach, attached, detach, enable, enabled
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from lorakit.inject.fingerprint import fingerprint
     from lorakit.inject.routing import route
     from lorakit.inject.targets import select
+    from lorakit.linalg import factorize
     from lorakit.merging.weights import Undo, merge, unmerge
     from lorakit.ranks.allocate import allocate_ranks
     from lorakit.ranks.probe import select_layers
@@ -39,7 +39,7 @@ _HOME = {
     "detach": "inject.attach",
     "enable": "inject.attach",
     "enabled": "inject.attach",
-    "factorize": "analysis.spectra",
+    "factorize": "linalg",
     "fingerprint": "inject.fingerprint",
     "merge": "merging.weights",
     "route": "inject.routing",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorakit import Adapter, LorakitError, LowRank, Spec, attach, detach, enable, fingerprint
 from lorakit.algebra import METHODS, add, combine, negate, scale, subtract
-from lorakit.algebra.sparse import SPARSE, trimmed
+from lorakit.algebra.sparse import SPARSE_METHODS, keep_largest
 from lorakit.deltas.dora import DoRA
 
 from ..analysis.test_spectra import randn
@@ -153,12 +153,12 @@ def test_embeddings_and_convolutions_are_summed_as_they_act_together() -> None:
 
 
 def test_stacks_are_summed_matrix_by_matrix() -> None:
-    from lorakit.algebra.combination import book_product
+    from lorakit.algebra.combination import truncate_product
     from lorakit.algebra.outcome import Ledger
 
     A, B = randn(4, 6, 12), randn(4, 9, 6, seed=1)
     ledger = Ledger()
-    book_product(ledger, "experts", A, B, 2, None, torch.float64)
+    truncate_product(ledger, "experts", A, B, 2, None, torch.float64)
     A2, B2 = ledger.factors["experts"]
     assert A2.shape == (4, 2, 12)
     for a, b, a2, b2 in zip(A, B, A2, B2, strict=True):
@@ -171,7 +171,7 @@ def test_stacks_are_summed_matrix_by_matrix() -> None:
 def test_ties_trims_elects_and_averages_those_that_agree() -> None:
     """The paper's algorithm 1, written out: weights 1/2 and lambda = 1."""
     one, two = pair()
-    D = [trimmed(a.deltas["q"].matrix().detach(), 0.3) for a in (one, two)]
+    D = [keep_largest(a.deltas["q"].matrix().detach(), 0.3) for a in (one, two)]
     elected = (D[0] + D[1]).sign()
     expected = torch.zeros(SHAPE, dtype=torch.float64)
     for i in range(SHAPE[0]):
@@ -184,7 +184,7 @@ def test_ties_trims_elects_and_averages_those_that_agree() -> None:
     parts = [
         (d.A.detach(), d.B.detach() * d.scale, 0.5) for d in (a.deltas["q"] for a in (one, two))
     ]
-    found = SPARSE["ties"](parts, 0.3, 0, "q")
+    found = SPARSE_METHODS["ties"](parts, 0.3, 0, "q")
     assert torch.allclose(found, expected, atol=1e-12)
     best = float(torch.linalg.svdvals(expected)[7:].norm() / expected.norm())
     assert told.residuals["q"] == pytest.approx(best)
@@ -201,7 +201,7 @@ def test_dare_keeps_the_mean_and_its_share_of_the_weights() -> None:
     one, _ = pair()
     delta = one.deltas["q"]
     parts = [(delta.A.detach(), delta.B.detach() * delta.scale, 0.5)]
-    drawn = torch.stack([SPARSE["dare"](parts, 0.4, seed, "q") for seed in range(400)])
+    drawn = torch.stack([SPARSE_METHODS["dare"](parts, 0.4, seed, "q") for seed in range(400)])
     assert float((drawn != 0).double().mean()) == pytest.approx(0.4, abs=0.01)
     assert (
         float(
@@ -209,13 +209,17 @@ def test_dare_keeps_the_mean_and_its_share_of_the_weights() -> None:
         )
         < 0.06
     )
-    assert torch.equal(SPARSE["dare"](parts, 0.4, 3, "q"), SPARSE["dare"](parts, 0.4, 3, "q"))
-    assert not torch.equal(SPARSE["dare"](parts, 0.4, 3, "q"), SPARSE["dare"](parts, 0.4, 3, "k"))
+    assert torch.equal(
+        SPARSE_METHODS["dare"](parts, 0.4, 3, "q"), SPARSE_METHODS["dare"](parts, 0.4, 3, "q")
+    )
+    assert not torch.equal(
+        SPARSE_METHODS["dare"](parts, 0.4, 3, "q"), SPARSE_METHODS["dare"](parts, 0.4, 3, "k")
+    )
 
 
 def test_magnitude_keeps_the_largest() -> None:
     one, two = pair()
-    D = [0.5 * trimmed(a.deltas["q"].matrix().detach(), 0.25) for a in (one, two)]
+    D = [0.5 * keep_largest(a.deltas["q"].matrix().detach(), 0.25) for a in (one, two)]
     assert all(int((M != 0).sum()) == round(0.25 * M.numel()) for M in D)
     told = combine([(one, 0.5), (two, 0.5)], method="magnitude", density=0.25, energy=1.0)
     assert float((told.adapter.deltas["q"].matrix().detach() - D[0] - D[1]).norm()) < 1e-12
@@ -394,8 +398,8 @@ def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> 
 
 def test_trimming_keeps_the_largest_by_size() -> None:
     M = torch.tensor([[1.0, -5.0, 2.0], [-3.0, 0.5, 4.0]])
-    assert trimmed(M, 0.5).tolist() == [[0.0, -5.0, 0.0], [-3.0, 0.0, 4.0]]
-    assert torch.equal(trimmed(M, 1.0), M) and int((trimmed(M, 1e-9) != 0).sum()) == 1
+    assert keep_largest(M, 0.5).tolist() == [[0.0, -5.0, 0.0], [-3.0, 0.0, 4.0]]
+    assert torch.equal(keep_largest(M, 1.0), M) and int((keep_largest(M, 1e-9) != 0).sum()) == 1
 
 
 def test_an_adapter_of_views_has_a_hash() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorakit import Adapter, LorakitError, Spec, attach, fingerprint
 from lorakit.algebra import extract
-from lorakit.algebra.extraction import leading
+from lorakit.algebra.extraction import leading_directions
 
 from ..analysis.test_spectra import randn
 
@@ -189,7 +189,7 @@ def test_a_large_matrix_is_drawn_until_the_energy_is_there() -> None:
     dense = left * torch.linspace(2, 1, 60, dtype=torch.float64) @ right.T + 1e-4 * randn(
         900, 900, seed=2
     )
-    _, S, _ = leading(dense, None, 0.99)
+    _, S, _ = leading_directions(dense, None, 0.99)
     assert 57 <= len(S) < 200 and float(S.square().sum() / dense.square().sum()) >= 0.99
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lorakit import Adapter, LorakitError, LowRank, Spec
 from lorakit.algebra import resize
-from lorakit.algebra.truncation import chosen_ranks
+from lorakit.algebra.truncation import choose_ranks
 
 from ..analysis.test_spectra import randn
 from .test_combination import dense, dora, gap, pair
@@ -50,7 +50,7 @@ def test_one_budget_goes_where_it_saves_most() -> None:
         "c": torch.tensor([0.1]),
     }
     for budget in (1, 2, 3, 4, 5, 6):
-        found = chosen_ranks(spectra, dict.fromkeys(spectra, 1), parameters=budget)
+        found = choose_ranks(spectra, dict.fromkeys(spectra, 1), parameters=budget)
         kept = sum(float(values[: found[name]].square().sum()) for name, values in spectra.items())
         ways = [w for w in product(range(4), range(3), range(2)) if sum(w) <= budget]
         best = max(

@@ -9,7 +9,7 @@ import torch
 
 import lorakit
 from lorakit import LorakitError, Spec
-from lorakit.analysis.attention import compare, divergence, maps
+from lorakit.analysis.attention import attention_maps, compare_attention, divergence
 from lorakit.models.load import load
 from lorakit.models.open import open_model
 
@@ -61,7 +61,7 @@ def test_the_map_of_an_encoder_is_softmax_of_q_k(tiny_bert: Path):
     heads = opened.model.config.num_attention_heads
     q, k = (x.view(len(x), heads, -1).transpose(0, 1) for x in (q, k))
     dense = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
-    assert torch.allclose(maps(opened.model, inputs)[0], dense, atol=1e-6)
+    assert torch.allclose(attention_maps(opened.model, inputs)[0], dense, atol=1e-6)
 
 
 def test_the_comparison_leaves_the_model_as_it_was(opened):
@@ -72,35 +72,35 @@ def test_the_comparison_leaves_the_model_as_it_was(opened):
     with torch.no_grad():
         before = opened.model.eval()(**inputs).logits
     opened.model.train()
-    found = compare(opened.model, opened.tokenizer, TEXT)
+    found = compare_attention(opened.model, opened.tokenizer, TEXT)
     assert (opened.model.config._attn_implementation, lorakit.enabled(opened.model)) == names
     assert opened.model.training
     with torch.no_grad():
         assert torch.equal(opened.model.eval()(**inputs).logits, before)
-    assert torch.equal(found.after, maps(opened.model, inputs))
+    assert torch.equal(found.after, attention_maps(opened.model, inputs))
     lorakit.enable(opened.model, None)
-    assert torch.equal(found.before, maps(opened.model, inputs))
+    assert torch.equal(found.before, attention_maps(opened.model, inputs))
     assert torch.allclose(found.after.sum(-1), torch.ones(()).double(), atol=1e-6)
 
 
 def test_a_fresh_adapter_moves_nothing_and_a_trained_one_does(opened):
     lorakit.attach(opened.model, Spec(rank=2, targets="q"))
-    assert compare(opened.model, opened.tokenizer, TEXT).distance.count_nonzero() == 0
+    assert compare_attention(opened.model, opened.tokenizer, TEXT).distance.count_nonzero() == 0
     lorakit.detach(opened.model)
     adapted(opened, scale=0.1)
-    near = compare(opened.model, opened.tokenizer, TEXT)
+    near = compare_attention(opened.model, opened.tokenizer, TEXT)
     lorakit.detach(opened.model)
     adapted(opened, scale=2.0)
-    far = compare(opened.model, opened.tokenizer, TEXT)
-    assert 0 < near.mean < far.mean < 1
-    assert far.distance[far.most] == far.distance.max() and far.mean == pytest.approx(
-        float(far.distance.mean())
-    )
+    far = compare_attention(opened.model, opened.tokenizer, TEXT)
+    assert 0 < near.mean_distance < far.mean_distance < 1
+    assert far.distance[
+        far.most_changed_head
+    ] == far.distance.max() and far.mean_distance == pytest.approx(float(far.distance.mean()))
 
 
 def test_a_change_of_values_moves_no_map_of_its_own_layer(opened):
     adapted(opened, targets="v")
-    found = compare(opened.model, opened.tokenizer, TEXT)
+    found = compare_attention(opened.model, opened.tokenizer, TEXT)
     assert (
         found.distance[0].count_nonzero() == 0
     )  # maps come from q and k; later layers see other inputs
@@ -110,7 +110,7 @@ def test_a_change_of_values_moves_no_map_of_its_own_layer(opened):
 def test_a_token_without_a_choice_counts_for_nothing(tiny_llama: Path):
     opened = open_model(str(tiny_llama), None, "causal-lm")
     adapted(opened)
-    found = compare(opened.model, opened.tokenizer, TEXT)
+    found = compare_attention(opened.model, opened.tokenizer, TEXT)
     assert (found.before[..., 0, 0] == 1).all()
     kept = divergence(found.before, found.after)[..., 1:].mean(-1)
     assert torch.allclose(found.distance, kept)
@@ -131,10 +131,10 @@ def test_the_divergence_is_that_of_scipy():
 
 def test_the_moves_are_the_largest_changes(opened):
     adapted(opened)
-    found = compare(opened.model, opened.tokenizer, TEXT)
-    layer, head = found.most
+    found = compare_attention(opened.model, opened.tokenizer, TEXT)
+    layer, head = found.most_changed_head
     gap = (found.after - found.before)[layer, head].abs().flatten().sort(descending=True).values
-    moves = found.moves(layer, head, count=3)
+    moves = found.largest_changes(layer, head, count=3)
     assert [abs(m["after"] - m["before"]) for m in moves] == pytest.approx(gap[:3].tolist())
     assert {m["token"] for m in moves} | {m["at"] for m in moves} <= set(found.tokens)
 
@@ -152,7 +152,7 @@ def test_what_cannot_be_compared_is_refused(tiny_bert: Path, which: str, text: s
     adapted(opened)
     lorakit.enable(opened.model, "default" if which == "on" else None)
     with pytest.raises(LorakitError, match=says):
-        compare(opened.model, opened.tokenizer, text)
+        compare_attention(opened.model, opened.tokenizer, text)
 
 
 def test_a_model_without_maps_is_refused():
@@ -163,9 +163,9 @@ def test_a_model_without_maps_is_refused():
         LorakitError,
         match="Linear is no model of transformers: where its attention maps are is not known",
     ):
-        maps(nn.Linear(2, 2), {})
+        attention_maps(nn.Linear(2, 2), {})
     config = MambaConfig(
         vocab_size=16, hidden_size=8, state_size=4, num_hidden_layers=1, expand=1, time_step_rank=2
     )
     with pytest.raises(LorakitError, match="MambaModel gives no attention maps"):
-        maps(MambaModel(config), {"input_ids": torch.tensor([[1, 2, 3]])})
+        attention_maps(MambaModel(config), {"input_ids": torch.tensor([[1, 2, 3]])})

@@ -17,18 +17,21 @@ from lorakit.analysis.overlap import (
     sign_conflict,
     subspace_similarity,
 )
-from lorakit.analysis.report import beside, by_layer, describe, summary
+from lorakit.analysis.report import (
+    compare_adapters,
+    describe_modules,
+    grid_by_layer,
+    summarise_modules,
+)
 from lorakit.analysis.spectra import (
-    drawn_svd,
+    cumulative_energy,
     effective_rank,
-    energy,
     factors_of,
-    rank_for,
-    singular_values,
+    rank_for_energy,
     stable_rank,
-    svd,
 )
 from lorakit.deltas.dora import DoRA
+from lorakit.linalg import randomised_svd, singular_values, svd_of_product
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +47,7 @@ def test_svd_from_the_factors_is_that_of_the_dense_product(
     rank: int, out: int, inputs: int, scale: float
 ) -> None:
     A, B = randn(rank, inputs), randn(out, rank, seed=1)
-    dense, (U, S, Vh) = scale * B @ A, svd(A, B, scale)
+    dense, (U, S, Vh) = scale * B @ A, svd_of_product(A, B, scale)
     assert (U * S @ Vh - dense).norm() < 1e-12 * dense.norm()
     assert torch.allclose(S, torch.linalg.svdvals(dense)[: len(S)], atol=1e-12)
     assert torch.allclose(S, singular_values(A, B, scale), atol=1e-12)
@@ -59,7 +62,7 @@ def test_a_stack_gives_a_spectrum_a_matrix() -> None:
     )
     assert effective_rank(values) == pytest.approx(sum(effective_rank(v) for v in values) / 5)
     assert stable_rank(values) == pytest.approx(sum(stable_rank(v) for v in values) / 5)
-    U, S, Vh = svd(A, B)
+    U, S, Vh = svd_of_product(A, B)
     assert torch.allclose(U * S.unsqueeze(-2) @ Vh, B @ A, atol=1e-12)
     with pytest.raises(LorakitError, match=r"A is \(5, 3, 12\), B is \(4, 9, 3\)"):
         singular_values(A, B[:4])
@@ -67,9 +70,20 @@ def test_a_stack_gives_a_spectrum_a_matrix() -> None:
 
 def test_energy_and_the_rank_that_holds_it() -> None:
     values = torch.tensor([4.0, 2.0, 2.0, 1.0])
-    assert torch.allclose(energy(values), torch.tensor([0.64, 0.8, 0.96, 1.0], dtype=torch.float64))
-    assert [rank_for(values, share) for share in (0.1, 0.64, 0.65, 0.96, 1.0)] == [1, 1, 2, 3, 4]
-    assert energy(torch.zeros(3)).tolist() == [1.0, 1.0, 1.0] and rank_for(torch.zeros(3), 0.9) == 0
+    assert torch.allclose(
+        cumulative_energy(values), torch.tensor([0.64, 0.8, 0.96, 1.0], dtype=torch.float64)
+    )
+    assert [rank_for_energy(values, share) for share in (0.1, 0.64, 0.65, 0.96, 1.0)] == [
+        1,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert (
+        cumulative_energy(torch.zeros(3)).tolist() == [1.0, 1.0, 1.0]
+        and rank_for_energy(torch.zeros(3), 0.9) == 0
+    )
     assert (effective_rank(torch.zeros(3)), stable_rank(torch.zeros(3))) == (0.0, 0.0)
     assert effective_rank(torch.ones(5)) == pytest.approx(5.0)
 
@@ -81,7 +95,7 @@ def test_a_drawn_svd_keeps_its_two_bounds() -> None:
     left, right = (torch.linalg.qr(randn(700, 600, seed=s)).Q for s in (0, 1))
     true = torch.arange(1, 601, dtype=torch.float64).rsqrt()
     M = left * true @ right.T
-    U, S, Vh = drawn_svd(M, 20)
+    U, S, Vh = randomised_svd(M, 20)
     assert len(S) == 30 < 600
     ours = float((M - U[:, :20] * S[:20] @ Vh[:20]).norm())
     assert ours**2 == pytest.approx(float(M.norm() ** 2 - S[:20].square().sum()), rel=1e-9)
@@ -102,10 +116,10 @@ def test_what_a_dora_adds_is_described_whole_or_named() -> None:
     ):
         factors_of("q", delta)
     adapter = Adapter(Spec(rank=2, delta="dora"), {"0": delta})
-    assert describe(adapter)[0]["partial"] is True
+    assert describe_modules(adapter)[0]["partial"] is True
     model = nn.Sequential(nn.Linear(8, 6, dtype=torch.float64))
     model[0].weight.data.copy_(W)  # type: ignore[union-attr]
-    whole = describe(adapter, model)[0]
+    whole = describe_modules(adapter, model)[0]
     assert "partial" not in whole and whole["norm"] == pytest.approx(
         float(delta.matrix(W).detach().norm())
     )
@@ -191,34 +205,34 @@ def test_an_adapter_is_described_by_module_and_as_a_whole() -> None:
     adapter = pair(0)
     adapter.deltas["h.0.v"].B.data.zero_()
     adapter.deltas["h.1.q"].B.data.mul_(1e-4)
-    rows = describe(adapter)
+    rows = describe_modules(adapter)
     dense = {name: delta.matrix().detach() for name, delta in adapter.deltas.items()}
     assert [row["norm"] for row in rows] == pytest.approx([float(M.norm()) for M in dense.values()])
     assert [row["name"] for row in rows if row["dead"]] == ["h.0.v", "h.1.q"]
-    told = summary(rows)
+    told = summarise_modules(rows)
     assert told["norm"] == pytest.approx(
         float(torch.cat([M.flatten() for M in dense.values()]).norm())
     )
     assert told["dead_modules"] == 2
     json.dumps(rows, allow_nan=False)
-    layers, kinds, grid = by_layer(rows, "norm")
+    layers, kinds, grid = grid_by_layer(rows, "norm")
     assert (layers, kinds) == (["0", "1"], ["q", "v"]) and grid[1][1] == rows[3]["norm"]
 
 
 def test_two_adapters_lie_beside_each_other() -> None:
-    rows = beside(pair(0), pair(100))
+    rows = compare_adapters(pair(0), pair(100))
     assert [row["name"] for row in rows] == ["h.0.q", "h.0.v", "h.1.q", "h.1.v"]
     assert all(
         row["random"] == pytest.approx(3 / 12, rel=0.25) for row in rows
     )  # max(i, j) / width
-    own = beside(pair(0), pair(0))
+    own = compare_adapters(pair(0), pair(0))
     assert all(row["cosine"] == pytest.approx(1) and row["sign_conflict"] == 0 for row in own)
     assert all(max(row["angles"]) < 1e-4 for row in own)
     other = Adapter(Spec(rank=1), {"h.0.q": LowRank(torch.ones(1, 5), torch.ones(9, 1), alpha=1.0)})
     with pytest.raises(LorakitError, match=r"h\.0\.q   is \(9, 12\) in one, \(9, 5\) in the other"):
-        beside(pair(0), other)
+        compare_adapters(pair(0), other)
     with pytest.raises(LorakitError, match="The two adapters share no module"):
-        beside(
+        compare_adapters(
             pair(0),
             Adapter(Spec(rank=1), {"x": LowRank(torch.ones(1, 5), torch.ones(9, 1), alpha=1.0)}),
         )
@@ -229,7 +243,7 @@ def test_a_base_that_is_another_is_refused() -> None:
         {"h": nn.ModuleList([nn.ModuleDict({"q": nn.Linear(12, 9), "v": nn.Linear(12, 8)})])}
     )
     with pytest.raises(LorakitError) as caught:
-        describe(pair(0), model)
+        describe_modules(pair(0), model)
     assert caught.value.faults == [
         "h.0.v   is (9, 12), the model's is (8, 12)",
         "h.1.q   is not in the model",
@@ -246,7 +260,7 @@ def test_the_published_adapter_is_as_rank_deficient_as_the_paper_says(shared: Pa
     held = torch.load(path, map_location="cpu", weights_only=True)
     names = [key.removesuffix(".lora_A") for key in held if key.endswith(".lora_A")]
     deltas = {n: LowRank(held[f"{n}.lora_A"], held[f"{n}.lora_B"], alpha=16.0) for n in names}
-    rows = {row["name"]: row for row in describe(Adapter(Spec(rank=8, alpha=16), deltas))}
+    rows = {row["name"]: row for row in describe_modules(Adapter(Spec(rank=8, alpha=16), deltas))}
     top, needed = (
         {
             kind: sum(value(row) for n, row in rows.items() if n.endswith(kind)) / 12

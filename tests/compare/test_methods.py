@@ -10,9 +10,14 @@ from torch import nn
 
 import lorakit
 from lorakit import LorakitError, Spec
-from lorakit.compare.methods.compressed import cut
-from lorakit.compare.methods.full import full
-from lorakit.compare.methods.trial import headed, interval, scored, trained
+from lorakit.compare.methods.compressed import truncate_weights
+from lorakit.compare.methods.full import full_finetuning_spec
+from lorakit.compare.methods.trial import (
+    run_linear_head,
+    run_trial,
+    score_classifier,
+    wilson_interval,
+)
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.evaluate.score import batch_loss
@@ -36,8 +41,15 @@ def opened(folder: Path) -> tuple[Loaded, list[Example]]:
 
 def test_full_fine_tuning_is_that_of_a_plain_loop(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
-    found = trained(
-        loaded, full(loaded.model), rows, rows, method="full", steps=STEPS, lr=LR, batch_size=BATCH
+    found = run_trial(
+        loaded,
+        full_finetuning_spec(loaded.model),
+        rows,
+        rows,
+        method="full",
+        steps=STEPS,
+        lr=LR,
+        batch_size=BATCH,
     )
     plain, _ = opened(tiny_bert)
     count = sum(p.numel() for p in plain.model.parameters())
@@ -70,7 +82,7 @@ def test_full_fine_tuning_is_that_of_a_plain_loop(tiny_bert: Path):
 def test_full_covers_a_decoder_and_leaves_the_base(tiny_llama: Path):
     model = load(str(tiny_llama), "causal-lm").model
     before = {n: p.clone() for n, p in model.named_parameters()}
-    adapter = lorakit.attach(model, full(model))
+    adapter = lorakit.attach(model, full_finetuning_spec(model))
     assert set(adapter.full_parameters) == set(before)
     with torch.no_grad():
         for parameter in adapter.parameters():
@@ -87,7 +99,7 @@ def test_what_stands_beside_buffers_is_named():
             self.register_buffer("mean", torch.ones(2))
 
     with pytest.raises(LorakitError) as caught:
-        full(nn.Sequential(Mixed()))
+        full_finetuning_spec(nn.Sequential(Mixed()))
     assert "Sequential cannot be trained whole." in str(caught.value)
     assert "0.weight   stands beside buffers" in str(caught.value)
 
@@ -95,7 +107,7 @@ def test_what_stands_beside_buffers_is_named():
 def test_a_cut_model_computes_with_the_truncated_svd():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
-    found, x = cut(model, 2), torch.randn(3, 6, dtype=torch.float64)
+    found, x = truncate_weights(model, 2), torch.randn(3, 6, dtype=torch.float64)
     dense, tail, total = (
         nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double(),
         0.0,
@@ -107,7 +119,7 @@ def test_a_cut_model_computes_with_the_truncated_svd():
         layer.weight.data = U[:, :2] * S[:2] @ Vh[:2]
         tail, total = tail + float(S[2:].square().sum()), total + float(S.square().sum())
     assert found.error == pytest.approx((tail / total) ** 0.5)
-    assert (found.stored, found.whole) == (2 * 11 + 10, 30 + 10)
+    assert (found.stored_values, found.full_values) == (2 * 11 + 10, 30 + 10)
     base = model(x)
     lorakit.attach(model, found.adapter)
     assert torch.allclose(model(x), dense(x), atol=1e-12)
@@ -121,12 +133,12 @@ def test_a_cut_model_computes_with_the_truncated_svd():
 )
 def test_a_cut_that_cuts_nothing_is_refused(rank: int, says: str):
     with pytest.raises(LorakitError, match=says):
-        cut(nn.Sequential(nn.Linear(6, 5)), rank)
+        truncate_weights(nn.Sequential(nn.Linear(6, 5)), rank)
 
 
 def test_a_trial_tells_what_it_gave_and_took(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
-    found = trained(
+    found = run_trial(
         loaded,
         Spec(rank=2, targets="qv"),
         rows,
@@ -141,25 +153,28 @@ def test_a_trial_tells_what_it_gave_and_took(tiny_bert: Path):
     )  # two layers of q and v, and the new head
     assert found.memory_bytes > 12 * found.parameters and found.seconds > 0
     assert lorakit.enabled(loaded.model) == {"default": 1.0} and not loaded.model.training
-    again = scored(loaded, rows, method="again")
+    again = score_classifier(loaded, rows, method="again")
     assert (again.accuracy, again.low, again.high) == (found.accuracy, found.low, found.high)
     assert found.low < found.accuracy < found.high
-    assert (found.low, found.high) == interval(round(24 * found.accuracy), 24)
+    assert (found.low, found.high) == wilson_interval(round(24 * found.accuracy), 24)
 
 
 def test_full_fine_tuning_takes_more_of_all(tiny_bert: Path):
     small, rows = opened(tiny_bert)
     whole, _ = opened(tiny_bert)
     told = [
-        trained(loaded, spec, rows, rows, method="", steps=1, lr=LR, batch_size=BATCH)
-        for loaded, spec in ((small, Spec(rank=2, targets="qv")), (whole, full(whole.model)))
+        run_trial(loaded, spec, rows, rows, method="", steps=1, lr=LR, batch_size=BATCH)
+        for loaded, spec in (
+            (small, Spec(rank=2, targets="qv")),
+            (whole, full_finetuning_spec(whole.model)),
+        )
     ]
     assert told[0].parameters < told[1].parameters and told[0].memory_bytes < told[1].memory_bytes
 
 
 def test_the_linear_head_is_a_trial_too(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
-    found = headed(loaded, rows, rows)
+    found = run_linear_head(loaded, rows, rows)
     assert found.parameters == 3 * 32 + 1 and 0 <= found.low <= found.accuracy <= found.high <= 1
 
 
@@ -167,4 +182,4 @@ def test_a_trial_of_no_classes_is_refused(tiny_llama: Path):
     with pytest.raises(
         LorakitError, match="Trials are of classifiers; this model was loaded for causal-lm"
     ):
-        scored(load(str(tiny_llama), "causal-lm"), [], method="")
+        score_classifier(load(str(tiny_llama), "causal-lm"), [], method="")

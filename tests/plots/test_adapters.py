@@ -10,13 +10,13 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from lorakit import LorakitError, plots
-from lorakit.analysis.report import beside, describe
+from lorakit.analysis.report import compare_adapters, describe_modules
 
 from ..analysis.test_spectra import pair
 
 
 def test_the_picture_holds_the_numbers(tmp_path: Path) -> None:
-    rows, pairs = describe(pair(0)), beside(pair(0), pair(100))
+    rows, pairs = describe_modules(pair(0)), compare_adapters(pair(0), pair(100))
     drawn = plots.picture(rows, pairs, title="one and another")
     panels = [ax for ax in drawn.axes if ax.get_title()]
     assert [ax.get_title().partition(":")[0] for ax in panels] == [

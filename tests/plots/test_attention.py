@@ -6,13 +6,13 @@ import torch
 pytest.importorskip("matplotlib")
 
 from lorakit import LorakitError, plots
-from lorakit.analysis.attention import Compared
+from lorakit.analysis.attention import AttentionComparison
 
 
-def compared() -> Compared:
+def compared() -> AttentionComparison:
     draw = torch.Generator().manual_seed(0)
     before, after = (torch.rand(2, 3, 4, 4, generator=draw).double().softmax(-1) for _ in range(2))
-    return Compared(
+    return AttentionComparison(
         ("a", "b", "c", "d"),
         before,
         after,

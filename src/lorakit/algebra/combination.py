@@ -11,18 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.outcome import Factors, Ledger, Outcome, built, changes_of, pooled, stored
-from lorakit.algebra.sparse import SPARSE
-from lorakit.analysis.spectra import drawn_svd, product_norm, rank_for, svd
+from lorakit.algebra.outcome import (
+    Factors,
+    Ledger,
+    Outcome,
+    build_adapter,
+    factors_by_module,
+    pool_spectra,
+    round_as_stored,
+)
+from lorakit.algebra.sparse import SPARSE_METHODS
+from lorakit.analysis.spectra import rank_for_energy
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
-from lorakit.linalg import shared_evenly
+from lorakit.linalg import product_norm, randomised_svd, split_singular_values, svd_of_product
 from lorakit.sites.slot import base_parameters
 from lorakit.text import near_misses, plural
 
-METHODS = ("exact", *SPARSE)
+METHODS = ("exact", *SPARSE_METHODS)
 WHOLE = ("sum", "first", "drop")
 BIASES = ("none", "adapted", "all")  # from the fewest to the most
 KEPT = ("base_model", "task", "task_type", "labels")  # of the provenance, where all agree
@@ -130,7 +138,7 @@ def combine(
             faults,
             "Nothing was made.",
         )
-    changes = [(changes_of(adapter, base), weight) for adapter, weight in weighted]
+    changes = [(factors_by_module(adapter, base), weight) for adapter, weight in weighted]
     wide = dtype or _widest(adapters)
     if rank is not None:
         _check_rank(
@@ -146,14 +154,16 @@ def combine(
         if method == "exact":
             _exact(ledger, name, delta, parts, rank, energy, wide)
         else:
-            dense = SPARSE[method]([(A, B, w) for (A, B), w in parts], density or 1.0, seed, name)
+            dense = SPARSE_METHODS[method](
+                [(A, B, w) for (A, B), w in parts], density or 1.0, seed, name
+            )
             most = _limit(delta, sum(A.shape[-2] for (A, _), _ in parts))
             wanted = min(rank or most, most) if energy is None else None
-            book_dense(
+            truncate_dense(
                 ledger,
                 name,
                 dense,
-                drawn_svd(dense, wanted or min(dense.shape[-2:])),
+                randomised_svd(dense, wanted or min(dense.shape[-2:])),
                 wanted,
                 energy,
                 wide,
@@ -164,7 +174,9 @@ def combine(
         if any(d.name != "lora" for d in a.deltas.values())
     ]
     spec = _spec(adapters, held)
-    made = built(like, spec, ledger.factors, held, _provenance(weighted, base, spec, method), wide)
+    made = build_adapter(
+        like, spec, ledger.factors, held, _provenance(weighted, base, spec, method), wide
+    )
     return ledger.close(made, (*plain, *notes))
 
 
@@ -179,12 +191,12 @@ def _exact(
 ) -> None:
     A = torch.cat([A for (A, _), _ in parts], -2)
     B = torch.cat([B * weight for (_, B), weight in parts], -1)
-    book_product(
+    truncate_product(
         ledger, name, A, B, min(rank or A.shape[-2], _limit(delta, A.shape[-2])), energy, dtype
     )
 
 
-def book_product(
+def truncate_product(
     ledger: Ledger,
     name: str,
     A: Tensor,
@@ -197,22 +209,22 @@ def book_product(
     if energy is None and rank >= A.shape[-2]:
         pair, asked, least = (A, B), product_norm(A, B) ** 2, 0.0
     else:
-        U, S, Vh = svd(A, B)
-        spectrum = pooled(S)
-        rank = max(1, rank_for(spectrum, energy)) if energy is not None else rank
+        U, S, Vh = svd_of_product(A, B)
+        spectrum = pool_spectra(S)
+        rank = max(1, rank_for_energy(spectrum, energy)) if energy is not None else rank
         pair, asked, least = (
-            shared_evenly(U, S, Vh, rank),
+            split_singular_values(U, S, Vh, rank),
             float(S.square().sum()),
             float(spectrum[rank:].square().sum()),
         )
     # What is stored is what counts: the difference to the rounded factors, again from factors
     # alone.
-    A2, B2 = (t.double() for t in stored(pair, dtype))
+    A2, B2 = (t.double() for t in round_as_stored(pair, dtype))
     lost = product_norm(torch.cat([A, A2], -2), torch.cat([B, -B2], -1)) ** 2
     ledger.book(name, asked, lost, min(least, lost), pair)
 
 
-def book_dense(
+def truncate_dense(
     ledger: Ledger,
     name: str,
     dense: Tensor,
@@ -223,14 +235,15 @@ def book_dense(
 ) -> None:
     """Book the factors of a dense change from its leading directions, and what they leave of it."""
     U, S, Vh = parts
-    spectrum, asked = pooled(S), float(dense.double().square().sum())
+    spectrum, asked = pool_spectra(S), float(dense.double().square().sum())
     if rank is None:
         rest = max(0.0, asked - float(spectrum.square().sum()))
         rank = max(
-            1, rank_for(torch.cat([spectrum, spectrum.new_tensor([rest**0.5])]), energy or 1.0)
+            1,
+            rank_for_energy(torch.cat([spectrum, spectrum.new_tensor([rest**0.5])]), energy or 1.0),
         )
-    pair = shared_evenly(U, S, Vh, min(rank, S.shape[-1]))
-    A2, B2 = (t.double() for t in stored(pair, dtype))
+    pair = split_singular_values(U, S, Vh, min(rank, S.shape[-1]))
+    A2, B2 = (t.double() for t in round_as_stored(pair, dtype))
     lost = float((dense.double() - B2 @ A2).square().sum())
     ledger.book(name, asked, lost, min(float(spectrum[rank:].square().sum()), lost), pair)
 
@@ -260,9 +273,9 @@ def _check_request(
             faults.append(
                 f"{what} {asked!r} is none of {', '.join(known)} {near_misses(asked, known)}".rstrip()
             )
-    if method in SPARSE and (density is None or not 0 < density <= 1):
+    if method in SPARSE_METHODS and (density is None or not 0 < density <= 1):
         faults.append(f"method {method!r} needs a density above 0 and at most 1, got {density!r}")
-    if method not in SPARSE and density is not None:
+    if method not in SPARSE_METHODS and density is not None:
         faults.append(f"density {density!r}: method {method!r} keeps every weight")
     if not weighted:
         faults.append("no adapter is given")

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.combination import book_dense, size_faults
-from lorakit.algebra.outcome import Ledger, Outcome, built, pooled
-from lorakit.algebra.truncation import chosen_ranks
-from lorakit.analysis.spectra import drawn_svd
+from lorakit.algebra.combination import size_faults, truncate_dense
+from lorakit.algebra.outcome import Ledger, Outcome, build_adapter, pool_spectra
+from lorakit.algebra.truncation import choose_ranks
 from lorakit.deltas.base import LowRank
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place, find_places
+from lorakit.linalg import randomised_svd
 from lorakit.sites.slot import own_modules
 from lorakit.spec import Spec, full_name, matches
 from lorakit.text import plural
 
 
 @dataclass
-class Plan:
+class ExtractionPlan:
     """What of the difference goes where."""
 
     matrices: dict[str, tuple[Place, Place]] = field(default_factory=dict)  # (base's, tuned)
@@ -90,7 +90,7 @@ def extract(
         faults.append("no size is given: a rank, an energy, or a number of bytes is needed")
     if faults:
         raise SpecError("This size cannot be meant.", faults, "Nothing was extracted.")
-    plan = planned(base, tuned, tuple(leave_out), tuple(heads))
+    plan = plan_extraction(base, tuned, tuple(leave_out), tuple(heads))
     if plan.faults:
         what = f"What was tuned cannot be written as a change of this base: {plural(len(plan.faults), 'fault')}."
         advice = "Name what is not wanted with leave_out (--leave-out). Nothing was extracted."
@@ -118,14 +118,22 @@ def extract(
     ranks = _under(room, plan, costs) if room is not None and costs else {}
     ledger, notes, empty = Ledger(), [], []
     for name, pair in plan.matrices.items():
-        dense = difference(*pair)
+        dense = weight_difference(*pair)
         wanted = ranks[name] if ranks else min(rank, *dense.shape) if rank else None
         if wanted == 0:
             empty.append(name)
             lost = float(dense.double().square().sum())
             ledger.book(name, lost, lost, lost, None)
         else:
-            book_dense(ledger, name, dense, leading(dense, wanted, energy), wanted, energy, dtype)
+            truncate_dense(
+                ledger,
+                name,
+                dense,
+                leading_directions(dense, wanted, energy),
+                wanted,
+                energy,
+                dtype,
+            )
     if plan.whole:
         notes.append(f"carried whole: {', '.join(plan.whole)}")
     if plan.left_out:
@@ -136,16 +144,18 @@ def extract(
     return ledger.close(made, tuple(notes))
 
 
-def _under(room: int, plan: Plan, costs: dict[str, int]) -> dict[str, int]:
+def _under(room: int, plan: ExtractionPlan, costs: dict[str, int]) -> dict[str, int]:
     # Spectra alone are kept: all decompositions together would take more than the models.
     spectra = {
-        n: pooled(leading(difference(*pair), max(1, room // costs[n]), None)[1])
+        n: pool_spectra(
+            leading_directions(weight_difference(*pair), max(1, room // costs[n]), None)[1]
+        )
         for n, pair in plan.matrices.items()
     }
-    return chosen_ranks(spectra, costs, parameters=room)
+    return choose_ranks(spectra, costs, parameters=room)
 
 
-def difference(old: Place, new: Place) -> Tensor:
+def weight_difference(old: Place, new: Place) -> Tensor:
     """Return what was added to a base's matrix: (out, in), float32, or float64 where the weights
     are.
     """
@@ -154,28 +164,30 @@ def difference(old: Place, new: Place) -> Tensor:
     return N.to(M.device, wide) - M.to(wide)
 
 
-def leading(dense: Tensor, rank: int | None, energy: float | None) -> tuple[Tensor, Tensor, Tensor]:
+def leading_directions(
+    dense: Tensor, rank: int | None, energy: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the directions that a rank asks for; without one as many as an energy needs: more are
     drawn until it is met.
     """
     small = min(dense.shape[-2:])
     if rank is not None:
-        return drawn_svd(dense, min(rank, small))
+        return randomised_svd(dense, min(rank, small))
     total, count = float(dense.double().square().sum()), 32
     while True:
-        found = drawn_svd(dense, min(count, small))
+        found = randomised_svd(dense, min(count, small))
         if found[1].shape[-1] >= small or float(found[1].square().sum()) >= (energy or 1.0) * total:
             return found
         count *= 2
 
 
-def planned(
+def plan_extraction(
     base: nn.Module, tuned: nn.Module, leave_out: tuple[str, ...], heads: tuple[str, ...]
-) -> Plan:
+) -> ExtractionPlan:
     """Sort the difference of two models: matrices, what is carried whole, what is left out, what
     cannot be carried.
     """
-    plan, old, new = Plan(), _tensors(base), _tensors(tuned)
+    plan, old, new = ExtractionPlan(), _tensors(base), _tensors(tuned)
     unwanted = {path for path in {**old, **new} if _named(path, leave_out)}
     unused = [p for p in leave_out if not any(_named(path, (p,)) for path in {**old, **new})]
     plan.faults += [f"{pattern!r}   is to be left out, but names nothing" for pattern in unused]
@@ -271,7 +283,7 @@ def _equal(one: Tensor, two: Tensor) -> bool:
     return torch.equal(one.to(wide), two.to(one.device, wide))
 
 
-def _made(base: nn.Module, plan: Plan, ledger: Ledger, dtype: torch.dtype) -> Adapter:
+def _made(base: nn.Module, plan: ExtractionPlan, ledger: Ledger, dtype: torch.dtype) -> Adapter:
     like = {}
     for name, (place, _) in plan.matrices.items():
         out, inputs = place.shape
@@ -294,4 +306,4 @@ def _made(base: nn.Module, plan: Plan, ledger: Ledger, dtype: torch.dtype) -> Ad
     if name := getattr(base, "name_or_path", ""):  # of transformers
         origin["base_model"] = name
     whole = {path: tensor.to(dtype) for path, tensor in plan.whole.items()}
-    return built(like, spec, ledger.factors, whole, {**origin, "extracted": True}, dtype)
+    return build_adapter(like, spec, ledger.factors, whole, {**origin, "extracted": True}, dtype)

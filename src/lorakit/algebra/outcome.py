@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.analysis.report import matrices_of
+from lorakit.analysis.report import base_matrices
 from lorakit.analysis.spectra import factors_of
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.overrides import requested_settings, write_overrides
@@ -100,14 +100,14 @@ class Ledger:
         )
 
 
-def changes_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Factors]:
+def factors_by_module(adapter: Adapter, base: nn.Module | None) -> dict[str, Factors]:
     """Return the factors of every module's change, its scale included.
 
     Raises:
         SpecError: changes that depend on the base's matrix, while there is none; all are named.
         AdapterMismatch: the base does not hold the adapter's modules.
     """
-    matrices, found, faults = matrices_of(adapter, base), {}, []
+    matrices, found, faults = base_matrices(adapter, base), {}, []
     for name, delta in adapter.deltas.items():
         try:
             found[name] = factors_of(name, delta, matrices.get(name))
@@ -123,20 +123,20 @@ def changes_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Factors]:
     return found
 
 
-def stored(factors: Factors, dtype: torch.dtype) -> Factors:
+def round_as_stored(factors: Factors, dtype: torch.dtype) -> Factors:
     """Return the factors as a file will hold them."""
     A, B = factors
     return A.to(dtype).contiguous(), B.to(dtype).contiguous()
 
 
-def pooled(S: Tensor) -> Tensor:
+def pool_spectra(S: Tensor) -> Tensor:
     """Return one spectrum of a stack: a rank holds for all of its matrices, so their energies add
     up.
     """
     return S.square().reshape(-1, S.shape[-1]).sum(0).sqrt()
 
 
-def built(
+def build_adapter(
     like: Mapping[str, Delta],
     spec: Spec,
     factors: Mapping[str, Factors],
@@ -151,7 +151,7 @@ def built(
     """
     deltas: dict[str, LowRank] = {}
     for name, pair in factors.items():
-        A, B = stored(pair, dtype)
+        A, B = round_as_stored(pair, dtype)
         model = like[name]
         deltas[name] = LowRank(
             A,

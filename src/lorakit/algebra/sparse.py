@@ -32,7 +32,7 @@ def ties(parts: Parts, density: float, seed: int, name: str) -> Tensor:
     >>> ties([one, two], 1.0, 0, "").tolist()
     [[3.0], [3.0]]
     """
-    weighted = torch.stack([weight * trimmed(B @ A, density) for A, B, weight in parts])
+    weighted = torch.stack([weight * keep_largest(B @ A, density) for A, B, weight in parts])
     sizes = torch.tensor(
         [abs(weight) for *_, weight in parts], dtype=weighted.dtype, device=weighted.device
     )
@@ -79,10 +79,10 @@ def magnitude(parts: Parts, density: float, seed: int, name: str) -> Tensor:
     >>> magnitude([(torch.eye(1), torch.tensor([[2.0], [3.0]]), 2.0)], 0.5, 0, "").tolist()
     [[0.0], [6.0]]
     """
-    return torch.stack([weight * trimmed(B @ A, density) for A, B, weight in parts]).sum(0)
+    return torch.stack([weight * keep_largest(B @ A, density) for A, B, weight in parts]).sum(0)
 
 
-def trimmed(dense: Tensor, density: float) -> Tensor:
+def keep_largest(dense: Tensor, density: float) -> Tensor:
     """Return a matrix of which only the largest entries by size are left: this share of them, zeros
     elsewhere.
     """
@@ -95,7 +95,7 @@ def trimmed(dense: Tensor, density: float) -> Tensor:
     return out.view_as(dense)
 
 
-SPARSE: dict[str, Callable[[Parts, float, int, str], Tensor]] = {
+SPARSE_METHODS: dict[str, Callable[[Parts, float, int, str], Tensor]] = {
     "ties": ties,
     "dare": dare,
     "magnitude": magnitude,

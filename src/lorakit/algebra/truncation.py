@@ -7,11 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.combination import book_product, size_faults
-from lorakit.algebra.outcome import Ledger, Outcome, built, changes_of, pooled
-from lorakit.analysis.spectra import rank_for, singular_values
+from lorakit.algebra.combination import size_faults, truncate_product
+from lorakit.algebra.outcome import Ledger, Outcome, build_adapter, factors_by_module, pool_spectra
+from lorakit.analysis.spectra import rank_for_energy
 from lorakit.deltas.tied import Twin
 from lorakit.errors import SpecError
+from lorakit.linalg import singular_values
 from lorakit.text import plural
 
 
@@ -59,10 +60,10 @@ def resize(
     # What shares its factors with an embedding goes with it.
     changes = {
         n: change
-        for n, change in changes_of(adapter, base).items()
+        for n, change in factors_by_module(adapter, base).items()
         if not isinstance(adapter.deltas[n], Twin)
     }
-    spectra = {name: pooled(singular_values(A, B)) for name, (A, B) in changes.items()}
+    spectra = {name: pool_spectra(singular_values(A, B)) for name, (A, B) in changes.items()}
     most = max((len(values) for values in spectra.values()), default=0)
     if rank is not None and rank >= most:
         raise SpecError(
@@ -70,11 +71,11 @@ def resize(
             advice="Nothing was made.",
         )
     costs = {name: B[..., 0].numel() + A[..., 0, :].numel() for name, (A, B) in changes.items()}
-    ranks = chosen_ranks(spectra, costs, rank=rank, energy=energy, parameters=parameters)
+    ranks = choose_ranks(spectra, costs, rank=rank, energy=energy, parameters=parameters)
     ledger, dtype = Ledger(), adapter.dtype
     for name, (A, B) in changes.items():
         if ranks[name]:
-            book_product(ledger, name, A, B, ranks[name], None, dtype)
+            truncate_product(ledger, name, A, B, ranks[name], None, dtype)
         else:
             lost = float(spectra[name].square().sum())
             ledger.book(name, lost, lost, lost, None)
@@ -86,7 +87,7 @@ def resize(
         **adapter.provenance,
         "resized": {"of": adapter.content_hash(), **_asked(rank, energy, parameters)},
     }
-    made = built(
+    made = build_adapter(
         adapter.deltas, adapter.spec, ledger.factors, adapter.full_parameters, origin, dtype
     )
     return ledger.close(made, tuple(notes))
@@ -100,7 +101,7 @@ def _asked(rank: int | None, energy: float | None, parameters: int | None) -> di
     }
 
 
-def chosen_ranks(
+def choose_ranks(
     spectra: Mapping[str, Tensor],
     costs: Mapping[str, int],
     *,
@@ -123,13 +124,13 @@ def chosen_ranks(
 
     >>> import torch
     >>> spectra = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 2.0])}
-    >>> chosen_ranks(spectra, {"a": 4, "b": 4}, parameters=12), chosen_ranks(spectra, {"a": 4, "b": 4}, energy=0.9)
+    >>> choose_ranks(spectra, {"a": 4, "b": 4}, parameters=12), choose_ranks(spectra, {"a": 4, "b": 4}, energy=0.9)
     ({'a': 1, 'b': 2}, {'a': 1, 'b': 2})
     """
     if rank is not None:
         return {name: min(rank, len(values)) for name, values in spectra.items()}
     if energy is not None:
-        return {name: max(1, rank_for(values, energy)) for name, values in spectra.items()}
+        return {name: max(1, rank_for_energy(values, energy)) for name, values in spectra.items()}
     left, ranks = parameters or 0, dict.fromkeys(spectra, 0)
     if ranks and left < min(costs.values()):
         raise SpecError(

@@ -16,7 +16,7 @@ EXACT = "eager"  # the attention of transformers that keeps its maps; fast kerne
 
 
 @dataclass(frozen=True)
-class Compared:
+class AttentionComparison:
     """The maps of one text without and with the adapters that are on, and what lies between them.
 
     Attributes:
@@ -34,17 +34,17 @@ class Compared:
     distance: Tensor
 
     @property
-    def mean(self) -> float:
+    def mean_distance(self) -> float:
         """The distance, over all layers and heads."""
         return float(self.distance.mean())
 
     @property
-    def most(self) -> tuple[int, int]:
+    def most_changed_head(self) -> tuple[int, int]:
         """The layer and the head that moved most, counted from 0."""
         layer, head = divmod(int(self.distance.argmax()), self.distance.shape[1])
         return layer, head
 
-    def moves(self, layer: int, head: int, count: int = 5) -> list[dict[str, Any]]:
+    def largest_changes(self, layer: int, head: int, count: int = 5) -> list[dict[str, Any]]:
         """Return where attention changed most in one head: which token, at which, before, after;
         the largest first.
 
@@ -67,20 +67,20 @@ class Compared:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON holds them; the maps are those of the head that moved most."""
-        layer, head = self.most
+        layer, head = self.most_changed_head
         return {
             "tokens": list(self.tokens),
-            "distance": self.mean,
+            "distance": self.mean_distance,
             "unit": "bits",
             "by_head": self.distance.tolist(),
             "most": [layer, head],
-            "moves": self.moves(layer, head),
+            "moves": self.largest_changes(layer, head),
             "before": self.before[layer, head].tolist(),
             "after": self.after[layer, head].tolist(),
         }
 
 
-def compare(model: nn.Module, tokenizer: Any, text: str) -> Compared:
+def compare_attention(model: nn.Module, tokenizer: Any, text: str) -> AttentionComparison:
     """Return a model's attention maps for a text without its adapters and with those that are on,
     and their distance.
 
@@ -110,7 +110,7 @@ def compare(model: nn.Module, tokenizer: Any, text: str) -> Compared:
             advice="Switch one on: enable(model, NAME).",
         )
     inputs = tokenizer(text, return_tensors="pt").to(next(model.parameters()).device)
-    tokens = tuple(spelled(tokenizer, inputs["input_ids"][0].tolist()))
+    tokens = tuple(readable_tokens(tokenizer, inputs["input_ids"][0].tolist()))
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if longest is not None and len(tokens) > longest:
         raise SpecError(
@@ -122,17 +122,19 @@ def compare(model: nn.Module, tokenizer: Any, text: str) -> Compared:
             f"The text {text!r} has no tokens that could look at each other.",
             advice="Give a sentence.",
         )
-    after = maps(model, inputs)
+    after = attention_maps(model, inputs)
     enable(model, None)
     try:
-        before = maps(model, inputs)
+        before = attention_maps(model, inputs)
     finally:
         enable(model, on)
     choice = ((before > 0) | (after > 0)).sum(-1).amax((0, 1)) > 1
-    return Compared(tokens, before, after, divergence(before, after)[..., choice].mean(-1))
+    return AttentionComparison(
+        tokens, before, after, divergence(before, after)[..., choice].mean(-1)
+    )
 
 
-def maps(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+def attention_maps(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return the attention maps of one text, as the model stands.
 
     Args:
@@ -146,7 +148,7 @@ def maps(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     Raises:
         ModelError: it gives none, or layers whose maps differ in shape.
     """
-    with exactly(model), torch.no_grad():
+    with exact_attention(model), torch.no_grad():
         found = getattr(model(**inputs, output_attentions=True), "attentions", None)
     layers = [layer[0] for layer in found or () if layer is not None and layer.ndim == 4]
     if not layers:
@@ -191,7 +193,7 @@ def divergence(P: Tensor, Q: Tensor) -> Tensor:
 
 
 @contextmanager
-def exactly(model: Any) -> Iterator[None]:
+def exact_attention(model: Any) -> Iterator[None]:
     """Keep a model in eval mode, and its attention as the plain one that keeps its maps, while the
     block lasts.
     """
@@ -210,7 +212,7 @@ def exactly(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def spelled(tokenizer: Any, ids: list[int]) -> list[str]:
+def readable_tokens(tokenizer: Any, ids: list[int]) -> list[str]:
     """Return tokens as a person would read them: without the marks of a tokenizer for spaces.
 
     Args:

@@ -8,8 +8,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from lorakit.analysis.spectra import drawn_svd, product_norm, svd
 from lorakit.errors import SpecError
+from lorakit.linalg import product_norm, randomised_svd, svd_of_product
 
 BLOCK = 1 << 22  # entries of a dense product that are looked at together
 
@@ -23,7 +23,7 @@ def subspace_similarity(A1: Tensor, A2: Tensor) -> Tensor:
     see `random_similarity`.
 
     Args:
-        A1: (rank 1, in), any floating dtype: A of an adapter, or the Vh of `svd(A, B)` times its
+        A1: (rank 1, in), any floating dtype: A of an adapter, or the Vh of `svd_of_product(A, B)` times its
             singular values.
         A2: (rank 2, in).
 
@@ -169,7 +169,7 @@ def amplification(
     >>> amplification(W, torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[0.0], [2.0], [0.0]])).factor
     4.0
     """
-    U, S, Vh = svd(A, B, scale)
+    U, S, Vh = svd_of_product(A, B, scale)
     rank = len(S) if rank is None else rank
     if W.shape != (len(U), Vh.shape[1]) or not 1 <= rank <= len(S):
         raise SpecError(
@@ -185,7 +185,7 @@ def amplification(
     return Amplification(
         rank=rank,
         along_delta=along,
-        along_W=float(drawn_svd(W, rank)[1][:rank].norm()),
+        along_W=float(randomised_svd(W, rank)[1][:rank].norm()),
         along_random=float((L.mT @ W @ R).norm()),
         delta_norm=norm,
         W_norm=float(W.norm()),
@@ -222,7 +222,7 @@ def intruder_dimensions(
     W = W.detach().double()
     changed = W + scale * (B.detach().double() @ A.detach().double())
     own = torch.linalg.svd(W, full_matrices=False)[0]
-    new = drawn_svd(changed, min(top, *W.shape))[0][:, :top]
+    new = randomised_svd(changed, min(top, *W.shape))[0][:, :top]
     return int(((own.mT @ new).abs().amax(0) < threshold).sum())
 
 

@@ -19,23 +19,22 @@ from lorakit.analysis.overlap import (
     subspace_similarity,
 )
 from lorakit.analysis.spectra import (
+    cumulative_energy,
     effective_rank,
-    energy,
     factors_of,
-    rank_for,
-    singular_values,
+    rank_for_energy,
     stable_rank,
-    svd,
 )
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.places import find_places
+from lorakit.linalg import singular_values, svd_of_product
 
 DEAD = 0.01  # of the median norm
 DRAWS = 8  # of random subspaces, whose mean is the control
 
 
-def describe(
+def describe_modules(
     adapter: Adapter, base: nn.Module | None = None, *, intruders: bool = False
 ) -> list[dict[str, Any]]:
     """Return what is known of each module's change, one dict a module, as JSON holds it.
@@ -53,11 +52,11 @@ def describe(
 
     >>> import torch, lorakit
     >>> adapter = Adapter(lorakit.Spec(rank=1), {"0": LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=0.5)})
-    >>> row, = describe(adapter)
+    >>> row, = describe_modules(adapter)
     >>> row["norm"], row["effective_rank"], row["dead"]
     (2.0, 1.0, False)
     """
-    matrices = matrices_of(adapter, base)
+    matrices = base_matrices(adapter, base)
     rows = [
         _row(name, delta, matrices.get(name), intruders) for name, delta in adapter.deltas.items()
     ]
@@ -67,7 +66,7 @@ def describe(
     return rows
 
 
-def matrices_of(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]:
+def base_matrices(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]:
     """Return the base's matrix (out, in) of each adapted module; empty without a base.
 
     Raises:
@@ -107,9 +106,9 @@ def _row(name: str, delta: Delta, M: Tensor | None, intruders: bool) -> dict[str
         "norm": float(values.norm()),
         "effective_rank": effective_rank(values),
         "stable_rank": stable_rank(values),
-        "rank_90": rank_for(values, 0.9),
+        "rank_90": rank_for_energy(values, 0.9),
         "singular_values": values.tolist(),
-        "energy": energy(values).tolist(),
+        "energy": cumulative_energy(values).tolist(),
     }
     if partial:
         row["partial"] = True
@@ -122,11 +121,11 @@ def _row(name: str, delta: Delta, M: Tensor | None, intruders: bool) -> dict[str
     return row
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarise_modules(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the whole adapter in a few numbers: norm, mean effective and stable rank, how many
     modules are dead.
 
-    >>> summary([{"norm": 3.0, "effective_rank": 2.0, "stable_rank": 1.0, "rank_90": 2, "dead": False},
+    >>> summarise_modules([{"norm": 3.0, "effective_rank": 2.0, "stable_rank": 1.0, "rank_90": 2, "dead": False},
     ...          {"norm": 4.0, "effective_rank": 1.0, "stable_rank": 1.0, "rank_90": 1, "dead": False}])
     {'norm': 5.0, 'effective_rank': 1.5, 'stable_rank': 1.0, 'rank_90': 1.5, 'dead_modules': 0}
     """
@@ -142,7 +141,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def beside(first: Adapter, second: Adapter, base: nn.Module | None = None) -> list[dict[str, Any]]:
+def compare_adapters(
+    first: Adapter, second: Adapter, base: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Return how two adapters lie to each other, one dict for each module that both change.
 
     name, similarity (phi by the directions of the change's input side, rank 1 x rank 2), random
@@ -161,7 +162,7 @@ def beside(first: Adapter, second: Adapter, base: nn.Module | None = None) -> li
 
     >>> import torch, lorakit
     >>> adapter = Adapter(lorakit.Spec(rank=1), {"0": LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=0.5)})
-    >>> row, = beside(adapter, adapter)
+    >>> row, = compare_adapters(adapter, adapter)
     >>> row["similarity"], row["cosine"], row["sign_conflict"]
     ([[1.0]], 1.0, 0.0)
     """
@@ -178,7 +179,7 @@ def beside(first: Adapter, second: Adapter, base: nn.Module | None = None) -> li
             else "The two adapters share no module.",
             faults,
         )
-    matrices = [matrices_of(adapter, base) for adapter in (first, second)]
+    matrices = [base_matrices(adapter, base) for adapter in (first, second)]
     return [
         _pair(n, *((a.deltas[n], m.get(n)) for a, m in zip((first, second), matrices, strict=True)))
         for n in shared
@@ -189,7 +190,7 @@ def _pair(name: str, *sides: tuple[Delta, Tensor | None]) -> dict[str, Any]:
     one, two = (factors_of(name, delta, M) for delta, M in sides)
     if not all(float(singular_values(*side).norm()) for side in (one, two)) or one[0].ndim > 2:
         return {"name": name, "cosine": cosine(one, two), "sign_conflict": sign_conflict(one, two)}
-    (U1, S1, V1), (U2, S2, V2) = (_live(*svd(*side)) for side in (one, two))
+    (U1, S1, V1), (U2, S2, V2) = (_live(*svd_of_product(*side)) for side in (one, two))
     left = subspace_similarity(U1.mT * S1[:, None], U2.mT * S2[:, None])
     right = subspace_similarity(V1 * S1[:, None], V2 * S2[:, None])
     drawn = (
@@ -213,7 +214,7 @@ def _live(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return U[:, :keep], S[:keep], Vh[:keep]
 
 
-def by_layer(
+def grid_by_layer(
     rows: Sequence[Mapping[str, Any]], key: str
 ) -> tuple[list[str], list[str], list[list[float | None]]]:
     """Return a number of each module as a grid: what the rows are (layers), the columns (kinds),
@@ -221,7 +222,7 @@ def by_layer(
 
     A module that stands in no numbered layer is a row of its own.
 
-    >>> by_layer([{"name": "h.0.q", "x": 1.0}, {"name": "h.1.q", "x": 2.0}, {"name": "h.1.v", "x": 3.0}], "x")
+    >>> grid_by_layer([{"name": "h.0.q", "x": 1.0}, {"name": "h.1.q", "x": 2.0}, {"name": "h.1.v", "x": 3.0}], "x")
     (['0', '1'], ['q', 'v'], [[1.0, None], [2.0, 3.0]])
     """
     cells: dict[tuple[str, str], float] = {}

@@ -71,7 +71,7 @@ def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
     sentences.
     """
     from lorakit.adapter import Adapter
-    from lorakit.compare.methods.linear_head import linear_head
+    from lorakit.compare.methods.linear_head import fit_linear_head
     from lorakit.data.rows import read_rows
     from lorakit.evaluate.score import evaluate
     from lorakit.inject.attach import enable
@@ -91,7 +91,7 @@ def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
     found = evaluate(loaded.model, asked[:SHOWN], "classify", pad=pad, classes=2).predictions
     enable(loaded.model, None)
     with progress_bar("fitting a linear head", len(examples) + len(asked)) as advance:
-        head = linear_head(
+        head = fit_linear_head(
             loaded.model.base_model, examples, asked, pad=pad, classes=2, progress=advance
         )
     names = loaded.labels

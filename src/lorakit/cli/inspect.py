@@ -101,10 +101,10 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
     second = Adapter.load(looking.beside) if looking.beside else None
     loaded = _loaded(looking, adapter) if looking.model else None
     base = loaded.model if loaded else None
-    modules = report.describe(adapter, base, intruders=looking.intruders)
+    modules = report.describe_modules(adapter, base, intruders=looking.intruders)
     told: dict[str, Any] = {
         "modules": modules,
-        **report.summary(modules),
+        **report.summarise_modules(modules),
         "trainable_parameters": adapter.parameters_count,
         "spec": adapter.spec.to_dict(),
         "whole": {path: list(t.shape) for path, t in adapter.full_parameters.items()},
@@ -113,7 +113,7 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
         "adapter": folder,
     }
     if second is not None:
-        told |= {"with": looking.beside, "pairs": report.beside(adapter, second, base)}
+        told |= {"with": looking.beside, "pairs": report.compare_adapters(adapter, second, base)}
     maps = (
         _attention(loaded, looking.attention) if loaded and looking.attention is not None else None
     )
@@ -141,9 +141,9 @@ def _loaded(looking: Inspecting, adapter: Any) -> Any:
 
 
 def _attention(loaded: Any, text: str) -> Any:
-    from lorakit.analysis.attention import compare
+    from lorakit.analysis.attention import compare_attention
 
-    return compare(loaded.model, loaded.tokenizer, text)
+    return compare_attention(loaded.model, loaded.tokenizer, text)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from lorakit.analysis.spectra import energy, factorize
+from lorakit.analysis.spectra import cumulative_energy
 from lorakit.explain.text import beside, paragraph
+from lorakit.linalg import factorize
 
 M = [[2.0, 3.0, 1.0], [5.0, 7.0, 4.0], [6.0, 8.0, 5.0]]
 
@@ -43,7 +44,7 @@ def numbers() -> dict[str, Any]:
                 "error": error,
                 "tail": tail,
                 "relative_error": error / float(matrix.norm()),
-                "energy": float(energy(values)[rank - 1]),
+                "energy": float(cumulative_energy(values)[rank - 1]),
             }
         )
     return {"matrix": M, "singular_values": values.tolist(), "ranks": ranks}

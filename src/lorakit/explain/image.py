@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.analysis.spectra import factorize
 from lorakit.errors import MissingExtra
 from lorakit.explain.counts import count
 from lorakit.explain.text import paragraph
+from lorakit.linalg import factorize
 
 RANKS = (2, 5, 20, 50, 100)
 

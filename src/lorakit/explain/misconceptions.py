@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from lorakit.analysis.spectra import factorize
 from lorakit.explain.text import paragraph
+from lorakit.linalg import factorize
 
 SAID = {
     "W is decomposed into two small matrices": (

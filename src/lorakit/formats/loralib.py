@@ -25,7 +25,7 @@ from lorakit.deltas.tied import Twin
 from lorakit.errors import AdapterFileError
 from lorakit.files import replace_file
 from lorakit.formats.parts import AdapterParts
-from lorakit.linalg import shared_evenly
+from lorakit.linalg import split_singular_values
 from lorakit.sites.find import site_of
 from lorakit.sites.linear import Linear
 from lorakit.spec import Spec, full_name, matches
@@ -305,7 +305,7 @@ def _kernel(
     """
     U, S, V = torch.linalg.svd((B.double() @ A.double()).view(shape), full_matrices=False)
     rank = max(1, int((1e-12 * S[0] < S).sum()))
-    first, last = shared_evenly(U, S, V, rank)
+    first, last = split_singular_values(U, S, V, rank)
     return LowRank(
         first.to(A.dtype), last.to(B.dtype), alpha=scale * rank, kind=kind, kernel=kernel
     )

@@ -5,7 +5,7 @@ from (deltas/moved.py).
 import torch
 from torch import Tensor
 
-from lorakit.linalg import leading_range, shared_evenly
+from lorakit.linalg import leading_range, split_singular_values
 from lorakit.spec import Settings
 
 OVERSAMPLE, PASSES = (
@@ -82,5 +82,5 @@ def wide(M: Tensor) -> Tensor:
 
 
 def _shared(U: Tensor, S: Tensor, Vh: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    A, B = shared_evenly(U, S / abs(settings.scale), Vh, settings.rank)
+    A, B = split_singular_values(U, S / abs(settings.scale), Vh, settings.rank)
     return A, B * (1 if settings.scale > 0 else -1)

@@ -18,7 +18,7 @@ from lorakit.plan import devices
 from lorakit.plan.estimate import Plan, Work, make
 from lorakit.plan.meta_model import Skeleton, skeleton
 from lorakit.plan.trace import AUTOCAST
-from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, counted
+from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, count_rank_costs
 from lorakit.spec import Spec
 from lorakit.text import format_bytes, format_duration
 
@@ -124,7 +124,7 @@ def spread(base: Skeleton, spec: Spec, run: Any) -> Spec:
         return spec
     budget = run.rank_budget
     if run.ranks == SUGGESTED and budget is None:
-        budget = counted(base.model, spec, None)[2] // 2
+        budget = count_rank_costs(base.model, spec, None)[2] // 2
     return allocate_ranks(
         base.model, spec, shape="even" if run.ranks in BY_DATA else run.ranks, budget=budget
     )

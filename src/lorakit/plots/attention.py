@@ -2,20 +2,24 @@
 
 from typing import Any
 
-from lorakit.analysis.attention import Compared
+from lorakit.analysis.attention import AttentionComparison
 from lorakit.errors import SpecError
 from lorakit.plots.canvas import figure
 from lorakit.plots.matrices import heat
 
 
 def attention(
-    found: Compared, *, layer: int | None = None, head: int | None = None, title: str = ""
+    found: AttentionComparison,
+    *,
+    layer: int | None = None,
+    head: int | None = None,
+    title: str = "",
 ) -> Any:
     """Return one figure: the maps of a head before, after and their difference, and how far every
     head has moved.
 
     Args:
-        found: of `lorakit.analysis.attention.compare`.
+        found: of `lorakit.analysis.attention.compare_attention`.
         layer: whose head is shown, from 0; with `head`. The head that moved most where neither is
             given.
         head: from 0.
@@ -28,7 +32,7 @@ def attention(
     layers, heads = found.distance.shape
     if (layer is None) != (head is None):
         raise SpecError("A head is named by its layer and its head: give both, or neither.")
-    at = found.most if layer is None or head is None else (layer, head)
+    at = found.most_changed_head if layer is None or head is None else (layer, head)
     if not (0 <= at[0] < layers and 0 <= at[1] < heads):
         raise SpecError(
             f"There is no head {at[1]} in layer {at[0]}: {layers} layers with {heads} heads each, both from 0."
@@ -54,7 +58,7 @@ def attention(
     heat(
         fourth,
         found.distance.tolist(),
-        title=f"how far each head moved, in bits (mean {found.mean:.3f})",
+        title=f"how far each head moved, in bits (mean {found.mean_distance:.3f})",
         form=".3f",
         rows=[str(i) for i in range(layers)],
         columns=[str(i) for i in range(heads)],

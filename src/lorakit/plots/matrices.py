@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorakit.analysis.report import by_layer
+from lorakit.analysis.report import grid_by_layer
 from lorakit.plots.canvas import SIGNS, figure, grid
 
 NUMBERED = 160  # cells up to which a grid's numbers are written into it
@@ -208,7 +208,7 @@ def by_module(
     what `heat` does.
     """
     scaled = [{**row, key: row[key] * (100 if percent else 1)} for row in rows if key in row]
-    layers, kinds, grid = by_layer(scaled, key)
+    layers, kinds, grid = grid_by_layer(scaled, key)
     numbers = [[row[i] for i in range(len(kinds))] for row in grid]
     image = heat(ax, numbers, title=title, rows=layers, columns=short(kinds), form=form)
     ax.set_ylabel("layer")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorakit.analysis.report import by_layer
+from lorakit.analysis.report import grid_by_layer
 from lorakit.plots.canvas import figure
 from lorakit.plots.lines import spectrum
 from lorakit.plots.matrices import by_module, similarity
@@ -24,7 +24,7 @@ def picture(
         MissingExtra: matplotlib is not installed.
     """
     compared = any("similarity" in pair for pair in pairs)
-    layers = len(by_layer(rows, "norm")[0])
+    layers = len(grid_by_layer(rows, "norm")[0])
     drawn = figure(18 if compared else 14, min(14, max(4.5, 1.6 + 0.3 * layers)))
     axes = drawn.subplots(1, 4 if compared else 3)
     relative = all("relative_norm" in row for row in rows)

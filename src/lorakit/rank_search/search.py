@@ -12,7 +12,7 @@ from typing import Any
 
 from lorakit import plots
 from lorakit.adapter import Adapter
-from lorakit.analysis.spectra import factors_of, is_plain, singular_values
+from lorakit.analysis.spectra import factors_of, is_plain
 from lorakit.data.encode import label_names, task_of
 from lorakit.data.rows import read_rows
 from lorakit.errors import OutputError, SpecError
@@ -20,6 +20,7 @@ from lorakit.evaluate.score import evaluate
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import find_places
 from lorakit.inject.targets import select
+from lorakit.linalg import singular_values
 from lorakit.models.load import load
 from lorakit.plan.devices import this_machine
 from lorakit.plan.meta_model import skeleton

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorakit.analysis.spectra import rank_for
+from lorakit.analysis.spectra import rank_for_energy
 from lorakit.errors import SpecError
 
 ENERGIES = ("square", "sum")
@@ -57,7 +57,7 @@ def rank_at(values: Tensor, threshold: float, energy: str) -> int:
             f"A share above 0 and below 1 of {' or '.join(ENERGIES)} is needed, got {threshold!r} of {energy!r}."
         )
     # The share of the sum of the values is that of the squares of their roots.
-    return rank_for(values if energy == "square" else values.sqrt(), threshold)
+    return rank_for_energy(values if energy == "square" else values.sqrt(), threshold)
 
 
 def suggest_ranks(

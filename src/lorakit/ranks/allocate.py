@@ -68,7 +68,7 @@ def allocate_ranks(
     >>> [chosen.settings(name).rank for name in ("0", "1")]
     [6, 2]
     """
-    chosen, costs, budget = counted(model, spec, budget)
+    chosen, costs, budget = count_rank_costs(model, spec, budget)
     most = {n: min(p.shape) // _vectors(spec.settings(n)) for n, p in chosen.items()}
     if isinstance(shape, str) and shape == EXPLAINED:
         if batches is None:
@@ -91,7 +91,7 @@ def allocate_ranks(
     return _with(spec, ranks)
 
 
-def counted(
+def count_rank_costs(
     model: nn.Module, spec: Spec, budget: int | None
 ) -> tuple[dict[str, Place], dict[str, int], int]:
     """Return the layers that the spec selects, what one rank of each costs, and the budget (the
@@ -131,7 +131,7 @@ def _weights(chosen: Mapping[str, Place], shape: Any) -> dict[str, float]:
         ]
         faults += [f"{n}   no pattern gives it a weight" for n, w in weights.items() if w is None]
     elif callable(shape) or shape in SHAPES:
-        at, weigh = depths(chosen), shape if callable(shape) else SHAPES[shape]
+        at, weigh = layer_depths(chosen), shape if callable(shape) else SHAPES[shape]
         weights, faults = {n: weigh(at[n]) for n in chosen}, []
     else:
         known = (*SHAPES, EXPLAINED)
@@ -150,10 +150,10 @@ def _weights(chosen: Mapping[str, Place], shape: Any) -> dict[str, float]:
     return weights
 
 
-def depths(names: Iterable[str]) -> dict[str, float]:
+def layer_depths(names: Iterable[str]) -> dict[str, float]:
     """Return how deep each layer lies, by its block: the name as far as its first number.
 
-    >>> depths(["embed", "h.0.q", "h.0.k", "h.1.q"])
+    >>> layer_depths(["embed", "h.0.q", "h.0.k", "h.1.q"])
     {'embed': 0.0, 'h.0.q': 0.5, 'h.0.k': 0.5, 'h.1.q': 1.0}
     """
     block = {}

@@ -13,7 +13,7 @@ from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.errors import SpecError
 from lorakit.inits.from_data import checked, evaluating, loss_of
 from lorakit.inject.attach import attach, detach, enable, enabled
-from lorakit.ranks.allocate import counted
+from lorakit.ranks.allocate import count_rank_costs
 from lorakit.spec import Spec, matches
 
 PROBE = "suggestion"  # what the adapter of the probe is called while it is on
@@ -53,7 +53,7 @@ def select_layers(
     >>> chosen.targets
     ('1',)
     """
-    chosen, costs, full = counted(model, spec, None)
+    chosen, costs, full = count_rank_costs(model, spec, None)
     size = {n: cost * spec.settings(n).rank for n, cost in costs.items()}
     worth, left, taken = (
         _gains(model, spec, checked(batches), lr),

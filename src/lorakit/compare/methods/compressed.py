@@ -11,35 +11,36 @@ from dataclasses import dataclass
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.outcome import built
-from lorakit.analysis.spectra import drawn_svd
+from lorakit.algebra.outcome import build_adapter
 from lorakit.deltas.base import LowRank
 from lorakit.errors import SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.targets import select
-from lorakit.linalg import shared_evenly
+from lorakit.linalg import randomised_svd, split_singular_values
 from lorakit.spec import Spec
 
 
 @dataclass(frozen=True)
-class Cut:
+class TruncatedWeights:
     """What takes the tail off a model's matrices, and what that leaves.
 
     Attributes:
         adapter: adds W_r - W to each matrix: attached, the model computes with W_r; detached, with
             W again.
         error: |W - W_r| / |W| over all matrices together.
-        stored: numbers that W_r takes as two factors, all matrices together.
-        whole: numbers that W takes.
+        stored_values: numbers that W_r takes as two factors, all matrices together.
+        full_values: numbers that W takes.
     """
 
     adapter: Adapter
     error: float
-    stored: int
-    whole: int
+    stored_values: int
+    full_values: int
 
 
-def cut(model: nn.Module, rank: int, targets: str | Sequence[str] = "all-linear") -> Cut:
+def truncate_weights(
+    model: nn.Module, rank: int, targets: str | Sequence[str] = "all-linear"
+) -> TruncatedWeights:
     """Return the adapter under which each matrix of a model is its own best approximation of a
     rank.
 
@@ -60,8 +61,8 @@ def cut(model: nn.Module, rank: int, targets: str | Sequence[str] = "all-linear"
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> model[0].weight.data = torch.diag(torch.tensor([4.0, 3.0]))
-    >>> found = cut(model, 1)
-    >>> found.error, found.stored, found.whole
+    >>> found = truncate_weights(model, 1)
+    >>> found.error, found.stored_values, found.full_values
     (0.6, 4, 4)
     """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -73,13 +74,13 @@ def cut(model: nn.Module, rank: int, targets: str | Sequence[str] = "all-linear"
             raise SpecError(
                 f"{name} is a stack of matrices, which is not cut.", advice="Name other targets."
             )
-        U, S, Vh = drawn_svd(W, min(W.shape))
+        U, S, Vh = randomised_svd(W, min(W.shape))
         out, inputs = W.shape
         whole += out * inputs
         stored += min(rank * (out + inputs), out * inputs)
         lost, total = lost + float(S[rank:].square().sum()), total + float(S.square().sum())
         if len(S) > rank:
-            A, B = shared_evenly(U[:, rank:], S[rank:], Vh[rank:], len(S) - rank)
+            A, B = split_singular_values(U[:, rank:], S[rank:], Vh[rank:], len(S) - rank)
             factors[name] = (A, -B)
             like[name] = LowRank(
                 A[:1].float(),
@@ -95,7 +96,7 @@ def cut(model: nn.Module, rank: int, targets: str | Sequence[str] = "all-linear"
             advice="Ask for a lower rank.",
         )
     origin = {"base_fingerprint": fingerprint(model)}
-    adapter = built(
+    adapter = build_adapter(
         like, Spec(targets=tuple(factors)), factors, {}, origin, next(model.parameters()).dtype
     )
-    return Cut(adapter, (lost / total) ** 0.5 if total else 0.0, stored, whole)
+    return TruncatedWeights(adapter, (lost / total) ** 0.5 if total else 0.0, stored, whole)

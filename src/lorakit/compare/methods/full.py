@@ -11,7 +11,7 @@ from lorakit.sites.slot import own_modules
 from lorakit.spec import Spec
 
 
-def full(model: nn.Module) -> Spec:
+def full_finetuning_spec(model: nn.Module) -> Spec:
     """Return the Spec that trains all of a model: no factors, every module whole.
 
     While the adapter is attached, the base's own weights wait beside the trained ones, so a model
@@ -24,7 +24,7 @@ def full(model: nn.Module) -> Spec:
         SpecError: parameters that no module names without naming buffers too, which training would
             change.
 
-    >>> full(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2))).whole_modules
+    >>> full_finetuning_spec(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2))).whole_modules
     ('0', '2')
     """
     modules = dict(own_modules(model))

@@ -19,7 +19,7 @@ STRENGTHS = (
 )  # of regularisation, C of scikit-learn; the best on a tenth of the training rows is taken
 
 
-def features(
+def encoder_features(
     encoder: Any,
     examples: Sequence[Example],
     pad: int,
@@ -59,7 +59,7 @@ def features(
     return np.stack(out)
 
 
-def linear_head(
+def fit_linear_head(
     encoder: Any,
     examples: Sequence[Example],
     held_out: Sequence[Example],
@@ -85,7 +85,7 @@ def linear_head(
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    seen, asked = (features(encoder, part, pad, progress) for part in (examples, held_out))
+    seen, asked = (encoder_features(encoder, part, pad, progress) for part in (examples, held_out))
     scaler = StandardScaler().fit(seen)
     seen, asked = scaler.transform(seen), scaler.transform(asked)
     targets, cut = [int(e.target) for e in examples], len(examples) * 9 // 10

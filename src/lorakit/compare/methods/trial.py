@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lorakit.compare.methods.linear_head import linear_head
+from lorakit.compare.methods.linear_head import fit_linear_head
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.errors import DataError
@@ -58,7 +58,7 @@ class Trial:
         return asdict(self)
 
 
-def trained(
+def run_trial(
     loaded: Loaded,
     spec: Spec,
     examples: Sequence[Example],
@@ -76,7 +76,7 @@ def trained(
     Args:
         loaded: a classifier that `models.load` gave; a new head of it is trained whole beside the
             adapter.
-        spec: of the adapter; `baselines.full.full` gives that of full fine-tuning.
+        spec: of the adapter; `compare.methods.full.full_finetuning_spec` gives that of full fine-tuning.
         examples: to train on.
         held_out: to score on.
         method: what to call it.
@@ -116,7 +116,7 @@ def trained(
         begun = time.process_time()
         fit(job, lambda start: Log(place / "metrics.jsonl", start, steps, quiet=True))
         seconds = time.process_time() - begun
-    return scored(
+    return score_classifier(
         loaded,
         held_out,
         method=method,
@@ -127,7 +127,7 @@ def trained(
     )
 
 
-def headed(
+def run_linear_head(
     loaded: Loaded,
     examples: Sequence[Example],
     held_out: Sequence[Example],
@@ -147,7 +147,7 @@ def headed(
         DataError: the task has no classes.
     """
     classes, begun = _classes(loaded), time.process_time()
-    found = linear_head(
+    found = fit_linear_head(
         loaded.model.base_model, examples, held_out, pad=pad_id(loaded.tokenizer), classes=classes
     )
     rows, width = found["rows"], found["features"]
@@ -155,14 +155,14 @@ def headed(
     return Trial(
         method,
         found["accuracy"],
-        *interval(round(found["accuracy"] * rows), rows),
+        *wilson_interval(round(found["accuracy"] * rows), rows),
         parameters=outputs * (width + 1),
         seconds=time.process_time() - begun,
         memory_bytes=4 * width * len(examples),
     )
 
 
-def scored(
+def score_classifier(
     loaded: Loaded,
     held_out: Sequence[Example],
     *,
@@ -197,7 +197,7 @@ def scored(
     return Trial(
         method,
         right / len(held_out),
-        *interval(right, len(held_out)),
+        *wilson_interval(right, len(held_out)),
         parameters,
         seconds,
         memory_bytes,
@@ -205,7 +205,7 @@ def scored(
     )
 
 
-def interval(right: int, rows: int) -> tuple[float, float]:
+def wilson_interval(right: int, rows: int) -> tuple[float, float]:
     """Return Wilson's interval of 95 % for a share.
 
     Args:
@@ -214,7 +214,7 @@ def interval(right: int, rows: int) -> tuple[float, float]:
 
     Source: Wilson, Journal of the American Statistical Association 22, 1927, as scipy computes it.
 
-    >>> [round(x, 3) for x in interval(90, 100)]
+    >>> [round(x, 3) for x in wilson_interval(90, 100)]
     [0.826, 0.945]
     """
     from scipy.stats import binomtest
@@ -224,7 +224,7 @@ def interval(right: int, rows: int) -> tuple[float, float]:
 
 
 @contextmanager
-def saving(beside: Iterable[torch.Tensor]) -> Iterator[dict[int, int]]:
+def saved_tensors(beside: Iterable[torch.Tensor]) -> Iterator[dict[int, int]]:
     """Yield the bytes that autograd saves for the way back while the block lasts, by storage: each
     is counted once.
 
@@ -261,7 +261,7 @@ def saved_bytes(loaded: Loaded, examples: Sequence[Example], batch_size: int, se
         key=lambda at: max(len(examples[i].ids) for i in at),
     )
     model.train()
-    with saving(model.parameters()) as saved:
+    with saved_tensors(model.parameters()) as saved:
         loss = batch_loss(
             model,
             collate([examples[i] for i in longest], pad, next(model.parameters()).device),
