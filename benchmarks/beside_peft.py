@@ -32,7 +32,8 @@ import lorakit
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.evaluate.score import batch_loss, evaluate
-from lorakit.models.load import TASK_TYPES, Loaded, load, pad_id
+from lorakit.models.load import Loaded, load, pad_id
+from lorakit.models.tasks import TASKS
 from lorakit.train.optim import lr_factor, set_lr
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +115,7 @@ def adapt(side: str, setting: Setting, seed: int, loaded: Loaded | None = None) 
         target_modules=named,
         lora_dropout=0.0,
         modules_to_save=list(head) or None,
-        task_type=TASK_TYPES[setting.task],
+        task_type=TASKS[setting.task].peft_type,
     )
     torch.manual_seed(seed)
     model = peft.get_peft_model(loaded.model, config)

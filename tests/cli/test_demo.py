@@ -13,25 +13,27 @@ from lorakit.data import stdlib_docs
 def test_no_module_stands_on_both_sides_and_both_labels_are_as_many() -> None:
     sides = {
         split: {
-            module for module, _ in stdlib_docs.docstrings() if stdlib_docs.side(module) == split
+            module
+            for module, _ in stdlib_docs.read_docstrings()
+            if stdlib_docs.split_of(module) == split
         }
         for split in ("train", "test")
     }
     assert not sides["train"] & sides["test"] and len(sides["test"]) > 30
-    train, test = stdlib_docs.rows("train"), stdlib_docs.rows("test")
+    train, test = stdlib_docs.make_rows("train"), stdlib_docs.make_rows("test")
     assert len(train) > 4000 and len(test) > 800
     assert not {row["text"] for row in train} & {row["text"] for row in test}
     for rows in (train, test):
         assert 0.45 < sum(row["label"] == "swapped" for row in rows) / len(rows) < 0.55
-    assert train == stdlib_docs.rows("train")
+    assert train == stdlib_docs.make_rows("train")
 
 
 @pytest.mark.slow
 def test_the_demo_shows_what_happened_and_its_next_commands_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = stdlib_docs.rows
-    monkeypatch.setattr(stdlib_docs, "rows", lambda split: real(split)[:60])
+    real = stdlib_docs.make_rows
+    monkeypatch.setattr(stdlib_docs, "make_rows", lambda split: real(split)[:60])
     monkeypatch.setattr(demo, "STEPS", 4)
     monkeypatch.setattr(demo, "FITTED", 50)
     monkeypatch.chdir(tmp_path)

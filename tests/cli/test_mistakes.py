@@ -233,7 +233,7 @@ WRONG_ROWS = {  # what a file holds -> what is said of it
         "'label' is nan, a word or a number is needed",
     ),
     "rows.JSON": (b'{"text": "a"}', "holds a dict, a list of rows is needed"),
-    "rows.jsonl.gz": (b"\x1f\x8b", "is of a kind that is not read (.gz)"),
+    "rows.jsonl.gz": (b"\x1f\x8b", "is not supported: its name has the ending .gz."),
     "blank.txt": (b"\n \n", "'text' is empty"),
     "table.parquet": (b"PAR1 and no more", "cannot be read as a table"),
 }

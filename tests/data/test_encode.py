@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from lorakit.data.batches import Batches, collate
-from lorakit.data.encode import IGNORED, encode_causal, encode_labelled, is_regression, label_names
+from lorakit.data.encode import IGNORED, encode_causal, encode_labelled, is_regression, list_labels
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError
 
@@ -102,12 +102,12 @@ def test_a_row_that_would_train_nothing_is_named(llama: Any) -> None:
     with pytest.raises(DataError) as caught:
         encode_causal(rows("messages", good, bad), llama, 16)
     assert caught.value.faults == [
-        "d.jsonl:2   no token of it is trained: nothing but its prompt fits into 16 tokens"
+        "d.jsonl:2   no token of it is trained: only its prompt fits into 16 tokens"
     ]
 
 
 def test_labels_keep_one_name_however_they_are_written() -> None:
-    assert label_names(
+    assert list_labels(
         rows(
             "labelled",
             {"text": "a", "label": 10},

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.data.rows import passages, read_rows
+from lorakit.data.rows import read_rows
+from lorakit.data.sources import split_passages
 from lorakit.errors import DataError
 
 
@@ -109,7 +110,7 @@ def test_every_bad_row_is_named_by_its_line(tmp_path: Path) -> None:
     assert f"{source}:4   'label' is missing" in faults
     assert f"{source}:5   'text' is a int, text is needed" in faults
     assert f"{source}:5   'label' is missing" in faults
-    assert f"{source}:6   is no object with named values" in faults
+    assert f"{source}:6   is not an object with named values" in faults
     assert f"{source}:7   'label' is [1], a word or a number is needed" in faults
     assert caught.value.message == f"7 faults in 7 rows of {source} (rows with text, label)."
 
@@ -117,8 +118,8 @@ def test_every_bad_row_is_named_by_its_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("messages", "fault"),
     [
-        ([], "'messages' is no list of turns"),
-        ("hello", "'messages' is no list of turns"),
+        ([], "'messages' is not a list of turns"),
+        ("hello", "'messages' is not a list of turns"),
         ([{"role": "user"}], "turn 1 of 'messages' has no 'role' and 'content' as text"),
         ([{"role": "user", "content": "hi"}], "'messages' has no assistant turn to learn from"),
     ],
@@ -149,7 +150,7 @@ def test_what_holds_nothing_or_is_not_there_is_refused(tmp_path: Path) -> None:
     cases = {
         "empty.jsonl": "holds no rows",
         "dta.jsonl": "There is no file",
-        "data.docx": "of a kind that is not read",
+        "data.docx": "The format of .* is not supported: its name has the ending",
         "latin.txt": "is not UTF-8: byte 3",
         "dict.json": "a list of rows is needed",
     }
@@ -178,7 +179,7 @@ def test_passages_lose_nothing(tmp_path: Path) -> None:
     text = (
         "\n\n".join(f"Paragraph {i}. " + "word " * 120 for i in range(40)) + "\n" + "long " * 3000
     )
-    parts = passages(text)
+    parts = split_passages(text)
     assert "".join("".join(parts).split()) == "".join(text.split())
     assert all(len(part) <= 8000 for part in parts)
     assert len(parts) > 10

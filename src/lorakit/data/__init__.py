@@ -1,3 +1,5 @@
-"""From files to token ids: rows.py reads and checks, encode.py tokenises and masks, batches.py
-orders and pads.
+"""Data, from files to token ids.
+
+sources.py reads files, rows.py checks their rows, templates.py applies chat templates, encode.py
+tokenises and masks, batches.py orders and pads.
 """

@@ -1,8 +1,10 @@
-"""Which examples make which batch, by seed and step alone, so that a run resumes at any step; and
-padding.
+"""Batches: the order of examples, by seed and step alone, and their tensors.
+
+A batch depends on its number only, so that a run can be resumed at any step.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,13 +12,12 @@ from torch import Tensor
 
 from lorakit.data.encode import IGNORED, Example
 
-# batches: within a shuffled window of so many, examples of like length share a batch, to pad less
+# Batches: examples of like length within a shuffled window of so many share a batch, to pad less.
 WINDOW = 32
 
 
 class Batches:
-    """An endless, repeatable order of batches: `batches[k]` is the k-th, in whichever epoch that
-    is.
+    """An endless, repeatable order of batches; `batches[number]` holds positions of examples.
 
     Args:
         lengths: length of each example, tokens.
@@ -25,10 +26,11 @@ class Batches:
         tokens: where given, a batch has about so many tokens instead of `size` examples, at least
             as many as the longest example; each epoch then has the same number of batches, cut from
             its order where the tokens are even.
-        packed: examples lie one after the other, so that nothing is padded and like lengths need
-            not go together.
+        packed: examples are concatenated, so that nothing is padded and like lengths need not share
+            a batch.
 
-    >>> sorted(sum((Batches([3, 1, 2], size=2, seed=0)[k] for k in range(2)), []))
+    >>> batches = Batches([3, 1, 2], size=2, seed=0)
+    >>> sorted(batches[0] + batches[1])
     [0, 1, 2]
     """
 
@@ -41,145 +43,177 @@ class Batches:
         *,
         packed: bool = False,
     ):
-        self.lengths, self.size, self.seed, self.tokens, self.packed = (
-            lengths,
-            size,
-            seed,
-            tokens,
-            packed,
-        )
-        self.per_epoch = max(1, sum(lengths) // tokens) if tokens else -(-len(lengths) // size)
-        self._epoch, self._batches = -1, [[]]
+        self.lengths = lengths
+        self.size = size
+        self.seed = seed
+        self.tokens = tokens
+        self.packed = packed
+        if tokens:
+            self.per_epoch = max(1, sum(lengths) // tokens)
+        else:
+            self.per_epoch = -(-len(lengths) // size)  # rounded up
+        self._epoch = -1
+        self._batches: list[list[int]] = []
 
-    def __getitem__(self, k: int) -> list[int]:
-        epoch, at = divmod(k, self.per_epoch)
+    def __getitem__(self, number: int) -> list[int]:
+        epoch, position = divmod(number, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._batches = epoch, self._order(epoch)
-        return self._batches[at]
+            self._batches = self._order(epoch)
+            self._epoch = epoch
+        return self._batches[position]
 
     def longest(self, start: int, stop: int) -> int:
-        """Return which of the batches from `start` to before `stop` has the most tokens, padding
-        counted in.
+        """Return the number of the batch with the most tokens, from `start` to before `stop`.
 
-        Of equal ones it is that with the longest sequence, whose attention costs most; of those the
-        first.
+        Padding counts. Of equal batches it is the one with the longest sequence, whose attention
+        costs most; of those the first.
 
         >>> batches = Batches([3, 1, 9, 2], size=1, seed=0)
         >>> batches[batches.longest(0, 4)]
         [2]
         """
-        return max(range(start, stop), key=lambda k: (self.width(k), self.shape(k)[1]))
+        return max(range(start, stop), key=self._cost)
 
-    def width(self, k: int) -> int:
-        """Return the tokens that the k-th batch takes, padding counted in."""
-        rows, longest = self.shape(k)
-        return sum(self.lengths[i] for i in self[k]) if self.packed else rows * longest
+    def _cost(self, number: int) -> tuple[int, int]:
+        _, longest = self.shape(number)
+        return self.width(number), longest
 
-    def shape(self, k: int) -> tuple[int, int]:
-        """Return (sequences, tokens of the longest) of the k-th batch."""
-        return len(self[k]), max(self.lengths[i] for i in self[k])
+    def width(self, number: int) -> int:
+        """Return the number of tokens of a batch, padding included."""
+        if self.packed:
+            return sum(self.lengths[i] for i in self[number])
+        sequences, longest = self.shape(number)
+        return sequences * longest
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Return (sequences, tokens of the longest) of a batch."""
+        batch = self[number]
+        return len(batch), max(self.lengths[i] for i in batch)
 
     def _order(self, epoch: int) -> list[list[int]]:
+        """Return the batches of an epoch."""
         generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         if self.tokens:
-            return self._cut(order)
-        batches, width = [], self.size * WINDOW
+            return self._cut_evenly(order)
+        batches: list[list[int]] = []
+        width = self.size * WINDOW
         for start in range(0, len(order), width):
             window = sorted(order[start : start + width], key=self.lengths.__getitem__)
-            cut = [window[i : i + self.size] for i in range(0, len(window), self.size)]
-            batches += [cut[i] for i in torch.randperm(len(cut), generator=generator).tolist()]
+            sorted_batches = _split(window, self.size)
+            shuffle = torch.randperm(len(sorted_batches), generator=generator).tolist()
+            batches += [sorted_batches[i] for i in shuffle]
         return batches
 
-    def _cut(self, order: list[int]) -> list[list[int]]:
-        """Cut an order into `per_epoch` parts of even tokens: an example goes where its middle
-        lies.
+    def _cut_evenly(self, order: list[int]) -> list[list[int]]:
+        """Cut an order into `per_epoch` parts with an equal share of the tokens each.
+
+        An example belongs to the part that holds its middle token.
         """
         batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
-        total, before = sum(self.lengths), 0
-        for i in order:
-            batches[
-                min(
-                    (2 * before + self.lengths[i]) * self.per_epoch // (2 * total),
-                    self.per_epoch - 1,
-                )
-            ].append(i)
-            before += self.lengths[i]
+        total = sum(self.lengths)
+        before = 0
+        for example in order:
+            length = self.lengths[example]
+            twice_middle = 2 * before + length  # doubled, so that it is a whole number
+            part = twice_middle * self.per_epoch // (2 * total)
+            batches[min(part, self.per_epoch - 1)].append(example)
+            before += length
         return batches
 
 
 def sort_into_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return batches of like length, longest first: for evaluation, where order does not matter."""
+    """Return batches of like length, longest first: for evaluation, where order does not matter.
+
+    >>> sort_into_batches([1, 3, 2], size=2)
+    [[1, 2], [0]]
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return [order[i : i + size] for i in range(0, len(order), size)]
+    return _split(order, size)
+
+
+def _split(order: list[int], size: int) -> list[list[int]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def pack_examples(
     examples: Sequence[Example], device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Lay examples of language modelling one after the other.
+    """Concatenate examples of language modelling into one row.
 
     Args:
         examples: of language modelling.
-        device: where the tensors go.
+        device: of the tensors.
 
     Returns:
-        input_ids, position_ids and labels (1, tokens) int64, each example from position 0, with its
-        first label IGNORED: no token before it predicts it; a mask that is none; and `packed`, the
-            tokens of each example.
+        The arguments that `concatenate_rows` returns, and labels (1, tokens) int64. The first label
+        of each example is IGNORED, since no token of that example precedes it.
     """
-    labels = [label for e in examples for label in [IGNORED, *e.labels[1:]]]
-    return {
-        **concatenate_rows([e.ids for e in examples], device),
-        "labels": torch.tensor([labels], device=device),
-    }
+    labels: list[int] = []
+    for example in examples:
+        labels += [IGNORED, *example.labels[1:]]
+    batch = concatenate_rows([example.ids for example in examples], device)
+    batch["labels"] = torch.tensor([labels], device=device)
+    return batch
 
 
 def concatenate_rows(
     rows: Sequence[Sequence[int]], device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Return what a model is called with for token ids that lie one after the other.
+    """Return a model's arguments for rows of token ids, concatenated.
+
+    Args:
+        rows: token ids.
+        device: of the tensors.
+
+    Returns:
+        input_ids and position_ids (1, tokens) int64, with positions from 0 for each row;
+        attention_mask, which hides nothing; and `packed`, the number of tokens of each row.
 
     >>> concatenate_rows([[7, 8], [9]])["position_ids"].tolist()
     [[0, 1, 0]]
     """
+    lengths = [len(row) for row in rows]
+    ids = list(chain.from_iterable(rows))
+    positions = list(chain.from_iterable(range(length) for length in lengths))
     return {
-        "input_ids": torch.tensor([[t for row in rows for t in row]], device=device),
-        "position_ids": torch.tensor([[i for row in rows for i in range(len(row))]], device=device),
-        # A mask of four axes is taken as it is: none is made of all pairs of tokens, and attention
-        # row by row needs none.
+        "input_ids": torch.tensor([ids], device=device),
+        "position_ids": torch.tensor([positions], device=device),
+        # transformers uses a mask with four axes unchanged, so no mask of all pairs of tokens is
+        # made; attention row by row needs none.
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-        "packed": tuple(len(row) for row in rows),
+        "packed": tuple(lengths),
     }
 
 
 def collate(
     examples: Sequence[Example], pad: int, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Pad examples on the right to their longest.
+    """Pad examples on the right to the length of the longest.
 
     Args:
         examples: of one task.
         pad: id that fills up; it is masked by position, so it may equal any other id.
-        device: where the tensors go.
+        device: of the tensors.
 
     Returns:
         input_ids and attention_mask (batch, length) int64; labels (batch, length) int64, IGNORED
         where padded, or (batch,) targets; token_type_ids where the examples have them.
     """
-    width = max(len(e.ids) for e in examples)
+    width = max(len(example.ids) for example in examples)
 
-    def rows(values: Sequence[Sequence[int]], fill: int) -> Tensor:
-        return torch.tensor([[*v, *[fill] * (width - len(v))] for v in values], device=device)
+    def padded(rows: Sequence[list[int]], fill: int) -> Tensor:
+        filled = [row + [fill] * (width - len(row)) for row in rows]
+        return torch.tensor(filled, device=device)
 
     batch = {
-        "input_ids": rows([e.ids for e in examples], pad),
-        "attention_mask": rows([[1] * len(e.ids) for e in examples], 0),
+        "input_ids": padded([example.ids for example in examples], pad),
+        "attention_mask": padded([[1] * len(example.ids) for example in examples], 0),
     }
     if examples[0].types is not None:
-        batch["token_type_ids"] = rows([e.types or [] for e in examples], 0)
+        batch["token_type_ids"] = padded([example.types or [] for example in examples], 0)
     if examples[0].labels:
-        batch["labels"] = rows([e.labels for e in examples], IGNORED)
+        batch["labels"] = padded([example.labels for example in examples], IGNORED)
     else:
-        batch["labels"] = torch.tensor([e.target for e in examples], device=device)
+        batch["labels"] = torch.tensor([example.target for example in examples], device=device)
     return batch

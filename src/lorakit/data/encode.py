@@ -1,30 +1,33 @@
-"""Rows to token ids, with the labels that are trained; what is cut or masked is counted, never
-silent.
-"""
+"""Rows to token ids and labels. Every token that is cut or not trained is counted."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakit.data.rows import Rows
+from lorakit.data.templates import encode_answers, encode_conversation
 from lorakit.errors import DataError
 from lorakit.text import near_misses
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 IGNORED = -100  # the label of a token that is read but not trained
+LABELLED = ("labelled", "pair")  # kinds of rows
 
 
 @dataclass
 class Example:
-    """Token ids of one sequence, and what is to be learned of it.
+    """Token ids of one sequence, with its labels or its target.
 
     Attributes:
         ids: token ids.
         labels: one a token, IGNORED where it is not trained (language modelling); empty otherwise.
         target: class index or value (classification, regression).
         types: token type ids of a pair, where the model has them.
-        row: position of the row it came from.
-        cut: tokens of that row that did not fit and are not read.
+        row: position of the row that the sequence comes from.
+        cut: number of tokens of that row that do not fit and are not read.
     """
 
     ids: list[int]
@@ -36,14 +39,14 @@ class Example:
 
     @property
     def trained(self) -> int:
-        """Number of values that count in the loss: the first token of a sequence is never
-        predicted.
-        """
-        return sum(label != IGNORED for label in self.labels[1:]) if self.labels else 1
+        """Number of values in the loss; the first token of a sequence is never predicted."""
+        if not self.labels:
+            return 1
+        return sum(label != IGNORED for label in self.labels[1:])
 
 
 def encode_causal(
-    rows: Rows, tokenizer: Any, max_length: int, loss_on: str = "completion"
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str = "completion"
 ) -> list[Example]:
     """Tokenise rows for language modelling; every sequence ends in the EOS token, which is trained.
 
@@ -56,12 +59,29 @@ def encode_causal(
             token.
 
     Raises:
-        DataError: rows of another kind, no EOS token, no chat template, or one that rewrites
-            earlier turns; a row of which no token would be trained is named.
+        DataError: the rows are of another kind; the tokenizer has no EOS token or no chat template,
+            or a template that rewrites earlier turns; or rows in which no token would be trained,
+            each named.
     """
-    if rows.kind not in ("text", "completion", "messages"):
+    _check_causal(rows, tokenizer)
+    encode = ENCODERS[rows.kind]
+    examples: list[Example] = []
+    for number, row in enumerate(rows.rows):
+        for example in encode(row, tokenizer, max_length, loss_on):
+            example.row = number
+            examples.append(example)
+    trained = [example for example in examples if example.trained]
+    if rows.kind != "text" and len(trained) < len(examples):
+        raise _untrained_error(rows, examples, max_length)
+    return trained
+
+
+def _check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse rows or a tokenizer that cannot be used for language modelling."""
+    if rows.kind not in ENCODERS:
         raise DataError(
-            f"Rows of {rows.source} have labels; causal-lm needs text, prompt and completion, or messages.",
+            f"Rows of {rows.source} have labels; causal-lm needs text, prompt and completion, or "
+            "messages.",
             advice="Use --task classify, or name other columns.",
         )
     if tokenizer.eos_token_id is None:
@@ -71,170 +91,170 @@ def encode_causal(
             f"{rows.source} holds messages, but the model's tokenizer has no chat template.",
             advice="Use a chat model, or rows with prompt and completion.",
         )
-    encoder = {"text": _text, "completion": _completion, "messages": _messages}[rows.kind]
-    examples = [
-        e
-        for i, row in enumerate(rows.rows)
-        for e in encoder(row, i, tokenizer, max_length, loss_on)
-    ]
+
+
+def _untrained_error(rows: Rows, examples: Sequence[Example], max_length: int) -> DataError:
     faults = [
-        f"{rows.where[e.row]}   no token of it is trained: nothing but its prompt fits into {max_length} tokens"
-        for e in examples
-        if not e.trained and rows.kind != "text"
+        f"{rows.where[example.row]}   no token of it is trained: only its prompt fits into "
+        f"{max_length} tokens"
+        for example in examples
+        if not example.trained
     ]
-    if faults:
-        raise DataError(
-            f"{len(faults)} of {len(rows)} rows would train nothing.",
-            faults,
-            "Raise --max-length, or take them out.",
-        )
-    return [e for e in examples if e.trained]
+    return DataError(
+        f"{len(faults)} of {len(rows)} rows would train nothing.",
+        faults,
+        "Raise --max-length, or remove these rows.",
+    )
 
 
-def _text(
-    row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str
+def _encode_text(
+    row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
-    ids = _with_eos(_plain(tokenizer, row["text"]), tokenizer)
-    parts = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
-    return [Example(part, list(part), row=at) for part in parts]
+    ids = _tokenise(tokenizer, row["text"])
+    if not ids or ids[-1] != tokenizer.eos_token_id:
+        ids = [*ids, tokenizer.eos_token_id]
+    starts = range(0, len(ids), max_length)
+    parts = [ids[start : start + max_length] for start in starts]
+    return [Example(part, list(part)) for part in parts]
 
 
-def _completion(
-    row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str
+def _encode_completion(
+    row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
-    prompt = prompt_ids(tokenizer, row["prompt"])
-    answer = [
-        *tokenizer(row["completion"], add_special_tokens=False).input_ids,
-        tokenizer.eos_token_id,
-    ]
-    over = max(0, len(prompt) + len(answer) - max_length)
-    # The first token (BOS, where there is one) stays; then the oldest of the prompt goes, then the
-    # end of the answer.
-    keep = prompt[:1] + prompt[1 + min(over, max(len(prompt) - 1, 0)) :]
-    ids = (keep + answer)[:max_length]
-    labels = [IGNORED if loss_on == "completion" else t for t in keep] + answer
-    return [Example(ids, labels[:max_length], row=at, cut=over)]
+    prompt = encode_prompt(tokenizer, row["prompt"])
+    answer = tokenizer(row["completion"], add_special_tokens=False).input_ids
+    answer = [*answer, tokenizer.eos_token_id]
+    excess = max(0, len(prompt) + len(answer) - max_length)
+    # The first token (BOS, if the model has one) is kept; then the oldest tokens of the prompt are
+    # cut, then the end of the answer.
+    cut_of_prompt = min(excess, max(len(prompt) - 1, 0))
+    prompt = prompt[:1] + prompt[1 + cut_of_prompt :]
+    prompt_labels = [IGNORED] * len(prompt) if loss_on == "completion" else prompt
+    ids = (prompt + answer)[:max_length]
+    labels = (prompt_labels + answer)[:max_length]
+    return [Example(ids, labels, cut=excess)]
 
 
-def _messages(
-    row: dict[str, Any], at: int, tokenizer: Any, max_length: int, loss_on: str
+def _encode_messages(
+    row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
     turns = row["messages"]
-    text = tokenizer.apply_chat_template(turns, tokenize=False)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = encoded.input_ids
     if loss_on == "completion":
-        spans = list(_assistant_spans(turns, text, tokenizer))
-        labels = [
-            t if any(a <= start and end <= b and end > start for a, b in spans) else IGNORED
-            for t, (start, end) in zip(ids, encoded.offset_mapping, strict=True)
-        ]
+        ids, is_answer = encode_answers(tokenizer, turns)
+        pairs = zip(ids, is_answer, strict=True)
+        labels = [token if answered else IGNORED for token, answered in pairs]
     else:
+        ids = encode_conversation(tokenizer, turns)
         labels = list(ids)
-    return [
-        Example(ids[:max_length], labels[:max_length], row=at, cut=max(0, len(ids) - max_length))
-    ]
+    excess = max(0, len(ids) - max_length)
+    return [Example(ids[:max_length], labels[:max_length], cut=excess)]
 
 
-def _assistant_spans(turns: Sequence[dict[str, str]], text: str, tokenizer: Any):
-    """Yield the (start, end) characters of each assistant turn: what the template adds after its
-    prompt.
+# The encoder of each kind of rows for language modelling.
+ENCODERS: dict[str, Callable[..., list[Example]]] = {
+    "text": _encode_text,
+    "completion": _encode_completion,
+    "messages": _encode_messages,
+}
+
+
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
+    """Return the ids of a prompt, for training and for generation.
+
+    They begin with BOS if the tokenizer adds one, and do not end in EOS.
     """
-    for i, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            before = (
-                tokenizer.apply_chat_template(turns[:i], tokenize=False, add_generation_prompt=True)
-                if i
-                else ""
-            )
-            after = tokenizer.apply_chat_template(turns[: i + 1], tokenize=False)
-            if not text.startswith(before) or not text.startswith(after):
-                raise DataError(
-                    "The chat template rewrites earlier turns, so it cannot be told which tokens are the "
-                    "assistant's.",
-                    advice="Use --loss-on all.",
-                )
-            yield len(before), len(after)
+    ids = _tokenise(tokenizer, prompt)
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        return ids[:-1]
+    return ids
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the ids of a prompt as training and generation both read it: with BOS where the model
-    has one, no EOS.
-    """
-    ids = _plain(tokenizer, prompt)
-    return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id else ids
-
-
-def _plain(tokenizer: Any, text: str) -> list[int]:
+def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    # Not verbose: a text longer than the model's limit is cut later.
     return tokenizer(text, verbose=False).input_ids
 
 
-def _with_eos(ids: list[int], tokenizer: Any) -> list[int]:
-    return ids if ids and ids[-1] == tokenizer.eos_token_id else [*ids, tokenizer.eos_token_id]
-
-
-def need_labels(rows: Rows) -> None:
+def require_labels(rows: Rows) -> None:
     """Refuse rows that have no label."""
-    if rows.kind not in ("labelled", "pair"):
+    if rows.kind not in LABELLED:
         raise DataError(
-            f"Rows of {rows.source} have no label; classify needs text and label, or text_a, text_b and label.",
+            f"Rows of {rows.source} have no label; classify needs text and label, or text_a, "
+            "text_b and label.",
             advice="Use --task causal-lm, or name the label's column: --columns label=…",
         )
 
 
-def label_names(rows: Rows) -> list[str]:
-    """Return the labels of a classification, numbers in their order, words sorted.
+def list_labels(rows: Rows) -> list[str]:
+    """Return the labels of a classification: numbers in their order, then words sorted.
 
     Raises:
         DataError: the rows have no label.
 
-    >>> label_names(Rows("labelled", [{"text": "a", "label": 10}, {"text": "b", "label": 9}], ["", ""], ""))
+    >>> rows = [{"text": "a", "label": 10}, {"text": "b", "label": 9}]
+    >>> list_labels(Rows("labelled", rows, ["", ""], ""))
     ['9', '10']
     """
-    need_labels(rows)
-    names = {label_name(row["label"]) for row in rows.rows}
-    return sorted(names, key=lambda n: (0, float(n), n) if _number(n) is not None else (1, 0.0, n))
+    require_labels(rows)
+    labels = {label_text(row["label"]) for row in rows.rows}
+    return sorted(labels, key=_label_order)
 
 
-def label_name(label: Any) -> str:
-    """Return one name for a label whichever way the file writes it: 1, 1.0 and "1" are "1"."""
-    number = _number(label)
-    return str(int(number)) if number is not None and number.is_integer() else str(label).strip()
+def _label_order(label: str) -> tuple[int, float, str]:
+    number = _parse_number(label)
+    return (1, 0.0, label) if number is None else (0, number, label)
 
 
-def _number(value: Any) -> float | None:
+def label_text(label: object) -> str:
+    """Return the text of a label, which is the same for all spellings of a whole number.
+
+    >>> label_text(1), label_text(1.0), label_text("1"), label_text(" yes ")
+    ('1', '1', '1', 'yes')
+    """
+    number = _parse_number(label)
+    if number is not None and number.is_integer():
+        return str(int(number))
+    return str(label).strip()
+
+
+def _parse_number(value: Any) -> float | None:  # noqa: ANN401  any JSON value
+    """Return a value as a finite number, or None: "nan" and "inf" are words."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None  # "nan" and "inf" are words
+    return number if math.isfinite(number) else None
 
 
 def is_regression(rows: Rows) -> bool:
-    """Tell whether the labels are numbers that are not all whole."""
-    numbers = [_number(row["label"]) for row in rows.rows]
-    return all(n is not None for n in numbers) and not all(
-        n.is_integer() for n in numbers if n is not None
-    )
+    """Return True if all labels are numbers and at least one is not whole."""
+    numbers = [_parse_number(row["label"]) for row in rows.rows]
+    present = [number for number in numbers if number is not None]
+    if len(present) < len(numbers):
+        return False
+    return not all(number.is_integer() for number in present)
 
 
-def task_of(rows: Rows, asked: str = "auto") -> str:
-    """Return the task that was asked for, or that the rows tell.
+def infer_task(rows: Rows, task: str = "auto") -> str:
+    """Return the task that the rows are for, where the given task is "auto".
 
-    >>> task_of(Rows("labelled", [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}], ["", ""], ""))
+    >>> rows = [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}]
+    >>> infer_task(Rows("labelled", rows, ["", ""], ""))
     'regress'
     """
-    if asked != "auto":
-        return asked
-    if rows.kind not in ("labelled", "pair"):
+    if task != "auto":
+        return task
+    if rows.kind not in LABELLED:
         return "causal-lm"
     return "regress" if is_regression(rows) else "classify"
 
 
 def encode_labelled(
-    rows: Rows, tokenizer: Any, max_length: int, labels: Sequence[str] | None
+    rows: Rows,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    labels: Sequence[str] | None,
 ) -> list[Example]:
-    """Tokenise one or two texts a row, with a class index or a value to learn.
+    """Tokenise one or two texts a row, with a class index or a value as target.
 
     Args:
         rows: of kind labelled or pair.
@@ -243,37 +263,55 @@ def encode_labelled(
         labels: the class names in order; None for regression.
 
     Raises:
-        DataError: rows of another kind, labels that are no class or no number; each is named.
+        DataError: rows of another kind, or labels that are not a class or a number; each is named.
     """
-    need_labels(rows)
-    faults, targets = [], []
-    for where, row in zip(rows.where, rows.rows, strict=True):
-        if labels is None:
-            value = _number(row["label"])
-            faults += [f"{where}   label {row['label']!r} is no number"] if value is None else []
-            targets.append(value)
-        else:
-            name = label_name(row["label"])
-            faults += (
-                []
-                if name in labels
-                else [
-                    f"{where}   label {name!r} is none of the classes {near_misses(name, labels)}".rstrip()
-                ]
-            )
-            targets.append(labels.index(name) if name in labels else 0)
-    if faults:
-        known = "" if labels is None else f"Classes: {', '.join(labels[:20])}."
-        raise DataError(
-            f"{len(faults)} of {len(rows)} labels of {rows.source} cannot be used.", faults, known
-        )
-    first = [row["text_a" if rows.kind == "pair" else "text"] for row in rows.rows]
-    second = [row["text_b"] for row in rows.rows] if rows.kind == "pair" else None
-    full = tokenizer(first, second, verbose=False).input_ids
+    require_labels(rows)
+    targets = _values(rows) if labels is None else _class_indices(rows, labels)
+    is_pair = rows.kind == "pair"
+    first = [row["text_a" if is_pair else "text"] for row in rows.rows]
+    second = [row["text_b"] for row in rows.rows] if is_pair else None
+    uncut = tokenizer(first, second, verbose=False).input_ids
     encoded = tokenizer(first, second, truncation=True, max_length=max_length)
-    kinds = encoded.get("token_type_ids") or [None] * len(full)
-    parts = zip(encoded.input_ids, full, kinds, targets, strict=True)
-    return [
-        Example(ids, target=target, types=types, row=i, cut=len(whole) - len(ids))
-        for i, (ids, whole, types, target) in enumerate(parts)
-    ]
+    types = encoded.get("token_type_ids") or [None] * len(uncut)
+    examples: list[Example] = []
+    for number, ids in enumerate(encoded.input_ids):
+        cut = len(uncut[number]) - len(ids)
+        target, own_types = targets[number], types[number]
+        examples.append(Example(ids, target=target, types=own_types, row=number, cut=cut))
+    return examples
+
+
+def _values(rows: Rows) -> list[float]:
+    """Return the labels of a regression."""
+    values: list[float] = []
+    faults: list[str] = []
+    for where, row in zip(rows.where, rows.rows, strict=True):
+        value = _parse_number(row["label"])
+        if value is None:
+            faults.append(f"{where}   label {row['label']!r} is not a number")
+        else:
+            values.append(value)
+    if faults:
+        raise _label_error(rows, faults)
+    return values
+
+
+def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
+    """Return the position of each row's label among the classes."""
+    indices: list[int] = []
+    faults: list[str] = []
+    for where, row in zip(rows.where, rows.rows, strict=True):
+        label = label_text(row["label"])
+        if label in labels:
+            indices.append(labels.index(label))
+        else:
+            hint = near_misses(label, labels)
+            faults.append(f"{where}   label {label!r} is none of the classes {hint}".rstrip())
+    if faults:
+        raise _label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
+    return indices
+
+
+def _label_error(rows: Rows, faults: list[str], advice: str = "") -> DataError:
+    counted = f"{len(faults)} of {len(rows)} labels"
+    return DataError(f"{counted} of {rows.source} cannot be used.", faults, advice)

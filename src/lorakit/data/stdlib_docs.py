@@ -1,19 +1,18 @@
-"""builtin:stdlib-docs, a proofreading task out of the docstrings that every Python carries.
+"""builtin:stdlib-docs, a proofreading task from the docstrings of Python's standard library.
 
-A row is one sentence of the standard library's docstrings. Half are as they were; in the others two
-words that are not neighbours have changed places, one of them a small word such as "of" or "the",
-the other not. The task is to tell which:
+A row is one sentence of a docstring. In half of the rows two words that are not neighbours have
+been exchanged, one of them a small word such as "of" or "the", the other not. The task is to
+recognise these rows:
 
     "Return the number of active children."     -> intact
     "Return children number of active the."     -> swapped
 
-Both kinds hold the same words, so a model has to read their order: what a linear head on sentence
-    embeddings cannot do,
-and adapting the encoder can.
+Rows of both labels hold the same words, so a model has to read their order. A linear head on
+sentence embeddings cannot do that, and adapting the encoder can.
 
-Nothing is downloaded or imported: the sources are read with `ast`. Side, label and swap come from a
-    hash of the text, so a
-sentence gives the same row on every Python that holds it, and no module stands on both sides.
+Nothing is downloaded or imported: the sources are read with `ast`. Split, label and swap come from
+a hash of the text. A sentence therefore gives the same row on every Python that has it, and no
+module is in both splits.
 """
 
 import ast
@@ -23,14 +22,16 @@ import sysconfig
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 
 from lorakit.errors import DataError
 
 LABELS = ("intact", "swapped")
 
-# Folders left out: tests, other people's packages, and the parts which some
-# distributions leave out or newer Pythons no longer have.
+# Folders left out: tests, other people's packages, and parts that some distributions leave out or
+# newer Pythons no longer have.
 SKIPPED = {
     "test",
     "tests",
@@ -45,13 +46,15 @@ SKIPPED = {
     "tkinter",
     "turtledemo",
 }
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 SHORTEST, LONGEST = 5, 16  # words in a sentence
 GAP = 2  # the swapped words are at least this many places apart
-# One of the swapped words is of these and the other is not: two nouns or two
-# verbs can often trade places and leave good English ("the name of the file").
+# One of the swapped words is of these and the other is not: two nouns or two verbs can often be
+# exchanged and leave good English ("the name of the file").
 _SMALL = """
-a all an and any are as at be been but by can each for from had has have if in into is it its may must no not of on only or
-should so such than that the then there they this to was were when which will with you
+a all an and any are as at be been but by can each for from had has have if in into is it its may
+must no not of on only or should so such than that the then there they this to was were when which
+will with you
 """
 SMALL = frozenset(_SMALL.split())
 
@@ -61,100 +64,120 @@ _SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z])")
 _NOT_PROSE = (" ", ">>>", "*", "-", "+", "|", "..")  # code, lists, tables
 
 
-def _number(text: str) -> int:
+def _hash_number(text: str) -> int:
     """Return a number that depends on nothing but the text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def side(module: str) -> str:
-    """Return train or test for a top-level module: one family in five is for testing; `io` and
-    `_pyio` are one family.
+def split_of(module: str) -> str:
+    """Return the split of a top-level module, train or test.
+
+    One family of modules in five is for testing; `io` and `_pyio` are one family.
     """
     family = module.lstrip("_").removeprefix("py").split("_")[0]
-    return "test" if _number(f"side 28:{family}") % 5 == 0 else "train"
+    return "test" if _hash_number(f"side 28:{family}") % 5 == 0 else "train"
 
 
-@cache  # reading takes seconds, and both sides are wanted
-def docstrings() -> tuple[tuple[str, str], ...]:
+@cache  # reading takes seconds, and both splits are needed
+def read_docstrings() -> tuple[tuple[str, str], ...]:
     """Return (top-level module, docstring) for everything documented in the library."""
-    return tuple(_read())
-
-
-def _read() -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
+    found: list[tuple[str, str]] = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if SKIPPED.intersection(parts) or parts[0].startswith(("config-", "_sysconfigdata")):
             continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "invalid escape sequence"
-                tree = ast.parse(path.read_bytes())
-        except (OSError, SyntaxError, ValueError):
+        module = parts[0].removesuffix(".py")
+        found += [(module, docstring) for docstring in _docstrings_of(path)]
+    return tuple(found)
+
+
+def _docstrings_of(path: Path) -> Iterator[str]:
+    """Yield the docstrings of a source file, none if it cannot be parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "invalid escape sequence"
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if not isinstance(node, DOCUMENTED):
             continue
-        for node in ast.walk(tree):
-            documented = isinstance(
-                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-            )
-            if documented and (text := ast.get_docstring(node)):
-                yield parts[0].removesuffix(".py"), text
+        docstring = ast.get_docstring(node)
+        if docstring:
+            yield docstring
 
 
-def sentences(docstring: str) -> Iterator[str]:
-    """Yield the sentences of a docstring that are ordinary prose of a handy length."""
+def split_sentences(docstring: str) -> Iterator[str]:
+    """Yield the sentences of a docstring that are ordinary prose of a usable length."""
     for paragraph in re.split(r"\n\s*\n", docstring):
         if any(line.startswith(_NOT_PROSE) for line in paragraph.splitlines()):
             continue
-        for sentence in _SENTENCE_END.split(" ".join(paragraph.split())):
-            words = sentence.split()
-            if not SHORTEST <= len(words) <= LONGEST:
-                continue
-            if not (sentence[0].isupper() and sentence.endswith(".")):
-                continue
-            if sum(bool(_WORD.fullmatch(word)) for word in words) >= 0.8 * len(words):
-                yield sentence
+        joined = " ".join(paragraph.split())
+        yield from filter(_is_prose, _SENTENCE_END.split(joined))
 
 
-def swaps(words: list[str]) -> list[tuple[int, int]]:
-    """Return the pairs of places whose words may be exchanged: never the first or last, where
-    capital or full stop tell.
+def _is_prose(sentence: str) -> bool:
+    words = sentence.split()
+    if not SHORTEST <= len(words) <= LONGEST:
+        return False
+    if not (sentence[0].isupper() and sentence.endswith(".")):
+        return False
+    plain_words = sum(bool(_WORD.fullmatch(word)) for word in words)
+    return plain_words >= 0.8 * len(words)
+
+
+def find_swaps(words: list[str]) -> list[tuple[int, int]]:
+    """Return the pairs of positions whose words may be exchanged.
+
+    The first and the last word never are: a capital or a full stop would betray them.
     """
-    inner = [i for i in range(1, len(words) - 1) if _MOVABLE.fullmatch(words[i])]
+    movable = [i for i in range(1, len(words) - 1) if _MOVABLE.fullmatch(words[i])]
     return [
-        (i, j)
-        for i in inner
-        for j in inner
-        if j - i >= GAP and (words[i].lower() in SMALL) != (words[j].lower() in SMALL)
+        (first, second)
+        for first, second in product(movable, movable)
+        if second - first >= GAP and _is_small(words[first]) != _is_small(words[second])
     ]
 
 
-def rows(split: str) -> list[dict[str, str]]:
-    """Return the rows of one side, text and label, in an order that is mixed and always the same.
+def _is_small(word: str) -> bool:
+    return word.lower() in SMALL
+
+
+def make_rows(split: str) -> list[dict[str, str]]:
+    """Return the rows of a split, text and label, in a mixed order that is always the same.
 
     Args:
         split: train or test.
 
     Raises:
-        DataError: this Python comes without the sources of its library.
+        DataError: this Python has no sources of its library.
     """
     seen: set[str] = set()
-    found: list[tuple[int, dict[str, str]]] = []
-    for module, docstring in docstrings():
-        for sentence in sentences(docstring):
-            words = sentence.split()
-            if sentence in seen or not (places := swaps(words)):
+    numbered: list[tuple[int, dict[str, str]]] = []
+    for module, docstring in read_docstrings():
+        for sentence in split_sentences(docstring):
+            if sentence in seen:
                 continue
-            seen.add(sentence)  # also those of the other side
-            if side(module) != split:
+            swaps = find_swaps(sentence.split())
+            if not swaps:
                 continue
-            label = LABELS[_number("label:" + sentence) % 2]
-            if label == "swapped":
-                i, j = places[_number("swap:" + sentence) % len(places)]
-                words[i], words[j] = words[j], words[i]
-            found.append((_number("order:" + sentence), {"text": " ".join(words), "label": label}))
-    if not found:
+            seen.add(sentence)  # also if it is of the other split
+            if split_of(module) == split:
+                numbered.append((_hash_number("order:" + sentence), _make_row(sentence, swaps)))
+    if not numbered:
         raise DataError(
-            "The standard library of this Python holds no sources with docstrings.",
+            "The standard library of this Python has no sources with docstrings.",
             advice="Name a file as data.",
         )
-    return [row for _, row in sorted(found, key=lambda pair: pair[0])]
+    numbered.sort(key=itemgetter(0))
+    return [row for _, row in numbered]
+
+
+def _make_row(sentence: str, swaps: list[tuple[int, int]]) -> dict[str, str]:
+    words = sentence.split()
+    label = LABELS[_hash_number("label:" + sentence) % 2]
+    if label == "swapped":
+        first, second = swaps[_hash_number("swap:" + sentence) % len(swaps)]
+        words[first], words[second] = words[second], words[first]
+    return {"text": " ".join(words), "label": label}

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lorakit.data.encode import prompt_ids
+from lorakit.data.encode import encode_prompt
 from lorakit.errors import DataError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.models.load import Loaded, pad_id
@@ -87,6 +87,6 @@ def generate(
 
 def _ids(tokenizer: Any, prompt: str | list[dict[str, str]]) -> list[int]:
     if isinstance(prompt, str):
-        return prompt_ids(tokenizer, prompt)
+        return encode_prompt(tokenizer, prompt)
     text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False).input_ids

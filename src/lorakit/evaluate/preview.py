@@ -9,9 +9,9 @@ from lorakit.data.encode import (
     IGNORED,
     encode_causal,
     encode_labelled,
-    label_name,
-    label_names,
-    task_of,
+    infer_task,
+    label_text,
+    list_labels,
 )
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError
@@ -46,8 +46,8 @@ def preview(
     longest = min(512, limit) if max_length is None else max_length
     if longest > limit:
         raise DataError(f"max_length: {longest} tokens asked, the model takes at most {limit}.")
-    task = task_of(rows, task)
-    names = label_names(rows) if task == "classify" else None
+    task = infer_task(rows, task)
+    names = list_labels(rows) if task == "classify" else None
     examples = (
         encode_causal(rows, tokenizer, longest, loss_on)
         if task == "causal-lm"
@@ -80,7 +80,7 @@ def preview(
         "rows_repeated": rows.repeated,
         "eos": tokenizer.eos_token if task == "causal-lm" else None,
         "eos_trained": sum(e.labels[-1] == eos for e in examples) if task == "causal-lm" else None,
-        "labels": dict(Counter(label_name(r["label"]) for r in rows.rows).most_common())
+        "labels": dict(Counter(label_text(r["label"]) for r in rows.rows).most_common())
         if names
         else {},
         "histogram": _histogram([len(e.ids) for e in examples]),

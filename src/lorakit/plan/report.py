@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lorakit.data.batches import Batches
-from lorakit.data.encode import Example, label_names, task_of
+from lorakit.data.encode import Example, infer_task, list_labels
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import SpecError
 from lorakit.models.load import Loaded, auto_dtype, load_tokenizer
@@ -47,8 +47,8 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
         )
     device = devices.named(asked.device or devices.HERE)
     rows = read_rows(asked.data, columns=asked.columns, quotes=asked.quotes) if asked.data else None
-    task = task_of(rows, asked.task) if rows is not None else asked.task
-    labels = label_names(rows) if rows is not None and task == "classify" else []
+    task = infer_task(rows, asked.task) if rows is not None else asked.task
+    labels = list_labels(rows) if rows is not None and task == "classify" else []
     base = skeleton(asked.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, run.max_length, labels, asked.loss_on) if rows else None
     batches = batches_of(run, base, examples) if examples else None

@@ -13,7 +13,7 @@ from typing import Any
 from lorakit import plots
 from lorakit.adapter import Adapter
 from lorakit.analysis.spectra import factors_of, is_plain
-from lorakit.data.encode import label_names, task_of
+from lorakit.data.encode import infer_task, list_labels
 from lorakit.data.rows import read_rows
 from lorakit.errors import OutputError, SpecError
 from lorakit.evaluate.score import evaluate
@@ -239,8 +239,8 @@ def advice(settings: TrainSpec, spec: Spec) -> dict[str, Any]:
         LorakitError: data or a model that cannot be read.
     """
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
-    task = task_of(rows, settings.task)
-    labels = label_names(rows) if task == "classify" else []
+    task = infer_task(rows, settings.task)
+    labels = list_labels(rows) if task == "classify" else []
     base = skeleton(settings.model, task, labels=len(labels) or 2)
     examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
     chosen = select(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorakit.data.batches import Batches, collate
-from lorakit.data.encode import Example, label_names, task_of
+from lorakit.data.encode import Example, infer_task, list_labels
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, PlanError, SpecError
 from lorakit.inits.start import looks_at_data
@@ -61,9 +61,9 @@ def prepare_run(
 ) -> PreparedRun:
     """Read the data, load the model, attach the adapter, tokenise; nothing is written."""
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
-    task = task_of(rows, settings.task)
+    task = infer_task(rows, settings.task)
     # Before rows are held out: a rare label may be on one side alone.
-    labels = label_names(rows) if task == "classify" else []
+    labels = list_labels(rows) if task == "classify" else []
     rows, held_out = _hold_out(rows, settings)
     if task == "classify" and len(labels) < 2:
         raise DataError(

@@ -1,0 +1,74 @@
+"""Chat templates: token ids of conversations, and the tokens of the assistant's turns."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lorakit.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn = dict[str, str]  # role and content
+
+
+def encode_turns(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[int]:
+    """Return the token ids of a conversation and of the start of the assistant's next turn."""
+    text = _apply_template(tokenizer, turns, prompts=True)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def encode_answers(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]
+) -> tuple[list[int], list[bool]]:
+    """Return the token ids of a conversation, and for each True if the assistant wrote it.
+
+    Raises:
+        DataError: the template rewrites earlier turns.
+    """
+    text = _apply_template(tokenizer, turns)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = list(_assistant_spans(tokenizer, turns, text))
+    is_answer = [_is_inside(start, end, spans) for start, end in encoded.offset_mapping]
+    return encoded.input_ids, is_answer
+
+
+def encode_conversation(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[int]:
+    """Return the token ids of a whole conversation."""
+    text = _apply_template(tokenizer, turns)
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _apply_template(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], *, prompts: bool = False
+) -> str:
+    """Return a conversation as text; `prompts` adds the start of the assistant's next turn."""
+    text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompts)
+    return str(text)
+
+
+def _is_inside(start: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
+    """Return True if the characters of a token are all in one span; a token of none is not."""
+    if end <= start:
+        return False
+    return any(first <= start and end <= last for first, last in spans)
+
+
+def _assistant_spans(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], text: str
+) -> Iterator[tuple[int, int]]:
+    """Yield the first character of each assistant turn, and the first after it.
+
+    A turn is the text that the template adds to its prompt for this turn.
+    """
+    for number, turn in enumerate(turns):
+        if turn["role"] != "assistant":
+            continue
+        before = _apply_template(tokenizer, turns[:number], prompts=True) if number else ""
+        after = _apply_template(tokenizer, turns[: number + 1])
+        if not text.startswith(before) or not text.startswith(after):
+            raise DataError(
+                "The chat template rewrites earlier turns, so the tokens of the assistant "
+                "cannot be found.",
+                advice="Use --loss-on all.",
+            )
+        yield len(before), len(after)
