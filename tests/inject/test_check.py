@@ -92,9 +92,9 @@ READERS = {
 def test_what_a_parent_reads_is_lent_to_it(family: Family, lent: set[str]) -> None:
     model = family.build(torch.float64)
     inputs, values, known = family.given(torch.float64), state(model), find_places(model)
-    assert {n.rpartition(".")[2] for n, p in known.items() if p.site.lends} == lent
+    assert {n.rpartition(".")[2] for n, p in known.items() if p.site.swaps_weight} == lent
     base = logits(model, inputs)
-    targets = [n for n, p in known.items() if p.site.lends]
+    targets = [n for n, p in known.items() if p.site.swaps_weight]
     adapter = lorakit.attach(model, Spec(rank=1, targets=targets, dtype="float64"))
     assert lorakit.check(model, **inputs) == targets and adapter.target_names
     fill(adapter)

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 import lorakit
-from lorakit.sites.fused_parts import Layout, Part
+from lorakit.sites.fused_parts import Layout, OutputSliceSite
 from lorakit.sites.linear import Linear
-from lorakit.sites.weight_swap import Lent
+from lorakit.sites.weight_swap import SwappedWeightSite
 
 DELTAS: dict[str, dict[str, Any]] = {  # name -> fields of Spec
     "lowrank": {},
@@ -170,7 +170,7 @@ class Reading(nn.Module):
         return torch.einsum("...i,oi->...o", input, self.weight) + self.bias
 
 
-class Second(Part):
+class Second(OutputSliceSite):
     """One part of a layer's matrix, as if it were all that the layer has."""
 
     def __init__(self, kind: str, layer: type[nn.Module], layout: Layout, part: str):
@@ -181,7 +181,7 @@ class Second(Part):
         return isinstance(layer, self.type)
 
 
-class Lending(Lent):
+class Lending(SwappedWeightSite):
     def holds(self, layer: Any) -> bool:
         return isinstance(layer, Reading)
 

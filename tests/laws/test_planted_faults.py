@@ -26,13 +26,14 @@ from lorakit.deltas.vera import VeRA
 from lorakit.formats.peft import reader
 from lorakit.inits import classic
 from lorakit.inits import start as inits
-from lorakit.inject.mixed_batch import Share
+from lorakit.inject.mixed_batch import PlaceRouting
 from lorakit.sites import slot
-from lorakit.sites.conv import Conv, ConvTranspose
-from lorakit.sites.experts import Experts
-from lorakit.sites.fused_parts import Part
-from lorakit.sites.linear import Embedding, Linear
-from lorakit.sites.quantised import BitsAndBytes
+from lorakit.sites.base import Site
+from lorakit.sites.conv import ConvSite, ConvTransposeSite
+from lorakit.sites.experts import ExpertsSite
+from lorakit.sites.fused_parts import OutputSliceSite
+from lorakit.sites.linear import EmbeddingSite
+from lorakit.sites.quantised import BitsAndBytesSite
 
 from ..inject.test_token_rows import rows_equal_dense, rows_merge_as_attached
 from ..sites import test_experts, test_quantised
@@ -126,14 +127,14 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-bfloat16",
     ),
     "merge drops weight": (
-        edit(Linear, "changed", "weight * change.to", "change.to"),
+        edit(Site, "add_changes", "weight * change.to", "change.to"),
         law.merge_rounds_once,
         "linear-float32",
     ),
     "merge rounds the change first": (
         edit(
-            Linear,
-            "changed",
+            Site,
+            "add_changes",
             "+ weight * change.to(M.device)",
             "+ (weight * change).to(self.read(layer).dtype)",
         ),
@@ -142,8 +143,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "merge sums in the weight's dtype": (
         edit(
-            Linear,
-            "changed",
+            Site,
+            "add_changes",
             "M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change",
             "M + weight * change.to(M.dtype)",
         ),
@@ -156,7 +157,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "merge leaves the change on": (
-        edit(merging, "merge", "exchange(model, state, {})", "pass"),
+        edit(merging, "merge", "set_enabled(model, state, {})", "pass"),
         law.merged_equals_attached,
         "embedding-float32",
     ),
@@ -166,7 +167,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-bfloat16",
     ),
     "unmerge switches nothing on": (
-        edit(merging, "_restore", "exchange(model, state, undo.on)", "pass"),
+        edit(merging, "_restore", "set_enabled(model, state, undo.on)", "pass"),
         law.unmerge_restores_bits,
         "linear-float64",
     ),
@@ -186,17 +187,19 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "conv1d-float64",
     ),
     "hook left behind": (
-        edit(slot, "remove", "del layer._forward_hooks[key]", "pass"),
+        edit(slot, "remove_slot", "del layer._forward_hooks[key]", "pass"),
         law.detach_leaves_no_trace,
         "linear-float64",
     ),
     "all hooks removed": (
-        edit(slot, "remove", "_forward_hooks.items() if hook in hooks", "_forward_hooks.items()"),
+        edit(
+            slot, "remove_slot", "_forward_hooks.items() if hook in hooks", "_forward_hooks.items()"
+        ),
         law.detach_leaves_no_trace,
         "conv1d-float64",
     ),
     "requires_grad not put back": (
-        edit(attach, "detach", "state.found.get(path, parameter.requires_grad)", "False"),
+        edit(attach, "detach", "state.required_grad.get(path, parameter.requires_grad)", "False"),
         law.detach_leaves_no_trace,
         "linear-float64",
     ),
@@ -241,7 +244,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "enable(None) leaves it on": (
-        edit(slot, "exchange", "state.on.clear()", "pass"),
+        edit(slot, "set_enabled", "state.enabled.clear()", "pass"),
         law.disabled_equals_base,
         "linear-float64",
     ),
@@ -251,38 +254,38 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "biases not exchanged": (
-        edit(slot, "exchange", "want != now", "False"),
+        edit(slot, "set_enabled", "want != now", "False"),
         law.biases_train_and_merge,
         "linear-float64",
     ),
     "another row of an embedding": (
-        edit(Embedding, "project", "F.embedding(x, A.T,", "F.embedding(19 - x, A.T,"),
+        edit(EmbeddingSite, "project", "F.embedding(x, A.T,", "F.embedding(19 - x, A.T,"),
         law.attached_equals_dense,
         "embedding-float64",
     ),
     "padding row starts like any other": (
-        edit(Embedding, "blank", "return A * keep", "return A"),
+        edit(EmbeddingSite, "mask_padding", "return A * keep", "return A"),
         law.padding_stays,
         "embedding-padded-float32",
     ),
     "padding row learns": (
-        edit(Embedding, "project", ", padding_idx=layer.padding_idx", ""),
+        edit(EmbeddingSite, "project", ", padding_idx=layer.padding_idx", ""),
         law.padding_stays,
         "embedding-padded-float64",
     ),
     "padding mode ignored": (
-        edit(Conv, "project", CONVOLVED, ZEROS),
+        edit(ConvSite, "project", CONVOLVED, ZEROS),
         law.attached_equals_dense,
         "convolution2d-circular-float64",
     ),
     "dilation ignored": (
-        edit(Conv, "project", CONVOLVED, UNDILATED),
+        edit(ConvSite, "project", CONVOLVED, UNDILATED),
         law.attached_equals_dense,
         "convolution2d-circular-float32",
     ),
     "groups in the wrong order": (
         edit(
-            Conv,
+            ConvSite,
             "project",
             "kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1))",
             "kernel.repeat_interleave(layer.groups, dim=0)",
@@ -292,7 +295,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "kernel's axes exchanged": (
         edit(
-            Conv,
+            ConvSite,
             "project",
             "A.view(A.shape[0], *layer.weight.shape[1:])",
             "A.view(A.shape[0], layer.weight.shape[1], *layer.kernel_size[::-1]).mT",
@@ -301,18 +304,18 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "convolution2d-depthwise-bfloat16",
     ),
     "kernel merged the other way round": (
-        edit(Conv, "stored", "(layer.weight.shape)", "(layer.weight.shape).flip(-1)"),
+        edit(ConvSite, "to_weight", "(layer.weight.shape)", "(layer.weight.shape).flip(-1)"),
         law.merged_equals_attached,
         "convolution2d-circular-float64",
     ),
     "channels of a transposed convolution's groups mixed": (
-        edit(ConvTranspose, "project", ".transpose(0, 1)", ""),
+        edit(ConvTransposeSite, "project", ".transpose(0, 1)", ""),
         law.attached_equals_dense,
         "transposed2d-float64",
     ),
     "transposed convolution spreads a mirrored kernel": (
         edit(
-            ConvTranspose,
+            ConvTransposeSite,
             "expand",
             "*layer.weight.shape[1:]).repeat(",
             "*layer.weight.shape[1:]).flip(-1).repeat(",
@@ -321,23 +324,23 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "transposed2d-float16",
     ),
     "rows get the ranks of others": (
-        edit(Share, "stacked", "h.masked_fill(self.table.off.view(shape), 0.0)", "h"),
+        edit(PlaceRouting, "stacked", "h.masked_fill(self.table.off.view(shape), 0.0)", "h"),
         law.rows_equal_alone,
         "linear-float64",
     ),
     "a row's weights dropped": (
-        edit(Share, "stacked", "h * self.table.strength.to(h.dtype).view(shape)", "h"),
+        edit(PlaceRouting, "stacked", "h * self.table.strength.to(h.dtype).view(shape)", "h"),
         law.rows_equal_alone,
         "conv1d-bfloat16",
     ),
     "a group's weights dropped": (
-        edit(Share, "join", "B[n] * w", "B[n]"),
+        edit(PlaceRouting, "join", "B[n] * w", "B[n]"),
         law.rows_equal_alone,
         "linear-float64",
     ),
     "sorted rows not put back": (
         edit(
-            Share,
+            PlaceRouting,
             "grouped",
             "torch.zeros_like(change).view(count, each, -1).index_copy(0, order, "
             "change.view(count, each, -1))",
@@ -347,18 +350,23 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-square-float32",
     ),
     "rows of an adapter mixed up": (
-        edit(Share, "one_by_one", "x.index_select(0, index)", "x.index_select(0, index.flip(0))"),
+        edit(
+            PlaceRouting,
+            "one_by_one",
+            "x.index_select(0, index)",
+            "x.index_select(0, index.flip(0))",
+        ),
         law.rows_equal_alone,
         "convolution2d-depthwise-float64",
     ),
     "joined factors are cut off the graph": (
-        edit(Share, "join", "n: d.A for", "n: d.A.detach() for"),
+        edit(PlaceRouting, "join", "n: d.A for", "n: d.A.detach() for"),
         law.rows_equal_alone,
         "embedding-float64",
     ),
     "part among the rows of its neighbour": (
         edit(
-            Part,
+            OutputSliceSite,
             "spread",
             "(self.start, self.block - self.start - self.size)",
             "(self.start + 1, self.block - self.start - self.size - 1)",
@@ -368,7 +376,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "parts of groups one after the other": (
         edit(
-            Part,
+            OutputSliceSite,
             "spread",
             "some.unflatten(-1, (self.layout.groups, self.size))",
             "some.unflatten(-1, (self.size, self.layout.groups)).mT",
@@ -378,7 +386,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "part merged into other rows": (
         edit(
-            Part,
+            OutputSliceSite,
             "widen",
             "(0, 0, self.start, self.block - self.start - self.size)",
             "(0, 0, self.block - self.start - self.size, self.start)",
@@ -397,7 +405,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "part-interleaved-float32",
     ),
     "lent and not given back": (
-        edit(slot.Slot, "take_back", "whole.take_back(layer)", "pass"),
+        edit(slot.Slot, "swap_out", "whole.swap_out(layer)", "pass"),
         law.detach_leaves_no_trace,
         "lent-float64",
     ),
@@ -407,7 +415,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "lent-float32",
     ),
     "lent without its weight": (
-        edit(Linear, "changed", "weight * change", "change"),
+        edit(Site, "add_changes", "weight * change", "change"),
         law.two_adapters_add_up,
         "lent-float64",
     ),
@@ -492,12 +500,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "adalora:linear-float64",
     ),
     "experts without their scale": (
-        edit(Experts, "lend", "(weight * delta.scale)", "weight"),
+        edit(ExpertsSite, "swap_in", "(weight * delta.scale)", "weight"),
         experts_equal_dense,
         "linear-float64",
     ),
     "coarse sum in another form": (
-        edit(BitsAndBytes, "coarsened", "quant_type=state.quant_type", "quant_type='fp4'"),
+        edit(BitsAndBytesSite, "requantise", "quant_type=state.quant_type", "quant_type='fp4'"),
         coarse_sums_are_exact,
         "linear-float64",
     ),

@@ -20,7 +20,7 @@ from transformers import (
 import lorakit
 from lorakit.cli.__main__ import main
 from lorakit.merging.quantised import dequantised_parameters
-from lorakit.sites.quantised import unpacked
+from lorakit.sites.quantised import without_packing
 
 from ..laws.table import fill
 from .tied import IDS, SIZES, logits
@@ -77,7 +77,7 @@ def test_a_coarse_base_of_transformers_is_trained_and_read_back(
 
     model = coarse()
     place = lorakit.select(model, "qv")["model.layers.0.self_attn.q_proj"]
-    assert form.split(" ")[0] in place.site.quantised(place.layer)
+    assert form.split(" ")[0] in place.site.quantised_form(place.layer)
     adapter = lorakit.attach(model, lorakit.Spec(rank=2, targets="qv"))
     optimizer, losses = torch.optim.Adam(adapter.parameters(), lr=1e-2), []
     for _ in range(4):
@@ -93,7 +93,7 @@ def test_a_coarse_base_of_transformers_is_trained_and_read_back(
     lorakit.attach(again, read)
     assert read == adapter and torch.equal(logits(again), after)
     lorakit.enable(model, None)
-    with unpacked(plain := coarse()):
+    with without_packing(plain := coarse()):
         assert torch.equal(logits(model), logits(plain))
 
 
@@ -191,7 +191,7 @@ def test_the_command_merges_into_a_coarse_folder(
     assert {
         k: torch.equal(v, merged[k]) for k, v in dequantised_parameters(got).items()
     } == dict.fromkeys(merged, True)
-    assert lorakit.select(got, "q")["model.layers.0.self_attn.q_proj"].site.quantised(
+    assert lorakit.select(got, "q")["model.layers.0.self_attn.q_proj"].site.quantised_form(
         got.model.layers[0].self_attn.q_proj
     )
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import lorakit
 from lorakit.deltas.base import LowRank
 from lorakit.errors import SpecError
-from lorakit.sites.experts import Experts, Unsummed
+from lorakit.sites.experts import ExpertsSite, UnsummedWeight
 
 from ..laws.table import bits, error, fill, randn, state
 from .experts import FAMILIES, FORMS, experts_model, logits
@@ -151,10 +151,10 @@ def test_copies_and_detach(family: str):
 
 
 def test_no_dense_change_is_made(monkeypatch: pytest.MonkeyPatch):
-    def summed(self: Unsummed) -> Tensor:
+    def summed(self: UnsummedWeight) -> Tensor:
         raise AssertionError("the change was summed")
 
-    monkeypatch.setattr(Unsummed, "summed", summed)
+    monkeypatch.setattr(UnsummedWeight, "summed", summed)
     for family, way in FORMS:
         model, _ = adapted(family, way)
         logits(model).sum().backward()
@@ -211,8 +211,8 @@ def test_what_a_stack_cannot_use_is_refused(more: dict[str, Any], fault: str):
     assert fault in str(caught.value) and lorakit.attached(model) == {}
 
 
-def unsummed(*batch: int) -> Unsummed:
-    return Unsummed(
+def unsummed(*batch: int) -> UnsummedWeight:
+    return UnsummedWeight(
         randn(*batch, 6, 5), [(randn(*batch, 6, 2, seed=1), randn(*batch, 2, 5, seed=2))]
     )
 
@@ -254,10 +254,10 @@ def test_other_deltas_are_lent_dense(monkeypatch: pytest.MonkeyPatch):
     for delta in adapter.deltas.values():
         delta.__class__ = Own
     monkeypatch.setattr(
-        Unsummed, "__init__", lambda *args: pytest.fail("a stand-in knows low rank alone")
+        UnsummedWeight, "__init__", lambda *args: pytest.fail("a stand-in knows low rank alone")
     )
     assert error(logits(model), want) < close(model)
     assert all(
-        isinstance(site, Experts)
+        isinstance(site, ExpertsSite)
         for site in model.model.layers[0].mlp.experts.lorakit.sites.values()
     )

@@ -41,7 +41,7 @@ def test_each_row_is_of_the_part_that_the_table_says(family: str) -> None:
         told = fused.roles(model, name, fused.FUSED[family][2])
         want = ["?"] * len(told)
         for place in parts:
-            groups, block, start, size = place.site.rows
+            groups, block, start, size = place.site.output_slice
             part = place.name.rpartition(".")[2]
             for group in range(groups):
                 want[group * block + start : group * block + start + size] = [
@@ -69,7 +69,7 @@ def test_every_family_of_the_table_is_held_against_its_forward() -> None:
     configs = [module.__dict__.get("config") for model in built for module in model.modules()]
     seen_types = {config.model_type for config in configs if config is not None}
     # The three models of Bark are one class.
-    assert {f for row in families.FUSED for f in row[0]} - seen_types <= {
+    assert {f for row in families.FUSED_LAYERS for f in row[0]} - seen_types <= {
         "coarse_acoustics",
         "fine_acoustics",
     }

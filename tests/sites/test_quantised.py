@@ -181,7 +181,7 @@ def test_merging_is_refused_where_rounding_moves_more_than_the_adapter(form: str
         in text
     )
     assert (
-        f"0.weight   is stored as {lorakit.select(model)['0'].site.quantised(model[0])}: rounding would move its"
+        f"0.weight   is stored as {lorakit.select(model)['0'].site.quantised_form(model[0])}: rounding would move its"
         in text
     )
     assert form.partition("-")[0] in text and "(relative), the adapter moves it by" in text

@@ -18,7 +18,7 @@ from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place, find_places
 from lorakit.linalg import randomised_svd
-from lorakit.sites.slot import own_modules
+from lorakit.sites.slot import base_modules
 from lorakit.spec import Spec, full_name, matches
 from lorakit.text import plural
 
@@ -261,7 +261,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     names.
     """
     found = {}
-    for name, module in own_modules(model):
+    for name, module in base_modules(model):
         own: Any = {
             **module._parameters,
             **{

@@ -72,7 +72,7 @@ class Delta(nn.Module):
         told: list[str] = []
         if cls.kinds and site.kind not in cls.kinds:
             told.append(f"serves {', '.join(cls.kinds)}, not a layer of kind {site.kind}")
-        if cls.kinds and site.rows:
+        if cls.kinds and site.output_slice:
             told.append("a part of a fused layer is changed by plain low rank alone (delta='lora')")
         if cls.inits and settings.init not in cls.inits:
             told.append(f"has a start of its own, init={settings.init!r} has no place in it")
@@ -273,8 +273,8 @@ class LowRank(Delta):
         # In a compiled graph plain operations are fused with what is around them, and transforms
         # cannot look inside.
         if (
-            site.axes != 1
-            or site.whole is not site
+            site.input_axes != 1
+            or site.full_site is not site
             or type(self).forward is not LowRank.forward
             or is_traced()
         ):

@@ -46,7 +46,7 @@ class DoRA(LowRank):
             ]
         # in a file they share one pair of factors, which other readers would take for something
         # else
-        if site.rows:
+        if site.output_slice:
             return [
                 "delta 'dora': a part of a fused layer is changed by plain low rank alone; use delta='lora', or name the "
                 "whole layer"
@@ -107,7 +107,7 @@ class DoRA(LowRank):
         return share * (wide + low) - wide
 
     def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        share = site.per_output(layer, self.share(site.read(layer)))
+        share = site.broadcast_outputs(layer, self.share(site.read(layer)))
         bias = site.bias(layer)
         plain = y if bias is None else y - bias
         # 1 is taken off before rounding to y's dtype, so that a small change of a magnitude is not

@@ -242,7 +242,7 @@ def _as_matrix(place: Any, G: Tensor) -> Tensor:
         place.site.read(place.layer), dtype=G.dtype, memory_format=torch.contiguous_format
     ).requires_grad_(True)
     with torch.enable_grad():
-        stored = place.site.whole.stored(place.layer, place.site.widen(M))
+        stored = place.site.full_site.to_weight(place.layer, place.site.widen(M))
     return torch.autograd.grad(stored, M, G)[0]
 
 

@@ -90,7 +90,7 @@ def faults(delta: str, settings: Settings, place: Any) -> list[str]:
             f"init {settings.init!r} takes {start.ranks} x rank = {start.ranks * settings.rank} singular vectors, "
             f"min(in, out) is {min(place.shape)}"
         )
-    if start.looks == "inputs" and place.site.lends:
+    if start.looks == "inputs" and place.site.swaps_weight:
         found.append(
             f"init {settings.init!r} looks at the layer's input: {type(place.layer).__name__} reads this weight itself"
         )
@@ -173,7 +173,7 @@ def start(
         None if t is None else t.to(M.device, dtype).clone(memory_format=torch.contiguous_format)
         for t in (A, B)
     )
-    return place.site.blank(place.layer, A), B
+    return place.site.mask_padding(place.layer, A), B
 
 
 __all__ = ["STARTS", "faults", "generator_for", "look", "looks_at", "start"]

@@ -15,17 +15,17 @@ from lorakit.inject.fit import fit_adapter
 from lorakit.inject.places import Place, find_places
 from lorakit.inject.state import get_places, get_state
 from lorakit.inject.tying import tie_token_rows
-from lorakit.sites.quantised import hold_unpacked, let_pack, unpacked
+from lorakit.sites.quantised import prevent_packing, allow_packing, without_packing
 from lorakit.sites.slot import (
     State,
     base_parameters,
-    exchange,
+    set_enabled,
     find_state,
-    own_modules,
-    put,
-    remove,
-    slot_at,
-    slot_of,
+    base_modules,
+    add_delta,
+    remove_slot,
+    make_slot,
+    get_slot,
 )
 from lorakit.sites.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec
@@ -101,14 +101,14 @@ def attach(
             advice="Call unmerge, or detach to keep the merged weights as a new base.",
         )
     known = find_places(model, (what if isinstance(what, Spec) else what.spec).parts)
-    with unpacked(model):  # a start may look at data
+    with without_packing(model):  # a start may look at data
         adapter = (
             build_adapter(model, what, known, seed, batches)
             if isinstance(what, Spec)
             else fit_adapter(model, what, known, any_base)
         )
     adapter.tied_deltas = tie_token_rows(model, adapter, known)
-    on = {**state.on, name: 1.0}
+    on = {**state.enabled, name: 1.0}
     if clashes := _clashes({**state.adapters, name: adapter}, on, known):
         raise AdapterMismatch(
             "Two adapters that are on cannot train the same parameters.",
@@ -116,13 +116,15 @@ def attach(
             "Switch the other off first: enable(model, None). Nothing was attached.",
         )
     if not state.adapters:
-        state.found = {n: p.requires_grad for n, p in base_parameters(model)}
+        state.required_grad = {n: p.requires_grad for n, p in base_parameters(model)}
         model.requires_grad_(False)
-    state.held += hold_unpacked(model)
+    state.unpacked_layers += prevent_packing(model)
     for path, delta in adapter.deltas_by_place.items():
         place = known[path]
         delta.train(place.layer.training)
-        put(place.layer, state, place.layer_name, (name, place.slot_suffix), place.site, delta)
+        add_delta(
+            place.layer, state, place.layer_name, (name, place.slot_suffix), place.site, delta
+        )
     for parameter in (
         adapter.parameters() if adapter is what or not trainable else ()
     ):  # what is new requires gradients
@@ -131,9 +133,9 @@ def attach(
         path, _, key = full.rpartition(".")
         layer: Any = model.get_submodule(path)
         parameter.data = parameter.data.to(layer._parameters[key])  # a layer cannot mix dtypes
-        slot_at(layer, state, path)._parameters[f"{name}:{key}"] = parameter
+        make_slot(layer, state, path)._parameters[f"{name}:{key}"] = parameter
     state.adapters[name] = adapter
-    exchange(model, state, on)
+    set_enabled(model, state, on)
     return adapter
 
 
@@ -202,7 +204,7 @@ def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | 
         raise AdapterMismatch(
             "These cannot be on together, or not at this weight.", faults, "Nothing was switched."
         )
-    exchange(model, state, {n: float(w) for n, w in on.items()})
+    set_enabled(model, state, {n: float(w) for n, w in on.items()})
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
@@ -225,11 +227,11 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             "The model is merged: one adapter of several cannot be taken off.",
             advice="Call unmerge first.",
         )
-    exchange(model, state, {n: w for n, w in state.on.items() if n not in gone})
+    set_enabled(model, state, {n: w for n, w in state.enabled.items() if n not in gone})
     for n in gone:
         del state.adapters[n]
-    for _, layer in list(own_modules(model)):
-        slot = slot_of(layer)
+    for _, layer in list(base_modules(model)):
+        slot = get_slot(layer)
         if slot is None:
             continue
         for n in gone:
@@ -238,11 +240,11 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             for key in [k for k in slot._parameters if k.startswith(f"{n}:")]:
                 del slot._parameters[key]
         if not slot._modules and not slot._parameters:
-            remove(layer)
+            remove_slot(layer)
     if not state.adapters:
-        let_pack(state.held)
+        allow_packing(state.unpacked_layers)
         for path, parameter in base_parameters(model):
-            parameter.requires_grad_(state.found.get(path, parameter.requires_grad))
+            parameter.requires_grad_(state.required_grad.get(path, parameter.requires_grad))
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:

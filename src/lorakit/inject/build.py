@@ -18,7 +18,7 @@ from lorakit.inject.places import Place, check_parts
 from lorakit.inject.targets import select, short_names
 from lorakit.inject.token_rows import start_token_rows
 from lorakit.inject.tying import tie_factors
-from lorakit.sites.slot import base_parameters, own_modules
+from lorakit.sites.slot import base_parameters, base_modules
 from lorakit.spec import Spec, matches
 from lorakit.text import near_misses, plural
 
@@ -85,7 +85,7 @@ def build_adapter(
             "scale_rule": settings.scale_rule,
             "kind": place.site.kind,
             "kernel": place.site.kernel(place.layer),
-            "rows": place.site.rows,
+            "rows": place.site.output_slice,
         }
         deltas[n] = (
             kind.start(A, M, generator, **shared, **more) if B is None else Moved(A, B, **more)
@@ -110,7 +110,7 @@ def build_adapter(
             "Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.",
             advice="Name a target, a bias mode that the model has biases for, or a whole module.",
         )
-    adapter = Adapter(spec, deltas, trained, {}, short_names(layers, dict(own_modules(model))))
+    adapter = Adapter(spec, deltas, trained, {}, short_names(layers, dict(base_modules(model))))
     adapter.provenance |= {
         "base_fingerprint": fingerprint(model, without=modules, rows=adapter.trained_tokens),
         "seed": seed,

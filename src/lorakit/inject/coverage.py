@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lorakit.inject.state import get_places
-from lorakit.sites.slot import State, base_parameters, find_state, own_modules
+from lorakit.sites.slot import State, base_parameters, find_state, base_modules
 from lorakit.text import plural
 
 
@@ -155,7 +155,7 @@ def coverage(model: nn.Module) -> Coverage:
             skipped.append(told)
     unreachable: dict[str, tuple[int, int]] = {}
     held = {p.weight_name.rpartition(".")[0] for p in known.values()}
-    for name, module in own_modules(model):
+    for name, module in base_modules(model):
         values = sum(p.numel() for p in module._parameters.values() if p is not None and p.ndim > 1)
         if values and name not in held:
             count, before = unreachable.get(type(module).__name__, (0, 0))

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from lorakit.sites.quantised import comes_from
+from lorakit.sites.quantised import is_from_package
 from lorakit.sites.slot import base_parameters
 
 SAMPLES = 16  # values of each tensor that count
@@ -64,7 +64,7 @@ def fingerprint(
             return ""
         # torchao's tensors can be multiplied by, and little else.
         own = parameter.detach()
-        flat = (own.dequantize() if comes_from(own, "torchao") else own).flatten()
+        flat = (own.dequantize() if is_from_package(own, "torchao") else own).flatten()
         at = _sampled(flat.numel(), flat.device)
         if (leave := unseen.get(id(parameter))) is not None:
             at = at[[i // parameter[0].numel() not in leave for i in at.tolist()]]

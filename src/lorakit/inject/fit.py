@@ -10,7 +10,7 @@ from lorakit.errors import AdapterMismatch
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place
-from lorakit.sites.slot import base_parameters, own_modules
+from lorakit.sites.slot import base_parameters, base_modules
 from lorakit.text import near_misses, plural
 
 
@@ -78,7 +78,7 @@ def _misfits(
     model: nn.Module, name: str, delta: Delta, known: Mapping[str, Place]
 ) -> Iterable[str]:
     if name not in known:
-        there = name in dict(own_modules(model))
+        there = name in dict(base_modules(model))
         longer = [n for n in known if n.endswith("." + name) or name.endswith("." + n)]
         hint = f"did you mean {longer[0]!r}?" if longer else near_misses(name, known, 1)
         yield f"{'is of a kind that cannot be adapted' if there else 'is not in the model'}   {hint}".rstrip()
@@ -88,6 +88,6 @@ def _misfits(
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
     if delta.kind and delta.kernel != kernel:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
-    if delta.rows != known[name].site.rows:
-        yield f"was made for the rows {delta.rows} (groups, rows of each, first, count), here they are {known[name].site.rows}"
+    if delta.rows != known[name].site.output_slice:
+        yield f"was made for the rows {delta.rows} (groups, rows of each, first, count), here they are {known[name].site.output_slice}"
     yield from delta.misfits(known[name].shape)

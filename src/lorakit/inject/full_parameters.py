@@ -4,7 +4,7 @@ from torch import nn
 
 from lorakit.errors import TargetError
 from lorakit.inject.targets import short_names
-from lorakit.sites.slot import SLOT, own_modules
+from lorakit.sites.slot import SLOT, base_modules
 from lorakit.spec import matches
 from lorakit.text import near_misses
 
@@ -23,7 +23,7 @@ def find_full_modules(
     Raises:
         TargetError: a pattern names nothing, a module without parameters, or one with buffers.
     """
-    modules = dict(own_modules(model)) if patterns else {}
+    modules = dict(base_modules(model)) if patterns else {}
     chosen, faults = {}, []
     for pattern in patterns:
         hits = [name for name in modules if name and matches(pattern, name)]
@@ -61,7 +61,7 @@ def expand_norms(model: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]
     >>> expand_norms(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), ("norms",))
     ('1',)
     """
-    modules = dict(own_modules(model)) if "norms" in patterns else {}
+    modules = dict(base_modules(model)) if "norms" in patterns else {}
     if not modules or any(matches("norms", name) for name in modules):
         return patterns
     norms = [name for name, module in modules.items() if name and _is_norm(module)]

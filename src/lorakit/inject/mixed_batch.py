@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.deltas.base import LowRank
-from lorakit.sites.fused_parts import Part
-from lorakit.sites.linear import Embedding, Linear
+from lorakit.sites.fused_parts import OutputSliceSite
+from lorakit.sites.linear import EmbeddingSite, Linear
 
-Weights = dict[str, float]  # of adapters, by name
+AdapterWeights = dict[str, float]  # of adapters, by name
 # How many multiplications stacking may waste before another way is faster; low precision multiplies
 # faster, so it may waste more. And from how many inputs a row on batched products are faster than
 # grouped ones.
@@ -31,7 +31,7 @@ WASTE = {
 LONG = 32
 
 
-class Table:
+class RoutingTable:
     """Who gets what: which rows, in which groups, with which ranks.
 
     Args:
@@ -40,7 +40,7 @@ class Table:
         device: of the layer.
     """
 
-    def __init__(self, ranks: dict[str, int], rows: list[Weights], device: torch.device):
+    def __init__(self, ranks: dict[str, int], rows: list[AdapterWeights], device: torch.device):
         here = [{n: float(row[n]) for n in ranks if n in row} for row in rows]
         self.apart: dict[
             str, tuple[Tensor | None, Any]
@@ -70,7 +70,7 @@ class Table:
         self.ends = group.bincount(minlength=len(kinds) + 1).cumsum(0).to(device, torch.int32)
 
 
-class Share:
+class PlaceRouting:
     """What the rows get at one place: a layer, or a part of one.
 
     Args:
@@ -78,14 +78,16 @@ class Share:
         deltas: by the adapter's name.
     """
 
-    table: Table
+    table: RoutingTable
 
     def __init__(self, site: Linear, deltas: Mapping[str, Any]):
         self.site, self.deltas = site, dict(sorted(deltas.items()))
-        whole = site.whole
-        expands = type(whole).expand is Linear.expand and (site is whole or type(site) is Part)
+        whole = site.full_site
+        expands = type(whole).expand is Linear.expand and (
+            site is whole or type(site) is OutputSliceSite
+        )
         self.linear = expands and type(whole).project is Linear.project
-        known = self.linear or (expands and type(whole).project is Embedding.project)
+        known = self.linear or (expands and type(whole).project is EmbeddingSite.project)
         self.plain = known and all(
             type(d).forward is LowRank.forward and not d.stack for d in self.deltas.values()
         )
@@ -160,7 +162,7 @@ class Share:
         return torch.bmm(h, B.index_select(0, self.table.group).mT)
 
     def spread(self, change: Tensor) -> Tensor:
-        return self.site.spread(change, 0.0) if isinstance(self.site, Part) else change
+        return self.site.spread(change, 0.0) if isinstance(self.site, OutputSliceSite) else change
 
     def factors(self, form: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return A and the scaled B of a form, kept where they cannot change before the next call."""

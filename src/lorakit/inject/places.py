@@ -10,7 +10,7 @@ from lorakit.errors import TargetError
 from lorakit.sites.find import sites_of
 from lorakit.sites.fused_parts import Layout
 from lorakit.sites.linear import Linear
-from lorakit.sites.slot import own_modules
+from lorakit.sites.slot import base_modules
 from lorakit.spec import full_name, matches
 from lorakit.text import near_misses, plural
 
@@ -43,16 +43,20 @@ class Place:
     @property
     def weight_name(self) -> str:
         """Full name of the stored weight."""
-        return full_name(self.layer_name, self.site.path())
+        return full_name(self.layer_name, self.site.weight_name())
 
     @property
     def module_name(self) -> str:
         """Full name of the module that files name."""
-        return full_name(self.layer_name, self.site.child) if self.site.child else self.layer_name
+        return (
+            full_name(self.layer_name, self.site.child_name)
+            if self.site.child_name
+            else self.layer_name
+        )
 
     @property
     def is_part(self) -> bool:
-        return self.site.whole is not self.site
+        return self.site.full_site is not self.site
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,7 +80,7 @@ def find_places(
     """
     found: dict[str, Place] = {}
     configs: dict[str, Any] = {"": None}
-    for name, module in own_modules(model):
+    for name, module in base_modules(model):
         # The nearest module above that has one: parts of a model can be of other families than the
         # whole.
         above = configs.get(name.rpartition(".")[0])

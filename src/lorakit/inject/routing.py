@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsError
-from lorakit.inject.mixed_batch import Share, Table, Weights
+from lorakit.inject.mixed_batch import PlaceRouting, RoutingTable, AdapterWeights
 from lorakit.inject.state import get_state
 from lorakit.sites.linear import Linear
-from lorakit.sites.slot import Slot, State, exchange, own_modules, slot_of
+from lorakit.sites.slot import Slot, State, set_enabled, base_modules, get_slot
 from lorakit.spec import full_name
 from lorakit.text import near_misses, plural
 
@@ -85,9 +85,13 @@ def route(
             advice="One at a time: hold a lock around the block, or give each thread a copy of the model.",
         )
     inner = Route(model, named, batch_first)
-    on = dict(state.on) if any(state.adapters[n].full_parameters for n in state.on) else None
+    on = (
+        dict(state.enabled)
+        if any(state.adapters[n].full_parameters for n in state.enabled)
+        else None
+    )
     if on is not None:
-        exchange(model, state, {})  # what they train whole would reach every row
+        set_enabled(model, state, {})  # what they train whole would reach every row
     handle = model.register_forward_pre_hook(inner.look, with_kwargs=True)
     state.route = inner
     try:
@@ -96,17 +100,17 @@ def route(
         state.route = outer
         handle.remove()
         if on is not None:
-            exchange(model, state, on)
+            set_enabled(model, state, on)
 
 
-def _named(state: State, rows: Any) -> list[Weights]:
+def _named(state: State, rows: Any) -> list[AdapterWeights]:
     """Return names and weights of each row, or raise with every fault."""
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise AdapterNameError(
             f"An entry a row is needed, got {rows!r}.",
             advice="enable(model, ...) is for all rows alike.",
         )
-    found: list[Weights] = []
+    found: list[AdapterWeights] = []
     faults: dict[str, list[int]] = {}
     for at, row in enumerate(cast(Iterable[Any], rows)):
         if isinstance(row, Mapping):
@@ -158,34 +162,34 @@ class Route:
         batch_first: that rows come first is known.
     """
 
-    def __init__(self, model: nn.Module, rows: list[Weights], batch_first: bool):
+    def __init__(self, model: nn.Module, rows: list[AdapterWeights], batch_first: bool):
         self.count, self.thread = len(rows), threading.get_ident()
         self.known = batch_first or all(
             row == rows[0] for row in rows
         )  # alike: it does not matter which is which
         self.lengths: set[int] = set()  # of sequences that the model was given
-        self.shares: dict[str, list[Share]] = {}
-        tables: dict[Any, Table] = {}  # most layers have the same adapters of the same ranks
+        self.shares: dict[str, list[PlaceRouting]] = {}
+        tables: dict[Any, RoutingTable] = {}  # most layers have the same adapters of the same ranks
         faults = []
         names = {n for row in rows for n in row}
-        for path, layer in own_modules(model):
-            slot = slot_of(layer)
+        for path, layer in base_modules(model):
+            slot = get_slot(layer)
             for end, site in slot.sites.items() if slot else ():
                 deltas = {
                     n: d for n in names if (d := cast(Any, slot)._modules.get(n + end)) is not None
                 }
-                if deltas and site.lends:
+                if deltas and site.swaps_weight:
                     faults.append(
                         f"{full_name(path, end[1:])}   {type(layer).__name__} reads this weight itself, for all rows"
                     )
                 elif deltas:
-                    share = Share(site, deltas)
+                    share = PlaceRouting(site, deltas)
                     device = site.read(layer).device
                     key = (
                         device,
                         *((n, d.rank if share.plain else 0) for n, d in share.deltas.items()),
                     )
-                    share.table = tables[key] = tables.get(key) or Table(
+                    share.table = tables[key] = tables.get(key) or RoutingTable(
                         dict(key[1:]), rows, device
                     )
                     self.shares.setdefault(cast(Slot, slot).path, []).append(share)
@@ -229,7 +233,7 @@ class Route:
         Raises:
             RowsError: the rows are not the first axis, are not as many, or it cannot be told.
         """
-        free = x.ndim - site.axes
+        free = x.ndim - site.input_axes
         if free < 1 or x.shape[0] != self.count or y.shape[0] != self.count:
             raise RowsError(
                 f"{plural(self.count, 'row')} routed, but {self.saw(slot, layer, x)}.",
@@ -243,7 +247,7 @@ class Route:
                 f"{slot.path or 'The model'} was called by another thread than the one that routes its rows.",
                 advice="One at a time: hold a lock around the block, or give each thread a copy of the model.",
             )
-        if self.known or slot.rows_first or site.axes > 1:
+        if self.known or slot.rows_first or site.input_axes > 1:
             return
         if self.count in x.shape[1:free] or (free == 1 and self.count in self.lengths):
             raise RowsError(

@@ -13,7 +13,7 @@ from lorakit.errors import TargetError
 from lorakit.inject.places import Place, find_places
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.find import SITES
-from lorakit.sites.slot import own_modules
+from lorakit.sites.slot import base_modules
 from lorakit.spec import matches
 from lorakit.text import near_misses, plural
 
@@ -237,7 +237,7 @@ def _head(module: nn.Module) -> list[nn.Module]:
 
 def _hint(model: nn.Module, pattern: str, usable: dict[str, Place]) -> str:
     """Say why a pattern matched nothing, or what it may have meant."""
-    for name, module in own_modules(model):
+    for name, module in base_modules(model):
         if name and name not in usable and matches(pattern, name):
             inside = [n[len(name) + 1 :] for n in usable if n.startswith(name + ".")]
             what = f"inside it: {', '.join(inside[:4])}" if inside else "it cannot be adapted"

@@ -20,7 +20,7 @@ from lorakit.merging.quantised import dequantise, dequantised_parameters, quanti
 from lorakit.merging.weights import merge
 from lorakit.models.load import load, load_config, quiet
 from lorakit.models.open import open_model, resolve_task
-from lorakit.sites.quantised import unpacked
+from lorakit.sites.quantised import without_packing
 from lorakit.text import dtype_name, plural
 
 ROUNDING = 1e-4  # relative to the largest logit: what the same sums in another order may differ by
@@ -148,7 +148,7 @@ def export(
             _save(merged, loaded.tokenizer, part, save_original_format=not form)
         again = load(str(part), task, labels=loaded.labels, dtype=dtype_name(wanted), device=device)
         _check_read(merged, again.model)
-        with unpacked(again.model):
+        with without_packing(again.model):
             got = compute_logits(again.model, batches)
         # Where the sum was rounded as it was merged, what is on disk is held against the merged
         # model instead.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import MergeError
 from lorakit.inject.places import find_places
-from lorakit.sites.quantised import values
+from lorakit.sites.quantised import dequantise_weight
 from lorakit.text import plural
 
 OUT = (
@@ -48,7 +48,7 @@ def requantise(
     name of the weight.
 
     Args:
-        asked: name of a weight, site, layer, and changes as `site.changed` takes them.
+        asked: name of a weight, site, layer, and changes as `site.add_changes` takes them.
         allow_loss: take it where rounding moves a matrix as much as the adapter, or more.
 
     Raises:
@@ -62,17 +62,17 @@ def requantise(
         list[str](),
     )
     for path, site, layer, changes in asked:
-        form = site.quantised(layer)
+        form = site.quantised_form(layer)
         with torch.no_grad():
-            M, new = site.read(layer).float(), site.changed(layer, changes).float()
+            M, new = site.read(layer).float(), site.add_changes(layer, changes).float()
             if not torch.isfinite(new).all():
                 faults.append(f"{path}   the sum is not finite")
                 continue
-            weight = site.coarsened(layer, new)
+            weight = site.requantise(layer, new)
             if weight is None:
                 faults.append(f"{path}   there is no way here to store a sum as {form}")
                 continue
-            got = values(weight).float()
+            got = dequantise_weight(weight).float()
             lost, own = (float((x - new).norm() / M.norm()) for x in (got, M))
             made[path], moved[path] = weight, Rounding(form, lost, own, int((got != M).sum()))
         # Where the adapter moves less than half a step, rounding takes back all that it did: they
@@ -104,7 +104,7 @@ def quantised_form(model: nn.Module) -> str:
         (
             form
             for place in find_places(model).values()
-            if (form := place.site.quantised(place.layer))
+            if (form := place.site.quantised_form(place.layer))
         ),
         "",
     )
@@ -115,7 +115,7 @@ def dequantised_parameters(model: nn.Module) -> dict[str, Tensor]:
     read = {
         place.weight_name: place.site.read(place.layer)
         for place in find_places(model).values()
-        if not place.is_part and place.site.quantised(place.layer)
+        if not place.is_part and place.site.quantised_form(place.layer)
     }
     return {path: read.get(path, parameter) for path, parameter in model.named_parameters()}
 
@@ -125,7 +125,7 @@ def dequantise(model: Any) -> None:
     that it holds, in float32.
     """
     for name, place in find_places(model).items():
-        if place.is_part or not place.site.quantised(place.layer):
+        if place.is_part or not place.site.quantised_form(place.layer):
             continue
         matrix, bias = place.site.read(place.layer).float(), place.site.bias(place.layer)
         plain = nn.Linear(matrix.shape[1], matrix.shape[0], bias is not None, device="meta")

@@ -12,7 +12,7 @@ from lorakit.errors import MergeError
 from lorakit.inject.places import Place
 from lorakit.inject.state import get_places, get_state
 from lorakit.merging.quantised import Rounding, requantise
-from lorakit.sites.slot import State, base_parameters, exchange
+from lorakit.sites.slot import State, base_parameters, set_enabled
 from lorakit.text import plural
 
 
@@ -69,18 +69,20 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
     state = get_state(model)
     if state.merged:
         raise MergeError("The model is merged already.", advice="Call unmerge first.")
-    if not state.on:
+    if not state.enabled:
         raise MergeError(
             "No adapter is on: the merged model would equal the base.",
             advice="Call enable with a name.",
         )
     own = dict(base_parameters(model))
     trained = {
-        path: tensor for a in state.on for path, tensor in state.adapters[a].full_parameters.items()
+        path: tensor
+        for a in state.enabled
+        for path, tensor in state.adapters[a].full_parameters.items()
     }
     adapted: dict[str, list[Place]] = {}
     for name, place in get_places(model, state).items():
-        if any(name in state.adapters[a].deltas_by_place for a in state.on):
+        if any(name in state.adapters[a].deltas_by_place for a in state.enabled):
             adapted.setdefault(place.weight_name, []).append(place)
     faults = [
         f"{path}   is computed by a parametrization"
@@ -98,20 +100,20 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
         )
     coarse, moved = requantise(
         (
-            (path, whole, layer, _changes(state, state.on, places))
+            (path, whole, layer, _changes(state, state.enabled, places))
             for path, places in adapted.items()
-            if (whole := places[0].site.whole).quantised(layer := places[0].layer)
+            if (whole := places[0].site.full_site).quantised_form(layer := places[0].layer)
         ),
         allow_loss=allow_loss,
     )
     undo = Undo(
         uuid.uuid4().hex,
         {},
-        dict(state.on),
+        dict(state.enabled),
         quantised={path: own[path] for path in coarse},
         rounding=moved,
     )
-    exchange(model, state, {})
+    set_enabled(model, state, {})
     for path, parameter in coarse.items():
         _put(model, path, parameter)
     holders: dict[int, list[str]] = {}
@@ -153,9 +155,9 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
 
 def _sum(state: State, on: Mapping[str, float], places: list[Place]) -> Tensor:
     """Return a weight with all changes of all its places added, as the layer stores it."""
-    whole, layer = places[0].site.whole, places[0].layer
-    return whole.stored(
-        layer, whole.changed(layer, _changes(state, on, places)).to(whole.read(layer).dtype)
+    whole, layer = places[0].site.full_site, places[0].layer
+    return whole.to_weight(
+        layer, whole.add_changes(layer, _changes(state, on, places)).to(whole.read(layer).dtype)
     )
 
 
@@ -213,4 +215,4 @@ def _restore(model: nn.Module, state: State, undo: Undo) -> None:
     for path, tensor in undo.weights.items():
         own[path].detach().copy_(tensor)
     state.merged = None
-    exchange(model, state, undo.on)
+    set_enabled(model, state, undo.on)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.sites.slot import slot_of
+from lorakit.sites.slot import get_slot
 
 WORK = 1 << 26  # bytes that one chunk may take: 64 MiB
 LOOKED_AT = 8  # tokens of the first batch that the model's own forward is compared on
@@ -77,7 +77,7 @@ def _look(model: Any, ids: Tensor) -> Head | str:
     head = _by_structure(model)
     if isinstance(head, str) or isinstance(next(model.parameters()), torch._subclasses.FakeTensor):
         return head  # of values that are not there nothing can be compared
-    slot = slot_of(head.layer)
+    slot = get_slot(head.layer)
     key = (id(head.layer), id(head.body), tuple(slot._modules) if slot else None)
     if SEEN.get(model, (None, False))[0] != key:
         SEEN[model] = (key, _is_all(model, head, ids))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.sites.linear import Linear
-from lorakit.sites.weight_swap import Lent
+from lorakit.sites.weight_swap import SwappedWeightSite
 from lorakit.spec import Settings
 
 # Class name of the parent in transformers -> its children that it reads. `lorakit.check` finds
@@ -32,18 +32,18 @@ READERS = {
 }
 
 
-class Borrowed(Lent):
+class ChildWeightSite(SwappedWeightSite):
     """The matrix of the layer's child, which a site of its own holds."""
 
     def __init__(self, child: str, inner: Linear):
-        super().__init__(inner.kind, f"{child}.{inner.path()}")
+        super().__init__(inner.kind, f"{child}.{inner.weight_name()}")
         self.child, self.inner = child, inner
 
     def read(self, layer: Any) -> Tensor:
         return self.inner.read(layer._modules[self.child])
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
-        return self.inner.stored(layer._modules[self.child], M)
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
+        return self.inner.to_weight(layer._modules[self.child], M)
 
     def fan_in(self, layer: Any) -> int:
         return self.inner.fan_in(layer._modules[self.child])
@@ -55,7 +55,7 @@ class Borrowed(Lent):
         return self.inner.faults(layer._modules[self.child], settings)
 
 
-def children_read(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def find_read_children(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the children whose weights this layer reads itself, by name."""
     yield from (
         (name, child)

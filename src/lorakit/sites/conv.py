@@ -21,15 +21,15 @@ from lorakit.sites.linear import Linear
 from lorakit.spec import Settings
 
 
-class Conv(Linear):
+class ConvSite(Linear):
     """torch.nn.Conv1d, Conv2d or Conv3d: M is the weight with all axes but the first in one."""
 
     def __init__(self, dims: int):
-        self.kind, self.dims, self.axes = f"convolution{dims}d", dims, dims + 1
+        self.kind, self.dims, self.input_axes = f"convolution{dims}d", dims, dims + 1
         self.type: type[nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
         self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
 
-    def holds(self, layer: Any) -> bool:
+    def supports(self, layer: Any) -> bool:
         # A subclass with a forward of its own may use the weight otherwise.
         plain = isinstance(layer, self.type) and type(layer).forward is self.type.forward
         weight = layer._parameters.get("weight") if plain else None
@@ -38,7 +38,7 @@ class Conv(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().flatten(1)
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         return M.view(layer.weight.shape)
 
     def kernel(self, layer: Any) -> tuple[int, ...]:
@@ -54,27 +54,27 @@ class Conv(Linear):
     def bias(self, layer: Any) -> Tensor | None:
         return None if layer.bias is None else layer.bias.view(-1, *[1] * self.dims)
 
-    def per_output(self, layer: Any, vector: Tensor) -> Tensor:
+    def broadcast_outputs(self, layer: Any, vector: Tensor) -> Tensor:
         return vector.view(-1, *[1] * self.dims)
 
     def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
         return self.convolve(h, B.view(*B.shape, *[1] * self.dims), groups=layer.groups)
 
 
-class ConvTranspose(Linear):
+class ConvTransposeSite(Linear):
     """torch.nn.ConvTranspose1d, 2d or 3d: M is (out / groups * kernel, in), the weight (in, out /
     groups, kernel) turned.
     """
 
     def __init__(self, dims: int):
-        self.kind, self.dims, self.axes = f"transposed{dims}d", dims, dims + 1
+        self.kind, self.dims, self.input_axes = f"transposed{dims}d", dims, dims + 1
         self.type: type[nn.Module] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[
             dims - 1
         ]
         self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
         self.spread: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
 
-    def holds(self, layer: Any) -> bool:
+    def supports(self, layer: Any) -> bool:
         plain = isinstance(layer, self.type) and type(layer).forward is self.type.forward
         weight = layer._parameters.get("weight") if plain else None
         return weight is not None and weight.is_floating_point()
@@ -82,7 +82,7 @@ class ConvTranspose(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().flatten(1).T
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         return M.T.reshape(layer.weight.shape)
 
     def fan_in(self, layer: Any) -> int:
@@ -121,4 +121,7 @@ class ConvTranspose(Linear):
         return []
 
 
-CONVOLUTIONS = [*(Conv(dims) for dims in (1, 2, 3)), *(ConvTranspose(dims) for dims in (1, 2, 3))]
+CONVOLUTIONS = [
+    *(ConvSite(dims) for dims in (1, 2, 3)),
+    *(ConvTransposeSite(dims) for dims in (1, 2, 3)),
+]

@@ -16,23 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.deltas.base import LowRank
-from lorakit.sites.weight_swap import Lent
+from lorakit.sites.weight_swap import SwappedWeightSite
 
 # Names that transformers gives them, as its modules register them: files nest their keys in this
 # order.
-NAMES = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight")
+STACK_NAMES = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight")
 # Classes that do not say themselves whether they store them (experts, in, out). Llama 4's does, but
 # PEFT's files take its matrices as they lie, so here too what is called A is the factor next to the
 # output.
 CLASSES = {
-    "Llama4TextExperts": NAMES,
-    "Step3p7Experts": NAMES,
+    "Llama4TextExperts": STACK_NAMES,
+    "Step3p7Experts": STACK_NAMES,
     "JetMoeParallelExperts": ("weight",),
 }
 WHOLE = 8  # what a rank is filled up to where a kernel takes whole blocks of 16 bytes alone
 
 
-class Unsummed:
+class UnsummedWeight:
     """W + the sum of L @ R over `pairs`, as torch's functions see it: a product with it is a sum of
     products.
 
@@ -52,14 +52,14 @@ class Unsummed:
         if isinstance(at, int) or (
             isinstance(at, Tensor) and not at.is_floating_point() and at.dtype != torch.bool
         ):
-            return Unsummed(self.W[at], [(L[at], R[at]) for L, R in self.pairs])
+            return UnsummedWeight(self.W[at], [(L[at], R[at]) for L, R in self.pairs])
         return self.summed()[at]
 
     def transpose(self, one: int, two: int) -> Any:
         """Return the stand-in with its last two axes exchanged; any other exchange sums it."""
         if {one % self.W.ndim, two % self.W.ndim} != {self.W.ndim - 2, self.W.ndim - 1}:
             return self.summed().transpose(one, two)
-        return Unsummed(self.W.mT, [(R.mT, L.mT) for L, R in self.pairs])
+        return UnsummedWeight(self.W.mT, [(R.mT, L.mT) for L, R in self.pairs])
 
     def summed(self) -> Tensor:
         """Return W with the changes added, as a merge adds them but for W's dtype."""
@@ -130,7 +130,7 @@ def _filled(factor: Tensor, axis: int) -> Tensor:
     return F.pad(factor, (0, more) if axis == -1 else (0, 0, 0, more)) if more else factor
 
 
-class Experts(Lent):
+class ExpertsSite(SwappedWeightSite):
     """The stack called `key` of a module of experts: M is (experts, out, in).
 
     Args:
@@ -143,37 +143,39 @@ class Experts(Lent):
         self.turned = turned
 
     def read(self, layer: Any) -> Tensor:
-        return self.stored(layer, self.own(layer).detach())
+        return self.to_weight(layer, self.own(layer).detach())
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         return M.mT if self.turned else M
 
-    def lend(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
+    def swap_in(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
         # A compiled graph sums and multiplies in one, and knows no stand-ins.
         if torch.compiler.is_compiling() or not all(
             type(delta).matrix is LowRank.matrix for _, _, delta in changes
         ):
-            super().lend(layer, changes)
+            super().swap_in(layer, changes)
             return
         W = self.own(layer).detach()
         pairs = [
             ((delta.B * (weight * delta.scale)).to(W.dtype), delta.A.to(W.dtype))
             for weight, _, delta in changes
         ]
-        layer.__dict__[self.key] = Unsummed(
+        layer.__dict__[self.key] = UnsummedWeight(
             W, [(A.mT, B.mT) if self.turned else (B, A) for B, A in pairs]
         )
 
 
-STACKS = {turned: {key: Experts(key, turned) for key in NAMES} for turned in (False, True)}
+STACKS = {
+    turned: {key: ExpertsSite(key, turned) for key in STACK_NAMES} for turned in (False, True)
+}
 
 
-def stacks_of(layer: nn.Module) -> Iterator[Experts]:
+def expert_sites(layer: nn.Module) -> Iterator[ExpertsSite]:
     """Yield the sites of a module of experts; nothing for any other module."""
     turned = layer.__dict__.get(
         "is_transposed"
     )  # set by transformers on classes that its own products of experts serve
-    names = CLASSES.get(type(layer).__name__, () if turned is None else NAMES)
+    names = CLASSES.get(type(layer).__name__, () if turned is None else STACK_NAMES)
     for key, weight in layer._parameters.items():
         if key in names and weight is not None and weight.ndim == 3 and weight.is_floating_point():
             yield STACKS[bool(turned)][key]

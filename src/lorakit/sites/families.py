@@ -7,10 +7,10 @@ The family is the `model_type` of the nearest config above the layer, as transfo
 import re
 from typing import Any
 
-from lorakit.sites.fused_parts import Layout, thirds
+from lorakit.sites.fused_parts import Layout, make_qkv_layout
 
 
-def layout_of(name: str, outputs: int, config: Any) -> Layout | None:
+def find_layout(name: str, outputs: int, config: Any) -> Layout | None:
     """Return which rows of a layer are which projection, told by the model family; None for a layer
     that is one.
 
@@ -23,7 +23,7 @@ def layout_of(name: str, outputs: int, config: Any) -> Layout | None:
     return next(
         (
             make(config, outputs)
-            for families, names, make in FUSED
+            for families, names, make in FUSED_LAYERS
             if family in families and re.fullmatch(names, last)
         ),
         None,
@@ -31,18 +31,18 @@ def layout_of(name: str, outputs: int, config: Any) -> Layout | None:
 
 
 def _contiguous(config: Any, outputs: int) -> Layout:
-    return thirds(outputs)
+    return make_qkv_layout(outputs)
 
 
 def _heads(config: Any, outputs: int) -> Layout:
-    return thirds(outputs, config.num_attention_heads)
+    return make_qkv_layout(outputs, config.num_attention_heads)
 
 
 def _crossed(config: Any, outputs: int) -> Layout:
     """All of q, k, v; in a layer that looks at another model's output, k and v alone."""
     if outputs == 2 * config.hidden_size:
         return Layout({"k": config.hidden_size, "v": config.hidden_size})
-    return thirds(outputs)
+    return make_qkv_layout(outputs)
 
 
 def _grouped(config: Any, outputs: int) -> Layout:
@@ -76,7 +76,7 @@ def _gated(config: Any, outputs: int) -> Layout:
 
 
 # Families, the layer's own name, and what makes the layout of its rows.
-FUSED: list[tuple[tuple[str, ...], str, Any]] = [
+FUSED_LAYERS: list[tuple[tuple[str, ...], str, Any]] = [
     (("gpt2", "decision_transformer", "imagegpt", "openai-gpt"), "c_attn", _crossed),
     (("gpt_bigcode",), "c_attn", _bigcode),
     (("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon"), "query_key_value", _heads),

@@ -10,14 +10,14 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from lorakit.errors import SpecError
 from lorakit.sites import linear
-from lorakit.sites.child_weight import Borrowed, children_read
+from lorakit.sites.child_weight import ChildWeightSite, find_read_children
 from lorakit.sites.conv import CONVOLUTIONS
-from lorakit.sites.experts import stacks_of
-from lorakit.sites.families import layout_of
-from lorakit.sites.fused_parts import Layout, Part, thirds
+from lorakit.sites.experts import expert_sites
+from lorakit.sites.families import find_layout
+from lorakit.sites.fused_parts import Layout, OutputSliceSite, make_qkv_layout
 from lorakit.sites.quantised import QUANTISED
-from lorakit.sites.recurrent import recurrent
-from lorakit.sites.weight_swap import APART, IN_PROJ, OUT_PROJ
+from lorakit.sites.recurrent import recurrent_sites
+from lorakit.sites.weight_swap import SEPARATE_PROJECTIONS, IN_PROJ, OUT_PROJ
 
 SITES = {**QUANTISED, **linear.SITES, **{known.kind: known for known in CONVOLUTIONS}}
 
@@ -40,7 +40,7 @@ def register(added: linear.Linear) -> None:
     if not added.kind.isidentifier() or added.kind in SITES:
         faults.append(f"kind {added.kind!r} is {'taken' if added.kind in SITES else 'no word'}")
     if any(
-        type(added).holds is type(known).holds
+        type(added).supports is type(known).supports
         for known in SITES.values()
         if type(known) is not type(added)
     ):
@@ -60,7 +60,7 @@ def site_of(layer: nn.Module) -> linear.Linear | None:
     """Return the site that holds this layer's matrix, or None where no row of SITES does."""
     if isinstance(layer, LazyModuleMixin):
         return None  # it has no shape before its first input
-    return next((known for known in SITES.values() if known.holds(layer)), None)
+    return next((known for known in SITES.values() if known.supports(layer)), None)
 
 
 def sites_of(
@@ -78,26 +78,26 @@ def sites_of(
     if isinstance(layer, nn.MultiheadAttention):
         yield from _attention(layer)
         return
-    yield from recurrent(layer)
-    for child, module in children_read(layer):
+    yield from recurrent_sites(layer)
+    for child, module in find_read_children(layer):
         if (inner := site_of(module)) is not None:
-            yield child, Borrowed(child, inner)
+            yield child, ChildWeightSite(child, inner)
     if (whole := site_of(layer)) is None:
-        yield from ((stack.key, stack) for stack in stacks_of(layer))
+        yield from ((stack.key, stack) for stack in expert_sites(layer))
         return
     yield "", whole
     if whole.kind in ("linear", "conv1d"):
         outputs = whole.read(layer).shape[0]
-        layout = given or layout_of(name, outputs, config)
+        layout = given or find_layout(name, outputs, config)
         if layout and layout.outputs == outputs:
-            yield from ((part, Part(whole, layout, part)) for part in layout.sizes)
+            yield from ((part, OutputSliceSite(whole, layout, part)) for part in layout.sizes)
 
 
 def _attention(layer: nn.MultiheadAttention) -> Iterator[tuple[str, linear.Linear]]:
     if layer.in_proj_weight is not None:
         yield "in_proj", IN_PROJ
-        layout = thirds(3 * layer.embed_dim)
-        yield from ((part, Part(IN_PROJ, layout, part)) for part in layout.sizes)
+        layout = make_qkv_layout(3 * layer.embed_dim)
+        yield from ((part, OutputSliceSite(IN_PROJ, layout, part)) for part in layout.sizes)
     else:
-        yield from APART.items()
+        yield from SEPARATE_PROJECTIONS.items()
     yield "out_proj", OUT_PROJ

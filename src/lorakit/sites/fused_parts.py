@@ -35,11 +35,11 @@ class Layout:
         return self.groups * sum(self.sizes.values())
 
 
-class Part(Linear):
+class OutputSliceSite(Linear):
     """Some rows of the matrix of another site."""
 
     def __init__(self, whole: Linear, layout: Layout, part: str):
-        self.of, self.kind, self.lends, self.layout, self.part = (
+        self.of, self.kind, self.swaps_weight, self.layout, self.part = (
             whole,
             whole.kind,
             whole.lends,
@@ -49,14 +49,14 @@ class Part(Linear):
         names = list(layout.sizes)
         self.start = sum(layout.sizes[n] for n in names[: names.index(part)])
         self.size, self.block = layout.sizes[part], sum(layout.sizes.values())
-        self.rows = (layout.groups, self.block, self.start, self.size)
+        self.output_slice = (layout.groups, self.block, self.start, self.size)
 
     @property
     def whole(self) -> Linear:
         return self.of
 
-    def path(self) -> str:
-        return self.of.path()
+    def weight_name(self) -> str:
+        return self.of.weight_name()
 
     def read(self, layer: Any) -> Tensor:
         groups = self.of.read(layer).unflatten(0, (self.layout.groups, self.block))
@@ -75,7 +75,7 @@ class Part(Linear):
     def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
         return self.spread(F.linear(h, B), 0.0)
 
-    def per_output(self, layer: Any, vector: Tensor) -> Tensor:
+    def broadcast_outputs(self, layer: Any, vector: Tensor) -> Tensor:
         return self.spread(vector, 1.0)
 
     def spread(self, some: Tensor, rest: float) -> Tensor:
@@ -88,7 +88,7 @@ class Part(Linear):
         )
 
 
-def thirds(outputs: int, groups: int = 1) -> Layout:
+def make_qkv_layout(outputs: int, groups: int = 1) -> Layout:
     """Return the layout of q, k and v of one size."""
     size = outputs // (3 * groups)
     return Layout({"q": size, "k": size, "v": size}, groups)

@@ -40,7 +40,7 @@ class Linear:
         """The site of the whole matrix that this is a part of; itself, mostly."""
         return self
 
-    def holds(self, layer: Any) -> bool:
+    def supports(self, layer: Any) -> bool:
         """Tell whether this layer is of this kind and its matrix is stored as this site reads it."""
         # MultiheadAttention reads the weight of its out_proj and never calls it: a change would not
         # count. A subclass with a forward of its own may give something else than M x + bias (Llama
@@ -58,11 +58,11 @@ class Linear:
             and weight.shape == (layer.out_features, layer.in_features)
         )
 
-    def path(self) -> str:
+    def weight_name(self) -> str:
         """Return the name of the stored weight, from the layer on."""
         return "weight"
 
-    def own_output(self, layer: Any) -> bool:
+    def owns_output(self, layer: Any) -> bool:
         """Tell whether the layer's output is new memory that only this layer and its hook have
         seen.
         """
@@ -72,7 +72,7 @@ class Linear:
         """Return M (out, in), a view of the stored weight in its dtype."""
         return layer.weight.detach()
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         """Return M (out, in) in the shape and order in which the layer keeps it."""
         return M
 
@@ -82,17 +82,17 @@ class Linear:
         """
         return change
 
-    def quantised(self, layer: Any) -> str:
+    def quantised_form(self, layer: Any) -> str:
         """Return what coarse form the layer keeps its matrix in; "" where it is M in full."""
         return ""
 
-    def coarsened(self, layer: Any, M: Tensor) -> nn.Parameter | None:
+    def requantise(self, layer: Any, M: Tensor) -> nn.Parameter | None:
         """Return a weight in the coarse form of the layer's own that holds M; None where there is
         no way to it.
         """
         return None
 
-    def changed(self, layer: Any, changes: Any) -> Tensor:
+    def add_changes(self, layer: Any, changes: Any) -> Tensor:
         """Return M with changes added: (weight, site, delta) each, of M or of a part of it. The sum
         is in float32 or better.
         """
@@ -124,11 +124,11 @@ class Linear:
         """Return the layer's bias in the shape that goes with its output; None where it has none."""
         return getattr(layer, "bias", None)
 
-    def per_output(self, layer: Any, vector: Tensor) -> Tensor:
+    def broadcast_outputs(self, layer: Any, vector: Tensor) -> Tensor:
         """Return factors (out,) of the outputs in the shape that goes with the layer's output."""
         return vector
 
-    def blank(self, layer: Any, A: Tensor) -> Tensor:
+    def mask_padding(self, layer: Any, A: Tensor) -> Tensor:
         """Return A with zeros where the layer has inputs that must not count (padding)."""
         return A
 
@@ -146,15 +146,15 @@ class Linear:
         return []
 
 
-class Conv1D(Linear):
+class Conv1DSite(Linear):
     """GPT-2's transformers.pytorch_utils.Conv1D: a Linear that stores M transposed."""
 
     kind = "conv1d"
 
-    def own_output(self, layer: Any) -> bool:
+    def owns_output(self, layer: Any) -> bool:
         return type(layer).__name__ == "Conv1D" and len(layer._forward_hooks) == 1
 
-    def holds(self, layer: Any) -> bool:
+    def supports(self, layer: Any) -> bool:
         # By name, so that transformers is not imported for models that do not use it.
         names = [(c.__module__, c.__name__) for c in type(layer).__mro__]
         return (
@@ -165,17 +165,17 @@ class Conv1D(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         return M.T
 
 
-class Embedding(Linear):
+class EmbeddingSite(Linear):
     """torch.nn.Embedding: row i of the weight is column i of M, the input is a one-hot vector."""
 
     kind = "embedding"
     axes = 0
 
-    def holds(self, layer: Any) -> bool:
+    def supports(self, layer: Any) -> bool:
         # A subclass with a forward of its own scales or shifts the rows: merged would not equal
         # attached.
         plain = isinstance(layer, nn.Embedding) and type(layer).forward is nn.Embedding.forward
@@ -184,7 +184,7 @@ class Embedding(Linear):
     def read(self, layer: Any) -> Tensor:
         return layer.weight.detach().T
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         return M.T
 
     def fan_in(self, layer: Any) -> int:
@@ -193,7 +193,7 @@ class Embedding(Linear):
     def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         return F.embedding(x, A.T, padding_idx=layer.padding_idx)
 
-    def blank(self, layer: Any, A: Tensor) -> Tensor:
+    def mask_padding(self, layer: Any, A: Tensor) -> Tensor:
         if layer.padding_idx is None:
             return A
         keep = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
@@ -214,4 +214,4 @@ class Embedding(Linear):
         return faults
 
 
-SITES = {site.kind: site for site in (Linear(), Conv1D(), Embedding())}
+SITES = {site.kind: site for site in (Linear(), Conv1DSite(), EmbeddingSite())}

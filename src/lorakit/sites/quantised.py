@@ -23,7 +23,7 @@ from lorakit.sites.linear import Linear
 from lorakit.text import plural
 
 
-def comes_from(value: Any, package: str) -> bool:
+def is_from_package(value: Any, package: str) -> bool:
     """Tell whether the class of a value, or one that it inherits from, is defined in a package."""
     return _is_of(type(value), package)
 
@@ -33,24 +33,24 @@ def _is_of(kind: type, package: str) -> bool:
     return any(known.__module__.partition(".")[0] == package for known in kind.__mro__)
 
 
-class TorchAO(Linear):
+class TorchAOSite(Linear):
     """nn.Linear whose weight is one of torchao's tensors: int8, or 4 bits in groups."""
 
-    def holds(self, layer: Any) -> bool:
+    def supports(self, layer: Any) -> bool:
         weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear) else None
         return (
             weight is not None
             and type(layer).forward is nn.Linear.forward
-            and comes_from(weight, "torchao")
+            and is_from_package(weight, "torchao")
         )
 
-    def quantised(self, layer: Any) -> str:
+    def quantised_form(self, layer: Any) -> str:
         return f"{type(layer.weight).__name__} of torchao"
 
     def read(self, layer: Any) -> Tensor:
-        return values(layer.weight)
+        return dequantise_weight(layer.weight)
 
-    def coarsened(self, layer: Any, M: Tensor) -> nn.Parameter | None:
+    def requantise(self, layer: Any, M: Tensor) -> nn.Parameter | None:
         weight: Any = layer.weight.detach()
         kind, M, block = type(weight), M.float(), list(getattr(weight, "block_size", ()))
         types: Any = import_module("torchao.quantization.quant_primitives").MappingType
@@ -75,28 +75,30 @@ class TorchAO(Linear):
         return nn.Parameter(kind.__tensor_unflatten__(held, form, None, None), requires_grad=False)
 
 
-class BitsAndBytes(Linear):
+class BitsAndBytesSite(Linear):
     """bitsandbytes.nn.Linear8bitLt and Linear4bit (nf4 and fp4), once they hold quantised values."""
 
-    def holds(self, layer: Any) -> bool:
-        if not (isinstance(layer, nn.Linear) and comes_from(layer, "bitsandbytes")):
+    def supports(self, layer: Any) -> bool:
+        if not (isinstance(layer, nn.Linear) and is_from_package(layer, "bitsandbytes")):
             return False
         weight = layer._parameters.get("weight")
         return (
             weight is not None
             and not weight.is_floating_point()
-            and comes_from(weight, "bitsandbytes")
+            and is_from_package(weight, "bitsandbytes")
         )
 
-    def quantised(self, layer: Any) -> str:
+    def quantised_form(self, layer: Any) -> str:
         state = layer.weight.__dict__.get("quant_state")
         return f"{state.quant_type if state else 'int8'} of bitsandbytes"
 
     def read(self, layer: Any) -> Tensor:
         # The first forward of int8 moves the rows' largest values from the weight to the layer.
-        return values(layer.weight, layer.state.SCB if "state" in layer.__dict__ else None)
+        return dequantise_weight(
+            layer.weight, layer.state.SCB if "state" in layer.__dict__ else None
+        )
 
-    def coarsened(self, layer: Any, M: Tensor) -> nn.Parameter | None:
+    def requantise(self, layer: Any, M: Tensor) -> nn.Parameter | None:
         old, kind = layer.weight, type(layer.weight)
         if (state := old.__dict__.get("quant_state")) is None:
             if old.SCB is None:  # back to the weight, which so keeps all that `unmerge` needs
@@ -117,7 +119,7 @@ class BitsAndBytes(Linear):
         return new
 
 
-def values(weight: Any, most: Any = None) -> Tensor:
+def dequantise_weight(weight: Any, most: Any = None) -> Tensor:
     """Return the matrix that a weight of either package stands for.
 
     Args:
@@ -125,7 +127,7 @@ def values(weight: Any, most: Any = None) -> Tensor:
         most: (out,), the rows' largest values, where a weight in int8 of bitsandbytes has handed
             them on.
     """
-    if comes_from(weight, "torchao"):
+    if is_from_package(weight, "torchao"):
         return weight.detach().dequantize()
     if (state := weight.__dict__.get("quant_state")) is not None:
         return import_module("bitsandbytes.functional").dequantize_4bit(weight.data, state)
@@ -134,7 +136,7 @@ def values(weight: Any, most: Any = None) -> Tensor:
     )
 
 
-def hold_unpacked(model: nn.Module) -> list[Any]:
+def prevent_packing(model: nn.Module) -> list[Any]:
     """Keep bitsandbytes from packing the model's 4-bit layers anew for this CPU; return the layers
     that it would have.
 
@@ -167,20 +169,20 @@ def hold_unpacked(model: nn.Module) -> list[Any]:
     return held
 
 
-def let_pack(layers: list[Any]) -> None:
+def allow_packing(layers: list[Any]) -> None:
     """Let bitsandbytes pack these layers again."""
     for layer in layers:
         layer.support_avx512bf16_for_cpu = True
 
 
 @contextmanager
-def unpacked(model: nn.Module) -> Iterator[None]:
+def without_packing(model: nn.Module) -> Iterator[None]:
     """Keep 4-bit layers from being packed while a block lasts."""
-    held = hold_unpacked(model)
+    held = prevent_packing(model)
     try:
         yield
     finally:
-        let_pack(held)
+        allow_packing(held)
 
 
-QUANTISED = {"torchao": TorchAO(), "bitsandbytes": BitsAndBytes()}
+QUANTISED = {"torchao": TorchAOSite(), "bitsandbytes": BitsAndBytesSite()}

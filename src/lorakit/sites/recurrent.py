@@ -13,21 +13,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.sites.linear import Linear
-from lorakit.sites.weight_swap import Lent
+from lorakit.sites.weight_swap import SwappedWeightSite
 
 
-class Listed(Lent):
+class FlatWeightSite(SwappedWeightSite):
     """The parameter `key` of a module that reads its parameters from `_flat_weights`."""
 
     def __init__(self, key: str):
         super().__init__("recurrent", key)
 
-    def lend(self, layer: Any, changes: list[tuple[float, Any, Any]]) -> None:
+    def swap_in(self, layer: Any, changes: list[tuple[float, Any, Any]]) -> None:
         self._list(
-            layer, self.stored(layer, self.changed(layer, changes)).to(self.own(layer).dtype)
+            layer, self.to_weight(layer, self.add_changes(layer, changes)).to(self.own(layer).dtype)
         )
 
-    def take_back(self, layer: Any) -> None:
+    def swap_out(self, layer: Any) -> None:
         self._list(layer, self.own(layer))
 
     def _list(self, layer: Any, weight: Tensor) -> None:
@@ -38,16 +38,20 @@ class Listed(Lent):
         ]
 
 
-BILINEAR = Lent("bilinear", "weight")
+BILINEAR = SwappedWeightSite("bilinear", "weight")
 
 
-def recurrent(layer: nn.Module) -> Iterator[tuple[str, Linear]]:
+def recurrent_sites(layer: nn.Module) -> Iterator[tuple[str, Linear]]:
     """Yield the matrices of a module of this file: the rest of the name, and the site."""
     if isinstance(layer, nn.RNNBase):
         yield from (
-            (key, Listed(key)) for key in layer._flat_weights_names if key.startswith("weight")
+            (key, FlatWeightSite(key))
+            for key in layer._flat_weights_names
+            if key.startswith("weight")
         )
     if isinstance(layer, nn.RNNCellBase):
-        yield from ((key, Lent("recurrent", key)) for key in ("weight_ih", "weight_hh"))
+        yield from (
+            (key, SwappedWeightSite("recurrent", key)) for key in ("weight_ih", "weight_hh")
+        )
     if isinstance(layer, nn.Bilinear):
         yield "", BILINEAR

@@ -59,10 +59,10 @@ class Slot(nn.Module):
 
     def on(self, *, lends: bool) -> Iterator[tuple[float, Any, Any]]:
         """Yield weight, site and delta of what is on, and enters the layer in this way."""
-        for name, weight in self.state.on.items() if self.state.route is None else ():
+        for name, weight in self.state.enabled.items() if self.state.route is None else ():
             for end, site in self.sites.items():
                 delta = self._modules.get(name + end)
-                if delta is not None and site.lends is lends:
+                if delta is not None and site.swaps_weight is lends:
                     yield weight, site, delta
 
     def forward(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -75,23 +75,23 @@ class Slot(nn.Module):
         for weight, site, delta in on:
             # y itself is overwritten only where nothing else reads it: not the deltas that come
             # after, either.
-            into = out is not y or (len(on) == 1 and site.own_output(layer))
+            into = out is not y or (len(on) == 1 and site.owns_output(layer))
             out = delta.added(site, layer, x, y, out, weight, into=into)
         return out
 
-    def lend(self, layer: nn.Module) -> None:
+    def swap_in(self, layer: nn.Module) -> None:
         """Lend the layer the weights that are changed by what is on."""
         changes: dict[str, list[tuple[float, Any, Any]]] = {}
         for change in self.on(lends=True):
-            changes.setdefault(change[1].path(), []).append(change)
+            changes.setdefault(change[1].weight_name(), []).append(change)
         for found in changes.values():
-            found[0][1].whole.lend(layer, found)
+            found[0][1].full_site.swap_in(layer, found)
 
-    def take_back(self, layer: nn.Module) -> None:
+    def swap_out(self, layer: nn.Module) -> None:
         """Give the layer its own weights back."""
-        wholes: list[Any] = [site.whole for site in self.sites.values() if site.lends]
+        wholes: list[Any] = [site.full_site for site in self.sites.values() if site.swaps_weight]
         for whole in wholes:
-            whole.take_back(layer)
+            whole.swap_out(layer)
 
 
 def add_deltas(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
@@ -103,26 +103,26 @@ def add_deltas(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Ten
     )
 
 
-def lend_weights(layer: Any, args: tuple[Any, ...]) -> None:
+def swap_weights_in(layer: Any, args: tuple[Any, ...]) -> None:
     """The hook before a layer that reads its adapted weights itself."""
-    layer.lorakit.lend(layer)
+    layer.lorakit.swap_in(layer)
 
 
-def take_weights_back(layer: Any, args: tuple[Any, ...], y: Any) -> None:
+def swap_weights_out(layer: Any, args: tuple[Any, ...], y: Any) -> None:
     """The hook after it, also where it failed."""
-    layer.lorakit.take_back(layer)
+    layer.lorakit.swap_out(layer)
 
 
-def slot_at(layer: nn.Module, state: State, path: str) -> Slot:
+def make_slot(layer: nn.Module, state: State, path: str) -> Slot:
     """Return the layer's slot, made where it is missing."""
-    slot = slot_of(layer)
+    slot = get_slot(layer)
     if slot is None:
         slot = Slot(state, path)
         layer.add_module(SLOT, slot)
     return slot
 
 
-def put(
+def add_delta(
     layer: nn.Module, state: State, path: str, key: tuple[str, str], site: Linear, delta: nn.Module
 ) -> None:
     """Put a delta into the slot of a layer, and hook the layer where nothing of this kind did
@@ -136,11 +136,11 @@ def put(
         site: what the delta changes.
         delta: the change.
     """
-    slot = slot_at(layer, state, path)
-    if not any(known.lends is site.lends for known in slot.sites.values()):
-        if site.lends:
-            layer.register_forward_pre_hook(lend_weights)
-            layer.register_forward_hook(take_weights_back, always_call=True)
+    slot = make_slot(layer, state, path)
+    if not any(known.swaps_weight is site.swaps_weight for known in slot.sites.values()):
+        if site.swaps_weight:
+            layer.register_forward_pre_hook(swap_weights_in)
+            layer.register_forward_hook(swap_weights_out, always_call=True)
         else:
             layer.register_forward_hook(add_deltas, with_kwargs=True)
     # torch.compile does not guard on hooks, so a graph of the same class that was compiled without
@@ -153,9 +153,9 @@ def put(
     slot._modules[key[0] + key[1]] = delta
 
 
-def remove(layer: nn.Module) -> None:
+def remove_slot(layer: nn.Module) -> None:
     """Take the slot and its hooks off a layer."""
-    hooks = (add_deltas, lend_weights, take_weights_back)
+    hooks = (add_deltas, swap_weights_in, swap_weights_out)
     for key in [key for key, hook in layer._forward_hooks.items() if hook in hooks]:
         del layer._forward_hooks[key]
         layer._forward_hooks_with_kwargs.pop(key, None)
@@ -167,12 +167,12 @@ def remove(layer: nn.Module) -> None:
     del layer._modules[SLOT]
 
 
-def slot_of(layer: nn.Module) -> Slot | None:
+def get_slot(layer: nn.Module) -> Slot | None:
     slot = layer._modules.get(SLOT)
     return slot if isinstance(slot, Slot) else None
 
 
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the model's own modules by name: not the slots, nor what is in them."""
     # In the order of named_modules, without the chain of generators that it puts between a module
     # and who asks for it.
@@ -191,8 +191,8 @@ def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the base's own parameters by name, also those that wait in a slot."""
-    for name, module in own_modules(model):
-        slot = slot_of(module)
+    for name, module in base_modules(model):
+        slot = get_slot(module)
         for key, parameter in module._parameters.items():
             own = slot._parameters.get(f":{key}", parameter) if slot else parameter
             if own is not None:
@@ -207,7 +207,7 @@ def find_state(model: nn.Module) -> State | None:
             names would not fit.
     """
     name, slot = next(
-        ((name, slot) for name, module in own_modules(model) if (slot := slot_of(module))),
+        ((name, slot) for name, module in base_modules(model) if (slot := get_slot(module))),
         ("", None),
     )
     if slot is not None and slot.path != name:
@@ -230,13 +230,13 @@ def refuse_while_routed(state: State) -> None:
         )
 
 
-def exchange(model: nn.Module, state: State, on: dict[str, float]) -> None:
+def set_enabled(model: nn.Module, state: State, on: dict[str, float]) -> None:
     """Set what is on, and put the parameters of those adapters (or the base's own) in their places."""
     refuse_while_routed(state)
-    state.on.clear()
-    state.on.update(on)
-    for name, layer in own_modules(model):
-        slot = slot_of(layer)
+    state.enabled.clear()
+    state.enabled.update(on)
+    for name, layer in base_modules(model):
+        slot = get_slot(layer)
         if slot is None:
             continue
         for key in {waiting.partition(":")[2] for waiting in slot._parameters}:

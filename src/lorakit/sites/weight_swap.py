@@ -14,7 +14,7 @@ from lorakit.sites.linear import Linear
 from lorakit.spec import Settings
 
 
-class Lent(Linear):
+class SwappedWeightSite(Linear):
     """The weight called `key` from a layer on: M is the weight with all axes but the first in one."""
 
     lends = True
@@ -22,7 +22,7 @@ class Lent(Linear):
     def __init__(self, kind: str, key: str):
         self.kind, self.key = kind, key
 
-    def path(self) -> str:
+    def weight_name(self) -> str:
         return self.key
 
     def own(self, layer: nn.Module) -> Tensor:
@@ -36,10 +36,10 @@ class Lent(Linear):
     def read(self, layer: Any) -> Tensor:
         return self.own(layer).detach().flatten(1)
 
-    def stored(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         return M.reshape(self.own(layer).shape)
 
-    def lend(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
+    def swap_in(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
         """Let the layer find its weight with changes added, summed as a merge sums them and rounded
         once.
 
@@ -50,11 +50,11 @@ class Lent(Linear):
             changes: weight, site and delta of what is on: of this matrix, and of parts of it.
         """
         owner, _, key = self.key.rpartition(".")
-        layer.get_submodule(owner).__dict__[key] = self.stored(
-            layer, self.changed(layer, changes)
+        layer.get_submodule(owner).__dict__[key] = self.to_weight(
+            layer, self.add_changes(layer, changes)
         ).to(self.own(layer).dtype)
 
-    def take_back(self, layer: nn.Module) -> None:
+    def swap_out(self, layer: nn.Module) -> None:
         """Let the layer find its own weight again."""
         owner, _, key = self.key.rpartition(".")
         layer.get_submodule(owner).__dict__.pop(key, None)
@@ -73,7 +73,9 @@ class Lent(Linear):
         return faults
 
 
-IN_PROJ = Lent("in_proj", "in_proj_weight")
-OUT_PROJ = Lent("out_proj", "out_proj.weight")
+IN_PROJ = SwappedWeightSite("in_proj", "in_proj_weight")
+OUT_PROJ = SwappedWeightSite("out_proj", "out_proj.weight")
 # Of an attention whose keys and values are of other widths than its queries.
-APART = {part: Lent(f"{part}_proj", f"{part}_proj_weight") for part in ("q", "k", "v")}
+SEPARATE_PROJECTIONS = {
+    part: SwappedWeightSite(f"{part}_proj", f"{part}_proj_weight") for part in ("q", "k", "v")
+}

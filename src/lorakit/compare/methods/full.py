@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from lorakit.errors import SpecError
-from lorakit.sites.slot import own_modules
+from lorakit.sites.slot import base_modules
 from lorakit.spec import Spec
 
 
@@ -27,7 +27,7 @@ def full_finetuning_spec(model: nn.Module) -> Spec:
     >>> full_finetuning_spec(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2))).whole_modules
     ('0', '2')
     """
-    modules = dict(own_modules(model))
+    modules = dict(base_modules(model))
     named = tuple(_named(model, "", modules))
     inside = tuple(f"{name}." for name in named)
     left = [path for path, _ in model.named_parameters() if not path.startswith(inside)]

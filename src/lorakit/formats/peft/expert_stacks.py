@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from lorakit.deltas.base import LowRank
-from lorakit.sites.experts import NAMES
+from lorakit.sites.experts import STACK_NAMES
 
 INNER = ".base_layer"
 
@@ -27,7 +27,7 @@ def keys_of(names: Iterable[str]) -> dict[str, str]:
     {'mlp.experts.gate_up_proj': 'mlp.experts.base_layer', 'mlp.experts.down_proj': 'mlp.experts'}
     """
     modules: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: NAMES.index(name.rpartition(".")[2])):
+    for name in sorted(names, key=lambda name: STACK_NAMES.index(name.rpartition(".")[2])):
         modules.setdefault(name.rpartition(".")[0], []).append(name)
     return {
         name: module + INNER * (len(stacks) - 1 - at)
@@ -61,11 +61,11 @@ def stacked(
             if f".{module}".endswith(f".{t.rpartition('.')[0]}")
         ]
         faults += [
-            f"{module}.{end}   is no name of a stack of experts that is known: {', '.join(NAMES)}"
+            f"{module}.{end}   is no name of a stack of experts that is known: {', '.join(STACK_NAMES)}"
             for end in dict.fromkeys(ends)
-            if end not in NAMES
+            if end not in STACK_NAMES
         ]
-        names += [f"{module}.{end}" for end in dict.fromkeys(ends) if end in NAMES]
+        names += [f"{module}.{end}" for end in dict.fromkeys(ends) if end in STACK_NAMES]
     places = {path: name for name, path in keys_of(names).items()}
     faults += [
         f"{name}   is missing: target_parameters names it"
