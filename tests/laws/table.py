@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 import lorakit
+from lorakit.sites.base import DenseSite
 from lorakit.sites.fused_parts import Layout, OutputSliceSite
-from lorakit.sites.linear import Linear
 from lorakit.sites.weight_swap import SwappedWeightSite
 
 DELTAS: dict[str, dict[str, Any]] = {  # name -> fields of Spec
@@ -170,28 +170,33 @@ class Reading(nn.Module):
         return torch.einsum("...i,oi->...o", input, self.weight) + self.bias
 
 
-class Second(OutputSliceSite):
-    """One part of a layer's matrix, as if it were all that the layer has."""
+class FusedSite(DenseSite[nn.Linear]):
+    """A layer of one class of this file, whose matrix holds several projections."""
 
-    def __init__(self, kind: str, layer: type[nn.Module], layout: Layout, part: str):
-        super().__init__(Linear(), layout, part)
-        self.kind, self.type = kind, layer
+    def __init__(self, kind: str, layer_class: type[nn.Linear]):
+        self.kind, self.layer_class = kind, layer_class
 
-    def holds(self, layer: Any) -> bool:
-        return isinstance(layer, self.type)
+    def supports(self, layer: nn.Module) -> bool:
+        return isinstance(layer, self.layer_class)
+
+    def read(self, layer: nn.Linear) -> Tensor:
+        return layer.weight.detach()
+
+    def to_weight(self, layer: nn.Linear, M: Tensor) -> Tensor:
+        return M
 
 
-class Lending(SwappedWeightSite):
-    def holds(self, layer: Any) -> bool:
+class ReadingSite(SwappedWeightSite[Reading]):
+    def supports(self, layer: nn.Module) -> bool:
         return isinstance(layer, Reading)
 
 
 # Added as a user of the library adds a site (see conftest), so that the place of each is the layer
 # itself.
 ADDED = [
-    Second("contiguous", Fused, Layout({"q": 5, "k": 4, "v": 3}), "k"),
-    Second("interleaved", Interleaved, Layout({"k": 2, "v": 3}, groups=2), "v"),
-    Lending("reading", "weight"),
+    OutputSliceSite(FusedSite("contiguous", Fused), Layout({"q": 5, "k": 4, "v": 3}), "k"),
+    OutputSliceSite(FusedSite("interleaved", Interleaved), Layout({"k": 2, "v": 3}, groups=2), "v"),
+    ReadingSite("reading", "weight"),
 ]
 
 KINDS = {

@@ -367,7 +367,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "part among the rows of its neighbour": (
         edit(
             OutputSliceSite,
-            "spread",
+            "scatter_outputs",
             "(self.start, self.block - self.start - self.size)",
             "(self.start + 1, self.block - self.start - self.size - 1)",
         ),
@@ -377,7 +377,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "parts of groups one after the other": (
         edit(
             OutputSliceSite,
-            "spread",
+            "scatter_outputs",
             "some.unflatten(-1, (self.layout.groups, self.size))",
             "some.unflatten(-1, (self.size, self.layout.groups)).mT",
         ),

@@ -7,27 +7,34 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lorakit
 from lorakit import Spec
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import SpecError
+from lorakit.sites.base import DenseSite
 from lorakit.sites.find import SITES, register
-from lorakit.sites.linear import Linear
+from lorakit.sites.linear import LinearSite
 
 
 class Special(nn.Linear): ...
 
 
-class Own(Linear):
+class Own(DenseSite[Special]):
     kind = "own"
 
-    def holds(self, layer: Any) -> bool:
+    def supports(self, layer: nn.Module) -> bool:
         return isinstance(layer, Special)
 
+    def read(self, layer: Special) -> Tensor:
+        return layer.weight.detach()
 
-class Greedy(Linear):
+    def to_weight(self, layer: Special, M: Tensor) -> Tensor:
+        return M
+
+
+class Greedy(LinearSite):  # type: ignore[misc]  # the fault that is to be refused
     kind = "linear"
 
 
@@ -56,13 +63,13 @@ def test_the_site_added_last_is_asked_first() -> None:
     [
         (
             Greedy(),
-            "Greedy cannot be added.\n  kind 'linear' is taken\n  holds is inherited: it would take the "
-            "layers of another kind\nKinds that are taken: {kinds}.",
+            "Greedy cannot be added.\n  kind 'linear' is taken\n  LinearSite is final: what derives "
+            "from it would take its layers\nKinds that are taken: {kinds}.",
         ),
         (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no word\n"),
         (
             Own,
-            "A site is an instance of a class derived from lorakit.sites.linear.Linear, got <class",
+            "A site is an instance of a class derived from lorakit.sites.base.Site, got <class",
         ),
     ],
 )

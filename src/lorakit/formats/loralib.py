@@ -26,8 +26,8 @@ from lorakit.errors import AdapterFileError
 from lorakit.files import replace_file
 from lorakit.formats.parts import AdapterParts
 from lorakit.linalg import split_singular_values
+from lorakit.sites.base import Site
 from lorakit.sites.find import site_of
-from lorakit.sites.linear import Linear
 from lorakit.spec import Spec, full_name, matches
 from lorakit.text import plural
 
@@ -285,7 +285,7 @@ def _deltas(
     return made, dict.fromkeys(words, size)
 
 
-def _layer(name: str, model: nn.Module | None) -> tuple[Any, Linear | None]:
+def _layer(name: str, model: nn.Module | None) -> tuple[Any, Site | None]:
     if model is None:
         return None, None
     try:

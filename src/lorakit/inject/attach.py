@@ -15,17 +15,17 @@ from lorakit.inject.fit import fit_adapter
 from lorakit.inject.places import Place, find_places
 from lorakit.inject.state import get_places, get_state
 from lorakit.inject.tying import tie_token_rows
-from lorakit.sites.quantised import prevent_packing, allow_packing, without_packing
+from lorakit.sites.quantised import allow_packing, prevent_packing, without_packing
 from lorakit.sites.slot import (
     State,
-    base_parameters,
-    set_enabled,
-    find_state,
-    base_modules,
     add_delta,
-    remove_slot,
-    make_slot,
+    base_modules,
+    base_parameters,
+    find_state,
     get_slot,
+    make_slot,
+    remove_slot,
+    set_enabled,
 )
 from lorakit.sites.slot import refuse_while_routed as refuse
 from lorakit.spec import Spec
@@ -254,7 +254,7 @@ def attached(model: nn.Module) -> dict[str, Adapter]:
 
 def enabled(model: nn.Module) -> dict[str, float]:
     """Return the weights of the adapters that are on, by name; empty where none is."""
-    return dict((find_state(model) or State()).on)
+    return dict((find_state(model) or State()).enabled)
 
 
 def _listed(state: State, rest: str) -> str:

@@ -18,7 +18,7 @@ from lorakit.inject.places import Place, check_parts
 from lorakit.inject.targets import select, short_names
 from lorakit.inject.token_rows import start_token_rows
 from lorakit.inject.tying import tie_factors
-from lorakit.sites.slot import base_parameters, base_modules
+from lorakit.sites.slot import base_modules, base_parameters
 from lorakit.spec import Spec, matches
 from lorakit.text import near_misses, plural
 

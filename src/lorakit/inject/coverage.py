@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lorakit.inject.state import get_places
-from lorakit.sites.slot import State, base_parameters, find_state, base_modules
+from lorakit.sites.slot import State, base_modules, base_parameters, find_state
 from lorakit.text import plural
 
 

@@ -10,7 +10,7 @@ from lorakit.errors import AdapterMismatch
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place
-from lorakit.sites.slot import base_parameters, base_modules
+from lorakit.sites.slot import base_modules, base_parameters
 from lorakit.text import near_misses, plural
 
 

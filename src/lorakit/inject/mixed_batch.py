@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.deltas.base import LowRank
+from lorakit.sites.base import Site
 from lorakit.sites.fused_parts import OutputSliceSite
-from lorakit.sites.linear import EmbeddingSite, Linear
 
 AdapterWeights = dict[str, float]  # of adapters, by name
 # How many multiplications stacking may waste before another way is faster; low precision multiplies
@@ -80,14 +80,11 @@ class PlaceRouting:
 
     table: RoutingTable
 
-    def __init__(self, site: Linear, deltas: Mapping[str, Any]):
+    def __init__(self, site: Site, deltas: Mapping[str, Any]):
         self.site, self.deltas = site, dict(sorted(deltas.items()))
         whole = site.full_site
-        expands = type(whole).expand is Linear.expand and (
-            site is whole or type(site) is OutputSliceSite
-        )
-        self.linear = expands and type(whole).project is Linear.project
-        known = self.linear or (expands and type(whole).project is EmbeddingSite.project)
+        self.linear = whole.is_dense
+        known = whole.is_dense or whole.is_lookup
         self.plain = known and all(
             type(d).forward is LowRank.forward and not d.stack for d in self.deltas.values()
         )
@@ -162,7 +159,11 @@ class PlaceRouting:
         return torch.bmm(h, B.index_select(0, self.table.group).mT)
 
     def spread(self, change: Tensor) -> Tensor:
-        return self.site.spread(change, 0.0) if isinstance(self.site, OutputSliceSite) else change
+        return (
+            self.site.scatter_outputs(change, 0.0)
+            if isinstance(self.site, OutputSliceSite)
+            else change
+        )
 
     def factors(self, form: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return A and the scaled B of a form, kept where they cannot change before the next call."""

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.sites.base import Site
 from lorakit.sites.find import sites_of
 from lorakit.sites.fused_parts import Layout
-from lorakit.sites.linear import Linear
 from lorakit.sites.slot import base_modules
 from lorakit.spec import full_name, matches
 from lorakit.text import near_misses, plural
@@ -28,7 +28,7 @@ class Place:
 
     name: str
     layer: nn.Module
-    site: Linear
+    site: Site
     layer_name: str
 
     @property

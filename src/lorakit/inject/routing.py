@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsError
-from lorakit.inject.mixed_batch import PlaceRouting, RoutingTable, AdapterWeights
+from lorakit.inject.mixed_batch import AdapterWeights, PlaceRouting, RoutingTable
 from lorakit.inject.state import get_state
-from lorakit.sites.linear import Linear
-from lorakit.sites.slot import Slot, State, set_enabled, base_modules, get_slot
+from lorakit.sites.base import Site
+from lorakit.sites.slot import Slot, State, base_modules, get_slot, set_enabled
 from lorakit.spec import full_name
 from lorakit.text import near_misses, plural
 
@@ -227,7 +227,7 @@ class Route:
             out = share.add(layer, x, y, out)
         return out
 
-    def check(self, slot: Slot, layer: nn.Module, site: Linear, x: Tensor, y: Tensor) -> None:
+    def check(self, slot: Slot, layer: nn.Module, site: Site, x: Tensor, y: Tensor) -> None:
         """Refuse what would give a row what is another's.
 
         Raises:

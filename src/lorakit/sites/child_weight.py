@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorakit.sites.linear import Linear
+from lorakit.sites.base import Site
 from lorakit.sites.weight_swap import SwappedWeightSite
 from lorakit.spec import Settings
 
@@ -35,24 +35,28 @@ READERS = {
 class ChildWeightSite(SwappedWeightSite):
     """The matrix of the layer's child, which a site of its own holds."""
 
-    def __init__(self, child: str, inner: Linear):
+    def __init__(self, child: str, inner: Site):
         super().__init__(inner.kind, f"{child}.{inner.weight_name()}")
-        self.child, self.inner = child, inner
+        self.child_name, self.inner = child, inner
+
+    def supports(self, layer: nn.Module) -> bool:
+        child = layer._modules.get(self.child_name)
+        return child is not None and self.inner.supports(child)
 
     def read(self, layer: Any) -> Tensor:
-        return self.inner.read(layer._modules[self.child])
+        return self.inner.read(layer._modules[self.child_name])
 
     def to_weight(self, layer: Any, M: Tensor) -> Tensor:
-        return self.inner.to_weight(layer._modules[self.child], M)
+        return self.inner.to_weight(layer._modules[self.child_name], M)
 
     def fan_in(self, layer: Any) -> int:
-        return self.inner.fan_in(layer._modules[self.child])
+        return self.inner.fan_in(layer._modules[self.child_name])
 
     def kernel(self, layer: Any) -> tuple[int, ...]:
-        return self.inner.kernel(layer._modules[self.child])
+        return self.inner.kernel(layer._modules[self.child_name])
 
     def matrix_faults(self, layer: Any, settings: Settings) -> list[str]:
-        return self.inner.faults(layer._modules[self.child], settings)
+        return self.inner.faults(layer._modules[self.child_name], settings)
 
 
 def find_read_children(layer: nn.Module) -> Iterator[tuple[str, nn.Module]]:

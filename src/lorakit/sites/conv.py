@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.sites.linear import Linear
+from lorakit.sites.base import Site
 from lorakit.spec import Settings
 
 
-class ConvSite(Linear):
+class ConvSite(Site):
     """torch.nn.Conv1d, Conv2d or Conv3d: M is the weight with all axes but the first in one."""
 
     def __init__(self, dims: int):
@@ -61,7 +61,7 @@ class ConvSite(Linear):
         return self.convolve(h, B.view(*B.shape, *[1] * self.dims), groups=layer.groups)
 
 
-class ConvTransposeSite(Linear):
+class ConvTransposeSite(Site):
     """torch.nn.ConvTranspose1d, 2d or 3d: M is (out / groups * kernel, in), the weight (in, out /
     groups, kernel) turned.
     """

@@ -41,7 +41,7 @@ class UnsummedWeight:
         pairs: L (..., n, rank) and R (..., rank, m), of W's dtype.
 
     >>> W, L, R = torch.eye(2), torch.ones(2, 1), torch.ones(1, 2)
-    >>> F.linear(torch.tensor([[1.0, 2.0]]), Unsummed(W, [(L, R)]))
+    >>> F.linear(torch.tensor([[1.0, 2.0]]), UnsummedWeight(W, [(L, R)]))
     tensor([[4., 5.]])
     """
 
@@ -142,8 +142,11 @@ class ExpertsSite(SwappedWeightSite):
         super().__init__("experts", key)
         self.turned = turned
 
+    def supports(self, layer: nn.Module) -> bool:
+        return any(site is self for site in expert_sites(layer))
+
     def read(self, layer: Any) -> Tensor:
-        return self.to_weight(layer, self.own(layer).detach())
+        return self.to_weight(layer, self.stored_weight(layer).detach())
 
     def to_weight(self, layer: Any, M: Tensor) -> Tensor:
         return M.mT if self.turned else M
@@ -155,12 +158,12 @@ class ExpertsSite(SwappedWeightSite):
         ):
             super().swap_in(layer, changes)
             return
-        W = self.own(layer).detach()
+        W = self.stored_weight(layer).detach()
         pairs = [
             ((delta.B * (weight * delta.scale)).to(W.dtype), delta.A.to(W.dtype))
             for weight, _, delta in changes
         ]
-        layer.__dict__[self.key] = UnsummedWeight(
+        layer.__dict__[self.name] = UnsummedWeight(
             W, [(A.mT, B.mT) if self.turned else (B, A) for B, A in pairs]
         )
 

@@ -9,42 +9,45 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lorakit.errors import SpecError
-from lorakit.sites import linear
+from lorakit.sites.base import Site
 from lorakit.sites.child_weight import ChildWeightSite, find_read_children
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.experts import expert_sites
 from lorakit.sites.families import find_layout
 from lorakit.sites.fused_parts import Layout, OutputSliceSite, make_qkv_layout
+from lorakit.sites.linear import LINEAR_LAYERS
 from lorakit.sites.quantised import QUANTISED
 from lorakit.sites.recurrent import recurrent_sites
-from lorakit.sites.weight_swap import SEPARATE_PROJECTIONS, IN_PROJ, OUT_PROJ
+from lorakit.sites.weight_swap import IN_PROJ, OUT_PROJ, SEPARATE_PROJECTIONS
 
-SITES = {**QUANTISED, **linear.SITES, **{known.kind: known for known in CONVOLUTIONS}}
+SITES: dict[str, Site] = {
+    **QUANTISED,
+    **{known.kind: known for known in (*LINEAR_LAYERS, *CONVOLUTIONS)},
+}
 
 
-def register(added: linear.Linear) -> None:
+def register(added: Site) -> None:
     """Let layers of a further kind be adapted; the sites that were added last are asked first.
 
     Args:
-        added: an instance of a class derived from `lorakit.sites.linear.Linear`, with a `kind` of
+        added: an instance of a class derived from `lorakit.sites.base.Site`, with a `kind` of
             its own and its own `holds`.
 
     Raises:
         SpecError: it is no such instance, or its kind is taken; nothing is added.
     """
-    if not isinstance(added, linear.Linear):
+    if not isinstance(added, Site):
         raise SpecError(
-            f"A site is an instance of a class derived from lorakit.sites.linear.Linear, got {added!r}."
+            f"A site is an instance of a class derived from lorakit.sites.base.Site, got {added!r}."
         )
     faults = []
     if not added.kind.isidentifier() or added.kind in SITES:
         faults.append(f"kind {added.kind!r} is {'taken' if added.kind in SITES else 'no word'}")
-    if any(
-        type(added).supports is type(known).supports
-        for known in SITES.values()
-        if type(known) is not type(added)
-    ):
-        faults.append("holds is inherited: it would take the layers of another kind")
+    for known in SITES.values():
+        if isinstance(added, type(known)) and type(added) is not type(known):
+            faults.append(
+                f"{type(known).__name__} is final: what derives from it would take its layers"
+            )
     if faults:
         raise SpecError(
             f"{type(added).__name__} cannot be added.",
@@ -56,7 +59,7 @@ def register(added: linear.Linear) -> None:
     SITES.update({added.kind: added}, **before)
 
 
-def site_of(layer: nn.Module) -> linear.Linear | None:
+def site_of(layer: nn.Module) -> Site | None:
     """Return the site that holds this layer's matrix, or None where no row of SITES does."""
     if isinstance(layer, LazyModuleMixin):
         return None  # it has no shape before its first input
@@ -65,7 +68,7 @@ def site_of(layer: nn.Module) -> linear.Linear | None:
 
 def sites_of(
     name: str, layer: nn.Module, config: Any, given: Layout | None
-) -> Iterator[tuple[str, linear.Linear]]:
+) -> Iterator[tuple[str, Site]]:
     """Yield what of a layer can be adapted: the rest of its name ("" for the layer itself), and the
     site that holds it.
 
@@ -83,7 +86,7 @@ def sites_of(
         if (inner := site_of(module)) is not None:
             yield child, ChildWeightSite(child, inner)
     if (whole := site_of(layer)) is None:
-        yield from ((stack.key, stack) for stack in expert_sites(layer))
+        yield from ((stack.name, stack) for stack in expert_sites(layer))
         return
     yield "", whole
     if whole.kind in ("linear", "conv1d"):
@@ -93,7 +96,7 @@ def sites_of(
             yield from ((part, OutputSliceSite(whole, layout, part)) for part in layout.sizes)
 
 
-def _attention(layer: nn.MultiheadAttention) -> Iterator[tuple[str, linear.Linear]]:
+def _attention(layer: nn.MultiheadAttention) -> Iterator[tuple[str, Site]]:
     if layer.in_proj_weight is not None:
         yield "in_proj", IN_PROJ
         layout = make_qkv_layout(3 * layer.embed_dim)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from lorakit.sites.linear import Linear
+from lorakit.sites.base import Site
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Layout:
         return self.groups * sum(self.sizes.values())
 
 
-class OutputSliceSite(Linear):
+class OutputSliceSite(Site):
     """Some rows of the matrix of another site."""
 
-    def __init__(self, whole: Linear, layout: Layout, part: str):
+    def __init__(self, whole: Site, layout: Layout, part: str):
         self.of, self.kind, self.swaps_weight, self.layout, self.part = (
             whole,
             whole.kind,
-            whole.lends,
+            whole.swaps_weight,
             layout,
             part,
         )
@@ -52,8 +52,11 @@ class OutputSliceSite(Linear):
         self.output_slice = (layout.groups, self.block, self.start, self.size)
 
     @property
-    def whole(self) -> Linear:
+    def full_site(self) -> Site:
         return self.of
+
+    def supports(self, layer: Any) -> bool:
+        return self.of.supports(layer)
 
     def weight_name(self) -> str:
         return self.of.weight_name()
@@ -72,13 +75,19 @@ class OutputSliceSite(Linear):
     def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
         return self.of.project(layer, A, x)
 
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
+        return self.of.to_weight(layer, self.widen(M))
+
+    def apply(self, layer: Any, M: Tensor, x: Tensor) -> Tensor:
+        return self.scatter_outputs(self.of.apply(layer, M, x), 0.0)
+
     def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        return self.spread(F.linear(h, B), 0.0)
+        return self.scatter_outputs(F.linear(h, B), 0.0)
 
     def broadcast_outputs(self, layer: Any, vector: Tensor) -> Tensor:
-        return self.spread(vector, 1.0)
+        return self.scatter_outputs(vector, 1.0)
 
-    def spread(self, some: Tensor, rest: float) -> Tensor:
+    def scatter_outputs(self, some: Tensor, rest: float) -> Tensor:
         """Return values of this part's outputs (..., size) among all outputs (..., out), which else
         are `rest`.
         """

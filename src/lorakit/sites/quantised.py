@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
-from lorakit.sites.linear import Linear
+from lorakit.sites.base import DenseSite
 from lorakit.text import plural
 
 
@@ -33,8 +33,11 @@ def _is_of(kind: type, package: str) -> bool:
     return any(known.__module__.partition(".")[0] == package for known in kind.__mro__)
 
 
-class TorchAOSite(Linear):
+class TorchAOSite(DenseSite):
     """nn.Linear whose weight is one of torchao's tensors: int8, or 4 bits in groups."""
+
+    kind = "linear"
+    is_quantised = True
 
     def supports(self, layer: Any) -> bool:
         weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear) else None
@@ -49,6 +52,9 @@ class TorchAOSite(Linear):
 
     def read(self, layer: Any) -> Tensor:
         return dequantise_weight(layer.weight)
+
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
+        return M
 
     def requantise(self, layer: Any, M: Tensor) -> nn.Parameter | None:
         weight: Any = layer.weight.detach()
@@ -75,8 +81,11 @@ class TorchAOSite(Linear):
         return nn.Parameter(kind.__tensor_unflatten__(held, form, None, None), requires_grad=False)
 
 
-class BitsAndBytesSite(Linear):
+class BitsAndBytesSite(DenseSite):
     """bitsandbytes.nn.Linear8bitLt and Linear4bit (nf4 and fp4), once they hold quantised values."""
+
+    kind = "linear"
+    is_quantised = True
 
     def supports(self, layer: Any) -> bool:
         if not (isinstance(layer, nn.Linear) and is_from_package(layer, "bitsandbytes")):
@@ -97,6 +106,9 @@ class BitsAndBytesSite(Linear):
         return dequantise_weight(
             layer.weight, layer.state.SCB if "state" in layer.__dict__ else None
         )
+
+    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
+        return M
 
     def requantise(self, layer: Any, M: Tensor) -> nn.Parameter | None:
         old, kind = layer.weight, type(layer.weight)

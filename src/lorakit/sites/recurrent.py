@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lorakit.sites.linear import Linear
-from lorakit.sites.weight_swap import SwappedWeightSite
+from lorakit.sites.base import Site
+from lorakit.sites.weight_swap import NamedWeightSite, SwappedWeightSite
 
 
 class FlatWeightSite(SwappedWeightSite):
@@ -22,26 +22,32 @@ class FlatWeightSite(SwappedWeightSite):
     def __init__(self, key: str):
         super().__init__("recurrent", key)
 
+    def supports(self, layer: nn.Module) -> bool:
+        return isinstance(layer, nn.RNNBase) and self.name in layer._flat_weights_names
+
     def swap_in(self, layer: Any, changes: list[tuple[float, Any, Any]]) -> None:
         self._list(
-            layer, self.to_weight(layer, self.add_changes(layer, changes)).to(self.own(layer).dtype)
+            layer,
+            self.to_weight(layer, self.add_changes(layer, changes)).to(
+                self.stored_weight(layer).dtype
+            ),
         )
 
     def swap_out(self, layer: Any) -> None:
-        self._list(layer, self.own(layer))
+        self._list(layer, self.stored_weight(layer))
 
     def _list(self, layer: Any, weight: Tensor) -> None:
         # Another list: a copy of the module may share the first.
         names = layer._flat_weights_names
         layer._flat_weights = [
-            weight if n == self.key else w for n, w in zip(names, layer._flat_weights, strict=True)
+            weight if n == self.name else w for n, w in zip(names, layer._flat_weights, strict=True)
         ]
 
 
-BILINEAR = SwappedWeightSite("bilinear", "weight")
+BILINEAR = NamedWeightSite("bilinear", "weight")
 
 
-def recurrent_sites(layer: nn.Module) -> Iterator[tuple[str, Linear]]:
+def recurrent_sites(layer: nn.Module) -> Iterator[tuple[str, Site]]:
     """Yield the matrices of a module of this file: the rest of the name, and the site."""
     if isinstance(layer, nn.RNNBase):
         yield from (
@@ -50,8 +56,6 @@ def recurrent_sites(layer: nn.Module) -> Iterator[tuple[str, Linear]]:
             if key.startswith("weight")
         )
     if isinstance(layer, nn.RNNCellBase):
-        yield from (
-            (key, SwappedWeightSite("recurrent", key)) for key in ("weight_ih", "weight_hh")
-        )
+        yield from ((key, NamedWeightSite("recurrent", key)) for key in ("weight_ih", "weight_hh"))
     if isinstance(layer, nn.Bilinear):
         yield "", BILINEAR

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterNameError, RowsError
-from lorakit.sites.linear import Linear
+from lorakit.sites.base import Site
 from lorakit.spec import full_name
 
 SLOT = "lorakit"
@@ -30,11 +30,13 @@ class State:
     """
 
     adapters: dict[str, Any] = field(default_factory=dict)  # name -> Adapter
-    on: dict[str, float] = field(default_factory=dict)  # name -> weight
-    found: dict[str, bool] = field(
+    enabled: dict[str, float] = field(default_factory=dict)  # name -> weight
+    required_grad: dict[str, bool] = field(
         default_factory=dict
     )  # requires_grad of every parameter, as found
-    held: list[Any] = field(default_factory=list)  # layers that bitsandbytes is kept from packing
+    unpacked_layers: list[Any] = field(
+        default_factory=list
+    )  # layers that bitsandbytes is kept from packing
     merged: str | None = None  # token of the Undo that takes the merge back
     route: Any = None  # of the rows of a batch, while a block of `route` lasts
 
@@ -52,7 +54,7 @@ class Slot(nn.Module):
             state,
             path,
         )  # path: the layer's name in the model that attach was given
-        self.sites: dict[str, Linear] = {}  # by the end of the keys of its deltas: "", or "/part"
+        self.sites: dict[str, Site] = {}  # by the end of the keys of its deltas: "", or "/part"
         self.rows_first = (
             False  # whether inputs were seen whose first axis can only be the rows of the batch
         )
@@ -123,7 +125,7 @@ def make_slot(layer: nn.Module, state: State, path: str) -> Slot:
 
 
 def add_delta(
-    layer: nn.Module, state: State, path: str, key: tuple[str, str], site: Linear, delta: nn.Module
+    layer: nn.Module, state: State, path: str, key: tuple[str, str], site: Site, delta: nn.Module
 ) -> None:
     """Put a delta into the slot of a layer, and hook the layer where nothing of this kind did
     before.

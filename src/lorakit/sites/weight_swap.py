@@ -1,81 +1,96 @@
-"""Weights that a module reads itself, in an operation of its own: no input and output of one matrix
-can be seen there.
+"""Sites of weights that a module reads itself, in an operation whose inputs cannot be hooked.
 
-While such a module runs it is lent W plus the change, under the weight's own name; before and
-after, it has its own W. Gradients flow through the sum. Cost: the dense change, once a forward. So
-dropout on the input of A has no place.
+While such a module runs, W + change stands under the weight's name; before and after, W does.
+Gradients flow through the sum. The dense sum is built once in each forward. Dropout on the input of
+A is impossible.
 """
 
-from typing import Any
+from typing import final
 
 from torch import Tensor, nn
 
-from lorakit.sites.linear import Linear
+from lorakit.sites.base import LayerT, Site, WeightedChange
 from lorakit.spec import Settings
 
 
-class SwappedWeightSite(Linear):
-    """The weight called `key` from a layer on: M is the weight with all axes but the first in one."""
+class SwappedWeightSite(Site[LayerT]):
+    """A weight that is swapped for the changed one while the layer runs.
 
-    lends = True
+    M is the weight with all axes but the first flattened.
 
-    def __init__(self, kind: str, key: str):
-        self.kind, self.key = kind, key
+    Args:
+        kind: name of this kind of site.
+        name: name of the weight, relative to the layer.
+    """
+
+    swaps_weight = True
+
+    def __init__(self, kind: str, name: str):
+        self.kind, self.name = kind, name
 
     def weight_name(self) -> str:
-        return self.key
+        return self.name
 
-    def own(self, layer: nn.Module) -> Tensor:
-        """Return the stored weight, also while another is lent."""
-        owner, _, key = self.key.rpartition(".")
+    def stored_weight(self, layer: LayerT) -> nn.Parameter:
+        """Return the layer's own parameter, also while another weight is swapped in."""
+        owner, _, key = self.name.rpartition(".")
         weight = layer.get_submodule(owner)._parameters[key]
         if weight is None:
-            raise KeyError(self.key)
+            raise KeyError(self.name)
         return weight
 
-    def read(self, layer: Any) -> Tensor:
-        return self.own(layer).detach().flatten(1)
+    def read(self, layer: LayerT) -> Tensor:
+        return self.stored_weight(layer).detach().flatten(1)
 
-    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
-        return M.reshape(self.own(layer).shape)
+    def to_weight(self, layer: LayerT, M: Tensor) -> Tensor:
+        return M.reshape(self.stored_weight(layer).shape)
 
-    def swap_in(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
-        """Let the layer find its weight with changes added, summed as a merge sums them and rounded
-        once.
+    def changed_weight(self, layer: LayerT, changes: list[WeightedChange]) -> Tensor:
+        """Return the weight plus its changes, summed as a merge sums them and rounded once."""
+        weight = self.to_weight(layer, self.add_changes(layer, changes))
+        return weight.to(self.stored_weight(layer).dtype)
 
-        A tensor of its instance hides the parameter of its name.
+    def swap_in(self, layer: LayerT, changes: list[WeightedChange]) -> None:
+        """Let the layer read its weight plus these changes, of the matrix or of slices of it."""
+        owner, _, key = self.name.rpartition(".")
+        # An attribute of the instance hides the parameter of the same name.
+        layer.get_submodule(owner).__dict__[key] = self.changed_weight(layer, changes)
 
-        Args:
-            layer: the layer.
-            changes: weight, site and delta of what is on: of this matrix, and of parts of it.
-        """
-        owner, _, key = self.key.rpartition(".")
-        layer.get_submodule(owner).__dict__[key] = self.to_weight(
-            layer, self.add_changes(layer, changes)
-        ).to(self.own(layer).dtype)
-
-    def swap_out(self, layer: nn.Module) -> None:
-        """Let the layer find its own weight again."""
-        owner, _, key = self.key.rpartition(".")
+    def swap_out(self, layer: LayerT) -> None:
+        """Let the layer read its own weight again."""
+        owner, _, key = self.name.rpartition(".")
         layer.get_submodule(owner).__dict__.pop(key, None)
 
-    def matrix_faults(self, layer: Any, settings: Settings) -> list[str]:
-        """Return what is wrong whether the matrix is lent or not."""
+    def matrix_faults(self, layer: LayerT, settings: Settings) -> list[str]:
+        """Return the reasons that hold for the matrix, swapped or not."""
         return super().faults(layer, settings)
 
-    def faults(self, layer: Any, settings: Settings) -> list[str]:
+    def faults(self, layer: LayerT, settings: Settings) -> list[str]:
         faults = self.matrix_faults(layer, settings)
         if settings.dropout:
             faults.append(
-                f"dropout {settings.dropout:g}: {type(layer).__name__} reads this weight itself, so the input of A "
-                "cannot be seen; set it to 0 for this name with overrides"
+                f"dropout {settings.dropout:g}: {type(layer).__name__} reads this weight itself, "
+                "so the input of A cannot be seen; set it to 0 for this name with overrides"
             )
         return faults
 
 
-IN_PROJ = SwappedWeightSite("in_proj", "in_proj_weight")
-OUT_PROJ = SwappedWeightSite("out_proj", "out_proj.weight")
-# Of an attention whose keys and values are of other widths than its queries.
+@final
+class NamedWeightSite(SwappedWeightSite[nn.Module]):
+    """A weight with a name that is known beforehand."""
+
+    def supports(self, layer: nn.Module) -> bool:
+        owner, _, key = self.name.rpartition(".")
+        try:
+            weight = layer.get_submodule(owner)._parameters.get(key)
+        except AttributeError:
+            return False
+        return weight is not None and weight.is_floating_point()
+
+
+IN_PROJ = NamedWeightSite("in_proj", "in_proj_weight")
+OUT_PROJ = NamedWeightSite("out_proj", "out_proj.weight")
+# Of an attention with keys and values of other widths than its queries.
 SEPARATE_PROJECTIONS = {
-    part: SwappedWeightSite(f"{part}_proj", f"{part}_proj_weight") for part in ("q", "k", "v")
+    part: NamedWeightSite(f"{part}_proj", f"{part}_proj_weight") for part in ("q", "k", "v")
 }
