@@ -62,9 +62,7 @@ class Step:
             self.model = load(
                 where, self.task, labels=("a", "b") if self.task == "classify" else (), dtype=dtype
             ).model
-        spec = lorakit.Spec(
-            rank=16, whole_modules=["classifier"] if self.task == "classify" else []
-        )
+        spec = lorakit.Spec(rank=16, full_modules=["classifier"] if self.task == "classify" else [])
         adapter = lorakit.attach(self.model.train(), spec)
         self.optimizer = torch.optim.AdamW(list(adapter.parameters()), lr=1e-4)
         draw = torch.Generator().manual_seed(1)

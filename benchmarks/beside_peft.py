@@ -100,7 +100,7 @@ def adapt(side: str, setting: Setting, seed: int, loaded: Loaded | None = None) 
     head = loaded.new_modules
     if side == "lorakit":
         spec = lorakit.Spec(
-            rank=setting.rank, alpha=setting.alpha, targets=setting.targets, whole_modules=head
+            rank=setting.rank, alpha=setting.alpha, targets=setting.targets, full_modules=head
         )
         adapter = lorakit.attach(loaded.model, spec, seed=seed)
         return Side(loaded, list(adapter.parameters()), set(adapter.deltas))

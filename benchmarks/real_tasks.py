@@ -158,7 +158,7 @@ def job_of(
         scale_rule=rule,
         dropout=dropout,
         targets=setting.targets,
-        whole_modules=loaded.new_modules,
+        full_modules=loaded.new_modules,
     )
     adapter = lorakit.attach(model, start.copy() if start else spec, seed=seed, any_base=True)
     if not adapter.provenance.get("task"):

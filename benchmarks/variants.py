@@ -56,7 +56,7 @@ def fitted(
     model: nn.Module, setting: Setting, variant: dict[str, str], head: tuple[str, ...]
 ) -> lorakit.Spec:
     """Return the Spec of a variant at the rank whose parameters are nearest to LoRA's."""
-    common: dict[str, Any] = {"targets": setting.targets, "whole_modules": head}
+    common: dict[str, Any] = {"targets": setting.targets, "full_modules": head}
 
     def counted(**more: Any) -> int:
         spec = lorakit.Spec(alpha=1.0, **common, **more)

@@ -130,7 +130,7 @@ class Adapter:
         digest = hashlib.sha256()
         for name, delta in sorted(self.deltas.items()):
             digest.update(
-                f"{name} {delta.kind}{delta.kernel or ''}{delta.rows or ''} {delta.scale!r} {delta.dropout!r}\n".encode()
+                f"{name} {delta.kind}{delta.kernel or ''}{delta.output_slice or ''} {delta.scale!r} {delta.dropout!r}\n".encode()
             )
         # What is frozen counts too, once where several share it.
         frozen = {

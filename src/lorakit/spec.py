@@ -115,7 +115,7 @@ class Spec:
         "biases that train: none, all of the model, or those of adapted layers",
         choices=BIASES,
     )
-    whole_modules: tuple[str, ...] = option(
+    full_modules: tuple[str, ...] = option(
         (),
         "names of modules that are trained whole and saved beside the adapter; norms: all normalisation layers",
         several=True,
@@ -144,9 +144,9 @@ class Spec:
     )
 
     def __post_init__(self) -> None:
-        for name in ("targets", "exclude", "whole_modules"):
+        for name in ("targets", "exclude", "full_modules"):
             value: Any = getattr(self, name)
-            if not isinstance(value, str) or name == "whole_modules":
+            if not isinstance(value, str) or name == "full_modules":
                 several = isinstance(value, Iterable) and not isinstance(value, str)
                 object.__setattr__(
                     self, name, tuple(cast(Iterable[Any], value)) if several else (value,)
@@ -176,7 +176,7 @@ class Spec:
                 yield name, f"{getattr(self, name)!r} is none of {', '.join(allowed)}"
         if type(self.tie) is not bool:
             yield "tie", f"True or False is needed, got {self.tie!r}"
-        for name in ("targets", "exclude", "whole_modules"):
+        for name in ("targets", "exclude", "full_modules"):
             value = getattr(self, name)
             for pattern in (value,) if isinstance(value, str) else value:
                 if not isinstance(pattern, str) or not pattern.strip():
@@ -257,7 +257,7 @@ class Spec:
                 f"the files of delta {self.delta!r} have no place for rows of tokens; lora's and dora's have",
             )
 
-    def change(self, name: str) -> dict[str, Any]:
+    def override_for(self, name: str) -> dict[str, Any]:
         """Return the first override that matches the layer called `name`; empty where none does."""
         empty: dict[str, Any] = {}
         return next(
@@ -266,7 +266,7 @@ class Spec:
 
     def settings(self, name: str) -> Settings:
         """Return what holds for the layer called `name`: its override, over the rest."""
-        change = self.change(name)
+        change = self.override_for(name)
         return Settings(
             **{f.name: change.get(f.name, getattr(self, f.name)) for f in fields(Settings)}
         )

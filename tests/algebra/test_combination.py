@@ -250,9 +250,7 @@ def test_dora_is_made_plain_with_its_base_and_refused_by_name_without() -> None:
 def whole(value: float, labels: list[str] | None = None, **deltas: LowRank) -> Adapter:
     told: dict[str, Any] = {"labels": labels} if labels else {}
     held = {"head.weight": nn.Parameter(torch.full((2, 3), value))}
-    return Adapter(
-        Spec(rank=2, whole_modules=("head",)), deltas or {"q": lowrank(2, 1)}, held, told
-    )
+    return Adapter(Spec(rank=2, full_modules=("head",)), deltas or {"q": lowrank(2, 1)}, held, told)
 
 
 def test_whole_parameters_are_summed_without_a_base_where_the_weights_add_up_to_one() -> None:
@@ -375,12 +373,15 @@ def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> 
         )
         parts = {"qkv": {"q": 9, "k": 9, "v": 9}}
         return Adapter(
-            Spec(rank=2, parts=parts), {"qkv.q": lowrank(2, seed, rows=rows), "experts": experts}
+            Spec(rank=2, parts=parts),
+            {"qkv.q": lowrank(2, seed, output_slice=rows), "experts": experts},
         )
 
     told = combine([(made(1), 0.5), (made(5), -1.0)])
     q = told.adapter.deltas["qkv.q"]
-    assert q.rows == (1, 27, 0, 9) and told.adapter.spec.parts == {"qkv": {"q": 9, "k": 9, "v": 9}}
+    assert q.output_slice == (1, 27, 0, 9) and told.adapter.spec.parts == {
+        "qkv": {"q": 9, "k": 9, "v": 9}
+    }
     expected = [
         0.5 * made(1).deltas[n].matrix() - made(5).deltas[n].matrix() for n in ("qkv.q", "experts")
     ]

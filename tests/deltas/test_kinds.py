@@ -136,7 +136,7 @@ def test_adalora_prunes_without_changing_anything() -> None:
     delta.E.data[[0, 2]] = 0
     want, scale = net(x), delta.scale
     delta.prune()
-    assert (delta.rank, delta.initial, delta.scale) == (2, 4, scale)
+    assert (delta.rank, delta.initial_rank, delta.scale) == (2, 4, scale)
     assert delta.kept.tolist() == [False, True, False, True]
     assert torch.allclose(net(x), want, atol=1e-6)
     delta.E.data[0] = 0

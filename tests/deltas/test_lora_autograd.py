@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.deltas.lora_autograd import _dropped, _mask, add
+from lorakit.deltas.lora_autograd import _dropped, _mask, add_low_rank
 
 from ..laws.law import within
 from ..laws.table import randn
@@ -48,7 +48,7 @@ def test_gradients_are_those_of_the_plain_expression(
 ) -> None:
     y, x, A, B = tensors = parts(dtype, factors)
     torch.manual_seed(5)
-    got = gradients(add(y, x, A, B, 1.5, dropout), tensors)
+    got = gradients(add_low_rank(y, x, A, B, 1.5, dropout), tensors)
     torch.manual_seed(5)
     rows = torch.ones(15, 12, dtype=dtype)
     kept = (
@@ -71,7 +71,7 @@ def test_gradients_are_those_of_the_plain_expression(
 
 def test_gradients_of_gradients() -> None:
     tensors = parts(torch.float64, torch.float64)
-    assert torch.autograd.gradgradcheck(lambda *t: add(*t, 1.5), tensors)
+    assert torch.autograd.gradgradcheck(lambda *t: add_low_rank(*t, 1.5), tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)

@@ -48,7 +48,7 @@ def test_golden_settings_are_read_as_written(make: object) -> None:
         name(0, "mlp.down_proj"): (3, 6.0, 6.0),
         name(1, "mlp.down_proj"): (3, 6.0, 6.0),
     }
-    assert list(llama.full_parameters) == ["lm_head.weight"] and llama.spec.whole_modules == (
+    assert list(llama.full_parameters) == ["lm_head.weight"] and llama.spec.full_modules == (
         "lm_head",
     )
     assert {(d.rank, d.scale, d.dropout, d.kind) for d in gpt2.deltas.values()} == {

@@ -104,7 +104,7 @@ def test_written_equals_read_and_another_scale_goes_into_B(tmp_path: Path) -> No
         rank=2,
         alpha=4,
         targets=["q", "v"],
-        whole_modules=("head",),
+        full_modules=("head",),
         overrides={"v": {"rank": 1, "alpha": 3}},
     )
     adapter = fill_adapter(lorakit.attach(model, spec))
@@ -121,7 +121,7 @@ def test_written_equals_read_and_another_scale_goes_into_B(tmp_path: Path) -> No
     }
     read = Adapter(*file.read(path, alpha=4))
     assert (
-        read.spec.whole_modules == ("head",)
+        read.spec.full_modules == ("head",)
         and read.spec.bias == "none"
         and read.spec.settings("v").rank == 1
     )

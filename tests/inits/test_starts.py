@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 import lorakit
 from lorakit import Adapter, Spec
-from lorakit.deltas.offset import Moved
+from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError
 from lorakit.inits import start as inits
 from lorakit.inject.places import find_places
@@ -205,7 +205,7 @@ def test_starts_reach_parts_of_fused_layers(tmp_path: Path) -> None:
     )
     fill(adapter)
     kinds = [type(d).__name__ for d in adapter.deltas.values()]
-    assert kinds == ["Moved", "Moved", "Moved", "LowRank"]
+    assert kinds == ["OffsetLowRank", "OffsetLowRank", "OffsetLowRank", "LowRank"]
     read = Adapter.load(adapter.save(tmp_path / "a"))
     assert read == adapter and [type(d).__name__ for d in read.deltas.values()] == kinds
 
@@ -243,7 +243,7 @@ def test_a_model_that_gives_a_loss_needs_no_function() -> None:
     adapter = lorakit.attach(
         llama(), Spec(rank=2, init="lora-ga"), batches=[{"input_ids": ids, "labels": ids}]
     )
-    assert all(isinstance(delta, Moved) for delta in adapter.deltas.values())
+    assert all(isinstance(delta, OffsetLowRank) for delta in adapter.deltas.values())
 
 
 def test_a_small_change_is_not_lost_beside_the_part_that_was_taken() -> None:

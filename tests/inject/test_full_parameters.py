@@ -17,14 +17,14 @@ from ..laws.models import bert, logits
 from ..laws.table import fill, same_bits, state
 
 SPECS = {
-    "head": Spec(rank=2, targets="qv", whole_modules=["classifier"]),
-    "head by pattern": Spec(rank=2, targets="qv", whole_modules=["class*"]),
-    "head and biases": Spec(rank=2, targets="qv", whole_modules=["classifier"], bias="all"),
+    "head": Spec(rank=2, targets="qv", full_modules=["classifier"]),
+    "head by pattern": Spec(rank=2, targets="qv", full_modules=["class*"]),
+    "head and biases": Spec(rank=2, targets="qv", full_modules=["classifier"], bias="all"),
     "biases of adapted layers": Spec(
         rank=2, targets=["query", "dense"], exclude=["pooler.dense"], bias="adapted"
     ),
     "biases alone": Spec(targets="none", bias="all"),
-    "head alone": Spec(targets="none", whole_modules=["classifier", "pooler"]),
+    "head alone": Spec(targets="none", full_modules=["classifier", "pooler"]),
 }
 specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
@@ -73,7 +73,7 @@ def test_written_equals_read(spec: Spec, tmp_path: Path) -> None:
     read = Adapter.load(adapter.save(tmp_path))
     assert read == adapter
     other = bert()
-    if spec.whole_modules:
+    if spec.full_modules:
         other.classifier.weight.data.mul_(3)  # a new head that trains whole is no part of the base
     lorakit.attach(other, read)
     assert torch.equal(logits(other), logits(model))
@@ -180,7 +180,7 @@ def test_all_biases_include_those_by_another_name() -> None:
 
 def test_one_adapter_merges_while_another_that_trains_the_layer_whole_is_off() -> None:
     model = bert()
-    fill(lorakit.attach(model, Spec(targets="none", whole_modules=["classifier"]), name="head"))
+    fill(lorakit.attach(model, Spec(targets="none", full_modules=["classifier"]), name="head"))
     lorakit.enable(model, None)
     fill(lorakit.attach(model, Spec(rank=2, targets=["classifier"]), name="low"), seed=4)
     on = logits(model)

@@ -84,7 +84,7 @@ def output(model: Any, name: str) -> torch.Tensor:
 def test_all_scales_and_biases_train_and_nothing_else(name: str):
     model = made(name)
     before = output(model, name)
-    adapter = lorakit.attach(model, lorakit.Spec(targets="none", whole_modules=("norms",)))
+    adapter = lorakit.attach(model, lorakit.Spec(targets="none", full_modules=("norms",)))
     assert adapter.parameters_count == MODELS[name][2]
     assert torch.equal(output(model, name), before)
     found = model(**MODELS[name][1])
@@ -97,7 +97,7 @@ def test_all_scales_and_biases_train_and_nothing_else(name: str):
 def test_merged_equals_attached_and_unmerge_restores_bits(name: str):
     model = made(name)
     before, values = output(model, name), state(model)
-    fill(lorakit.attach(model, lorakit.Spec(targets="none", whole_modules=("norms",))))
+    fill(lorakit.attach(model, lorakit.Spec(targets="none", full_modules=("norms",))))
     attached = output(model, name)
     assert not torch.equal(attached, before)
     undo = lorakit.merge(model)
@@ -112,7 +112,7 @@ def test_merged_equals_attached_and_unmerge_restores_bits(name: str):
 @models
 def test_written_equals_read(name: str, tmp_path: Path):
     model = made(name)
-    adapter = fill(lorakit.attach(model, lorakit.Spec(targets="none", whole_modules=("norms",))))
+    adapter = fill(lorakit.attach(model, lorakit.Spec(targets="none", full_modules=("norms",))))
     read = lorakit.Adapter.load(adapter.save(tmp_path))
     assert read == adapter
     fresh = made(name)
@@ -125,7 +125,7 @@ def test_written_equals_read(name: str, tmp_path: Path):
 def test_peft_reads_them(name: str, tmp_path: Path):
     model = made(name)
     fill(
-        lorakit.attach(model, lorakit.Spec(rank=2, targets="all-linear", whole_modules=("norms",)))
+        lorakit.attach(model, lorakit.Spec(rank=2, targets="all-linear", full_modules=("norms",)))
     ).save(tmp_path)
     theirs = peft.PeftModel.from_pretrained(made(name), tmp_path)
     assert torch.allclose(output(theirs, name), output(model, name), atol=1e-5)
@@ -134,9 +134,7 @@ def test_peft_reads_them(name: str, tmp_path: Path):
 def test_a_module_of_the_name_is_meant():
     model = nn.ModuleDict({"norms": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
     assert list(
-        lorakit.attach(
-            model, lorakit.Spec(targets="none", whole_modules=("norms",))
-        ).full_parameters
+        lorakit.attach(model, lorakit.Spec(targets="none", full_modules=("norms",))).full_parameters
     ) == [
         "norms.weight",
         "norms.bias",
@@ -149,6 +147,6 @@ def test_a_model_without_is_refused():
     ) as caught:
         lorakit.attach(
             nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)),
-            lorakit.Spec(whole_modules=("norms",)),
+            lorakit.Spec(full_modules=("norms",)),
         )
     assert "Nothing was attached" in str(caught.value)

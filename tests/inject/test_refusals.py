@@ -303,22 +303,22 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "1 of 1 exclude matches nothing in LlamaForCausalLM (4 linear layers).\n"
             "  'q_porj'   0 layers   did you mean 'q_proj' (2 layers, 16 -> 16)?",
         ),
-        "whole_modules typo": (
+        "full_modules typo": (
             bert,
-            Spec(targets="qv", whole_modules=["clasifier"], **few),
+            Spec(targets="qv", full_modules=["clasifier"], **few),
             TargetError,
-            "whole_modules does not fit BertForSequenceClassification.\n"
+            "full_modules does not fit BertForSequenceClassification.\n"
             "  'clasifier'   no module   did you mean 'classifier'?\nNothing was attached.",
         ),
         "whole module without parameters": (
             sequential,
-            Spec(targets=["0"], whole_modules=["1"], **few),
+            Spec(targets=["0"], full_modules=["1"], **few),
             TargetError,
             "'1'   has no parameters to train",
         ),
         "whole module with buffers": (
             lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
-            Spec(targets=["0"], whole_modules=["1"], **few),
+            Spec(targets=["0"], full_modules=["1"], **few),
             TargetError,
             "'1'   holds buffers (running_mean, running_var, num_batches_tracked), which training would change in the base",
         ),
@@ -326,7 +326,7 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets="none"),
             SpecError,
-            "Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.\n"
+            "Nothing would train: targets='none', and neither bias nor full_modules select a parameter.\n"
             "Name a target, a bias mode that the model has biases for, or a whole module.",
         ),
     }
@@ -413,10 +413,8 @@ def test_enable_is_refused() -> None:
 
 
 def test_whole_parameters_are_on_or_off() -> None:
-    model = attached("one", targets=["0"], whole_modules=["2"])
-    two = lambda: lorakit.attach(
-        model, Spec(rank=2, targets=["0"], whole_modules=["2"]), name="two"
-    )
+    model = attached("one", targets=["0"], full_modules=["2"])
+    two = lambda: lorakit.attach(model, Spec(rank=2, targets=["0"], full_modules=["2"]), name="two")
     assert refused(AdapterMismatch, two) == (
         "Two adapters that are on cannot train the same parameters.\n"
         "  2.weight   is trained whole by 'one' and 'two'\n  2.bias   is trained whole by 'one' and 'two'\n"
@@ -627,7 +625,7 @@ def test_adapter_that_lacks_layers_is_refused() -> None:
 
 
 def test_whole_parameters_must_fit() -> None:
-    adapter = adapter_for(bert(), whole_modules=["classifier"])
+    adapter = adapter_for(bert(), full_modules=["classifier"])
     small = bert()
     small.classifier = nn.Linear(16, 2)
     message = refused(AdapterMismatch, lambda: lorakit.attach(small, adapter))

@@ -195,7 +195,7 @@ def test_compiled_without_a_graph_break(grad: bool) -> None:
 
 def test_nothing_is_left_behind() -> None:
     model = routed_model(bert, bias="none")
-    fill(lorakit.attach(model, Spec(targets="none", whole_modules=["classifier"]), name="head"))
+    fill(lorakit.attach(model, Spec(targets="none", full_modules=["classifier"]), name="head"))
     lorakit.enable(model, {"style": 0.5, "head": 1.0})
 
     def trace() -> list[object]:
@@ -222,7 +222,7 @@ def test_nothing_is_left_behind() -> None:
 def test_the_base_is_the_base_while_an_adapter_trains_its_head() -> None:
     model = routed_model(bert)
     base = out(model, ids())
-    fill(lorakit.attach(model, Spec(targets="none", whole_modules=["classifier"]), name="head"))
+    fill(lorakit.attach(model, Spec(targets="none", full_modules=["classifier"]), name="head"))
     assert not torch.equal(out(model, ids()), base)
     with lorakit.route(model, [None, "style", None, None, None]):
         assert torch.equal(out(model, ids())[[0, 2, 3, 4]], base[[0, 2, 3, 4]])

@@ -175,7 +175,7 @@ def test_coverage_counts_what_is_exchanged_once() -> None:
     model = bert()
     total = sum(p.numel() for p in model.parameters())
     adapter = lorakit.attach(
-        model, Spec(rank=2, targets="qv", bias="adapted", whole_modules=["classifier"])
+        model, Spec(rank=2, targets="qv", bias="adapted", full_modules=["classifier"])
     )
     for which in ("default", None):
         lorakit.enable(model, which)

@@ -329,7 +329,7 @@ REFUSED = [
         "lm_head   shares the weight of model.embed_tokens and is trained otherwise by this adapter: leave one out",
     ),
     (
-        {"token_rows": (3,), "whole_modules": ("embed_tokens",)},
+        {"token_rows": (3,), "full_modules": ("embed_tokens",)},
         TargetError,
         "embed_tokens   is trained otherwise by this",
     ),
@@ -387,7 +387,7 @@ def test_a_padded_table_keeps_its_other_rows() -> None:
 def test_two_adapters_that_are_on_cannot_both_have_the_weight() -> None:
     model, _ = attached("llama")
     with pytest.raises(AdapterMismatch) as caught:
-        lorakit.attach(model, Spec(targets="none", whole_modules=("lm_head",)), name="two")
+        lorakit.attach(model, Spec(targets="none", full_modules=("lm_head",)), name="two")
     assert "lm_head.weight   is trained whole by 'two' and adapted by 'default'" in str(
         caught.value
     )

@@ -18,7 +18,7 @@ import lorakit
 from lorakit.algebra.combination import combine
 from lorakit.algebra.truncation import resize
 from lorakit.deltas.base import LowRank
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterFileError, SpecError
 from lorakit.formats import loralib
 from lorakit.plan.meta_model import attached as planned
@@ -171,9 +171,9 @@ def test_a_copy_of_the_model_has_one_pair_of_its_own(again: Any):
     lorakit.attached(other)["default"].deltas["embed"].A.data.mul_(2.0)
     theirs = lorakit.attached(other)["default"].deltas
     assert torch.equal(theirs["head"].B, theirs["embed"].A.T) and torch.equal(model(IDS), before)
-    assert other.head.lorakit._modules["default"].of is other.embed.lorakit._modules["default"]
+    assert other.head.lorakit._modules["default"].source is other.embed.lorakit._modules["default"]
     kept = adapter.copy()
-    assert kept == adapter and kept.deltas["head"].of is kept.deltas["embed"]
+    assert kept == adapter and kept.deltas["head"].source is kept.deltas["embed"]
 
 
 def test_training_moves_the_pair_and_stays_tied():
@@ -236,7 +236,7 @@ def test_a_file_of_peft_is_read_as_it_is(family: str, tmp_path: Path):
         [*adapter.deltas.values()],
     )
     # What BERT's head is called keeps PEFT from tying it, without a word: its file holds two pairs.
-    assert adapter.spec.tie is any(isinstance(d, Twin) for d in two) is (family != "bert")
+    assert adapter.spec.tie is any(isinstance(d, TiedLowRank) for d in two) is (family != "bert")
     assert one.dropout == 0 and {d.dropout for d in two if d is not one} == {0.25}
     model = tied_model(family)
     lorakit.attach(model, adapter)

@@ -256,7 +256,7 @@ def copies_are_independent(row: Row, folder: Path) -> None:
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(row.x()), output)
         (held,) = lorakit.attached(twin).values()
-        zero = held.deltas["layer"].zero
+        zero = held.deltas["layer"].zero_parameter
         assert held == adapter and all(
             own is not twin
             for own, twin in zip(adapter.parameters(), held.parameters(), strict=True)
@@ -323,12 +323,14 @@ def start_depends_on_seed_and_name_alone(row: Row, folder: Path) -> None:
 def first_step_moves_B_alone(row: Row, folder: Path) -> None:
     model = row.model()
     delta = lorakit.attach(model, row.spec()).deltas["layer"]
-    others = [p for key, p in delta.named_parameters() if key not in (delta.zero, "magnitude")]
-    assert all(p.any() for p in others) and delta.get_parameter(delta.zero).any() == (
+    others = [
+        p for key, p in delta.named_parameters() if key not in (delta.zero_parameter, "magnitude")
+    ]
+    assert all(p.any() for p in others) and delta.get_parameter(delta.zero_parameter).any() == (
         row.delta == "moved"
     )
     model(row.x()).float().square().mean().backward()
-    assert delta.get_parameter(delta.zero).grad.any()
+    assert delta.get_parameter(delta.zero_parameter).grad.any()
     assert all(p.grad.any() == (row.delta == "moved") for p in others)
 
 
@@ -479,7 +481,7 @@ def padding_stays(row: Row, folder: Path) -> None:
         before.zero_()
     adapter = lorakit.attach(model, row.spec())
     delta = adapter.deltas["layer"]
-    delta.get_parameter(delta.zero).data.fill_(1.0)
+    delta.get_parameter(delta.zero_parameter).data.fill_(1.0)
     optimizer = torch.optim.SGD(adapter.parameters(), lr=1.0)
     model.layer(ids).float().square().sum().backward()
     optimizer.step()

@@ -4,6 +4,7 @@ red.
 
 import ast
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable
 from importlib import import_module
@@ -12,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import lorakit
 from lorakit import spec
 from lorakit.deltas import lora_autograd as fused
 from lorakit.deltas.adalora import AdaLoRA
@@ -20,12 +20,11 @@ from lorakit.deltas.base import LowRank
 from lorakit.deltas.dora import DoRA
 from lorakit.deltas.loha import LoHa
 from lorakit.deltas.lokr import LoKr
-from lorakit.deltas.offset import Moved
-from lorakit.deltas.token_rows import Tied, TokenRows
+from lorakit.deltas.offset import OffsetLowRank
+from lorakit.deltas.token_rows import TiedTokenRows, TokenRows
 from lorakit.deltas.vera import VeRA
 from lorakit.formats.peft import reader
 from lorakit.inits import classic
-from lorakit.inits import start as inits
 from lorakit.inject.mixed_batch import PlaceRouting
 from lorakit.sites import slot
 from lorakit.sites.base import Site
@@ -62,9 +61,10 @@ def edit(where: Any, name: str, old: str, new: str) -> Plant:
             scope,
         )
         patch.setattr(where, name, scope[name])
-        for other in (lorakit, attach, merging, inits):  # who imported the name
-            if vars(other).get(name) is original:
-                patch.setattr(other, name, scope[name])
+        for module, content in list(sys.modules.items()):
+            imports_it = vars(content).get(name) is original
+            if module.partition(".")[0] == "lorakit" and imports_it:
+                patch.setattr(content, name, scope[name])
 
     return plant
 
@@ -234,12 +234,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "embedding-bfloat16",
     ),
     "dropout while evaluating": (
-        edit(LowRank, "added", "if self.training else 0.0", ""),
+        edit(LowRank, "add_change", "if self.training else 0.0", ""),
         law.dropout_drops_the_delta_alone,
         "linear-float64",
     ),
     "dropout on the base's output": (
-        edit(LowRank, "added", "add(out, x", "add(out * 0.5, x"),
+        edit(LowRank, "add_change", "add_low_rank(out, x", "add_low_rank(out * 0.5, x"),
         law.dropout_drops_the_delta_alone,
         "linear-float64",
     ),
@@ -249,7 +249,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "weight ignored": (
-        edit(LowRank, "added", "self.scale * weight", "self.scale"),
+        edit(LowRank, "add_change", "self.scale * weight", "self.scale"),
         law.two_adapters_add_up,
         "linear-float64",
     ),
@@ -420,22 +420,22 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "lent-float64",
     ),
     "start of B not taken off": (
-        edit(Moved, "factors", "self.B - start[1]", "self.B"),
+        edit(OffsetLowRank, "factors", "self.B - start[1]", "self.B"),
         law.fresh_equals_base,
         "moved:linear-float64",
     ),
     "start of A not taken off": (
-        edit(Moved, "factors", "self.A - start[0]", "self.A"),
+        edit(OffsetLowRank, "factors", "self.A - start[0]", "self.A"),
         law.fresh_equals_base,
         "moved:embedding-bfloat16",
     ),
     "merge forgets the start": (
-        edit(Moved, "matrix", "self.factors()", "(self.A, self.B)"),
+        edit(OffsetLowRank, "matrix", "self.factors()", "(self.A, self.B)"),
         law.merged_equals_attached,
         "moved:convolution3d-float64",
     ),
     "start written with the wrong sign": (
-        edit(Moved, "plain", "-start[1]", "start[1]"),
+        edit(OffsetLowRank, "to_low_rank", "-start[1]", "start[1]"),
         law.written_equals_read,
         "moved:conv1d-float32",
     ),
@@ -465,7 +465,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "rows of the head forgotten": (
-        edit(Tied, "added", "self.of.added(site, layer, x, y, out, weight, into=into)", "out"),
+        edit(
+            TiedTokenRows,
+            "add_change",
+            "self.source.add_change(site, layer, x, y, out, weight, into=into)",
+            "out",
+        ),
         lambda row, folder: rows_equal_dense(),
         "linear-float64",
     ),
@@ -515,7 +520,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "start of A is a view of A": (
-        edit(Moved, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
+        edit(OffsetLowRank, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
         law.attached_equals_dense,
         "moved:transposed2d-float64",
     ),

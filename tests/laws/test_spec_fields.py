@@ -48,7 +48,7 @@ FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
     "init": ("gaussian", lambda **f: all(0.3 < d.A.std() < 0.8 for d in deltas(**f))),
     "init_std": (9.0, lambda **f: all(d.A.std() > 5 for d in deltas(**{"init": "gaussian", **f}))),
     "bias": ("all", lambda **f: f"{QUERY}.bias" in attached(**f)[1].full_parameters),
-    "whole_modules": (
+    "full_modules": (
         ["classifier"],
         lambda **f: [*attached(**f)[1].full_parameters] == ["classifier.weight", "classifier.bias"],
     ),
@@ -119,7 +119,7 @@ def test_spec_survives_its_dict() -> None:
         exclude="c.*",
         init="gaussian",
         init_std=0.5,
-        whole_modules="head",
+        full_modules="head",
         overrides={"a": {"rank": 2}},
         token_rows={"wte": [3, 1]},
     )

@@ -146,7 +146,7 @@ def test_every_known_head_gives_the_models_own_loss(
     [
         {"targets": ["lm_head", "q_proj"]},
         {"targets": ["lm_head"], "delta": "dora"},
-        {"targets": ["q_proj"], "whole_modules": ["lm_head"]},
+        {"targets": ["q_proj"], "full_modules": ["lm_head"]},
     ],
     ids=str,
 )

@@ -77,7 +77,7 @@ CASES = {
     "checkpointing": ("llama", Spec(rank=4), replace(STEP, checkpointing="full")),
     "accumulated": ("opt", Spec(rank=2, targets="qv"), replace(STEP, again=True)),
     "autocast": ("gpt2", Spec(rank=4), replace(STEP, mixed="bf16")),
-    "dora and norms": ("gpt2", Spec(rank=4, delta="dora", whole_modules=("norms",)), STEP),
+    "dora and norms": ("gpt2", Spec(rank=4, delta="dora", full_modules=("norms",)), STEP),
     "every parameter": ("llama", None, STEP),
     "a loss in many pieces": (
         "opt",

@@ -116,7 +116,7 @@ def prepared(
         torch.manual_seed(0)
         model: Any = build(CONFIGS[name](), task)
     if task == "classify":
-        spec = replace(spec, whole_modules=("classifier",))
+        spec = replace(spec, full_modules=("classifier",))
     model.to(device, work.dtype(device == "cuda"))
     adapter = lorakit.attach(model, spec)
     if work.checkpointing:

@@ -50,7 +50,7 @@ WRITTEN = {
     "lokr": Spec(rank=4, delta="lokr"),
     "loha": Spec(rank=4, delta="loha"),
     "adalora": Spec(rank=4, delta="adalora"),
-    "whole modules": Spec(rank=4, whole_modules=("norms",)),
+    "whole modules": Spec(rank=4, full_modules=("norms",)),
     "rows of tokens": Spec(rank=4, token_rows=(3, 5, 8)),
 }
 
@@ -89,7 +89,7 @@ def test_each_rank_costs_what_an_adapter_of_it_costs(case: str, tiny_llama: Path
 
 
 def test_what_is_trained_whole_is_as_wide_as_the_base(tiny_llama: Path) -> None:
-    plan = Plan(skeleton(str(tiny_llama)), Spec(targets="none", whole_modules=("norms",)), Work())
+    plan = Plan(skeleton(str(tiny_llama)), Spec(targets="none", full_modules=("norms",)), Work())
     assert plan.held(torch.float32).file == 2 * plan.held(torch.bfloat16).file > 0
 
 

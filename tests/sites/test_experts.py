@@ -246,6 +246,8 @@ def test_a_stand_in_is_the_sum_to_whatever_uses_it(use: str):
 
 def test_other_deltas_are_lent_dense(monkeypatch: pytest.MonkeyPatch):
     class Own(LowRank):
+        is_product = False
+
         def matrix(self, M: Tensor | None = None) -> Tensor:
             return super().matrix(M)
 

@@ -95,7 +95,7 @@ def test_a_part_with_dora_is_refused_before_it_trains() -> None:
 
 
 def test_a_part_with_dora_made_by_hand_is_not_saved(tmp_path: Any) -> None:
-    delta = DoRA.start(torch.ones(1, 4), torch.ones(4, 4), alpha=1.0, rows=(1, 12, 4, 4))
+    delta = DoRA.start(torch.ones(1, 4), torch.ones(4, 4), alpha=1.0, output_slice=(1, 12, 4, 4))
     with pytest.raises(lorakit.LorakitError) as caught:
         lorakit.Adapter(Spec(rank=1, delta="dora", targets=["qkv.k"]), {"qkv.k": delta}).save(
             tmp_path / "out"

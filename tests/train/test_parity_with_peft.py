@@ -87,7 +87,7 @@ def curve(model: nn.Module, parameters: list[nn.Parameter], loss_of) -> list[flo
 def test_loss_curve_is_that_of_peft(base, loss_of, targets, theirs, head, scale: float):
     peft = pytest.importorskip("peft")
     ours, other = base(), base()
-    spec = lorakit.Spec(rank=RANK, alpha=scale * RANK, targets=targets, whole_modules=head)
+    spec = lorakit.Spec(rank=RANK, alpha=scale * RANK, targets=targets, full_modules=head)
     adapter = lorakit.attach(ours, spec)
     config = peft.LoraConfig(
         r=RANK,

@@ -184,7 +184,7 @@ def test_classification_trains_its_head_and_tells_its_labels(
     )
     assert report["task"] == "classify" and report["labels"] == ["no", "yes"]
     assert report["after"]["accuracy"] > 0.85
-    assert report["spec"]["whole_modules"] == ["classifier"]
+    assert report["spec"]["full_modules"] == ["classifier"]
     assert Adapter.load(tmp_path / "out").provenance["labels"] == ["no", "yes"]
     assert {"classifier.weight", "classifier.bias"} == Adapter.load(
         tmp_path / "out"

@@ -319,7 +319,7 @@ def _misfits(adapters: list[Adapter], like: dict[str, Delta]) -> list[str]:
             here, before = ((*d.stack, *d.shape) for d in (delta, first))
             if here != before or delta.kernel != first.kernel:
                 faults.append(f"{name}   is {here} in adapter {number + 1}, {before} before")
-            elif delta.rows != first.rows:
+            elif delta.output_slice != first.output_slice:
                 faults.append(
                     f"{name}   is other rows of its layer in adapter {number + 1} than before"
                 )
@@ -337,7 +337,7 @@ def _other_bases(adapters: list[Adapter], base: nn.Module | None, any_base: bool
     for number, adapter in enumerate(adapters):
         told, patterns = (
             adapter.provenance.get("base_fingerprint"),
-            tuple(adapter.spec.whole_modules),
+            tuple(adapter.spec.full_modules),
         )
         if base is not None:
             here = fingerprint(
@@ -412,10 +412,10 @@ def _widest(adapters: list[Adapter]) -> torch.dtype:
 
 
 def _spec(adapters: list[Adapter], held: dict[str, Tensor]) -> Any:
-    patterns = tuple(dict.fromkeys(p for a in adapters for p in a.spec.whole_modules))
+    patterns = tuple(dict.fromkeys(p for a in adapters for p in a.spec.full_modules))
     bias = max((a.spec.bias for a in adapters), key=BIASES.index) if held else "none"
     parts = {pattern: sizes for a in reversed(adapters) for pattern, sizes in a.spec.parts.items()}
-    return replace(adapters[0].spec, whole_modules=patterns, bias=bias, parts=parts)
+    return replace(adapters[0].spec, full_modules=patterns, bias=bias, parts=parts)
 
 
 def _provenance(
@@ -429,10 +429,10 @@ def _provenance(
     }
     if base is not None:
         print_ = fingerprint(
-            base, without=find_full_modules(base, spec.whole_modules, require_match=False)
+            base, without=find_full_modules(base, spec.full_modules, require_match=False)
         )
     else:  # what is trained whole does not count in it
-        same = (a for a, _ in weighted if tuple(a.spec.whole_modules) == tuple(spec.whole_modules))
+        same = (a for a, _ in weighted if tuple(a.spec.full_modules) == tuple(spec.full_modules))
         print_ = next((p for a in same if (p := a.provenance.get("base_fingerprint"))), None)
     if print_:
         kept["base_fingerprint"] = print_

@@ -296,7 +296,7 @@ def _made(base: nn.Module, plan: ExtractionPlan, ledger: Ledger, dtype: torch.dt
             kernel=kernel,
         )
     spec = Spec(
-        targets=tuple(plan.matrices) or "none", whole_modules=tuple(plan.modules), bias=plan.bias
+        targets=tuple(plan.matrices) or "none", full_modules=tuple(plan.modules), bias=plan.bias
     )
     origin: dict[str, Any] = {
         "base_fingerprint": fingerprint(

@@ -13,7 +13,7 @@ from lorakit.analysis.report import base_matrices
 from lorakit.analysis.spectra import factors_of
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.overrides import requested_settings, write_overrides
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import SpecError
 from lorakit.spec import Spec
 from lorakit.text import plural
@@ -147,7 +147,7 @@ def build_adapter(
     """Return the adapter of these factors: plain low rank, scale 1, other settings as in `like` and
     `spec`.
 
-    A Twin in `like` that no factors are given for goes with its embedding's.
+    A TiedLowRank in `like` that no factors are given for goes with its embedding's.
     """
     deltas: dict[str, LowRank] = {}
     for name, pair in factors.items():
@@ -160,13 +160,15 @@ def build_adapter(
             dropout=model.dropout,
             kind=model.kind,
             kernel=model.kernel,
-            rows=model.rows,
+            output_slice=model.output_slice,
         )
     known = {id(delta): name for name, delta in like.items()}
     twins = {
-        n: Twin(deltas[of], d.kind, d.dropout)
+        n: TiedLowRank(deltas[of], d.kind, d.dropout)
         for n, d in like.items()
-        if isinstance(d, Twin) and n not in factors and (of := known.get(id(d.of), "")) in deltas
+        if isinstance(d, TiedLowRank)
+        and n not in factors
+        and (of := known.get(id(d.source), "")) in deltas
     }
     deltas |= twins
     ranks = Counter(delta.rank for delta in deltas.values())

@@ -104,7 +104,7 @@ def split_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
     """
     deltas: dict[str, Any] = {}
     for name, delta in adapter.deltas.items():
-        if name not in layouts or delta.rows or type(delta) is not LowRank:
+        if name not in layouts or delta.output_slice or type(delta) is not LowRank:
             deltas[name] = delta
             continue
         layout = layouts[name]
@@ -172,5 +172,5 @@ def _like(delta: Any, A: Tensor, B: Tensor, rows: tuple[int, ...]) -> LowRank:
         scale_rule=delta.scale_rule,
         dropout=delta.dropout,
         kind=delta.kind,
-        rows=rows,
+        output_slice=rows,
     )

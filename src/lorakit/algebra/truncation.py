@@ -10,7 +10,7 @@ from lorakit.adapter import Adapter
 from lorakit.algebra.combination import size_faults, truncate_product
 from lorakit.algebra.outcome import Ledger, Outcome, build_adapter, factors_by_module, pool_spectra
 from lorakit.analysis.spectra import rank_for_energy
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import SpecError
 from lorakit.linalg import singular_values
 from lorakit.text import plural
@@ -61,7 +61,7 @@ def resize(
     changes = {
         n: change
         for n, change in factors_by_module(adapter, base).items()
-        if not isinstance(adapter.deltas[n], Twin)
+        if not isinstance(adapter.deltas[n], TiedLowRank)
     }
     spectra = {name: pool_spectra(singular_values(A, B)) for name, (A, B) in changes.items()}
     most = max((len(values) for values in spectra.values()), default=0)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lorakit.deltas.base import Delta, LowRank
-from lorakit.deltas.offset import Moved
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError
 from lorakit.linalg import split_singular_values
 
@@ -36,8 +35,8 @@ def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor
     >>> (B @ A).tolist()
     [[3.0, 3.0], [3.0, 3.0]]
     """
-    if isinstance(delta, Moved):
-        delta = delta.plain()
+    if isinstance(delta, OffsetLowRank):
+        delta = delta.to_low_rank()
     if is_plain(delta):
         return delta.A.detach().double(), delta.B.detach().double() * delta.scale
     try:
@@ -58,7 +57,7 @@ def is_plain(delta: Delta) -> TypeGuard[LowRank]:
     """Tell whether what a delta adds is `scale * B @ A` and nothing else, so that its factors say
     all.
     """
-    return type(delta).matrix in (LowRank.matrix, Twin.matrix)
+    return delta.is_product
 
 
 def cumulative_energy(values: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ class AdaLoRA(LowRank):
     ([[3.0, 0.0], [0.0, 0.0]], 1, [[3.0, 0.0], [0.0, 0.0]])
     """
 
-    name, zero = "adalora", "E"
+    name, zero_parameter = "adalora", "E"
+    is_product = False
     kinds = (
         "linear",
         "conv1d",
@@ -48,7 +49,7 @@ class AdaLoRA(LowRank):
         self.E = nn.Parameter(E)
         self.register_buffer("kept", torch.ones(len(A), dtype=torch.bool) if kept is None else kept)
         self.kept: Tensor
-        self.scale = SCALES[self.scale_rule](self.alpha, self.initial)
+        self.scale = SCALES[self.scale_rule](self.alpha, self.initial_rank)
 
     @classmethod
     def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
@@ -69,7 +70,7 @@ class AdaLoRA(LowRank):
         return cls(A, B.to(A), A.new_zeros(len(A), 1), **more)
 
     @property
-    def initial(self) -> int:
+    def initial_rank(self) -> int:
         return len(self.kept)
 
     def prune(self) -> "AdaLoRA":

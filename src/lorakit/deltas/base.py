@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.deltas.lora_autograd import add, is_traced
+from lorakit.deltas.lora_autograd import add_low_rank, is_traced
 from lorakit.errors import SpecError
 from lorakit.spec import SCALES, Settings, Spec
 
@@ -27,7 +27,7 @@ class Delta(nn.Module):
             "" where one tells none.
         kernel: axes of the patch that a row of the matrix is for, of a convolution: files keep
             them.
-        rows: which outputs of a fused layer these are: groups, outputs of a group, first, count;
+        output_slice: which outputs of a fused layer these are: groups, outputs of a group, first, count;
             empty for all.
     """
 
@@ -35,10 +35,11 @@ class Delta(nn.Module):
     kinds: tuple[str, ...] = ()  # of layers that it serves; empty for all
     inits: tuple[str, ...] = ()  # of Spec.init that it can start by; empty for all
     biases = True  # whether its files have a place for them
-    single = False  # whether it is of single rows, given by token
+    by_token = False  # whether it is of single rows, given by token
     # the parameter that starts at zero: the first to get a gradient; "" where a batch may have none
     # for it
-    zero: str
+    zero_parameter: str
+    is_product = False  # whether the change is scale * B @ A and nothing else
     rank: Any  # of the change; a property where a tensor tells it
     shape: Any  # (out, in) of the matrix it changes, or of each matrix of a stack
     stack: Any = ()  # leading axes of a stack of matrices
@@ -52,7 +53,7 @@ class Delta(nn.Module):
         dropout: float = 0.0,
         kind: str = "linear",
         kernel: tuple[int, ...] = (),
-        rows: tuple[int, ...] = (),
+        output_slice: tuple[int, ...] = (),
     ):
         super().__init__()
         self.alpha, self.scale_rule, self.dropout, self.kind = (
@@ -61,7 +62,7 @@ class Delta(nn.Module):
             float(dropout),
             kind,
         )
-        self.kernel, self.rows = tuple(kernel), tuple(rows)
+        self.kernel, self.output_slice = tuple(kernel), tuple(output_slice)
         self.scale: float = SCALES[scale_rule](alpha, max(rank, 1))
 
     @classmethod
@@ -81,7 +82,7 @@ class Delta(nn.Module):
         return [f"delta {cls.name!r}: {text}" for text in told]
 
     @classmethod
-    def shared(
+    def make_shared(
         cls, shapes: Mapping[str, tuple[int, int]], spec: Spec, generator: torch.Generator
     ) -> dict[str, Any]:
         """Return what all layers of one adapter hold together, by the name that `start` takes it
@@ -98,21 +99,23 @@ class Delta(nn.Module):
             M: the base's matrix.
             generator: what else is random comes from it; it depends on the seed and the layer's
                 name alone.
-            **more: what `shared` returned, and what the class takes.
+            **more: what `make_shared` returned, and what the class takes.
         """
         raise NotImplementedError
 
     @property
-    def initial(self) -> int:
+    def initial_rank(self) -> int:
         """The rank that was asked for, which `scale` depends on."""
         return self.rank
 
-    def misfits(self, shape: tuple[int, int]) -> Iterator[str]:
+    def shape_faults(self, shape: tuple[int, int]) -> Iterator[str]:
         """Yield why it cannot be put on a matrix of this shape."""
         if tuple(self.shape) != tuple(shape):
             yield f"changes a matrix of {tuple(self.shape)}, the layer's is {tuple(shape)}"
 
-    def settle(self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]) -> None:
+    def complete_for_layer(
+        self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]
+    ) -> None:
         """Learn of the layer it is put on what its file did not tell."""
         self.kind, self.kernel = self.kind or kind, self.kernel or tuple(kernel)
 
@@ -127,7 +130,7 @@ class Delta(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
         return site.apply(layer, self.matrix(site.read(layer)).to(y.dtype), x)
 
-    def added(
+    def add_change(
         self,
         site: Any,
         layer: nn.Module,
@@ -157,11 +160,11 @@ class Delta(nn.Module):
         return f"{inputs} -> {out}, rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}, kind={self.kind}"
 
 
-def uniform(like: Tensor, generator: torch.Generator, *size: int) -> Tensor:
+def draw_uniform(like: Tensor, generator: torch.Generator, *size: int) -> Tensor:
     """Return uniform(±1/sqrt(inputs)) of this size (…, inputs), drawn on the CPU, with the dtype
     and device of `like`.
 
-    >>> bool(uniform(torch.ones(1), torch.Generator(), 9, 4).abs().max() <= 0.5)
+    >>> bool(draw_uniform(torch.ones(1), torch.Generator(), 9, 4).abs().max() <= 0.5)
     True
     """
     return ((torch.rand(size, generator=generator) * 2 - 1) / size[-1] ** 0.5).to(like)
@@ -178,9 +181,9 @@ class LowRank(Delta):
         alpha: strength; with `scale_rule` it gives `scale`.
         scale_rule: a name from `lorakit.spec.SCALES`.
         dropout: probability with which an input of A is dropped while training.
-        kind: the kind of site it was made for; `kernel` and `rows` likewise, as in Delta.
+        kind: the kind of site it was made for; `kernel` and `output_slice` likewise, as in Delta.
         kernel: axes of the patch that a row of A is for.
-        rows: which outputs of a fused layer these are.
+        output_slice: which outputs of a fused layer these are.
 
     Raises:
         SpecError: A and B do not share a rank; the message names both shapes.
@@ -191,7 +194,8 @@ class LowRank(Delta):
     [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
     """
 
-    name, zero = "lora", "B"
+    name, zero_parameter = "lora", "B"
+    is_product = True
 
     def __init__(
         self,
@@ -203,7 +207,7 @@ class LowRank(Delta):
         dropout: float = 0.0,
         kind: str = "linear",
         kernel: tuple[int, ...] = (),
-        rows: tuple[int, ...] = (),
+        output_slice: tuple[int, ...] = (),
     ):
         if (
             A.ndim < 2
@@ -221,7 +225,7 @@ class LowRank(Delta):
             dropout=dropout,
             kind=kind,
             kernel=kernel,
-            rows=rows,
+            output_slice=output_slice,
         )
         self.A, self.B = nn.Parameter(A), nn.Parameter(B)
 
@@ -248,7 +252,7 @@ class LowRank(Delta):
         """(out, in) of the matrix it changes, or of each matrix of a stack."""
         return self.B.shape[-2], self.A.shape[-1]
 
-    def misfits(self, shape: tuple[int, int]) -> Iterator[str]:
+    def shape_faults(self, shape: tuple[int, int]) -> Iterator[str]:
         out, inputs = shape
         if self.shape[1] != inputs:
             yield f"A is {tuple(self.A.shape)}, the layer takes {inputs}"
@@ -259,7 +263,7 @@ class LowRank(Delta):
         wide = torch.promote_types(torch.promote_types(self.A.dtype, self.B.dtype), torch.float32)
         return self.scale * (self.B.to(wide) @ self.A.to(wide))
 
-    def added(
+    def add_change(
         self,
         site: Any,
         layer: nn.Module,
@@ -272,15 +276,10 @@ class LowRank(Delta):
     ) -> Tensor:
         # In a compiled graph plain operations are fused with what is around them, and transforms
         # cannot look inside.
-        if (
-            site.input_axes != 1
-            or site.full_site is not site
-            or type(self).forward is not LowRank.forward
-            or is_traced()
-        ):
-            return super().added(site, layer, x, y, out, weight, into=into)
+        if site.input_axes != 1 or site.full_site is not site or not self.is_product or is_traced():
+            return super().add_change(site, layer, x, y, out, weight, into=into)
         dropout = self.dropout if self.training else 0.0
-        return add(
+        return add_low_rank(
             out, x, self.A, self.B, self.scale * weight, dropout, into=into and out.is_contiguous()
         )
 

@@ -33,6 +33,7 @@ class DoRA(LowRank):
     """
 
     name = "dora"
+    is_product = False
 
     def __init__(self, A: Tensor, B: Tensor, magnitude: Tensor, **more: Any):
         super().__init__(A, B, **more)

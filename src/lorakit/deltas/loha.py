@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.deltas.base import Delta, uniform
+from lorakit.deltas.base import Delta, draw_uniform
 
 
 class LoHa(Delta):
@@ -29,7 +29,7 @@ class LoHa(Delta):
     [[6.0, 6.0]]
     """
 
-    name, zero = "loha", "w2_b"
+    name, zero_parameter = "loha", "w2_b"
     kinds = ("linear", "conv1d", "convolution1d", "convolution2d", "convolution3d")
     inits, biases = ("kaiming",), False
 
@@ -43,7 +43,7 @@ class LoHa(Delta):
         """Return one that changes nothing yet: all kaiming uniform, the first w_b being A, and the
         second zero.
         """
-        w1_a, w2_a = (uniform(A, generator, len(M), len(A)) for _ in range(2))
+        w1_a, w2_a = (draw_uniform(A, generator, len(M), len(A)) for _ in range(2))
         return cls(w1_a, A, w2_a, torch.zeros_like(A), **more)
 
     @property

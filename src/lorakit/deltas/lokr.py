@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.deltas.base import Delta, uniform
+from lorakit.deltas.base import Delta, draw_uniform
 
 
 class LoKr(Delta):
@@ -49,7 +49,7 @@ class LoKr(Delta):
         **more: Any,
     ):
         super().__init__(rank, **more)
-        self.rank, self.zero = rank, "w1" if w1_a is None else "w1_a"
+        self.rank, self.zero_parameter = rank, "w1" if w1_a is None else "w1_a"
         given = {"w1": w1, "w1_a": w1_a, "w1_b": w1_b, "w2": w2, "w2_a": w2_a, "w2_b": w2_b}
         for key, tensor in given.items():
             self.register_parameter(key, None if tensor is None else nn.Parameter(tensor))
@@ -58,15 +58,15 @@ class LoKr(Delta):
     def start(cls, A: Tensor, M: Tensor, generator: torch.Generator, **more: Any) -> "LoKr":
         """Return one that changes nothing yet: w1 zero, the rest kaiming uniform."""
         patch = math.prod(more.get("kernel", ()))
-        (out, k), (inputs, n) = split(M.shape[0]), split(M.shape[1] // patch)
+        (out, k), (inputs, n) = nearest_divisors(M.shape[0]), nearest_divisors(M.shape[1] // patch)
         rank, w1, n_all = len(A), A.new_zeros(out, inputs), n * patch
         if rank >= max(k, n) / 2:
-            return cls(rank, w1, w2=uniform(A, generator, k, n_all), **more)
+            return cls(rank, w1, w2=draw_uniform(A, generator, k, n_all), **more)
         return cls(
             rank,
             w1,
-            w2_a=uniform(A, generator, k, rank),
-            w2_b=uniform(A, generator, rank, n_all),
+            w2_a=draw_uniform(A, generator, k, rank),
+            w2_b=draw_uniform(A, generator, rank, n_all),
             **more,
         )
 
@@ -93,10 +93,10 @@ class LoKr(Delta):
         return self.scale * torch.kron(w1, w2.contiguous())
 
 
-def split(size: int) -> tuple[int, int]:
+def nearest_divisors(size: int) -> tuple[int, int]:
     """Return the two divisors of a size that are nearest to each other, the smaller first.
 
-    >>> split(12), split(16), split(7)
+    >>> nearest_divisors(12), nearest_divisors(16), nearest_divisors(7)
     ((3, 4), (4, 4), (1, 7))
     """
     small = next(n for n in range(math.isqrt(size), 0, -1) if size % n == 0)

@@ -30,7 +30,7 @@ def is_watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def add(
+def add_low_rank(
     y: Tensor,
     x: Tensor,
     A: Tensor,
@@ -55,7 +55,7 @@ def add(
     Returns:
         (..., out), of y's dtype; y itself where it was overwritten.
 
-    >>> add(torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1), 2.0).tolist()
+    >>> add_low_rank(torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1), 2.0).tolist()
     [[6.0, 6.0]]
     """
     watched = is_watched()

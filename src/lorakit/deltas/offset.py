@@ -1,4 +1,4 @@
-"""Moved: low rank whose factors do not start at zero change; where they started is kept beside
+"""OffsetLowRank: low rank whose factors do not start at zero change; where they started is kept beside
 them, and taken off.
 """
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lorakit.deltas.base import LowRank
 
 
-class Moved(LowRank):
+class OffsetLowRank(LowRank):
     """The change `scale * (B A - B0 A0)`: A and B train, A0 and B0 stay as they were at the start.
 
     The papers write `W - scale B0 A0` over the base and add `scale B A`: the same function, and the
@@ -27,12 +27,14 @@ class Moved(LowRank):
     Source: Meng et al., PiSSA, arXiv 2404.02948, section 3 and appendix C (the difference as one
         LoRA of rank 2r).
 
-    >>> delta = Moved(torch.ones(1, 2), torch.ones(1, 1), alpha=1.0)
+    >>> delta = OffsetLowRank(torch.ones(1, 2), torch.ones(1, 1), alpha=1.0)
     >>> start = delta.matrix().tolist()
     >>> delta.B.data += 0.5
     >>> start, delta.matrix().tolist()
     ([[0.0, 0.0]], [[0.5, 0.5]])
     """
+
+    is_product = False
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Moved(LowRank):
         h = site.project(layer, A.to(y.dtype), x)
         return site.expand(layer, B.to(y.dtype), h * self.scale, y)
 
-    def plain(self) -> LowRank:
+    def to_low_rank(self) -> LowRank:
         """Return the same change as low rank of twice the rank, from the four factors as they are:
         [A; A0] and [B, -B0].
         """
@@ -83,21 +85,21 @@ class Moved(LowRank):
         return LowRank(
             A,
             B,
-            alpha=doubled(self.alpha, self.scale_rule),
+            alpha=alpha_at_double_rank(self.alpha, self.scale_rule),
             scale_rule=self.scale_rule,
             dropout=self.dropout,
             kind=self.kind,
             kernel=self.kernel,
-            rows=self.rows,
+            output_slice=self.output_slice,
         )
 
     @classmethod
-    def of_plain(cls, A: Tensor, B: Tensor, **more: Any) -> "Moved":
-        """Return what `plain` was made from, bit for bit."""
+    def from_low_rank(cls, A: Tensor, B: Tensor, **more: Any) -> "OffsetLowRank":
+        """Return what `to_low_rank` was made from, bit for bit."""
         (A, A0), (B, B0) = A.chunk(2, -2), B.chunk(2, -1)
         return cls(A.clone(), B.clone(), A0=A0, B0=-B0, **more)
 
 
-def doubled(alpha: float, scale_rule: str) -> float:
+def alpha_at_double_rank(alpha: float, scale_rule: str) -> float:
     """Return the alpha that keeps the scale at twice the rank."""
     return alpha * (2 if scale_rule == "alpha/rank" else 2**0.5)

@@ -25,7 +25,7 @@ def requested_settings(layer: Delta | Settings) -> RequestedSettings:
         layer: the delta of a layer, or its resolved settings.
     """
     return RequestedSettings(
-        rank=layer.initial if isinstance(layer, Delta) else layer.rank,
+        rank=layer.initial_rank if isinstance(layer, Delta) else layer.rank,
         alpha=layer.alpha,
         scale_rule=layer.scale_rule,
         dropout=layer.dropout,
@@ -55,7 +55,7 @@ def write_overrides(spec: Spec, wanted: Mapping[str, RequestedSettings]) -> Spec
         if not differing:
             return complete
         for name in differing:
-            added[name] = {**spec.change(name), **asdict(wanted[name])}
+            added[name] = {**spec.override_for(name), **asdict(wanted[name])}
         # The longest names first: a full name also matches names that end in it.
         longest_first = sorted(added, key=len, reverse=True)
         overrides = {glob.escape(name): added[name] for name in longest_first}

@@ -1,4 +1,4 @@
-"""Twin: the change of an embedding at a layer that shares its weight, by the very same factors."""
+"""TiedLowRank: the change of an embedding at a layer that shares its weight, by the very same factors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from lorakit.deltas.base import Delta, LowRank
 
 
-class Twin(LowRank):
+class TiedLowRank(LowRank):
     """What the factors of one embedding change, at a head (or another embedding) that shares its
     weight.
 
@@ -25,11 +25,11 @@ class Twin(LowRank):
         change, saved alike.
 
     >>> of = LowRank(torch.ones(1, 3), torch.ones(2, 1), alpha=2.0, kind="embedding")
-    >>> tuple(Twin(of, "linear").A.shape), Twin(of, "linear").matrix().tolist()
+    >>> tuple(TiedLowRank(of, "linear").A.shape), TiedLowRank(of, "linear").matrix().tolist()
     ((1, 2), [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]])
     """
 
-    zero = ""  # the embedding's
+    zero_parameter = ""  # the embedding's
 
     def __init__(self, of: LowRank, kind: str, dropout: float = 0.0):
         super(LowRank, self).__init__(
@@ -38,27 +38,27 @@ class Twin(LowRank):
         self.held = [of]  # in a list: no child of this module
 
     @property
-    def of(self) -> LowRank:
+    def source(self) -> LowRank:
         return self.held[0]
 
     @property
-    def turned(self) -> bool:
+    def transposed(self) -> bool:
         return self.kind != "embedding"
 
     @property
     def A(self) -> Any:
-        return self.of.B.T if self.turned else self.of.A
+        return self.source.B.T if self.transposed else self.source.A
 
     @property
     def B(self) -> Any:
-        return self.of.A.T if self.turned else self.of.B
+        return self.source.A.T if self.transposed else self.source.B
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
         # Not A' and B' multiplied: that may round otherwise, and the weight would not stay shared
         # when it is merged.
-        return self.of.matrix().T if self.turned else self.of.matrix()
+        return self.source.matrix().T if self.transposed else self.source.matrix()
 
-    def plain(self) -> LowRank:
+    def to_low_rank(self) -> LowRank:
         """Return the same change with factors of its own, as a file holds it."""
         A, B = (t.detach().clone(memory_format=torch.contiguous_format) for t in (self.A, self.B))
         return LowRank(
@@ -66,9 +66,9 @@ class Twin(LowRank):
         )
 
 
-def rejoined(deltas: Mapping[str, Delta]) -> dict[str, Delta]:
-    """Return deltas with a Twin wherever the factors are an embedding's bit for bit, for a head
-    turned: as `plain` left them.
+def retie(deltas: Mapping[str, Delta]) -> dict[str, Delta]:
+    """Return deltas with a TiedLowRank wherever the factors are an embedding's bit for bit, for a head
+    turned: as `to_low_rank` left them.
 
     Args:
         deltas: by module name.
@@ -81,13 +81,13 @@ def rejoined(deltas: Mapping[str, Delta]) -> dict[str, Delta]:
             not isinstance(delta, LowRank)
             or type(delta) is not LowRank
             or delta.kernel
-            or delta.rows
+            or delta.output_slice
         ):
             continue
         # Of an embedding, those before it: those after it are twins of this one.
         before = embeddings[: embeddings.index(delta)] if delta in embeddings else embeddings
         for twin in (
-            Twin(of, delta.kind, delta.dropout) for of in before if of.scale == delta.scale
+            TiedLowRank(of, delta.kind, delta.dropout) for of in before if of.scale == delta.scale
         ):
             if torch.equal(twin.A, delta.A) and torch.equal(twin.B, delta.B):
                 joined[name] = twin

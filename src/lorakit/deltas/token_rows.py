@@ -35,8 +35,8 @@ class TokenRows(Delta):
     [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
     """
 
-    name, zero = "token-rows", ""  # no gradient in a batch without these tokens
-    single = True
+    name, zero_parameter = "token-rows", ""  # no gradient in a batch without these tokens
+    by_token = True
 
     def __init__(self, new: Tensor, tokens: Tensor, size: int = 0, kind: str = "embedding"):
         super().__init__(len(new), alpha=max(1.0, len(new)), kind=kind)
@@ -54,20 +54,22 @@ class TokenRows(Delta):
         d = self.new.shape[1]
         return (d, self.size) if self.kind == "embedding" else (self.size, d)
 
-    def misfits(self, shape: tuple[int, int]) -> Iterator[str]:
+    def shape_faults(self, shape: tuple[int, int]) -> Iterator[str]:
         # Of a vocabulary and a width: a file of PEFT's does not tell which layer it was.
         d, size = (
             (shape if self.kind == "embedding" else shape[::-1])
             if self.kind
-            else sorted_by(self.new.shape[1], shape)
+            else put_width_first(self.new.shape[1], shape)
         )
         if self.new.shape[1] != d:
             yield f"its rows have {self.new.shape[1]} values, the layer's {d}"
         elif (last := int(self.tokens.max())) >= size:
             yield f"trains the row of token {last}, the layer has {size} (is the vocabulary to be resized first?)"
 
-    def settle(self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]) -> None:
-        super().settle(kind, kernel, shape)
+    def complete_for_layer(
+        self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]
+    ) -> None:
+        super().complete_for_layer(kind, kernel, shape)
         self.size = shape[1] if self.kind == "embedding" else shape[0]
 
     def difference(self, M: Tensor, *, turned: bool, least: torch.dtype = torch.float32) -> Tensor:
@@ -93,13 +95,13 @@ class TokenRows(Delta):
 
     def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if site.kind != "embedding":
-            return self.added(site, layer, x, y, torch.zeros_like(y), 1.0, into=False)
+            return self.add_change(site, layer, x, y, torch.zeros_like(y), 1.0, into=False)
         change = self.difference(site.read(layer), turned=True).to(y.dtype)
         hits = x.unsqueeze(-1) == self.tokens
         rows = F.embedding(hits.to(torch.uint8).argmax(-1), change)
         return torch.where(hits.any(-1, keepdim=True), rows, torch.zeros_like(rows))
 
-    def added(
+    def add_change(
         self,
         site: Any,
         layer: nn.Module,
@@ -111,7 +113,7 @@ class TokenRows(Delta):
         into: bool,
     ) -> Tensor:
         if site.kind == "embedding":
-            return super().added(site, layer, x, y, out, weight, into=into)
+            return super().add_change(site, layer, x, y, out, weight, into=into)
         # No second tensor of the size of all logits.
         change = F.linear(x, self.difference(site.read(layer), turned=False).to(y.dtype) * weight)
         return (out.index_add_ if into and not is_traced() else out.index_add)(
@@ -119,17 +121,17 @@ class TokenRows(Delta):
         )
 
 
-def sorted_by(d: int, shape: tuple[int, int]) -> tuple[int, int]:
+def put_width_first(d: int, shape: tuple[int, int]) -> tuple[int, int]:
     """Return width and vocabulary of a matrix: the width is the axis of d values, the last where
     both or none are.
 
-    >>> sorted_by(4, (4, 9)), sorted_by(4, (9, 4))
+    >>> put_width_first(4, (4, 9)), put_width_first(4, (9, 4))
     ((4, 9), (4, 9))
     """
     return shape if shape[0] == d and shape[1] != d else (shape[1], shape[0])
 
 
-class Tied(Delta):
+class TiedTokenRows(Delta):
     """What the delta of one layer changes, at another that shares its weight (a head that is the
     embedding).
 
@@ -141,40 +143,40 @@ class Tied(Delta):
             other's turned.
     """
 
-    name, zero, single = "tied", "", True
+    name, zero_parameter, by_token = "tied", "", True
 
     def __init__(self, of: TokenRows, kind: str):
         super().__init__(of.rank, alpha=of.alpha, kind=kind)
         self.held = [of]  # in a list: no child of this module
 
     @property
-    def of(self) -> TokenRows:
+    def source(self) -> TokenRows:
         return self.held[0]
 
     @property
     def rank(self) -> int:
-        return self.of.rank
+        return self.source.rank
 
     @property
     def shape(self) -> tuple[int, int]:
-        out, inputs = self.of.shape
-        return (inputs, out) if self.turned else (out, inputs)
+        out, inputs = self.source.shape
+        return (inputs, out) if self.transposed else (out, inputs)
 
     @property
-    def turned(self) -> bool:
-        return (self.kind == "embedding") != (self.of.kind == "embedding")
+    def transposed(self) -> bool:
+        return (self.kind == "embedding") != (self.source.kind == "embedding")
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
         return (
-            self.of.matrix(M.T if self.turned and M is not None else M).T
-            if self.turned
-            else self.of.matrix(M)
+            self.source.matrix(M.T if self.transposed and M is not None else M).T
+            if self.transposed
+            else self.source.matrix(M)
         )
 
     def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return self.of(site, layer, x, y)
+        return self.source(site, layer, x, y)
 
-    def added(
+    def add_change(
         self,
         site: Any,
         layer: nn.Module,
@@ -185,4 +187,4 @@ class Tied(Delta):
         *,
         into: bool,
     ) -> Tensor:
-        return self.of.added(site, layer, x, y, out, weight, into=into)
+        return self.source.add_change(site, layer, x, y, out, weight, into=into)

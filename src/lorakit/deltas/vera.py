@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakit.deltas.base import Delta, uniform
+from lorakit.deltas.base import Delta, draw_uniform
 from lorakit.errors import SpecError
 from lorakit.spec import SCALES, Settings, Spec
 
 
-class Pair(nn.Module):
+class SharedPair(nn.Module):
     """The factors that all layers share: A (rank, the most inputs of any layer) and B (the most
     outputs, rank).
     """
@@ -40,15 +40,15 @@ class VeRA(Delta):
     Source: Kopiczko et al., VeRA, arXiv 2310.11454, equation 2 and section 3.2; alpha = rank gives
         its scale, 1.
 
-    >>> pair = Pair(torch.ones(1, 3), torch.ones(4, 1))
+    >>> pair = SharedPair(torch.ones(1, 3), torch.ones(4, 1))
     >>> VeRA(torch.tensor([1.0, 2.0]), torch.tensor([3.0]), pair, inputs=2, alpha=1.0).matrix().tolist()
     [[3.0, 3.0], [6.0, 6.0]]
     """
 
-    name, zero = "vera", "b"
+    name, zero_parameter = "vera", "b"
     kinds, inits = ("linear", "conv1d"), ("kaiming",)
 
-    def __init__(self, b: Tensor, d: Tensor, pair: Pair, inputs: int = 0, **more: Any):
+    def __init__(self, b: Tensor, d: Tensor, pair: SharedPair, inputs: int = 0, **more: Any):
         super().__init__(len(d), **more)
         self.b, self.d, self.pair, self.inputs = nn.Parameter(b), nn.Parameter(d), pair, inputs
 
@@ -67,7 +67,7 @@ class VeRA(Delta):
         return [*super().faults(site, settings, spec), *told]
 
     @classmethod
-    def shared(
+    def make_shared(
         cls, shapes: Mapping[str, tuple[int, int]], spec: Spec, generator: torch.Generator
     ) -> dict[str, Any]:
         """Return the pair: it depends on the seed and the largest sizes alone."""
@@ -75,18 +75,18 @@ class VeRA(Delta):
             return {}
         out, inputs = (max(shape[at] for shape in shapes.values()) for at in (0, 1))
         like, gain = torch.empty((), dtype=getattr(torch, spec.dtype)), 6**0.5
-        A = uniform(like, generator, spec.rank, inputs) * gain
+        A = draw_uniform(like, generator, spec.rank, inputs) * gain
         return {
-            "pair": Pair(
+            "pair": SharedPair(
                 A,
-                uniform(like, generator, out, spec.rank)
+                draw_uniform(like, generator, out, spec.rank)
                 * (gain * SCALES[spec.scale_rule](spec.alpha, spec.rank)),
             )
         }
 
     @classmethod
     def start(
-        cls, A: Tensor, M: Tensor, generator: torch.Generator, *, pair: Pair, **more: Any
+        cls, A: Tensor, M: Tensor, generator: torch.Generator, *, pair: SharedPair, **more: Any
     ) -> "VeRA":
         """Return one that changes nothing yet: b zero, d 0.1."""
         pair.to(A.device)
@@ -100,13 +100,15 @@ class VeRA(Delta):
     def shape(self) -> tuple[int, int]:
         return len(self.b), self.inputs or self.pair.A.shape[1]
 
-    def misfits(self, shape: tuple[int, int]) -> Iterator[str]:
+    def shape_faults(self, shape: tuple[int, int]) -> Iterator[str]:
         fits = shape[1] == self.inputs if self.inputs else shape[1] <= self.pair.A.shape[1]
         if len(self.b) != shape[0] or not fits:
             yield f"changes a matrix of {self.shape}, the layer's is {tuple(shape)}"
 
-    def settle(self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]) -> None:
-        super().settle(kind, kernel, shape)
+    def complete_for_layer(
+        self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]
+    ) -> None:
+        super().complete_for_layer(kind, kernel, shape)
         self.inputs = shape[1]
 
     def matrix(self, M: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lorakit.deltas.base import LowRank
 from lorakit.deltas.overrides import requested_settings, write_overrides
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterFileError
 from lorakit.files import replace_file
 from lorakit.formats.parts import AdapterParts
@@ -163,16 +163,21 @@ def write(
     """
     path, layers, faults = Path(path), dict[str, list[LowRank]](), list[str]()
     for name, given in deltas.items():
-        delta = given.plain() if isinstance(given, Twin) else given
+        delta = given.to_low_rank() if isinstance(given, TiedLowRank) else given
         if type(delta) is not LowRank or delta.kernel or delta.A.ndim != 2:
             faults.append(
                 f"{name}   {delta.name} of a {delta.kind} layer: loralib's factors mean another change there"
             )
-        layers.setdefault(name.rpartition(".")[0] if delta.rows else name, []).append(delta)
+        layers.setdefault(name.rpartition(".")[0] if delta.output_slice else name, []).append(delta)
     for name, found in layers.items():
-        found.sort(key=lambda delta: delta.rows[2] if delta.rows else 0)
+        found.sort(key=lambda delta: delta.output_slice[2] if delta.output_slice else 0)
         if len({(d.rank, d.shape[0]) for d in found}) > 1 or any(
-            d.rows and (d.rows[0] != 1 or d.rows[2] % d.rows[3] or d.rows[1] % d.rows[3])
+            d.output_slice
+            and (
+                d.output_slice[0] != 1
+                or d.output_slice[2] % d.output_slice[3]
+                or d.output_slice[1] % d.output_slice[3]
+            )
             for d in found
         ):
             faults.append(
@@ -278,7 +283,7 @@ def _deltas(
     rows = {word: (1, size * len(on), i * size, size) for i, word in enumerate(words)}
     made = {
         f"{name}.{words[i]}": LowRank(
-            a.clone(), b.clone(), alpha=alpha, kind=kind, rows=rows[words[i]]
+            a.clone(), b.clone(), alpha=alpha, kind=kind, output_slice=rows[words[i]]
         )
         for i, a, b in pairs
     }
@@ -319,7 +324,7 @@ def _rest(rest: Mapping[str, Tensor], factors: Mapping[str, Any]) -> dict[str, A
     alone = {key for key in biases if full_name(_split(key)[0], "weight") not in rest}
     modules = tuple(dict.fromkeys(_split(key)[0] for key in rest if key not in alone))
     adapted = alone and all(_split(key)[0] in factors for key in alone)
-    return {"bias": "adapted" if adapted else "all" if alone else "none", "whole_modules": modules}
+    return {"bias": "adapted" if adapted else "all" if alone else "none", "full_modules": modules}
 
 
 def _fault(text: str) -> AdapterFileError:

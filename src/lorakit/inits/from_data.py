@@ -24,12 +24,12 @@ KEPT, LEAST = (
 GAMMA = 16.0  # of LoRA-GA's scale, its paper's choice
 
 
-def eva(seen: "Inputs", settings: Settings) -> Tensor:
+def eva(seen: "InputDirections", settings: Settings) -> Tensor:
     """Return A: the right singular vectors of the layer's inputs, those along which they vary most.
     B is zero.
 
     Args:
-        seen: what `inputs_of` gave for the layer.
+        seen: what `observe_inputs` gave for the layer.
         settings: rank.
 
     Returns:
@@ -60,7 +60,7 @@ def lora_ga(G: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     return Vh[..., :rank, :] * size, U[..., rank : 2 * rank] * size
 
 
-class Inputs:
+class InputDirections:
     """The directions along which the inputs of a layer vary most, from batches of them.
 
     Args:
@@ -74,7 +74,7 @@ class Inputs:
     Source: incremental SVD as in Ross et al., IJCV 2008, without the mean, as EVA (arXiv
         2410.07170, section 3.2) uses it.
 
-    >>> seen = Inputs(most=2)
+    >>> seen = InputDirections(most=2)
     >>> seen.add(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
     >>> seen.leading.norm(dim=1).tolist(), seen.total
     ([4.0, 3.0], 25.0)
@@ -110,15 +110,15 @@ class Inputs:
         self.leading[torch.arange(len(kept)), kept] = counts[kept].sqrt()
 
     @property
-    def directions(self) -> int:
+    def direction_count(self) -> int:
         """How many directions the inputs have, at most as many as were kept."""
         sizes = self.leading.norm(dim=-1)
         return int((sizes > sizes.max() * 1e-7).sum()) if self.leading.numel() else 0
 
 
-def inputs_of(
+def observe_inputs(
     model: nn.Module, places: Mapping[str, Any], ranks: Mapping[str, int], batches: Iterable[Any]
-) -> dict[str, Inputs]:
+) -> dict[str, InputDirections]:
     """Run batches through the model and return the leading directions of each layer's inputs.
 
     Inputs at positions that a batch's `attention_mask` leaves out are left out here.
@@ -135,7 +135,7 @@ def inputs_of(
     Cost: a forward pass a batch, and for each layer one eigendecomposition of min(inputs seen, in)
         a batch.
     """
-    found = {n: Inputs(max(KEPT * ranks[n], LEAST)) for n in places}
+    found = {n: InputDirections(max(KEPT * ranks[n], LEAST)) for n in places}
     mask: list[Tensor | None] = [None]
 
     def look(name: str, place: Any) -> Callable[..., None]:
@@ -155,17 +155,17 @@ def inputs_of(
         p.layer.register_forward_pre_hook(look(n, p), with_kwargs=True) for n, p in places.items()
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for batch in batches:
                 mask[0] = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-                run(model, batch)
+                run_batch(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
     faults = [
-        f"{n}   its inputs have {plural(seen.directions, 'direction')}, rank is {ranks[n]}"
+        f"{n}   its inputs have {plural(seen.direction_count, 'direction')}, rank is {ranks[n]}"
         for n, seen in found.items()
-        if seen.directions < ranks[n]
+        if seen.direction_count < ranks[n]
     ]
     if faults:
         raise SpecError(
@@ -187,7 +187,7 @@ def _rows(place: Any, x: Tensor) -> Tensor:
     return h.movedim(h.ndim - place.layer.weight.ndim + 1, -1).reshape(-1, size)
 
 
-def gradients_of(
+def observe_gradients(
     model: nn.Module, places: Mapping[str, Any], batches: Iterable[Any]
 ) -> dict[str, Tensor]:
     """Return the gradient of the loss by each place's matrix, (out, in), summed over batches,
@@ -209,7 +209,7 @@ def gradients_of(
     try:
         for weight in weights.values():
             weight.requires_grad_(True)
-        with evaluating(model), torch.enable_grad():
+        with eval_mode(model), torch.enable_grad():
             for batch in batches:
                 found = torch.autograd.grad(
                     loss_of(model, batch), list(weights.values()), allow_unused=True
@@ -247,7 +247,7 @@ def _as_matrix(place: Any, G: Tensor) -> Tensor:
 
 
 def loss_of(model: nn.Module, batch: Any) -> Tensor:
-    out = run(model, batch)
+    out = run_batch(model, batch)
     loss = out if isinstance(out, Tensor) else getattr(out, "loss", None)
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         raise SpecError(
@@ -259,7 +259,7 @@ def loss_of(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
-def run(model: nn.Module, batch: Any) -> Any:
+def run_batch(model: nn.Module, batch: Any) -> Any:
     """Return what the model gives for a batch: keyword arguments, positional ones, one input, or a
     function of the model.
     """
@@ -270,7 +270,7 @@ def run(model: nn.Module, batch: Any) -> Any:
     return model(*cast(tuple[Any, ...], batch)) if isinstance(batch, tuple | list) else batch(model)
 
 
-def checked(batches: Iterable[Any]) -> list[Any]:
+def as_batch_list(batches: Iterable[Any]) -> list[Any]:
     """Return batches as a list, or refuse what are none."""
     several = isinstance(batches, Iterable) and not isinstance(batches, Mapping | Tensor | str)
     found: list[Any] = list(batches) if several else []
@@ -294,7 +294,7 @@ def checked(batches: Iterable[Any]) -> list[Any]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put all modules into eval mode, so that nothing is drawn and no statistics move; then back,
     each into its own.
     """

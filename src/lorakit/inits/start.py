@@ -1,5 +1,5 @@
-"""Where A and B start: this is where a name in Spec.init becomes a function. `start` and `look` are
-what attach calls.
+"""Where A and B start: this is where a name in Spec.init becomes a function. `initial_factors` and `observe`
+are what attach calls.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import SpecError
-from lorakit.inits.classic import generator_for, initial_A
-from lorakit.inits.from_data import checked, eva, gradients_of, inputs_of, lora_ga
+from lorakit.inits.classic import initial_A
+from lorakit.inits.from_data import as_batch_list, eva, lora_ga, observe_gradients, observe_inputs
 from lorakit.inits.spectral import olora, pissa, pissa_fast
 from lorakit.spec import Settings, Spec
 
@@ -25,17 +25,17 @@ class Start:
             (out, rank) where the factors start as a part of the base's matrix; None where B is
             zero.
         deltas: names of the parameterisations that can start so; empty for all.
-        looks: at "inputs" of the layer, or "gradients" of its matrix, in batches; empty for
+        needs: at "inputs" of the layer, or "gradients" of its matrix, in batches; empty for
             neither.
-        ranks: how many singular vectors it takes, times the rank.
-        moves: whether B starts as something else than zero too.
+        vectors_per_rank: how many singular vectors it takes, times the rank.
+        moves_B: whether B starts as something else than zero too.
     """
 
     make: Callable[[Tensor, Settings, torch.Generator, Any], tuple[Tensor, Tensor | None]]
     deltas: tuple[str, ...] = ()
-    looks: str = ""
-    ranks: int = 1
-    moves: bool = True
+    needs: str = ""
+    vectors_per_rank: int = 1
+    moves_B: bool = True
 
 
 STARTS: dict[str, Start | None] = {
@@ -51,7 +51,7 @@ STARTS: dict[str, Start | None] = {
         lambda M, settings, generator, seen: (eva(seen, settings), None),
         ("lora", "dora"),
         "inputs",
-        moves=False,
+        moves_B=False,
     ),
     "lora-ga": Start(
         lambda M, settings, generator, seen: lora_ga(seen, settings), ("lora",), "gradients", 2
@@ -59,16 +59,16 @@ STARTS: dict[str, Start | None] = {
 }
 
 
-def looks_at(init: str) -> str:
+def needed_data(init: str) -> str:
     """Return what a start looks at in batches: "inputs", "gradients", or nothing."""
-    start = STARTS[init]
-    return start.looks if start else ""
+    chosen = STARTS[init]
+    return chosen.needs if chosen else ""
 
 
-def looks_at_data(spec: Spec) -> bool:
+def needs_batches(spec: Spec) -> bool:
     """Tell whether any layer of this spec starts from data, so that `attach` needs batches."""
     return any(
-        looks_at(init)
+        needed_data(init)
         for init in [
             spec.init,
             *(change.get("init", spec.init) for change in spec.overrides.values()),
@@ -76,31 +76,31 @@ def looks_at_data(spec: Spec) -> bool:
     )
 
 
-def faults(delta: str, settings: Settings, place: Any) -> list[str]:
+def start_faults(delta: str, settings: Settings, place: Any) -> list[str]:
     """Return why a layer cannot start in this way."""
-    start, found = STARTS[settings.init], []
-    if start is None:
+    chosen, found = STARTS[settings.init], []
+    if chosen is None:
         return []
-    if start.deltas and delta not in start.deltas:
+    if chosen.deltas and delta not in chosen.deltas:
         found.append(
-            f"init {settings.init!r} is no start for delta {delta!r}, only for {' and '.join(map(repr, start.deltas))}"
+            f"init {settings.init!r} is no start for delta {delta!r}, only for {' and '.join(map(repr, chosen.deltas))}"
         )
-    if start.ranks > 1 and settings.rank * start.ranks > min(place.shape):
+    if chosen.vectors_per_rank > 1 and settings.rank * chosen.vectors_per_rank > min(place.shape):
         found.append(
-            f"init {settings.init!r} takes {start.ranks} x rank = {start.ranks * settings.rank} singular vectors, "
+            f"init {settings.init!r} takes {chosen.vectors_per_rank} x rank = {chosen.vectors_per_rank * settings.rank} singular vectors, "
             f"min(in, out) is {min(place.shape)}"
         )
-    if start.looks == "inputs" and place.site.swaps_weight:
+    if chosen.needs == "inputs" and place.site.swaps_weight:
         found.append(
             f"init {settings.init!r} looks at the layer's input: {type(place.layer).__name__} reads this weight itself"
         )
     M = place.site.read(place.layer)
-    if not start.looks and not M.is_meta and not torch.isfinite(M).all():
+    if not chosen.needs and not M.is_meta and not torch.isfinite(M).all():
         found.append(f"init {settings.init!r} takes the matrix apart, which is not finite")
     return found
 
 
-def look(
+def observe(
     model: nn.Module, places: Mapping[str, Any], settings: Mapping[str, Settings], batches: Any
 ) -> dict[str, Any]:
     """Return what the starts of these layers look at in the batches, by name.
@@ -115,10 +115,14 @@ def look(
         SpecError: batches are needed and not given, or given and not needed; or they show too
             little.
     """
-    wanted = {n: looks_at(s.init) for n, s in settings.items() if looks_at(s.init)}
+    wanted = {n: needed_data(s.init) for n, s in settings.items() if needed_data(s.init)}
     names = " and ".join(
         sorted(
-            {repr(s.init) for s in settings.values() if bool(looks_at(s.init)) == (batches is None)}
+            {
+                repr(s.init)
+                for s in settings.values()
+                if bool(needed_data(s.init)) == (batches is None)
+            }
         )
     )
     if (batches is None) is bool(wanted):
@@ -135,19 +139,19 @@ def look(
         )
     if batches is None:
         return {}
-    batches, seen = checked(batches), {}
+    batches, seen = as_batch_list(batches), {}
     inputs, gradients = (
         {n: places[n] for n, what in wanted.items() if what == kind}
         for kind in ("inputs", "gradients")
     )
     if inputs:
-        seen |= inputs_of(model, inputs, {n: settings[n].rank for n in inputs}, batches)
+        seen |= observe_inputs(model, inputs, {n: settings[n].rank for n in inputs}, batches)
     if gradients:
-        seen |= gradients_of(model, gradients, batches)
+        seen |= observe_gradients(model, gradients, batches)
     return seen
 
 
-def start(
+def initial_factors(
     place: Any, settings: Settings, generator: torch.Generator, seen: Any, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """Return where the factors of a layer start, of this dtype and on the layer's device.
@@ -174,6 +178,3 @@ def start(
         for t in (A, B)
     )
     return place.site.mask_padding(place.layer, A), B
-
-
-__all__ = ["STARTS", "faults", "generator_for", "look", "looks_at", "start"]

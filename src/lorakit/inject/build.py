@@ -9,9 +9,10 @@ from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.deltas.kinds import DELTAS
-from lorakit.deltas.offset import Moved
+from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError, TargetError
 from lorakit.inits import start
+from lorakit.inits.classic import generator_for
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import expand_norms, find_full_modules
 from lorakit.inject.places import Place, check_parts
@@ -31,8 +32,8 @@ def build_adapter(
     batches: Iterable[Any] | None,
 ) -> Adapter:
     """Build a fresh adapter for this model, or raise with every fault."""
-    spec = replace(spec, whole_modules=expand_norms(model, spec.whole_modules))
-    modules = find_full_modules(model, spec.whole_modules)
+    spec = replace(spec, full_modules=expand_norms(model, spec.full_modules))
+    modules = find_full_modules(model, spec.full_modules)
     check_parts(spec.parts, known)
     chosen = select(
         model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts, places=known
@@ -55,7 +56,7 @@ def build_adapter(
         for fault in (
             *p.site.faults(p.layer, resolved[n]),
             *kind.faults(p.site, resolved[n], spec),
-            *start.faults(spec.delta, resolved[n], p),
+            *start.start_faults(spec.delta, resolved[n], p),
         )
     ]
     if faults:
@@ -67,28 +68,30 @@ def build_adapter(
     dtype, deltas, seen = (
         getattr(torch, spec.dtype),
         {},
-        start.look(model, chosen, resolved, batches),
+        start.observe(model, chosen, resolved, batches),
     )
-    shared = kind.shared(
-        {n: place.shape for n, place in chosen.items()}, spec, start.generator_for(seed, "")
+    shared = kind.make_shared(
+        {n: place.shape for n, place in chosen.items()}, spec, generator_for(seed, "")
     )
     for n, place in chosen.items():
         M, settings, generator = (
             place.site.read(place.layer),
             resolved[n],
-            start.generator_for(seed, n),
+            generator_for(seed, n),
         )
-        A, B = start.start(place, settings, generator, seen.get(n), dtype)
+        A, B = start.initial_factors(place, settings, generator, seen.get(n), dtype)
         more: Any = {
             "alpha": settings.alpha,
             "dropout": settings.dropout,
             "scale_rule": settings.scale_rule,
             "kind": place.site.kind,
             "kernel": place.site.kernel(place.layer),
-            "rows": place.site.output_slice,
+            "output_slice": place.site.output_slice,
         }
         deltas[n] = (
-            kind.start(A, M, generator, **shared, **more) if B is None else Moved(A, B, **more)
+            kind.start(A, M, generator, **shared, **more)
+            if B is None
+            else OffsetLowRank(A, B, **more)
         )
     deltas |= tie_factors(model, spec, known, resolved, deltas)
     deltas |= start_token_rows(model, spec, known, (*chosen, *modules))
@@ -107,7 +110,7 @@ def build_adapter(
             trained[path] = nn.Parameter(own.detach().clone())
     if not deltas and not trained:
         raise SpecError(
-            "Nothing would train: targets='none', and neither bias nor whole_modules select a parameter.",
+            "Nothing would train: targets='none', and neither bias nor full_modules select a parameter.",
             advice="Name a target, a bias mode that the model has biases for, or a whole module.",
         )
     adapter = Adapter(spec, deltas, trained, {}, short_names(layers, dict(base_modules(model))))

@@ -146,7 +146,7 @@ def coverage(model: nn.Module) -> Coverage:
                     "rank": d.rank,
                     "alpha": d.alpha,
                     "scale": d.scale,
-                    **({"tokens": d.rank} if d.single else {}),
+                    **({"tokens": d.rank} if d.by_token else {}),
                 }
                 for n, d in deltas.items()
             }

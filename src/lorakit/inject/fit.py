@@ -31,7 +31,7 @@ def fit_adapter(
             faults.append(
                 f"{path}   is {tuple(tensor.shape)}, the model's is {tuple(own[path].shape)}"
             )
-    modules = find_full_modules(model, adapter.spec.whole_modules, require_match=False)
+    modules = find_full_modules(model, adapter.spec.full_modules, require_match=False)
     if isinstance(adapter.target_names, tuple):
         # Full names say no more than the factors do; shorter ones also name the layers that have
         # none.
@@ -67,7 +67,9 @@ def fit_adapter(
     adapter.deltas = {n: adapter.deltas[n] for n in known if n in adapter.deltas}
     for n, delta in adapter.deltas.items():
         site, layer = known[n].site, known[n].layer
-        delta.to(site.read(layer).device).settle(site.kind, site.kernel(layer), known[n].shape)
+        delta.to(site.read(layer).device).complete_for_layer(
+            site.kind, site.kernel(layer), known[n].shape
+        )
     adapter.full_parameters = {
         n: adapter.full_parameters[n] for n in own if n in adapter.full_parameters
     }
@@ -88,6 +90,6 @@ def _misfits(
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
     if delta.kind and delta.kernel != kernel:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
-    if delta.rows != known[name].site.output_slice:
-        yield f"was made for the rows {delta.rows} (groups, rows of each, first, count), here they are {known[name].site.output_slice}"
-    yield from delta.misfits(known[name].shape)
+    if delta.output_slice != known[name].site.output_slice:
+        yield f"was made for the rows {delta.output_slice} (groups, rows of each, first, count), here they are {known[name].site.output_slice}"
+    yield from delta.shape_faults(known[name].shape)

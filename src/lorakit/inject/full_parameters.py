@@ -12,7 +12,7 @@ from lorakit.text import near_misses
 def find_full_modules(
     model: nn.Module, patterns: tuple[str, ...], *, require_match: bool = True
 ) -> dict[str, nn.Module]:
-    """Return the outermost modules that `whole_modules` names, by name.
+    """Return the outermost modules that `full_modules` names, by name.
 
     Args:
         model: any module.
@@ -41,7 +41,7 @@ def find_full_modules(
             chosen[name] = modules[name]
     if faults:
         raise TargetError(
-            f"whole_modules does not fit {type(model).__name__}.", faults, "Nothing was attached."
+            f"full_modules does not fit {type(model).__name__}.", faults, "Nothing was attached."
         )
     return {
         n: m for n, m in chosen.items() if not any(n.startswith(outer + ".") for outer in chosen)
@@ -49,7 +49,7 @@ def find_full_modules(
 
 
 def expand_norms(model: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `whole_modules` with the names of the model's normalisation layers where it says
+    """Return `full_modules` with the names of the model's normalisation layers where it says
     "norms".
 
     Those are modules called …Norm with nothing but a scale and a bias; a model that has a module of
@@ -67,7 +67,7 @@ def expand_norms(model: nn.Module, patterns: tuple[str, ...]) -> tuple[str, ...]
     norms = [name for name, module in modules.items() if name and _is_norm(module)]
     if not norms:
         raise TargetError(
-            f"whole_modules='norms' finds no normalisation layer with a scale in {type(model).__name__}.",
+            f"full_modules='norms' finds no normalisation layer with a scale in {type(model).__name__}.",
             advice="Nothing was attached.",
         )
     short = short_names(norms, list(modules))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.deltas.base import LowRank
 from lorakit.sites.base import Site
 from lorakit.sites.fused_parts import OutputSliceSite
 
@@ -85,9 +84,7 @@ class PlaceRouting:
         whole = site.full_site
         self.linear = whole.is_dense
         known = whole.is_dense or whole.is_lookup
-        self.plain = known and all(
-            type(d).forward is LowRank.forward and not d.stack for d in self.deltas.values()
-        )
+        self.plain = known and all(d.is_product and not d.stack for d in self.deltas.values())
         # A factor that is not finite would reach other rows through the zeros of the mask.
         self.plain = self.plain and all(bool(d.B.isfinite().all()) for d in self.deltas.values())
         self.held: dict[str, tuple[int, Tensor, Tensor]] = {}

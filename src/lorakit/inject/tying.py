@@ -8,8 +8,8 @@ from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.deltas.base import Delta
-from lorakit.deltas.tied import Twin
-from lorakit.deltas.token_rows import Tied, TokenRows
+from lorakit.deltas.tied import TiedLowRank
+from lorakit.deltas.token_rows import TiedTokenRows, TokenRows
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inits.start import STARTS
 from lorakit.inject.places import Place
@@ -57,7 +57,7 @@ def tie_token_rows(
             faults,
             "Nothing was attached.",
         )
-    return {n: Tied(rows[of], known[n].site.kind) for n, of in shared.items()}
+    return {n: TiedTokenRows(rows[of], known[n].site.kind) for n, of in shared.items()}
 
 
 def tie_factors(
@@ -129,7 +129,7 @@ def tie_factors(
             "Nothing was attached.",
         )
     return {
-        n: Twin(deltas[first], known[n].site.kind, resolved[n].dropout)
+        n: TiedLowRank(deltas[first], known[n].site.kind, resolved[n].dropout)
         for first, *rest in groups
         for n in rest
     }

@@ -111,8 +111,8 @@ class Plan:
 
     def __init__(self, base: Skeleton, spec: Spec, work: Work):
         self.base, self.work = base, work
-        new = tuple(m for m in base.new_modules if m not in spec.whole_modules)
-        self.spec = replace(spec, whole_modules=(*spec.whole_modules, *new))
+        new = tuple(m for m in base.new_modules if m not in spec.full_modules)
+        self.spec = replace(spec, full_modules=(*spec.full_modules, *new))
         self._traces: dict[tuple[Step, int | None], Trace] = {}
         self._held: dict[torch.dtype, Held] = {}
         adapter = attached(base.model, self.spec)
@@ -294,7 +294,7 @@ class Plan:
         """Return the highest rank that all adapted layers can have."""
         most = min((min(m["shape"]) for m in self.coverage.modules), default=0)
         start = STARTS[self.spec.init]
-        return most // start.ranks if start else most
+        return most // start.vectors_per_rank if start else most
 
     def _fresh(self, rank: int) -> Adapter:
         adapter = attached(self.base.model, _at_rank(self.spec, rank))

@@ -15,11 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorakit.adapter import Adapter
 from lorakit.deltas.base import LowRank
-from lorakit.deltas.offset import Moved
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.offset import OffsetLowRank
+from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import ModelError, SpecError
-from lorakit.inits.start import STARTS
-from lorakit.inits.start import faults as start_faults
+from lorakit.inits.start import STARTS, start_faults
 from lorakit.inject.attach import attach, detach
 from lorakit.inject.places import find_places
 from lorakit.models.load import load_config, locate, quiet
@@ -100,7 +99,7 @@ def attached(model: nn.Module, spec: Spec) -> Adapter:
     }
     with _NothingDrawn():
         adapter = attach(model, replace(spec, init=init, overrides=overrides))
-        inits = {n: spec.settings(n) for n, delta in adapter.deltas.items() if not delta.single}
+        inits = {n: spec.settings(n) for n, delta in adapter.deltas.items() if not delta.by_token}
         if any(STARTS[settings.init] for settings in inits.values()):
             detach(model)
             known = find_places(model, spec.parts)
@@ -112,7 +111,7 @@ def attached(model: nn.Module, spec: Spec) -> Adapter:
             faults += [
                 f"{n}   has one pair with an embedding: init {settings.init!r} cannot start it"
                 for n, settings in inits.items()
-                if spec.tie and isinstance(adapter.deltas[n], Twin) and STARTS[settings.init]
+                if spec.tie and isinstance(adapter.deltas[n], TiedLowRank) and STARTS[settings.init]
             ]
             if faults:
                 raise SpecError(
@@ -122,12 +121,19 @@ def attached(model: nn.Module, spec: Spec) -> Adapter:
                 )
             for n, settings in inits.items():
                 start, delta = STARTS[settings.init], adapter.deltas[n]
-                if start and start.moves and isinstance(delta, LowRank):
+                if start and start.moves_B and isinstance(delta, LowRank):
                     more: Any = {
                         k: getattr(delta, k)
-                        for k in ("alpha", "scale_rule", "dropout", "kind", "kernel", "rows")
+                        for k in (
+                            "alpha",
+                            "scale_rule",
+                            "dropout",
+                            "kind",
+                            "kernel",
+                            "output_slice",
+                        )
                     }
-                    adapter.deltas[n] = Moved(delta.A.detach(), delta.B.detach(), **more)
+                    adapter.deltas[n] = OffsetLowRank(delta.A.detach(), delta.B.detach(), **more)
             attach(model, adapter)
     return adapter
 

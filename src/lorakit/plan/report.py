@@ -186,7 +186,7 @@ def work_of(run: Any, base: Skeleton, spec: Spec, batches: Batches | None) -> Wo
 
 def trains_whole(spec: Spec) -> bool:
     """Tell whether parameters of the base train as they are, in its dtype."""
-    return spec.bias != "none" or bool(spec.whole_modules)
+    return spec.bias != "none" or bool(spec.full_modules)
 
 
 def tokenised(

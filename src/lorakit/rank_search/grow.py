@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lorakit.adapter import Adapter
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterMismatch
 from lorakit.inject.attach import attach, attached, detach
 from lorakit.rank_search.candidate import (
@@ -58,7 +58,7 @@ def extend(small: Adapter, large: Adapter) -> None:
         )
     with torch.no_grad():
         for name, delta in small.deltas.items():
-            if isinstance(delta, Twin):  # its factors are those of another
+            if isinstance(delta, TiedLowRank):  # its factors are those of another
                 continue
             to: Any = large.deltas[name]
             own: Any = delta

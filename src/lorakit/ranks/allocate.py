@@ -9,7 +9,7 @@ from torch import nn
 
 from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.errors import SpecError
-from lorakit.inits.from_data import checked, inputs_of
+from lorakit.inits.from_data import as_batch_list, observe_inputs
 from lorakit.inits.start import STARTS
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place
@@ -76,7 +76,7 @@ def allocate_ranks(
                 f"shape {shape!r} looks at data.",
                 advice="Give batches=[...]: batches of model inputs.",
             )
-        seen = inputs_of(model, chosen, dict.fromkeys(chosen, 1), checked(batches))
+        seen = observe_inputs(model, chosen, dict.fromkeys(chosen, 1), as_batch_list(batches))
         shares = {n: (s.leading.square().sum(1) / s.total).tolist() for n, s in seen.items()}
         ranks = _spread(
             budget, costs, most, lambda n, i: shares[n][i - 1] if i <= len(shares[n]) else 0.0
@@ -103,7 +103,7 @@ def count_rank_costs(
         isinstance(budget, bool) or not isinstance(budget, int) or budget < 1
     ):
         raise SpecError(f"budget: a whole number of at least 1 is needed, got {budget!r}.")
-    modules = find_full_modules(model, spec.whole_modules)
+    modules = find_full_modules(model, spec.full_modules)
     chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
     costs = {n: sum(p.shape) * p.site.read(p.layer).shape[:-2].numel() for n, p in chosen.items()}
     return (
@@ -115,7 +115,7 @@ def count_rank_costs(
 
 def _vectors(settings: Settings) -> int:
     start = STARTS[settings.init]
-    return start.ranks if start else 1
+    return start.vectors_per_rank if start else 1
 
 
 def _weights(chosen: Mapping[str, Place], shape: Any) -> dict[str, float]:

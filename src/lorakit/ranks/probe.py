@@ -11,7 +11,7 @@ from torch import nn
 
 from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.errors import SpecError
-from lorakit.inits.from_data import checked, evaluating, loss_of
+from lorakit.inits.from_data import as_batch_list, eval_mode, loss_of
 from lorakit.inject.attach import attach, detach, enable, enabled
 from lorakit.ranks.allocate import count_rank_costs
 from lorakit.spec import Spec, matches
@@ -56,7 +56,7 @@ def select_layers(
     chosen, costs, full = count_rank_costs(model, spec, None)
     size = {n: cost * spec.settings(n).rank for n, cost in costs.items()}
     worth, left, taken = (
-        _gains(model, spec, checked(batches), lr),
+        _gains(model, spec, as_batch_list(batches), lr),
         full // 2 if budget is None else budget,
         list[str](),
     )
@@ -83,13 +83,13 @@ def _gains(model: nn.Module, spec: Spec, batches: list[Any], lr: float) -> dict[
         for p, change in spec.overrides.items()
     }
     bare = replace(
-        spec, init="kaiming", init_std=None, bias="none", whole_modules=(), overrides=plain
+        spec, init="kaiming", init_std=None, bias="none", full_modules=(), overrides=plain
     )
     probe = attach(model, bare, name=PROBE)
     try:
         gains = dict.fromkeys(probe.deltas, 0.0)
         optimizer = torch.optim.AdamW(list(probe.parameters()), lr=lr, weight_decay=0.0)
-        with evaluating(model), torch.enable_grad():
+        with eval_mode(model), torch.enable_grad():
             for batch in batches:
                 loss_of(model, batch).backward()
                 before = {

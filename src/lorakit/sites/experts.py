@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.deltas.base import LowRank
 from lorakit.sites.weight_swap import SwappedWeightSite
 
 # Names that transformers gives them, as its modules register them: files nest their keys in this
@@ -153,9 +152,7 @@ class ExpertsSite(SwappedWeightSite):
 
     def swap_in(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
         # A compiled graph sums and multiplies in one, and knows no stand-ins.
-        if torch.compiler.is_compiling() or not all(
-            type(delta).matrix is LowRank.matrix for _, _, delta in changes
-        ):
+        if torch.compiler.is_compiling() or not all(delta.is_product for _, _, delta in changes):
             super().swap_in(layer, changes)
             return
         W = self.stored_weight(layer).detach()

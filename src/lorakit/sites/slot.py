@@ -78,7 +78,7 @@ class Slot(nn.Module):
             # y itself is overwritten only where nothing else reads it: not the deltas that come
             # after, either.
             into = out is not y or (len(on) == 1 and site.owns_output(layer))
-            out = delta.added(site, layer, x, y, out, weight, into=into)
+            out = delta.add_change(site, layer, x, y, out, weight, into=into)
         return out
 
     def swap_in(self, layer: nn.Module) -> None:

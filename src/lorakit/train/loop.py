@@ -371,9 +371,9 @@ def check_gradients(adapter: Adapter) -> None:
     got no gradient.
     """
     first = {
-        name: delta.get_parameter(delta.zero)
+        name: delta.get_parameter(delta.zero_parameter)
         for name, delta in adapter.deltas.items()
-        if delta.zero
+        if delta.zero_parameter
     }
     grads = {name: parameter.grad for name, parameter in first.items() if parameter.requires_grad}
     faults = [

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import OutputError
+from lorakit.formats.peft.spec_header import use_present_names
 from lorakit.train import checkpoints
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS
@@ -59,6 +60,7 @@ def earlier_state(output: Path, settings: TrainSpec, facts: dict[str, Any]) -> d
         raise OutputError(
             f"{output / RUN} is damaged: {error}.", advice="Start anew, with --overwrite."
         ) from error
+    earlier["spec"] = use_present_names(earlier["spec"])
     faults = settings.differences(earlier["settings"])
     faults += [
         f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}"

@@ -13,7 +13,7 @@ from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example, infer_task, list_labels
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, PlanError, SpecError
-from lorakit.inits.start import looks_at_data
+from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import coverage
 from lorakit.models.chunked_loss import chunking_obstacle
@@ -100,12 +100,12 @@ def prepare_run(
     packed = _is_packed(loaded.model, examples, settings, task, say)
     spec = replace(
         spec,
-        whole_modules=(
-            *spec.whole_modules,
-            *(m for m in loaded.new_modules if m not in spec.whole_modules),
+        full_modules=(
+            *spec.full_modules,
+            *(m for m in loaded.new_modules if m not in spec.full_modules),
         ),
     )
-    looks = settings.ranks in BY_DATA or looks_at_data(spec)
+    looks = settings.ranks in BY_DATA or needs_batches(spec)
     first = (
         _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
         if looks
@@ -115,7 +115,7 @@ def prepare_run(
     lr = settings.lr if settings.lr is not None else default_lr(width)
     spec = _spread(loaded.model, spec, settings, first, lr)
     adapter = attach(
-        loaded.model, spec, seed=settings.seed, batches=first if looks_at_data(spec) else None
+        loaded.model, spec, seed=settings.seed, batches=first if needs_batches(spec) else None
     )
     adapter.provenance |= {
         "base_model": loaded.name,

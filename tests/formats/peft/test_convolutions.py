@@ -74,7 +74,7 @@ OURS: dict[str, dict[str, Any]] = {
     "alpha / sqrt(rank)": {"targets": "conv", "scale_rule": "alpha/sqrt(rank)"},
     "ranks apart": {"targets": "conv", "overrides": {"second": {"rank": 2, "alpha": 5}}},
     "biases": {"targets": "conv", "bias": "adapted"},
-    "head whole": {"targets": "conv", "whole_modules": ["head"], "dropout": 0.25},
+    "head whole": {"targets": "conv", "full_modules": ["head"], "dropout": 0.25},
 }
 
 

@@ -20,6 +20,7 @@ from lorakit import Adapter, Spec
 from lorakit.errors import AdapterFileError
 from lorakit.formats.peft import writer
 from lorakit.formats.peft.methods import BY_TYPE
+from lorakit.formats.peft.spec_header import spec_from_header
 
 from ..models import fill, llama, logits
 
@@ -424,7 +425,7 @@ def test_header_carries_the_spec_and_where_it_came_from(tmp_path: Path) -> None:
         "task_type": "CAUSAL_LM",
         "metrics": {"loss": 1.5},
     }
-    assert Spec.from_dict(header["spec"]) == spec
+    assert spec_from_header(header["spec"]) == spec
     assert header["modules"] == dict.fromkeys(adapter.deltas, "linear")
     config = json.loads((tmp_path / CONFIG).read_text())
     assert (config["base_model_name_or_path"], config["task_type"], config["peft_type"]) == (
@@ -597,6 +598,6 @@ def test_whole_parameter_without_dimensions(tmp_path: Path) -> None:
             return x * self.temperature
 
     model = nn.Sequential(nn.Linear(4, 4), Scaled())
-    adapter = fill(lorakit.attach(model, Spec(rank=1, targets=["0"], whole_modules=["1"])))
+    adapter = fill(lorakit.attach(model, Spec(rank=1, targets=["0"], full_modules=["1"])))
     read = Adapter.load(adapter.save(tmp_path))
     assert read == adapter and read.full_parameters["1.temperature"].shape == ()

@@ -63,7 +63,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "vera, gpt2": ("gpt2", {"delta": "vera", "bias": "adapted"}),
     "vera, head whole": (
         "bert",
-        {"delta": "vera", "targets": "qv", "whole_modules": ["classifier"]},
+        {"delta": "vera", "targets": "qv", "full_modules": ["classifier"]},
     ),
     "loha": ("llama", {"delta": "loha"}),
     "loha, overrides": (

@@ -88,7 +88,7 @@ def truncate_weights(
                 alpha=1.0,
                 kind=place.site.kind,
                 kernel=place.site.kernel(place.layer),
-                rows=place.site.output_slice,
+                output_slice=place.site.output_slice,
             )
     if not factors:
         raise SpecError(

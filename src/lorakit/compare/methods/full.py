@@ -24,7 +24,7 @@ def full_finetuning_spec(model: nn.Module) -> Spec:
         SpecError: parameters that no module names without naming buffers too, which training would
             change.
 
-    >>> full_finetuning_spec(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2))).whole_modules
+    >>> full_finetuning_spec(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.LayerNorm(2))).full_modules
     ('0', '2')
     """
     modules = dict(base_modules(model))
@@ -36,7 +36,7 @@ def full_finetuning_spec(model: nn.Module) -> Spec:
             f"{type(model).__name__} cannot be trained whole.",
             [f"{path}   stands beside buffers, or in no module of its own" for path in left],
         )
-    return Spec(targets="none", whole_modules=named)
+    return Spec(targets="none", full_modules=named)
 
 
 def _named(module: nn.Module, path: str, known: dict[str, nn.Module]) -> Iterator[str]:

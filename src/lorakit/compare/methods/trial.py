@@ -91,8 +91,8 @@ def run_trial(
     """
     _classes(loaded)
     model, pad = loaded.model, pad_id(loaded.tokenizer)
-    heads = (m for m in loaded.new_modules if m not in spec.whole_modules)
-    adapter = attach(model, replace(spec, whole_modules=(*spec.whole_modules, *heads)), seed=seed)
+    heads = (m for m in loaded.new_modules if m not in spec.full_modules)
+    adapter = attach(model, replace(spec, full_modules=(*spec.full_modules, *heads)), seed=seed)
     parameters = [p for p in adapter.parameters() if p.requires_grad]
     kept = saved_bytes(loaded, examples, batch_size, seed) + STEP * sum(
         p.numel() * p.element_size() for p in parameters

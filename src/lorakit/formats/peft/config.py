@@ -48,8 +48,8 @@ def config_of(
     ranks, alphas, alpha = {}, {}, alpha_of(spec.settings(""))
     for name, delta in deltas.items():
         key = "^" + re.escape(attention_of(name)) + "$"
-        if delta.initial != spec.rank:
-            ranks[key] = delta.initial
+        if delta.initial_rank != spec.rank:
+            ranks[key] = delta.initial_rank
         if alpha_of(delta) != alpha:
             alphas[key] = alpha_of(delta)
     told = {
@@ -73,7 +73,7 @@ def config_of(
         "inference_mode": True,
         "base_model_name_or_path": provenance.get("base_model"),
         "target_modules": NO_TARGETS if rows and not deltas else targets,
-        "modules_to_save": _modules_of(whole, spec.whole_modules) or None,
+        "modules_to_save": _modules_of(whole, spec.full_modules) or None,
         **{key: told[role] for role, key in method.roles.items()},
         **method.fixed,
     }
@@ -220,7 +220,7 @@ def spec_of(
         targets=targets,
         exclude=exclude,
         bias={v: k for k, v in _biases(method).items()}[config.get("bias", "none")],
-        whole_modules=config.get("modules_to_save", ()),
+        full_modules=config.get("modules_to_save", ()),
         delta="dora" if config.get("use_dora") else method.delta,
         dtype=str(dtype).removeprefix("torch."),
         token_rows={n: delta.tokens.tolist() for n, delta in rows.items()} or (),

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lorakit.deltas.base import Delta
 from lorakit.deltas.kinds import DELTAS
-from lorakit.deltas.lokr import split
-from lorakit.deltas.vera import Pair, VeRA
+from lorakit.deltas.lokr import nearest_divisors
+from lorakit.deltas.vera import SharedPair, VeRA
 from lorakit.spec import Settings, full_name
 
 PREFIX, TYING = "base_model.model.", "ensure_weight_tying"
@@ -267,7 +267,7 @@ def sizes_of(deltas: Mapping[str, Any]) -> dict[str, Any]:
     w1 = [[*d.factors()[0].shape, *d.shape] for d in deltas.values()]
     patches = [math.prod(d.kernel) for d in deltas.values()]
     own = all(
-        (split(o)[0], split(i // k)[0]) == (a, b)
+        (nearest_divisors(o)[0], nearest_divisors(i // k)[0]) == (a, b)
         for (a, b, o, i), k in zip(w1, patches, strict=True)
     )
     return {
@@ -405,7 +405,7 @@ def made(
     more: dict[str, Any] = {at: found[at] for at in method.axes if at in found}
     if method.delta == "vera":
         more |= {
-            "pair": shared.setdefault("pair", Pair(**found["pair"])),
+            "pair": shared.setdefault("pair", SharedPair(**found["pair"])),
             "inputs": told.get("inputs", 0),
         }
     if method.delta == "lokr":

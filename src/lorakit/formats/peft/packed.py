@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lorakit.deltas.base import LowRank
-from lorakit.deltas.offset import Moved, doubled
+from lorakit.deltas.offset import OffsetLowRank, alpha_at_double_rank
 from lorakit.errors import AdapterFileError
 from lorakit.spec import Spec, full_name
 
@@ -40,11 +40,11 @@ def pack(
     """
     plain: dict[str, LowRank] = {}
     packed: dict[str, dict[str, LowRank]] = {}
-    moved = {name for name, delta in deltas.items() if isinstance(delta, Moved)}
+    moved = {name for name, delta in deltas.items() if isinstance(delta, OffsetLowRank)}
     for name, own in deltas.items():
-        delta = own.plain() if isinstance(own, Moved) else own
+        delta = own.to_low_rank() if isinstance(own, OffsetLowRank) else own
         layer, _, last = name.rpartition(".")
-        if delta.rows and type(delta) is not LowRank:
+        if delta.output_slice and type(delta) is not LowRank:
             raise AdapterFileError(
                 f"{name} cannot be saved: a part of a layer with delta {delta.name!r} has no place in a "
                 "file that other readers know.",
@@ -53,9 +53,9 @@ def pack(
         lent = (
             type(delta) is LowRank
             and delta.kind in ("in_proj", "out_proj")
-            and (delta.rows or last == delta.kind)
+            and (delta.output_slice or last == delta.kind)
         )
-        if lent or delta.rows:
+        if lent or delta.output_slice:
             packed.setdefault(full_name(layer, BEHIND) if delta.kind == "out_proj" else layer, {})[
                 name
             ] = delta
@@ -70,21 +70,26 @@ def pack(
         first = next(iter(mates[0].values()))
         rank = max(sum(part.rank for part in mate.values()) for mate in mates)
         note[name] = {
-            n: {"rank": d.rank, "rows": [*d.rows], "ratio": d.scale / first.scale}
+            n: {"rank": d.rank, "rows": [*d.output_slice], "ratio": d.scale / first.scale}
             for n, d in parts.items()
         }
         plain[name] = _joined([*parts.values()], first, rank)
     for told in note.values():
         told |= {n: {**told[n], "moved": True} for n in told if n in moved}
     if moved:  # readers that look at one rank and alpha for all layers find those of the file
-        spec = replace(spec, rank=2 * spec.rank, alpha=doubled(spec.alpha, spec.scale_rule))
+        spec = replace(
+            spec, rank=2 * spec.rank, alpha=alpha_at_double_rank(spec.alpha, spec.scale_rule)
+        )
     return spec, plain, note
 
 
 def _joined(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
     """Return one delta of this rank, at the scale of `like`; what no part fills is zero."""
     own = parts[0]
-    (groups, block), B = (own.rows or (1, own.shape[0]))[:2], [part.B.detach() for part in parts]
+    (groups, block), B = (
+        (own.output_slice or (1, own.shape[0]))[:2],
+        [part.B.detach() for part in parts],
+    )
     ratios = [part.scale / like.scale for part in parts]
     dtype = (
         B[0].dtype
@@ -93,7 +98,7 @@ def _joined(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
     )
     joined, at = B[0].new_zeros(groups * block, rank, dtype=dtype), 0
     for part, ratio in zip(parts, ratios, strict=True):
-        start, size = part.rows[2:] or (0, block)
+        start, size = part.output_slice[2:] or (0, block)
         rows = joined.view(groups, block, rank)[:, start : start + size, at : at + part.rank]
         rows.copy_((part.B.detach().double() * ratio).view(groups, -1, part.rank))
         at += part.rank
@@ -147,7 +152,7 @@ def unpack(
             own = own.unflatten(0, (groups, block))[:, start : start + size].reshape(
                 groups * size, rank
             )
-        found[part] = (Moved.of_plain if told.get("moved") else LowRank)(
+        found[part] = (OffsetLowRank.from_low_rank if told.get("moved") else LowRank)(
             A[..., at : at + rank, :].clone(),
             (own.double() / told["ratio"]).to(A.dtype),
             alpha=settings.alpha,
@@ -155,7 +160,7 @@ def unpack(
             dropout=settings.dropout,
             kind=kind,
             kernel=kernel,
-            rows=tuple(told["rows"]),
+            output_slice=tuple(told["rows"]),
         )
         at += rank
     return found

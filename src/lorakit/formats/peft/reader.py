@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lorakit.deltas.base import Delta
 from lorakit.deltas.kinds import DELTAS
-from lorakit.deltas.tied import Twin, rejoined
+from lorakit.deltas.tied import TiedLowRank, retie
 from lorakit.errors import AdapterFileError, SpecError
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import (
@@ -42,10 +42,11 @@ from lorakit.formats.peft.methods import (
     sort,
 )
 from lorakit.formats.peft.packed import attention_of, attentions, unpack
+from lorakit.formats.peft.spec_header import spec_from_header
 from lorakit.formats.peft.token_rows import take
 from lorakit.formats.peft.writer import WEIGHTS
 from lorakit.formats.values import value_fault
-from lorakit.spec import Spec, full_name, setting_faults
+from lorakit.spec import full_name, setting_faults
 from lorakit.text import plural
 
 PICKLE = "adapter_model.bin"
@@ -152,7 +153,7 @@ def read(
         raise _refusal(folder, faults)
     try:
         spec = (
-            Spec.from_dict(header["spec"])
+            spec_from_header(header["spec"])
             if "spec" in header
             else spec_of(config, settings, dtype, rows)
         )
@@ -203,8 +204,8 @@ def read(
         "task_type": config.get("task_type"),
     }
     origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
-    deltas = rejoined(deltas) if spec.tie else deltas
-    if spec.tie and not any(isinstance(delta, Twin) for delta in deltas.values()):
+    deltas = retie(deltas) if spec.tie else deltas
+    if spec.tie and not any(isinstance(delta, TiedLowRank) for delta in deltas.values()):
         if "spec" in header:
             raise _refusal(
                 folder,

@@ -16,7 +16,7 @@ from torch import Tensor
 from lorakit.deltas.base import Delta
 from lorakit.deltas.dora import DoRA
 from lorakit.deltas.overrides import requested_settings, write_overrides
-from lorakit.deltas.tied import Twin
+from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterFileError
 from lorakit.files import replace_files
 from lorakit.formats.parts import AdapterParts
@@ -24,6 +24,7 @@ from lorakit.formats.peft.config import CONFIG, config_of
 from lorakit.formats.peft.expert_stacks import flat, keys_of
 from lorakit.formats.peft.methods import METHODS, PREFIX, tensors_of
 from lorakit.formats.peft.packed import BEHIND, pack
+from lorakit.formats.peft.spec_header import spec_to_header
 from lorakit.formats.peft.token_rows import noted, rows_of, written
 from lorakit.formats.values import value_fault
 from lorakit.spec import Spec, full_name
@@ -86,7 +87,9 @@ def write(folder: str | Path, parts: AdapterParts) -> Path:
 
 
 def _find_faults(parts: AdapterParts, layout: Layout) -> Iterator[str]:
-    if parts.spec.tie and not any(isinstance(delta, Twin) for delta in parts.deltas.values()):
+    if parts.spec.tie and not any(
+        isinstance(delta, TiedLowRank) for delta in parts.deltas.values()
+    ):
         yield "spec   says tie, but no delta has the factors of an embedding"
     for key, tensor in layout.tensors.items():
         fault = value_fault(tensor)
@@ -98,7 +101,7 @@ def _build_header(parts: AdapterParts, layout: Layout) -> dict[str, Any]:
     """Return the `lorakit` entry of the safetensors header."""
     deltas = layout.deltas
     header: dict[str, Any] = {
-        "spec": layout.header_spec.to_dict(),
+        "spec": spec_to_header(layout.header_spec),
         "modules": {name: delta.kind for name, delta in deltas.items()},
         "provenance": dict(parts.provenance),
     }
@@ -149,7 +152,9 @@ def layout_tensors(spec: Spec, deltas: Mapping[str, Delta], whole: Mapping[str, 
     rows = rows_of(deltas)
     tensors: dict[str, Tensor] = written(rows)
     deltas = {
-        n: d.plain() if isinstance(d, Twin) else d for n, d in deltas.items() if n not in rows
+        n: d.to_low_rank() if isinstance(d, TiedLowRank) else d
+        for n, d in deltas.items()
+        if n not in rows
     }
     spec = write_overrides(
         spec, {name: requested_settings(delta) for name, delta in deltas.items()}
