@@ -19,7 +19,7 @@ import lorakit
 from lorakit.evaluate.score import batch_loss
 from lorakit.plan import devices
 from lorakit.plan.estimate import Plan, Work
-from lorakit.plan.meta_model import Skeleton
+from lorakit.plan.meta_model import MetaModel
 
 CHOSEN = tuple(m for m in MODELS if m.model != MINILM and not m.dropout)
 
@@ -54,9 +54,9 @@ def told(setting: Setting) -> tuple[float, float]:
         model: Any = base(replace(setting, device="meta"))
     work = Work(batch=setting.rows, length=setting.tokens, padded=False)
     plan = Plan(
-        Skeleton(model, setting.model, "causal-lm", (), 0), lorakit.Spec(rank=setting.rank), work
+        MetaModel(model, setting.model, "causal-lm", (), 0), lorakit.Spec(rank=setting.rank), work
     )
-    rate = devices.measured(setting.width, setting.rows * setting.tokens, torch.float32)
+    rate = devices.measure_rate(setting.width, setting.rows * setting.tokens, torch.float32)
     return plan.seconds(rate, gpu=False), time.process_time() - begun
 
 

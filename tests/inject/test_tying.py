@@ -21,7 +21,7 @@ from lorakit.deltas.base import LowRank
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterFileError, SpecError
 from lorakit.formats import loralib
-from lorakit.plan.meta_model import attached as planned
+from lorakit.plan.meta_model import attach_on_meta as planned
 from lorakit.rank_search.grow import extend
 
 from ..laws.table import bits, error, fill, state

@@ -13,7 +13,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from lorakit.plan.meta_model import Skeleton
+from lorakit.plan.meta_model import MetaModel
 
 CONFIGS = {
     "llama": lambda: LlamaConfig(
@@ -62,8 +62,8 @@ def build(config: PreTrainedConfig, task: str) -> nn.Module:
     return auto.from_config(config, dtype=torch.float32)
 
 
-def bare(name: str, task: str) -> Skeleton:
+def bare(name: str, task: str) -> MetaModel:
     """Return the same model without its weights; a classifier's head counts as new."""
     with torch.device("meta"):
         model = build(CONFIGS[name](), task)
-    return Skeleton(model, name, task, ("classifier",) if task == "classify" else (), 512)
+    return MetaModel(model, name, task, ("classifier",) if task == "classify" else (), 512)

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from lorakit import Spec
-from lorakit.plan.blocks import WORTH, of_blocks, repeated
-from lorakit.plan.meta_model import attached
-from lorakit.plan.trace import Step, trace
+from lorakit.plan.blocks import WORTH, find_repeated_blocks, trace_by_blocks
+from lorakit.plan.meta_model import attach_on_meta
+from lorakit.plan.trace import Step, trace_step
 
 from .models import build
 
@@ -96,9 +96,9 @@ def test_a_few_blocks_tell_the_trace_of_all(case: str) -> None:
     with torch.device("meta"):
         model = build(CONFIGS[name](), step.task)
     if spec is not None:
-        attached(model, spec)
-    assert repeated(model) is not None
-    few, whole = of_blocks(model, step), trace(model, step)
+        attach_on_meta(model, spec)
+    assert find_repeated_blocks(model) is not None
+    few, whole = trace_by_blocks(model, step), trace_step(model, step)
     assert len(few.timeline) < len(whole.timeline)  # not the whole traced after all
     assert few.peak == whole.peak
     for key in ("activations", "logits", "flops", "moved", "calls"):
@@ -108,7 +108,7 @@ def test_a_few_blocks_tell_the_trace_of_all(case: str) -> None:
 def test_blocks_that_differ_are_traced_one_by_one() -> None:
     with torch.device("meta"):
         kinds, even = build(CONFIGS["gemma3"](), LM), build(CONFIGS["llama"](), LM)
-    assert repeated(kinds) is None  # every sixth sees all tokens
-    attached(even, Spec(rank=4, overrides={f"model.layers.{BLOCKS // 2}.*": {"rank": 2}}))
-    assert repeated(even) is None
+    assert find_repeated_blocks(kinds) is None  # every sixth sees all tokens
+    attach_on_meta(even, Spec(rank=4, overrides={f"model.layers.{BLOCKS // 2}.*": {"rank": 2}}))
+    assert find_repeated_blocks(even) is None
     assert len(even.model.layers) == BLOCKS

@@ -18,9 +18,9 @@ from lorakit.models.load import load
 from lorakit.plan import devices
 from lorakit.plan.curve import Curve
 from lorakit.plan.estimate import Plan, Work
-from lorakit.plan.meta_model import Skeleton, skeleton
-from lorakit.plan.report import summary
-from lorakit.plan.trace import Step, trace
+from lorakit.plan.meta_model import MetaModel, load_meta_model
+from lorakit.plan.report import summarise
+from lorakit.plan.trace import Step, trace_step
 
 from ..conftest import sentences
 from .models import bare, build
@@ -60,11 +60,11 @@ def test_the_file_is_as_large_as_told_but_for_its_header(
     case: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
     spec = WRITTEN[case]
-    plan = Plan(skeleton(str(tiny_llama)), spec, Work(batch=2, length=8))
+    plan = Plan(load_meta_model(str(tiny_llama)), spec, Work(batch=2, length=8))
     adapter = lorakit.attach(load(str(tiny_llama), "causal-lm").model, spec)
     file = adapter.save(tmp_path / "a") / "adapter_model.safetensors"
     header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
-    told = plan.held(torch.float32)
+    told = plan.adapter_bytes(torch.float32)
     assert told.file == file.stat().st_size - header
     assert told.trained == sum(p.nbytes for p in adapter.parameters())
     assert told.frozen == sum(
@@ -77,10 +77,10 @@ def test_the_file_is_as_large_as_told_but_for_its_header(
     ["lora", "dora", "pissa", "vera", "lokr", "loha", "adalora", "whole modules", "rows of tokens"],
 )
 def test_each_rank_costs_what_an_adapter_of_it_costs(case: str, tiny_llama: Path) -> None:
-    plan = Plan(skeleton(str(tiny_llama)), WRITTEN[case], Work())
+    plan = Plan(load_meta_model(str(tiny_llama)), WRITTEN[case], Work())
     told = plan.ranks()[-1]
     adapter = plan._fresh(told["rank"])
-    size = plan.held(torch.float32, adapter)
+    size = plan.adapter_bytes(torch.float32, adapter)
     assert told["rank"] >= 8 and told["trainable_parameters"] == adapter.parameters_count
     assert (told["adapter_bytes"], told["training_bytes"]) == (
         size.file,
@@ -89,16 +89,18 @@ def test_each_rank_costs_what_an_adapter_of_it_costs(case: str, tiny_llama: Path
 
 
 def test_what_is_trained_whole_is_as_wide_as_the_base(tiny_llama: Path) -> None:
-    plan = Plan(skeleton(str(tiny_llama)), Spec(targets="none", full_modules=("norms",)), Work())
-    assert plan.held(torch.float32).file == 2 * plan.held(torch.bfloat16).file > 0
+    plan = Plan(
+        load_meta_model(str(tiny_llama)), Spec(targets="none", full_modules=("norms",)), Work()
+    )
+    assert plan.adapter_bytes(torch.float32).file == 2 * plan.adapter_bytes(torch.bfloat16).file > 0
 
 
 def test_a_start_that_moves_the_base_costs_twice_the_file(tiny_llama: Path) -> None:
     plain, moved = (
-        Plan(skeleton(str(tiny_llama)), Spec(rank=4, init=init), Work())
+        Plan(load_meta_model(str(tiny_llama)), Spec(rank=4, init=init), Work())
         for init in ("kaiming", "pissa")
     )
-    one, two = plain.held(torch.float32), moved.held(torch.float32)
+    one, two = plain.adapter_bytes(torch.float32), moved.adapter_bytes(torch.float32)
     assert (two.trained, two.frozen, two.file) == (one.trained, one.file, 2 * one.file)
     assert moved.memory(gpu=False)["adapters"] == 2 * plain.memory(gpu=False)["adapters"]
 
@@ -108,12 +110,12 @@ def test_a_start_that_no_layer_can_have_is_refused(tiny_llama: Path) -> None:
         SpecError,
         match=r"init 'lora-ga' takes 2 x rank = 32 singular vectors, min\(in, out\) is 16",
     ):
-        Plan(skeleton(str(tiny_llama)), Spec(rank=16, init="lora-ga"), Work())
+        Plan(load_meta_model(str(tiny_llama)), Spec(rank=16, init="lora-ga"), Work())
 
 
 def test_counts_are_those_of_the_attached_model(tiny_llama: Path) -> None:
     plan, loaded = (
-        Plan(skeleton(str(tiny_llama)), Spec(rank=5), Work()),
+        Plan(load_meta_model(str(tiny_llama)), Spec(rank=5), Work()),
         load(str(tiny_llama), "causal-lm"),
     )
     lorakit.attach(loaded.model, Spec(rank=5))
@@ -122,11 +124,11 @@ def test_counts_are_those_of_the_attached_model(tiny_llama: Path) -> None:
 
 @pytest.mark.slow
 def test_planning_leaves_no_trace(tiny_llama: Path) -> None:
-    base, state = skeleton(str(tiny_llama)), torch.get_rng_state()
+    base, state = load_meta_model(str(tiny_llama)), torch.get_rng_state()
     base.model.eval()
     before = {n: (id(p), p.shape, p.dtype, p.device) for n, p in base.model.named_parameters()}
     plan = Plan(base, Spec(rank=4, dropout=0.1), Work(batch=2, length=16, checkpointing="full"))
-    plan.memory(gpu=False), plan.fits(devices.named("T4"))
+    plan.memory(gpu=False), plan.fits(devices.find_device("T4"))
     assert {
         n: (id(p), p.shape, p.dtype, p.device) for n, p in base.model.named_parameters()
     } == before
@@ -135,11 +137,11 @@ def test_planning_leaves_no_trace(tiny_llama: Path) -> None:
 
 
 def test_a_step_on_real_weights_is_traced_alike(tiny_llama: Path) -> None:
-    model, base = load(str(tiny_llama), "causal-lm").model, skeleton(str(tiny_llama))
+    model, base = load(str(tiny_llama), "causal-lm").model, load_meta_model(str(tiny_llama))
     step = Step(batch=3, length=20)
     for other in (model, base.model):
         lorakit.attach(other, Spec(rank=4, dropout=0.1))
-    assert trace(model, step) == trace(base.model, step)
+    assert trace_step(model, step) == trace_step(base.model, step)
     assert not any(p.is_meta or p.grad is not None for p in model.parameters())
 
 
@@ -186,8 +188,8 @@ def test_kernels_of_gpus_keep_no_mask_of_attention_dropout() -> None:
     lorakit.attach(base.model, Spec(rank=4))
     step = {"batch": 4, "length": 128, "task": "classify"}
     assert (
-        trace(base.model, Step(**step, fused=True)).activations
-        < 0.8 * trace(base.model, Step(**step)).activations
+        trace_step(base.model, Step(**step, fused=True)).activations
+        < 0.8 * trace_step(base.model, Step(**step)).activations
     )
 
 
@@ -195,7 +197,7 @@ def test_kernels_of_gpus_keep_no_mask_of_attention_dropout() -> None:
 def test_flops_are_two_thirds_of_full_fine_tuning_plus_the_factors() -> None:
     base = bare("deep and narrow", "causal-lm")
     plan, step = Plan(base, Spec(rank=1), Work()), Step(batch=2, length=32)
-    whole, lora = plan.traced(step, full=True).flops, plan.traced(step).flops
+    whole, lora = plan.trace(step, full=True).flops, plan.trace(step).flops
     matrices = sum(
         p.numel() for n, p in base.model.named_parameters() if p.ndim == 2 and "embed" not in n
     )
@@ -214,9 +216,9 @@ def test_the_largest_that_fits_fits_and_one_more_does_not(name: str) -> None:
     fits, step = plan.fits(device), plan.work.step("causal-lm", gpu=True)
 
     def needs(rank: int | None = None, **sizes: int) -> int:
-        size = plan.held(step.dtype, plan._fresh(rank)) if rank else None
+        size = plan.adapter_bytes(step.dtype, plan._fresh(rank)) if rank else None
         shaped = Step(**{**vars(step), **sizes})
-        return plan.static(step.dtype, adapter=size) + plan.traced(shaped, rank=rank).peak
+        return plan.fixed_bytes(step.dtype, adapter=size) + plan.trace(shaped, rank=rank).peak
 
     batch, length, rank = (fits["lora"][k] for k in ("batch", "length", "rank"))
     assert needs(batch=batch) <= device.usable < needs(batch=batch + 1)
@@ -233,10 +235,10 @@ def test_a_curve_through_traces_of_unlike_length_goes_through_their_peaks() -> N
 
 def test_devices_are_found_however_they_are_spelled() -> None:
     spelled = ("t4", "rtx_2080ti", "NVIDIA GeForce RTX 3080", "4090", "A100 80GB", "this machine")
-    found = [devices.named(name).name for name in spelled]
+    found = [devices.find_device(name).name for name in spelled]
     assert found == ["T4", "RTX 2080 Ti", "RTX 3080", "RTX 4090", "A100", "this machine"]
     with pytest.raises(SpecError) as caught:
-        devices.named("RTX 4080")
+        devices.find_device("RTX 4080")
     assert (
         caught.value.message
         == "No device is called 'RTX 4080'. did you mean 'RTX 4090' or 'RTX 3080' or 'RTX 2080 Ti'?"
@@ -279,18 +281,18 @@ def test_headers_alone_give_the_counts(
 
 
 def test_a_new_head_is_told_by_the_headers(tiny_bert: Path, tmp_path: Path) -> None:
-    assert skeleton(str(tiny_bert)).task == "classify" and skeleton(str(tiny_bert)).new_modules == (
-        "classifier",
-    )
+    assert load_meta_model(str(tiny_bert)).task == "classify" and load_meta_model(
+        str(tiny_bert)
+    ).new_modules == ("classifier",)
     load(str(tiny_bert), "classify", labels=["a", "b"]).model.save_pretrained(tmp_path)
-    assert skeleton(str(tmp_path)).new_modules == ()
+    assert load_meta_model(str(tmp_path)).new_modules == ()
 
 
 def test_nothing_of_the_weights_is_read(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
-    assert Plan(skeleton(str(tmp_path)), Spec(rank=4), Work(batch=2, length=8)).memory(gpu=False)[
-        "peak"
-    ]
+    assert Plan(load_meta_model(str(tmp_path)), Spec(rank=4), Work(batch=2, length=8)).memory(
+        gpu=False
+    )["peak"]
 
 
 def test_experts_are_counted_though_their_kernel_knows_no_float32_fakes() -> None:
@@ -306,7 +308,7 @@ def test_experts_are_counted_though_their_kernel_knows_no_float32_fakes() -> Non
     with torch.device("meta"):
         model: Any = build(config, "causal-lm")
     memory = Plan(
-        Skeleton(model, "mixtral", "causal-lm", (), 0), Spec(rank=4), Work(batch=2, length=32)
+        MetaModel(model, "mixtral", "causal-lm", (), 0), Spec(rank=4), Work(batch=2, length=32)
     ).memory(gpu=False)
     assert memory["activations"] > 0
 
@@ -327,9 +329,11 @@ def test_a_model_that_asks_what_its_tensors_hold_is_told() -> None:
 
 @pytest.mark.slow
 def test_gpt3_takes_seconds() -> None:
-    skeleton("card:gpt2")  # imports
+    load_meta_model("card:gpt2")  # imports
     begun = time.process_time()
-    plan = Plan(skeleton("card:gpt3"), Spec(rank=4, targets="qv"), Work(batch=1, length=2046))
+    plan = Plan(
+        load_meta_model("card:gpt3"), Spec(rank=4, targets="qv"), Work(batch=1, length=2046)
+    )
     counted = time.process_time() - begun
     assert plan.memory(gpu=True)["peak"] > 350e9
     assert (
@@ -369,7 +373,7 @@ def test_the_command_gives_what_others_rely_on(
         found["batch"] == 8 and 8 <= found["length"] < 64
     )  # the longest of the rows, not of the model
     assert [r["rank"] for r in found["ranks"]] == [1, 2, 4, 8, 16]
-    assert found["summary"] == summary(found)
+    assert found["summary"] == summarise(found)
 
 
 @pytest.mark.slow

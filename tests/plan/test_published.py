@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from lorakit import Spec, attach
-from lorakit.plan.devices import named
+from lorakit.plan.devices import find_device
 from lorakit.plan.estimate import Plan, Work
-from lorakit.plan.meta_model import skeleton
+from lorakit.plan.meta_model import load_meta_model
 from lorakit.plan.published import blocks, bottleneck, prefix_embedding, prefix_layer
 
 DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
@@ -29,7 +29,9 @@ def planned(card: str, rank: int = 4, targets: str = "qv", **work: object) -> Pl
         targets == "fused"
     ):  # q, k and v in one matrix d -> 3d: r (d + 3d) is what q and v apart have, 2 r (d + d)
         names = ("c_attn",) if card.startswith("gpt2") else ("query_key_value",)
-    return Plan(skeleton(f"card:{card}", labels=3), Spec(rank=rank, targets=names), Work(**work))  # type: ignore[arg-type]
+    return Plan(
+        load_meta_model(f"card:{card}", labels=3), Spec(rank=rank, targets=names), Work(**work)
+    )  # type: ignore[arg-type]
 
 
 def lora(card: str, rank: int, targets: str = "qv") -> Callable[[], int]:
@@ -57,7 +59,7 @@ def one_layer(rank: int, inputs: int, out: int) -> Callable[[], int]:
 
 def bit_fit() -> int:
     """GPT-3's biases: those of attention and feed-forward, and of the norms."""
-    model = skeleton("card:gpt3").model
+    model = load_meta_model("card:gpt3").model
     return attach(model, Spec(targets="none", bias="all")).parameters_count
 
 
@@ -244,17 +246,17 @@ def test_ten_thousand_times_fewer() -> None:
 
 def test_file_sizes() -> None:
     assert (
-        planned("gpt2-medium", 4, "fused").held(torch.float32).file == 1_572_864 == 1.5 * MIB
+        planned("gpt2-medium", 4, "fused").adapter_bytes(torch.float32).file == 1_572_864 == 1.5 * MIB
     )  # "1.5 MB"
-    assert planned("bloom-1b7", 8, "fused").held(torch.float32).file == 6_291_456  # "6.31 MB"
+    assert planned("bloom-1b7", 8, "fused").adapter_bytes(torch.float32).file == 6_291_456  # "6.31 MB"
     assert (
-        planned("roberta-base", 8).held(torch.float32).file == 4 * 887_811
+        planned("roberta-base", 8).adapter_bytes(torch.float32).file == 4 * 887_811
     )  # "3.4 MB": 3.39 MiB, head and all
-    assert planned("deberta-v2-xxlarge", 16).held(torch.float32).file == 4 * (
+    assert planned("deberta-v2-xxlarge", 16).adapter_bytes(torch.float32).file == 4 * (
         4_718_592 + 2_365_443
     )  # "27.1 MB": 27.02 MiB
     assert (
-        planned("gpt2-large", 4, "fused").held(torch.float32).file / MIB == 2.8125
+        planned("gpt2-large", 4, "fused").adapter_bytes(torch.float32).file / MIB == 2.8125
     )  # "2.3 MB" fits no count
 
 
@@ -263,7 +265,7 @@ def test_storage_of_gpt3_and_a_hundred_tasks() -> None:
     353.8 GB, not 35 TB.
     """
     plan = planned("gpt3", 4)
-    whole, adapter = plan.weights(torch.float16), plan.held(torch.float32).file // 2
+    whole, adapter = plan.weights(torch.float16), plan.adapter_bytes(torch.float32).file // 2
     assert 349e9 < whole < 351e9
     assert adapter == 37_748_736 == 36 * MIB
     assert round((350e9 + 100 * 35e6) / 1e9, 1) == 353.5  # as published
@@ -279,9 +281,9 @@ def test_memory_of_training_gpt3() -> None:
     weights = plan.weights(torch.float16)
     assert round(3 * weights / 1e12, 2) == 1.05 and round(4 * weights / 1e12, 2) == 1.40
     assert (
-        round(plan.static(torch.float16) / 1e9, 1) == 349.4
+        round(plan.fixed_bytes(torch.float16) / 1e9, 1) == 349.4
     )  # and a step's activations on top, which the figure leaves out
-    assert 3 * weights / plan.static(torch.float16) == pytest.approx(3, rel=1e-3)
+    assert 3 * weights / plan.fixed_bytes(torch.float16) == pytest.approx(3, rel=1e-3)
 
 
 def test_a_quarter_faster_is_a_quarter_less_time() -> None:
@@ -294,7 +296,7 @@ def test_bloom_trains_on_small_gpus_by_lora_alone() -> None:
     plan = planned("bloom-1b7", 8, "fused", batch=4, length=256, padded=True)
     assert plan.weights(torch.float16) == pytest.approx(3.44e9, rel=2e-3)
     for gpu in ("T4", "RTX 2080 Ti", "RTX 3080"):
-        fits = {method: told["batch"] for method, told in plan.fits(named(gpu)).items()}
+        fits = {method: told["batch"] for method, told in plan.fits(find_device(gpu)).items()}
         assert fits["full"] == 0 < fits["lora"] <= fits["lora-8bit"] <= fits["lora-4bit"], (
             gpu,
             fits,

@@ -89,9 +89,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     run = TrainSpec(
         **{**run_values, "model": asked.model, "data": "not read", "output": "not written"}
     )
-    from lorakit.plan.report import report
+    from lorakit.plan.report import make_report
 
-    return report(asked, run, spec)
+    return make_report(asked, run, spec)
 
 
 def show(result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lorakit.plan.trace import Step, Trace, trace
+from lorakit.plan.trace import Step, Trace, trace_step
 from lorakit.sites.slot import Slot
 
 # blocks: two at either end of a run, whose neighbours are other layers or the same ones as in the
@@ -18,7 +18,7 @@ FEW = 4
 WORTH = 3 * FEW  # blocks of a run from which on two short traces are quicker than the whole
 
 
-def of_blocks(model: nn.Module, step: Step) -> Trace:
+def trace_by_blocks(model: nn.Module, step: Step) -> Trace:
     """Return what `trace` does; where blocks repeat, from two traces with 4 and 5 of them.
 
     A block takes and frees the same memory wherever it stands, on top of what grows by the same
@@ -35,18 +35,18 @@ def of_blocks(model: nn.Module, step: Step) -> Trace:
     Raises:
         PlanError: as `trace`.
     """
-    found = repeated(model)
+    found = find_repeated_blocks(model)
     if found is None:
-        return trace(model, step)
+        return trace_step(model, step)
     blocks, run = found
     traces = []
     for count in (FEW, FEW + 1):
         with _cut(blocks, run, count):
-            traces.append(trace(model, step))
-    return _grown(traces[0], traces[1], len(run) - FEW) or trace(model, step)
+            traces.append(trace_step(model, step))
+    return _grown(traces[0], traces[1], len(run) - FEW) or trace_step(model, step)
 
 
-def repeated(model: Any) -> tuple[nn.ModuleList, range] | None:
+def find_repeated_blocks(model: Any) -> tuple[nn.ModuleList, range] | None:
     """Return the list of a model's blocks, and which of them are alike and one after the other;
     None where few are.
     """

@@ -32,7 +32,7 @@ class Curve:
         return round(float(np.polyval(self.powers, size).max()))
 
 
-def largest(fits: Callable[[int], bool], most: int) -> int:
+def find_largest(fits: Callable[[int], bool], most: int) -> int:
     """Return the largest size from 1 to `most` that fits, where all below a size that fits do; 0
     where none does.
 

@@ -49,7 +49,7 @@ class Device:
     gpu: bool = True
 
 
-def named(name: str) -> Device:
+def find_device(name: str) -> Device:
     """Return a device by name, spelled in any way: "2080ti", "RTX 4090", "this machine".
 
     Raises:
@@ -121,7 +121,7 @@ class Rate:
         return flops / self.flops + (moved / self.moved if self.moved else 0.0) + calls * self.call
 
 
-def measured(width: int, rows: int, dtype: torch.dtype) -> Rate:
+def measure_rate(width: int, rows: int, dtype: torch.dtype) -> Rate:
     """Measure this machine, in about half a second: a product of the model's width, a sum of large
     tensors, a tiny step.
 

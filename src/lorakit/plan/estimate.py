@@ -15,11 +15,11 @@ from lorakit.inject.attach import detach
 from lorakit.inject.coverage import coverage
 from lorakit.inject.targets import select
 from lorakit.models.chunked_loss import chunk_rows
-from lorakit.plan.blocks import of_blocks
-from lorakit.plan.curve import Curve, largest
+from lorakit.plan.blocks import trace_by_blocks
+from lorakit.plan.curve import Curve, find_largest
 from lorakit.plan.devices import Device, Rate
-from lorakit.plan.meta_model import Skeleton, attached
-from lorakit.plan.published import others
+from lorakit.plan.meta_model import MetaModel, attach_on_meta
+from lorakit.plan.published import count_other_methods
 from lorakit.plan.trace import Step, Trace
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Spec
@@ -81,7 +81,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Held:
+class AdapterBytes:
     """Bytes of an adapter.
 
     Attributes:
@@ -109,13 +109,13 @@ class Plan:
         SpecError: a rank that a layer cannot have; all are named.
     """
 
-    def __init__(self, base: Skeleton, spec: Spec, work: Work):
+    def __init__(self, base: MetaModel, spec: Spec, work: Work):
         self.base, self.work = base, work
         new = tuple(m for m in base.new_modules if m not in spec.full_modules)
         self.spec = replace(spec, full_modules=(*spec.full_modules, *new))
         self._traces: dict[tuple[Step, int | None], Trace] = {}
-        self._held: dict[torch.dtype, Held] = {}
-        adapter = attached(base.model, self.spec)
+        self._held: dict[torch.dtype, AdapterBytes] = {}
+        adapter = attach_on_meta(base.model, self.spec)
         self.coverage, self.adapter = coverage(base.model), adapter
         own = list({id(p): p for _, p in base_parameters(base.model)}.values())
         self.base_parameters, self._buffers = (
@@ -126,7 +126,7 @@ class Plan:
 
     # --- memory ----------------------------------------------------------------------------------
 
-    def traced(self, step: Step, *, rank: int | None = None, full: bool = False) -> Trace:
+    def trace(self, step: Step, *, rank: int | None = None, full: bool = False) -> Trace:
         """Return the trace of a step, with the adapter at its own or another rank, or with every
         parameter trained.
         """
@@ -136,9 +136,9 @@ class Plan:
             if full:
                 model.requires_grad_(True)
             else:
-                attached(model, self.spec if rank is None else _at_rank(self.spec, rank))
+                attach_on_meta(model, self.spec if rank is None else _at_rank(self.spec, rank))
             try:
-                self._traces[key] = of_blocks(model, step)
+                self._traces[key] = trace_by_blocks(model, step)
             finally:
                 if not full:
                     detach(model)
@@ -174,19 +174,21 @@ class Plan:
     def _widest(self) -> int:
         return max((out * inputs for out, inputs in self._linear), default=0)
 
-    def held(self, dtype: torch.dtype, adapter: Adapter | None = None) -> Held:
+    def adapter_bytes(self, dtype: torch.dtype, adapter: Adapter | None = None) -> AdapterBytes:
         """Return the bytes of the plan's adapter, or of another, on a base of this dtype."""
         if adapter is not None:
-            return held(adapter, dtype)
+            return measure_adapter(adapter, dtype)
         if dtype not in self._held:
-            self._held[dtype] = held(self.adapter, dtype)
+            self._held[dtype] = measure_adapter(self.adapter, dtype)
         return self._held[dtype]
 
-    def static(self, dtype: torch.dtype, method: str = "lora", adapter: Held | None = None) -> int:
+    def fixed_bytes(
+        self, dtype: torch.dtype, method: str = "lora", adapter: AdapterBytes | None = None
+    ) -> int:
         """Return what is there all the time: weights, adapters, and the two moments of AdamW."""
         if method == "full":
             return 3 * 4 * self.base_parameters + self._buffers
-        size = adapter or self.held(dtype)
+        size = adapter or self.adapter_bytes(dtype)
         return self.weights(dtype, method) + size.frozen + 3 * size.trained
 
     def memory(self, *, gpu: bool) -> dict[str, int | None]:
@@ -197,7 +199,7 @@ class Plan:
         not known, and is None.
         """
         step = self.work.step(self.base.task, gpu)
-        size, found = self.held(step.dtype), self.traced(step) if self.base.runs else None
+        size, found = self.adapter_bytes(step.dtype), self.trace(step) if self.base.runs else None
         step_peak = None if found is None else max(found.peak, 2 * size.trained)
         return {
             "weights": self.weights(step.dtype),
@@ -206,7 +208,7 @@ class Plan:
             "optimizer": 2 * size.trained,
             "activations": found.activations if found else None,
             "logits": found.logits if found else None,
-            "peak": None if step_peak is None else self.static(step.dtype) + step_peak,
+            "peak": None if step_peak is None else self.fixed_bytes(step.dtype) + step_peak,
         }
 
     # --- what fits -------------------------------------------------------------------------------
@@ -228,18 +230,18 @@ class Plan:
         )
         out: dict[str, dict[str, int]] = {}
         for method in METHODS:
-            room, full = device.usable - self.static(step.dtype, method), method == "full"
-            out[method] = {"bytes": self.static(step.dtype, method), "batch": 0}
+            room, full = device.usable - self.fixed_bytes(step.dtype, method), method == "full"
+            out[method] = {"bytes": self.fixed_bytes(step.dtype, method), "batch": 0}
             if room <= 0:
                 continue
             batches = self._curve("batch", whole if full else step, (2, 4), MOST_BATCH, full=full)
-            out[method]["batch"] = largest(lambda b, c=batches, r=room: c(b) <= r, MOST_BATCH)
-        room = device.usable - self.static(step.dtype)
+            out[method]["batch"] = find_largest(lambda b, c=batches, r=room: c(b) <= r, MOST_BATCH)
+        room = device.usable - self.fixed_bytes(step.dtype)
         if room > 0:
             limit = self.base.max_length or MOST_LENGTH
             points = sorted({max(2, self.work.length // k) for k in (1, 2, 4)} | {8, 16})[-3:]
             lengths = self._curve("length", step, points, limit)
-            out["lora"]["length"] = largest(lambda n: lengths(n) <= room, limit)
+            out["lora"]["length"] = find_largest(lambda n: lengths(n) <= room, limit)
             out["lora"]["rank"] = self._highest_rank(step, device.usable)
         return out
 
@@ -248,7 +250,7 @@ class Plan:
     ) -> Callable[[int], int]:
         def through(sizes: Sequence[int]) -> Curve:
             return Curve(
-                [(n, self.traced(replace(step, **{what: n}), full=full).timeline) for n in sizes]
+                [(n, self.trace(replace(step, **{what: n}), full=full).timeline) for n in sizes]
             )
 
         # A loss of more than one chunk holds no more logits, whatever the size, so from there on
@@ -279,16 +281,16 @@ class Plan:
         if self.spec.overrides or low >= high:
             return 0
         sizes = {
-            r: self.static(step.dtype, adapter=self.held(step.dtype, self._fresh(r)))
+            r: self.fixed_bytes(step.dtype, adapter=self.adapter_bytes(step.dtype, self._fresh(r)))
             for r in (low, high)
         }
         slope = (sizes[high] - sizes[low]) / (high - low)
-        curve = Curve([(r, self.traced(step, rank=r).timeline) for r in (low, high)])
+        curve = Curve([(r, self.trace(step, rank=r).timeline) for r in (low, high)])
 
         def fits(rank: int) -> bool:
             return int(sizes[low] + slope * (rank - low)) + curve(rank) <= usable
 
-        return largest(fits, most)
+        return find_largest(fits, most)
 
     def _highest(self) -> int:
         """Return the highest rank that all adapted layers can have."""
@@ -297,7 +299,7 @@ class Plan:
         return most // start.vectors_per_rank if start else most
 
     def _fresh(self, rank: int) -> Adapter:
-        adapter = attached(self.base.model, _at_rank(self.spec, rank))
+        adapter = attach_on_meta(self.base.model, _at_rank(self.spec, rank))
         detach(self.base.model)
         return adapter
 
@@ -317,7 +319,7 @@ class Plan:
             again=False,
             packed=() if batch else step.packed,
         )
-        found = self.traced(step)
+        found = self.trace(step)
         return self.work.accumulate * rate.seconds(found.flops, found.moved, found.calls)
 
     def ranks(self, dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
@@ -332,13 +334,13 @@ class Plan:
         for r in (r for r in RANKS if r <= most):
             if len(told) < 2 or self.spec.delta == "lokr":  # of all others each rank adds the same
                 adapter = self._fresh(r)
-                told[r] = (adapter.parameters_count, *astuple(self.held(dtype, adapter)))
+                told[r] = (adapter.parameters_count, *astuple(self.adapter_bytes(dtype, adapter)))
             else:
                 told[r] = tuple(
                     first + (r - 1) * (second - first)
                     for first, second in zip(told[1], told[2], strict=True)
                 )
-            count, size = told[r][0], Held(*told[r][1:])
+            count, size = told[r][0], AdapterBytes(*told[r][1:])
             past = sum(r * (rows + columns) >= rows * columns for rows, columns in shapes)
             out.append(
                 {
@@ -352,17 +354,17 @@ class Plan:
             )
         return out
 
-    def others(self) -> dict[str, int]:
+    def other_methods(self) -> dict[str, int]:
         """Return what other methods would train on this model; empty where its config does not tell
         its shape.
         """
         config = getattr(self.base.model, "config", None)
         text = config.get_text_config() if config is not None else None
         width, layers = getattr(text, "hidden_size", None), getattr(text, "num_hidden_layers", None)
-        return others(width, layers, self.spec.rank) if width and layers else {}
+        return count_other_methods(width, layers, self.spec.rank) if width and layers else {}
 
 
-def make(base: Skeleton, spec: Spec, work: Work) -> Plan:
+def make_plan(base: MetaModel, spec: Spec, work: Work) -> Plan:
     """Return a plan, or refuse a length that the model cannot read."""
     if base.max_length and work.length > base.max_length:
         raise ModelError(
@@ -376,13 +378,13 @@ def _at_rank(spec: Spec, rank: int) -> Spec:
     return replace(spec, rank=rank)
 
 
-def held(adapter: Adapter, dtype: torch.dtype) -> Held:
+def measure_adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterBytes:
     """Return the bytes of an adapter on a base of this dtype, which what is trained whole has too."""
     whole = sum(p.numel() for p in adapter.full_parameters.values())
     frozen = {id(b): b.nbytes for delta in adapter.deltas.values() for b in delta.buffers()}
     factors = sum(p.nbytes for delta in adapter.deltas.values() for p in delta.parameters())
     written = layout_tensors(adapter.spec, adapter.deltas, {}).tensors
     size = whole * dtype.itemsize
-    return Held(
+    return AdapterBytes(
         factors + size, sum(frozen.values()), sum(t.nbytes for t in written.values()) + size
     )

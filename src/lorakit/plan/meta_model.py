@@ -22,7 +22,7 @@ from lorakit.inits.start import STARTS, start_faults
 from lorakit.inject.attach import attach, detach
 from lorakit.inject.places import find_places
 from lorakit.models.load import load_config, locate, quiet
-from lorakit.plan.published import CARDS, PREFIX
+from lorakit.plan.published import PREFIX, PUBLISHED
 from lorakit.spec import Spec
 from lorakit.text import near_misses, plural
 
@@ -30,7 +30,7 @@ EMBEDDING = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|shared)$")
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class MetaModel:
     """A model whose tensors have shapes and no values.
 
     Attributes:
@@ -50,7 +50,7 @@ class Skeleton:
     runs: bool = True
 
 
-def skeleton(name: str, task: str = "auto", labels: int = 2) -> Skeleton:
+def load_meta_model(name: str, task: str = "auto", labels: int = 2) -> MetaModel:
     """Return a model of this name without its weights; of a model on the hub, its config alone is
     fetched.
 
@@ -65,25 +65,29 @@ def skeleton(name: str, task: str = "auto", labels: int = 2) -> Skeleton:
     """
     if name.startswith(PREFIX):
         short = name.removeprefix(PREFIX)
-        if short not in CARDS:
+        if short not in PUBLISHED:
             raise ModelError(
-                f"There is no {name!r}. {near_misses(short, CARDS)}".rstrip(),
-                advice=f"Cards: {', '.join(CARDS)}.",
+                f"There is no {name!r}. {near_misses(short, PUBLISHED)}".rstrip(),
+                advice=f"Cards: {', '.join(PUBLISHED)}.",
             )
         return _from_config(
-            CARDS[short].config(), name, CARDS[short].task if task == "auto" else task, labels, None
+            PUBLISHED[short].config(),
+            name,
+            PUBLISHED[short].task if task == "auto" else task,
+            labels,
+            None,
         )
     files = _weight_files(Path(name))
     if files and not (Path(name) / "config.json").is_file():
         return _from_headers(_headers(files), name)
-    cards = ", ".join(PREFIX + card for card in CARDS)
+    cards = ", ".join(PREFIX + card for card in PUBLISHED)
     where = locate(name)[0]
     config = load_config(where, advice=f"Name a folder, a hub id within reach, or a card: {cards}.")
     held = set(_headers(_weight_files(Path(where)))) or None
     return _from_config(config, name, task, labels, held)
 
 
-def attached(model: nn.Module, spec: Spec) -> Adapter:
+def attach_on_meta(model: nn.Module, spec: Spec) -> Adapter:
     """Put an adapter on a model of the meta device; no random number is drawn, which for large
     models takes seconds.
 
@@ -149,7 +153,9 @@ class _NothingDrawn(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _from_config(config: Any, name: str, task: str, labels: int, held: set[str] | None) -> Skeleton:
+def _from_config(
+    config: Any, name: str, task: str, labels: int, held: set[str] | None
+) -> MetaModel:
     import transformers
 
     task = _told(config) if task == "auto" else task
@@ -180,7 +186,7 @@ def _from_config(config: Any, name: str, task: str, labels: int, held: set[str] 
             f"{name} has no weights for {', '.join(new)}: it is no causal language model.",
             advice="Language modelling needs one; a classifier needs rows with labels.",
         )
-    return Skeleton(model, name, task, new, int(longest))
+    return MetaModel(model, name, task, new, int(longest))
 
 
 def _told(config: Any) -> str:
@@ -248,7 +254,7 @@ def _headers(files: list[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _from_headers(shapes: Mapping[str, tuple[int, ...]], name: str) -> Skeleton:
+def _from_headers(shapes: Mapping[str, tuple[int, ...]], name: str) -> MetaModel:
     """Return a tree of layers of these shapes: a matrix is a linear layer, or an embedding where
     its name says so.
     """
@@ -274,4 +280,4 @@ def _from_headers(shapes: Mapping[str, tuple[int, ...]], name: str) -> Skeleton:
                 parent.add_module(part, nn.Module())
             parent = parent._modules[part]  # type: ignore[assignment]
         setattr(parent, last, layer)
-    return Skeleton(model, name, "causal-lm", (), 0, runs=False)
+    return MetaModel(model, name, "causal-lm", (), 0, runs=False)

@@ -9,7 +9,7 @@ PREFIX = "card:"
 
 
 @dataclass(frozen=True)
-class Card:
+class PublishedModel:
     """A published model: the class of its config in transformers, what differs from that class's
     defaults, its task.
     """
@@ -26,12 +26,12 @@ class Card:
 
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-CARDS = {
-    "gpt2": Card("GPT2Config", {}),
-    "gpt2-medium": Card("GPT2Config", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
-    "gpt2-large": Card("GPT2Config", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
-    "roberta-base": Card("RobertaConfig", _ROBERTA, "classify"),
-    "roberta-large": Card(
+PUBLISHED = {
+    "gpt2": PublishedModel("GPT2Config", {}),
+    "gpt2-medium": PublishedModel("GPT2Config", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+    "gpt2-large": PublishedModel("GPT2Config", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
+    "roberta-base": PublishedModel("RobertaConfig", _ROBERTA, "classify"),
+    "roberta-large": PublishedModel(
         "RobertaConfig",
         {
             **_ROBERTA,
@@ -42,7 +42,7 @@ CARDS = {
         },
         "classify",
     ),
-    "deberta-v2-xxlarge": Card(
+    "deberta-v2-xxlarge": PublishedModel(
         "DebertaV2Config",
         {
             "hidden_size": 1536,
@@ -65,7 +65,7 @@ CARDS = {
     ),
     # GPT-3's blocks are GPT-2's. OPT's class is such a block with q, k and v apart; it adds two
     # positions of its own.
-    "gpt3": Card(
+    "gpt3": PublishedModel(
         "OPTConfig",
         {
             "hidden_size": 12288,
@@ -77,7 +77,7 @@ CARDS = {
             "max_position_embeddings": 2046,
         },
     ),
-    "bloom-1b7": Card(
+    "bloom-1b7": PublishedModel(
         "BloomConfig", {"vocab_size": 250880, "hidden_size": 2048, "n_layer": 24, "n_head": 16}
     ),
 }
@@ -121,7 +121,7 @@ def blocks(width: int, count: int) -> int:
     return count * (12 * width**2 + 13 * width)
 
 
-def others(width: int, layers: int, rank: int) -> dict[str, int]:
+def count_other_methods(width: int, layers: int, rank: int) -> dict[str, int]:
     """Return what other methods would train on a model of this shape, by name."""
     return {
         f"bottleneck adapters, two a block, width {rank}": bottleneck(width, rank, 2 * layers),

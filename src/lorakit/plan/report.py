@@ -15,8 +15,8 @@ from lorakit.models.load import Loaded, auto_dtype, load_tokenizer
 from lorakit.models.open import encode_rows
 from lorakit.models.packing import packing_obstacle
 from lorakit.plan import devices
-from lorakit.plan.estimate import Plan, Work, make
-from lorakit.plan.meta_model import Skeleton, skeleton
+from lorakit.plan.estimate import Plan, Work, make_plan
+from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, count_rank_costs
 from lorakit.spec import Spec
@@ -25,7 +25,7 @@ from lorakit.text import format_bytes, format_duration
 LENGTH = 512  # tokens, where nothing says otherwise: training's own default
 
 
-def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
+def make_report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
     """Return the plan as JSON holds it.
 
     Args:
@@ -45,15 +45,15 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
             f"--teraflops: a number above 0 is needed, got {asked.teraflops:g}.",
             advice="Nothing was planned.",
         )
-    device = devices.named(asked.device or devices.HERE)
+    device = devices.find_device(asked.device or devices.HERE)
     rows = read_rows(asked.data, columns=asked.columns, quotes=asked.quotes) if asked.data else None
     task = infer_task(rows, asked.task) if rows is not None else asked.task
     labels = list_labels(rows) if rows is not None and task == "classify" else []
-    base = skeleton(asked.model, task, labels=len(labels) or 2)
-    examples = tokenised(base, rows, run.max_length, labels, asked.loss_on) if rows else None
-    batches = batches_of(run, base, examples) if examples else None
-    plan = make(base, spread(base, spec, run), work_of(run, base, spec, batches))
-    out = {**described(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
+    base = load_meta_model(asked.model, task, labels=len(labels) or 2)
+    examples = tokenise_rows(base, rows, run.max_length, labels, asked.loss_on) if rows else None
+    batches = make_batches(run, base, examples) if examples else None
+    plan = make_plan(base, allocate_run_ranks(base, spec, run), make_work(run, base, spec, batches))
+    out = {**describe_plan(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
     chosen = devices.all_devices() if asked.device is None else [device]
     table = [
         {"device": d.name, "size": d.size, "usable": d.usable, "methods": plan.fits(d)}
@@ -63,15 +63,15 @@ def report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
         "devices": table,
         "fits": {d["device"]: d["methods"]["lora"]["batch"] for d in table},
         "ranks": plan.ranks(plan.work.dtype(device.gpu)),
-        "others": plan.others(),
+        "others": plan.other_methods(),
         "spec": plan.spec.to_dict(),
         "notes": _notes(plan, run, table, batches),
     }
-    out["summary"] = summary(out)
+    out["summary"] = summarise(out)
     return out
 
 
-def described(plan: Plan, device: devices.Device) -> dict[str, Any]:
+def describe_plan(plan: Plan, device: devices.Device) -> dict[str, Any]:
     """Return counts and memory of a plan on one device."""
     work, dtype = plan.work, plan.work.dtype(device.gpu)
     return {
@@ -84,7 +84,7 @@ def described(plan: Plan, device: devices.Device) -> dict[str, Any]:
         "base_parameters": plan.base_parameters,
         "adapted_modules": len(plan.coverage.modules),
         "coverage": str(plan.coverage),
-        "adapter_bytes": plan.held(dtype).file,
+        "adapter_bytes": plan.adapter_bytes(dtype).file,
         "base_dtype": str(dtype).removeprefix("torch."),
         "batch": work.batch,
         "length": work.length,
@@ -92,7 +92,7 @@ def described(plan: Plan, device: devices.Device) -> dict[str, Any]:
     }
 
 
-def summary(out: dict[str, Any]) -> str:
+def summarise(out: dict[str, Any]) -> str:
     """Return the plan in one line."""
     peak, usable = out["memory"]["peak"], out["usable_bytes"]
     text = (
@@ -111,7 +111,7 @@ def summary(out: dict[str, Any]) -> str:
     return text
 
 
-def spread(base: Skeleton, spec: Spec, run: Any) -> Spec:
+def allocate_run_ranks(base: MetaModel, spec: Spec, run: Any) -> Spec:
     """Return the spec with its rank where --ranks and --rank-budget of a run put it, as far as
     shapes tell.
 
@@ -130,7 +130,7 @@ def spread(base: Skeleton, spec: Spec, run: Any) -> Spec:
     )
 
 
-def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches:
+def make_batches(run: Any, base: MetaModel, examples: Sequence[Example]) -> Batches:
     """Return the batches of a run; packed where nothing of the model's shape speaks against it.
 
     Raises:
@@ -151,7 +151,7 @@ def batches_of(run: Any, base: Skeleton, examples: Sequence[Example]) -> Batches
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
 
-def work_of(run: Any, base: Skeleton, spec: Spec, batches: Batches | None) -> Work:
+def make_work(run: Any, base: MetaModel, spec: Spec, batches: Batches | None) -> Work:
     """Return what a run does at once: the largest of its batches, or without rows the largest that
     there could be.
     """
@@ -172,7 +172,7 @@ def work_of(run: Any, base: Skeleton, spec: Spec, batches: Batches | None) -> Wo
     auto = torch.float32
     if base.runs:
         auto = auto_dtype(
-            torch.device("cpu"), base.model.config, base.task, trains_base=trains_whole(spec)
+            torch.device("cpu"), base.model.config, base.task, trains_base=trains_base(spec)
         )
     return Work(
         **sizes,
@@ -184,13 +184,13 @@ def work_of(run: Any, base: Skeleton, spec: Spec, batches: Batches | None) -> Wo
     )
 
 
-def trains_whole(spec: Spec) -> bool:
+def trains_base(spec: Spec) -> bool:
     """Tell whether parameters of the base train as they are, in its dtype."""
     return spec.bias != "none" or bool(spec.full_modules)
 
 
-def tokenised(
-    base: Skeleton,
+def tokenise_rows(
+    base: MetaModel,
     rows: Rows,
     max_length: int | None,
     labels: Sequence[str],
@@ -226,7 +226,7 @@ def _time(
     rate = (
         devices.Rate(teraflops * 1e12)
         if teraflops is not None
-        else devices.measured(getattr(config, "hidden_size", 512), tokens, dtype)
+        else devices.measure_rate(getattr(config, "hidden_size", 512), tokens, dtype)
     )
     if batches is None:
         return {

@@ -92,7 +92,7 @@ class Trace:
         return max(self.timeline, default=0)
 
 
-def trace(model: nn.Module, step: Step) -> Trace:
+def trace_step(model: nn.Module, step: Step) -> Trace:
     """Run one step of a model on fake tensors; the model's own tensors are back in place when it
     returns.
 

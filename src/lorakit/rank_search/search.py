@@ -23,8 +23,8 @@ from lorakit.inject.targets import select
 from lorakit.linalg import singular_values
 from lorakit.models.load import load
 from lorakit.plan.devices import this_machine
-from lorakit.plan.meta_model import skeleton
-from lorakit.plan.report import tokenised
+from lorakit.plan.meta_model import load_meta_model
+from lorakit.plan.report import tokenise_rows
 from lorakit.rank_search.advice import advise
 from lorakit.rank_search.candidate import SearchResult, check_searchable, deciding_metric
 from lorakit.rank_search.config import TRAINING, RankSearchSpec
@@ -241,8 +241,8 @@ def advice(settings: TrainSpec, spec: Spec) -> dict[str, Any]:
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
     task = infer_task(rows, settings.task)
     labels = list_labels(rows) if task == "classify" else []
-    base = skeleton(settings.model, task, labels=len(labels) or 2)
-    examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
+    base = load_meta_model(settings.model, task, labels=len(labels) or 2)
+    examples = tokenise_rows(base, rows, settings.max_length, labels, settings.loss_on)
     chosen = select(
         base.model,
         spec.targets,

@@ -22,16 +22,16 @@ from lorakit.models.open import encode_rows
 from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 from lorakit.models.tasks import TASKS
 from lorakit.plan.devices import this_machine
-from lorakit.plan.estimate import make
-from lorakit.plan.meta_model import Skeleton, skeleton
+from lorakit.plan.estimate import make_plan
+from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.report import (
-    batches_of,
-    described,
-    spread,
-    summary,
-    tokenised,
-    trains_whole,
-    work_of,
+    allocate_run_ranks,
+    describe_plan,
+    make_batches,
+    make_work,
+    summarise,
+    tokenise_rows,
+    trains_base,
 )
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
@@ -84,8 +84,8 @@ def prepare_run(
             "dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
             advice="Nothing was started.",
         )
-    base = skeleton(settings.model, task, labels=len(labels) or 2)
-    examples = tokenised(base, rows, settings.max_length, labels, settings.loss_on)
+    base = load_meta_model(settings.model, task, labels=len(labels) or 2)
+    examples = tokenise_rows(base, rows, settings.max_length, labels, settings.loss_on)
     dtype = _base_dtype(settings, base, spec)
     planned = plan_first(replace(settings, base_dtype=dtype), spec, base, examples, say)
     say(
@@ -184,7 +184,7 @@ def prepare_run(
 def plan_first(
     settings: TrainSpec,
     spec: Spec,
-    base: Skeleton,
+    base: MetaModel,
     examples: Sequence[Example],
     say: Callable[[str], None],
 ) -> dict[str, Any] | None:
@@ -194,17 +194,17 @@ def plan_first(
     Raises:
         SpecError: its largest batch does not fit into the memory of this machine.
     """
-    plan = make(
+    plan = make_plan(
         base,
-        spread(base, spec, settings),
-        work_of(settings, base, spec, batches_of(settings, base, examples)),
+        allocate_run_ranks(base, spec, settings),
+        make_work(settings, base, spec, make_batches(settings, base, examples)),
     )
     try:
-        told = described(plan, this_machine(cpu=settings.device == "cpu"))
+        told = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
         say(f"note: no plan: {error.message}")
         return None
-    say(summary(told))
+    say(summarise(told))
     needs, has = told["memory"]["peak"], told["usable_bytes"]
     if needs > has and not settings.beyond_memory:
         parts = [f"{part}   {count:,} bytes" for part, count in told["memory"].items()]
@@ -296,7 +296,7 @@ def _logits(job: Job, say: Callable[[str], None]) -> str:
     return f"all at once: {why}"
 
 
-def _base_dtype(settings: TrainSpec, base: Skeleton, spec: Spec) -> str:
+def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
     """Return the dtype of the base: as asked, else as the run took it that is resumed, wherever it
     goes on, else by rule.
     """
@@ -307,7 +307,7 @@ def _base_dtype(settings: TrainSpec, base: Skeleton, spec: Spec) -> str:
     except ValueError:  # damaged: what compares the settings says so
         earlier = {}
     chosen = auto_dtype(
-        device_of(settings.device), base.model.config, base.task, trains_base=trains_whole(spec)
+        device_of(settings.device), base.model.config, base.task, trains_base=trains_base(spec)
     )
     return earlier.get("base_dtype", _name(chosen))
 
