@@ -246,9 +246,13 @@ def test_ten_thousand_times_fewer() -> None:
 
 def test_file_sizes() -> None:
     assert (
-        planned("gpt2-medium", 4, "fused").adapter_bytes(torch.float32).file == 1_572_864 == 1.5 * MIB
+        planned("gpt2-medium", 4, "fused").adapter_bytes(torch.float32).file
+        == 1_572_864
+        == 1.5 * MIB
     )  # "1.5 MB"
-    assert planned("bloom-1b7", 8, "fused").adapter_bytes(torch.float32).file == 6_291_456  # "6.31 MB"
+    assert (
+        planned("bloom-1b7", 8, "fused").adapter_bytes(torch.float32).file == 6_291_456
+    )  # "6.31 MB"
     assert (
         planned("roberta-base", 8).adapter_bytes(torch.float32).file == 4 * 887_811
     )  # "3.4 MB": 3.39 MiB, head and all
