@@ -240,10 +240,10 @@ def test_the_plan_reads_rows_as_training_does(
         )
         settings |= {"model": str(tiny_bert), "data": str(rows)}
     read: list[Any] = []
-    real = preparing.tokenised
+    real = preparing.tokenise_rows
     monkeypatch.setattr(
         preparing,
-        "tokenised",
+        "tokenise_rows",
         lambda base, rows, *more: read.append(rows) or real(base, rows, *more),
     )
     ready = prepare_run(TrainSpec(**settings, max_length=12), Spec(rank=4))

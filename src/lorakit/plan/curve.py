@@ -36,8 +36,8 @@ def find_largest(fits: Callable[[int], bool], most: int) -> int:
     """Return the largest size from 1 to `most` that fits, where all below a size that fits do; 0
     where none does.
 
-    >>> largest(lambda x: x * x <= 50, 100), largest(lambda x: False, 100), largest(lambda x: True, 100)
-    (7, 0, 100)
+    >>> find_largest(lambda x: x * x <= 50, 100), find_largest(lambda x: False, 100)
+    (7, 0)
     """
     low, high = 0, most
     while low < high:

@@ -55,7 +55,7 @@ def find_device(name: str) -> Device:
     Raises:
         SpecError: none is called so; near misses are named.
 
-    >>> named("rtx4090").name, named("2080 Ti").size >> 20
+    >>> find_device("rtx4090").name, find_device("2080 Ti").size >> 20
     ('RTX 4090', 11264)
     """
     known = (
