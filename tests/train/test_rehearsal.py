@@ -103,7 +103,7 @@ def test_a_model_that_cannot_be_planned_trains(
     def untold(*args: Any) -> None:
         raise PlanError("A step of Odd cannot be run on shapes alone.")
 
-    monkeypatch.setattr(preparing, "described", untold)
+    monkeypatch.setattr(preparing, "describe_plan", untold)
     said: list[str] = []
     assert (
         train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)["plan"]
