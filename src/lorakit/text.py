@@ -14,16 +14,25 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """Return the nearest of some known words, the best first; empty if none is near.
+
+    >>> nearest("k_porj", ["q_proj", "k_proj"], count=1)
+    ['k_proj']
+    """
+    return get_close_matches(word, sorted(set(known)), n=count, cutoff=0.6)
+
+
 def near_misses(word: str, known: Iterable[str], count: int = 3) -> str:
     """Return `did you mean …?` for the nearest of `known`, or an empty string.
 
     >>> near_misses("k_porj", ["q_proj", "k_proj"], count=1)
     "did you mean 'k_proj'?"
     """
-    found = get_close_matches(word, sorted(set(known)), n=count, cutoff=0.6)
-    if not found:
+    words = nearest(word, known, count)
+    if not words:
         return ""
-    names = " or ".join(repr(name) for name in found)
+    names = " or ".join(repr(name) for name in words)
     return f"did you mean {names}?"
 
 

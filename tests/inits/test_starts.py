@@ -394,6 +394,6 @@ def test_what_cannot_be_is_refused(case: str) -> None:
 def test_batches_for_a_started_adapter_are_refused() -> None:
     adapter = lorakit.attach(lin(), Spec(rank=2)).copy()
     with pytest.raises(
-        SpecError, match=r"batches are for the start of a new adapter; this one has started."
+        SpecError, match=r"batches are for the start of a new adapter, and this one is not new."
     ):
         lorakit.attach(lin(), adapter, any_base=True, batches=X)

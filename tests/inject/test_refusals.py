@@ -192,14 +192,15 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             Spec(targets="qv", **few),
             TargetError,
             "The preset 'qv' does not fit ModuleDict.\n  'q'   0 layers\n  'v'   0 layers\n"
-            "qkv and 0 more hold q, k and v in one matrix: targets='attention' adapts it whole; Spec(parts=…) says which of "
-            "its rows are whose. Nothing was attached.",
+            "qkv and 0 more hold q, k and v in one matrix: targets='attention' adapts all of it; "
+            "Spec(parts=…) names the outputs of each. Nothing was attached.",
         ),
         "parts of other rows": (
             gpt2,
             Spec(parts={"c_attn": {"q": 5}, "c_atn": {"q": 5}}, **few),
             TargetError,
-            "2 of 2 parts fit no layer.\n  'c_attn'   gives 5 rows, transformer.h.0.attn.c_attn has 48\n"
+            "2 of 2 parts fit no layer.\n"
+            "  'c_attn'   its parts have 5 outputs, transformer.h.0.attn.c_attn has 48\n"
             "  'c_atn'   0 layers   did you mean 'c_attn'?\nNothing was attached.",
         ),
         "no linear layer": (
@@ -209,7 +210,7 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "targets='all-linear' finds no linear layer in Sequential.\n"
             "It can adapt torchao, bitsandbytes, linear, conv1d, embedding, convolution1d, convolution2d, "
             "convolution3d, transposed1d, transposed2d, "
-            "transposed3d layers; targets='none' trains biases or whole modules alone. "
+            "transposed3d layers; targets='none' trains biases or full modules alone. "
             "Nothing was attached.",
         ),
         "target is a container": (
@@ -326,8 +327,9 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets="none"),
             SpecError,
-            "Nothing would train: targets='none', and neither bias nor full_modules select a parameter.\n"
-            "Name a target, a bias mode that the model has biases for, or a whole module.",
+            "Nothing would train: targets='none', and neither bias nor full_modules select a "
+            "parameter.\n"
+            "Name a target, a module to train in full, or a bias mode that fits the model.",
         ),
     }
 
@@ -398,14 +400,14 @@ def test_name_is_taken() -> None:
 def test_enable_is_refused() -> None:
     model = attached("style")
     assert refused(AdapterNameError, lambda: lorakit.enable(model, ["styl", "tone"])) == (
-        "This cannot be switched on.\n  'styl'   is not attached   did you mean 'style'?\n  'tone'   is not attached\n"
+        "These adapters cannot be enabled.\n  'styl'   is not attached   did you mean 'style'?\n  'tone'   is not attached\n"
         "Attached: 'style'. Nothing was switched."
     )
     for weight in (float("nan"), float("inf"), True, "1"):
         message = refused(
             AdapterNameError, lambda weight=weight: lorakit.enable(model, {"style": weight})
         )
-        assert f"  'style'   has weight {weight!r}, which is no finite number\n" in message
+        assert f"  'style'   has weight {weight!r}, which is not a finite number\n" in message
     assert lorakit.enabled(model) == {"style": 1.0}
     assert refused(AdapterNameError, lambda: lorakit.enable(sequential(), None)) == (
         "No adapter is attached to this Sequential.\nCall attach first."
@@ -416,22 +418,23 @@ def test_whole_parameters_are_on_or_off() -> None:
     model = attached("one", targets=["0"], full_modules=["2"])
     two = lambda: lorakit.attach(model, Spec(rank=2, targets=["0"], full_modules=["2"]), name="two")
     assert refused(AdapterMismatch, two) == (
-        "Two adapters that are on cannot train the same parameters.\n"
-        "  2.weight   is trained whole by 'one' and 'two'\n  2.bias   is trained whole by 'one' and 'two'\n"
-        "Switch the other off first: enable(model, None). Nothing was attached."
+        "Two enabled adapters cannot train the same parameters.\n"
+        "  2.weight   is trained in full by 'one' and 'two'\n  2.bias   is trained in full by 'one' and 'two'\n"
+        "Disable the other first: enable(model, None). Nothing was attached."
     )
     assert refused(AdapterMismatch, lambda: lorakit.enable(model, {"one": 0.5})) == (
-        "These cannot be on together, or not at this weight.\n"
-        "  'one'   has weight 0.5, but trains parameters whole: it is on (1) or off\nNothing was switched."
+        "These cannot be enabled together, or not at this weight.\n"
+        "  'one'   has weight 0.5, but trains parameters in full: it can only be on (1) or off\n"
+        "Nothing was switched."
     )
     lorakit.enable(model, None)
     two()
     message = refused(AdapterMismatch, lambda: lorakit.enable(model, ["one", "two"]))
-    assert "  2.weight   is trained whole by 'one' and 'two'\n" in message
+    assert "  2.weight   is trained in full by 'one' and 'two'\n" in message
     lorakit.enable(model, None)
     fill(lorakit.attach(model, Spec(rank=2, targets=["2"]), name="three"))
     message = refused(AdapterMismatch, lambda: lorakit.enable(model, ["one", "three"]))
-    assert "  2.weight   is trained whole by 'one' and adapted by 'three'\n" in message
+    assert "  2.weight   is trained in full by 'one' and adapted by 'three'\n" in message
 
 
 def test_merged_model_refuses_what_would_be_wrong() -> None:

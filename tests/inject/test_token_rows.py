@@ -321,17 +321,19 @@ REFUSED = [
     (
         {"token_rows": (3,), "targets": ("embed_tokens",)},
         TargetError,
-        "model.embed_tokens   is trained otherwise by this adapter: leave one out, or attach two",
+        "model.embed_tokens   is trained in another way by this adapter: "
+        "leave one out, or attach two adapters",
     ),
     (
         {"token_rows": (3,), "targets": ("lm_head",)},
         TargetError,
-        "lm_head   shares the weight of model.embed_tokens and is trained otherwise by this adapter: leave one out",
+        "lm_head   shares the weight of model.embed_tokens and is trained in another way by this "
+        "adapter: leave one out, or attach two adapters",
     ),
     (
         {"token_rows": (3,), "full_modules": ("embed_tokens",)},
         TargetError,
-        "embed_tokens   is trained otherwise by this",
+        "embed_tokens   is trained in another way by this",
     ),
     (
         {"token_rows": {"embed": (3,)}},
@@ -388,7 +390,7 @@ def test_two_adapters_that_are_on_cannot_both_have_the_weight() -> None:
     model, _ = attached("llama")
     with pytest.raises(AdapterMismatch) as caught:
         lorakit.attach(model, Spec(targets="none", full_modules=("lm_head",)), name="two")
-    assert "lm_head.weight   is trained whole by 'two' and adapted by 'default'" in str(
+    assert "lm_head.weight   is trained in full by 'two' and adapted by 'default'" in str(
         caught.value
     )
 

@@ -172,7 +172,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "base not frozen": (
-        edit(attach, "attach", "model.requires_grad_(False)", "pass"),
+        edit(attach, "_freeze_base", "model.requires_grad_(False)", "pass"),
         law.only_the_delta_trains,
         "linear-float64",
     ),
@@ -199,7 +199,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "conv1d-float64",
     ),
     "requires_grad not put back": (
-        edit(attach, "detach", "state.required_grad.get(path, parameter.requires_grad)", "False"),
+        edit(
+            attach,
+            "_unfreeze_base",
+            "state.required_grad.get(path, parameter.requires_grad)",
+            "False",
+        ),
         law.detach_leaves_no_trace,
         "linear-float64",
     ),
@@ -458,7 +463,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             attach,
             "attach",
-            "adapter.tied_deltas = tie_token_rows(model, adapter, known)",
+            "adapter.tied_deltas = tie_token_rows(model, adapter, places)",
             "adapter.tied_deltas = {}",
         ),
         lambda row, folder: rows_equal_dense(),

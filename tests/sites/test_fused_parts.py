@@ -113,7 +113,7 @@ def test_parts_that_fit_some_of_the_layers_named_are_refused() -> None:
         )
     assert (
         str(caught.value)
-        == "1 of 1 parts fit no layer.\n  'qkv'   gives 12 rows, b.qkv has 9\nNothing was attached."
+        == "1 of 1 parts fit no layer.\n  'qkv'   its parts have 12 outputs, b.qkv has 9\nNothing was attached."
     )
     both = {"b.qkv": {"q": 1, "k": 1, "v": 1, "groups": 3}, "qkv": {"q": 4, "k": 4, "v": 4}}
     adapter = lorakit.attach(model, Spec(rank=1, targets="k", parts=both))

@@ -1,10 +1,9 @@
-"""Put adapters on a model, switch them and take them off: attach, enable, detach. Plan, check
-everything, then do.
+"""Put adapters on a model, switch them, and take them off.
+
+Every function checks the whole request first and changes the model only then.
 """
 
-import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -17,6 +16,7 @@ from lorakit.inject.state import get_places, get_state
 from lorakit.inject.tying import tie_token_rows
 from lorakit.sites.quantised import allow_packing, prevent_packing, without_packing
 from lorakit.sites.slot import (
+    Slot,
     State,
     add_delta,
     base_modules,
@@ -24,11 +24,11 @@ from lorakit.sites.slot import (
     find_state,
     get_slot,
     make_slot,
+    refuse_while_routed,
     remove_slot,
     set_enabled,
 )
-from lorakit.sites.slot import refuse_while_routed as refuse
-from lorakit.spec import Spec
+from lorakit.spec import Spec, is_number
 from lorakit.text import near_misses
 
 
@@ -40,9 +40,9 @@ def attach(
     seed: int = 0,
     trainable: bool = True,
     any_base: bool = False,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[object] | None = None,
 ) -> Adapter:
-    """Put an adapter on a model, on at weight 1, and freeze everything that no adapter trains.
+    """Put an adapter on a model, enable it at weight 1, and freeze the base.
 
     A new adapter changes no bit of the output. Adapters that were attached before stay as they are.
 
@@ -50,23 +50,23 @@ def attach(
         model: any module; it is changed in place.
         what: a Spec, for a new adapter; or an Adapter, whose factors are used as they are (moved to
             their layers).
-        name: what `enable` and `detach` call it.
-        seed: of the initial A, which depends on it and the layer's name alone.
+        name: the name for `enable` and `detach`.
+        seed: seed of the initial A, which depends on it and the layer's name alone.
         trainable: whether the adapter's parameters require gradients.
-        any_base: take an adapter that was trained on other base weights of the same shapes.
-        batches: what the starts "eva" and "lora-ga" look at: dicts, tuples or tensors that the
-            model is called with, or functions of the model; "lora-ga" needs a loss from each. Other
-            starts look at none.
+        any_base: accept an adapter that was trained on other base weights of the same shapes.
+        batches: data for the starts "eva" and "lora-ga": dicts, tuples or tensors that the model
+            is called with, or functions of the model; "lora-ga" needs a loss from each. Other
+            starts use no data.
 
     Returns:
         The Adapter that is on the model: its tensors are those that train.
 
     Raises:
-        AdapterNameError: the name is taken or unusable.
+        AdapterNameError: the name is in use or not valid.
         TargetError: a target matches nothing.
         SpecError: a rank above min(in, out), or an option that a layer cannot use; all are named.
-        AdapterMismatch: the adapter does not fit this model, or trains what another that is on
-            trains; all are named.
+        AdapterMismatch: the adapter does not fit this model, or trains the same parameters as
+            another that is enabled; all are named.
         MergeError: the model is merged.
         ModelError: bitsandbytes has packed 4-bit layers for inference on this CPU.
 
@@ -74,188 +74,284 @@ def attach(
     >>> attach(model, Spec(rank=2))
     Adapter(1 modules, rank 2, 16 parameters)
     """
+    _check_request(model, what, batches)
+    state = find_state(model) or State()
+    refuse_while_routed(state)
+    _check_name(name, state)
+    _refuse_merged(
+        state,
+        "The model is merged; what is attached now would be trained on other weights.",
+        "Call unmerge, or detach to keep the merged weights as a new base.",
+    )
+    spec = what if isinstance(what, Spec) else what.spec
+    places = find_places(model, spec.parts)
+    # A start may run the model on data, which would let bitsandbytes pack its layers.
+    with without_packing(model):
+        if isinstance(what, Spec):
+            adapter = build_adapter(model, what, places, seed=seed, batches=batches)
+        else:
+            adapter = fit_adapter(model, what, places, any_base=any_base)
+    adapter.tied_deltas = tie_token_rows(model, adapter, places)
+    weights = {**state.enabled, name: 1.0}
+    clashes = _find_clashes({**state.adapters, name: adapter}, weights, places)
+    if clashes:
+        raise AdapterMismatch(
+            "Two enabled adapters cannot train the same parameters.",
+            clashes,
+            "Disable the other first: enable(model, None). Nothing was attached.",
+        )
+    # All is checked: from here on the model is changed.
+    _freeze_base(model, state)
+    _add_deltas(state, name, adapter, places)
+    if adapter is what or not trainable:  # the parameters of a new adapter require gradients
+        for parameter in adapter.parameters():
+            parameter.requires_grad_(trainable)
+    _add_full_parameters(model, state, name, adapter)
+    state.adapters[name] = adapter
+    set_enabled(model, state, weights)
+    return adapter
+
+
+def _check_request(model: object, what: object, batches: Iterable[object] | None) -> None:
+    """Refuse arguments of a wrong type, and batches for an adapter that needs none."""
     if isinstance(what, Adapter) and batches is not None:
         raise SpecError(
-            "batches are for the start of a new adapter; this one has started.",
+            "batches are for the start of a new adapter, and this one is not new.",
             advice="Nothing was attached.",
         )
     if not isinstance(model, nn.Module) or not isinstance(what, Spec | Adapter):
         raise SpecError(
-            f"A model and a Spec or an Adapter are needed, got {type(model).__name__} and {type(what).__name__}.",
+            "A model and a Spec or an Adapter are needed, got "
+            f"{type(model).__name__} and {type(what).__name__}.",
             advice="Adapter.load(folder) reads one from disk. Nothing was attached.",
         )
-    state = find_state(model) or State()
-    refuse(state)
-    # A module sets its own `training`, which a child of that name would hide.
-    if not isinstance(name, str) or name in ("", "training") or any(c in name for c in ".:/ "):
+
+
+def _check_name(name: object, state: State) -> None:
+    """Refuse a name that is in use, or that cannot be part of a module's name."""
+    is_word = isinstance(name, str) and name != "" and not any(sign in name for sign in ".:/ ")
+    # A child named "training" would hide the attribute that every module sets.
+    if not is_word or name == "training":
         raise AdapterNameError(
             f"{name!r} cannot name an adapter: use a word without '.', ':', '/' or spaces."
         )
     if name in state.adapters:
         raise AdapterNameError(
-            f"An adapter {name!r} is attached already.", advice=_listed(state, "Give another name.")
+            f"An adapter {name!r} is attached already.",
+            advice=f"{_attached_names(state)} Give another name.",
         )
+
+
+def _refuse_merged(state: State, message: str, advice: str) -> None:
     if state.merged:
-        raise MergeError(
-            "The model is merged; what is attached now would be trained on other weights.",
-            advice="Call unmerge, or detach to keep the merged weights as a new base.",
-        )
-    known = find_places(model, (what if isinstance(what, Spec) else what.spec).parts)
-    with without_packing(model):  # a start may look at data
-        adapter = (
-            build_adapter(model, what, known, seed, batches)
-            if isinstance(what, Spec)
-            else fit_adapter(model, what, known, any_base)
-        )
-    adapter.tied_deltas = tie_token_rows(model, adapter, known)
-    on = {**state.enabled, name: 1.0}
-    if clashes := _clashes({**state.adapters, name: adapter}, on, known):
-        raise AdapterMismatch(
-            "Two adapters that are on cannot train the same parameters.",
-            clashes,
-            "Switch the other off first: enable(model, None). Nothing was attached.",
-        )
+        raise MergeError(message, advice=advice)
+
+
+def _freeze_base(model: nn.Module, state: State) -> None:
+    """Freeze the base's parameters, and note which of them required gradients."""
     if not state.adapters:
-        state.required_grad = {n: p.requires_grad for n, p in base_parameters(model)}
+        state.required_grad = {name: own.requires_grad for name, own in base_parameters(model)}
         model.requires_grad_(False)
     state.unpacked_layers += prevent_packing(model)
-    for path, delta in adapter.deltas_by_place.items():
-        place = known[path]
+
+
+def _add_deltas(state: State, name: str, adapter: Adapter, places: Mapping[str, Place]) -> None:
+    """Put the deltas of an adapter into the slots of their layers."""
+    for place_name, delta in adapter.deltas_by_place.items():
+        place = places[place_name]
         delta.train(place.layer.training)
-        add_delta(
-            place.layer, state, place.layer_name, (name, place.slot_suffix), place.site, delta
-        )
-    for parameter in (
-        adapter.parameters() if adapter is what or not trainable else ()
-    ):  # what is new requires gradients
-        parameter.requires_grad_(trainable)
-    for full, parameter in adapter.full_parameters.items():
-        path, _, key = full.rpartition(".")
-        layer: Any = model.get_submodule(path)
-        parameter.data = parameter.data.to(layer._parameters[key])  # a layer cannot mix dtypes
-        make_slot(layer, state, path)._parameters[f"{name}:{key}"] = parameter
-    state.adapters[name] = adapter
-    set_enabled(model, state, on)
-    return adapter
+        key = (name, place.slot_suffix)
+        add_delta(place.layer, state, place.layer_name, key, place.site, delta)
 
 
-def _clashes(
-    adapters: Mapping[str, Adapter], on: Iterable[str], known: Mapping[str, Place]
+def _add_full_parameters(model: nn.Module, state: State, name: str, adapter: Adapter) -> None:
+    """Put the parameters that train in full into the slots of their layers."""
+    for parameter_name, parameter in adapter.full_parameters.items():
+        layer_name, _, key = parameter_name.rpartition(".")
+        layer = model.get_submodule(layer_name)
+        # All parameters of a layer must be of one dtype.
+        parameter.data = parameter.data.to(layer.get_parameter(key))
+        make_slot(layer, state, layer_name)._parameters[f"{name}:{key}"] = parameter
+
+
+def _find_clashes(
+    adapters: Mapping[str, Adapter], names: Iterable[str], places: Mapping[str, Place]
 ) -> list[str]:
-    """Return the parameters that more than one adapter that is on would replace, or replace and
-    change.
+    """Return the parameters that one adapter trains in full and another trains or adapts.
+
+    Args:
+        adapters: adapters by name.
+        names: names of those that are to be enabled together.
+        places: all places of the model.
     """
-    faults, holder = [], {}
-    for name in on:
+    names = list(names)
+    faults: list[str] = []
+    owners: dict[str, str] = {}
+    for name in names:
         for path in adapters[name].full_parameters:
-            if path in holder:
-                faults.append(f"{path}   is trained whole by {holder[path]!r} and {name!r}")
-            holder[path] = name
-    for name in on:
-        faults += [
-            f"{path}   is trained whole by {holder[path]!r} and adapted by {name!r}"
-            for n in adapters[name].deltas_by_place
-            if n in known and (path := known[n].weight_name) in holder
-        ]
+            if path in owners:
+                faults.append(f"{path}   is trained in full by {owners[path]!r} and {name!r}")
+            owners[path] = name
+    for name in names:
+        for path in _adapted_weights(adapters[name], places):
+            if path in owners:
+                faults.append(
+                    f"{path}   is trained in full by {owners[path]!r} and adapted by {name!r}"
+                )
     return faults
 
 
+def _adapted_weights(adapter: Adapter, places: Mapping[str, Place]) -> Iterator[str]:
+    """Yield the names of the stored weights that an adapter changes."""
+    for name in adapter.deltas_by_place:
+        if name in places:
+            yield places[name].weight_name
+
+
 def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | None) -> None:
-    """Switch adapters: one name, several names, {name: weight}, or None for the base alone.
+    """Switch adapters on and off; those that are not named are off.
+
+    Args:
+        model: a model with adapters.
+        which: one name, several names, {name: weight}, or None for the base alone.
 
     Raises:
-        AdapterNameError: an unknown name, or a weight that is no finite number; nothing is
+        AdapterNameError: an unknown name, or a weight that is not a finite number; nothing is
             switched.
-        AdapterMismatch: two adapters that train the same parameters whole, or a weight other than 1
-            for one that does.
+        AdapterMismatch: two adapters that train the same parameters in full, or a weight other than
+            1 for one that trains parameters in full.
         MergeError: the model is merged.
 
     Cost: no weight is written.
     """
     state = get_state(model)
-    if state.merged:
-        raise MergeError(
-            "The model is merged: its weights hold the adapters already.",
-            advice="Call unmerge first.",
+    _refuse_merged(
+        state,
+        "The model is merged: its weights hold the adapters already.",
+        "Call unmerge first.",
+    )
+    weights = _requested_weights(which)
+    _check_weights(weights, state)
+    faults = _find_clashes(state.adapters, weights, get_places(model, state))
+    for name, weight in weights.items():
+        if weight != 1 and state.adapters[name].full_parameters:
+            faults.append(
+                f"{name!r}   has weight {weight:g}, but trains parameters in full: "
+                "it can only be on (1) or off"
+            )
+    if faults:
+        raise AdapterMismatch(
+            "These cannot be enabled together, or not at this weight.",
+            faults,
+            "Nothing was switched.",
         )
-    names = [which] if isinstance(which, str) else [] if which is None else list(which)
-    on = {n: which[n] if isinstance(which, Mapping) else 1.0 for n in names}
+    set_enabled(model, state, {name: float(weight) for name, weight in weights.items()})
+
+
+def _requested_weights(
+    which: str | Iterable[str] | Mapping[str, float] | None,
+) -> dict[str, float]:
+    if which is None:
+        return {}
+    if isinstance(which, str):
+        return {which: 1.0}
+    if isinstance(which, Mapping):
+        return dict(which)
+    return dict.fromkeys(which, 1.0)
+
+
+def _check_weights(weights: Mapping[str, float], state: State) -> None:
+    """Refuse unknown names, and weights that are not finite numbers."""
     faults = [
-        f"{n!r}   is not attached   {near_misses(str(n), state.adapters)}".rstrip()
-        for n in on
-        if n not in state.adapters
+        f"{name!r}   is not attached   {near_misses(str(name), state.adapters)}".rstrip()
+        for name in weights
+        if name not in state.adapters
     ]
     faults += [
-        f"{n!r}   has weight {w!r}, which is no finite number"
-        for n, w in on.items()
-        if isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w)
+        f"{name!r}   has weight {weight!r}, which is not a finite number"
+        for name, weight in weights.items()
+        if not is_number(weight)
     ]
     if faults:
         raise AdapterNameError(
-            "This cannot be switched on.", faults, _listed(state, "Nothing was switched.")
+            "These adapters cannot be enabled.",
+            faults,
+            f"{_attached_names(state)} Nothing was switched.",
         )
-    faults = _clashes(state.adapters, on, get_places(model, state))
-    faults += [
-        f"{n!r}   has weight {w:g}, but trains parameters whole: it is on (1) or off"
-        for n, w in on.items()
-        if w != 1 and state.adapters[n].full_parameters
-    ]
-    if faults:
-        raise AdapterMismatch(
-            "These cannot be on together, or not at this weight.", faults, "Nothing was switched."
-        )
-    set_enabled(model, state, {n: float(w) for n, w in on.items()})
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
-    """Take one adapter off, or all; after the last no trace is left. A merged model keeps its
-    merged weights.
+    """Take one adapter off the model, or all of them.
+
+    After the last one the model is as it was before, except that a merged model keeps its merged
+    weights.
+
+    Args:
+        model: a model with adapters.
+        name: the adapter's name; None for all.
 
     Raises:
-        AdapterNameError: nothing, or no adapter of that name, is attached.
+        AdapterNameError: no adapter is attached, or none of this name.
         MergeError: one of several adapters of a merged model.
     """
     state = get_state(model)
-    gone = list(state.adapters) if name is None else [name]
-    if missing := [n for n in gone if n not in state.adapters]:
+    if name is not None and name not in state.adapters:
+        hint = near_misses(str(name), state.adapters)
         raise AdapterNameError(
-            f"No adapter {name!r} is attached. {near_misses(str(missing[0]), state.adapters)}".rstrip(),
-            advice=_listed(state, "Nothing was detached."),
+            f"No adapter {name!r} is attached. {hint}".rstrip(),
+            advice=f"{_attached_names(state)} Nothing was detached.",
         )
-    if state.merged and len(gone) < len(state.adapters):
-        raise MergeError(
+    names = list(state.adapters) if name is None else [name]
+    if len(names) < len(state.adapters):
+        _refuse_merged(
+            state,
             "The model is merged: one adapter of several cannot be taken off.",
-            advice="Call unmerge first.",
+            "Call unmerge first.",
         )
-    set_enabled(model, state, {n: w for n, w in state.enabled.items() if n not in gone})
-    for n in gone:
-        del state.adapters[n]
+    remaining = {other: weight for other, weight in state.enabled.items() if other not in names}
+    set_enabled(model, state, remaining)
+    for gone in names:
+        del state.adapters[gone]
     for _, layer in list(base_modules(model)):
         slot = get_slot(layer)
-        if slot is None:
-            continue
-        for n in gone:
-            for key in [k for k in slot._modules if k.partition("/")[0] == n]:
-                del slot._modules[key]
-            for key in [k for k in slot._parameters if k.startswith(f"{n}:")]:
-                del slot._parameters[key]
-        if not slot._modules and not slot._parameters:
-            remove_slot(layer)
+        if slot is not None:
+            _empty_slot(layer, slot, names)
     if not state.adapters:
-        allow_packing(state.unpacked_layers)
-        for path, parameter in base_parameters(model):
-            parameter.requires_grad_(state.required_grad.get(path, parameter.requires_grad))
+        _unfreeze_base(model, state)
+
+
+def _empty_slot(layer: nn.Module, slot: Slot, names: Collection[str]) -> None:
+    """Remove the deltas and parameters of these adapters from a slot, and an empty slot itself."""
+    for key in list(slot._modules):
+        adapter_name, _, _ = key.partition("/")
+        if adapter_name in names:
+            del slot._modules[key]
+    for key in list(slot._parameters):
+        adapter_name, _, _ = key.partition(":")
+        if adapter_name in names:
+            del slot._parameters[key]
+    if not slot._modules and not slot._parameters:
+        remove_slot(layer)
+
+
+def _unfreeze_base(model: nn.Module, state: State) -> None:
+    """Let the base's parameters require gradients as they did before the first adapter."""
+    allow_packing(state.unpacked_layers)
+    for path, parameter in base_parameters(model):
+        parameter.requires_grad_(state.required_grad.get(path, parameter.requires_grad))
 
 
 def attached(model: nn.Module) -> dict[str, Adapter]:
-    """Return the adapters on this model by name; empty where there is none."""
-    return dict((find_state(model) or State()).adapters)
+    """Return the adapters on this model by name; empty if there are none."""
+    state = find_state(model)
+    return {} if state is None else dict(state.adapters)
 
 
 def enabled(model: nn.Module) -> dict[str, float]:
-    """Return the weights of the adapters that are on, by name; empty where none is."""
-    return dict((find_state(model) or State()).enabled)
+    """Return the weights of the enabled adapters by name; empty if there are none."""
+    state = find_state(model)
+    return {} if state is None else dict(state.enabled)
 
 
-def _listed(state: State, rest: str) -> str:
-    return f"Attached: {', '.join(map(repr, state.adapters))}. {rest}"
+def _attached_names(state: State) -> str:
+    return f"Attached: {', '.join(map(repr, state.adapters))}."

@@ -1,63 +1,148 @@
 """Build a fresh adapter for a model from a Spec."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
+from lorakit.deltas.base import Delta
 from lorakit.deltas.kinds import DELTAS
 from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError, TargetError
 from lorakit.inits import start
 from lorakit.inits.classic import generator_for
 from lorakit.inject.fingerprint import fingerprint
-from lorakit.inject.full_parameters import expand_norms, find_full_modules
-from lorakit.inject.places import Place, check_parts
+from lorakit.inject.full_parameters import copy_full_parameters, expand_norms, find_full_modules
+from lorakit.inject.places import Place, check_parts, suggest_names
 from lorakit.inject.targets import select, short_names
 from lorakit.inject.token_rows import start_token_rows
 from lorakit.inject.tying import tie_factors
-from lorakit.sites.slot import base_modules, base_parameters
-from lorakit.spec import Spec, matches
-from lorakit.text import near_misses, plural
+from lorakit.sites.slot import base_modules
+from lorakit.spec import Settings, Spec, matches
+from lorakit.text import plural
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The parts of a model that a spec adapts.
+
+    Attributes:
+        spec: the spec, with the names of the normalisation layers in the place of "norms".
+        places: the places that get low-rank factors or another delta, by name.
+        settings: the settings of each of them, overrides applied.
+        full_modules: names of the modules that train in full.
+        layers: names of the adapted modules as files list them, in the model's order.
+    """
+
+    spec: Spec
+    places: dict[str, Place]
+    settings: dict[str, Settings]
+    full_modules: tuple[str, ...]
+    layers: tuple[str, ...]
 
 
 def build_adapter(
     model: nn.Module,
     spec: Spec,
-    known: Mapping[str, Place],
+    places: Mapping[str, Place],
+    *,
     seed: int,
-    batches: Iterable[Any] | None,
+    batches: Iterable[object] | None,
 ) -> Adapter:
-    """Build a fresh adapter for this model, or raise with every fault."""
-    spec = replace(spec, full_modules=expand_norms(model, spec.full_modules))
-    modules = find_full_modules(model, spec.full_modules)
-    check_parts(spec.parts, known)
-    chosen = select(
-        model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts, places=known
+    """Build an adapter for this model that changes nothing yet.
+
+    Args:
+        model: any module; it is not changed.
+        spec: the request.
+        places: all places of the model, with the parts of the spec.
+        seed: as in `attach`.
+        batches: as in `attach`.
+
+    Raises:
+        TargetError: a name or pattern of the spec matches nothing.
+        SpecError: a layer cannot be adapted with these settings, or nothing would train.
+    """
+    selection = resolve_targets(model, spec, places)
+    check_layers(selection)
+    deltas = start_deltas(model, selection, seed, batches)
+    deltas |= tie_factors(model, selection.spec, places, selection.settings, deltas)
+    otherwise_adapted = (*selection.places, *selection.full_modules)
+    deltas |= start_token_rows(model, selection.spec, places, otherwise_adapted)
+    full_parameters = copy_full_parameters(
+        model, selection.full_modules, spec.bias, {*selection.layers, *selection.places}
     )
-    idle = [p for p in spec.overrides if not any(matches(p, n) for n in chosen)]
-    if idle:
+    if not deltas and not full_parameters:
+        raise SpecError(
+            "Nothing would train: targets='none', and neither bias nor full_modules select a "
+            "parameter.",
+            advice="Name a target, a module to train in full, or a bias mode that fits the model.",
+        )
+    adapter = Adapter(
+        selection.spec,
+        {name: deltas[name] for name in places if name in deltas},
+        full_parameters,
+        target_names=short_names(selection.layers, dict(base_modules(model))),
+    )
+    adapter.provenance |= describe_origin(model, adapter, selection.full_modules, seed)
+    return adapter
+
+
+def resolve_targets(model: nn.Module, spec: Spec, places: Mapping[str, Place]) -> Selection:
+    """Find the places and modules that a spec names.
+
+    Raises:
+        TargetError: a name or pattern matches nothing.
+    """
+    spec = replace(spec, full_modules=expand_norms(model, spec.full_modules))
+    full_modules = tuple(find_full_modules(model, spec.full_modules))
+    check_parts(spec.parts, places)
+    chosen = select(
+        model,
+        spec.targets,
+        spec.exclude,
+        without=full_modules,
+        parts=spec.parts,
+        places=places,
+    )
+    check_overrides(spec, chosen)
+    settings = {name: spec.settings(name) for name in chosen}
+    # Files list the experts of a stack by tensor, all other places by module.
+    modules = [place.module_name for place in chosen.values() if place.site.kind != "experts"]
+    layers = tuple(dict.fromkeys(modules))
+    return Selection(spec, chosen, settings, full_modules, layers)
+
+
+def check_overrides(spec: Spec, chosen: Mapping[str, Place]) -> None:
+    """Refuse overrides that match no adapted place.
+
+    Raises:
+        TargetError: the message names each of them.
+    """
+    unmatched = [
+        pattern for pattern in spec.overrides if not any(matches(pattern, name) for name in chosen)
+    ]
+    if unmatched:
         raise TargetError(
-            f"{len(idle)} of {len(spec.overrides)} overrides match no adapted layer.",
+            f"{len(unmatched)} of {len(spec.overrides)} overrides match no adapted layer.",
             [
-                f"{p!r}   0 layers   {near_misses(p, {n.split('.')[-1] for n in chosen})}".rstrip()
-                for p in idle
+                f"{pattern!r}   0 layers   {suggest_names(pattern, chosen)}".rstrip()
+                for pattern in unmatched
             ],
             "Nothing was attached.",
         )
-    resolved = {n: spec.settings(n) for n in chosen}
-    kind = DELTAS[spec.delta]
+
+
+def check_layers(selection: Selection) -> None:
+    """Refuse settings that a layer, its delta or its start cannot use.
+
+    Raises:
+        SpecError: the message names each layer and fault.
+    """
     faults = [
-        f"{n}   {fault}"
-        for n, p in chosen.items()
-        for fault in (
-            *p.site.faults(p.layer, resolved[n]),
-            *kind.faults(p.site, resolved[n], spec),
-            *start.start_faults(spec.delta, resolved[n], p),
-        )
+        f"{name}   {fault}" for name in selection.places for fault in _layer_faults(selection, name)
     ]
     if faults:
         raise SpecError(
@@ -65,59 +150,82 @@ def build_adapter(
             faults,
             "Nothing was attached.",
         )
-    dtype, deltas, seen = (
-        getattr(torch, spec.dtype),
-        {},
-        start.observe(model, chosen, resolved, batches),
-    )
-    shared = kind.make_shared(
-        {n: place.shape for n, place in chosen.items()}, spec, generator_for(seed, "")
-    )
-    for n, place in chosen.items():
-        M, settings, generator = (
-            place.site.read(place.layer),
-            resolved[n],
-            generator_for(seed, n),
+
+
+def _layer_faults(selection: Selection, name: str) -> Iterator[str]:
+    spec, place, settings = selection.spec, selection.places[name], selection.settings[name]
+    yield from place.site.faults(place.layer, settings)
+    yield from DELTAS[spec.delta].faults(place.site, settings, spec)
+    yield from start.start_faults(spec.delta, settings, place)
+
+
+def start_deltas(
+    model: nn.Module, selection: Selection, seed: int, batches: Iterable[object] | None
+) -> dict[str, Delta]:
+    """Return the deltas of the selected places, at their start.
+
+    Raises:
+        SpecError: the starts need batches and there are none, or the other way round.
+    """
+    spec, places = selection.spec, selection.places
+    observed = start.observe(model, places, selection.settings, batches)
+    shapes = {name: place.shape for name, place in places.items()}
+    shared = DELTAS[spec.delta].make_shared(shapes, spec, generator_for(seed, ""))
+    return {
+        name: start_delta(
+            place,
+            spec,
+            selection.settings[name],
+            generator_for(seed, name),
+            observed.get(name),
+            shared,
         )
-        A, B = start.initial_factors(place, settings, generator, seen.get(n), dtype)
-        more: Any = {
-            "alpha": settings.alpha,
-            "dropout": settings.dropout,
-            "scale_rule": settings.scale_rule,
-            "kind": place.site.kind,
-            "kernel": place.site.kernel(place.layer),
-            "output_slice": place.site.output_slice,
-        }
-        deltas[n] = (
-            kind.start(A, M, generator, **shared, **more)
-            if B is None
-            else OffsetLowRank(A, B, **more)
-        )
-    deltas |= tie_factors(model, spec, known, resolved, deltas)
-    deltas |= start_token_rows(model, spec, known, (*chosen, *modules))
-    deltas = {n: deltas[n] for n in known if n in deltas}
-    inside = tuple(f"{n}." for n in modules)
-    layers = {
-        p.module_name: None for p in chosen.values() if p.site.kind != "experts"
-    }  # files name layers, not their parts
-    adapted, trained = {*layers, *chosen}, {}
-    for path, own in base_parameters(model) if spec.bias != "none" or modules else ():
-        layer, _, key = path.rpartition(".")
-        bias = (spec.bias == "all" and "bias" in key) or (
-            spec.bias == "adapted" and key == "bias" and layer in adapted
-        )
-        if (bias or path.startswith(inside)) and own.is_floating_point():
-            trained[path] = nn.Parameter(own.detach().clone())
-    if not deltas and not trained:
-        raise SpecError(
-            "Nothing would train: targets='none', and neither bias nor full_modules select a parameter.",
-            advice="Name a target, a bias mode that the model has biases for, or a whole module.",
-        )
-    adapter = Adapter(spec, deltas, trained, {}, short_names(layers, dict(base_modules(model))))
-    adapter.provenance |= {
-        "base_fingerprint": fingerprint(model, without=modules, rows=adapter.trained_tokens),
+        for name, place in places.items()
+    }
+
+
+def start_delta(
+    place: Place,
+    spec: Spec,
+    settings: Settings,
+    generator: torch.Generator,
+    observed: object,
+    shared: Mapping[str, Tensor],
+) -> Delta:
+    """Return the delta of one place, at its start.
+
+    Args:
+        place: the place.
+        spec: the spec of the adapter.
+        settings: the settings of the place.
+        generator: source of all random values.
+        observed: result of the pass over batches for this place, for starts that need one.
+        shared: tensors that all deltas of the adapter share.
+    """
+    A, B = start.initial_factors(place, settings, generator, observed, getattr(torch, spec.dtype))
+    options: dict[str, Any] = {
+        "alpha": settings.alpha,
+        "dropout": settings.dropout,
+        "scale_rule": settings.scale_rule,
+        "kind": place.site.kind,
+        "kernel": place.site.kernel(place.layer),
+        "output_slice": place.site.output_slice,
+    }
+    if B is not None:
+        return OffsetLowRank(A, B, **options)
+    M = place.site.read(place.layer)
+    return DELTAS[spec.delta].start(A, M, generator, **shared, **options)
+
+
+def describe_origin(
+    model: nn.Module, adapter: Adapter, full_modules: Iterable[str], seed: int
+) -> dict[str, Any]:
+    """Return the provenance of a fresh adapter: its base and the seed."""
+    origin: dict[str, Any] = {
+        "base_fingerprint": fingerprint(model, without=full_modules, rows=adapter.trained_tokens),
         "seed": seed,
     }
-    if name := getattr(model, "name_or_path", ""):  # of transformers
-        adapter.provenance["base_model"] = name
-    return adapter
+    base_model = getattr(model, "name_or_path", "")  # set by transformers
+    if base_model:
+        origin["base_model"] = base_model
+    return origin

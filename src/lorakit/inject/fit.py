@@ -1,6 +1,6 @@
-"""Check that an adapter fits a model, and move it there."""
+"""Check that an adapter fits a model, and prepare it for that model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -13,83 +13,144 @@ from lorakit.inject.places import Place
 from lorakit.sites.slot import base_modules, base_parameters
 from lorakit.text import near_misses, plural
 
+SAME_FACTORS = {"linear", "conv1d"}  # kinds of sites whose factors fit one another
+
 
 def fit_adapter(
-    model: nn.Module, adapter: Adapter, known: Mapping[str, Place], any_base: bool
+    model: nn.Module, adapter: Adapter, places: Mapping[str, Place], *, any_base: bool
 ) -> Adapter:
-    """Check that a value fits this model, or raise with every misfit."""
-    faults = [
-        f"{n}   {fault}"
-        for n, delta in adapter.deltas.items()
-        for fault in _misfits(model, n, delta, known)
-    ]
-    own = dict(base_parameters(model))
-    for path, tensor in adapter.full_parameters.items():
-        if path not in own:
-            faults.append(f"{path}   is not in the model")
-        elif own[path].shape != tensor.shape:
-            faults.append(
-                f"{path}   is {tuple(tensor.shape)}, the model's is {tuple(own[path].shape)}"
-            )
-    modules = find_full_modules(model, adapter.spec.full_modules, require_match=False)
-    if isinstance(adapter.target_names, tuple):
-        # Full names say no more than the factors do; shorter ones also name the layers that have
-        # none.
-        ends = tuple(f".{t}" for t in adapter.target_names if t not in adapter.deltas)
-        inside = tuple(f"{m}." for m in modules)
-        held = {known[n].layer_name for n in adapter.deltas if n in known}
-        faults += [
-            f"{n}   is named by its targets, but the adapter has no factors for it"
-            for n, place in known.items()
-            if n == place.layer_name
-            and n not in held
-            and f".{n}".endswith(ends)
-            and not f"{n}.".startswith(inside)
-        ]
+    """Check that an adapter fits this model, and bring it into the model's order and devices.
+
+    Args:
+        model: any module; it is not changed.
+        adapter: the adapter; changed in place once it is known to fit.
+        places: all places of the model, with the parts of the adapter's spec.
+        any_base: accept an adapter that was trained on other base weights.
+
+    Returns:
+        The same adapter.
+
+    Raises:
+        AdapterMismatch: names, kinds or shapes differ, or the base weights do.
+    """
     base = adapter.provenance.get("base_model")
-    where = (f"The file says it was trained on {base}. " if base else "") + "Nothing was attached."
+    origin = f"The file says it was trained on {base}. " if base else ""
+    advice = f"{origin}Nothing was attached."
+    full_modules = find_full_modules(model, adapter.spec.full_modules, require_match=False)
+    parameters = dict(base_parameters(model))
+    faults = [
+        *_delta_faults(model, adapter, places),
+        *_full_parameter_faults(adapter, parameters),
+        *_missing_layers(adapter, places, full_modules),
+    ]
     if faults:
-        total = 2 * len(adapter.deltas) + len(adapter.full_parameters)
-        counted = f"{plural(len(faults), 'fault')}, {plural(total, 'tensor')}"
+        tensors = 2 * len(adapter.deltas) + len(adapter.full_parameters)
+        counts = f"{plural(len(faults), 'fault')}, {plural(tensors, 'tensor')}"
         raise AdapterMismatch(
-            f"The adapter does not fit {type(model).__name__}: {counted}.", faults, where
+            f"The adapter does not fit {type(model).__name__}: {counts}.", faults, advice
         )
-    trained_on, here = (
-        adapter.provenance.get("base_fingerprint"),
-        fingerprint(model, without=modules, rows=adapter.trained_tokens),
-    )
-    if trained_on and here and trained_on != here and not any_base:
-        raise AdapterMismatch(
-            f"The adapter was trained on other base weights ({trained_on}) than this model's ({here}).",
-            advice=f"{where} Pass any_base=True (--any-base) if you mean it.",
-        )
-    # In the model's order, whatever the file's was: optimizers know their tensors by number.
-    adapter.deltas = {n: adapter.deltas[n] for n in known if n in adapter.deltas}
-    for n, delta in adapter.deltas.items():
-        site, layer = known[n].site, known[n].layer
-        delta.to(site.read(layer).device).complete_for_layer(
-            site.kind, site.kernel(layer), known[n].shape
-        )
-    adapter.full_parameters = {
-        n: adapter.full_parameters[n] for n in own if n in adapter.full_parameters
-    }
+    check_base(model, adapter, full_modules, any_base=any_base, advice=advice)
+    _settle(adapter, places, parameters)
     return adapter
 
 
-def _misfits(
-    model: nn.Module, name: str, delta: Delta, known: Mapping[str, Place]
-) -> Iterable[str]:
-    if name not in known:
-        there = name in dict(base_modules(model))
-        longer = [n for n in known if n.endswith("." + name) or name.endswith("." + n)]
-        hint = f"did you mean {longer[0]!r}?" if longer else near_misses(name, known, 1)
-        yield f"{'is of a kind that cannot be adapted' if there else 'is not in the model'}   {hint}".rstrip()
-        return
-    kind, kernel = known[name].site.kind, known[name].site.kernel(known[name].layer)
-    if delta.kind and delta.kind != kind and {delta.kind, kind} != {"linear", "conv1d"}:
+def check_base(
+    model: nn.Module,
+    adapter: Adapter,
+    full_modules: Iterable[str],
+    *,
+    any_base: bool,
+    advice: str,
+) -> None:
+    """Refuse an adapter that was trained on other base weights, as far as both are known.
+
+    Raises:
+        AdapterMismatch: the fingerprints differ; the message holds both.
+    """
+    trained_on = adapter.provenance.get("base_fingerprint")
+    found = fingerprint(model, without=full_modules, rows=adapter.trained_tokens)
+    if trained_on and found and trained_on != found and not any_base:
+        raise AdapterMismatch(
+            f"The adapter was trained on other base weights ({trained_on}) than this model's "
+            f"({found}).",
+            advice=f"{advice} Pass any_base=True (--any-base) if you mean it.",
+        )
+
+
+def _settle(
+    adapter: Adapter, places: Mapping[str, Place], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Order an adapter as the model is, and move its deltas to their layers."""
+    # Optimizers know their tensors by number, so the order of the file must not matter.
+    adapter.deltas = {name: adapter.deltas[name] for name in places if name in adapter.deltas}
+    full_parameters = adapter.full_parameters
+    adapter.full_parameters = {
+        name: full_parameters[name] for name in parameters if name in full_parameters
+    }
+    for name, delta in adapter.deltas.items():
+        place = places[name]
+        delta.to(place.site.read(place.layer).device)
+        delta.complete_for_layer(place.site.kind, place.site.kernel(place.layer), place.shape)
+
+
+def _delta_faults(model: nn.Module, adapter: Adapter, places: Mapping[str, Place]) -> Iterator[str]:
+    for name, delta in adapter.deltas.items():
+        place = places.get(name)
+        if place is None:
+            yield f"{name}   {_explain_absence(model, name, places)}".rstrip()
+            continue
+        for fault in _mismatches(delta, place):
+            yield f"{name}   {fault}"
+
+
+def _explain_absence(model: nn.Module, name: str, places: Mapping[str, Place]) -> str:
+    """Return the reason why the model has no place of this name, and the nearest that it has."""
+    longer = [known for known in places if known.endswith(f".{name}") or name.endswith(f".{known}")]
+    hint = f"did you mean {longer[0]!r}?" if longer else near_misses(name, places, 1)
+    if name in dict(base_modules(model)):
+        return f"is of a kind that cannot be adapted   {hint}"
+    return f"is not in the model   {hint}"
+
+
+def _mismatches(delta: Delta, place: Place) -> Iterator[str]:
+    """Yield the ways in which a delta does not fit a place of its name."""
+    kind = place.site.kind
+    kernel = place.site.kernel(place.layer)
+    if delta.kind and delta.kind != kind and {delta.kind, kind} != SAME_FACTORS:
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
     if delta.kind and delta.kernel != kernel:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
-    if delta.output_slice != known[name].site.output_slice:
-        yield f"was made for the rows {delta.output_slice} (groups, rows of each, first, count), here they are {known[name].site.output_slice}"
-    yield from delta.shape_faults(known[name].shape)
+    if delta.output_slice != place.site.output_slice:
+        yield (
+            f"was made for the outputs {delta.output_slice} (groups, outputs of each, first, count), "
+            f"here they are {place.site.output_slice}"
+        )
+    yield from delta.shape_faults(place.shape)
+
+
+def _full_parameter_faults(
+    adapter: Adapter, parameters: Mapping[str, nn.Parameter]
+) -> Iterator[str]:
+    for name, tensor in adapter.full_parameters.items():
+        if name not in parameters:
+            yield f"{name}   is not in the model"
+        elif parameters[name].shape != tensor.shape:
+            shape = tuple(parameters[name].shape)
+            yield f"{name}   is {tuple(tensor.shape)}, the model's is {shape}"
+
+
+def _missing_layers(
+    adapter: Adapter, places: Mapping[str, Place], full_modules: Iterable[str]
+) -> Iterator[str]:
+    """Yield the layers that the adapter's target names select but that have no factors."""
+    if isinstance(adapter.target_names, str):
+        return
+    # A full name is that of a delta; a shorter one selects every layer that ends in it.
+    endings = tuple(f".{name}" for name in adapter.target_names if name not in adapter.deltas)
+    inside = tuple(f"{name}." for name in full_modules)
+    adapted = {places[name].layer_name for name in adapter.deltas if name in places}
+    for name, place in places.items():
+        if name != place.layer_name or name in adapted:
+            continue
+        if f".{name}".endswith(endings) and not f"{name}.".startswith(inside):
+            yield f"{name}   is named by its targets, but the adapter has no factors for it"

@@ -1,8 +1,7 @@
-"""The places of a model that can be adapted: layers, parts of layers, weights read by a module itself."""
+"""Places of a model that can be adapted: layers, parts of fused layers, weights a module reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -14,16 +13,18 @@ from lorakit.sites.slot import base_modules
 from lorakit.spec import full_name, matches
 from lorakit.text import near_misses, plural
 
+FUSED_KINDS = ("linear", "conv1d")  # kinds of layers that can hold several projections
+
 
 @dataclass(frozen=True)
 class Place:
-    """What can be adapted: a layer, a part of one, or a weight that a module reads itself.
+    """A matrix of a model that can be adapted.
 
     Attributes:
-        name: its full name.
-        layer: the module.
-        site: what holds its matrix.
-        layer_name: the layer's full name.
+        name: full name of the place; that of its layer, or one below it.
+        layer: the module that owns the matrix.
+        site: access to the matrix in the layer.
+        layer_name: full name of the layer.
     """
 
     name: str
@@ -33,12 +34,11 @@ class Place:
 
     @property
     def slot_suffix(self) -> str:
-        """The end of the keys of its deltas in the layer's slot."""
-        return (
-            ""
-            if self.name == self.layer_name
-            else f"/{self.name[len(self.layer_name) :].lstrip('.')}"
-        )
+        """End of the keys of its deltas in the layer's slot: "" for the whole layer, or "/part"."""
+        if self.name == self.layer_name:
+            return ""
+        part = self.name.removeprefix(self.layer_name).lstrip(".")
+        return f"/{part}"
 
     @property
     def weight_name(self) -> str:
@@ -47,96 +47,105 @@ class Place:
 
     @property
     def module_name(self) -> str:
-        """Full name of the module that files name."""
-        return (
-            full_name(self.layer_name, self.site.child_name)
-            if self.site.child_name
-            else self.layer_name
-        )
+        """Full name of the module under which files list it."""
+        if not self.site.child_name:
+            return self.layer_name
+        return full_name(self.layer_name, self.site.child_name)
 
     @property
     def is_part(self) -> bool:
+        """True for a part of a matrix that holds several projections."""
         return self.site.full_site is not self.site
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of its matrix."""
-        out, inputs = self.site.read(self.layer).shape[-2:]
-        return out, inputs
+        """(out, in) of the matrix, or of each matrix of a stack."""
+        outputs, inputs = self.site.read(self.layer).shape[-2:]
+        return outputs, inputs
 
 
 def find_places(
     model: nn.Module, parts: Mapping[str, Mapping[str, int]] | None = None
 ) -> dict[str, Place]:
-    """Return everything in the model that a site can hold, by name, in the model's order.
+    """Return all places of the model that can be adapted, by name, in the model's order.
 
     Args:
         model: any module.
-        parts: `Spec.parts`: rows of layers that are one projection each, where the model class does
-            not tell.
+        parts: `Spec.parts`: the projections in fused layers of unknown model classes.
 
     >>> [*find_places(nn.Sequential(nn.Linear(2, 6)), {"0": {"q": 2, "k": 2, "v": 2}})]
     ['0', '0.q', '0.k', '0.v']
     """
-    found: dict[str, Place] = {}
-    configs: dict[str, Any] = {"": None}
-    for name, module in base_modules(model):
-        # The nearest module above that has one: parts of a model can be of other families than the
-        # whole.
-        above = configs.get(name.rpartition(".")[0])
-        configs[name] = module.__dict__.get("config", above)
-        given = next(
-            (
-                make_layout(sizes)
-                for pattern, sizes in (parts or {}).items()
-                if matches(pattern, name)
-            ),
-            None,
-        )
-        for end, site in sites_of(name, module, configs[name], given):
-            full = full_name(name, end) if end else name
-            # What a module above reads itself is that one's place: it stands there already.
-            found.setdefault(full, Place(full, module, site, name))
-    return found
+    layouts = {pattern: make_layout(sizes) for pattern, sizes in (parts or {}).items()}
+    places: dict[str, Place] = {}
+    configs: dict[str, object] = {}
+    for layer_name, layer in base_modules(model):
+        # Parts of a model can be of other families: the nearest config above the layer counts.
+        config_above = configs.get(layer_name.rpartition(".")[0])
+        config = layer.__dict__.get("config", config_above)
+        configs[layer_name] = config
+        pattern = first_match(layouts, layer_name)
+        layout = None if pattern is None else layouts[pattern]
+        for end, site in sites_of(layer_name, layer, config, layout):
+            name = full_name(layer_name, end) if end else layer_name
+            # A weight that a module reads itself is a place of that module, found before.
+            places.setdefault(name, Place(name, layer, site, layer_name))
+    return places
 
 
 def make_layout(sizes: Mapping[str, int]) -> Layout:
-    """Return the layout that a row of `Spec.parts` means."""
-    return Layout(
-        {part: size for part, size in sizes.items() if part != "groups"}, sizes.get("groups", 1)
-    )
+    """Return the layout for one entry of `Spec.parts`."""
+    outputs = {part: size for part, size in sizes.items() if part != "groups"}
+    return Layout(outputs, sizes.get("groups", 1))
 
 
-def check_parts(parts: Mapping[str, Mapping[str, int]], known: Mapping[str, Place]) -> None:
-    """Raise TargetError where a row of `Spec.parts` does not fit a layer that it names; the first
-    such is told.
+def first_match(patterns: Iterable[str], name: str) -> str | None:
+    """Return the first pattern that matches a name, or None."""
+    for pattern in patterns:
+        if matches(pattern, name):
+            return pattern
+    return None
+
+
+def suggest_names(pattern: str, names: Iterable[str]) -> str:
+    """Return `did you mean …?` with the nearest last parts of some names, or an empty string."""
+    return near_misses(pattern, {name.split(".")[-1] for name in names})
+
+
+def check_parts(parts: Mapping[str, Mapping[str, int]], places: Mapping[str, Place]) -> None:
+    """Refuse entries of `Spec.parts` that do not fit the layers they match.
+
+    Raises:
+        TargetError: an entry matches no layer, or a layer of another kind or size; the message
+            names the first such layer of each entry.
     """
-    faults = [f"{p!r}   {fault}" for p in parts if (fault := _misfit(p, parts, known))]
+    faults: list[str] = []
+    for pattern in parts:
+        fault = _part_fault(pattern, parts, places)
+        if fault:
+            faults.append(f"{pattern!r}   {fault}")
     if faults:
         raise TargetError(
             f"{len(faults)} of {len(parts)} parts fit no layer.", faults, "Nothing was attached."
         )
 
 
-def _misfit(
-    pattern: str, parts: Mapping[str, Mapping[str, int]], known: Mapping[str, Place]
+def _part_fault(
+    pattern: str, parts: Mapping[str, Mapping[str, int]], places: Mapping[str, Place]
 ) -> str:
+    layers = [place for place in places.values() if not place.is_part]
+    matched = [place for place in layers if matches(pattern, place.layer_name)]
+    if not matched:
+        return f"0 layers   {suggest_names(pattern, places)}".rstrip()
+    own = [place for place in matched if first_match(parts, place.layer_name) == pattern]
+    if not own:
+        return f"{plural(len(matched), 'layer')}, each matched by an entry before it"
+    for place in own:
+        if place.site.kind not in FUSED_KINDS:
+            return f"{place.layer_name} is of kind {place.site.kind}, which cannot have parts"
     wanted = make_layout(parts[pattern]).outputs
-    there = [
-        place
-        for place in known.values()
-        if not place.is_part and matches(pattern, place.layer_name)
-    ]
-    if not there:
-        return f"0 layers   {near_misses(pattern, {n.split('.')[-1] for n in known})}".rstrip()
-    mine = [
-        place
-        for place in there
-        if pattern == next(p for p in parts if matches(p, place.layer_name))
-    ]
-    if not mine:
-        return f"{plural(len(there), 'layer')}, each named by a row before it"
-    if odd := [place for place in mine if place.site.kind not in ("linear", "conv1d")]:
-        return f"{odd[0].layer_name} is of kind {odd[0].site.kind}, which has no parts to give"
-    wrong = next((place for place in mine if place.shape[0] != wanted), None)
-    return f"gives {wanted} rows, {wrong.layer_name} has {wrong.shape[0]}" if wrong else ""
+    for place in own:
+        outputs, _ = place.shape
+        if outputs != wanted:
+            return f"its parts have {wanted} outputs, {place.layer_name} has {outputs}"
+    return ""

@@ -1,6 +1,6 @@
-"""The state of a model with adapters: what is attached to it, and the places it has with their parts."""
+"""State of a model with adapters, and its places with the parts that they use."""
 
-from typing import Any
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -10,10 +10,10 @@ from lorakit.sites.slot import State, find_state
 
 
 def get_state(model: nn.Module) -> State:
-    """Return what is attached to this model.
+    """Return the state of a model that has adapters.
 
     Raises:
-        AdapterNameError: nothing is.
+        AdapterNameError: the model has none.
     """
     state = find_state(model)
     if state is None:
@@ -24,8 +24,8 @@ def get_state(model: nn.Module) -> State:
 
 
 def get_places(model: nn.Module, state: State) -> dict[str, Place]:
-    """Return the places of a model, with the parts that the specs of its adapters give."""
-    given: dict[str, Any] = {}
+    """Return the places of a model, with the parts that the specs of its adapters define."""
+    parts: dict[str, Mapping[str, int]] = {}
     for adapter in state.adapters.values():
-        given |= adapter.spec.parts
-    return find_places(model, given)
+        parts |= adapter.spec.parts
+    return find_places(model, parts)

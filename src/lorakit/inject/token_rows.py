@@ -1,9 +1,6 @@
-"""Which rows of an embedding train by themselves, and which layers change with an embedding because
-they share its weight.
-"""
+"""Token rows: rows of an embedding or a head that train by themselves, given by token ids."""
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,118 +13,168 @@ from lorakit.sites.slot import base_parameters
 from lorakit.spec import Spec, matches
 from lorakit.text import plural
 
+VOCABULARY_KINDS = ("embedding", "linear")  # kinds of sites that have one row per token
+
 
 def start_token_rows(
-    model: nn.Module, spec: Spec, known: Mapping[str, Place], taken: Collection[str]
+    model: nn.Module,
+    spec: Spec,
+    places: Mapping[str, Place],
+    otherwise_adapted: Collection[str],
 ) -> dict[str, Delta]:
-    """Return the deltas that `spec.token_rows` means, as they start: the base's rows.
+    """Return the deltas for `spec.token_rows`, at their start: the rows of the base.
 
     Args:
         model: any module.
-        spec: what is asked.
-        known: what can be adapted.
-        taken: names of places that are adapted otherwise, and of modules that are trained whole.
+        spec: the spec of the adapter.
+        places: all places of the model.
+        otherwise_adapted: names of places and modules that the adapter trains in another way.
+
+    Raises:
+        TargetError: as `resolve_token_ids`.
     """
     deltas: dict[str, Delta] = {}
-    for n, ids in resolve_token_ids(model, spec.token_rows, known, taken).items():
-        site, turned = known[n].site, known[n].site.kind == "embedding"
-        M = site.read(known[n].layer)
-        tokens = torch.tensor(
-            ids, device=None if M.is_meta else M.device
-        )  # known also where the rows have no values
-        start = (M.T if turned else M)[tokens].to(getattr(torch, spec.dtype), copy=True)
-        deltas[n] = TokenRows(start, tokens, M.shape[turned], site.kind)
+    resolved = resolve_token_ids(model, spec.token_rows, places, otherwise_adapted)
+    for name, ids in resolved.items():
+        site = places[name].site
+        M = site.read(places[name].layer)
+        rows = M.T if site.kind == "embedding" else M  # (tokens, width)
+        # Ids have values also where the rows have none, on the meta device.
+        tokens = torch.tensor(ids, device=None if M.is_meta else M.device)
+        start = rows[tokens].to(getattr(torch, spec.dtype), copy=True)
+        deltas[name] = TokenRows(start, tokens, len(rows), site.kind)
     return deltas
 
 
 def resolve_token_ids(
-    model: nn.Module, asked: Any, known: Mapping[str, Place], taken: Collection[str]
+    model: nn.Module,
+    requested: Sequence[int] | Mapping[str, Sequence[int]],
+    places: Mapping[str, Place],
+    otherwise_adapted: Collection[str],
 ) -> dict[str, tuple[int, ...]]:
-    """Return the ids that `Spec.token_rows` gives each embedding or head, by its name.
+    """Return the ids that `Spec.token_rows` gives to each embedding or head, by its name.
 
-    Ids alone are those of the model's input embedding. A module that shares the weight of one
-    before it, and is given the same ids, changes with that one.
+    Ids without a module are those of the model's input embedding. A module that shares the weight
+    of an embedding with the same ids is left out: it changes with that embedding.
 
     Args:
         model: any module.
-        asked: ids, or {module: ids}.
-        known: what can be adapted.
-        taken: names of places that are adapted otherwise, and of modules that are trained whole.
+        requested: ids, or {module: ids}.
+        places: all places of the model.
+        otherwise_adapted: names of places and modules that the adapter trains in another way.
 
     Raises:
-        TargetError: no such module, or one that cannot be served; or an id that it has no row for.
-            All are named.
+        TargetError: a module is missing or cannot train rows, or an id has no row; the message
+            names all of them.
     """
-    if not asked:
+    if not requested:
         return {}
-    own, found, faults = dict(base_parameters(model)), dict[str, tuple[int, ...]](), []
-    items = asked.items() if isinstance(asked, Mapping) else [("", asked)]
-    for pattern, ids in items:
-        names = [n for n in known if matches(pattern, n)] if pattern else _inputs(model, known)
+    parameters = dict(base_parameters(model))
+    by_pattern = requested if isinstance(requested, Mapping) else {"": requested}
+    resolved: dict[str, tuple[int, ...]] = {}
+    faults: list[str] = []
+    for pattern, ids in by_pattern.items():
+        names = _match_one(model, pattern, places)
         if len(names) == 1:
-            found[names[0]] = tuple(ids)
+            resolved[names[0]] = tuple(ids)
         else:
-            there = (
-                ", ".join(map(repr, [n for n, p in known.items() if p.site.kind == "embedding"]))
-                or "none"
-            )
-            what = f"{pattern!r}   names" if pattern else "the input embedding   is"
-            faults.append(
-                f"{what} {plural(len(names), 'module')} of a known kind; one is needed. Embeddings here: {there}"
-            )
-    # What a head shares with an embedding is the embedding's.
-    for name in sorted(found, key=lambda name: known[name].site.kind != "embedding"):
-        place, ids = known[name], found[name]
-        sharing = [
-            n
-            for n, p in known.items()
-            if not p.is_part and own.get(p.weight_name, n) is own.get(place.weight_name)
-        ]
-        if any(
-            found.get(n) == ids and known[n].site.kind == "embedding" for n in sharing if n != name
-        ):
-            del found[name]
-        faults += [
-            f"{name}   {fault}" for fault in _row_faults(place, ids, place.weight_name in own)
-        ]
-        faults += [
-            f"{n}   {'is' if n == name else f'shares the weight of {name} and is'} trained otherwise by this adapter: "
-            "leave one out, or attach two"
-            for n in sharing
-            if _inside(n, taken)
-        ]
+            faults.append(_count_fault(pattern, len(names), places))
+    embeddings_first = sorted(resolved, key=lambda name: not _is_embedding(places[name]))
+    for name in embeddings_first:
+        ids = resolved[name]
+        sharing = _places_of_weight(places[name], places, parameters)
+        is_stored = places[name].weight_name in parameters
+        faults += [f"{name}   {fault}" for fault in _id_faults(places[name], ids, is_stored)]
+        faults += _conflicts(name, sharing, otherwise_adapted)
+        same_rows = [other for other in sharing if other != name and resolved.get(other) == ids]
+        if any(_is_embedding(places[other]) for other in same_rows):
+            del resolved[name]
     if faults:
         raise TargetError(
             f"token_rows does not fit {type(model).__name__}.", faults, "Nothing was attached."
         )
-    return found
+    return resolved
 
 
-def _row_faults(place: Place, ids: tuple[int, ...], stored: bool) -> Iterator[str]:
-    if place.site.kind not in ("embedding", "linear") or not stored:
-        yield f"is of kind {place.site.kind}: rows of tokens are those of an embedding or a linear head in full"
+def _is_embedding(place: Place) -> bool:
+    return place.site.kind == "embedding"
+
+
+def _match_one(model: nn.Module, pattern: str, places: Mapping[str, Place]) -> list[str]:
+    """Return the names that a pattern matches, or those of the input embedding for an empty one."""
+    if pattern:
+        return [name for name in places if matches(pattern, name)]
+    get_input_embeddings = getattr(type(model), "get_input_embeddings", None)
+    if get_input_embeddings is None:
+        return [name for name, place in places.items() if _is_embedding(place)]
+    layer = get_input_embeddings(model)
+    return [name for name, place in places.items() if place.layer is layer and not place.is_part]
+
+
+def _count_fault(pattern: str, count: int, places: Mapping[str, Place]) -> str:
+    """Return the fault of a request that names no module, or several."""
+    embeddings = [repr(name) for name, place in places.items() if _is_embedding(place)]
+    subject = f"{pattern!r}   names" if pattern else "the input embedding   is"
+    return (
+        f"{subject} {plural(count, 'module')} of a known kind; one is needed. "
+        f"Embeddings here: {', '.join(embeddings) or 'none'}"
+    )
+
+
+def _places_of_weight(
+    place: Place, places: Mapping[str, Place], parameters: Mapping[str, nn.Parameter]
+) -> list[str]:
+    """Return the names of the places that are all of the same parameter; empty if it is none."""
+    parameter = parameters.get(place.weight_name)
+    if parameter is None:
+        return []
+    return [
+        name
+        for name, other in places.items()
+        if not other.is_part and parameters.get(other.weight_name) is parameter
+    ]
+
+
+def _id_faults(place: Place, ids: Collection[int], is_stored: bool) -> Iterator[str]:
+    """Yield the reasons why these rows of a place cannot train."""
+    if place.site.kind not in VOCABULARY_KINDS or not is_stored:
+        yield (
+            f"is of kind {place.site.kind}: token rows are those of an embedding, or of a linear "
+            "head whose weight is a parameter of its own"
+        )
         return
     if getattr(place.layer, "max_norm", None) is not None:
-        yield "max_norm: the layer rescales its rows as it reads them, so a change of them cannot be merged"
-    size = place.shape[1] if place.site.kind == "embedding" else place.shape[0]
-    if beyond := [i for i in ids if i >= size]:
         yield (
-            f"has no row for token {', '.join(map(str, beyond))}: they go from 0 to {size - 1} (is the vocabulary to be "
-            "resized first?)"
+            "max_norm: the layer rescales its rows as it reads them, so a change of them cannot be "
+            "merged"
         )
-    if getattr(place.layer, "padding_idx", None) in ids:
-        yield f"never trains the row of token {place.layer.padding_idx}, its padding"
+    outputs, inputs = place.shape
+    size = inputs if _is_embedding(place) else outputs
+    beyond = [str(token) for token in ids if token >= size]
+    if beyond:
+        yield (
+            f"has no row for token {', '.join(beyond)}: they go from 0 to {size - 1} "
+            "(is the vocabulary to be resized first?)"
+        )
+    padding = getattr(place.layer, "padding_idx", None)
+    if padding in ids:
+        yield f"never trains the row of token {padding}, its padding"
 
 
-def _inside(name: str, outer: Collection[str]) -> bool:
-    """Tell whether a name is one of these, or in one."""
-    return any(name == o or name.startswith(f"{o}.") for o in outer)
+def _conflicts(
+    name: str, sharing: Collection[str], otherwise_adapted: Collection[str]
+) -> Iterator[str]:
+    """Yield the places of a weight that the adapter also trains in another way."""
+    for other in sharing:
+        if not _is_inside(other, otherwise_adapted):
+            continue
+        relation = "is" if other == name else f"shares the weight of {name} and is"
+        yield (
+            f"{other}   {relation} trained in another way by this adapter: leave one out, or "
+            "attach two adapters"
+        )
 
 
-def _inputs(model: nn.Module, known: Mapping[str, Place]) -> list[str]:
-    """Return the name of the input embedding: as transformers tells it, or the only one."""
-    method = getattr(type(model), "get_input_embeddings", None)
-    if method is not None:
-        layer = method(model)
-        return [n for n, place in known.items() if place.layer is layer and not place.is_part]
-    return [n for n, place in known.items() if place.site.kind == "embedding"]
+def _is_inside(name: str, outer: Collection[str]) -> bool:
+    """Return True if a name is one of these, or of something in one of them."""
+    return any(name == module or name.startswith(f"{module}.") for module in outer)

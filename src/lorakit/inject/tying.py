@@ -1,13 +1,13 @@
-"""Layers that share their weight with an embedding: the deltas that change them with it."""
+"""Deltas of layers that share their weight with an adapted embedding, and so change with it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import cast
 
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.deltas.base import Delta
+from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.deltas.token_rows import TiedTokenRows, TokenRows
 from lorakit.errors import AdapterMismatch, SpecError
@@ -16,130 +16,188 @@ from lorakit.inject.places import Place
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Settings, Spec
 
+TIED_KINDS = ("embedding", "linear")  # kinds of sites that can share a weight
+
 
 def tie_token_rows(
-    model: nn.Module, adapter: Adapter, known: Mapping[str, Place]
+    model: nn.Module, adapter: Adapter, places: Mapping[str, Place]
 ) -> dict[str, Delta]:
-    """Return the changes of layers that share their weight with one whose rows train.
+    """Return the deltas of layers that share their weight with an embedding whose rows train.
+
+    Args:
+        model: any module.
+        adapter: an adapter that fits the model.
+        places: all places of the model.
 
     Raises:
-        AdapterMismatch: such a layer changes otherwise too, or is of a kind that has no rows of
-            tokens.
+        AdapterMismatch: the adapter changes such a layer in another way too, or its kind cannot
+            have token rows.
     """
-    rows = {n: d for n, d in adapter.deltas.items() if isinstance(d, TokenRows)}
-    own = dict(base_parameters(model)) if rows else {}
-    # Rows of a head alone leave the embedding as it is, as in PEFT.
-    weights = {
-        id(own[known[n].weight_name]): n
-        for n, d in rows.items()
-        if d.kind == "embedding" and known[n].weight_name in own
+    trained = {
+        name: delta for name, delta in adapter.deltas.items() if isinstance(delta, TokenRows)
     }
-    shared = {
-        n: weights[key]
-        for n, place in known.items()
-        if n not in rows
-        and not place.is_part
-        and (key := id(own.get(place.weight_name))) in weights
-    }
+    owners = _tied_to(model, trained, places)
     faults = [
-        f"{n}   shares the weight of {of}, whose rows train"
-        for n, of in shared.items()
-        if n in adapter.deltas
+        f"{name}   shares the weight of {owner}, whose rows train"
+        for name, owner in owners.items()
+        if name in adapter.deltas
     ]
-    faults += [
-        f"{n}   shares the weight of {of}, whose rows train, and is of kind {known[n].site.kind}"
-        for n, of in shared.items()
-        if known[n].site.kind not in ("embedding", "linear")
-    ]
+    for name, owner in owners.items():
+        kind = places[name].site.kind
+        if kind not in TIED_KINDS:
+            faults.append(
+                f"{name}   shares the weight of {owner}, whose rows train, and is of kind {kind}"
+            )
     if faults:
         raise AdapterMismatch(
-            "Rows of a shared weight cannot be trained beside this.",
+            "The token rows of a shared weight cannot train together with these layers.",
             faults,
             "Nothing was attached.",
         )
-    return {n: TiedTokenRows(rows[of], known[n].site.kind) for n, of in shared.items()}
+    return {
+        name: TiedTokenRows(trained[owner], places[name].site.kind)
+        for name, owner in owners.items()
+    }
+
+
+def _tied_to(
+    model: nn.Module, trained: Mapping[str, TokenRows], places: Mapping[str, Place]
+) -> dict[str, str]:
+    """Return the embedding whose weight each other layer shares, by the layer's name."""
+    if not trained:
+        return {}
+    parameters = dict(base_parameters(model))
+    embeddings: dict[int, str] = {}
+    for name, delta in trained.items():
+        parameter = parameters.get(places[name].weight_name)
+        # Rows of a head alone leave the embedding as it is, as in PEFT.
+        if delta.kind == "embedding" and parameter is not None:
+            embeddings[id(parameter)] = name
+    owners: dict[str, str] = {}
+    for name, place in places.items():
+        if name in trained or place.is_part:
+            continue
+        owner = embeddings.get(id(parameters.get(place.weight_name)))
+        if owner is not None:
+            owners[name] = owner
+    return owners
 
 
 def tie_factors(
     model: nn.Module,
     spec: Spec,
-    known: Mapping[str, Place],
-    resolved: Mapping[str, Settings],
-    deltas: Mapping[str, Any],
+    places: Mapping[str, Place],
+    settings: Mapping[str, Settings],
+    deltas: Mapping[str, Delta],
 ) -> dict[str, Delta]:
-    """Return the deltas of layers that `spec.tie` gives the factors of an embedding whose weight
-    they share.
+    """Return the deltas of layers that `spec.tie` gives the factors of their embedding.
 
     Args:
         model: any module.
-        spec: what is asked.
-        known: what can be adapted.
-        resolved: settings of what is adapted, by name.
-        deltas: of the embeddings, by name.
+        spec: the spec of the adapter.
+        places: all places of the model.
+        settings: settings of the adapted places, by name.
+        deltas: deltas of the adapted places, by name.
 
     Raises:
-        SpecError: no weight is shared by an embedding, not all that share one are adapted, or not
-            alike; all are named.
+        SpecError: no embedding shares its weight, or the layers that share one are not all adapted
+            in the same way; the message names all of them.
     """
     if not spec.tie:
         return {}
-    own, holders = dict(base_parameters(model)), dict[int, list[str]]()
-    for n, place in known.items():
-        if place.weight_name in own and not place.is_part:
-            holders.setdefault(id(own[place.weight_name]), []).append(n)
-    groups = [
-        sorted(g, key=lambda n: known[n].site.kind != "embedding")
-        for g in holders.values()
-        if len(g) > 1
-    ]
-    groups = [g for g in groups if known[g[0]].site.kind == "embedding"]
-    groups = [g for g in groups if any(n in resolved for n in g)] or groups
-    faults = (
-        []
-        if groups
-        else [
+    groups = _groups_to_tie(model, places, settings)
+    faults: list[str] = []
+    if not groups:
+        faults.append(
             f"{type(model).__name__}   has no embedding that shares its weight with another layer"
-        ]
-    )
-    for first, *rest in groups:
-        faults += [
-            f"{n}   shares a weight with {rest[0] if n == first else first}, and is not adapted: name both as targets"
-            for n in (first, *rest)
-            if n not in resolved
-        ]
-        faults += [
-            f"{n}   {fault}"
-            for n in rest
-            for fault in _unlike(first, n, known[n].site.kind, resolved)
-        ]
-        start = STARTS[resolved[first].init] if first in resolved else None
-        if spec.delta != "lora" or start:
-            how = (
-                f"delta {spec.delta!r}"
-                if spec.delta != "lora"
-                else f"init {resolved[first].init!r}"
-            )
-            faults.append(
-                f"{first}   {how}: one pair for both is plain low rank, started by kaiming, gaussian or orthogonal"
-            )
+        )
+    for group in groups:
+        faults += _group_faults(group, spec, places, settings)
     if faults:
         raise SpecError(
             "tie: one pair of factors for a shared weight is not possible here.",
             faults,
             "Nothing was attached.",
         )
-    return {
-        n: TiedLowRank(deltas[first], known[n].site.kind, resolved[n].dropout)
-        for first, *rest in groups
-        for n in rest
-    }
+    tied: dict[str, Delta] = {}
+    for embedding, *others in groups:
+        # Other parameterisations are refused above.
+        factors = cast(LowRank, deltas[embedding])
+        for name in others:
+            tied[name] = TiedLowRank(factors, places[name].site.kind, settings[name].dropout)
+    return tied
 
 
-def _unlike(first: str, name: str, kind: str, resolved: Mapping[str, Settings]) -> Iterator[str]:
-    if kind not in ("embedding", "linear"):
-        yield f"shares the weight of {first}, and is of kind {kind}: an embedding and linear layers can have one pair"
-    if first in resolved and name in resolved:
-        there, here = asdict(resolved[first]), asdict(resolved[name])
-        # Dropout is of an input, not of the change.
-        if unlike := [f"{k} {v!r}" for k, v in here.items() if v != there[k] and k != "dropout"]:
-            yield f"has {', '.join(unlike)}, {first} has {', '.join(f'{there[u.split()[0]]!r}' for u in unlike)}"
+def _groups_to_tie(
+    model: nn.Module, places: Mapping[str, Place], settings: Mapping[str, Settings]
+) -> list[list[str]]:
+    """Return the places of each weight that an embedding shares, the embedding first.
+
+    If any of these weights is adapted, only those that are adapted are returned.
+    """
+    parameters = dict(base_parameters(model))
+    holders: dict[int, list[str]] = {}
+    for name, place in places.items():
+        if place.weight_name in parameters and not place.is_part:
+            holders.setdefault(id(parameters[place.weight_name]), []).append(name)
+    groups: list[list[str]] = []
+    for names in holders.values():
+        names.sort(key=lambda name: places[name].site.kind != "embedding")
+        if len(names) > 1 and places[names[0]].site.kind == "embedding":
+            groups.append(names)
+    adapted = [group for group in groups if any(name in settings for name in group)]
+    return adapted or groups
+
+
+def _group_faults(
+    group: Sequence[str],
+    spec: Spec,
+    places: Mapping[str, Place],
+    settings: Mapping[str, Settings],
+) -> Iterator[str]:
+    """Yield the reasons why the layers of one weight cannot have one pair of factors."""
+    embedding, *others = group
+    for name in group:
+        if name not in settings:
+            other = others[0] if name == embedding else embedding
+            yield (
+                f"{name}   shares a weight with {other}, and is not adapted: name both as targets"
+            )
+    for name in others:
+        kind = places[name].site.kind
+        if kind not in TIED_KINDS:
+            yield (
+                f"{name}   shares the weight of {embedding}, and is of kind {kind}: an embedding "
+                "and linear layers can have one pair"
+            )
+        if embedding in settings and name in settings:
+            difference = _compare_settings(settings[name], settings[embedding], embedding)
+            if difference:
+                yield f"{name}   {difference}"
+    cause = _cause_of_other_factors(spec, settings.get(embedding))
+    if cause:
+        yield (
+            f"{embedding}   {cause}: one pair for both is plain low rank, started by kaiming, "
+            "gaussian or orthogonal"
+        )
+
+
+def _compare_settings(own: Settings, shared: Settings, embedding: str) -> str:
+    """Return the settings in which a layer differs from its embedding; empty if there are none."""
+    here, there = asdict(own), asdict(shared)
+    # Dropout acts on an input, so it does not belong to the change.
+    different = [field for field in here if field != "dropout" and here[field] != there[field]]
+    if not different:
+        return ""
+    values = ", ".join(f"{field} {here[field]!r}" for field in different)
+    shared_values = ", ".join(repr(there[field]) for field in different)
+    return f"has {values}, {embedding} has {shared_values}"
+
+
+def _cause_of_other_factors(spec: Spec, settings: Settings | None) -> str:
+    """Return the option that makes the change more than plain low rank, or an empty string."""
+    if spec.delta != "lora":
+        return f"delta {spec.delta!r}"
+    if settings is not None and STARTS[settings.init] is not None:
+        return f"init {settings.init!r}"
+    return ""
