@@ -104,7 +104,7 @@ CASES = {
     ),
     "a prompt too long": (
         ["generate", "{llama}", "--prompt", "cat " * 99],
-        "too long to leave room to answer (64 tokens)",
+        "too long to leave room for an answer (64 tokens)",
     ),
     "columns that are not there": (
         ["preview", "{llama}", "{rows}", "--columns", "text=body"],

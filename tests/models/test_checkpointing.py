@@ -12,7 +12,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 import lorakit
 from lorakit import Spec
-from lorakit.models.checkpointing import _kept, checkpoint_blocks
+from lorakit.models.checkpointing import _policy, checkpoint_blocks
 
 from ..laws.models import gpt2, llama
 from ..laws.table import fill
@@ -82,7 +82,7 @@ def test_attention_that_draws_random_numbers_is_made_again(dropout: float, kept:
     """
     heads = torch.ones(1, 1, 2, 8)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention.default
-    assert (_kept(None, kernel, heads, heads, heads, dropout) is CheckpointPolicy.MUST_SAVE) is kept
+    assert (_policy(None, kernel, heads, heads, heads, dropout) is CheckpointPolicy.MUST_SAVE) is kept
     assert (
-        _kept(None, kernel, heads, heads, heads, dropout_p=dropout) is CheckpointPolicy.MUST_SAVE
+        _policy(None, kernel, heads, heads, heads, dropout_p=dropout) is CheckpointPolicy.MUST_SAVE
     ) is kept

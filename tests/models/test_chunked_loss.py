@@ -82,7 +82,7 @@ def losses(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], l
         with monkeypatch.context() as patch:
             if plain:
                 patch.setattr(score, "find_head", lambda *args: None)
-            patch.setattr(heads, "WORK", 1)  # several chunks
+            patch.setattr(heads, "CHUNK_BYTES", 1)  # several chunks
             loss, logits = batch_loss(model, batch(), "causal-lm")
             assert (logits is None) is not plain
             trained = [p for p in model.parameters() if p.requires_grad]
@@ -102,7 +102,7 @@ def close(got: list[Tensor], want: list[Tensor]) -> bool:
 def test_loss_and_gradients_are_those_of_the_plain_expression(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "WORK", 1)  # chunks of 16 rows, the last one shorter
+    monkeypatch.setattr(heads, "CHUNK_BYTES", 1)  # chunks of 16 rows, the last one shorter
     labels = torch.randint(0, 50, (70,), generator=torch.Generator().manual_seed(2))
     parts = [
         randn(70, 12, seed=1).to(dtype),
@@ -197,7 +197,7 @@ def test_what_is_not_known_keeps_the_plain_way(kind: Any) -> None:
     assert logits is not None
     assert (
         chunking_obstacle(model, batch()["input_ids"])
-        == "its logits are not what its head makes of the last hidden state"
+        == "its logits are not those of its head on the last hidden state"
     )
     want = F.cross_entropy(
         logits[:, :-1].flatten(0, 1), batch()["labels"][:, 1:].flatten(), reduction="sum"
@@ -217,16 +217,16 @@ def test_a_hook_on_the_model_itself_is_not_passed_by() -> None:
     assert find_head(model, batch()["input_ids"]) is None
     assert (
         chunking_obstacle(model, batch()["input_ids"])
-        == "a hook on the model itself would be passed by"
+        == "a hook on the model itself would be skipped"
     )
 
 
 @pytest.mark.parametrize(
     ("head", "why"),
     [
-        (None, "its head is not known"),
+        (None, "it has no output layer"),
         (nn.Bilinear(1, 1, 1), "its head is a Bilinear, not a Linear"),
-        (nn.Linear(32, 97), "its body and its head are not two children of it"),
+        (nn.Linear(32, 97), "its body and its head are not both its children"),
     ],
     ids=str,
 )
@@ -273,7 +273,7 @@ def test_the_losses_of_rows_add_up_to_that_of_the_batch(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(name)
-    monkeypatch.setattr(heads, "WORK", 1)
+    monkeypatch.setattr(heads, "CHUNK_BYTES", 1)
     with torch.no_grad():
         rows, whole = (
             batch_loss(model, batch(), "causal-lm", by_row=True)[0],

