@@ -82,7 +82,9 @@ def test_attention_that_draws_random_numbers_is_made_again(dropout: float, kept:
     """
     heads = torch.ones(1, 1, 2, 8)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention.default
-    assert (_policy(None, kernel, heads, heads, heads, dropout) is CheckpointPolicy.MUST_SAVE) is kept
+    assert (
+        _policy(None, kernel, heads, heads, heads, dropout) is CheckpointPolicy.MUST_SAVE
+    ) is kept
     assert (
         _policy(None, kernel, heads, heads, heads, dropout_p=dropout) is CheckpointPolicy.MUST_SAVE
     ) is kept

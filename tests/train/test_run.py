@@ -560,7 +560,11 @@ def test_a_request_that_cannot_be_met_writes_nothing(
     two.write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n')
     bert = {**settings, "model": str(tiny_bert)}
     cases = [
-        ({**settings, "max_length": 65}, DataError, "65 tokens are given, the model takes at most 64"),
+        (
+            {**settings, "max_length": 65},
+            DataError,
+            "65 tokens are given, the model takes at most 64",
+        ),
         ({**bert, "data": str(one)}, DataError, "has one label only"),
         (
             {**bert, "data": str(two), "eval_data": str(other)},
