@@ -57,7 +57,7 @@ def test_each_row_of_a_model_equals_it_alone(family: str) -> None:
 def test_parts_of_a_fused_layer_have_rows(
     targets: list[str], waste: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(mixed_batch.WASTE, torch.float32, waste)
+    monkeypatch.setitem(mixed_batch.MAX_WASTE, torch.float32, waste)
     model = routed_model(gpt2, targets=targets)
     with lorakit.route(model, ROWS):
         got = out(model, ids())
@@ -133,7 +133,7 @@ def test_steps_within_one_block_use_the_new_factors() -> None:
 def test_generation_gives_each_row_what_it_gives_alone(
     beams: int, waste: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(mixed_batch.WASTE, torch.float32, waste)
+    monkeypatch.setitem(mixed_batch.MAX_WASTE, torch.float32, waste)
     model, rows = routed_model(), ["style", None, "facts"]
     options = {
         "max_new_tokens": 5,
@@ -152,13 +152,13 @@ def test_generation_gives_each_row_what_it_gives_alone(
 def test_beams_that_were_not_counted_are_refused() -> None:
     model = routed_model()
     with (
-        pytest.raises(RowsError, match=r"saw an input of shape \(6, 7, 16\)") as caught,
+        pytest.raises(RowsError, match=r"got an input of shape \(6, 7, 16\)") as caught,
         lorakit.route(model, ["style", None, "facts"]),
     ):
         model.generate(input_ids=ids(3), num_beams=2, max_new_tokens=2, pad_token_id=0)
     assert str(caught.value) == (
-        "3 rows routed, but model.layers.0.self_attn.q_proj (Linear) saw an input of shape (6, 7, 16).\n"
-        "That is 2 times as many: beam search repeats each row (name each 2 times, one after the other), and some layers see "
+        "3 rows routed, but model.layers.0.self_attn.q_proj (Linear) got an input of shape (6, 7, 16).\n"
+        "That is 2 times as many: beam search repeats each row (name each 2 times, one after the other), and some layers get "
         "all tokens of all rows in one axis (these cannot be routed)."
     )
 
@@ -295,45 +295,45 @@ class Flat(nn.Module):
             SequenceFirst,
             "linear",
             ids(3, 7),
-            "3 rows routed, but linear (Linear) saw an input of shape (7, 3, 16).\nIts rows "
+            "3 rows routed, but linear (Linear) got an input of shape (7, 3, 16).\nIts rows "
             "seem to be axis 1; only layers with rows first can be routed.",
         ),
         (
             SequenceFirst,
             "linear",
             ids(3, 3),
-            "3 rows routed, and sequences are as long: linear (Linear) saw an input of shape "
-            "(3, 3, 16), and it cannot be told which axis the rows are.\nPad to another length, or say batch_first=True if rows "
+            "3 rows routed, and sequences are as long: linear (Linear) got an input of shape "
+            "(3, 3, 16), and its shape does not show which axis the rows are.\nPad to another length, or pass batch_first=True if rows "
             "come first in every adapted layer.",
         ),
         (
             Positions,
             "place",
             ids(3, 7),
-            "3 rows routed, but place (Embedding) saw an input of shape (7,).\nGive an entry for "
-            "each row. A layer that sees no rows (positions, chosen tokens) cannot be routed.",
+            "3 rows routed, but place (Embedding) got an input of shape (7,).\nGive an entry for "
+            "each row. A layer that gets no rows (positions, chosen tokens) cannot be routed.",
         ),
         (
             Positions,
             "place",
             ids(3, 3),
-            "3 rows routed, and sequences are as long: place (Embedding) saw an input of shape "
-            "(3,), and it cannot be told which axis the rows are.\nPad to another length, or say batch_first=True if rows come "
+            "3 rows routed, and sequences are as long: place (Embedding) got an input of shape "
+            "(3,), and its shape does not show which axis the rows are.\nPad to another length, or pass batch_first=True if rows come "
             "first in every adapted layer.",
         ),
         (
             Flat,
             "linear",
             ids(3, 7),
-            "3 rows routed, but linear (Linear) saw an input of shape (21, 16).\nThat is 7 times as "
-            "many: beam search repeats each row (name each 7 times, one after the other), and some layers see all tokens of all "
+            "3 rows routed, but linear (Linear) got an input of shape (21, 16).\nThat is 7 times as "
+            "many: beam search repeats each row (name each 7 times, one after the other), and some layers get all tokens of all "
             "rows in one axis (these cannot be routed).",
         ),
         (
             lambda: nn.Sequential(nn.Linear(3, 16)),
             "0",
             torch.ones(3),
-            "3 rows routed, but 0 (Linear) saw an input of shape (3,).\nThat is no batch.",
+            "3 rows routed, but 0 (Linear) got an input of shape (3,).\nThat is no batch.",
         ),
     ],
 )
@@ -366,8 +366,8 @@ def test_another_number_of_rows_is_refused(rows: int) -> None:
     with pytest.raises(RowsError) as caught, lorakit.route(model, ROWS):
         out(model, ids(rows))
     assert str(caught.value) == (
-        f"5 rows routed, but model.layers.0.self_attn.q_proj (Linear) saw an input of shape ({rows}, 7, 16).\n"
-        "Give an entry for each row. A layer that sees no rows (positions, chosen tokens) cannot be routed."
+        f"5 rows routed, but model.layers.0.self_attn.q_proj (Linear) got an input of shape ({rows}, 7, 16).\n"
+        "Give an entry for each row. A layer that gets no rows (positions, chosen tokens) cannot be routed."
     )
 
 
@@ -379,7 +379,7 @@ def test_requests_that_cannot_be_meant_are_refused_at_once() -> None:
     ):
         pass
     assert str(caught.value) == (
-        "Rows cannot be routed as asked.\n"
+        "These rows cannot be routed.\n"
         "  rows 0, 3   'stlye' is not attached   did you mean 'style'?\n"
         "  row 2   'facts' has weight nan, which is no finite number\n"
         "  row 3   3 is not attached\n"
@@ -388,9 +388,9 @@ def test_requests_that_cannot_be_meant_are_refused_at_once() -> None:
     for rows in ("style", {"style": 1.0}, 3):
         with pytest.raises(AdapterNameError) as caught, lorakit.route(model, rows):
             pass
-        assert (
-            str(caught.value)
-            == f"An entry a row is needed, got {rows!r}.\nenable(model, ...) is for all rows alike."
+        assert str(caught.value) == (
+            f"rows must hold one entry for each row of the batch, got {rows!r}.\n"
+            "enable(model, ...) switches adapters for all rows."
         )
     with (
         pytest.raises(AdapterNameError, match="There is no row to route"),
@@ -419,8 +419,8 @@ def test_what_has_no_rows_is_refused_by_name() -> None:
     with pytest.raises(AdapterMismatch) as caught, lorakit.route(model, ["biased", None]):
         pass
     assert str(caught.value) == (
-        "Biases and modules that are trained whole are those of all rows.\n"
-        "  'biased'   trains 1 parameter whole: classifier.bias\n"
+        "Full parameters (biases, modules) change all rows alike.\n"
+        "  'biased'   trains 1 full parameter: classifier.bias\n"
         "Route adapters without them, or run these rows alone. Nothing was routed."
     )
     attention = nn.Sequential(nn.MultiheadAttention(16, 2, batch_first=True))
@@ -428,7 +428,7 @@ def test_what_has_no_rows_is_refused_by_name() -> None:
     with pytest.raises(AdapterMismatch) as caught, lorakit.route(attention, ["lent", None]):
         pass
     assert str(caught.value) == (
-        "Some weights cannot be changed for some rows only.\n"
+        "Some weights cannot be changed for single rows.\n"
         "  0.q   MultiheadAttention reads this weight itself, for all rows\n"
         "  0.out_proj   MultiheadAttention reads this weight itself, for all rows\n"
         "Route adapters without them, or run these rows alone. Nothing was routed."
@@ -477,7 +477,8 @@ def test_the_model_stays_as_it_is_in_a_block(change) -> None:
             change(model)
         assert torch.equal(out(model, ids()), want)
     assert str(caught.value) == (
-        "The rows of this model are routed: what is attached and on stays as it is until the block ends.\n"
+        "The rows of this model are routed: adapters cannot be attached, detached, enabled or merged "
+        "until the block of route ends.\n"
         "Do it before or after the block. Nothing was changed."
     )
     assert lorakit.enabled(model) == {"facts": 1.0} and list(model.state_dict()) == keys

@@ -515,8 +515,8 @@ def rows_equal_alone(row: Row, folder: Path) -> None:
         pulled = torch.autograd.grad((alone * pull).sum(), factors)
         for waste, long in ((1 << 40, 0), (-1, 1 << 40), (-1, 0)):  # each way to compute it
             limits = (
-                mock.patch.dict(mixed_batch.WASTE, {row.dtype: waste}),
-                mock.patch.object(mixed_batch, "LONG", long),
+                mock.patch.dict(mixed_batch.MAX_WASTE, {row.dtype: waste}),
+                mock.patch.object(mixed_batch, "MIN_BATCHED_INPUTS", long),
             )
             with limits[0], limits[1], lorakit.route(model, routed):
                 got = model.layer(x)

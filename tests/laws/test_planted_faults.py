@@ -88,10 +88,10 @@ def coarse_comes_back(row: Row, folder: Path) -> None:
     test_quantised.test_unmerge_restores_the_stored_bits("bitsandbytes-nf4")
 
 
-CONVOLVED = "layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)"
+CONVOLVED = "layer._conv_forward(x, kernel, None)"
 PADDED = "F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)"
-ZEROS = "self.convolve(x, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stride, 1, layer.dilation, layer.groups)"
-UNDILATED = f"self.convolve({PADDED}, kernel.repeat(layer.groups, 1, 1, 1), None, layer.stride, 0, 1, layer.groups)"
+ZEROS = "self.convolve(x, kernel, None, layer.stride, 1, layer.dilation, layer.groups)"
+UNDILATED = f"self.convolve({PADDED}, kernel, None, layer.stride, 0, 1, layer.groups)"
 SUBTRACT = (
     "own[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
 )
@@ -193,7 +193,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "all hooks removed": (
         edit(
-            slot, "remove_slot", "_forward_hooks.items() if hook in hooks", "_forward_hooks.items()"
+            slot, "remove_slot", "_forward_hooks.items() if hook in HOOKS", "_forward_hooks.items()"
         ),
         law.detach_leaves_no_trace,
         "conv1d-float64",
@@ -259,7 +259,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "biases not exchanged": (
-        edit(slot, "set_enabled", "want != now", "False"),
+        edit(slot, "_register_parameter", "wanted != registered", "False"),
         law.biases_train_and_merge,
         "linear-float64",
     ),
@@ -292,7 +292,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             ConvSite,
             "project",
-            "kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1))",
+            "kernel.repeat(layer.groups, 1, *self.ones)",
             "kernel.repeat_interleave(layer.groups, dim=0)",
         ),
         law.attached_equals_dense,
@@ -322,24 +322,24 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             ConvTransposeSite,
             "expand",
-            "*layer.weight.shape[1:]).repeat(",
-            "*layer.weight.shape[1:]).flip(-1).repeat(",
+            "*layer.weight.shape[1:])",
+            "*layer.weight.shape[1:]).flip(-1)",
         ),
         law.attached_equals_dense,
         "transposed2d-float16",
     ),
     "rows get the ranks of others": (
-        edit(PlaceRouting, "stacked", "h.masked_fill(self.table.off.view(shape), 0.0)", "h"),
+        edit(PlaceRouting, "stacked", "h.masked_fill(self.table.masked_ns.view(shape), 0.0)", "h"),
         law.rows_equal_alone,
         "linear-float64",
     ),
     "a row's weights dropped": (
-        edit(PlaceRouting, "stacked", "h * self.table.strength.to(h.dtype).view(shape)", "h"),
+        edit(PlaceRouting, "stacked", "h * self.table.weight_ns.to(h.dtype).view(shape)", "h"),
         law.rows_equal_alone,
         "conv1d-bfloat16",
     ),
     "a group's weights dropped": (
-        edit(PlaceRouting, "join", "B[n] * w", "B[n]"),
+        edit(PlaceRouting, "_group_factors", "scaled_B[name] * weight", "scaled_B[name]"),
         law.rows_equal_alone,
         "linear-float64",
     ),
@@ -347,9 +347,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             PlaceRouting,
             "grouped",
-            "torch.zeros_like(change).view(count, each, -1).index_copy(0, order, "
-            "change.view(count, each, -1))",
-            "change.view(count, each, -1)",
+            "torch.zeros_like(sorted_change).index_copy(0, order_n, sorted_change)",
+            "sorted_change",
         ),
         law.rows_equal_alone,
         "linear-square-float32",
@@ -365,7 +364,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "convolution2d-depthwise-float64",
     ),
     "joined factors are cut off the graph": (
-        edit(PlaceRouting, "join", "n: d.A for", "n: d.A.detach() for"),
+        edit(PlaceRouting, "_stack_factors", "[delta.A for", "[delta.A.detach() for"),
         law.rows_equal_alone,
         "embedding-float64",
     ),
@@ -373,8 +372,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             OutputSliceSite,
             "scatter_outputs",
-            "(self.start, self.block - self.start - self.size)",
-            "(self.start + 1, self.block - self.start - self.size - 1)",
+            "(self.start, self.after)",
+            "(self.start + 1, self.after - 1)",
         ),
         law.attached_equals_dense,
         "part-contiguous-float64",
@@ -383,8 +382,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             OutputSliceSite,
             "scatter_outputs",
-            "some.unflatten(-1, (self.layout.groups, self.size))",
-            "some.unflatten(-1, (self.size, self.layout.groups)).mT",
+            "values.unflatten(-1, (self.groups, self.size))",
+            "values.unflatten(-1, (self.size, self.groups)).mT",
         ),
         law.attached_equals_dense,
         "part-interleaved-float64",
@@ -393,8 +392,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             OutputSliceSite,
             "widen",
-            "(0, 0, self.start, self.block - self.start - self.size)",
-            "(0, 0, self.block - self.start - self.size, self.start)",
+            "(0, 0, self.start, self.after)",
+            "(0, 0, self.after, self.start)",
         ),
         law.merged_equals_attached,
         "part-contiguous-bfloat16",
@@ -410,7 +409,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "part-interleaved-float32",
     ),
     "lent and not given back": (
-        edit(slot.Slot, "swap_out", "whole.swap_out(layer)", "pass"),
+        edit(slot.Slot, "swap_out", "site.full_site).swap_out(layer)", "site.full_site)"),
         law.detach_leaves_no_trace,
         "lent-float64",
     ),

@@ -1,64 +1,64 @@
-"""Rows of one batch go to different adapters: `route`. Each row gets what it would get alone
-(`shares` computes it).
+"""Route the rows of one batch to different adapters, so that each row gets what it would get alone.
+
+`mixed_batch` computes the changes of the rows.
 """
 
-import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import NoReturn, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
+from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsError
 from lorakit.inject.mixed_batch import AdapterWeights, PlaceRouting, RoutingTable
 from lorakit.inject.state import get_state
 from lorakit.sites.base import Site
 from lorakit.sites.slot import Slot, State, base_modules, get_slot, set_enabled
-from lorakit.spec import full_name
+from lorakit.spec import full_name, is_number
 from lorakit.text import near_misses, plural
+
+ONE_THREAD = "One at a time: hold a lock around the block, or give each thread a copy of the model."
+RowAdapters: TypeAlias = str | Iterable[str] | Mapping[str, float] | None
+"""One row's adapters: a name, several names, names with weights, or None for the base alone."""
 
 
 @contextmanager
 def route(
-    model: nn.Module,
-    rows: Sequence[str | Iterable[str] | Mapping[str, float] | None],
-    *,
-    batch_first: bool = False,
+    model: nn.Module, rows: Sequence[RowAdapters], *, batch_first: bool = False
 ) -> Iterator[None]:
-    """Send each row of the batches in this block to adapters of its own; what `enable` switched on
-    does not count there.
+    """Route each row of the batches in this block to its own adapters.
 
-    A row gives what it gives alone, gradients too, so that several adapters train in one batch.
-    Blocks may be nested: the inner one counts. Nothing is left afterwards. The model stays as it is
-        until the block ends: no attach, enable, detach
-    or merge. Where gradient checkpointing computes layers again, `backward` belongs into the block.
-    Beam search repeats rows, so each is named as often as there are beams.
+    A row's output and gradients are those that it gets alone, so several adapters can train in one
+    batch. Adapters enabled by `enable` have no effect inside the block. Blocks can be nested; the
+    innermost one counts. Attaching, enabling, detaching and merging are refused until the block
+    ends, and the block leaves nothing behind. With activation checkpointing, call `backward` inside
+    the block. Beam search repeats rows, so name each row as often as there are beams.
 
     Args:
-        model: what attach was given.
-        rows: an entry a row of the batch: a name, several names, {name: weight}, or None for the
-            base alone.
-        batch_first: that rows are the first axis of the input of every adapted layer; needed only
-            where sizes cannot tell, because sequences are as long as there are rows. Otherwise it
-            is found out, and refused where it is not so.
+        model: the model that attach was given.
+        rows: one entry for each row of the batch: a name, several names, {name: weight}, or None
+            for the base alone.
+        batch_first: the rows are the first axis of the input of every adapted layer. Needed only
+            if sequences are as long as there are rows, because then sizes cannot show it; in all
+            other cases the axis is detected, and another one is refused.
 
     Raises:
         AdapterNameError: an unknown name, a weight that is no finite number, or nothing is
             attached; all are named.
-        AdapterMismatch: an adapter that trains biases or modules whole, or weights that a module
-            reads itself.
+        AdapterMismatch: an adapter with full parameters (biases, modules), or with weights that a
+            module reads itself.
         MergeError: the model is merged.
-        RowsError: a layer sees another number of rows, or its rows on another axis; or another
+        RowsError: a layer gets another number of rows, or its rows on another axis; or another
             thread routes this model.
 
-    Cost: the factors of all adapters that are named, once more, while the block lasts; joined when
-        they are first needed
-    and again only where they train.
+    Cost: a joined copy of the factors of all named adapters while the block lasts. It is built at
+        the first forward, and again after a step of an optimizer.
 
-    Source: Chen et al., Punica, arXiv 2310.18547 (several adapters in one batch), here as products
-        that torch has.
+    Source: Chen et al., Punica, arXiv 2310.18547 (several adapters in one batch), here with
+        products that torch has.
 
     >>> import lorakit
     >>> model = nn.Linear(2, 2)
@@ -72,204 +72,251 @@ def route(
     ([2.0, 2.0], [0.0, 0.0])
     """
     state = get_state(model)
-    named = _named(state, rows)
+    weights = _parse_rows(state, rows)
     if state.merged:
         raise MergeError(
             "The model is merged: its weights hold adapters that every row would get.",
             advice="Call unmerge first.",
         )
-    outer: Route | None = state.route
+    outer = cast(Route | None, state.route)
     if outer is not None and outer.thread != threading.get_ident():
-        raise RowsError(
-            "Another thread routes the rows of this model.",
-            advice="One at a time: hold a lock around the block, or give each thread a copy of the model.",
-        )
-    inner = Route(model, named, batch_first)
-    on = (
-        dict(state.enabled)
-        if any(state.adapters[n].full_parameters for n in state.enabled)
-        else None
-    )
-    if on is not None:
-        set_enabled(model, state, {})  # what they train whole would reach every row
-    handle = model.register_forward_pre_hook(inner.look, with_kwargs=True)
+        raise RowsError("Another thread routes the rows of this model.", advice=ONE_THREAD)
+    inner = Route(model, weights, batch_first)
+    enabled = dict(state.enabled)
+    has_full_parameters = any(state.adapters[name].full_parameters for name in enabled)
+    if has_full_parameters:
+        set_enabled(model, state, {})  # full parameters would change every row
+    handle = model.register_forward_pre_hook(inner.note_lengths, with_kwargs=True)
     state.route = inner
     try:
         yield
     finally:
         state.route = outer
         handle.remove()
-        if on is not None:
-            set_enabled(model, state, on)
+        if has_full_parameters:
+            set_enabled(model, state, enabled)
 
 
-def _named(state: State, rows: Any) -> list[AdapterWeights]:
-    """Return names and weights of each row, or raise with every fault."""
+def _parse_rows(state: State, rows: object) -> list[AdapterWeights]:
+    """Return the weights of each row's adapters, or raise with every fault."""
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise AdapterNameError(
-            f"An entry a row is needed, got {rows!r}.",
-            advice="enable(model, ...) is for all rows alike.",
+            f"rows must hold one entry for each row of the batch, got {rows!r}.",
+            advice="enable(model, ...) switches adapters for all rows.",
         )
-    found: list[AdapterWeights] = []
-    faults: dict[str, list[int]] = {}
-    for at, row in enumerate(cast(Iterable[Any], rows)):
-        if isinstance(row, Mapping):
-            given = dict(cast(Mapping[Any, Any], row))
-        else:
-            several = isinstance(row, Iterable) and not isinstance(row, str)
-            given: dict[Any, Any] = dict.fromkeys(
-                cast(Any, row) if several else [] if row is None else [row], 1.0
-            )
-        for n, w in given.items():
-            if n not in state.adapters:
-                faults.setdefault(
-                    f"{n!r} is not attached   {near_misses(str(n), state.adapters)}".rstrip(), []
-                ).append(at)
-            elif isinstance(w, bool) or not isinstance(w, int | float) or not math.isfinite(w):
-                faults.setdefault(f"{n!r} has weight {w!r}, which is no finite number", []).append(
-                    at
-                )
-        found.append({n: w for n, w in given.items() if w})
+    entries = [_parse_row(cast(RowAdapters, row)) for row in cast(Iterable[object], rows)]
     advice = f"Attached: {', '.join(map(repr, state.adapters))}. Nothing was routed."
+    faults: dict[str, list[int]] = {}
+    for number, entry in enumerate(entries):
+        for name, weight in entry.items():
+            if fault := _entry_fault(state, name, weight):
+                faults.setdefault(fault, []).append(number)
     if faults:
-        lines = [
-            f"row{'s'[: len(at) > 1]} {', '.join(map(str, at))}   {fault}"
-            for fault, at in faults.items()
-        ]
-        raise AdapterNameError("Rows cannot be routed as asked.", lines, advice)
-    if not found:
+        lines = [f"{_name_rows(numbers)}   {fault}" for fault, numbers in faults.items()]
+        raise AdapterNameError("These rows cannot be routed.", lines, advice)
+    if not entries:
         raise AdapterNameError("There is no row to route.", advice=advice)
-    whole = [
-        f"{n!r}   trains {plural(len(state.adapters[n].full_parameters), 'parameter')} whole: {next(iter(state.adapters[n].full_parameters))}"
-        for n in state.adapters
-        if state.adapters[n].full_parameters and any(n in row for row in found)
-    ]
-    if whole:
+    weights = [{name: weight for name, weight in entry.items() if weight} for entry in entries]
+    _check_full_parameters(state, weights)
+    return weights
+
+
+def _parse_row(row: RowAdapters) -> AdapterWeights:
+    """Return one row's adapters with their weights, not checked."""
+    if row is None:
+        return {}
+    if isinstance(row, Mapping):
+        return dict(row)
+    if isinstance(row, Iterable) and not isinstance(row, str):
+        return dict.fromkeys(row, 1.0)
+    return {row: 1.0}
+
+
+def _entry_fault(state: State, name: object, weight: object) -> str:
+    """Return the reason why an adapter with this weight cannot be used; empty if it can."""
+    if name not in state.adapters:
+        hint = near_misses(str(name), state.adapters)
+        return f"{name!r} is not attached   {hint}".rstrip()
+    if not is_number(weight):
+        return f"{name!r} has weight {weight!r}, which is no finite number"
+    return ""
+
+
+def _name_rows(numbers: list[int]) -> str:
+    return f"{'row' if len(numbers) == 1 else 'rows'} {', '.join(map(str, numbers))}"
+
+
+def _check_full_parameters(state: State, rows: list[AdapterWeights]) -> None:
+    """Raise AdapterMismatch if an adapter of these rows trains full parameters."""
+    faults: list[str] = []
+    for name, adapter in state.adapters.items():
+        parameters = list(adapter.full_parameters)
+        if parameters and any(name in row for row in rows):
+            count = plural(len(parameters), "full parameter")
+            faults.append(f"{name!r}   trains {count}: {parameters[0]}")
+    if faults:
         raise AdapterMismatch(
-            "Biases and modules that are trained whole are those of all rows.",
-            whole,
+            "Full parameters (biases, modules) change all rows alike.",
+            faults,
             "Route adapters without them, or run these rows alone. Nothing was routed.",
         )
-    return found
 
 
 class Route:
-    """Who gets what in one block: at each adapted layer the shares of the rows.
+    """The adapters of each row in one block, at every adapted layer.
 
     Args:
-        model: the model.
-        rows: names and weights of each row.
-        batch_first: that rows come first is known.
+        model: the model that attach was given.
+        rows: weights of the adapters of each row.
+        batch_first: the rows are known to be the first axis everywhere.
+
+    Attributes:
+        count: number of rows.
+        thread: identifier of the thread that may call the model.
+        lengths: lengths of the sequences in the model's last input.
+        places: the routings at each adapted layer, by the layer's name.
     """
 
     def __init__(self, model: nn.Module, rows: list[AdapterWeights], batch_first: bool):
-        self.count, self.thread = len(rows), threading.get_ident()
-        self.known = batch_first or all(
-            row == rows[0] for row in rows
-        )  # alike: it does not matter which is which
-        self.lengths: set[int] = set()  # of sequences that the model was given
-        self.shares: dict[str, list[PlaceRouting]] = {}
-        tables: dict[Any, RoutingTable] = {}  # most layers have the same adapters of the same ranks
-        faults = []
-        names = {n for row in rows for n in row}
+        self.count = len(rows)
+        self.thread = threading.get_ident()
+        # Where all rows go to the same adapters, their axis does not matter.
+        self.is_axis_known = batch_first or all(row == rows[0] for row in rows)
+        self.lengths: set[int] = set()
+        self.places: dict[str, list[PlaceRouting]] = {}
+        self.tables: dict[tuple[object, ...], RoutingTable] = {}
+        names = {name for row in rows for name in row}
+        faults: list[str] = []
         for path, layer in base_modules(model):
             slot = get_slot(layer)
-            for end, site in slot.sites.items() if slot else ():
-                deltas = {
-                    n: d for n in names if (d := cast(Any, slot)._modules.get(n + end)) is not None
-                }
+            if slot is None:
+                continue
+            for suffix, site in slot.sites.items():
+                deltas = _deltas_at(slot, suffix, names)
                 if deltas and site.swaps_weight:
-                    faults.append(
-                        f"{full_name(path, end[1:])}   {type(layer).__name__} reads this weight itself, for all rows"
-                    )
+                    place = full_name(path, suffix[1:])
+                    reader = type(layer).__name__
+                    faults.append(f"{place}   {reader} reads this weight itself, for all rows")
                 elif deltas:
-                    share = PlaceRouting(site, deltas)
-                    device = site.read(layer).device
-                    key = (
-                        device,
-                        *((n, d.rank if share.plain else 0) for n, d in share.deltas.items()),
-                    )
-                    share.table = tables[key] = tables.get(key) or RoutingTable(
-                        dict(key[1:]), rows, device
-                    )
-                    self.shares.setdefault(cast(Slot, slot).path, []).append(share)
+                    self._add_place(slot.path, PlaceRouting(site, deltas), rows, layer)
         if faults:
             raise AdapterMismatch(
-                "Some weights cannot be changed for some rows only.",
+                "Some weights cannot be changed for single rows.",
                 faults,
                 "Route adapters without them, or run these rows alone. Nothing was routed.",
             )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def _add_place(
+        self, path: str, place: PlaceRouting, rows: list[AdapterWeights], layer: nn.Module
+    ) -> None:
+        """Add the routing of one place; places with the same adapters and ranks share a table."""
+        device = place.site.read(layer).device
+        key = (device, *place.ranks.items())
+        if key not in self.tables:
+            self.tables[key] = RoutingTable(place.ranks, rows, device)
+        place.table = self.tables[key]
+        self.places.setdefault(path, []).append(place)
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise RowsError(
             "A model whose rows are routed cannot be copied or pickled.",
             advice="Do it before or after the block.",
         )
 
-    def look(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note how long the sequences are that the model is given: the hook before it."""
-        if not torch.compiler.is_compiling():
-            given = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
-            self.lengths = {
-                t.shape[1]
-                for t in given
-                if t.ndim == 3 or (t.ndim == 2 and not t.is_floating_point())
-            }
+    def note_lengths(
+        self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        """Note the lengths of the sequences in the model's input: a forward pre-hook."""
+        if torch.compiler.is_compiling():
+            return
+        self.lengths = set()
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and _is_sequence(value):
+                self.lengths.add(value.shape[1])
 
     def add(self, slot: Slot, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Return y plus what each row gets at this layer."""
-        shares = self.shares.get(slot.path)
-        if shares is None:
+        """Return y plus the change of each row at this layer."""
+        places = self.places.get(slot.path)
+        if places is None:
             return y
-        self.check(slot, layer, shares[0].site, x, y)
+        self.check_rows(slot, layer, places[0].site, x, y)
         out = y
-        for share in shares:
-            out = share.add(layer, x, y, out)
+        for place in places:
+            out = place.add(layer, x, y, out)
         return out
 
-    def check(self, slot: Slot, layer: nn.Module, site: Site, x: Tensor, y: Tensor) -> None:
-        """Refuse what would give a row what is another's.
+    def check_rows(self, slot: Slot, layer: nn.Module, site: Site, x: Tensor, y: Tensor) -> None:
+        """Raise RowsError if a row could get the change of another.
 
         Raises:
-            RowsError: the rows are not the first axis, are not as many, or it cannot be told.
+            RowsError: the first axis has another size than there are rows, it may be another axis
+                than the rows, or another thread calls the layer.
         """
-        free = x.ndim - site.input_axes
-        if free < 1 or x.shape[0] != self.count or y.shape[0] != self.count:
+        batch_axes = x.ndim - site.input_axes
+        if batch_axes < 1 or x.shape[0] != self.count or y.shape[0] != self.count:
             raise RowsError(
-                f"{plural(self.count, 'row')} routed, but {self.saw(slot, layer, x)}.",
-                advice=self.hint(tuple(x.shape[:free])),
+                f"{plural(self.count, 'row')} routed, but {_describe_input(slot, layer, x)}.",
+                advice=self.explain_shape(tuple(x.shape[:batch_axes])),
             )
         if torch.compiler.is_compiling():
             return
-        # Where backward computes a layer again, it may do so in a thread of its own.
-        if threading.get_ident() != self.thread and torch._C._current_graph_task_id() == -1:
+        # A backward that computes the layer again may do so in a thread of its own.
+        is_backward = torch._C._current_graph_task_id() != -1
+        if threading.get_ident() != self.thread and not is_backward:
             raise RowsError(
-                f"{slot.path or 'The model'} was called by another thread than the one that routes its rows.",
-                advice="One at a time: hold a lock around the block, or give each thread a copy of the model.",
+                f"{slot.path or 'The model'} was called by another thread than the one that routes "
+                "its rows.",
+                advice=ONE_THREAD,
             )
-        if self.known or slot.rows_first or site.input_axes > 1:
+        if self.is_axis_known or slot.rows_first or site.input_axes > 1:
             return
-        if self.count in x.shape[1:free] or (free == 1 and self.count in self.lengths):
+        is_length = batch_axes == 1 and self.count in self.lengths
+        if self.count in x.shape[1:batch_axes] or is_length:
             raise RowsError(
-                f"{plural(self.count, 'row')} routed, and sequences are as long: {self.saw(slot, layer, x)}, and it "
-                "cannot be told which axis the rows are.",
-                advice="Pad to another length, or say batch_first=True if rows come first in every adapted layer.",
+                f"{plural(self.count, 'row')} routed, and sequences are as long: "
+                f"{_describe_input(slot, layer, x)}, and its shape does not show which axis the "
+                "rows are.",
+                advice="Pad to another length, or pass batch_first=True if rows come first in "
+                "every adapted layer.",
             )
-        slot.rows_first = free > 1 or bool(self.lengths)
+        slot.rows_first = batch_axes > 1 or bool(self.lengths)
 
-    def saw(self, slot: Slot, layer: nn.Module, x: Tensor) -> str:
-        return f"{slot.path or 'the model'} ({type(layer).__name__}) saw an input of shape {tuple(x.shape)}"
-
-    def hint(self, free: tuple[int, ...]) -> str:
-        """Return what may be the reason for another number of rows."""
-        if not free:
+    def explain_shape(self, batch_shape: tuple[int, ...]) -> str:
+        """Return a likely reason why the first axis has another size than there are rows."""
+        if not batch_shape:
             return "That is no batch."
-        if self.count in free[1:]:
-            return f"Its rows seem to be axis {free[1:].index(self.count) + 1}; only layers with rows first can be routed."
-        if free[0] and free[0] % self.count == 0:
-            times = free[0] // self.count
+        first, *others = batch_shape
+        if self.count in others:
+            axis = others.index(self.count) + 1
+            return f"Its rows seem to be axis {axis}; only layers with rows first can be routed."
+        if first and first % self.count == 0:
+            times = first // self.count
             return (
-                f"That is {times} times as many: beam search repeats each row (name each {times} times, one after the "
-                "other), and some layers see all tokens of all rows in one axis (these cannot be routed)."
+                f"That is {times} times as many: beam search repeats each row (name each {times} "
+                "times, one after the other), and some layers get all tokens of all rows in one "
+                "axis (these cannot be routed)."
             )
-        return "Give an entry for each row. A layer that sees no rows (positions, chosen tokens) cannot be routed."
+        return (
+            "Give an entry for each row. A layer that gets no rows (positions, chosen tokens) "
+            "cannot be routed."
+        )
+
+
+def _deltas_at(slot: Slot, suffix: str, names: Iterable[str]) -> dict[str, Delta]:
+    """Return the deltas of these adapters in a slot, by the adapter's name."""
+    deltas: dict[str, Delta] = {}
+    for name in names:
+        delta = slot._modules.get(name + suffix)
+        if delta is not None:
+            deltas[name] = cast(Delta, delta)
+    return deltas
+
+
+def _is_sequence(value: Tensor) -> bool:
+    """Return True for (rows, length, width), and for token ids (rows, length)."""
+    return value.ndim == 3 or (value.ndim == 2 and not value.is_floating_point())
+
+
+def _describe_input(slot: Slot, layer: nn.Module, x: Tensor) -> str:
+    name = slot.path or "the model"
+    return f"{name} ({type(layer).__name__}) got an input of shape {tuple(x.shape)}"

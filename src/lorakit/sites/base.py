@@ -139,6 +139,13 @@ class Site(ABC, Generic[LayerT]):
         """Return a vector (out,) in a shape that broadcasts over the layer's output."""
         return vector
 
+    def scatter_outputs(self, values: Tensor, fill: float) -> Tensor:
+        """Return values (..., out) of this site's outputs among all outputs of `full_site`.
+
+        The other outputs get the value `fill`.
+        """
+        return values
+
     def mask_padding(self, layer: LayerT, A: Tensor) -> Tensor:
         """Return A with zeros in the columns of padding inputs."""
         return A

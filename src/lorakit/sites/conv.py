@@ -1,127 +1,152 @@
-"""Convolutions of one, two and three dimensions, and transposed ones: groups, strides, dilation,
-every padding.
+"""Sites of convolutions of one, two and three dimensions, plain and transposed.
 
-A convolution is a matrix applied to patches: M is (out, in / groups * kernel), and A x is the
-    layer's own convolution with
-rank output channels, so whatever its stride and padding are, they are those of the layer. With
-groups, every group's patch goes through the same A. A transposed convolution is the mirror image: A
-mixes channels, B spreads them over the kernel.
+A convolution is a matrix applied to patches: M is (out, in / groups * kernel). A x is the layer's
+own convolution with `rank` output channels, so its stride, padding and dilation are the layer's.
+With groups, the patches of all groups go through the same A. A transposed convolution is the mirror
+image: A mixes the channels, and B spreads them over the kernel.
 
-Source: the patch form of Hu et al., arXiv 2106.09685 (any dense layer); rank is at most `rank`,
-    unlike loralib's ConvLoRA.
+Source: the patch form of Hu et al., arXiv 2106.09685 (any dense layer). The rank of the change is
+    at most `rank`, unlike that of loralib's ConvLoRA.
 """
 
+from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import final
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lorakit.sites.base import Site
+from lorakit.sites.base import LayerT, Site, own_weight
 from lorakit.spec import Settings
 
-
-class ConvSite(Site):
-    """torch.nn.Conv1d, Conv2d or Conv3d: M is the weight with all axes but the first in one."""
-
-    def __init__(self, dims: int):
-        self.kind, self.dims, self.input_axes = f"convolution{dims}d", dims, dims + 1
-        self.type: type[nn.Module] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
-        self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-
-    def supports(self, layer: Any) -> bool:
-        # A subclass with a forward of its own may use the weight otherwise.
-        plain = isinstance(layer, self.type) and type(layer).forward is self.type.forward
-        weight = layer._parameters.get("weight") if plain else None
-        return weight is not None and weight.is_floating_point()
-
-    def read(self, layer: Any) -> Tensor:
-        return layer.weight.detach().flatten(1)
-
-    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
-        return M.view(layer.weight.shape)
-
-    def kernel(self, layer: Any) -> tuple[int, ...]:
-        return tuple(layer.weight.shape[2:])
-
-    def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
-        kernel = A.view(A.shape[0], *layer.weight.shape[1:])
-        return layer._conv_forward(x, kernel.repeat(layer.groups, *[1] * (kernel.ndim - 1)), None)
-
-    def apply(self, layer: Any, M: Tensor, x: Tensor) -> Tensor:
-        return layer._conv_forward(x, M.view(layer.weight.shape), None)
-
-    def bias(self, layer: Any) -> Tensor | None:
-        return None if layer.bias is None else layer.bias.view(-1, *[1] * self.dims)
-
-    def broadcast_outputs(self, layer: Any, vector: Tensor) -> Tensor:
-        return vector.view(-1, *[1] * self.dims)
-
-    def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        return self.convolve(h, B.view(*B.shape, *[1] * self.dims), groups=layer.groups)
+# By number of dimensions.
+CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLVE_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d,
+    2: F.conv_transpose2d,
+    3: F.conv_transpose3d,
+}
 
 
-class ConvTransposeSite(Site):
-    """torch.nn.ConvTranspose1d, 2d or 3d: M is (out / groups * kernel, in), the weight (in, out /
-    groups, kernel) turned.
+class AnyConvSite(Site[LayerT]):
+    """A convolution of one, two or three dimensions, plain or transposed.
+
+    Args:
+        kind: name of this kind of site.
+        layer_class: torch's class of these layers.
+        dims: number of dimensions.
     """
 
-    def __init__(self, dims: int):
-        self.kind, self.dims, self.input_axes = f"transposed{dims}d", dims, dims + 1
-        self.type: type[nn.Module] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[
-            dims - 1
-        ]
-        self.convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[dims - 1]
-        self.spread: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[dims - 1]
+    def __init__(self, kind: str, layer_class: type[LayerT], dims: int):
+        self.kind, self.layer_class, self.dims = kind, layer_class, dims
+        self.input_axes = dims + 1  # channels and positions
+        self.ones = (1,) * dims
+        self.convolve = CONVOLVE[dims]
 
-    def supports(self, layer: Any) -> bool:
-        plain = isinstance(layer, self.type) and type(layer).forward is self.type.forward
-        weight = layer._parameters.get("weight") if plain else None
-        return weight is not None and weight.is_floating_point()
+    def supports(self, layer: nn.Module) -> bool:
+        # A subclass with a forward of its own may use the weight in another way.
+        if not isinstance(layer, self.layer_class):
+            return False
+        is_plain = type(layer).forward is self.layer_class.forward
+        return is_plain and own_weight(layer) is not None
 
-    def read(self, layer: Any) -> Tensor:
+    def broadcast_outputs(self, layer: LayerT, vector: Tensor) -> Tensor:
+        return vector.view(-1, *self.ones)
+
+    def bias(self, layer: LayerT) -> Tensor | None:
+        bias = super().bias(layer)
+        return None if bias is None else bias.view(-1, *self.ones)
+
+
+@final
+class ConvSite(AnyConvSite[_ConvNd]):
+    """torch.nn.Conv1d, Conv2d or Conv3d: M is the weight with all axes but the first flattened."""
+
+    def read(self, layer: _ConvNd) -> Tensor:
+        return layer.weight.detach().flatten(1)
+
+    def to_weight(self, layer: _ConvNd, M: Tensor) -> Tensor:
+        return M.view(layer.weight.shape)
+
+    def kernel(self, layer: _ConvNd) -> tuple[int, ...]:
+        return tuple(layer.weight.shape[2:])
+
+    def project(self, layer: _ConvNd, A: Tensor, x: Tensor) -> Tensor:
+        kernel = A.view(A.shape[0], *layer.weight.shape[1:])  # (rank, in / groups, *kernel)
+        kernel = kernel.repeat(layer.groups, 1, *self.ones)  # (groups * rank, in / groups, *kernel)
+        return layer._conv_forward(x, kernel, None)
+
+    def expand(self, layer: _ConvNd, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
+        kernel = B.view(*B.shape, *self.ones)
+        return self.convolve(h, kernel, groups=layer.groups)
+
+    def apply(self, layer: _ConvNd, M: Tensor, x: Tensor) -> Tensor:
+        return layer._conv_forward(x, M.view(layer.weight.shape), None)
+
+
+@final
+class ConvTransposeSite(AnyConvSite[_ConvTransposeNd]):
+    """torch.nn.ConvTranspose1d, 2d or 3d, with a weight (in, out / groups, *kernel).
+
+    M is (out / groups * kernel, in): its rows are no outputs, so there is no `apply`.
+    """
+
+    def read(self, layer: _ConvTransposeNd) -> Tensor:
         return layer.weight.detach().flatten(1).T
 
-    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: _ConvTransposeNd, M: Tensor) -> Tensor:
         return M.T.reshape(layer.weight.shape)
 
-    def fan_in(self, layer: Any) -> int:
+    def fan_in(self, layer: _ConvTransposeNd) -> int:
         return layer.weight.shape[0] // layer.groups
 
-    def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
-        # (rank, in) as one (rank, in / groups) for each group, on top of each other.
-        parts = (
-            A.view(A.shape[0], layer.groups, -1)
-            .transpose(0, 1)
-            .reshape(layer.groups * A.shape[0], -1)
-        )
-        return self.convolve(x, parts.view(*parts.shape, *[1] * self.dims), groups=layer.groups)
+    def project(self, layer: _ConvTransposeNd, A: Tensor, x: Tensor) -> Tensor:
+        rank, groups = A.shape[0], layer.groups
+        A_of_groups = A.view(rank, groups, -1).transpose(0, 1)  # (groups, rank, in / groups)
+        kernel = A_of_groups.reshape(groups * rank, -1, *self.ones)
+        return self.convolve(x, kernel, groups=groups)
 
-    def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:]).repeat(
-            layer.groups, *[1] * (self.dims + 1)
-        )
-        sizes, settings = (
-            (y.shape[-self.dims :], h.shape[-self.dims :]),
-            (layer.stride, layer.padding, layer.dilation),
-        )
-        axes = zip(*sizes, *settings, layer.kernel_size, strict=True)
-        # Not the layer's own output_padding: its caller may give an output_size.
-        ends = [size - (n - 1) * s + 2 * p - d * (k - 1) - 1 for size, n, s, p, d, k in axes]
-        return self.spread(
-            h, kernel, None, layer.stride, layer.padding, ends, layer.groups, layer.dilation
+    def expand(self, layer: _ConvTransposeNd, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
+        kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:])  # (rank, out / groups, *kernel)
+        kernel = kernel.repeat(layer.groups, 1, *self.ones)
+        return CONVOLVE_TRANSPOSED[self.dims](
+            h,
+            kernel,
+            stride=layer.stride,
+            padding=layer.padding,
+            output_padding=self._output_padding(layer, h, y),
+            groups=layer.groups,
+            dilation=layer.dilation,
         )
 
-    def faults(self, layer: Any, settings: Settings) -> list[str]:
-        inputs, most = layer.weight.shape[0], prod(layer.weight.shape[1:])
-        if settings.rank > min(inputs, most):
-            return [
-                f"rank {settings.rank} is above min(in, out x kernel) = {min(inputs, most)} ({inputs} -> {most})"
-            ]
-        return []
+    def _output_padding(self, layer: _ConvTransposeNd, h: Tensor, y: Tensor) -> list[int]:
+        """Return the output padding in every dimension that takes the shape of h to that of y.
+
+        It is not always the layer's own, because a caller may pass an `output_size`.
+        """
+        paddings: list[int] = []
+        for axis in range(self.dims):
+            size = h.shape[axis - self.dims]
+            stride, padding = layer.stride[axis], int(layer.padding[axis])
+            span = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+            unpadded = (size - 1) * stride - 2 * padding + span
+            paddings.append(y.shape[axis - self.dims] - unpadded)
+        return paddings
+
+    def faults(self, layer: _ConvTransposeNd, settings: Settings) -> list[str]:
+        inputs, outputs = layer.weight.shape[0], prod(layer.weight.shape[1:])
+        if settings.rank <= min(inputs, outputs):
+            return []
+        limit = f"min(in, out x kernel) = {min(inputs, outputs)} ({inputs} -> {outputs})"
+        return [f"rank {settings.rank} is above {limit}"]
 
 
-CONVOLUTIONS = [
-    *(ConvSite(dims) for dims in (1, 2, 3)),
-    *(ConvTransposeSite(dims) for dims in (1, 2, 3)),
+CONVOLUTIONS: list[Site] = [
+    ConvSite("convolution1d", nn.Conv1d, 1),
+    ConvSite("convolution2d", nn.Conv2d, 2),
+    ConvSite("convolution3d", nn.Conv3d, 3),
+    ConvTransposeSite("transposed1d", nn.ConvTranspose1d, 1),
+    ConvTransposeSite("transposed2d", nn.ConvTranspose2d, 2),
+    ConvTransposeSite("transposed3d", nn.ConvTranspose3d, 3),
 ]

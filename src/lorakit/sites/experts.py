@@ -1,181 +1,229 @@
-"""Experts: a stack of matrices, one an expert, in one parameter that its module reads itself.
+"""Sites of experts: a stack of matrices, one for each expert, in one parameter.
 
-While the module runs it is lent a stand-in for W + change that was never summed: what it multiplies
-by the stand-in goes through W and through the factors of the experts that are hit. Any other use of
-the stand-in sums it.
+The module of experts reads this parameter itself. While it runs, an UnsummedWeight is in its place:
+a product with it goes through the base matrix and through the factors of the experts that are hit,
+so the dense change is never built. Any other use of it builds the sum.
 
 Source: huggingface/transformers 5, `integrations/moe.py`, for what a module of experts does with
     its weights.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorakit.sites.base import WeightedChange
 from lorakit.sites.weight_swap import SwappedWeightSite
 
-# Names that transformers gives them, as its modules register them: files nest their keys in this
-# order.
+# Names of the stacks in transformers, in the order in which its modules register them: files nest
+# their keys in this order.
 STACK_NAMES = ("gate_up_proj", "gate_proj", "up_proj", "down_proj", "weight")
-# Classes that do not say themselves whether they store them (experts, in, out). Llama 4's does, but
-# PEFT's files take its matrices as they lie, so here too what is called A is the factor next to the
-# output.
+# Classes without an attribute that says whether they store (experts, in, out). Llama 4 does store
+# it, but PEFT's files take its matrices as they are stored, so A is the factor next to the output
+# here too.
 CLASSES = {
     "Llama4TextExperts": STACK_NAMES,
     "Step3p7Experts": STACK_NAMES,
     "JetMoeParallelExperts": ("weight",),
 }
-WHOLE = 8  # what a rank is filled up to where a kernel takes whole blocks of 16 bytes alone
+# torch's grouped product takes rows of 16 bytes: ranks are padded to a multiple of 8 values.
+GROUPED_MULTIPLE = 8
+
+# Names of torch's products, by the position of an UnsummedWeight among the arguments.
+PRODUCTS_BY_RIGHT = frozenset(
+    ("linear", "bmm", "mm", "matmul", "__matmul__", "grouped_mm", "_grouped_mm")
+)
+PRODUCTS_BY_LEFT = frozenset(("bmm", "mm"))
+# Attributes that depend on no value, so that those of the base weight serve.
+METADATA = frozenset(
+    (
+        "shape",
+        "size",
+        "ndim",
+        "dim",
+        "dtype",
+        "device",
+        "numel",
+        "is_cuda",
+        "layout",
+        "data_ptr",
+        "stride",
+    )
+)
 
 
 class UnsummedWeight:
-    """W + the sum of L @ R over `pairs`, as torch's functions see it: a product with it is a sum of
-    products.
+    """base + the sum of left @ right over `pairs`, for torch's functions a tensor.
+
+    A product with it is computed as a sum of products.
 
     Args:
-        W: (..., n, m).
-        pairs: L (..., n, rank) and R (..., rank, m), of W's dtype.
+        base: (..., n, m).
+        pairs: left (..., n, rank) and right (..., rank, m), of the base's dtype.
 
-    >>> W, L, R = torch.eye(2), torch.ones(2, 1), torch.ones(1, 2)
-    >>> F.linear(torch.tensor([[1.0, 2.0]]), UnsummedWeight(W, [(L, R)]))
+    >>> base, left, right = torch.eye(2), torch.ones(2, 1), torch.ones(1, 2)
+    >>> F.linear(torch.tensor([[1.0, 2.0]]), UnsummedWeight(base, [(left, right)]))
     tensor([[4., 5.]])
     """
 
-    def __init__(self, W: Tensor, pairs: list[tuple[Tensor, Tensor]]):
-        self.W, self.pairs = W, pairs
+    def __init__(self, base: Tensor, pairs: list[tuple[Tensor, Tensor]]):
+        self.base, self.pairs = base, pairs
 
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, int) or (
-            isinstance(at, Tensor) and not at.is_floating_point() and at.dtype != torch.bool
-        ):
-            return UnsummedWeight(self.W[at], [(L[at], R[at]) for L, R in self.pairs])
-        return self.summed()[at]
+    def __getitem__(self, index: object) -> "UnsummedWeight | Tensor":
+        """Return the matrices of some experts, unsummed for an integer or a tensor of integers."""
+        if _selects_experts(index):
+            experts = cast(Tensor, index)
+            pairs = [(left[experts], right[experts]) for left, right in self.pairs]
+            return UnsummedWeight(self.base[experts], pairs)
+        return self.summed()[cast(Any, index)]
 
-    def transpose(self, one: int, two: int) -> Any:
-        """Return the stand-in with its last two axes exchanged; any other exchange sums it."""
-        if {one % self.W.ndim, two % self.W.ndim} != {self.W.ndim - 2, self.W.ndim - 1}:
+    def transpose(self, one: int, two: int) -> "UnsummedWeight | Tensor":
+        """Return it with its last two axes exchanged; any other exchange builds the sum."""
+        axes = self.base.ndim
+        if {one % axes, two % axes} != {axes - 2, axes - 1}:
             return self.summed().transpose(one, two)
-        return UnsummedWeight(self.W.mT, [(R.mT, L.mT) for L, R in self.pairs])
+        return UnsummedWeight(self.base.mT, [(right.mT, left.mT) for left, right in self.pairs])
 
     def summed(self) -> Tensor:
-        """Return W with the changes added, as a merge adds them but for W's dtype."""
-        return torch.stack([self.W, *(L @ R for L, R in self.pairs)]).sum(0)
+        """Return the sum, as a merge builds it except that it is in the base's dtype."""
+        changes = [left @ right for left, right in self.pairs]
+        return torch.stack([self.base, *changes]).sum(0)
 
     def __rmatmul__(self, x: Tensor) -> Tensor:
-        return torch.matmul(x, self)  # type: ignore[arg-type]  # torch asks __torch_function__
+        return torch.matmul(x, self)  # type: ignore[arg-type]  # torch calls __torch_function__
 
-    def __getattr__(self, name: str) -> Any:
-        # What tells no values is W's; everything else is a tensor's, and needs the sum.
-        if name.startswith("__") or name in ("W", "pairs"):
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  any attribute of a tensor
+        if name.startswith("__") or name in ("base", "pairs"):
             raise AttributeError(name)
-        plain = name in (
-            "shape",
-            "size",
-            "ndim",
-            "dim",
-            "dtype",
-            "device",
-            "numel",
-            "is_cuda",
-            "layout",
-            "data_ptr",
-            "stride",
-        )
-        return getattr(self.W if plain else self.summed(), name)
+        return getattr(self.base if name in METADATA else self.summed(), name)
 
     @classmethod
     def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs, name = dict(kwargs or {}), function.__name__.rpartition(".")[2]
-        here = [i for i, value in enumerate(args) if isinstance(value, cls)]
-        if here == [1] and name in (
-            "linear",
-            "bmm",
-            "mm",
-            "matmul",
-            "__matmul__",
-            "grouped_mm",
-            "_grouped_mm",
-        ):
-            x, M, *rest = args
-            y = function(x, M.W, *rest, **kwargs)
-            rest, kwargs = ([], {}) if name == "linear" else (rest, kwargs)  # the bias counts once
-            for L, R in M.pairs:
-                first, second = (R, L) if name == "linear" else (L, R)
-                if name.endswith("grouped_mm"):
-                    first, second = _filled(first, -1), _filled(second, -2)
-                y = y + function(function(x, first, *rest, **kwargs), second, *rest, **kwargs)
-            return y
-        if here == [0] and name in ("bmm", "mm"):
-            M, x = args
-            return sum((function(L, function(R, x)) for L, R in M.pairs), function(M.W, x))
-        args = [value.summed() if isinstance(value, cls) else value for value in args]
-        return function(
-            *args,
-            **{
-                key: value.summed() if isinstance(value, cls) else value
-                for key, value in kwargs.items()
-            },
-        )
+        cls,
+        function: Callable[..., Tensor],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        name = function.__name__.rpartition(".")[2]
+        positions = [i for i, value in enumerate(args) if isinstance(value, cls)]
+        if positions == [1] and name in PRODUCTS_BY_RIGHT:
+            return _multiply_by(function, name, args, kwargs)
+        if positions == [0] and name in PRODUCTS_BY_LEFT:
+            return _multiply(function, *args)
+        summed_args = [_sum(value) for value in args]
+        summed_kwargs = {key: _sum(value) for key, value in kwargs.items()}
+        return function(*summed_args, **summed_kwargs)
 
 
-def _filled(factor: Tensor, axis: int) -> Tensor:
-    """Return a factor with zeros up to a whole block along its rank."""
-    more = -factor.shape[axis] % WHOLE
-    return F.pad(factor, (0, more) if axis == -1 else (0, 0, 0, more)) if more else factor
+def _selects_experts(index: object) -> bool:
+    if isinstance(index, Tensor):
+        return not index.is_floating_point() and index.dtype != torch.bool
+    return isinstance(index, int)
 
 
-class ExpertsSite(SwappedWeightSite):
-    """The stack called `key` of a module of experts: M is (experts, out, in).
+def _multiply_by(
+    function: Callable[..., Tensor], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor:
+    """Return a product whose second factor is an UnsummedWeight; `linear` transposes it."""
+    x, weight, *rest = args
+    y = function(x, weight.base, *rest, **kwargs)
+    is_linear = name == "linear"
+    if is_linear:
+        rest, kwargs = [], {}  # the bias counts once
+    for left, right in weight.pairs:
+        first, second = (right, left) if is_linear else (left, right)
+        if name.endswith("grouped_mm"):
+            first, second = _pad_rank(first, -1), _pad_rank(second, -2)
+        h = function(x, first, *rest, **kwargs)
+        y = y + function(h, second, *rest, **kwargs)
+    return y
+
+
+def _multiply(function: Callable[..., Tensor], weight: UnsummedWeight, x: Tensor) -> Tensor:
+    """Return a product whose first factor is an UnsummedWeight."""
+    y = function(weight.base, x)
+    for left, right in weight.pairs:
+        y = y + function(left, function(right, x))
+    return y
+
+
+def _sum(value: object) -> object:
+    return value.summed() if isinstance(value, UnsummedWeight) else value
+
+
+def _pad_rank(factor: Tensor, axis: int) -> Tensor:
+    """Return a factor with zeros up to the next multiple along its rank."""
+    missing = -factor.shape[axis] % GROUPED_MULTIPLE
+    if not missing:
+        return factor
+    return F.pad(factor, (0, missing) if axis == -1 else (0, 0, 0, missing))
+
+
+class ProductChange(Protocol):
+    """A delta with the change scale * B @ A."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+
+
+@final
+class ExpertsSite(SwappedWeightSite[nn.Module]):
+    """A stack of matrices of a module of experts: M is (experts, out, in).
 
     Args:
-        key: its name in the module.
-        turned: whether it is stored (experts, in, out).
+        name: name of the parameter in the module.
+        is_transposed: whether it is stored (experts, in, out).
     """
 
-    def __init__(self, key: str, turned: bool):
-        super().__init__("experts", key)
-        self.turned = turned
+    def __init__(self, name: str, is_transposed: bool):
+        super().__init__("experts", name)
+        self.is_transposed = is_transposed
 
     def supports(self, layer: nn.Module) -> bool:
-        return any(site is self for site in expert_sites(layer))
+        return any(site.name == self.name for site in expert_sites(layer))
 
-    def read(self, layer: Any) -> Tensor:
+    def read(self, layer: nn.Module) -> Tensor:
         return self.to_weight(layer, self.stored_weight(layer).detach())
 
-    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
-        return M.mT if self.turned else M
+    def to_weight(self, layer: nn.Module, M: Tensor) -> Tensor:
+        return M.mT if self.is_transposed else M
 
-    def swap_in(self, layer: nn.Module, changes: list[tuple[float, Any, Any]]) -> None:
-        # A compiled graph sums and multiplies in one, and knows no stand-ins.
-        if torch.compiler.is_compiling() or not all(delta.is_product for _, _, delta in changes):
+    def swap_in(self, layer: nn.Module, changes: list[WeightedChange]) -> None:
+        is_product = all(delta.is_product for _, _, delta in changes)
+        # A compiled graph sums and multiplies in one kernel, and cannot trace an UnsummedWeight.
+        if torch.compiler.is_compiling() or not is_product:
             super().swap_in(layer, changes)
             return
-        W = self.stored_weight(layer).detach()
-        pairs = [
-            ((delta.B * (weight * delta.scale)).to(W.dtype), delta.A.to(W.dtype))
-            for weight, _, delta in changes
-        ]
-        layer.__dict__[self.name] = UnsummedWeight(
-            W, [(A.mT, B.mT) if self.turned else (B, A) for B, A in pairs]
-        )
+        base = self.stored_weight(layer).detach()
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for weight, _, change in changes:
+            delta = cast(ProductChange, change)
+            B = (delta.B * (weight * delta.scale)).to(base.dtype)
+            A = delta.A.to(base.dtype)
+            pairs.append((A.mT, B.mT) if self.is_transposed else (B, A))
+        layer.__dict__[self.name] = UnsummedWeight(base, pairs)
 
 
-STACKS = {
-    turned: {key: ExpertsSite(key, turned) for key in STACK_NAMES} for turned in (False, True)
+EXPERT_SITES = {
+    is_transposed: {name: ExpertsSite(name, is_transposed) for name in STACK_NAMES}
+    for is_transposed in (False, True)
 }
 
 
 def expert_sites(layer: nn.Module) -> Iterator[ExpertsSite]:
     """Yield the sites of a module of experts; nothing for any other module."""
-    turned = layer.__dict__.get(
-        "is_transposed"
-    )  # set by transformers on classes that its own products of experts serve
-    names = CLASSES.get(type(layer).__name__, () if turned is None else STACK_NAMES)
-    for key, weight in layer._parameters.items():
-        if key in names and weight is not None and weight.ndim == 3 and weight.is_floating_point():
-            yield STACKS[bool(turned)][key]
+    # transformers sets this attribute on the classes that its own products of experts serve.
+    is_transposed = layer.__dict__.get("is_transposed")
+    default = () if is_transposed is None else STACK_NAMES
+    names = CLASSES.get(type(layer).__name__, default)
+    for name, weight in layer._parameters.items():
+        if name not in names or weight is None:
+            continue
+        if weight.ndim == 3 and weight.is_floating_point():
+            yield EXPERT_SITES[bool(is_transposed)][name]

@@ -1,15 +1,15 @@
-"""Parts of a matrix that holds several projections at once: q, k and v in one, or gate and up.
+"""Parts of a fused matrix, which holds several projections: q, k and v, or gate and up.
 
-A part is a place of its own, named `<layer>.<part>`. Its input is the layer's, its output some of
-the layer's outputs. Which rows are whose is told by the model family (`families.py`), or given
-(`Spec.parts`).
+A part is a place of its own, named `<layer>.<part>`. Its input is the layer's input, its output is
+a slice of the layer's outputs. The model family (`families.py`) or the user (`Spec.parts`) says
+which outputs belong to which part.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import final
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.sites.base import Site
@@ -17,11 +17,11 @@ from lorakit.sites.base import Site
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows of a matrix: `groups` blocks of one size, one after the other; in each, `sizes` rows
-    of each part, in order.
+    """The order of the parts' outputs in a fused matrix.
 
-    One group is the contiguous form (GPT-2: all of q, all of k, all of v); a group a head is the
-    interleaved one (BLOOM).
+    The outputs are `groups` blocks of one size, and each block holds `sizes` outputs of each part,
+    in order. One group is the contiguous form (GPT-2: all of q, all of k, all of v); one group for
+    each head is the interleaved form (BLOOM).
 
     >>> Layout({"q": 4, "k": 2, "v": 2}).outputs, Layout({"q": 2, "k": 2, "v": 2}, groups=4).outputs
     (8, 24)
@@ -31,73 +31,83 @@ class Layout:
     groups: int = 1
 
     @property
+    def group_size(self) -> int:
+        """The number of outputs in one group."""
+        return sum(self.sizes.values())
+
+    @property
     def outputs(self) -> int:
-        return self.groups * sum(self.sizes.values())
+        """The number of outputs of the fused matrix."""
+        return self.groups * self.group_size
+
+    def start(self, part: str) -> int:
+        """Return the first output of a part in each group."""
+        names = list(self.sizes)
+        before = names[: names.index(part)]
+        return sum(self.sizes[name] for name in before)
 
 
-class OutputSliceSite(Site):
-    """Some rows of the matrix of another site."""
+@final
+class OutputSliceSite(Site[nn.Module]):
+    """A part of the matrix of another site.
 
-    def __init__(self, whole: Site, layout: Layout, part: str):
-        self.of, self.kind, self.swaps_weight, self.layout, self.part = (
-            whole,
-            whole.kind,
-            whole.swaps_weight,
-            layout,
-            part,
-        )
-        names = list(layout.sizes)
-        self.start = sum(layout.sizes[n] for n in names[: names.index(part)])
-        self.size, self.block = layout.sizes[part], sum(layout.sizes.values())
-        self.output_slice = (layout.groups, self.block, self.start, self.size)
+    Args:
+        full_site: site of the fused matrix.
+        layout: order of the outputs of all parts.
+        part: name of this part.
+    """
+
+    def __init__(self, full_site: Site, layout: Layout, part: str):
+        self.fused = full_site
+        self.kind = full_site.kind
+        self.swaps_weight = full_site.swaps_weight
+        self.groups, self.size = layout.groups, layout.sizes[part]
+        self.start = layout.start(part)
+        self.after = layout.group_size - self.start - self.size
+        self.output_slice = (self.groups, layout.group_size, self.start, self.size)
 
     @property
     def full_site(self) -> Site:
-        return self.of
+        return self.fused
 
-    def supports(self, layer: Any) -> bool:
-        return self.of.supports(layer)
+    def supports(self, layer: nn.Module) -> bool:
+        return self.fused.supports(layer)
 
     def weight_name(self) -> str:
-        return self.of.weight_name()
+        return self.fused.weight_name()
 
-    def read(self, layer: Any) -> Tensor:
-        groups = self.of.read(layer).unflatten(0, (self.layout.groups, self.block))
+    def read(self, layer: nn.Module) -> Tensor:
+        groups = self.fused.read(layer).unflatten(0, (self.groups, -1))
         return groups[:, self.start : self.start + self.size].flatten(0, 1)
 
+    def to_weight(self, layer: nn.Module, M: Tensor) -> Tensor:
+        return self.fused.to_weight(layer, self.widen(M))
+
     def widen(self, change: Tensor) -> Tensor:
-        ends = (0, 0, self.start, self.block - self.start - self.size)
-        return F.pad(change.unflatten(0, (self.layout.groups, self.size)), ends).flatten(0, 1)
+        groups = change.unflatten(0, (self.groups, self.size))
+        return F.pad(groups, (0, 0, self.start, self.after)).flatten(0, 1)
 
-    def fan_in(self, layer: Any) -> int:
-        return self.of.fan_in(layer)
+    def fan_in(self, layer: nn.Module) -> int:
+        return self.fused.fan_in(layer)
 
-    def project(self, layer: Any, A: Tensor, x: Tensor) -> Tensor:
-        return self.of.project(layer, A, x)
+    def project(self, layer: nn.Module, A: Tensor, x: Tensor) -> Tensor:
+        return self.fused.project(layer, A, x)
 
-    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
-        return self.of.to_weight(layer, self.widen(M))
-
-    def apply(self, layer: Any, M: Tensor, x: Tensor) -> Tensor:
-        return self.scatter_outputs(self.of.apply(layer, M, x), 0.0)
-
-    def expand(self, layer: Any, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
+    def expand(self, layer: nn.Module, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
         return self.scatter_outputs(F.linear(h, B), 0.0)
 
-    def broadcast_outputs(self, layer: Any, vector: Tensor) -> Tensor:
+    def apply(self, layer: nn.Module, M: Tensor, x: Tensor) -> Tensor:
+        return self.scatter_outputs(self.fused.apply(layer, M, x), 0.0)
+
+    def broadcast_outputs(self, layer: nn.Module, vector: Tensor) -> Tensor:
         return self.scatter_outputs(vector, 1.0)
 
-    def scatter_outputs(self, some: Tensor, rest: float) -> Tensor:
-        """Return values of this part's outputs (..., size) among all outputs (..., out), which else
-        are `rest`.
-        """
-        ends = (self.start, self.block - self.start - self.size)
-        return F.pad(some.unflatten(-1, (self.layout.groups, self.size)), ends, value=rest).flatten(
-            -2
-        )
+    def scatter_outputs(self, values: Tensor, fill: float) -> Tensor:
+        groups = values.unflatten(-1, (self.groups, self.size))
+        return F.pad(groups, (self.start, self.after), value=fill).flatten(-2)
 
 
 def make_qkv_layout(outputs: int, groups: int = 1) -> Layout:
-    """Return the layout of q, k and v of one size."""
+    """Return the layout of q, k and v of equal sizes."""
     size = outputs // (3 * groups)
     return Layout({"q": size, "k": size, "v": size}, groups)
