@@ -1,0 +1,92 @@
+"""Draw docs/pictures/overview.png, the picture of the README, from benchmarks/results/.
+
+It measures nothing: the numbers are those of step.py, whole_job.py and which_rank.py.
+"""
+
+import json
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from lorakit import plots
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "pictures" / "overview.png"
+GREY, PEFT, LORAKIT = "0.6", "C0", "C1"
+
+
+def result(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def run_of(runs: list[dict], side: str) -> dict:
+    for run in runs:
+        if run["side"] == side:
+            return run
+    raise LookupError(f"no run of {side}")
+
+
+def bars(ax: Axes, values: dict[str, float], colours: list[str], form: str) -> None:
+    """Draw horizontal bars, the first at the top, each with its number."""
+    names = list(values)[::-1]
+    drawn = ax.barh(names, [values[name] for name in names], color=colours[::-1])
+    ax.bar_label(drawn, fmt=form, padding=3)
+    ax.margins(x=0.18)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_speed(ax: Axes) -> None:
+    runs = result("whole_job")["runs"]
+    values = {
+        "PEFT with Trainer": run_of(runs, "PEFT with Trainer")["per_second"],
+        "lorakit, same settings": run_of(runs, "lorakit")["per_second"],
+    }
+    bars(ax, values, [PEFT, LORAKIT], "%.0f")
+    ax.set_title("A whole training job on a CPU")
+    ax.set_xlabel("labelled tokens a CPU second")
+
+
+def draw_memory(ax: Axes) -> None:
+    runs = result("step")["runs"]
+    values = {
+        "frozen model alone": run_of(runs, "floor, dropout 0.05")["saved_mib"],
+        "lorakit": run_of(runs, "lorakit, dropout 0.05")["saved_mib"],
+        "PEFT": run_of(runs, "PEFT, dropout 0.05")["saved_mib"],
+    }
+    bars(ax, values, [GREY, LORAKIT, PEFT], "%.0f")
+    ax.set_title("Activations kept for the backward pass")
+    ax.set_xlabel("MiB, rank 16, dropout 0.05")
+
+
+def draw_ranks(ax: Axes) -> None:
+    searches = {search["task"]: search for search in result("which_rank")["searches"]}
+    curve = searches["oz-books"]["curve"]
+    ranks = [point["rank"] for point in curve]
+    ax.fill_between(
+        ranks,
+        [point["low"] for point in curve],
+        [point["high"] for point in curve],
+        color=LORAKIT,
+        alpha=0.25,
+    )
+    ax.plot(ranks, [point["metric"] for point in curve], "o-", color=LORAKIT)
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ranks, [str(rank) for rank in ranks])
+    ax.set_title("`lorakit rank`: quality by rank, from one run")
+    ax.set_xlabel("rank")
+    ax.set_ylabel("held-out loss, 95 % interval")
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def main() -> None:
+    figure = plots.figure(14, 3.2)
+    panels = figure.subplots(1, 3)
+    for draw, ax in zip((draw_speed, draw_memory, draw_ranks), panels, strict=True):
+        draw(ax)
+    plots.save(figure, PICTURE)
+    print(PICTURE.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
