@@ -38,8 +38,9 @@ fix: .venv/dev.stamp ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-record: .venv/dev.stamp ## write tests/surface.txt and docs/cli.md again; read the diff before you commit it
+record: .venv/dev.stamp ## write tests/surface.txt, docs/cli.md and docs/layout.md again; read the diff before you commit it
 	$(BIN)/python tests/test_surface.py
+	$(BIN)/python docs/book/layout.py
 
 docs: build/tutorial/stamp ## build the documentation, and say where it lies; a broken link or docstring fails
 	@$(BIN)/python docs/book

@@ -73,14 +73,14 @@ def draw_ranks(ax: Axes) -> None:
     ax.plot(ranks, [point["metric"] for point in curve], "o-", color=LORAKIT)
     ax.set_xscale("log", base=2)
     ax.set_xticks(ranks, [str(rank) for rank in ranks])
-    ax.set_title("`lorakit rank`: quality by rank, from one run")
+    ax.set_title("Quality by rank, from one run")
     ax.set_xlabel("rank")
     ax.set_ylabel("held-out loss, 95 % interval")
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def main() -> None:
-    figure = plots.figure(14, 3.2)
+    figure = plots.figure(14, 3)
     panels = figure.subplots(1, 3)
     for draw, ax in zip((draw_speed, draw_memory, draw_ranks), panels, strict=True):
         draw(ax)

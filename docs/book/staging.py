@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[2]
 BOOK = Path(__file__).parent
-HOME, LAYOUT, EXAMPLES, COMMANDS = "index.md", "layout.md", "examples.md", "commands/index.md"
+HOME, EXAMPLES, COMMANDS = "index.md", "examples.md", "commands/index.md"
 OF_THE_ROOT = {
     "README.md": HOME,
     "CHANGELOG.md": "changelog.md",
@@ -21,10 +21,7 @@ OF_THE_ROOT = {
     "LICENSE": "licence.md",
 }
 ASSETS = ("style.css", "iframe-worker.js")
-APART = (
-    "More",
-    "Layout",
-)  # sections of the README: the navigation is the one, the other has a page
+LINKS = "More"  # a section of the README, whose place the navigation takes on the site
 FENCE = re.compile(r"^(```+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(
     r"(!?\[(?:[^\[\]`]|`[^`\n]+`|\[[^\]]*\])*\])\(([^()\s]+)\)|`[^`\n]+`"
@@ -138,16 +135,9 @@ def sections(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def of_the_readme(text: str) -> dict[str, str]:
-    """Return what the README becomes: the home, without what the navigation does, and a page of its
-    tree.
-    """
-    parts = sections(text)
-    home = "".join(part for head, part in parts if head not in APART)
-    layout = next(part for head, part in parts if head == "Layout").replace(
-        "## Layout", "# Layout", 1
-    )
-    return {HOME: home, LAYOUT: layout}
+def home_of(readme: str) -> str:
+    """Return the home page: the README without its list of links, which the navigation replaces."""
+    return "".join(part for head, part in sections(readme) if head != LINKS)
 
 
 def of_the_examples(root: Path = ROOT) -> str:
@@ -208,8 +198,9 @@ def stage(
         text = (root / source).read_text("utf-8")
         if source == "LICENSE":
             text = f"# Licence\n\n```text\n{text.strip()}\n```\n"
-        for name, part in of_the_readme(text).items() if page == HOME else [(page, text)]:
-            texts[name] = linked(part, source, name, to, faults, names)
+        if page == HOME:
+            text = home_of(text)
+        texts[page] = linked(text, source, page, to, faults, names)
     if faults:
         raise BookError(faults)
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,15 +1,13 @@
-"""The README runs, every example too, and the tree in the README is the tree. (A file of its own:
-files run side by side.)
-"""
+"""The README and the examples run; the README names every room, and the list of files is up to date."""
 
-import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from .blocks import ROOT, blocks, run
+from .blocks import ROOT, run
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 README, SRC = ROOT / "README.md", ROOT / "src" / "lorakit"
@@ -35,30 +33,17 @@ def test_example_runs(example: Path, tmp_path: Path):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def tree(text: str) -> dict[str, str]:
-    """Return path -> comment of an indented tree; a folder ends in `/`, a comment is after two
-    spaces or more.
-    """
-    found, above = {}, []
-    for line in text.splitlines():
-        match = re.match(r"( *)(\S+)(?: {2,}(.*))?$", line.rstrip())
-        assert match, f"no line of a tree: {line!r}"
-        depth = len(match[1]) // 2
-        above = [*above[:depth], match[2].rstrip("/")]
-        found["/".join(above)] = (match[3] or "").strip()
-    return found
+def test_readme_is_short() -> None:
+    assert len(README.read_text("utf-8").splitlines()) <= 170
 
 
-def test_tree_of_the_readme_is_the_tree():
-    page = README.read_text("utf-8")
-    after = re.search(r"^#+ Layout$", page, re.MULTILINE)
-    assert after, "the README has no heading 'Layout'"
-    shown = tree(
-        next(block.text for block in blocks(page[after.end() :]) if block.language == "text")
-    )
-    real = {
-        p.relative_to(ROOT).as_posix() for p in SRC.rglob("*.py") if p.name != "__init__.py"
-    } | {"src/lorakit/__init__.py"}
-    files = {path: comment for path, comment in shown.items() if path.endswith(".py")}
-    assert sorted(files) == sorted(real)
-    assert [path for path, comment in files.items() if not comment] == []
+def test_every_room_is_in_the_readme() -> None:
+    text = README.read_text("utf-8")
+    rooms = {path.parent.name + "/" for path in SRC.glob("*/__init__.py")}
+    files = {path.stem for path in SRC.glob("*.py") if not path.stem.startswith("__")}
+    assert {name for name in rooms | files if f"`{name}`" not in text} == set()
+
+
+def test_files_are_listed_as_their_docstrings_say() -> None:
+    layout = runpy.run_path(str(ROOT / "docs" / "book" / "layout.py"))
+    assert layout["page"]() == layout["PAGE"].read_text("utf-8"), "on purpose? then: make record"

@@ -40,7 +40,6 @@ def test_the_site_builds_without_a_fault(tmp_path: Path):
 
 def test_every_page_is_in_the_navigation():
     pages = {page for page in staging.places().values() if "#" not in page} | {
-        staging.LAYOUT,
         "api/index.md",
         *reference.PAGES,
     }
