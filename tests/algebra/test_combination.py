@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lorakit import Adapter, LorakitError, LowRank, Spec, attach, detach, enable, fingerprint
 from lorakit.algebra import METHODS, add, combine, negate, scale, subtract
-from lorakit.algebra.sparse import SPARSE_METHODS, keep_largest
+from lorakit.algebra.sparse import SPARSE_METHODS, WeightedFactors, keep_largest
+from lorakit.algebra.truncation import truncate_product
 from lorakit.deltas.dora import DoRA
 
 from ..analysis.test_spectra import randn
@@ -43,6 +44,11 @@ def dense(*weighted: tuple[Adapter, float]) -> dict[str, Tensor]:
                 total.get(name, torch.zeros(delta.shape)) + weight * delta.matrix().detach()
             )
     return total
+
+
+def weighted_factors(adapter: Adapter, weight: float) -> WeightedFactors:
+    delta = adapter.deltas["q"]
+    return WeightedFactors(delta.A.detach(), delta.B.detach() * delta.scale, weight)
 
 
 def gap(adapter: Adapter, wanted: dict[str, Tensor]) -> float:
@@ -153,19 +159,17 @@ def test_embeddings_and_convolutions_are_summed_as_they_act_together() -> None:
 
 
 def test_stacks_are_summed_matrix_by_matrix() -> None:
-    from lorakit.algebra.combination import truncate_product
-    from lorakit.algebra.outcome import Ledger
-
     A, B = randn(4, 6, 12), randn(4, 9, 6, seed=1)
-    ledger = Ledger()
-    truncate_product(ledger, "experts", A, B, 2, None, torch.float64)
-    A2, B2 = ledger.factors["experts"]
+    truncated = truncate_product(A, B, 2, None, torch.float64)
+    assert truncated.factors is not None
+    A2, B2 = truncated.factors
     assert A2.shape == (4, 2, 12)
     for a, b, a2, b2 in zip(A, B, A2, B2, strict=True):
         assert float((b @ a - b2 @ a2).norm()) == pytest.approx(
             float(torch.linalg.svdvals(b @ a)[2:].norm())
         )
-    assert ledger.lost == pytest.approx(float((B @ A - B2 @ A2).square().sum()))
+    error = float((B @ A - B2 @ A2).square().sum())
+    assert truncated.squared_error == pytest.approx(error)
 
 
 def test_ties_trims_elects_and_averages_those_that_agree() -> None:
@@ -181,9 +185,7 @@ def test_ties_trims_elects_and_averages_those_that_agree() -> None:
             ]
             expected[i, j] = sum(agreeing) / len(agreeing) if agreeing else 0.0
     told = combine([(one, 0.5), (two, 0.5)], method="ties", density=0.3, rank=7)
-    parts = [
-        (d.A.detach(), d.B.detach() * d.scale, 0.5) for d in (a.deltas["q"] for a in (one, two))
-    ]
+    parts = [weighted_factors(adapter, 0.5) for adapter in (one, two)]
     found = SPARSE_METHODS["ties"](parts, 0.3, 0, "q")
     assert torch.allclose(found, expected, atol=1e-12)
     best = float(torch.linalg.svdvals(expected)[7:].norm() / expected.norm())
@@ -200,7 +202,7 @@ def test_ties_trims_elects_and_averages_those_that_agree() -> None:
 def test_dare_keeps_the_mean_and_its_share_of_the_weights() -> None:
     one, _ = pair()
     delta = one.deltas["q"]
-    parts = [(delta.A.detach(), delta.B.detach() * delta.scale, 0.5)]
+    parts = [weighted_factors(one, 0.5)]
     drawn = torch.stack([SPARSE_METHODS["dare"](parts, 0.4, seed, "q") for seed in range(400)])
     assert float((drawn != 0).double().mean()) == pytest.approx(0.4, abs=0.01)
     assert (
@@ -238,12 +240,16 @@ def test_dora_is_made_plain_with_its_base_and_refused_by_name_without() -> None:
     change = adapter.deltas["q"].matrix(model["q"].weight.detach()).detach()
     told = combine([(adapter, 0.5)], base=model)
     assert gap(told.adapter, {"q": 0.5 * change}) < 1e-12
-    assert told.notes == ("1 module of dora made plain",) and told.adapter.spec.delta == "lora"
+    assert (
+        told.notes == ("1 module of dora converted to plain low rank",)
+        and told.adapter.spec.delta == "lora"
+    )
     with pytest.raises(LorakitError) as caught:
         combine([(adapter, 0.5)])
     assert str(caught.value) == (
-        "What 1 module adds depends on the base's matrix, so it is no product of factors.\n  q   is a DoRA\n"
-        "Give the base (base=, --model): its change is then made plain. Nothing was made."
+        "The change of 1 module depends on the base's matrix, so it is not a product of factors.\n"
+        "  q   is a DoRA\n"
+        "Give the base (base=, --model) to convert it to plain low rank. Nothing was made."
     )
 
 
@@ -282,7 +288,7 @@ def test_whole_parameters_at_other_weights_need_the_base_or_a_decision() -> None
     )
     dropped = combine(weighted, whole="drop")
     assert dropped.adapter.full_parameters == {} and dropped.notes == (
-        "left out, though trained whole: head.weight",
+        "left out, though trained in full: head.weight",
     )
     with pytest.raises(LorakitError, match=r"different labels: \['a', 'b'\] and \['a', 'c'\]"):
         combine([(whole(1.0, ["a", "b"]), 0.5), (whole(3.0, ["a", "c"]), 0.5)])
@@ -303,7 +309,7 @@ def test_what_does_not_fit_together_is_named_all_at_once() -> None:
     assert str(caught.value) == (
         "These adapters cannot be combined: 3 faults.\n  q   is (9, 11) in adapter 2, (9, 12) before\n"
         "  v   is of kind embedding in adapter 2, linear before\n  adapter 2   was trained on other base weights (bb) than "
-        "those of one before (aa); any_base (--any-base) takes it\nNothing was made."
+        "an adapter before it (aa); any_base (--any-base) accepts it\nNothing was made."
     )
     model = nn.ModuleDict({"q": nn.Linear(12, 9), "v": nn.Linear(12, 9)})
     with pytest.raises(LorakitError, match=rf"\(aa\) than the model's \({fingerprint(model)}\)"):
@@ -315,12 +321,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "rank": ({"rank": 0}, "rank 0: a whole number of at least 1 is needed"),
     "rank too high": (
         {"rank": 8},
-        "rank 8 is asked, but no change here has more than 7 directions",
+        "rank 8 is too high: no change here has more than 7 directions",
     ),
     "energy": ({"energy": 1.5}, "energy 1.5: a share above 0 and at most 1 is needed"),
     "both": (
         {"rank": 1, "energy": 0.5},
-        "rank and energy are given: each decides the size by itself",
+        "rank and energy are given: each sets the size, so give only one",
     ),
     "method": (
         {"method": "tise"},
@@ -341,7 +347,7 @@ def test_a_wrong_request_is_refused(case: str) -> None:
     with pytest.raises(LorakitError) as caught:
         combine([(a, 1.0) for a in pair()], **settings)
     assert says in str(caught.value) and "Nothing was made." in str(caught.value)
-    with pytest.raises(LorakitError, match="weight nan is no finite number"):
+    with pytest.raises(LorakitError, match="weight nan is not a finite number"):
         combine([(pair()[0], float("nan"))])
     with pytest.raises(LorakitError, match="no adapter is given"):
         combine([])
@@ -392,7 +398,7 @@ def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> 
     dared = combine([(made(1), 1.0), (made(5), 1.0)], method="dare", density=0.5)
     assert dared.adapter.deltas["experts"].A.shape == (3, 4, 12)
     with pytest.raises(
-        LorakitError, match=r"qkv\.q   is other rows of its layer in adapter 2 than before"
+        LorakitError, match=r"qkv\.q   is another slice of its fused layer in adapter 2 than before"
     ):
         combine([(made(1), 0.5), (made(5, (1, 27, 9, 9)), -1.0)])
 

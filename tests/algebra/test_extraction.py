@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lorakit import Adapter, LorakitError, Spec, attach, fingerprint
 from lorakit.algebra import extract
-from lorakit.algebra.extraction import leading_directions
+from lorakit.algebra.extraction import directions_for_energy
 
 from ..analysis.test_spectra import randn
 
@@ -58,7 +58,7 @@ def test_at_full_rank_the_result_is_the_tuned_model() -> None:
     told = extract(base, tuned, rank=16, dtype=torch.float64)
     assert told.residual < 1e-12 and told.energy == pytest.approx(1.0)
     assert told.notes[0].startswith(
-        "carried whole: block.up.bias, conv.bias, head.bias, block.norm.weight"
+        "stored in full: block.up.bias, conv.bias, head.bias, block.norm.weight"
     )
     attach(base, told.adapter)
     assert torch.allclose(base(IDS), tuned(IDS), atol=1e-10)
@@ -102,7 +102,7 @@ def test_bytes_are_not_exceeded_and_go_where_they_count() -> None:
     assert sum(p.numel() * p.element_size() for p in told.adapter.parameters()) <= 4 * (24 + 28 * 3)
     with pytest.raises(
         LorakitError,
-        match="150 bytes are too few: what is carried whole takes 96, one direction at least 112",
+        match="150 bytes are too few: parameters stored in full take 96, one direction at least 112",
     ):
         extract(base, tuned, size_bytes=150)
 
@@ -144,14 +144,15 @@ def test_what_adapters_cannot_hold_is_refused_by_name_unless_it_is_left_out() ->
     with pytest.raises(LorakitError) as caught:
         extract(base, more, rank=2)
     assert str(caught.value) == (
-        "What was tuned cannot be written as a change of this base: 1 fault.\n  words.weight   is (23, 12), the base's "
-        "(20, 12): 3 new rows; with tokens, resize the base first (resize_token_embeddings)\n"
+        "The tuned model cannot be written as a change of this base: 1 fault.\n"
+        "  words.weight   is (23, 12), the base's (20, 12): 3 new rows; with tokens, resize the base "
+        "first (resize_token_embeddings)\n"
         "Name what is not wanted with leave_out (--leave-out). Nothing was extracted."
     )
     assert "words" not in extract(base, more, rank=2, leave_out=("words",)).ranks
     left = extract(base, tuned, rank=2, leave_out=("words", "*.up"))
     assert left.notes[-1] == (
-        "left out as asked, though it changed: words.weight, block.up.weight, block.up.bias"
+        "left out as requested, though it changed: words.weight, block.up.weight, block.up.bias"
     )
     with pytest.raises(LorakitError, match="'wrods'   is to be left out, but names nothing"):
         extract(base, tuned, rank=2, leave_out=("wrods",))
@@ -167,7 +168,7 @@ def test_what_adapters_cannot_hold_is_refused_by_name_unless_it_is_left_out() ->
     other = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(LorakitError) as caught:
         extract(other, nn.Sequential(nn.Linear(4, 4, bias=False)), rank=1)
-    assert caught.value.faults == ["0.bias   is in the base alone"]
+    assert caught.value.faults == ["0.bias   is only in the base"]
 
 
 def test_tied_weights_change_in_both_of_their_layers() -> None:
@@ -189,7 +190,7 @@ def test_a_large_matrix_is_drawn_until_the_energy_is_there() -> None:
     dense = left * torch.linspace(2, 1, 60, dtype=torch.float64) @ right.T + 1e-4 * randn(
         900, 900, seed=2
     )
-    _, S, _ = leading_directions(dense, None, 0.99)
+    _, S, _ = directions_for_energy(dense, 0.99)
     assert 57 <= len(S) < 200 and float(S.square().sum() / dense.square().sum()) >= 0.99
 
 
@@ -210,7 +211,7 @@ def test_a_size_is_needed() -> None:
     ):
         extract(*models())
     with pytest.raises(
-        LorakitError, match="rank and energy are given: each decides the size by itself"
+        LorakitError, match="rank and energy are given: each sets the size, so give only one"
     ):
         extract(*models(), rank=1, energy=0.5)
 

@@ -65,7 +65,7 @@ def test_one_budget_goes_where_it_saves_most() -> None:
     }
     told = resize(Adapter(Spec(rank=2), deltas), parameters=84)
     assert told.ranks == {"wide": 1, "narrow": 2} and told.adapter.parameters_count == 84
-    assert told.notes == ("left out, no direction of theirs fits: dead",)
+    assert told.notes == ("left out, no direction of it is kept: dead",)
     total = 2.0**2 + 1.9**2 + 1.5**2 + 1.4**2 + 2e-6
     assert told.residual == pytest.approx(((1.9**2 + 2e-6) / total) ** 0.5, rel=1e-6)
     with pytest.raises(
@@ -104,11 +104,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({}, "no size is given: a rank, an energy, or a number of parameters is needed"),
     "two": (
         {"rank": 1, "parameters": 50},
-        "rank and parameters are given: each decides the size by itself",
+        "rank and parameters are given: each sets the size, so give only one",
     ),
     "no change": (
         {"rank": 3},
-        "rank 3 makes nothing smaller: no change here has more than 3 directions.",
+        "rank 3 makes no module smaller: no change here has more than 3 directions.",
     ),
     "energy": ({"energy": 0.0}, "energy 0.0: a share above 0 and at most 1 is needed"),
 }

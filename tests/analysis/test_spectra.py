@@ -112,7 +112,7 @@ def test_what_a_dora_adds_is_described_whole_or_named() -> None:
     assert torch.allclose(B @ A, delta.matrix(W).detach(), atol=1e-12)
     with pytest.raises(
         LorakitError,
-        match=r"^q: what a DoRA adds depends on the base's matrix.*\nGive the base \(--model\)\.",
+        match=r"^q: the change of a DoRA depends on the base's matrix.*\nGive the base \(--model\)\.",
     ):
         factors_of("q", delta)
     adapter = Adapter(Spec(rank=2, delta="dora"), {"0": delta})
@@ -137,7 +137,8 @@ def test_similarity_is_one_of_itself_zero_of_the_orthogonal_and_chance_of_the_ra
     drawn = [float(random_similarity(8, 8, 1024, seed=s)[-1, -1]) for s in range(20)]
     assert sum(drawn) / 20 == pytest.approx(8 / 1024, rel=0.1)
     with pytest.raises(
-        LorakitError, match=r"Two matrices of one width are needed: \(8, 64\) and \(8, 32\)"
+        LorakitError,
+        match=r"Two matrices of the same width are needed: they are \(8, 64\) and \(8, 32\)",
     ):
         subspace_similarity(A, A[:, :32])
 
@@ -167,7 +168,8 @@ def test_amplification_has_the_layout_of_table_7() -> None:
     assert (found.delta_norm, found.W_norm) == pytest.approx((float(S.norm()), float(W.norm())))
     assert found.factor == pytest.approx(found.delta_norm / found.along_delta)
     with pytest.raises(
-        LorakitError, match=r"W is \(30, 20\), the change \(30, 20\) with 3 directions; 4 are asked"
+        LorakitError,
+        match=r"W is \(30, 20\), the change is \(30, 20\) with 3 directions; 4 are needed",
     ):
         amplification(W, A, B, rank=4)
 

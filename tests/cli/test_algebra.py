@@ -136,7 +136,7 @@ def test_a_dora_is_made_plain_with_its_base(
     told = ask(
         capsys, "combine", f"{adapters[2]}:1", "--model", tiny_llama, "--output", tmp_path / "plain"
     )
-    assert told["notes"] == ["14 modules of dora made plain"]
+    assert told["notes"] == ["14 modules of dora converted to plain low rank"]
     ids = torch.tensor([[2, 40, 50, 60, 70]])
     logits = []
     for folder in (adapters[2], tmp_path / "plain"):
@@ -167,7 +167,7 @@ def test_extract_takes_the_base_to_the_tuned_model(
         and told["residual"] < 1e-6
         and told["top1_agreement"] == 1.0
     )
-    assert any(note.startswith("carried whole: ") and "norm" in note for note in told["notes"])
+    assert any(note.startswith("stored in full: ") and "norm" in note for note in told["notes"])
     small = ask(
         capsys,
         "extract",
@@ -200,7 +200,7 @@ def test_extract_takes_the_base_to_the_tuned_model(
     )
     assert Adapter.load(tmp_path / "c").dtype == torch.bfloat16
     assert any(
-        note.startswith("left out as asked") and "lm_head.weight" in note
+        note.startswith("left out as requested") and "lm_head.weight" in note
         for note in budget["notes"]
     )
 
@@ -247,7 +247,7 @@ WRONG = {
     "no size": (["resize", "{one}", "--output", "{out}"], "no size is given"),
     "nothing smaller": (
         ["resize", "{one}", "--rank", "4", "--output", "{out}"],
-        "rank 4 makes nothing smaller",
+        "rank 4 makes no module smaller",
     ),
     "no adapter": (["resize", "nope", "--rank", "1", "--output", "{out}"], "nope is no adapter"),
     "a full folder": (["resize", "{one}", "--rank", "1", "--output", "{one}"], "is not empty"),

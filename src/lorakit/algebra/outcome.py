@@ -1,9 +1,12 @@
-"""What every operation gives: the new adapter, and how far what it does is from what was asked."""
+"""The result of an operation on adapters: the new adapter, and its error.
+
+The error of an operation is measured in ΔW, the change of the matrices, never in the factors.
+"""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +19,40 @@ from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import SpecError
 from lorakit.spec import Spec
-from lorakit.text import plural
+from lorakit.text import dtype_name, plural
 
-Factors = tuple[
-    Tensor, Tensor
-]  # A (rank, in) and B (out, rank), float64, with B @ A the change itself
+Factors = tuple[Tensor, Tensor]  # A (rank, in) and B (out, rank), float64; B @ A is the change
+
+
+class OutcomeRow(TypedDict):
+    """An Outcome as commands print it; `rank` is given if all modules have the same."""
+
+    rank: NotRequired[int]
+    ranks: dict[str, int]
+    energy: float
+    residual: float
+    residuals: dict[str, float]
+    at_best: float
+    notes: list[str]
+    modules: int
+    trainable_parameters: int
+    whole: dict[str, list[int]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A new adapter, and what became of the change that was asked for.
+    """A new adapter, and its error relative to the requested change.
 
     Attributes:
-        adapter: plain low rank at scale 1 (alpha is the rank), so every reader of its file agrees
-            on what it means.
+        adapter: plain low rank at scale 1 (alpha is the rank), so all programs that read its file
+            compute the same change.
         ranks: rank by module.
-        energy: share of the squared norm of the change asked for that the new one holds.
-        residual: |asked - new| / |asked| in ΔW, over all modules, rounding of the factors included.
-        residuals: the same of each module, relative to its own change.
-        at_best: no factors of these ranks could have a residual below this.
-        notes: what was decided on the way, for people: what was left out, made plain, or averaged.
+        energy: share of the squared norm of the requested change that the adapter keeps.
+        residual: |requested - new| / |requested| in ΔW over all modules, with the rounding of the
+            factors.
+        residuals: the same by module, relative to the module's own change.
+        at_best: lower bound of the residual for any factors of these ranks.
+        notes: remarks for the user: modules left out, made plain, or summed.
     """
 
     adapter: Adapter
@@ -46,15 +63,9 @@ class Outcome:
     at_best: float
     notes: tuple[str, ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what commands print as JSON: rank where all modules have one, ranks, energy,
-        residual and the rest.
-        """
-        one = (
-            {"rank": next(iter(self.ranks.values()))} if len(set(self.ranks.values())) == 1 else {}
-        )
-        return {
-            **one,
+    def to_dict(self) -> OutcomeRow:
+        """Return plain values, as commands print them as JSON."""
+        row: OutcomeRow = {
             "ranks": self.ranks,
             "energy": self.energy,
             "residual": self.residual,
@@ -63,114 +74,186 @@ class Outcome:
             "notes": list(self.notes),
             "modules": len(self.ranks),
             "trainable_parameters": self.adapter.parameters_count,
-            "whole": {path: list(t.shape) for path, t in self.adapter.full_parameters.items()},
+            "whole": {
+                path: list(tensor.shape) for path, tensor in self.adapter.full_parameters.items()
+            },
         }
+        different_ranks = set(self.ranks.values())
+        if len(different_ranks) != 1:
+            return row
+        return {"rank": different_ranks.pop(), **row}
 
 
-@dataclass
+@dataclass(frozen=True)
+class Approximation:
+    """Factors that approximate the change of one module, and their error.
+
+    Attributes:
+        factors: None if the module is left out.
+        squared_norm: of the requested change.
+        squared_error: of the factors, rounded as they are stored.
+        least_squared_error: lower bound of the squared error for any factors of this rank.
+    """
+
+    factors: Factors | None
+    squared_norm: float
+    squared_error: float
+    least_squared_error: float
+
+    @classmethod
+    def left_out(cls, squared_norm: float) -> "Approximation":
+        """Return the approximation by nothing: the error is the change itself."""
+        return cls(None, squared_norm, squared_norm, squared_norm)
+
+
 class Ledger:
-    """Squared norms, summed over modules as they are done."""
+    """The factors of all modules of a new adapter, and the sums of their errors."""
 
-    asked: float = 0.0
-    lost: float = 0.0
-    least: float = 0.0
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
+        self.squared_norm = 0.0
+        self.squared_error = 0.0
+        self.least_squared_error = 0.0
         self.residuals: dict[str, float] = {}
         self.factors: dict[str, Factors] = {}
 
-    def book(
-        self, name: str, asked: float, lost: float, least: float, factors: Factors | None
-    ) -> None:
-        """Add a module: squared norms of what was asked, of what is missing, of what must be
-        missing; and its factors.
-        """
-        self.asked, self.lost, self.least = self.asked + asked, self.lost + lost, self.least + least
-        self.residuals[name] = (lost / asked) ** 0.5 if asked else 0.0
-        if factors is not None:
-            self.factors[name] = factors
+    def add(self, name: str, module: Approximation) -> None:
+        """Add a module by name."""
+        self.squared_norm += module.squared_norm
+        self.squared_error += module.squared_error
+        self.least_squared_error += module.least_squared_error
+        self.residuals[name] = _relative(module.squared_error, module.squared_norm)
+        if module.factors is not None:
+            self.factors[name] = module.factors
 
-    def close(self, adapter: Adapter, notes: tuple[str, ...]) -> Outcome:
-        """Return the outcome of all modules together."""
-        share = self.lost / self.asked if self.asked else 0.0
-        at_best = (self.least / self.asked) ** 0.5 if self.asked else 0.0
-        ranks = {name: delta.rank for name, delta in adapter.deltas.items()}
+    def outcome(self, adapter: Adapter, notes: tuple[str, ...]) -> Outcome:
+        """Return the adapter built from the factors, with the error over all modules."""
+        lost_share = self.squared_error / self.squared_norm if self.squared_norm else 0.0
         return Outcome(
-            adapter, ranks, max(0.0, 1 - share), share**0.5, self.residuals, at_best, notes
+            adapter=adapter,
+            ranks={name: delta.rank for name, delta in adapter.deltas.items()},
+            energy=max(0.0, 1 - lost_share),
+            residual=lost_share**0.5,
+            residuals=self.residuals,
+            at_best=_relative(self.least_squared_error, self.squared_norm),
+            notes=notes,
         )
+
+
+def _relative(squared_error: float, squared_norm: float) -> float:
+    return (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0
 
 
 def factors_by_module(adapter: Adapter, base: nn.Module | None) -> dict[str, Factors]:
-    """Return the factors of every module's change, its scale included.
+    """Return the factors of the change of every module, the scale included.
 
     Raises:
-        SpecError: changes that depend on the base's matrix, while there is none; all are named.
-        AdapterMismatch: the base does not hold the adapter's modules.
+        SpecError: changes depend on the base's matrix, and `base` is None; all are named.
+        AdapterMismatch: the base does not have the adapter's modules.
     """
-    matrices, found, faults = base_matrices(adapter, base), {}, []
+    matrices = base_matrices(adapter, base)
+    factors: dict[str, Factors] = {}
+    faults: list[str] = []
     for name, delta in adapter.deltas.items():
         try:
-            found[name] = factors_of(name, delta, matrices.get(name))
+            factors[name] = factors_of(name, delta, matrices.get(name))
         except SpecError:
             faults.append(f"{name}   is a {type(delta).__name__}")
     if faults:
-        what = f"What {plural(len(faults), 'module')} adds depends on the base's matrix, so it is no product of factors."
         raise SpecError(
-            what,
+            f"The change of {plural(len(faults), 'module')} depends on the base's matrix, so it is "
+            "not a product of factors.",
             faults,
-            "Give the base (base=, --model): its change is then made plain. Nothing was made.",
+            "Give the base (base=, --model) to convert it to plain low rank. Nothing was made.",
         )
-    return found
+    return factors
 
 
 def round_as_stored(factors: Factors, dtype: torch.dtype) -> Factors:
-    """Return the factors as a file will hold them."""
+    """Return the factors as a file stores them."""
     A, B = factors
     return A.to(dtype).contiguous(), B.to(dtype).contiguous()
 
 
-def pool_spectra(S: Tensor) -> Tensor:
-    """Return one spectrum of a stack: a rank holds for all of its matrices, so their energies add
-    up.
+def pool_spectra(values: Tensor) -> Tensor:
+    """Return one spectrum for a stack of matrices: their squared singular values, added up.
+
+    All matrices of a stack have the same rank, so one spectrum decides it.
     """
-    return S.square().reshape(-1, S.shape[-1]).sum(0).sqrt()
+    squares = values.square().reshape(-1, values.shape[-1])
+    return squares.sum(0).sqrt()
+
+
+def conversion_note(adapter: Adapter) -> list[str]:
+    """Return the remark that modules were converted to plain low rank; empty if none was."""
+    converted = sum(delta.name != "lora" for delta in adapter.deltas.values())
+    if not converted:
+        return []
+    return [f"{plural(converted, 'module')} of {adapter.spec.delta} converted to plain low rank"]
 
 
 def build_adapter(
     like: Mapping[str, Delta],
     spec: Spec,
     factors: Mapping[str, Factors],
-    whole: Mapping[str, Tensor],
-    provenance: Mapping[str, Any],
+    full_parameters: Mapping[str, Tensor],
+    provenance: Mapping[str, object],
     dtype: torch.dtype,
 ) -> Adapter:
-    """Return the adapter of these factors: plain low rank, scale 1, other settings as in `like` and
-    `spec`.
+    """Return the adapter of these factors: plain low rank at scale 1.
 
-    A TiedLowRank in `like` that no factors are given for goes with its embedding's.
+    Args:
+        like: deltas by module; kind, kernel, dropout and slice of the new ones are theirs. A TiedLowRank
+            without factors shares those of its embedding again.
+        spec: the settings that the adapter keeps.
+        factors: by module.
+        full_parameters: tensors that replace the base's, by name.
+        provenance: of the new adapter.
+        dtype: of the factors.
     """
-    deltas: dict[str, LowRank] = {}
-    for name, pair in factors.items():
-        A, B = round_as_stored(pair, dtype)
-        model = like[name]
-        deltas[name] = LowRank(
-            A,
-            B,
-            alpha=float(A.shape[-2]),
-            dropout=model.dropout,
-            kind=model.kind,
-            kernel=model.kernel,
-            output_slice=model.output_slice,
-        )
-    known = {id(delta): name for name, delta in like.items()}
-    twins = {
-        n: TiedLowRank(deltas[of], d.kind, d.dropout)
-        for n, d in like.items()
-        if isinstance(d, TiedLowRank)
-        and n not in factors
-        and (of := known.get(id(d.source), "")) in deltas
+    deltas: dict[str, LowRank] = {
+        name: _lowrank_like(like[name], round_as_stored(pair, dtype))
+        for name, pair in factors.items()
     }
+    twins = _twins(like, deltas)
     deltas |= twins
+    parameters = {
+        path: nn.Parameter(tensor.detach().clone()) for path, tensor in full_parameters.items()
+    }
+    plain = _plain_spec(spec, deltas, has_twins=bool(twins), dtype=dtype)
+    return Adapter(plain, deltas, parameters, provenance)
+
+
+def _lowrank_like(delta: Delta, factors: Factors) -> LowRank:
+    """Return a low-rank delta of these factors at scale 1, for the layer of another delta."""
+    A, B = factors
+    return LowRank(
+        A,
+        B,
+        alpha=float(A.shape[-2]),
+        dropout=delta.dropout,
+        kind=delta.kind,
+        kernel=delta.kernel,
+        output_slice=delta.output_slice,
+    )
+
+
+def _twins(like: Mapping[str, Delta], deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """Return a new TiedLowRank for each TiedLowRank in `like` that has no delta, but whose embedding has one."""
+    names = {id(delta): name for name, delta in like.items()}
+    twins: dict[str, LowRank] = {}
+    for name, delta in like.items():
+        if not isinstance(delta, TiedLowRank) or name in deltas:
+            continue
+        embedding = names.get(id(delta.source), "")
+        if embedding in deltas:
+            twins[name] = TiedLowRank(deltas[embedding], delta.kind, delta.dropout)
+    return twins
+
+
+def _plain_spec(
+    spec: Spec, deltas: Mapping[str, LowRank], *, has_twins: bool, dtype: torch.dtype
+) -> Spec:
+    """Return the spec of plain low-rank deltas; the most frequent rank is that of the spec."""
     ranks = Counter(delta.rank for delta in deltas.values())
     rank = ranks.most_common(1)[0][0] if ranks else spec.rank
     plain = replace(
@@ -183,14 +266,8 @@ def build_adapter(
         exclude=(),
         overrides={},
         token_rows=(),
-        tie=bool(twins),
-        dtype=str(dtype).removeprefix("torch."),
+        tie=has_twins,
+        dtype=dtype_name(dtype),
     )
-    requested = {name: requested_settings(delta) for name, delta in deltas.items()}
-    plain = write_overrides(plain, requested)
-    return Adapter(
-        plain,
-        deltas,
-        {path: nn.Parameter(t.detach().clone()) for path, t in whole.items()},
-        provenance,
-    )
+    wanted = {name: requested_settings(delta) for name, delta in deltas.items()}
+    return write_overrides(plain, wanted)

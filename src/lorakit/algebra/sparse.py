@@ -1,98 +1,138 @@
-"""TIES, DARE and magnitude pruning: what they do to dense changes of one module, before these get a
-low rank again.
+"""TIES, DARE and magnitude pruning of the dense changes of one module.
+
+The result is dense; `lorakit.algebra.combination` reduces it to a low rank again.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Parts = list[tuple[Tensor, Tensor, float]]  # A (rank, in), B (out, rank) with its scale, weight
+
+class WeightedFactors(NamedTuple):
+    """The change of one adapter at one module, and its weight in the sum.
+
+    Attributes:
+        A: (rank, in).
+        B: (out, rank), with the scale of the change.
+        weight: of the adapter.
+    """
+
+    A: Tensor
+    B: Tensor
+    weight: float
+
+    def matrix(self) -> Tensor:
+        """Return the change (out, in), without its weight."""
+        return self.B @ self.A
+
+
+Parts = Sequence[WeightedFactors]
 
 
 def ties(parts: Parts, density: float, seed: int, name: str) -> Tensor:
-    """Return the merge by TIES: trim each change, elect a sign for each weight, average those that
-    agree with it.
+    """Return the merge by TIES: trim each change, elect a sign for each weight, average by sign.
 
-    The elected sign is that of the weighted sum. The mean is taken with the weights and multiplied
-    by the sum of their sizes, so that it equals the weighted sum where nothing is trimmed and all
-    signs agree; with weights that add up to 1 it is the paper's mean with lambda = 1. Trimmed by
-    module, not over all of the model.
+    The elected sign is that of the weighted sum. The mean of the changes with this sign is taken
+    with their weights and multiplied by the sum of all absolute weights, so it equals the weighted
+    sum if nothing is trimmed and all signs agree. If the weights add up to 1 it is the paper's mean
+    with lambda = 1. Each module is trimmed by itself, not the model as a whole.
 
     Args:
         parts: factors and weight of each change.
-        density: share of each change's entries that is kept: the largest.
+        density: share of the entries of each change to keep: the largest.
         seed: not used.
         name: not used.
 
     Source: Yadav et al., arXiv 2306.01708, section 4, algorithm 1.
 
-    >>> one, two = (torch.eye(1), torch.tensor([[2.0], [3.0]]), 0.5), (torch.eye(1), torch.tensor([[4.0], [-1.0]]), 0.5)
+    >>> one = WeightedFactors(torch.eye(1), torch.tensor([[2.0], [3.0]]), 0.5)
+    >>> two = WeightedFactors(torch.eye(1), torch.tensor([[4.0], [-1.0]]), 0.5)
     >>> ties([one, two], 1.0, 0, "").tolist()
     [[3.0], [3.0]]
     """
-    weighted = torch.stack([weight * keep_largest(B @ A, density) for A, B, weight in parts])
-    sizes = torch.tensor(
-        [abs(weight) for *_, weight in parts], dtype=weighted.dtype, device=weighted.device
-    )
-    agree = (weighted.sign() == weighted.sum(0).sign()) & (weighted != 0)
-    voting = (agree * sizes.view(-1, *[1] * (weighted.ndim - 1))).sum(0)
-    return sizes.sum() * (weighted * agree).sum(0) / torch.where(voting > 0, voting, 1.0)
+    changes = _weighted_and_pruned(parts, density)
+    sizes = changes.new_tensor([abs(part.weight) for part in parts])
+    elected_sign = changes.sum(0).sign()
+    agrees = (changes.sign() == elected_sign) & (changes != 0)
+    total = (changes * agrees).sum(0)
+    per_entry = sizes.view(-1, *[1] * (changes.ndim - 1))
+    agreeing_sizes = (agrees * per_entry).sum(0)
+    divisor = torch.where(agreeing_sizes > 0, agreeing_sizes, 1.0)
+    return sizes.sum() * total / divisor
 
 
 def dare(parts: Parts, density: float, seed: int, name: str) -> Tensor:
-    """Return the weighted sum of changes of which entries were dropped at random and the rest
-    enlarged to keep the mean.
+    """Return the weighted sum by DARE: drop entries at random, rescale the rest to keep the mean.
 
     Args:
         parts: factors and weight of each change.
-        density: probability with which an entry is kept; it is then divided by it.
-        seed: of the draw, which also depends on the module's name and the place in `parts`.
-        name: the module.
+        density: probability to keep an entry, which is then divided by it.
+        seed: of the random choice, which also depends on the module's name and the order of
+            `parts`.
+        name: of the module.
 
     Source: Yu et al., arXiv 2311.03099, section 3.2.
 
-    >>> found = dare([(torch.ones(1, 100), torch.ones(100, 1), 1.0)], 0.25, 0, "q")
-    >>> sorted(set(found.flatten().tolist())), round(float(found.mean()), 1)
+    >>> ones = WeightedFactors(torch.ones(1, 100), torch.ones(100, 1), 1.0)
+    >>> merged = dare([ones], 0.25, 0, "q")
+    >>> sorted(set(merged.flatten().tolist())), round(float(merged.mean()), 1)
     ([0.0, 4.0], 1.0)
     """
     total = 0
-    for number, (A, B, weight) in enumerate(parts):
-        digest = hashlib.sha256(f"{seed} {name} {number}".encode()).digest()
-        draw = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-        dense = B @ A
-        kept = (torch.rand(dense.shape, generator=draw) < density).to(dense.device)
-        total = total + weight / density * dense * kept
+    for number, part in enumerate(parts):
+        dense = part.matrix()
+        generator = _generator_for(f"{seed} {name} {number}")
+        random = torch.rand(dense.shape, generator=generator)
+        is_kept = (random < density).to(dense.device)
+        total = total + part.weight / density * dense * is_kept
     return torch.as_tensor(total)
 
 
+def _generator_for(text: str) -> torch.Generator:
+    """Return a generator seeded with a hash of a text."""
+    digest = hashlib.sha256(text.encode()).digest()
+    seed = int.from_bytes(digest[:8]) >> 1
+    return torch.Generator().manual_seed(seed)
+
+
 def magnitude(parts: Parts, density: float, seed: int, name: str) -> Tensor:
-    """Return the weighted sum of changes of which only the largest entries are kept.
+    """Return the weighted sum of changes reduced to their largest entries.
 
     Args:
         parts: factors and weight of each change.
-        density: share of each change's entries that is kept.
+        density: share of the entries of each change to keep.
         seed: not used.
         name: not used.
 
-    >>> magnitude([(torch.eye(1), torch.tensor([[2.0], [3.0]]), 2.0)], 0.5, 0, "").tolist()
+    >>> change = WeightedFactors(torch.eye(1), torch.tensor([[2.0], [3.0]]), 2.0)
+    >>> magnitude([change], 0.5, 0, "").tolist()
     [[0.0], [6.0]]
     """
-    return torch.stack([weight * keep_largest(B @ A, density) for A, B, weight in parts]).sum(0)
+    return _weighted_and_pruned(parts, density).sum(0)
+
+
+def _weighted_and_pruned(parts: Parts, density: float) -> Tensor:
+    """Return the largest entries of each change times its weight: (parts, out, in)."""
+    changes: list[Tensor] = []
+    for part in parts:
+        pruned = keep_largest(part.matrix(), density)
+        changes.append(part.weight * pruned)
+    return torch.stack(changes)
 
 
 def keep_largest(dense: Tensor, density: float) -> Tensor:
-    """Return a matrix of which only the largest entries by size are left: this share of them, zeros
-    elsewhere.
-    """
+    """Return a matrix with this share of its entries, the largest by size, and zeros elsewhere."""
     count = max(1, round(density * dense.numel()))
     if count >= dense.numel():
         return dense
-    kept = dense.flatten().abs().topk(count, sorted=False).indices
-    out = torch.zeros_like(dense).flatten()
-    out[kept] = dense.flatten()[kept]
-    return out.view_as(dense)
+    flat = dense.flatten()
+    largest = flat.abs().topk(count, sorted=False).indices
+    pruned = torch.zeros_like(flat)
+    pruned[largest] = flat[largest]
+    return pruned.view_as(dense)
 
 
 SPARSE_METHODS: dict[str, Callable[[Parts, float, int, str], Tensor]] = {

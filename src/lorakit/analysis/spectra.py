@@ -1,7 +1,9 @@
-"""What a change of low rank looks like: singular values, energy, effective and stable rank, from
-the factors alone.
+"""Numbers that describe the spectrum of a low-rank change: energy, effective rank, stable rank.
 
-Leading axes are those of a stack (experts): every function takes one matrix or a stack of them.
+Spectra are tensors of singular values, descending: (k,) of one matrix, (stack, k) of a stack of
+matrices (experts). U, S, V are those of the singular value decomposition.
+
+Source: Golub and Van Loan, Matrix Computations, 4th ed., section 2.4 (U, S, V).
 """
 
 from typing import TypeGuard
@@ -12,24 +14,29 @@ from torch import Tensor
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError
-from lorakit.linalg import split_singular_values
+from lorakit.linalg import split_singular_values, thin_svd
+
+ROUNDING = 1e-12  # tolerance of a share of energy, for the rounding of its sum
+NOISE = 1e-15  # singular values below this share of the largest, times the size, are rounding
 
 
 def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return A (rank, in) and B (out, rank), float64, with `B @ A` what the delta adds to M, its
-    scale included.
+    """Return factors A and B with `B @ A` equal to the change of a delta, its scale included.
 
-    Plain low rank gives its own factors; another parameterisation is built whole and factored by an
-    SVD, which is exact.
+    Plain low rank returns its own factors; the change of another parameterisation is built densely
+    and factored by an SVD, which is exact.
 
     Args:
-        name: the module, for the message.
+        name: of the module, for the error message.
         delta: of any kind.
-        M: (out, in), the base's matrix; only deltas whose change depends on it need one.
+        M: (out, in), the base matrix; needed only if the change depends on it (DoRA).
+
+    Returns:
+        A (rank, in) and B (out, rank), float64.
 
     Raises:
-        SpecError: the change depends on the base's matrix, and there is none; the message names
-            module and kind.
+        SpecError: the change depends on the base matrix, and M is None; the message names module
+            and kind.
 
     >>> A, B = factors_of("q", LowRank(torch.ones(1, 2), torch.ones(2, 1), alpha=3.0))
     >>> (B @ A).tolist()
@@ -38,80 +45,97 @@ def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor
     if isinstance(delta, OffsetLowRank):
         delta = delta.to_low_rank()
     if is_plain(delta):
-        return delta.A.detach().double(), delta.B.detach().double() * delta.scale
+        return scaled_factors(delta)
     try:
         with torch.no_grad():
             dense = delta.matrix(M).double()
     except SpecError as error:
         raise SpecError(
-            f"{name}: what a {type(delta).__name__} adds depends on the base's matrix, so its change is no product "
-            "of its factors.",
+            f"{name}: the change of a {type(delta).__name__} depends on the base's matrix, so it "
+            "is not a product of its factors.",
             advice="Give the base (--model).",
         ) from error
-    U, S, Vh = torch.linalg.svd(dense, full_matrices=False)
-    keep = max(1, int((S.amax() * 1e-15 * max(dense.shape[-2:]) < S).sum(-1).max()))
-    return split_singular_values(U, S, Vh, keep)
+    return _factors_of_dense(dense)
+
+
+def scaled_factors(delta: LowRank) -> tuple[Tensor, Tensor]:
+    """Return the factors A and B of a low-rank delta in float64, its scale multiplied into B."""
+    return delta.A.detach().double(), delta.B.detach().double() * delta.scale
+
+
+def _factors_of_dense(dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Return exact factors of a dense matrix or stack, without directions of rounding errors."""
+    U, S, Vh = thin_svd(dense)
+    smallest = S.amax() * NOISE * max(dense.shape[-2:])
+    counts = (smallest < S).sum(-1)
+    rank = max(1, int(counts.max()))
+    return split_singular_values(U, S, Vh, rank)
 
 
 def is_plain(delta: Delta) -> TypeGuard[LowRank]:
-    """Tell whether what a delta adds is `scale * B @ A` and nothing else, so that its factors say
-    all.
-    """
+    """Return True if the change of a delta is `scale * B @ A` of its factors and nothing else."""
     return delta.is_product
 
 
 def cumulative_energy(values: Tensor) -> Tensor:
-    """Return the share of the squared norm that the first 1, 2, … directions hold; ones where there
-    is nothing.
+    """Return the share of the squared norm in the first 1, 2, … directions; ones if all are zero.
 
     >>> cumulative_energy(torch.tensor([3.0, 1.0])).tolist()
     [0.9, 1.0]
     """
     squares = values.double().square()
     total = squares.sum(-1, keepdim=True)
-    return torch.where(
-        total > 0, squares.cumsum(-1) / total.clamp_min(torch.finfo(torch.float64).tiny), 1.0
-    )
+    smallest = torch.finfo(torch.float64).tiny
+    shares = squares.cumsum(-1) / total.clamp_min(smallest)
+    return torch.where(total > 0, shares, 1.0)
 
 
 def rank_for_energy(values: Tensor, share: float) -> int:
-    """Return the smallest rank whose directions hold at least this share of the energy; 0 where all
-    values are zero.
+    """Return the smallest rank that keeps this share of the squared norm; 0 if all are zero.
 
-    >>> rank_for_energy(torch.tensor([3.0, 1.0]), 0.9), rank_for_energy(torch.tensor([3.0, 1.0]), 0.95), rank_for_energy(torch.zeros(2), 0.9)
-    (1, 2, 0)
+    >>> values = torch.tensor([3.0, 1.0])
+    >>> rank_for_energy(values, 0.9), rank_for_energy(values, 0.95)
+    (1, 2)
+    >>> rank_for_energy(torch.zeros(2), 0.9)
+    0
     """
     if not values.any():
         return 0
-    # A hair's breadth for the rounding of the sum: 0.9 of a norm must not ask for one more
-    # direction.
-    return int((cumulative_energy(values) < share - 1e-12).sum(-1).max()) + 1
+    is_below = cumulative_energy(values) < share - ROUNDING
+    return int(is_below.sum(-1).max()) + 1
 
 
 def effective_rank(values: Tensor) -> float:
-    """Return exp(entropy) of the singular values' shares: the number of directions that really
-    count; 0.0 of zeros.
+    """Return exp(entropy) of the normalised singular values; 0.0 if all are zero.
 
-    Of a stack, the mean over its matrices.
+    It counts the directions that contribute: k equal values give k. Of a stack, the mean over its
+    matrices.
 
     Source: Roy and Vetterli, The effective rank, EUSIPCO 2007.
 
     >>> effective_rank(torch.tensor([1.0, 1.0, 0.0]))
     2.0
     """
+    smallest = torch.finfo(values.dtype).tiny
     total = values.sum(-1, keepdim=True)
-    share = values / total.clamp_min(torch.finfo(values.dtype).tiny)
-    entropy = -(share * share.clamp_min(torch.finfo(values.dtype).tiny).log()).sum(-1)
-    return round(float(torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0).mean()), 12)
+    share = values / total.clamp_min(smallest)
+    logarithm = share.clamp_min(smallest).log()
+    entropy = -(share * logarithm).sum(-1)
+    ranks = torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0)
+    return round(float(ranks.mean()), 12)
 
 
 def stable_rank(values: Tensor) -> float:
-    """Return |M|_F^2 / |M|_2^2: at least 1, moved by no small direction; 0.0 of zeros. Of a stack,
-    the mean.
+    """Return |M|_F^2 / |M|_2^2, at least 1; 0.0 if all are zero.
+
+    Small directions hardly change it. Of a stack, the mean over its matrices.
+
+    Source: Rudelson and Vershynin, Journal of the ACM 54 (4), 2007 (numerical rank).
 
     >>> stable_rank(torch.tensor([2.0, 2.0, 1.0]))
     2.25
     """
-    top = values.amax(-1).square()
-    ratio = values.square().sum(-1) / top.clamp_min(torch.finfo(values.dtype).tiny)
-    return round(float(torch.where(top > 0, ratio, 0.0).mean()), 12)
+    largest = values.amax(-1).square()
+    ratio = values.square().sum(-1) / largest.clamp_min(torch.finfo(values.dtype).tiny)
+    ranks = torch.where(largest > 0, ratio, 0.0)
+    return round(float(ranks.mean()), 12)
