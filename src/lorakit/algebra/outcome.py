@@ -202,8 +202,8 @@ def build_adapter(
     """Return the adapter of these factors: plain low rank at scale 1.
 
     Args:
-        like: deltas by module; kind, kernel, dropout and slice of the new ones are theirs. A TiedLowRank
-            without factors shares those of its embedding again.
+        like: deltas by module; kind, kernel, dropout and slice of the new ones are theirs. A tied
+            delta without factors is tied to its embedding again.
         spec: the settings that the adapter keeps.
         factors: by module.
         full_parameters: tensors that replace the base's, by name.
@@ -214,12 +214,12 @@ def build_adapter(
         name: _lowrank_like(like[name], round_as_stored(pair, dtype))
         for name, pair in factors.items()
     }
-    twins = _twins(like, deltas)
-    deltas |= twins
+    tied = _tied_deltas(like, deltas)
+    deltas |= tied
     parameters = {
         path: nn.Parameter(tensor.detach().clone()) for path, tensor in full_parameters.items()
     }
-    plain = _plain_spec(spec, deltas, has_twins=bool(twins), dtype=dtype)
+    plain = _plain_spec(spec, deltas, is_tied=bool(tied), dtype=dtype)
     return Adapter(plain, deltas, parameters, provenance)
 
 
@@ -237,21 +237,26 @@ def _lowrank_like(delta: Delta, factors: Factors) -> LowRank:
     )
 
 
-def _twins(like: Mapping[str, Delta], deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """Return a new TiedLowRank for each TiedLowRank in `like` that has no delta, but whose embedding has one."""
+def _tied_deltas(like: Mapping[str, Delta], deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """Return the deltas of `like` that are tied to an embedding, tied to its new delta.
+
+    Args:
+        like: deltas by module.
+        deltas: new deltas by module; a module that has one is left out.
+    """
     names = {id(delta): name for name, delta in like.items()}
-    twins: dict[str, LowRank] = {}
+    tied: dict[str, LowRank] = {}
     for name, delta in like.items():
         if not isinstance(delta, TiedLowRank) or name in deltas:
             continue
         embedding = names.get(id(delta.source), "")
         if embedding in deltas:
-            twins[name] = TiedLowRank(deltas[embedding], delta.kind, delta.dropout)
-    return twins
+            tied[name] = TiedLowRank(deltas[embedding], delta.kind, delta.dropout)
+    return tied
 
 
 def _plain_spec(
-    spec: Spec, deltas: Mapping[str, LowRank], *, has_twins: bool, dtype: torch.dtype
+    spec: Spec, deltas: Mapping[str, LowRank], *, is_tied: bool, dtype: torch.dtype
 ) -> Spec:
     """Return the spec of plain low-rank deltas; the most frequent rank is that of the spec."""
     ranks = Counter(delta.rank for delta in deltas.values())
@@ -266,7 +271,7 @@ def _plain_spec(
         exclude=(),
         overrides={},
         token_rows=(),
-        tie=has_twins,
+        tie=is_tied,
         dtype=dtype_name(dtype),
     )
     wanted = {name: requested_settings(delta) for name, delta in deltas.items()}

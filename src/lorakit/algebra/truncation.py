@@ -101,7 +101,9 @@ def _own_factors(adapter: Adapter, base: nn.Module | None) -> dict[str, Factors]
     """Return the factors by module, without modules that share those of an embedding."""
     factors = factors_by_module(adapter, base)
     return {
-        name: pair for name, pair in factors.items() if not isinstance(adapter.deltas[name], TiedLowRank)
+        name: pair
+        for name, pair in factors.items()
+        if not isinstance(adapter.deltas[name], TiedLowRank)
     }
 
 
