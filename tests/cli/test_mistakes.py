@@ -75,11 +75,11 @@ CASES = {
     "eval without data": (["eval", "{llama}"], "1 flag missing.\n  --data is needed"),
     "an adapter that is none": (
         ["eval", "{llama}", "{rows}", "--adapter", "{empty}"],
-        "is no adapter: there is no",
+        "is not an adapter: there is no",
     ),
     "an adapter that is not there": (
         ["eval", "{llama}", "{rows}", "--adapter", "nope"],
-        "nope is no adapter: there is no",
+        "nope is not an adapter: there is no",
     ),
     "an encoder without a head": (
         ["eval", "{bert}", "{labelled}"],
@@ -118,8 +118,8 @@ CASES = {
         ["preview", "{llama}", "{rows}", "--task", "classify"],
         "have no label",
     ),
-    "inspect of nothing": (["inspect", "nope"], "nope is no adapter"),
-    "inspect of a model": (["inspect", "{model}"], "is no adapter"),
+    "inspect of nothing": (["inspect", "nope"], "nope is not an adapter"),
+    "inspect of a model": (["inspect", "{model}"], "is not an adapter"),
     "inspect without a subject": (["inspect"], "the following arguments are required: SUBJECT"),
     "targets and a model": (
         ["inspect", "{model}", "--targets", "--model", "x"],

@@ -56,7 +56,7 @@ def test_what_a_layer_learned_is_read(kind: Kind, tmp_path: Path) -> None:
     adapter = Adapter(
         *file.read(path, alpha=3, model=plain, enable_lora={"it": on} if on else None)
     )
-    assert file.sniff(path)
+    assert file.is_loralib_file(path)
     want, base = theirs["it"](x).detach(), plain["it"](x).detach()
     lorakit.attach(plain, adapter)
     torch.testing.assert_close(plain["it"](x), want, rtol=0, atol=1e-9)
@@ -167,7 +167,7 @@ WRONG = {
     "merged on eval": (
         {"a.lora_A": A, "a.lora_B": B, "a.weight": torch.ones(6, 4)},
         {},
-        "a   has its weight beside its factors, as 0 more have: in eval mode loralib adds the change to the "
+        "a   has its weight in the file, and so have 0 more: in eval mode loralib adds the change to the "
         "weight, and the file does not say whether it did; save lora.lora_state_dict(model)",
     ),
     "parts": (
@@ -218,7 +218,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(AdapterFileError) as told:
         file.read(path, alpha=1, **options)
     assert told.value.faults == [fault]
-    assert str(told.value).startswith(f"{path} cannot be read as loralib's: 1 fault.\n")
+    assert str(told.value).startswith(f"{path} cannot be read as a file of loralib: 1 fault.\n")
     assert str(told.value).endswith("Nothing was loaded.")
 
 
@@ -237,10 +237,10 @@ def test_other_files_are_not_taken_for_one(tmp_path: Path) -> None:
     torch.save({"q.lora_A.weight": A}, tmp_path / "peft.bin")
     torch.save([A], tmp_path / "list.pt")
     assert not any(
-        file.sniff(tmp_path / name) for name in ("text.pt", "peft.bin", "list.pt", "none.pt", "")
+        file.is_loralib_file(tmp_path / name) for name in ("text.pt", "peft.bin", "list.pt", "none.pt", "")
     )
     for name, text in (
-        ("text.pt", "is cut off, or holds something else than tensors"),
+        ("text.pt", "is cut off, or does not hold tensors"),
         ("list.pt", "does not hold tensors by name"),
     ):
         with pytest.raises(AdapterFileError, match=text):
@@ -274,8 +274,8 @@ def test_what_loralib_has_no_layer_for_is_not_written(tmp_path: Path) -> None:
         file.write(tmp_path / "lora.pt", adapter.spec, adapter.deltas, adapter.full_parameters)
     assert str(told.value) == (
         "2 layers cannot be written for loralib.\n"
-        "  conv   lora of a convolution2d layer: loralib's factors mean another change there\n"
-        "  fused   its parts are not equal blocks of rows of one rank, as a MergedLinear has\n"
+        "  conv   lora of a convolution2d layer: loralib's factors stand for another change there\n"
+        "  fused   its parts are not equal blocks of outputs of one rank, as those of a MergedLinear are\n"
         "Nothing was written."
     )
     assert list(tmp_path.iterdir()) == []
@@ -291,7 +291,7 @@ def test_the_published_adapter_lands_on_a_model_of_its_shape(shared: Path) -> No
         RobertaConfig(vocab_size=1000, max_position_embeddings=514, type_vocab_size=1, num_labels=3)
     ).eval()
     stored = torch.load(path, map_location="cpu", weights_only=True)
-    assert file.sniff(path)
+    assert file.is_loralib_file(path)
     adapter = Adapter(*file.read(path, alpha=16, model=model))
     counts = [
         sum(p.numel() for d in adapter.deltas.values() for p in d.parameters()),

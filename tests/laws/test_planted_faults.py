@@ -23,7 +23,7 @@ from lorakit.deltas.lokr import LoKr
 from lorakit.deltas.offset import OffsetLowRank
 from lorakit.deltas.token_rows import TiedTokenRows, TokenRows
 from lorakit.deltas.vera import VeRA
-from lorakit.formats.peft import reader
+from lorakit.formats.peft import packed
 from lorakit.inits import classic
 from lorakit.inject.mixed_batch import PlaceRouting
 from lorakit.sites import slot
@@ -400,10 +400,10 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "parts in a file keep no order of groups": (
         edit(
-            reader,
-            "unpack",
-            "own.unflatten(0, (groups, block))",
-            "own.unflatten(0, (block, groups)).transpose(0, 1)",
+            packed,
+            "_select_outputs",
+            "B.unflatten(0, (groups, block))",
+            "B.unflatten(0, (block, groups)).transpose(0, 1)",
         ),
         law.written_equals_read,
         "part-interleaved-float32",

@@ -1,4 +1,4 @@
-"""Adapter folders: the format is found by looking at the files. `Adapter.load` and `save` use it."""
+"""Adapter folders, for `Adapter.load` and `Adapter.save`: the format is that of the files found."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def read(folder: str | Path) -> AdapterParts:
     Raises:
         AdapterFileError: also for a file in loralib's layout, which needs another reader.
     """
-    if loralib.sniff(folder):
+    if loralib.is_loralib_file(folder):
         raise AdapterFileError(
             f"{folder} is a file of loralib, which does not hold alpha.",
             advice="Adapter(*lorakit.formats.loralib.read(path, alpha=...)) reads it. "

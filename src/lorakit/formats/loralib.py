@@ -1,52 +1,80 @@
-"""What `lora.lora_state_dict(model)` of microsoft/LoRA's package holds, saved by torch.save: `.pt`,
-`.bin`, `.pth`.
+"""Files of microsoft/LoRA's package: `lora.lora_state_dict(model)`, saved by torch.save.
 
-Keys are `<module>.lora_A` and `<module>.lora_B`; beside them may stand biases, or a head. The file
-says neither alpha nor what a layer is, so the reader is told alpha, and takes kinds and kernels
-from a model; without one, every layer is taken for linear. A MergedLinear's factors lie part after
-part: A (rank * parts, in), B (rows of a part * parts, rank). Those of a convolution are (B A)
-    viewed as the kernel, whose matrix has another rank: they are factored anew, exactly, by its
-    singular value decomposition.
+Keys are `<module>.lora_A` and `<module>.lora_B`; biases or a head may be in the same file. The file
+holds neither alpha nor the kinds of layers: the caller gives alpha, and a model gives kinds and
+kernels; without a model every layer counts as linear. A MergedLinear has its factors part after
+part: A (rank * parts, in), B (outputs of a part * parts, rank). Those of a convolution are B A
+viewed as the kernel, whose matrix has another rank; they are factored again, exactly, by its
+singular value decomposition.
 
 Source: github.com/microsoft/LoRA, loralib 0.1.2, `layers.py` and `utils.py`.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from lorakit.deltas.base import LowRank
+from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterFileError
 from lorakit.files import replace_file
 from lorakit.formats.parts import AdapterParts
+from lorakit.formats.tensor_files import check_named_tensors, find_value_fault, read_pickle
 from lorakit.linalg import split_singular_values
-from lorakit.sites.base import Site
 from lorakit.sites.find import site_of
 from lorakit.spec import Spec, full_name, matches
-from lorakit.text import plural
+from lorakit.text import dtype_name, plural
 
 SUFFIXES = (".pt", ".bin", ".pth")
-WRAPPED = (
-    "model_state_dict",
-    "state_dict",
-)  # the scripts of the repository save it under such a key
+# The repository's scripts save the tensors under one of these keys.
+WRAPPING_KEYS = ("model_state_dict", "state_dict")
+FACTORS = ("lora_A", "lora_B")
+Factors = dict[str, Tensor]
+SMALLEST_SINGULAR_VALUE = 1e-12  # relative to the largest; smaller ones are rounding
 
 
-def sniff(path: str | Path) -> bool:
-    """Tell whether this is a file that holds factors in loralib's layout."""
+@dataclass(frozen=True)
+class LayerShape:
+    """The layer that a pair of factors belongs to.
+
+    Attributes:
+        out: outputs of its matrix.
+        inputs: inputs of its matrix.
+        kind: the kind of site.
+        kernel: axes of a convolution's kernel; empty for other layers.
+        is_known: True if a model gave the shape; without one it is that of the factors.
+    """
+
+    out: int
+    inputs: int
+    kind: str = "linear"
+    kernel: tuple[int, ...] = ()
+    is_known: bool = False
+
+
+class LayerDeltas(NamedTuple):
+    """The deltas of one layer by name, and the outputs of each part of a MergedLinear."""
+
+    deltas: dict[str, LowRank]
+    part_sizes: dict[str, int]
+
+
+def is_loralib_file(path: str | Path) -> bool:
+    """Return True for a file with factors in loralib's layout."""
     path = Path(path)
     if not path.is_file() or path.suffix not in SUFFIXES:
         return False
     try:
-        return any(_split(key)[1] == "lora_A" for key in _load(path))
+        tensors = _load(path)
     except AdapterFileError:
         return False
+    return any(_split_key(key)[1] == "lora_A" for key in tensors)
 
 
 def read(
@@ -61,127 +89,323 @@ def read(
     Args:
         path: the file.
         alpha: `lora_alpha` of the layers; the scale is alpha / r, and the file does not hold it.
-        model: the base, whose layers tell embeddings, convolutions and the rows of fused layers; it
-            is only looked at.
+        model: the base, for the kinds of its layers, kernels, and sizes of fused layers; it is not
+            changed.
         enable_lora: name patterns of MergedLinear layers, and the list that each was made with.
 
     Returns:
-        Spec, deltas by name (`<layer>.q` and so on for parts of a MergedLinear), what is trained
-        whole, provenance, targets.
+        The parts of an adapter. Parts of a MergedLinear are named `<layer>.q` and so on; the
+        provenance is empty.
 
     Raises:
-        AdapterFileError: what cannot be read, a factor that is missing or does not fit its layer, a
-            MergedLinear whose parts are not told, or weights of adapted layers beside the factors;
-            all faults are named.
+        AdapterFileError: the file cannot be read, a factor is missing or does not fit its layer, it
+            is unknown which parts of a MergedLinear are adapted, or an adapted layer's own weight
+            is in the file; all faults are named.
     """
     path = Path(path)
-    tensors, factors, rest = _load(path), dict[str, dict[str, Tensor]](), dict[str, Tensor]()
-    for key, tensor in tensors.items():
-        name, end = _split(key)
-        if end in ("lora_A", "lora_B"):
-            factors.setdefault(name, {})[end] = tensor
-        else:
-            rest[key] = tensor
-    faults = [
-        f"{key}   {int((~torch.isfinite(t)).sum())} of {t.numel()} values are NaN or infinite"
-        for key, t in tensors.items()
-        if not torch.isfinite(t).all()
-    ]
-    if not factors:
-        faults.append("no key ends in lora_A")
-    if merged := [
-        n for n in factors if full_name(n, "weight") in rest or full_name(n, "conv.weight") in rest
-    ]:
-        faults.append(
-            f"{merged[0]}   has its weight beside its factors, as {len(merged) - 1} more have: in eval mode loralib "
-            "adds the change to the weight, and the file does not say whether it did; save "
-            "lora.lora_state_dict(model)"
-        )
-    faults += [
-        f"enable_lora: {pattern!r} matches none of the factors"
-        for pattern in enable_lora or {}
-        if not any(matches(pattern, name) for name in factors)
-    ]
-    deltas, parts = dict[str, LowRank](), dict[str, dict[str, int]]()
-    for name, pair in {} if faults else factors.items():
-        if len(pair) < 2:
-            faults.append(f"{name}   {'lora_B' if 'lora_A' in pair else 'lora_A'} is missing")
-            continue
-        asked_for = next(
-            (list(on) for pattern, on in (enable_lora or {}).items() if matches(pattern, name)),
-            None,
-        )
+    tensors = _load(path)
+    factors, rest = _split_tensors(tensors)
+    enabled = enable_lora or {}
+    faults = list(_find_file_faults(tensors, factors, rest, enabled))
+    deltas: dict[str, LowRank] = {}
+    parts: dict[str, dict[str, int]] = {}
+    for name, pair in factors.items() if not faults else ():
         try:
-            made, rows = _deltas(name, pair["lora_A"], pair["lora_B"], alpha, model, asked_for)
+            layer = _read_layer(name, pair, alpha, model, _find_enabled(name, enabled))
         except AdapterFileError as error:
             faults += error.faults
             continue
-        deltas |= made
-        parts |= {name: rows} if rows else {}
+        deltas |= layer.deltas
+        if layer.part_sizes:
+            parts[name] = layer.part_sizes
     if faults:
-        what = f"{path} cannot be read as loralib's: {plural(len(faults), 'fault')}."
-        raise AdapterFileError(what, faults, "Nothing was loaded.")
+        raise AdapterFileError(
+            f"{path} cannot be read as a file of loralib: {plural(len(faults), 'fault')}.",
+            faults,
+            "Nothing was loaded.",
+        )
+    return AdapterParts(
+        spec=_build_spec(alpha, deltas, parts, rest, factors),
+        deltas=deltas,
+        full_parameters={key: nn.Parameter(tensor) for key, tensor in rest.items()},
+        provenance={},
+        target_names=tuple(factors),
+    )
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by key.
+
+    Raises:
+        AdapterFileError: the file cannot be read, or does not hold tensors by name.
+    """
+    content = read_pickle(path)
+    if isinstance(content, dict):
+        values = cast(dict[str, object], content)
+        wrapped = [values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)]
+        content = wrapped[0] if wrapped else content
+    return check_named_tensors(path, content)
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    name, _, end = key.rpartition(".")
+    return name, end
+
+
+def _split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """Return the factors by module name, and the other tensors by key."""
+    factors: dict[str, Factors] = {}
+    rest: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        name, end = _split_key(key)
+        if end in FACTORS:
+            factors.setdefault(name, {})[end] = tensor
+        else:
+            rest[key] = tensor
+    return factors, rest
+
+
+def _find_file_faults(
+    tensors: Mapping[str, Tensor],
+    factors: Mapping[str, Factors],
+    rest: Mapping[str, Tensor],
+    enabled: Mapping[str, Sequence[bool]],
+) -> Iterator[str]:
+    """Yield the faults of the file as a whole."""
+    for key, tensor in tensors.items():
+        fault = find_value_fault(tensor)
+        if fault:
+            yield f"{key}   {fault}"
+    if not factors:
+        yield "no key ends in lora_A"
+    with_weight = [name for name in factors if _has_weight(name, rest)]
+    if with_weight:
+        others = len(with_weight) - 1
+        yield (
+            f"{with_weight[0]}   has its weight in the file, and so have {others} more: in eval "
+            "mode loralib adds the change to the weight, and the file does not say whether it did; "
+            "save lora.lora_state_dict(model)"
+        )
+    for pattern in enabled:
+        if not any(matches(pattern, name) for name in factors):
+            yield f"enable_lora: {pattern!r} matches none of the factors"
+
+
+def _has_weight(name: str, rest: Mapping[str, Tensor]) -> bool:
+    return full_name(name, "weight") in rest or full_name(name, "conv.weight") in rest
+
+
+def _find_enabled(name: str, enabled: Mapping[str, Sequence[bool]]) -> list[bool] | None:
+    """Return the `enable_lora` of a layer; None if no pattern matches its name."""
+    for pattern, parts in enabled.items():
+        if matches(pattern, name):
+            return list(parts)
+    return None
+
+
+def _read_layer(
+    name: str, pair: Factors, alpha: float, model: nn.Module | None, enabled: list[bool] | None
+) -> LayerDeltas:
+    """Return the deltas that one pair of factors stands for.
+
+    Raises:
+        AdapterFileError: a factor is missing or does not fit the layer.
+    """
+    for factor in FACTORS:
+        if factor not in pair:
+            raise _misfit(f"{name}   {factor} is missing")
+    A, B = pair["lora_A"], pair["lora_B"]
+    layer = _find_layer(name, model)
+    site = site_of(layer) if layer is not None else None
+    if layer is not None and site is None:
+        raise _misfit(f"{name}   is a {type(layer).__name__}, which cannot be adapted")
+    shapes = _format_shapes(name, A, B)
+    if not _share_rank(A, B):
+        raise _misfit(f"{shapes}: matrices with one rank are needed")
+    shape = LayerShape(B.shape[0], A.shape[1])
+    if layer is not None and site is not None:
+        out, inputs = site.read(layer).shape
+        shape = LayerShape(out, inputs, site.kind, site.kernel(layer), is_known=True)
+    if shape.kernel:
+        return LayerDeltas({name: _factor_kernel(name, A, B, alpha, shape)}, {})
+    return _read_linear(name, A, B, alpha, shape, enabled)
+
+
+def _find_layer(name: str, model: nn.Module | None) -> nn.Module | None:
+    if model is None:
+        return None
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise _misfit(f"{name}   is not in {type(model).__name__}") from None
+
+
+def _share_rank(A: Tensor, B: Tensor) -> bool:
+    """Return True for matrices of which A has the rank of B, or a multiple of it."""
+    if A.ndim != 2 or B.ndim != 2:
+        return False
+    height, rank = A.shape[0], B.shape[1]
+    return height > 0 and rank > 0 and height % rank == 0
+
+
+def _format_shapes(name: str, A: Tensor, B: Tensor) -> str:
+    return f"{name}   lora_A is {tuple(A.shape)}, lora_B is {tuple(B.shape)}"
+
+
+def _read_linear(
+    name: str,
+    A: Tensor,
+    B: Tensor,
+    alpha: float,
+    layer: LayerShape,
+    enabled: list[bool] | None,
+) -> LayerDeltas:
+    """Return the delta of a linear layer or an embedding, or the deltas of a MergedLinear."""
+    shapes = _format_shapes(name, A, B)
+    count = A.shape[0] // B.shape[1]
+    size = B.shape[0] // count
+    if enabled is None and count == 1 and size == layer.out:
+        if A.shape[1] != layer.inputs:
+            raise _misfit(f"{shapes}; the layer is {layer.inputs} -> {layer.out}")
+        return LayerDeltas({name: LowRank(A, B, alpha=alpha, kind=layer.kind)}, {})
+    if enabled is None and layer.is_known and layer.out == size * count:
+        enabled = [True] * count
+    if enabled is None:
+        parts = plural(count, "part")
+        raise _misfit(
+            f"{shapes}: {parts} of a MergedLinear; enable_lora={{{name!r}: [True, False, True]}} "
+            "or the like says which"
+        )
+    fits = sum(enabled) == count and B.shape[0] % count == 0 and A.shape[1] == layer.inputs
+    if layer.is_known and layer.out != size * len(enabled):
+        fits = False
+    if not fits:
+        known = f" the layer, {layer.inputs} -> {layer.out}" if layer.is_known else ""
+        raise _misfit(f"{shapes}; enable_lora={enabled} does not fit{known}")
+    return _split_parts(name, A, B, alpha, layer.kind, enabled)
+
+
+def _split_parts(
+    name: str, A: Tensor, B: Tensor, alpha: float, kind: str, enabled: list[bool]
+) -> LayerDeltas:
+    """Return one delta for each enabled part of a MergedLinear."""
+    words = ["q", "k", "v"]
+    if len(enabled) != 3:
+        words = [f"part{position}" for position in range(len(enabled))]
+    count = sum(enabled)
+    size = B.shape[0] // count
+    positions = [position for position, is_enabled in enumerate(enabled) if is_enabled]
+    deltas: dict[str, LowRank] = {}
+    for position, A_part, B_part in zip(positions, A.chunk(count), B.chunk(count), strict=True):
+        deltas[f"{name}.{words[position]}"] = LowRank(
+            A_part.clone(),
+            B_part.clone(),
+            alpha=alpha,
+            kind=kind,
+            output_slice=(1, size * len(enabled), position * size, size),
+        )
+    return LayerDeltas(deltas, dict.fromkeys(words, size))
+
+
+def _factor_kernel(name: str, A: Tensor, B: Tensor, alpha: float, layer: LayerShape) -> LowRank:
+    """Return the delta of a convolution: scale * B A viewed as its kernel, factored again.
+
+    The matrix of the kernel is (out, in / groups * kernel).
+    """
+    side = layer.kernel[0]
+    if A.shape[0] % side or B.shape[0] * A.shape[1] != layer.out * layer.inputs:
+        raise _misfit(
+            f"{_format_shapes(name, A, B)}; the layer's matrix is {layer.out} x {layer.inputs} "
+            f"with a kernel of {layer.kernel}"
+        )
+    scale = alpha * side / A.shape[0]
+    change = (B.double() @ A.double()).view(layer.out, layer.inputs)
+    U, S, V = torch.linalg.svd(change, full_matrices=False)
+    rank = max(1, int((SMALLEST_SINGULAR_VALUE * S[0] < S).sum()))
+    new_A, new_B = split_singular_values(U, S, V, rank)
+    return LowRank(
+        new_A.to(A.dtype),
+        new_B.to(B.dtype),
+        alpha=scale * rank,
+        kind=layer.kind,
+        kernel=layer.kernel,
+    )
+
+
+def _misfit(fault: str) -> AdapterFileError:
+    return AdapterFileError("These factors do not fit.", [fault])
+
+
+def _build_spec(
+    alpha: float,
+    deltas: Mapping[str, LowRank],
+    parts: Mapping[str, Mapping[str, int]],
+    rest: Mapping[str, Tensor],
+    factors: Mapping[str, Factors],
+) -> Spec:
+    """Return the spec of a file: the most common rank, and overrides for the others."""
     ranks = Counter(delta.rank for delta in deltas.values())
+    bias_keys = _find_bias_keys(rest)
+    bias = "none"
+    if bias_keys:
+        are_adapted = all(_split_key(key)[0] in factors for key in bias_keys)
+        bias = "adapted" if are_adapted else "all"
+    full_modules = dict.fromkeys(_split_key(key)[0] for key in rest if key not in bias_keys)
+    first = next(iter(deltas.values()))
     spec = Spec(
         rank=ranks.most_common(1)[0][0],
         alpha=alpha,
         targets=tuple(deltas),
         parts=parts,
-        **_rest(rest, factors),
-        dtype=str(next(iter(deltas.values())).A.dtype).removeprefix("torch."),
+        bias=bias,
+        full_modules=tuple(full_modules),
+        dtype=dtype_name(first.A.dtype),
     )
-    spec = write_overrides(
+    return write_overrides(
         spec, {name: requested_settings(delta) for name, delta in deltas.items()}
     )
-    return AdapterParts(
-        spec,
-        deltas,
-        {key: nn.Parameter(tensor) for key, tensor in rest.items()},
-        {},
-        tuple(factors),
-    )
+
+
+def _find_bias_keys(rest: Mapping[str, Tensor]) -> set[str]:
+    """Return the keys of biases whose module has no weight in the file."""
+    keys: set[str] = set()
+    for key in rest:
+        name, end = _split_key(key)
+        if "bias" in end and full_name(name, "weight") not in rest:
+            keys.add(key)
+    return keys
 
 
 def write(
-    path: str | Path, spec: Spec, deltas: Mapping[str, LowRank], whole: Mapping[str, Tensor]
+    path: str | Path,
+    spec: Spec,
+    deltas: Mapping[str, Delta],
+    full_parameters: Mapping[str, Tensor],
 ) -> Path:
-    """Write what `lora.lora_state_dict` would: load it with lora_alpha = `spec.alpha`; another
-    scale is multiplied into its B.
+    """Write what `lora.lora_state_dict` would, for layers with lora_alpha = `spec.alpha`.
+
+    The scale of a layer with another alpha is multiplied into its B.
 
     Args:
-        path: the file; `.pt` by custom.
-        spec: whose alpha the layers are to be made with.
+        path: the file; `.pt` by convention.
+        spec: its alpha is that of the file.
         deltas: by name.
-        whole: what is trained whole, by name.
+        full_parameters: fully trained parameters by name.
 
     Returns:
         The path.
 
     Raises:
-        AdapterFileError: a change that is not plain low rank, a convolution's, or parts that are
-            not equal blocks of rows of one rank; all are named and nothing is written.
+        AdapterFileError: a delta is not plain LoRA, or of a convolution, or parts are not equal
+            blocks of outputs of one rank; all are named and nothing is written.
     """
-    path, layers, faults = Path(path), dict[str, list[LowRank]](), list[str]()
-    for name, given in deltas.items():
-        delta = given.to_low_rank() if isinstance(given, TiedLowRank) else given
-        if type(delta) is not LowRank or delta.kernel or delta.A.ndim != 2:
+    path = Path(path)
+    layers, faults = _group_by_layer(deltas)
+    for name, parts in layers.items():
+        if not _are_equal_blocks(parts):
             faults.append(
-                f"{name}   {delta.name} of a {delta.kind} layer: loralib's factors mean another change there"
-            )
-        layers.setdefault(name.rpartition(".")[0] if delta.output_slice else name, []).append(delta)
-    for name, found in layers.items():
-        found.sort(key=lambda delta: delta.output_slice[2] if delta.output_slice else 0)
-        if len({(d.rank, d.shape[0]) for d in found}) > 1 or any(
-            d.output_slice
-            and (
-                d.output_slice[0] != 1
-                or d.output_slice[2] % d.output_slice[3]
-                or d.output_slice[1] % d.output_slice[3]
-            )
-            for d in found
-        ):
-            faults.append(
-                f"{name}   its parts are not equal blocks of rows of one rank, as a MergedLinear has"
+                f"{name}   its parts are not equal blocks of outputs of one rank, as those of a "
+                "MergedLinear are"
             )
     if faults:
         raise AdapterFileError(
@@ -189,143 +413,44 @@ def write(
             faults,
             "Nothing was written.",
         )
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in whole.items()}
-    for name, found in layers.items():
-        tensors[full_name(name, "lora_A")] = torch.cat([d.A.detach().cpu() for d in found])
-        scaled = [d.B.detach().cpu() * (d.scale * d.rank / spec.alpha) for d in found]
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in full_parameters.items()}
+    for name, parts in layers.items():
+        scaled = [part.B.detach().cpu() * (part.scale * part.rank / spec.alpha) for part in parts]
+        tensors[full_name(name, "lora_A")] = torch.cat([part.A.detach().cpu() for part in parts])
         tensors[full_name(name, "lora_B")] = torch.cat(scaled)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(path) as part:
-        torch.save(tensors, part)
+    with replace_file(path) as place:
+        torch.save(tensors, place)
     return path
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file from elsewhere can make its reader raise anything
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise AdapterFileError(
-            f"{path} is cut off, or holds something else than tensors: {reason}.",
-            advice="Nothing was loaded.",
-        ) from error
-    found = next(
-        (
-            found[key]
-            for key in WRAPPED
-            if isinstance(found, dict) and isinstance(found.get(key), dict)
-        ),
-        found,
+def _group_by_layer(deltas: Mapping[str, Delta]) -> tuple[dict[str, list[LowRank]], list[str]]:
+    """Return the deltas of each layer in the order of its outputs, and the unsuitable ones."""
+    layers: dict[str, list[LowRank]] = {}
+    faults: list[str] = []
+    for name, delta in deltas.items():
+        if isinstance(delta, TiedLowRank):
+            delta = delta.to_low_rank()
+        if type(delta) is not LowRank or delta.kernel or delta.A.ndim != 2:
+            what = f"{delta.name} of a {delta.kind} layer"
+            faults.append(f"{name}   {what}: loralib's factors stand for another change there")
+        layer = name.rpartition(".")[0] if delta.output_slice else name
+        layers.setdefault(layer, []).append(cast(LowRank, delta))
+    for parts in layers.values():
+        parts.sort(key=_first_output)
+    return layers, faults
+
+
+def _first_output(delta: LowRank) -> int:
+    return delta.output_slice[2] if delta.output_slice else 0
+
+
+def _are_equal_blocks(parts: Iterable[LowRank]) -> bool:
+    """Return True if parts are blocks of one size and rank, as a MergedLinear needs them."""
+    if len({(part.rank, part.shape[0]) for part in parts}) > 1:
+        return False
+    slices = [part.output_slice for part in parts if part.output_slice]
+    return all(
+        groups == 1 and first % size == 0 and total % size == 0
+        for groups, total, first, size in slices
     )
-    if not isinstance(found, dict) or not all(
-        isinstance(k, str) and isinstance(t, Tensor) for k, t in found.items()
-    ):
-        raise AdapterFileError(
-            f"{path} does not hold tensors by name.", advice="Nothing was loaded."
-        )
-    return found
-
-
-def _split(key: str) -> tuple[str, str]:
-    name, _, end = key.rpartition(".")
-    return name, end
-
-
-def _deltas(
-    name: str, A: Tensor, B: Tensor, alpha: float, model: nn.Module | None, on: list[bool] | None
-) -> tuple[dict[str, LowRank], dict[str, int]]:
-    """Return the changes that one pair of factors is, and the rows of each part of a MergedLinear.
-
-    Raises:
-        AdapterFileError: they do not fit the layer; its faults say how.
-    """
-    layer, site = _layer(name, model)
-    out, inputs = site.read(layer).shape if site else (B.shape[0], A.shape[-1])
-    shapes = f"{name}   lora_A is {tuple(A.shape)}, lora_B is {tuple(B.shape)}"
-    if A.ndim != 2 or B.ndim != 2 or not A.shape[0] or not B.shape[1] or A.shape[0] % B.shape[1]:
-        raise _fault(f"{shapes}: matrices with one rank are needed")
-    kernel = site.kernel(layer) if site else ()
-    if site and kernel:
-        if A.shape[0] % kernel[0] or B.shape[0] * A.shape[1] != out * inputs:
-            raise _fault(
-                f"{shapes}; the layer's matrix is {out} x {inputs} with a kernel of {kernel}"
-            )
-        return {
-            name: _kernel(A, B, alpha * kernel[0] / A.shape[0], (out, inputs), site.kind, kernel)
-        }, {}
-    kind, count = site.kind if site else "linear", A.shape[0] // B.shape[1]
-    size = B.shape[0] // count
-    if on is None and count == 1 and size == out:
-        if A.shape[1] != inputs:
-            raise _fault(f"{shapes}; the layer is {inputs} -> {out}")
-        return {name: LowRank(A, B, alpha=alpha, kind=kind)}, {}
-    if on is None and site and out == size * count:
-        on = [True] * count
-    if on is None:
-        what = f"{plural(count, 'part')} of a MergedLinear"
-        raise _fault(
-            f"{shapes}: {what}; enable_lora={{{name!r}: [True, False, True]}} or the like says which"
-        )
-    if (
-        sum(on) != count
-        or B.shape[0] % count
-        or A.shape[1] != inputs
-        or (site and out != size * len(on))
-    ):
-        raise _fault(
-            f"{shapes}; enable_lora={on} does not fit"
-            + (f" the layer, {inputs} -> {out}" if site else "")
-        )
-    words = ["q", "k", "v"] if len(on) == 3 else [f"part{i}" for i in range(len(on))]
-    pairs = zip(
-        (i for i, used in enumerate(on) if used), A.chunk(count), B.chunk(count), strict=True
-    )
-    rows = {word: (1, size * len(on), i * size, size) for i, word in enumerate(words)}
-    made = {
-        f"{name}.{words[i]}": LowRank(
-            a.clone(), b.clone(), alpha=alpha, kind=kind, output_slice=rows[words[i]]
-        )
-        for i, a, b in pairs
-    }
-    return made, dict.fromkeys(words, size)
-
-
-def _layer(name: str, model: nn.Module | None) -> tuple[Any, Site | None]:
-    if model is None:
-        return None, None
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        raise _fault(f"{name}   is not in {type(model).__name__}") from None
-    if (site := site_of(layer)) is None:
-        raise _fault(f"{name}   is a {type(layer).__name__}, which cannot be adapted")
-    return layer, site
-
-
-def _kernel(
-    A: Tensor, B: Tensor, scale: float, shape: tuple[int, int], kind: str, kernel: tuple[int, ...]
-) -> LowRank:
-    """Return scale * B A, viewed as a kernel, as factors of that kernel's matrix (out, in / groups
-    * kernel).
-    """
-    U, S, V = torch.linalg.svd((B.double() @ A.double()).view(shape), full_matrices=False)
-    rank = max(1, int((1e-12 * S[0] < S).sum()))
-    first, last = split_singular_values(U, S, V, rank)
-    return LowRank(
-        first.to(A.dtype), last.to(B.dtype), alpha=scale * rank, kind=kind, kernel=kernel
-    )
-
-
-def _rest(rest: Mapping[str, Tensor], factors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a Spec says what stands beside the factors: biases, or modules that are trained
-    whole.
-    """
-    biases = {key for key in rest if "bias" in _split(key)[1]}
-    alone = {key for key in biases if full_name(_split(key)[0], "weight") not in rest}
-    modules = tuple(dict.fromkeys(_split(key)[0] for key in rest if key not in alone))
-    adapted = alone and all(_split(key)[0] in factors for key in alone)
-    return {"bias": "adapted" if adapted else "all" if alone else "none", "full_modules": modules}
-
-
-def _fault(text: str) -> AdapterFileError:
-    return AdapterFileError("These factors do not fit.", [text])

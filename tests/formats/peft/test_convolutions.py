@@ -197,6 +197,7 @@ def test_groups_of_peft_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterFileError) as caught:
         Adapter.load(tmp_path)
     assert str(caught.value).endswith(
-        "1 fault.\n  base_model.model.second   A is (4, 54) and B is (8, 2): the ranks differ; PEFT's do for a convolution "
-        "with groups, where its A mixes the channels of all: no change of the weight does that\nNothing was loaded."
+        "1 fault.\n  base_model.model.second   A is (4, 54) and B is (8, 2): the ranks differ; in "
+        "PEFT's files of a convolution with groups A mixes the channels of all groups, which no "
+        "change of its weight does\nNothing was loaded."
     )

@@ -84,10 +84,10 @@ def planted(folder: Path, **change: Any) -> Path:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"r": 5}, "A has 12 rows, no multiple of rank 5"),
+        ({"r": 5}, "are not stacks of factors of rank 5"),
         (
             {"target_parameters": ["experts.other"]},
-            "mlp.experts.other   is no name of a stack of experts that is known",
+            "mlp.experts.other   is not a known stack of experts",
         ),
         (
             {"target_parameters": "experts.down_proj"},

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 import lorakit
 from lorakit import Adapter, Spec
 from lorakit.errors import AdapterFileError
-from lorakit.formats.peft import writer
-from lorakit.formats.peft.methods import BY_TYPE
-from lorakit.formats.peft.spec_header import spec_from_header
+from lorakit.formats.peft import weights
+from lorakit.formats.peft.methods import METHODS_BY_TYPE
+from lorakit.formats.peft.spec_header import spec_from_header, spec_to_header
 
 from ..models import fill, llama, logits
 
@@ -85,7 +85,7 @@ def test_cut_off(folder: Path, share: float) -> None:
     path.write_bytes(whole[: int(share * len(whole))])
     (message,) = refused(folder)
     size = int(share * len(whole))
-    assert f"{path} ({size:,} bytes) is cut off, or holds something else than tensors: " in message
+    assert f"{path} ({size:,} bytes) is cut off, or does not hold tensors: " in message
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_cut_off(folder: Path, share: float) -> None:
 )
 def test_something_else(folder: Path, content: bytes) -> None:
     (folder / WEIGHTS).write_bytes(content)
-    assert "is cut off, or holds something else than tensors" in refused(folder)[0]
+    assert "is cut off, or does not hold tensors" in refused(folder)[0]
 
 
 def put(key: str, value: Tensor) -> Callable[[dict[str, Tensor]], None]:
@@ -118,7 +118,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[str]]] = {
     ),
     "rank is not the config's": (
         lambda t: t.update({Q0 + A: torch.ones(3, 16), Q0 + B: torch.ones(16, 3)}),
-        [f"{Q0}   A has rank 3, adapter_config.json says 2"],
+        [f"{Q0}   has rank 3, adapter_config.json says 2"],
     ),
     "no matrix": (
         put(Q0 + A, torch.ones(2, 16, 1)),
@@ -127,7 +127,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[str]]] = {
     "extra key": (
         put("base_model.model.model.norm.weight", torch.ones(16)),
         [
-            "base_model.model.model.norm.weight   is no part of the adapter that adapter_config.json describes"
+            "base_model.model.model.norm.weight   is not part of the adapter that adapter_config.json describes"
         ],
     ),
     "magnitudes of DoRA": (
@@ -136,7 +136,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[str]]] = {
     ),
     "bias that is not said to train": (
         put(Q0 + ".base_layer.bias", torch.ones(16)),
-        [f"{Q0}.bias   is no part of the adapter that adapter_config.json describes"],
+        [f"{Q0}.bias   is not part of the adapter that adapter_config.json describes"],
     ),
     "NaN": (spoil(Q0 + A, float("nan")), [f"{Q0}{A}   16 of 32 values are NaN or infinite"]),
     "infinite": (spoil(V0 + B, -float("inf")), [f"{V0}{B}   2 of 16 values are NaN or infinite"]),
@@ -149,7 +149,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[str]]] = {
         [
             f"{Q1}{A}   16 of 32 values are NaN or infinite",
             f"{Q0}   B is missing",
-            "base_model.model.x   is no part of the adapter that adapter_config.json describes",
+            "base_model.model.x   is not part of the adapter that adapter_config.json describes",
         ],
     ),
 }
@@ -188,8 +188,8 @@ def test_header_lists_the_modules(folder: Path) -> None:
 def test_header_is_checked(folder: Path) -> None:
     retensor(folder, lambda t: None, spec=5, modules=["a"])
     assert refused(folder) == [
-        "header: spec = 5 is no object",
-        "header: modules = ['a'] is no object",
+        "header: spec = 5 is not an object",
+        "header: modules = ['a'] is not an object",
     ]
     retensor(
         folder,
@@ -198,6 +198,36 @@ def test_header_is_checked(folder: Path) -> None:
         modules={k: "linear" for k in Adapter.__dict__ if k == "x"},
     )
     assert all("is extra" in fault for fault in refused(folder))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("modules", 3),
+        ("packed", 3),
+        ("packed", {"q": 3}),
+        ("packed", {"q": {"rank": 0, "rows": [], "ratio": 1.0}}),
+        ("packed", {"q": {"rank": 1, "rows": [1, 2], "ratio": 1.0}}),
+        ("packed", {"q": {"rank": 1, "rows": [], "ratio": "1"}}),
+        ("token_rows", [1]),
+        ("token_rows", {"size": -1}),
+        ("told", 3),
+        ("told", {"inputs": "3"}),
+        ("told", {"kernel": 3}),
+    ],
+)
+def test_entries_of_the_header_are_checked(key: str, value: object, folder: Path) -> None:
+    retensor(folder, lambda t: None, **{key: {"a": value}})
+    assert f"header: {key}['a'] = {value!r} is malformed" in refused(folder)
+
+
+def test_another_delta_in_the_header_is_seen(folder: Path) -> None:
+    spec = Adapter.load(folder).spec.to_dict()
+    retensor(folder, lambda t: None, spec={**spec_to_header(Spec.from_dict(spec)), "delta": "dora"})
+    assert refused(folder) == [
+        "header: delta = 'dora', adapter_config.json describes LORA with use_dora = False: "
+        "one of them was edited"
+    ]
 
 
 @pytest.mark.parametrize("spec", [{"rank": 2, "rnk": 3}, {"rank": 2.5, "alpha": "x"}])
@@ -258,7 +288,7 @@ def test_unsupported_option_is_refused_by_name(key: str, folder: Path) -> None:
 
 
 def test_every_refused_key_has_a_test() -> None:
-    assert set(UNSUPPORTED) == BY_TYPE["LORA"].refused
+    assert set(UNSUPPORTED) == METHODS_BY_TYPE["LORA"].refused_keys
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga"])
@@ -273,7 +303,7 @@ def test_start_that_changes_the_base_is_refused(init: str, folder: Path) -> None
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": (
         {"use_dorra": True},
-        "adapter_config.json: unknown key 'use_dorra' = True may change what the tensors mean "
+        "adapter_config.json: unknown key 'use_dorra' = True may change the meaning of the tensors; "
         "did you mean 'use_dora'?",
     ),
     "rank is text": ({"r": "2"}, "adapter_config.json: r = '2' is of the wrong type"),
@@ -295,14 +325,14 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no regular expression": (
         {"alpha_pattern": {"q(": 3}},
-        "adapter_config.json: alpha_pattern holds 'q(', which is no "
+        "adapter_config.json: alpha_pattern holds 'q(', which is not a "
         "regular expression: missing ), unterminated subpattern at position 1",
     ),
     "bias": (
         {"bias": "some"},
         "adapter_config.json: bias = 'some' is none of none, lora_only, all",
     ),
-    "rank of another": ({"r": 4}, f"{Q0}   A has rank 2, adapter_config.json says 4"),
+    "rank of another": ({"r": 4}, f"{Q0}   has rank 2, adapter_config.json says 4"),
     "targets are numbers": ({"target_modules": [3]}, "targets: 3 is no name pattern"),
 }
 
@@ -339,7 +369,7 @@ def test_faults_of_config_and_tensors_are_named_together(folder: Path) -> None:
 def test_what_is_no_adapter(folder: Path, tmp_path: Path) -> None:
     edit(folder, peft_type="IA3")
     assert (
-        "describes 'IA3'; peft_type is one of LORA, VERA, LOHA, LOKR, ADALORA where it is read.\nNothing was loaded."
+        "describes 'IA3'; the supported values of peft_type are LORA, VERA, LOHA, LOKR, ADALORA.\nNothing was loaded."
         in refused(folder)[0]
     )
     (folder / CONFIG).write_text('{"peft_type": "LORA",')
@@ -348,17 +378,17 @@ def test_what_is_no_adapter(folder: Path, tmp_path: Path) -> None:
     assert "is not JSON: " in refused(folder)[0]
     (folder / CONFIG).write_text("[1]")
     assert (
-        "describes [1]; peft_type is one of LORA, VERA, LOHA, LOKR, ADALORA where it is read."
+        "describes [1]; the supported values of peft_type are LORA, VERA, LOHA, LOKR, ADALORA."
         in refused(folder)[0]
     )
     (folder / CONFIG).unlink()
     assert (
         refused(folder)[0]
-        == f"{folder} is no adapter: there is no {folder / CONFIG}.\nNothing was loaded."
+        == f"{folder} is not an adapter: there is no {folder / CONFIG}.\nNothing was loaded."
     )
     file = folder / WEIGHTS
     assert refused(file)[0].endswith(f"Nothing was loaded. Name its folder: {folder}")
-    assert f"{tmp_path / 'none'} is no adapter" in refused(tmp_path / "none")[0]
+    assert f"{tmp_path / 'none'} is not an adapter" in refused(tmp_path / "none")[0]
 
 
 def test_folder_of_adapters_is_hinted_at(folder: Path) -> None:
@@ -370,7 +400,7 @@ def test_folder_of_adapters_is_hinted_at(folder: Path) -> None:
 def test_config_without_weights(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     assert refused(folder)[0] == (
-        f"{folder} holds adapter_config.json, but neither adapter_model.safetensors nor "
+        f"{folder} has a config, but neither adapter_model.safetensors nor "
         "adapter_model.bin.\nNothing was loaded."
     )
 
@@ -391,7 +421,7 @@ def test_pickle_runs_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     message = refused(folder)[0]
     assert (
         f"{folder / PICKLE} (" in message
-        and "is cut off, or holds something else than tensors" in message
+        and "is cut off, or does not hold tensors" in message
     )
     assert not trap.exists()
     (folder / PICKLE).write_bytes(pickle.dumps(Malicious()))
@@ -399,7 +429,7 @@ def test_pickle_runs_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert not trap.exists()
     for content in (b"", b"PK\x03\x04 cut", b"\x80\x02."):
         (folder / PICKLE).write_bytes(content)
-        assert "is cut off, or holds something else than tensors" in refused(folder)[0]
+        assert "is cut off, or does not hold tensors" in refused(folder)[0]
     for content in ([1], {"a": 1}, {1: torch.ones(1)}):
         torch.save(content, folder / PICKLE)
         assert "does not hold tensors by name" in refused(folder)[0]
@@ -458,7 +488,7 @@ def test_a_crash_while_saving_leaves_the_old_file(
 
     where, name, what = {
         "config": (Path, "write_text", fail),
-        "weights": (writer, "save_file", half),
+        "weights": (weights, "save_file", half),
         "sync": (os, "fsync", fail),
         "first place": (Path, "replace", fail),
     }[moment]

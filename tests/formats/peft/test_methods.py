@@ -19,7 +19,7 @@ from lorakit.errors import AdapterFileError
 
 peft = pytest.importorskip("peft")
 
-from lorakit.formats.peft.methods import BY_TYPE  # noqa: E402
+from lorakit.formats.peft.methods import METHODS_BY_TYPE  # noqa: E402
 
 from ..models import FAMILIES, fill, logits, randn  # noqa: E402
 
@@ -217,7 +217,7 @@ def test_every_key_of_peft_is_known(name: str) -> None:
         "LOKR": peft.LoKrConfig,
         "ADALORA": ada,
     }[name]()
-    assert set(config.to_dict()) <= BY_TYPE[name].known
+    assert set(config.to_dict()) <= METHODS_BY_TYPE[name].known_keys
 
 
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -236,14 +236,14 @@ FAULTY: dict[str, tuple[str, Change, str]] = {
     "vera, pair too small": (
         "vera",
         lambda t, c: t.update({"base_model.vera_B": torch.ones(9, 3)}),
-        f"{Q}   does not go with the shared A (3, 16) and B (9, 3)",
+        f"{Q}   does not fit the shared A (3, 16) and B (9, 3)",
     ),
     "vera, half of it": ("vera", lambda t, c: t.pop(f"{Q}.vera_lambda_d"), f"{Q}   d is missing"),
     "loha, one missing": ("loha", lambda t, c: t.pop(f"{Q}.hada_w2_a"), f"{Q}   w2_a is missing"),
     "loha, sizes differ": (
         "loha",
         lambda t, c: t.update({f"{Q}.hada_w2_b": torch.ones(3, 15)}),
-        f"{Q}   w2_b is (3, 15), which does not go with the others (out 16, the rank 3, in 16)",
+        f"{Q}   w2_b is (3, 15), which does not fit the others (out 16, rank 3, in 16)",
     ),
     "loha, rank": (
         "loha",
@@ -269,7 +269,7 @@ FAULTY: dict[str, tuple[str, Change, str]] = {
     "adalora, no pattern": (
         "adalora",
         lambda t, c: c.update(rank_pattern={f"{Q[17:]}.lora_E": 5}),
-        f"{Q}   rank_pattern 5 is no list of 3 truth values",
+        f"{Q}   rank_pattern 5 is not a list of 3 truth values",
     ),
     "dora here": (
         "adalora",

@@ -201,6 +201,6 @@ def test_a_scale_that_was_edited_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterFileError) as caught:
         lorakit.Adapter.load(tmp_path)
     assert (
-        "h.0.attn.c_attn   scale is 1.5 for h.0.attn.c_attn.q in the header, 3 by the config"
+        "h.0.attn.c_attn   the scale of h.0.attn.c_attn.q is 1.5 in the header, 3 in the config"
         in str(caught.value)
     )

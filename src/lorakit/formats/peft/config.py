@@ -1,243 +1,356 @@
-"""What `adapter_config.json` of PEFT says of an adapter: written from a Spec, and read back into
-one.
+"""adapter_config.json: read into a typed value, checked, and made into a Spec.
 
-Source: huggingface/peft 0.21, `tuners/*/config.py`; which method has which keys, `methods` says.
+Source: huggingface/peft 0.21, `tuners/*/config.py`; `methods` lists the keys of each PEFT type.
 """
 
+import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
 
-from lorakit.deltas.base import Delta
 from lorakit.deltas.overrides import requested_settings, write_overrides
-from lorakit.formats.peft.methods import BY_TYPE, METHODS, TYING, Method, pattern_of, sizes_of
-from lorakit.formats.peft.packed import attention_of
-from lorakit.formats.peft.token_rows import KEY, NO_TARGETS
-from lorakit.spec import Settings, Spec, matches
-from lorakit.text import near_misses
+from lorakit.deltas.token_rows import TokenRows
+from lorakit.errors import AdapterFileError
+from lorakit.formats.peft.methods import (
+    ADALORA,
+    METHODS_BY_TYPE,
+    TYING,
+    Method,
+)
+from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
+from lorakit.spec import Settings, Spec
+from lorakit.text import dtype_name, near_misses
 
 CONFIG = "adapter_config.json"
-EPSILON = 1e-5  # what PEFT adds to the rank that it divides AdaLoRA by
+EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
+DEFAULT_ALPHA = 8
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
+# The last PEFT that adds the change of an attention's out_proj twice: every forward merges, and
+# merging writes W + change and then merges the layer once more.
+LAST_DOUBLING_VERSION = [0, 21]
+JsonObject = Mapping[str, Any]
+Setting = TypeVar("Setting")
 
 
-def config_of(
-    spec: Spec,
-    deltas: Mapping[str, Delta],
-    whole: Mapping[str, Tensor],
-    provenance: Mapping[str, Any],
-    target_names: Any,
-    rows: Mapping[str, list[int]],
-) -> dict[str, Any]:
-    method = METHODS[spec.delta]
-    rule = spec.scale_rule if "rslora" in method.roles else "alpha/rank"
+@dataclass(frozen=True, kw_only=True)
+class PeftConfig:
+    """A checked adapter_config.json.
 
-    def alpha_of(layer: Delta | Settings) -> float:
-        # One rule holds for the whole file; a module with another gets the alpha that gives its
-        # scale by this rule.
-        alpha, rank = layer.alpha, requested_settings(layer).rank
-        if layer.scale_rule != rule:
-            alpha = layer.scale * (rank if rule == "alpha/rank" else rank**0.5)
-        return alpha * (rank + EPSILON) / rank if spec.delta == "adalora" else alpha
-
-    stacks = [name for name, delta in deltas.items() if delta.kind == "experts"]
-    ranks, alphas, alpha = {}, {}, alpha_of(spec.settings(""))
-    for name, delta in deltas.items():
-        key = "^" + re.escape(attention_of(name)) + "$"
-        if delta.initial_rank != spec.rank:
-            ranks[key] = delta.initial_rank
-        if alpha_of(delta) != alpha:
-            alphas[key] = alpha_of(delta)
-    told = {
-        "rank": spec.rank,
-        "alpha": _whole_number(alpha),
-        "ranks": ranks,
-        "alphas": alphas,
-        "dropout": spec.dropout,
-        "rslora": rule == "alpha/sqrt(rank)",
-        "bias": _biases(method)[spec.bias],
-        "fan": any(delta.kind == "conv1d" for delta in deltas.values()),
-    }
-    targets = (
-        target_names
-        if isinstance(target_names, str)
-        else [n for n in target_names if n not in (*stacks, *rows)]
-    )
-    config = {
-        "peft_type": method.peft_type,
-        "task_type": provenance.get("task_type"),
-        "inference_mode": True,
-        "base_model_name_or_path": provenance.get("base_model"),
-        "target_modules": NO_TARGETS if rows and not deltas else targets,
-        "modules_to_save": _modules_of(whole, spec.full_modules) or None,
-        **{key: told[role] for role, key in method.roles.items()},
-        **method.fixed,
-    }
-    if method.peft_type == "LORA":
-        config |= {
-            "use_dora": spec.delta == "dora",
-            "target_parameters": stacks or None,
-            KEY: dict(rows) or None,
-        }
-        config |= {TYING: True} if spec.tie else {}
-        config |= {"init_lora_weights": "gaussian" if spec.init == "gaussian" else True}
-    if spec.delta == "lokr":
-        config |= sizes_of(deltas)
-    if spec.delta == "adalora":
-        mean = sum(delta.rank for delta in deltas.values()) / max(1, len(deltas))
-        config |= {"rank_pattern": pattern_of(deltas), "target_r": round(mean)}
-    return config
-
-
-def _biases(method: Method) -> dict[str, str]:
-    return {"none": "none", "adapted": method.biases, "all": "all"}
-
-
-def _modules_of(whole: Mapping[str, Tensor], patterns: tuple[str, ...]) -> list[str]:
-    """Return the full names of the outermost modules that the patterns name: other readers know no
-    `*`.
+    Attributes:
+        method: the PEFT type.
+        rank: of the modules that no pattern in `ranks` matches.
+        alpha: likewise; None if the type has none and its scale is 1.
+        ranks: by pattern; the first that matches counts.
+        alphas: likewise.
+        scale_rule: a name from `lorakit.spec.SCALES`.
+        dropout: probability, on the input of A.
+        init: the start of A, as in `Spec`.
+        bias: PEFT's word for the biases that train.
+        fan_in_fan_out: True if the layers are Conv1D of transformers.
+        use_dora: True for DoRA.
+        tie: True if an embedding and the layers that share its weight have one pair of factors.
+        targets: `target_modules`; None if the config has none.
+        exclude: `exclude_modules`; empty if the config has none.
+        limits_layers: True if `layers_to_transform` selects some of the layers.
+        full_modules: `modules_to_save`.
+        target_parameters: names of adapted stacks of experts.
+        kept_directions: AdaLoRA's directions that are left, by the key of E.
+        base_model: name or path of the base model.
+        task_type: PEFT's name of the task.
+        doubles_out_proj: True if the PEFT that wrote the file adds out_proj's change twice.
     """
-    outermost = {}
-    for path in whole:
-        parts = path.split(".")[:-1]
-        above = (".".join(parts[: i + 1]) for i in range(len(parts)))
-        outermost.update(
-            dict.fromkeys([n for n in above if any(matches(p, n) for p in patterns)][:1])
+
+    method: Method
+    rank: int
+    alpha: float | None
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    scale_rule: str
+    dropout: float
+    init: str
+    bias: str
+    fan_in_fan_out: bool
+    use_dora: bool
+    tie: bool
+    targets: str | list[str] | None
+    exclude: str | list[str]
+    limits_layers: bool
+    full_modules: list[str]
+    target_parameters: list[str]
+    kept_directions: Mapping[str, object]
+    base_model: object
+    task_type: object
+    doubles_out_proj: bool
+
+    def settings(self, name: str, kind: str = "") -> Settings:
+        """Return the settings of one module.
+
+        Args:
+            name: the name that the config uses for it.
+            kind: the kind of site; PEFT has no dropout for an embedding.
+        """
+        rank = _find_first(self.ranks, name, self.rank)
+        alpha = rank if self.alpha is None else _find_first(self.alphas, name, self.alpha)
+        dropout = 0.0 if kind == "embedding" else self.dropout
+        return self._make_settings(rank, alpha, dropout)
+
+    def default_settings(self) -> Settings:
+        """Return the settings of a module that no pattern matches."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return self._make_settings(self.rank, alpha, self.dropout)
+
+    def _make_settings(self, rank: int, alpha: float, dropout: float) -> Settings:
+        if self.method is ADALORA:
+            alpha = alpha * rank / (rank + EPSILON)
+        return Settings(
+            rank=rank,
+            alpha=alpha,
+            scale_rule=self.scale_rule,
+            dropout=dropout,
+            init=self.init,
+            init_std=None,
         )
-    return list(outermost)
 
 
-def _whole_number(value: float) -> float:
-    # Some readers of these files take only whole numbers for alpha.
-    return int(value) if float(value).is_integer() else value
+def _find_first(values: Mapping[str, Setting], name: str, default: Setting) -> Setting:
+    """Return the value of the first pattern that matches a module's name, as PEFT does."""
+    for pattern, value in values.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
 
 
-def config_faults(config: Mapping[str, Any]) -> Iterator[str]:
-    method = BY_TYPE[config["peft_type"]]
-    types, known = method.types(), method.known
-    for key, value in config.items():
-        if key in types and not isinstance(value, types[key]):
-            yield f"{CONFIG}: {key} = {value!r} is of the wrong type"
-        elif key in method.refused and value not in (False, {}, []):
-            yield f"{CONFIG}: {key} = {value!r} is not supported"
-        elif key not in known and value not in (False, {}, [], "", 0):
-            hint = near_misses(key, known, 1)
-            yield f"{CONFIG}: unknown key {key!r} = {value!r} may change what the tensors mean {hint}".rstrip()
-    if (
-        method.peft_type == "LORA"
-        and (init := config.get("init_lora_weights", True)) not in PLAIN_INITS
-    ):
+def read_config(folder: Path) -> tuple[dict[str, Any], Method]:
+    """Return the values of a folder's config, without nulls, and its PEFT type.
+
+    Raises:
+        AdapterFileError: there is no config, or it is not of a PEFT type that is supported.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterFileError(
+            f"{folder} is not an adapter: there is no {path}.",
+            advice=f"Nothing was loaded.{_hint_at_folder(folder)}",
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterFileError(
+            f"{path} is not JSON: {error}.", advice="Nothing was loaded."
+        ) from error
+    peft_type = values.get("peft_type") if isinstance(values, dict) else values
+    method = METHODS_BY_TYPE.get(peft_type) if isinstance(peft_type, str) else None
+    if method is None:
+        supported = ", ".join(METHODS_BY_TYPE)
+        raise AdapterFileError(
+            f"{path} describes {peft_type!r}; the supported values of peft_type are {supported}.",
+            advice="Nothing was loaded.",
+        )
+    present = {key: value for key, value in values.items() if value is not None}
+    return present, method
+
+
+def _hint_at_folder(folder: Path) -> str:
+    """Return a sentence that names the folder that was probably meant, or an empty string."""
+    if folder.is_file():
+        return f" Name its folder: {folder.parent}"
+    if not folder.is_dir():
+        return ""
+    adapters = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG}"))
+    if not adapters:
+        return ""
+    return f" There are adapters in it: {', '.join(adapters[:5])}."
+
+
+def find_config_faults(values: JsonObject, method: Method) -> Iterator[str]:
+    """Yield the keys and values that are not understood.
+
+    Args:
+        values: of the config, without nulls.
+        method: the PEFT type of the file.
+    """
+    for key, value in values.items():
+        fault = _find_key_fault(key, value, method)
+        if fault:
+            yield f"{CONFIG}: {fault}"
+    init = values.get("init_lora_weights", True)
+    if method.is_lora and init not in PLAIN_INITS:
         yield (
-            f"{CONFIG}: init_lora_weights = {init!r} stores the factors relative to a base that it changed; save with "
-            "PEFT's path_initial_model_for_weight_conversion"
+            f"{CONFIG}: init_lora_weights = {init!r} stores the factors relative to a base that it "
+            "changed; save with PEFT's path_initial_model_for_weight_conversion"
         )
-    if config.get("save_projection") is False:
-        yield f"{CONFIG}: save_projection is off: the shared factors are not in the file; save with save_projection=True"
-    biases = [name for name in _biases(method).values() if name]
-    if (bias := config.get("bias", "none")) not in biases:
-        yield f"{CONFIG}: bias = {bias!r} is none of {', '.join(biases)}"
-    for key in (method.roles[role] for role in ("ranks", "alphas") if role in method.roles):
-        for pattern in config.get(key) or ():
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                yield f"{CONFIG}: {key} holds {pattern!r}, which is no regular expression: {error}"
+    if values.get("save_projection") is False:
+        yield (
+            f"{CONFIG}: save_projection is off: the shared factors are not in the file; "
+            "save with save_projection=True"
+        )
+    words = [word for word in method.bias_words.values() if word]
+    bias = values.get("bias", "none")
+    if bias not in words:
+        yield f"{CONFIG}: bias = {bias!r} is none of {', '.join(words)}"
+    yield from _find_pattern_faults(values, method)
 
 
-def belongs(path: str, saved: list[str], bias: str, adapted: Collection[str]) -> bool:
-    layer, _, key = path.rpartition(".")
-    if any(f".{name}." in f".{layer}." for name in saved):
-        return True
-    # PEFT's "all" takes every name that holds the word, such as T5's
-    # relative_attention_bias.weight.
-    return (bias == "all" and "bias" in path) or (
-        bias.endswith("_only") and key == "bias" and layer in adapted
-    )
+def _find_key_fault(key: str, value: object, method: Method) -> str:
+    """Return why a key with this value is not understood, or an empty string."""
+    types, known = method.key_types, method.known_keys
+    if key in types and not isinstance(value, types[key]):
+        return f"{key} = {value!r} is of the wrong type"
+    is_off = value in (False, {}, [])
+    if key in method.refused_keys and not is_off:
+        return f"{key} = {value!r} is not supported"
+    if key in known or is_off or value in ("", 0):
+        return ""
+    hint = near_misses(key, known, count=1)
+    problem = f"unknown key {key!r} = {value!r} may change the meaning of the tensors"
+    return f"{problem}; {hint}" if hint else problem
 
 
-def counts_twice(config: Mapping[str, Any]) -> bool:
-    """Tell whether the PEFT that trained this added the change of an attention's out_proj twice:
-    all up to 0.21 do.
+def _find_pattern_faults(values: JsonObject, method: Method) -> Iterator[str]:
+    for setting in ("ranks", "alphas"):
+        key = method.setting_keys.get(setting, "")
+        for pattern in _list_items(values.get(key)):
+            fault = _find_expression_fault(pattern)
+            if fault:
+                problem = f"holds {pattern!r}, which is not a regular expression: {fault}"
+                yield f"{CONFIG}: {key} {problem}"
+    targets = values.get("target_parameters") if method.is_lora else None
+    for target in _list_items(targets):
+        if not isinstance(target, str):
+            yield f"{CONFIG}: target_parameters holds {target!r}, a name is needed"
 
-    Its `merge`, which every forward calls, writes W + change and then merges the layer once more.
+
+def _list_items(value: object) -> list[object]:
+    """Return the items of a list or the keys of an object; nothing for any other value."""
+    return list(cast(Iterable[object], value)) if isinstance(value, list | dict) else []
+
+
+def _find_expression_fault(pattern: object) -> str:
+    if not isinstance(pattern, str):
+        return "a string is needed"
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return str(error)
+    return ""
+
+
+def parse_config(values: JsonObject, method: Method) -> PeftConfig:
+    """Return the typed config.
+
+    Args:
+        values: of the config, without nulls and without faults.
+        method: the PEFT type of the file.
     """
-    return [int(n) for n in re.findall(r"\d+", str(config.get("peft_version", "0")))[:2]] <= [0, 21]
 
+    def setting(name: str, default: Any) -> Any:  # noqa: ANN401  any JSON value
+        key = method.setting_keys.get(name)
+        return default if key is None else values.get(key, default)
 
-def _pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    return next((v for k, v in patterns.items() if re.match(rf"(.*\.)?({k})$", name)), default)
-
-
-def settings_of(config: Mapping[str, Any], name: str, embedded: bool) -> Settings:
-    method = BY_TYPE[config["peft_type"]]
-    told = {role: config[key] for role, key in method.roles.items() if key in config}
-    rank = _pattern(told.get("ranks", {}), name, told.get("rank", method.rank))
-    # Where the config has no alpha, nothing scales: alpha / rank is 1.
-    alpha = (
-        _pattern(told.get("alphas", {}), name, told.get("alpha", 8))
-        if "alpha" in method.roles
-        else rank
+    is_gaussian = method.is_lora and values.get("init_lora_weights") == "gaussian"
+    kept_directions = values.get("rank_pattern", {}) if method is ADALORA else {}
+    return PeftConfig(
+        method=method,
+        rank=setting("rank", method.default_rank),
+        alpha=setting("alpha", DEFAULT_ALPHA) if "alpha" in method.setting_keys else None,
+        ranks=setting("ranks", {}),
+        alphas=setting("alphas", {}),
+        scale_rule="alpha/sqrt(rank)" if setting("rslora", False) else "alpha/rank",
+        dropout=setting("dropout", 0.0),
+        init="gaussian" if is_gaussian else "kaiming",
+        bias=values.get("bias", "none"),
+        fan_in_fan_out=values.get("fan_in_fan_out", False),
+        use_dora=values.get("use_dora", False),
+        tie=values.get(TYING, False),
+        targets=values.get("target_modules"),
+        exclude=values.get("exclude_modules", []),
+        limits_layers=values.get("layers_to_transform") is not None,
+        full_modules=values.get("modules_to_save", []),
+        target_parameters=values.get("target_parameters", []),
+        kept_directions=kept_directions,
+        base_model=values.get("base_model_name_or_path"),
+        task_type=values.get("task_type"),
+        doubles_out_proj=_doubles_out_proj(values),
     )
-    return Settings(
-        rank=rank,
-        alpha=alpha * rank / (rank + EPSILON) if method.delta == "adalora" else alpha,
-        scale_rule="alpha/sqrt(rank)" if told.get("rslora") else "alpha/rank",
-        # PEFT has no dropout in front of an embedding either.
-        dropout=0.0 if embedded else told.get("dropout", 0.0),
-        init="gaussian"
-        if config.get("init_lora_weights") == "gaussian" and method.peft_type == "LORA"
-        else "kaiming",
-        init_std=None,
-    )
 
 
-def spec_of(
-    config: Mapping[str, Any],
+def _doubles_out_proj(values: JsonObject) -> bool:
+    version = re.findall(r"\d+", str(values.get("peft_version", "0")))
+    return [int(number) for number in version[:2]] <= LAST_DOUBLING_VERSION
+
+
+def is_part_of_adapter(path: str, config: PeftConfig, adapted: Collection[str]) -> bool:
+    """Return True if the config lets a parameter that is no part of a delta be in the file.
+
+    Args:
+        path: the base model's name of the parameter.
+        config: of the file.
+        adapted: names of the adapted modules.
+    """
+    layer, _, key = path.rpartition(".")
+    if any(f".{module}." in f".{layer}." for module in config.full_modules):
+        return True
+    # PEFT's "all" takes every name with the word in it, such as T5's
+    # relative_attention_bias.weight.
+    if config.bias == "all":
+        return "bias" in path
+    return config.bias.endswith("_only") and key == "bias" and layer in adapted
+
+
+def build_spec(
+    config: PeftConfig,
     settings: Mapping[str, Settings],
     dtype: torch.dtype,
-    rows: Mapping[str, Any],
+    token_rows: Mapping[str, TokenRows],
 ) -> Spec:
-    """Return the Spec that a file of PEFT's means; settings that differ are written as overrides by
-    full name.
+    """Return the spec of a file that PEFT wrote.
+
+    Args:
+        config: of the file.
+        settings: by module name; those that differ from the config's defaults become overrides.
+        dtype: of the tensors.
+        token_rows: trained token rows by layer name.
     """
-    targets, exclude = config.get("target_modules"), config.get("exclude_modules", ())
-    if (stacks := config.get("target_parameters")) and not isinstance(targets, str):
-        targets = (*(targets or ()), *stacks)
-    if (
-        isinstance(target_names_of(config, settings), str)
-        or not targets
-        or targets == NO_TARGETS
-        or config.get(TYING)
-    ):
-        targets, exclude = tuple(settings) or "none", ()
-    method = BY_TYPE[config["peft_type"]]
+    words = {word: bias for bias, word in config.method.bias_words.items()}
+    token_ids = {name: tuple(ids) for name, ids in list_token_ids(token_rows).items()}
     spec = Spec(
-        **asdict(settings_of({**config, "rank_pattern": {}, "alpha_pattern": {}}, "", False)),
-        targets=targets,
-        exclude=exclude,
-        bias={v: k for k, v in _biases(method).items()}[config.get("bias", "none")],
-        full_modules=config.get("modules_to_save", ()),
-        delta="dora" if config.get("use_dora") else method.delta,
-        dtype=str(dtype).removeprefix("torch."),
-        token_rows={n: delta.tokens.tolist() for n, delta in rows.items()} or (),
-        tie=config.get(TYING, False),
+        **asdict(config.default_settings()),
+        targets=_choose_targets(config, settings),
+        bias=words[config.bias],
+        full_modules=tuple(config.full_modules),
+        delta="dora" if config.use_dora else config.method.delta,
+        dtype=dtype_name(dtype),
+        token_rows=token_ids or (),
+        tie=config.tie,
     )
-    return write_overrides(spec, {n: requested_settings(s) for n, s in settings.items()})
+    wanted = {name: requested_settings(own) for name, own in settings.items()}
+    return write_overrides(spec, wanted)
 
 
-def target_names_of(config: Mapping[str, Any], names: Mapping[str, Any]) -> tuple[str, ...] | str:
-    """Return what `target_modules` means once what the config takes out of it again is left out."""
-    targets = config.get("target_modules") or list(names)
+def _choose_targets(config: PeftConfig, names: Iterable[str]) -> str | tuple[str, ...]:
+    """Return the targets of a spec: PEFT's if they select the same in lorakit, or full names."""
+    full_names = tuple(names) or "none"
+    targets = config.targets
+    if isinstance(targets, str) or config.exclude or config.limits_layers or config.tie:
+        return full_names
+    return (*(targets or ()), *config.target_parameters) or full_names
+
+
+def find_target_names(config: PeftConfig, names: Iterable[str]) -> tuple[str, ...] | str:
+    """Return `target_modules` after exclusions: as the config has it, or an expression of names.
+
+    Args:
+        config: of the file.
+        names: of the adapted modules.
+    """
+    names = list(names)
+    targets = config.targets or names
     if targets == NO_TARGETS:
         return ()
-    if (
-        isinstance(targets, str)
-        or config.get("exclude_modules")
-        or config.get("layers_to_transform") is not None
-    ):
-        return "|".join(re.escape(n) for n in names)
+    if isinstance(targets, str) or config.exclude or config.limits_layers:
+        return "|".join(re.escape(name) for name in names)
     return tuple(targets)

@@ -1,90 +1,112 @@
-"""Experts in PEFT's layout: the factors of a stack as two matrices, and keys nested by parameter.
+"""Stacks of experts in PEFT's layout: factors as two matrices, keys nested by parameter.
 
-A (experts, rank, in) is written (experts * rank, in), and B (experts, out, rank) as (out, rank *
-experts), where the expert is the fastest axis. The keys name the module; where several of its
-parameters are adapted, all but the last registered have `.base_layer` in them, one more for each
-that follows.
+A (experts, rank, in) is written as (experts * rank, in), and B (experts, out, rank) as
+(out, rank * experts) with the expert as the fastest axis. The keys name the module. If several of
+its parameters are adapted, the last registered has the module's own name, and each before it has
+one more `.base_layer`.
 
 Source: huggingface/peft 0.21, `ParamWrapper` in `tuners/lora/layer.py` and `_inject_parameters` in
     `tuners/tuners_utils.py`.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
 from lorakit.deltas.base import LowRank
+from lorakit.formats.peft.module_tensors import ModuleTensors
 from lorakit.sites.experts import STACK_NAMES
+from lorakit.spec import is_whole
 
 INNER = ".base_layer"
 
 
-def keys_of(names: Iterable[str]) -> dict[str, str]:
-    """Return where the factors of each stack stand in a file, by its name.
+def find_stack_paths(names: Iterable[str]) -> dict[str, str]:
+    """Return the module path that a file uses for each stack of experts.
 
-    >>> keys_of(["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    >>> find_stack_paths(["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     {'mlp.experts.gate_up_proj': 'mlp.experts.base_layer', 'mlp.experts.down_proj': 'mlp.experts'}
     """
-    modules: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: STACK_NAMES.index(name.rpartition(".")[2])):
-        modules.setdefault(name.rpartition(".")[0], []).append(name)
-    return {
-        name: module + INNER * (len(stacks) - 1 - at)
-        for module, stacks in modules.items()
-        for at, name in enumerate(stacks)
-    }
+    stacks_by_module: dict[str, list[str]] = {}
+    for name in sorted(names, key=_registration_order):
+        module = name.rpartition(".")[0]
+        stacks_by_module.setdefault(module, []).append(name)
+    paths: dict[str, str] = {}
+    for module, stacks in stacks_by_module.items():
+        for position, name in enumerate(stacks):
+            depth = len(stacks) - 1 - position
+            paths[name] = module + INNER * depth
+    return paths
 
 
-def flat(delta: LowRank) -> tuple[Tensor, Tensor]:
-    """Return A and B of a stack as the file's two matrices."""
+def _registration_order(name: str) -> int:
+    return STACK_NAMES.index(name.rpartition(".")[2])
+
+
+def flatten_stack(delta: LowRank) -> tuple[Tensor, Tensor]:
+    """Return A and B of a stack as the two matrices of a file."""
     return delta.A.flatten(0, 1), delta.B.permute(1, 2, 0).flatten(1)
 
 
-def stacked(
-    pairs: Mapping[str, dict[str, Any]], config: Mapping[str, Any], rank_of: Any
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the factors of a file by name, those of stacks with the stack's own name and shape;
-    and what is wrong.
+def restore_stacks(
+    modules: Mapping[str, ModuleTensors],
+    target_parameters: Iterable[str],
+    rank_of: Callable[[str], int],
+) -> tuple[dict[str, ModuleTensors], list[str]]:
+    """Return the modules of a file with stacks of experts under their own names, and the faults.
 
     Args:
-        pairs: factors by what the keys name.
-        config: of the file; its `target_parameters` say which parameters of a module are adapted.
-        rank_of: a function of a name that gives the rank that the config says.
+        modules: by the path in the keys.
+        target_parameters: the config's names of adapted parameters.
+        rank_of: the config's rank of a module, by name.
     """
-    found, faults, names = {}, [], []
-    targets = config.get("target_parameters") or []
-    for module in dict.fromkeys(path.replace(INNER, "") for path in pairs):
-        ends = [
-            t.rpartition(".")[2]
-            for t in targets
-            if f".{module}".endswith(f".{t.rpartition('.')[0]}")
-        ]
-        faults += [
-            f"{module}.{end}   is no name of a stack of experts that is known: {', '.join(STACK_NAMES)}"
-            for end in dict.fromkeys(ends)
-            if end not in STACK_NAMES
-        ]
-        names += [f"{module}.{end}" for end in dict.fromkeys(ends) if end in STACK_NAMES]
-    places = {path: name for name, path in keys_of(names).items()}
-    faults += [
-        f"{name}   is missing: target_parameters names it"
-        for path, name in places.items()
-        if path not in pairs
-    ]
-    for path, factors in pairs.items():
-        if path not in places:
-            found[path] = factors
+    stacks, faults = _find_stacks(modules, list(target_parameters))
+    stack_at = {path: name for name, path in find_stack_paths(stacks).items()}
+    for path, name in stack_at.items():
+        if path not in modules:
+            faults.append(f"{name}   is missing: target_parameters names it")
+    restored: dict[str, ModuleTensors] = {}
+    for path, module in modules.items():
+        if path not in stack_at:
+            restored[path] = module
             continue
-        A, B, rank = factors["A"], factors["B"], rank_of(places[path])
-        if rank < 1 or A.shape[0] % rank:
-            faults.append(f"{path}   A has {A.shape[0]} rows, no multiple of rank {rank}")
-            continue
-        B = B.unflatten(1, (rank, -1)).permute(2, 0, 1)
-        found[places[path]] = {
-            **factors,
-            "A": A.unflatten(0, (-1, rank)),
-            "B": B.contiguous(),
-            "kind": "experts",
-        }
-    return found, faults
+        name = stack_at[path]
+        rank = rank_of(name)
+        A, B = module.tensors["A"], module.tensors["B"]
+        if not is_whole(rank, least=1) or A.shape[0] % rank or B.shape[1] % rank:
+            shapes = f"A {tuple(A.shape)} and B {tuple(B.shape)}"
+            faults.append(f"{path}   {shapes} are not stacks of factors of rank {rank}")
+        else:
+            restored[name] = _unflatten_stack(module, rank)
+    return restored, faults
+
+
+def _find_stacks(
+    modules: Iterable[str], target_parameters: list[str]
+) -> tuple[list[str], list[str]]:
+    """Return the names of the stacks that the config adapts, and a fault for each unknown one."""
+    stacks: list[str] = []
+    faults: list[str] = []
+    for module in dict.fromkeys(path.replace(INNER, "") for path in modules):
+        for end in dict.fromkeys(_find_parameters(module, target_parameters)):
+            if end in STACK_NAMES:
+                stacks.append(f"{module}.{end}")
+            else:
+                known = ", ".join(STACK_NAMES)
+                faults.append(f"{module}.{end}   is not a known stack of experts: {known}")
+    return stacks, faults
+
+
+def _find_parameters(module: str, target_parameters: Iterable[str]) -> Iterator[str]:
+    """Yield the parameters of this module that the config adapts."""
+    for target in target_parameters:
+        path, _, parameter = target.rpartition(".")
+        if f".{module}".endswith(f".{path}"):
+            yield parameter
+
+
+def _unflatten_stack(module: ModuleTensors, rank: int) -> ModuleTensors:
+    A = module.tensors["A"].unflatten(0, (-1, rank))
+    B = module.tensors["B"].unflatten(1, (rank, -1)).permute(2, 0, 1).contiguous()
+    return replace(module, tensors={**module.tensors, "A": A, "B": B}, kind="experts", rank=rank)

@@ -1,187 +1,243 @@
-"""Changes that other readers do not know, as plain low rank that they do: what is on disk is one A
-and one B a layer.
+"""Deltas that PEFT has no layout for, packed as plain LoRA: one A and one B for each layer.
 
-A change that is measured from a start of its own (deltas/moved.py) is one of twice the rank: [A;
-A0] and [B, -B0].
-Parts of a fused layer lie in one pair of factors: their A on top of each other, their B beside each
-    other, each in its own
-rows and multiplied by the ratio of its scale to the pair's. nn.MultiheadAttention has one rank and
-one scale for both of its weights, `in_proj` under its own name and `out_proj` behind `base_layer`:
-the lower rank is filled up with zeros. A note in the file's header says what lies where, so that
-reading gives back what was written.
+A delta with a start of its own (`OffsetLowRank`) becomes LoRA of twice the rank: [A; A0] and
+[B, -B0]. The parts of a fused layer share one pair of factors: their A below each other, their B
+next to each other, each in the outputs of its part and multiplied by the ratio of its scale to the
+pair's. `nn.MultiheadAttention` has one rank and one scale for both of its weights, in_proj under
+the layer's own name and out_proj under `base_layer`: the lower rank is padded with zeros. Notes in
+the header say how to restore the deltas as they were.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lorakit.deltas.base import LowRank
+from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.offset import OffsetLowRank, alpha_at_double_rank
 from lorakit.errors import AdapterFileError
-from lorakit.spec import Spec, full_name
+from lorakit.formats.peft.header import PackedPart
+from lorakit.formats.peft.module_tensors import ModuleTensors
+from lorakit.spec import Settings, Spec, full_name
 
-BEHIND = "base_layer.out_proj"  # of a MultiheadAttention, in PEFT's files
-# Times a ratio and divided by it again in these, numbers of those keep every bit.
-WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
+OUT_PROJ_PATH = "base_layer.out_proj"  # of an nn.MultiheadAttention, in the keys
+# A ratio can be multiplied into values of these dtypes, and divided out again, without loss.
+WIDER_DTYPES = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float64,
+}
+Notes = dict[str, dict[str, PackedPart]]
 
 
-def pack(
-    spec: Spec, deltas: Mapping[str, LowRank]
-) -> tuple[Spec, dict[str, LowRank], dict[str, Any]]:
-    """Return the spec as a config tells it, the deltas by the names that files give them, one a
-    layer; and the note.
+@dataclass(frozen=True)
+class Packed:
+    """Deltas as a file holds them.
+
+    Attributes:
+        config_spec: the spec that the config is written from.
+        deltas: by the name in the file, one for each layer.
+        notes: the parts of packed deltas, by the name in the file.
+    """
+
+    config_spec: Spec
+    deltas: dict[str, Delta]
+    notes: Notes
+
+
+def pack(spec: Spec, deltas: Mapping[str, Delta]) -> Packed:
+    """Pack the deltas of an adapter.
 
     Raises:
-        AdapterFileError: a part whose change is not plain low rank.
+        AdapterFileError: a part of a fused layer is not plain LoRA.
     """
-    plain: dict[str, LowRank] = {}
-    packed: dict[str, dict[str, LowRank]] = {}
-    moved = {name for name, delta in deltas.items() if isinstance(delta, OffsetLowRank)}
-    for name, own in deltas.items():
-        delta = own.to_low_rank() if isinstance(own, OffsetLowRank) else own
-        layer, _, last = name.rpartition(".")
-        if delta.output_slice and type(delta) is not LowRank:
-            raise AdapterFileError(
-                f"{name} cannot be saved: a part of a layer with delta {delta.name!r} has no place in a "
-                "file that other readers know.",
-                advice="Nothing was written.",
+    plain: dict[str, Delta] = {}
+    parts_by_layer: dict[str, dict[str, LowRank]] = {}
+    notes: Notes = {}
+    with_offset = {name for name, delta in deltas.items() if isinstance(delta, OffsetLowRank)}
+    for name, delta in deltas.items():
+        if isinstance(delta, OffsetLowRank):
+            delta = delta.to_low_rank()
+        _check_part(name, delta)
+        if isinstance(delta, LowRank) and _is_packed(name, delta):
+            layer = _find_layer(name, delta)
+            parts_by_layer.setdefault(layer, {})[name] = delta
+            continue
+        plain[name] = delta
+        if name in with_offset:
+            notes[name] = {name: PackedPart(delta.rank, (), 1.0, has_offset=True)}
+    for layer, parts in parts_by_layer.items():
+        rank, first = _find_shared_rank(layer, parts_by_layer)
+        plain[layer] = _join_parts([*parts.values()], first, rank)
+        notes[layer] = {
+            name: PackedPart(
+                delta.rank, delta.output_slice, delta.scale / first.scale, name in with_offset
             )
-        lent = (
-            type(delta) is LowRank
-            and delta.kind in ("in_proj", "out_proj")
-            and (delta.output_slice or last == delta.kind)
-        )
-        if lent or delta.output_slice:
-            packed.setdefault(full_name(layer, BEHIND) if delta.kind == "out_proj" else layer, {})[
-                name
-            ] = delta
-        else:
-            plain[name] = delta
-    note: dict[str, Any] = {
-        n: {n: {"rank": d.rank, "rows": [], "ratio": 1.0}} for n, d in plain.items() if n in moved
-    }
-    for name, parts in packed.items():
-        layer = attention_of(name)
-        mates = [packed[n] for n in (layer, full_name(layer, BEHIND)) if n in packed]
-        first = next(iter(mates[0].values()))
-        rank = max(sum(part.rank for part in mate.values()) for mate in mates)
-        note[name] = {
-            n: {"rank": d.rank, "rows": [*d.output_slice], "ratio": d.scale / first.scale}
-            for n, d in parts.items()
+            for name, delta in parts.items()
         }
-        plain[name] = _joined([*parts.values()], first, rank)
-    for told in note.values():
-        told |= {n: {**told[n], "moved": True} for n in told if n in moved}
-    if moved:  # readers that look at one rank and alpha for all layers find those of the file
-        spec = replace(
-            spec, rank=2 * spec.rank, alpha=alpha_at_double_rank(spec.alpha, spec.scale_rule)
+    if with_offset:
+        # Some readers use one rank and one alpha for all layers: those of the file.
+        alpha = alpha_at_double_rank(spec.alpha, spec.scale_rule)
+        spec = replace(spec, rank=2 * spec.rank, alpha=alpha)
+    return Packed(spec, plain, notes)
+
+
+def _check_part(name: str, delta: Delta) -> None:
+    if delta.output_slice and type(delta) is not LowRank:
+        raise AdapterFileError(
+            f"{name} cannot be saved: PEFT has no layout for a part of a fused layer with "
+            f"delta {delta.name!r}.",
+            advice="Nothing was written.",
         )
-    return spec, plain, note
 
 
-def _joined(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
-    """Return one delta of this rank, at the scale of `like`; what no part fills is zero."""
-    own = parts[0]
-    (groups, block), B = (
-        (own.output_slice or (1, own.shape[0]))[:2],
-        [part.B.detach() for part in parts],
-    )
+def _is_packed(name: str, delta: LowRank) -> bool:
+    """Return True for a part of a fused layer, and for a weight of an nn.MultiheadAttention."""
+    if delta.output_slice:
+        return True
+    is_attention_weight = delta.kind in ("in_proj", "out_proj")
+    is_full_weight = name.rpartition(".")[2] == delta.kind
+    return type(delta) is LowRank and is_attention_weight and is_full_weight
+
+
+def _find_layer(name: str, delta: LowRank) -> str:
+    """Return the file's name of the layer that this part belongs to."""
+    layer = name.rpartition(".")[0]
+    return full_name(layer, OUT_PROJ_PATH) if delta.kind == "out_proj" else layer
+
+
+def _find_shared_rank(
+    layer: str, parts_by_layer: Mapping[str, Mapping[str, LowRank]]
+) -> tuple[int, LowRank]:
+    """Return the rank of a joined pair, and the part whose scale it has.
+
+    Both are the same for the two weights of an attention.
+    """
+    attention = attention_name(layer)
+    weights = (attention, full_name(attention, OUT_PROJ_PATH))
+    groups = [parts_by_layer[weight] for weight in weights if weight in parts_by_layer]
+    ranks = [sum(part.rank for part in group.values()) for group in groups]
+    first = next(iter(groups[0].values()))
+    return max(ranks), first
+
+
+def _join_parts(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
+    """Return one delta of this rank at the scale of `like`, with zeros where no part has values."""
+    first = parts[0]
+    groups, block = first.output_slice[:2] or (1, first.shape[0])
     ratios = [part.scale / like.scale for part in parts]
-    dtype = (
-        B[0].dtype
-        if all(abs(math.frexp(ratio)[0]) == 0.5 for ratio in ratios)
-        else WIDER.get(B[0].dtype, B[0].dtype)
-    )
-    joined, at = B[0].new_zeros(groups * block, rank, dtype=dtype), 0
+    B_shape = (groups * block, rank)
+    B = first.B.detach().new_zeros(B_shape, dtype=_joined_dtype(first.B.dtype, ratios))
+    B_by_group = B.view(groups, block, rank)
+    column = 0
     for part, ratio in zip(parts, ratios, strict=True):
         start, size = part.output_slice[2:] or (0, block)
-        rows = joined.view(groups, block, rank)[:, start : start + size, at : at + part.rank]
-        rows.copy_((part.B.detach().double() * ratio).view(groups, -1, part.rank))
-        at += part.rank
-    alpha = like.scale * (rank if like.scale_rule == "alpha/rank" else rank**0.5)
-    A = torch.cat(
-        [*(part.A.detach() for part in parts), own.A.detach().new_zeros(rank - at, own.shape[1])]
-    )
+        scaled = part.B.detach().double() * ratio
+        target = B_by_group[:, start : start + size, column : column + part.rank]
+        target.copy_(scaled.view(groups, -1, part.rank))
+        column += part.rank
+    padding = first.A.detach().new_zeros(rank - column, first.shape[1])
+    A = torch.cat([*(part.A.detach() for part in parts), padding])
     return LowRank(
-        A, joined, alpha=alpha, scale_rule=like.scale_rule, dropout=like.dropout, kind=own.kind
+        A,
+        B,
+        alpha=like.scale * (rank if like.scale_rule == "alpha/rank" else rank**0.5),
+        scale_rule=like.scale_rule,
+        dropout=like.dropout,
+        kind=first.kind,
     )
+
+
+def _joined_dtype(dtype: torch.dtype, ratios: Iterable[float]) -> torch.dtype:
+    """Return the dtype in which no bit is lost: a wider one unless all ratios are powers of two."""
+    if all(abs(math.frexp(ratio)[0]) == 0.5 for ratio in ratios):
+        return dtype
+    return WIDER_DTYPES.get(dtype, dtype)
 
 
 def unpack(
     name: str,
-    A: Tensor,
-    B: Tensor,
+    module: ModuleTensors,
     scale: float,
-    note: Mapping[str, Any],
+    parts: Mapping[str, PackedPart],
     kind: str,
-    kernel: tuple[int, ...],
     spec: Spec,
 ) -> dict[str, LowRank]:
-    """Return what `pack` put into one pair of factors: the parts of a layer, or a change with its
-    start.
+    """Return the deltas that `pack` put into one pair of factors.
 
     Args:
-        name: the pair's, in the file.
-        A: (sum of ranks or more, in).
-        B: (out, as many).
+        name: the pair's name in the file.
+        module: the pair.
         scale: of the pair.
-        note: of this pair.
-        kind: of the layer.
-        kernel: of the layer, where it has one.
-        spec: what the parts' settings are read from.
+        parts: the header's notes on this pair.
+        kind: the kind of site.
+        spec: the adapter's spec, which gives the settings of the parts.
 
     Raises:
-        AdapterFileError: the scale of a part is not the pair's times its ratio.
+        AdapterFileError: the scale of a part is not the pair's scale times its ratio.
     """
-    found, at = {}, 0
-    for part, told in note.items():
-        rank, settings = told["rank"], spec.settings(part)
-        if abs(settings.scale - scale * told["ratio"]) > 1e-9 * abs(settings.scale):
-            raise AdapterFileError(
-                f"{name}   scale is {settings.scale:g} for {part} in the header, "
-                f"{scale * told['ratio']:g} by the config: one of them was edited",
-                advice="Nothing was loaded.",
-            )
-        own = B[..., at : at + rank]
-        if told["rows"]:
-            groups, block, start, size = told["rows"]
-            own = own.unflatten(0, (groups, block))[:, start : start + size].reshape(
-                groups * size, rank
-            )
-        found[part] = (OffsetLowRank.from_low_rank if told.get("moved") else LowRank)(
-            A[..., at : at + rank, :].clone(),
-            (own.double() / told["ratio"]).to(A.dtype),
+    A, B = module.tensors["A"], module.tensors["B"]
+    deltas: dict[str, LowRank] = {}
+    column = 0
+    for part_name, part in parts.items():
+        settings = spec.settings(part_name)
+        _check_scale(name, part_name, settings, scale * part.ratio)
+        columns = slice(column, column + part.rank)
+        part_B = _select_outputs(B[..., columns], part)
+        make = OffsetLowRank.from_low_rank if part.has_offset else LowRank
+        deltas[part_name] = make(
+            A[..., columns, :].clone(),
+            (part_B.double() / part.ratio).to(A.dtype),
             alpha=settings.alpha,
             scale_rule=settings.scale_rule,
             dropout=settings.dropout,
             kind=kind,
-            kernel=kernel,
-            output_slice=tuple(told["rows"]),
+            kernel=module.kernel,
+            output_slice=part.output_slice,
         )
-        at += rank
-    return found
+        column += part.rank
+    return deltas
 
 
-def attention_of(name: str) -> str:
-    """Return the name of the module that a file's config knows a pair of factors by: for out_proj,
-    the attention's.
+def _check_scale(name: str, part_name: str, settings: Settings, scale: float) -> None:
+    if abs(settings.scale - scale) > 1e-9 * abs(settings.scale):
+        raise AdapterFileError(
+            f"{name}   the scale of {part_name} is {settings.scale:g} in the header, {scale:g} "
+            "in the config: one of them was edited",
+            advice="Nothing was loaded.",
+        )
 
-    >>> attention_of("h.0.attn.base_layer.out_proj"), attention_of("h.0.attn")
+
+def _select_outputs(B: Tensor, part: PackedPart) -> Tensor:
+    """Return the outputs of B that are the part's."""
+    if not part.output_slice:
+        return B
+    groups, block, start, size = part.output_slice
+    by_group = B.unflatten(0, (groups, block))
+    return by_group[:, start : start + size].reshape(groups * size, part.rank)
+
+
+def attention_name(name: str) -> str:
+    """Return the name that the config uses for a pair: for out_proj, that of the attention.
+
+    >>> attention_name("h.0.attn.base_layer.out_proj"), attention_name("h.0.attn")
     ('h.0.attn', 'h.0.attn')
     """
-    return name.removesuffix(BEHIND).removesuffix(".")
+    return name.removesuffix(OUT_PROJ_PATH).removesuffix(".")
 
 
-def attentions(names: Iterable[str]) -> dict[str, str]:
-    """Return what PEFT's files call the two weights of each MultiheadAttention, by the names that
-    lorakit gives them.
+def find_attention_paths(names: Iterable[str]) -> dict[str, str]:
+    """Return the file's names of the two weights of each nn.MultiheadAttention, by lorakit's names.
+
+    >>> find_attention_paths(["attn.base_layer.out_proj", "attn", "rest"])
+    {'attn.in_proj': 'attn', 'attn.out_proj': 'attn.base_layer.out_proj'}
     """
-    found = {}
-    for behind in [n for n in names if f".{n}".endswith(f".{BEHIND}")]:
-        layer = attention_of(behind)
-        found |= {full_name(layer, "in_proj"): layer, full_name(layer, "out_proj"): behind}
-    return found
+    paths: dict[str, str] = {}
+    for name in names:
+        if f".{name}".endswith(f".{OUT_PROJ_PATH}"):
+            attention = attention_name(name)
+            paths[full_name(attention, "in_proj")] = attention
+            paths[full_name(attention, "out_proj")] = name
+    return paths

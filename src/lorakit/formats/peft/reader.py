@@ -1,370 +1,346 @@
 """Reading of an adapter in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 
-Keys are `base_model.model.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank); an
-embedding has the bare `.lora_embedding_A` (rank, V) and `.lora_embedding_B` (d, rank). Fully
-trained parameters have their own names. A file of lorakit also has a `lorakit` entry in its
-safetensors header: the spec, the list of modules, and the provenance.
+A file of lorakit also has a `lorakit` entry in its safetensors header: the spec, the list of
+modules, and the provenance. All faults of a file are found before it is refused.
 
 Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.py`.
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
-import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from lorakit.deltas.base import Delta
-from lorakit.deltas.kinds import DELTAS
 from lorakit.deltas.tied import TiedLowRank, retie
+from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import AdapterFileError, SpecError
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import (
     CONFIG,
-    belongs,
-    config_faults,
-    counts_twice,
-    settings_of,
-    spec_of,
-    target_names_of,
+    PeftConfig,
+    build_spec,
+    find_config_faults,
+    find_target_names,
+    is_part_of_adapter,
+    parse_config,
+    read_config,
 )
-from lorakit.formats.peft.expert_stacks import stacked
-from lorakit.formats.peft.methods import (
-    BY_TYPE,
-    PREFIX,
-    beside,
-    made,
-    rank_faults,
-    sort,
-)
-from lorakit.formats.peft.packed import attention_of, attentions, unpack
+from lorakit.formats.peft.deltas import Module, build_deltas
+from lorakit.formats.peft.expert_stacks import restore_stacks
+from lorakit.formats.peft.header import Header, parse_header
+from lorakit.formats.peft.lora_tensors import sort_lora_tensors
+from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX, Method
+from lorakit.formats.peft.module_tensors import ModuleTensors, SortedTensors
+from lorakit.formats.peft.packed import attention_name, find_attention_paths
+from lorakit.formats.peft.parameter_tensors import sort_parameters
 from lorakit.formats.peft.spec_header import spec_from_header
-from lorakit.formats.peft.token_rows import take
-from lorakit.formats.peft.writer import WEIGHTS
-from lorakit.formats.values import value_fault
-from lorakit.spec import full_name, setting_faults
+from lorakit.formats.peft.token_rows import IDS_KEY, split_token_rows
+from lorakit.formats.peft.weights import read_weights
+from lorakit.formats.tensor_files import find_value_fault
+from lorakit.spec import Settings, Spec, full_name, setting_faults
 from lorakit.text import plural
 
-PICKLE = "adapter_model.bin"
-SUFFIXES = {  # how a key ends -> (factor, whether of an embedding)
-    ".lora_A.weight": ("A", False),
-    ".lora_B.weight": ("B", False),
-    ".lora_embedding_A": ("A", True),
-    ".lora_embedding_B": ("B", True),
-    ".lora_magnitude_vector": ("magnitude", False),
-}
-GROUPS = "; PEFT's do for a convolution with groups, where its A mixes the channels of all: no change of the weight does that"
+
+@dataclass(frozen=True)
+class FolderContents:
+    """The two files of an adapter folder, opened.
+
+    Attributes:
+        folder: the folder.
+        config: values of the config, without nulls.
+        method: the PEFT type of the config.
+        tensors: by key.
+        header: lorakit's entry; empty if there is none.
+        description_faults: faults of config and header.
+        value_faults: faults of single tensors.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    method: Method
+    tensors: Mapping[str, Tensor]
+    header: Header
+    description_faults: tuple[str, ...]
+    value_faults: tuple[str, ...]
 
 
-def read(
-    folder: str | Path,
-) -> AdapterParts:
-    """Read an adapter folder, written by lorakit or by PEFT.
+@dataclass(frozen=True)
+class SortedContents:
+    """The contents of a folder, with the tensors sorted.
+
+    Attributes:
+        config: the typed config.
+        tensors: tensors of modules and fully trained parameters.
+        token_rows: trained token rows by layer name.
+        faults: all faults so far.
+    """
+
+    config: PeftConfig
+    tensors: SortedTensors
+    token_rows: Mapping[str, TokenRows]
+    faults: tuple[str, ...]
+
+
+def read(folder: str | Path) -> AdapterParts:
+    """Read an adapter folder that lorakit or PEFT wrote.
 
     Raises:
         AdapterFileError: no such folder or file, a file cut off, a wrong shape, a missing or an
             extra key, a value that is not finite, a config key that changes the meaning and is not
             understood; all faults are named.
     """
-    folder = Path(folder)
-    config, (tensors, header) = _read_config(folder), _read_tensors(folder)
-    faults = [*config_faults(config), *_header_faults(header)]
-    faults += [f"{key}   {fault}" for key, t in tensors.items() if (fault := value_fault(t))]
-    if not tensors:
-        faults.append("the file holds no tensor")
-    method, dtype = (
-        BY_TYPE[config["peft_type"]],
-        next(iter(tensors.values())).dtype if tensors else torch.float32,
-    )
-    rows, more = take(tensors, config, header if isinstance(header, dict) else {})
-    faults += more
-    pairs, rest, more = sort(method, tensors) if method.ends else _sort(tensors)
-    faults += more
-    if any(fault.startswith((CONFIG, "header")) for fault in faults):
-        raise _refusal(folder, faults)  # what the config says cannot be compared with the tensors
-    pairs, more = stacked(pairs, config, lambda name: settings_of(config, name, False).rank)
-    faults += more
-    saved, mode, modules = (
-        config.get("modules_to_save", []),
-        config.get("bias", "none"),
-        header.get("modules"),
-    )
-    packed = header.get("packed", {})
-    # Where no note tells what a MultiheadAttention's tensors are, PEFT wrote them: both, of one
-    # rank.
-    called = {} if packed else attentions(pairs)
-    for n in [n for n in called if called[n] in pairs]:
-        pairs[n] = {**pairs.pop(called[n]), "kind": n.rpartition(".")[2]}
-    faults += [
-        f"{PREFIX}{path}   is no part of the adapter that {CONFIG} describes"
-        for path in rest
-        if not belongs(
-            path, saved, mode, {*pairs, *(part for parts in packed.values() for part in parts)}
-        )
-    ]
-    if modules is not None:
-        faults += [
-            f"{PREFIX}{n}   is missing: the header lists it" for n in modules if n not in pairs
-        ]
-        faults += [
-            f"{PREFIX}{n}   is extra: the header does not list it"
-            for n in pairs
-            if n not in modules
-        ]
-    settings = {
-        n: settings_of(config, attention_of(called.get(n, n)), f["kind"] == "embedding")
-        for n, f in pairs.items()
-    }
-    if counts_twice(config):
-        settings |= {
-            n: replace(settings[n], alpha=2 * settings[n].alpha)
-            for n in called
-            if n.endswith("out_proj")
-        }
-    wrong = (
-        f"{CONFIG}: {key}: {fault}"
-        for s in settings.values()
-        for key, fault in setting_faults(asdict(s))
-    )
-    faults += dict.fromkeys(wrong)
-    if method.ends:
-        faults += [
-            fault
-            for n, f in pairs.items()
-            for fault in rank_faults(method, config, n, f, settings[n].rank)
-        ]
-    else:
-        faults += [
-            f"{PREFIX}{n}   A has rank {f['A'].shape[-2]}, {CONFIG} says {settings[n].rank}"
-            for n, f in pairs.items()
-            if f["A"].shape[-2] != settings[n].rank
-        ]
-        dora = config.get("use_dora", False)
-        faults += [
-            f"{PREFIX}{n}   magnitude is {'missing: use_dora is on' if dora else 'extra: use_dora is off'}"
-            for n, f in pairs.items()
-            if ("magnitude" in f) != dora
-        ]
-    if faults:
-        raise _refusal(folder, faults)
-    try:
-        spec = (
-            spec_from_header(header["spec"])
-            if "spec" in header
-            else spec_of(config, settings, dtype, rows)
-        )
-    except SpecError as error:
-        raise _refusal(folder, error.faults) from error
-    if "spec" in header:
-        told = {n: said if n in packed else spec.settings(n) for n, said in settings.items()}
-        faults = [
-            f"{PREFIX}{n}   scale is {told[n].scale:g} in the header, {said.scale:g} by {CONFIG}: one of them was edited"
-            for n, said in settings.items()
-            if "alpha" in method.roles and abs(told[n].scale - said.scale) > 1e-9 * abs(said.scale)
-        ]
-        settings = told
-    if faults:
-        raise _refusal(folder, faults)
-    plain = "conv1d" if config.get("fan_in_fan_out") else "linear"
-    deltas: dict[str, Delta] = {}
-    shared: dict[str, Any] = {}
-    for n in modules or pairs:
-        if method.ends:
-            beside = header.get("told", {}).get(n, {}) | ({"kind": modules[n]} if modules else {})
-            deltas[n] = made(method, n, pairs[n], settings[n], config, beside, shared)
-            continue
-        if n in packed:
-            kind = modules[n] if modules else plain
-            deltas |= unpack(
-                n,
-                pairs[n]["A"],
-                pairs[n]["B"],
-                settings[n].scale,
-                packed[n],
-                kind,
-                pairs[n]["kernel"],
-                spec,
-            )
-            continue
-        tensors_of = {key: pairs[n][key] for key in ("A", "B", "magnitude") if key in pairs[n]}
-        deltas[n] = DELTAS[spec.delta](
-            **tensors_of,
-            alpha=settings[n].alpha,
-            scale_rule=settings[n].scale_rule,
-            dropout=settings[n].dropout,
-            kind=modules[n] if modules else pairs[n]["kind"] or plain,
-            kernel=pairs[n]["kernel"],
-        )
-    origin = {
-        "base_model": config.get("base_model_name_or_path"),
-        "task_type": config.get("task_type"),
-    }
-    origin = {k: v for k, v in origin.items() if v} | header.get("provenance", {})
-    deltas = retie(deltas) if spec.tie else deltas
-    if spec.tie and not any(isinstance(delta, TiedLowRank) for delta in deltas.values()):
-        if "spec" in header:
-            raise _refusal(
-                folder,
-                [
-                    "header: tie is on, but no layer has the factors of an embedding: one of them was edited"
-                ],
-            )
-        spec = replace(spec, tie=False)  # PEFT says so too where it found nothing to tie
-    deltas |= rows
+    contents = _open_folder(Path(folder))
+    sorted_contents = _sort_contents(contents)
+    modules = _resolve_modules(contents, sorted_contents)
+    spec, modules = _resolve_spec(contents, sorted_contents, modules)
+    config, header = sorted_contents.config, contents.header
+    tensors = sorted_contents.tensors
+    deltas = build_deltas(modules, spec, config, header, tensors.shared_factors)
+    spec, deltas = _retie_deltas(contents, spec, deltas)
     return AdapterParts(
-        spec,
-        deltas,
-        {n: nn.Parameter(t) for n, t in rest.items()},
-        origin,
-        target_names_of(config, modules or pairs),
+        spec=spec,
+        deltas={**deltas, **sorted_contents.token_rows},
+        full_parameters={name: nn.Parameter(tensor) for name, tensor in tensors.rest.items()},
+        provenance=_collect_provenance(config, header),
+        target_names=find_target_names(config, header.kinds or modules),
     )
 
 
-def _sort(
-    tensors: Mapping[str, Tensor],
-) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor], list[str]]:
-    """Sort the tensors of a file: factors, kind (if the keys tell it) and kernel by module, the
-    rest by name, what is wrong.
-    """
-    factors: dict[str, dict[str, Any]] = {}
-    rest: dict[str, Tensor] = {}
+def _refusal(folder: Path, faults: Iterable[str]) -> AdapterFileError:
+    found = list(faults)
+    return AdapterFileError(
+        f"The adapter in {folder} cannot be trusted: {plural(len(found), 'fault')}.",
+        found,
+        "Nothing was loaded.",
+    )
+
+
+def _open_folder(folder: Path) -> FolderContents:
+    """Step 1: open the files, and check everything that needs one of them only."""
+    config, method = read_config(folder)
+    tensors, entry = read_weights(folder)
+    header, header_faults = parse_header(entry)
+    description_faults = [*find_config_faults(config, method), *header_faults]
+    value_faults = list(_find_value_faults(tensors))
+    if not tensors:
+        value_faults.append("the file holds no tensor")
+    return FolderContents(
+        folder, config, method, tensors, header, tuple(description_faults), tuple(value_faults)
+    )
+
+
+def _find_value_faults(tensors: Mapping[str, Tensor]) -> Iterator[str]:
     for key, tensor in tensors.items():
-        path = "." + key.removeprefix(PREFIX)
-        end = next((end for end in SUFFIXES if path.endswith(end)), None)
-        if end is None:
-            if (name := beside(path)) is not None:
-                rest[name] = tensor
-        else:
-            factor, embedded = SUFFIXES[end]
-            found = factors.setdefault(path.removesuffix(end)[1:], {"kind": "", "kernel": ()})
-            found |= {factor: tensor, "kind": "embedding" if embedded else found["kind"]}
-    faults = []
-    for name, found in factors.items():
-        kernel = (
-            found["A"].shape[2:]
-            if {"A", "B"} <= found.keys() and found["A"].ndim in (3, 4, 5)
-            else ()
-        )
-        if (
-            kernel
-            and found["B"].ndim == found["A"].ndim
-            and not any(n > 1 for n in found["B"].shape[2:])
-        ):
-            found |= {
-                "A": found["A"].flatten(1),
-                "B": found["B"].flatten(1),
-                "kind": f"convolution{len(kernel)}d",
-                "kernel": kernel,
-            }
-        faults += [
-            f"{PREFIX}{name}   {factor} is missing" for factor in "AB" if factor not in found
-        ]
-        faults += [
-            f"{PREFIX}{name}   {factor} is {tuple(t.shape)}, a matrix is needed"
-            for factor in "AB"
-            if (t := found.get(factor)) is not None and t.ndim != 2
-        ]
-        if (magnitude := found.get("magnitude")) is not None:
-            found["magnitude"] = magnitude.flatten()
-            if "B" in found and magnitude.numel() != found["B"].shape[0]:
-                faults.append(
-                    f"{PREFIX}{name}   magnitude has {magnitude.numel()} values, B has {found['B'].shape[0]} rows"
-                )
-    pairs = {n: f for n, f in factors.items() if all(x in f and f[x].ndim == 2 for x in "AB")}
-    faults += [
-        f"{PREFIX}{n}   A is {tuple(f['A'].shape)} and B is {tuple(f['B'].shape)}: the ranks differ"
-        f"{GROUPS if f['kernel'] else ''}"
-        for n, f in pairs.items()
-        if f["A"].shape[0] != f["B"].shape[1]
-    ]
-    # PEFT also writes the weight of an embedding or lm_head that it adapts, which it has not
-    # trained.
-    frozen = {
-        full_name(n, "weight")
-        for n, f in pairs.items()
-        if f["kind"] == "embedding" or f".{n}".endswith(".lm_head")
-    }
-    return pairs, {path: tensor for path, tensor in rest.items() if path not in frozen}, faults
+        fault = find_value_fault(tensor)
+        if fault:
+            yield f"{key}   {fault}"
 
 
-def _refusal(folder: Path, faults: list[str]) -> AdapterFileError:
-    what = f"The adapter in {folder} cannot be trusted: {plural(len(faults), 'fault')}."
-    return AdapterFileError(what, faults, "Nothing was loaded.")
+def _sort_contents(contents: FolderContents) -> SortedContents:
+    """Step 2: sort the tensors, and refuse a config or header that cannot be compared with them."""
+    header, method = contents.header, contents.method
+    split = split_token_rows(contents.tensors, contents.config.get(IDS_KEY), header.token_layers)
+    if method.is_lora:
+        tensors = sort_lora_tensors(split.rest)
+    else:
+        tensors = sort_parameters(method, split.rest)
+    faults = (*contents.value_faults, *split.faults, *tensors.faults)
+    if contents.description_faults:
+        raise _refusal(contents.folder, (*contents.description_faults, *faults))
+    config = parse_config(contents.config, method)
+    return SortedContents(config, tensors, split.deltas, faults)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.is_file():
-        hint = f" Name its folder: {folder.parent}" if folder.is_file() else ""
-        beside = (
-            sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}")) if folder.is_dir() else []
-        )
-        hint = hint or (f" There are adapters in it: {', '.join(beside[:5])}." if beside else "")
-        raise AdapterFileError(
-            f"{folder} is no adapter: there is no {path}.", advice=f"Nothing was loaded.{hint}"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterFileError(
-            f"{path} is not JSON: {error}.", advice="Nothing was loaded."
-        ) from error
-    if not isinstance(config, dict) or config.get("peft_type") not in BY_TYPE:
-        found = config.get("peft_type") if isinstance(config, dict) else config
-        raise AdapterFileError(
-            f"{path} describes {found!r}; peft_type is one of {', '.join(BY_TYPE)} where it is read.",
-            advice="Nothing was loaded.",
-        )
-    return {key: value for key, value in config.items() if value is not None}
+def _resolve_modules(
+    contents: FolderContents, sorted_contents: SortedContents
+) -> dict[str, Module]:
+    """Step 3: give every module its name in lorakit and its settings; refuse all faults so far."""
+    config, header = sorted_contents.config, contents.header
+    tensors = sorted_contents.tensors
+    faults = list(sorted_contents.faults)
+    modules, stack_faults = restore_stacks(
+        tensors.modules, config.target_parameters, lambda name: config.settings(name).rank
+    )
+    faults += stack_faults
+    # Without notes on packed deltas PEFT wrote the file: an attention has both weights, and both
+    # have one rank.
+    paths = {} if header.packed else find_attention_paths(modules)
+    modules = _rename_attention(modules, paths)
+    faults += _find_foreign_parameters(tensors.rest, config, header, modules)
+    faults += _find_listing_faults(modules, header)
+    settings: dict[str, Settings] = {}
+    for name, module in modules.items():
+        config_name = attention_name(paths.get(name, name))
+        own = config.settings(config_name, module.kind)
+        if config.doubles_out_proj and name in paths and name.endswith("out_proj"):
+            own = replace(own, alpha=2 * own.alpha)
+        settings[name] = own
+    faults += _find_setting_faults(settings.values())
+    for name, module in modules.items():
+        faults += _find_rank_faults(name, module, settings[name].rank, config)
+    if faults:
+        raise _refusal(contents.folder, faults)
+    return {name: Module(module, settings[name]) for name, module in modules.items()}
 
 
-def _read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    path = folder / WEIGHTS if (folder / WEIGHTS).is_file() else folder / PICKLE
-    if not path.is_file():
-        raise AdapterFileError(
-            f"{folder} holds {CONFIG}, but neither {WEIGHTS} nor {PICKLE}.",
-            advice="Nothing was loaded.",
-        )
-    size, metadata = path.stat().st_size, {}
-    try:
-        if path.name == PICKLE:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            with safe_open(path, "pt") as file:
-                # In memory of their own: as parts of the file they lie where kernels may round
-                # otherwise.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (a file, no dict)
-                metadata = file.metadata() or {}
-    except Exception as error:  # a file from elsewhere can make its reader raise anything
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise AdapterFileError(
-            f"{path} ({size:,} bytes) is cut off, or holds something else than tensors: {reason}.",
-            advice="Nothing was loaded.",
-        ) from error
-    if not isinstance(tensors, dict) or not all(
-        isinstance(k, str) and isinstance(t, Tensor) for k, t in tensors.items()
-    ):
-        raise AdapterFileError(
-            f"{path} does not hold tensors by name.", advice="Nothing was loaded."
-        )
-    try:
-        header = json.loads(metadata.get("lorakit", "{}"))
-    except ValueError as error:
-        raise AdapterFileError(
-            f"The lorakit entry in the header of {path} is not JSON: {error}.",
-            advice="Nothing was loaded.",
-        ) from error
-    return tensors, header
+def _rename_attention(
+    modules: Mapping[str, ModuleTensors], paths: Mapping[str, str]
+) -> dict[str, ModuleTensors]:
+    """Return the modules with the weights of attentions under lorakit's names."""
+    renamed = dict(modules)
+    for name, path in paths.items():
+        if path in renamed:
+            kind = name.rpartition(".")[2]
+            renamed[name] = replace(renamed.pop(path), kind=kind)
+    return renamed
 
 
-def _header_faults(header: Any) -> Iterator[str]:
-    if not isinstance(header, dict):
-        yield f"header: an object is needed, got {header!r}"
+def _find_foreign_parameters(
+    parameters: Iterable[str], config: PeftConfig, header: Header, modules: Iterable[str]
+) -> Iterator[str]:
+    """Yield the parameters that neither the modules nor the config account for."""
+    adapted = set(modules)
+    for parts in header.packed.values():
+        adapted.update(parts)
+    for name in parameters:
+        if not is_part_of_adapter(name, config, adapted):
+            yield f"{PREFIX}{name}   is not part of the adapter that {CONFIG} describes"
+
+
+def _find_listing_faults(modules: Mapping[str, ModuleTensors], header: Header) -> Iterator[str]:
+    """Yield the differences between the modules and the header's list."""
+    if header.kinds is None:
         return
-    for key in ("spec", "modules", "packed", "told", "token_rows", "provenance"):
-        if key in header and not isinstance(header[key], dict):
-            yield f"header: {key} = {header[key]!r} is no object"
+    for name in header.kinds:
+        if name not in modules:
+            yield f"{PREFIX}{name}   is missing: the header lists it"
+    for name in modules:
+        if name not in header.kinds:
+            yield f"{PREFIX}{name}   is extra: the header does not list it"
+
+
+def _find_setting_faults(settings: Iterable[Settings]) -> list[str]:
+    """Return the faults of settings, each once."""
+    faults: dict[str, None] = {}
+    for own in settings:
+        for key, fault in setting_faults(asdict(own)):
+            faults[f"{CONFIG}: {key}: {fault}"] = None
+    return list(faults)
+
+
+def _find_rank_faults(
+    name: str, module: ModuleTensors, rank: int, config: PeftConfig
+) -> Iterator[str]:
+    """Yield the differences between the tensors of a module and the config's rank and method."""
+    kept = config.kept_directions.get(full_name(name, "lora_E"))
+    if kept is not None:
+        if not _is_mask(kept, rank):
+            yield f"{PREFIX}{name}   rank_pattern {kept!r} is not a list of {rank} truth values"
+            return
+        rank = sum(kept)
+    if module.rank is not None and module.rank != rank:
+        yield f"{PREFIX}{name}   has rank {module.rank}, {CONFIG} says {rank}"
+    if not config.method.is_lora:
+        return
+    has_magnitude = "magnitude" in module.tensors
+    if config.use_dora and not has_magnitude:
+        yield f"{PREFIX}{name}   magnitude is missing: use_dora is on"
+    if has_magnitude and not config.use_dora:
+        yield f"{PREFIX}{name}   magnitude is extra: use_dora is off"
+
+
+def _is_mask(kept: object, rank: int) -> TypeGuard[list[bool]]:
+    """Return True for a list of `rank` truth values."""
+    if not isinstance(kept, list):
+        return False
+    values = cast(list[object], kept)
+    return len(values) == rank and all(value in (True, False) for value in values)
+
+
+def _resolve_spec(
+    contents: FolderContents, sorted_contents: SortedContents, modules: Mapping[str, Module]
+) -> tuple[Spec, dict[str, Module]]:
+    """Step 4: take the spec of the header, or make one from the config.
+
+    Returns:
+        The spec, and the modules with its settings.
+    """
+    header, config = contents.header, sorted_contents.config
+    try:
+        if header.spec is None:
+            settings = {name: module.settings for name, module in modules.items()}
+            dtype = next(iter(contents.tensors.values())).dtype
+            spec = build_spec(config, settings, dtype, sorted_contents.token_rows)
+            return spec, dict(modules)
+        spec = spec_from_header(header.spec)
+    except SpecError as error:
+        raise _refusal(contents.folder, error.faults) from error
+    unpacked = [name for name in modules if name not in header.packed]
+    resolved = dict(modules)
+    faults = list(_find_delta_faults(spec, config)) if unpacked else []
+    for name in unpacked:
+        own, in_config = spec.settings(name), modules[name].settings
+        faults += _find_scale_faults(name, own, in_config, config)
+        resolved[name] = replace(modules[name], settings=own)
+    if faults:
+        raise _refusal(contents.folder, faults)
+    return spec, resolved
+
+
+def _find_delta_faults(spec: Spec, config: PeftConfig) -> Iterator[str]:
+    """Yield a fault if the header's delta has other tensors than the config's."""
+    method = config.method
+    is_dora = spec.delta == "dora"
+    if method.is_lora and (
+        METHODS_BY_DELTA[spec.delta] is not method or is_dora != config.use_dora
+    ):
+        described = f"{method.peft_type} with use_dora = {config.use_dora}"
+        yield (
+            f"header: delta = {spec.delta!r}, {CONFIG} describes {described}: "
+            "one of them was edited"
+        )
+
+
+def _find_scale_faults(
+    name: str, own: Settings, in_config: Settings, config: PeftConfig
+) -> Iterator[str]:
+    """Yield a fault if a module has another scale in the header than in the config."""
+    if config.alpha is None:
+        return
+    if abs(own.scale - in_config.scale) > 1e-9 * abs(in_config.scale):
+        yield (
+            f"{PREFIX}{name}   scale is {own.scale:g} in the header, {in_config.scale:g} by "
+            f"{CONFIG}: one of them was edited"
+        )
+
+
+def _retie_deltas(
+    contents: FolderContents, spec: Spec, deltas: Mapping[str, Delta]
+) -> tuple[Spec, dict[str, Delta]]:
+    """Step 5: let tied layers share one pair of factors again."""
+    if not spec.tie:
+        return spec, dict(deltas)
+    tied = retie(deltas)
+    if any(isinstance(delta, TiedLowRank) for delta in tied.values()):
+        return spec, tied
+    if contents.header.spec is None:
+        # PEFT, too, takes the option back if no layer shares a weight.
+        return replace(spec, tie=False), tied
+    fault = (
+        "header: tie is on, but no layer has the factors of an embedding: one of them was edited"
+    )
+    raise _refusal(contents.folder, [fault])
+
+
+def _collect_provenance(config: PeftConfig, header: Header) -> dict[str, object]:
+    """Return the facts about the training; the header's replace the config's."""
+    provenance: dict[str, object] = {}
+    if config.base_model:
+        provenance["base_model"] = config.base_model
+    if config.task_type:
+        provenance["task_type"] = config.task_type
+    provenance.update(header.provenance)
+    return provenance

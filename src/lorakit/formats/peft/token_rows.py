@@ -1,93 +1,138 @@
-"""Rows of single tokens in PEFT's layout: the rows themselves in the weights, whose they are in the
-config.
+"""Trained rows of single tokens in PEFT's layout: rows in the weights, token ids in the config.
 
 Source: huggingface/peft 0.21, `TrainableTokensWrapper` in `utils/other.py` and
     `tuners/trainable_tokens`.
 """
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from lorakit.deltas.base import Delta
 from lorakit.deltas.token_rows import TokenRows
+from lorakit.formats.peft.header import TokenLayer
 from lorakit.formats.peft.methods import PREFIX
-from lorakit.spec import full_name
+from lorakit.spec import full_name, is_whole
 
-KEY, END = "trainable_token_indices", "token_adapter.trainable_tokens_delta"
-NO_TARGETS = "dummy-target-modules"  # what PEFT takes for target_modules where no layer is adapted
+IDS_KEY, ROWS_ENDING = "trainable_token_indices", "token_adapter.trainable_tokens_delta"
+NO_TARGETS = "dummy-target-modules"  # PEFT's target_modules where no layer is adapted
+# PEFT also writes the frozen weight of the layer, under one of these names.
+FROZEN_WEIGHTS = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
 
 
-def rows_of(deltas: Mapping[str, Any]) -> dict[str, TokenRows]:
-    """Return the deltas that are of single rows."""
+@dataclass(frozen=True)
+class SplitTensors:
+    """The tensors of a file without those of token rows.
+
+    Attributes:
+        deltas: the token rows, by layer name.
+        rest: the other tensors, by key.
+        faults: disagreements between the tensors and the config.
+    """
+
+    deltas: Mapping[str, TokenRows]
+    rest: Mapping[str, Tensor]
+    faults: tuple[str, ...]
+
+
+def select_token_rows(deltas: Mapping[str, Delta]) -> dict[str, TokenRows]:
+    """Return the deltas that are trained token rows."""
     return {name: delta for name, delta in deltas.items() if isinstance(delta, TokenRows)}
 
 
-def written(rows: Mapping[str, TokenRows]) -> dict[str, Tensor]:
-    """Return the tensors of a file by key."""
-    return {PREFIX + full_name(name, END): delta.new for name, delta in rows.items()}
+def layout_token_rows(rows: Mapping[str, TokenRows]) -> dict[str, Tensor]:
+    """Return the tensors of token rows by key."""
+    return {PREFIX + full_name(name, ROWS_ENDING): delta.new for name, delta in rows.items()}
 
 
-def noted(rows: Mapping[str, TokenRows]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what goes into the config, and what our header says beside."""
-    told = {name: {"kind": delta.kind, "size": delta.size} for name, delta in rows.items()}
-    return {name: delta.tokens.tolist() for name, delta in rows.items()}, told
+def list_token_ids(deltas: Mapping[str, Delta]) -> dict[str, list[int]]:
+    """Return the ids of trained tokens by layer name, as the config holds them."""
+    return {name: delta.tokens.tolist() for name, delta in select_token_rows(deltas).items()}
 
 
-def take(
-    tensors: dict[str, Tensor], config: Mapping[str, Any], header: Mapping[str, Any]
-) -> tuple[dict[str, TokenRows], list[str]]:
-    """Take the rows of tokens out of a file's tensors: deltas by module, and what is wrong.
+def describe_token_layers(deltas: Mapping[str, Delta]) -> dict[str, TokenLayer]:
+    """Return the layers of trained token rows by name, as the header holds them."""
+    rows = select_token_rows(deltas)
+    return {name: TokenLayer(delta.kind, delta.size) for name, delta in rows.items()}
+
+
+def split_token_rows(
+    tensors: Mapping[str, Tensor], ids: object, layers: Mapping[str, TokenLayer]
+) -> SplitTensors:
+    """Split the tensors of a file into token rows and others.
 
     Args:
-        tensors: by key; the rows are removed, and the base's weight that PEFT writes beside them.
-        config: of the file.
-        header: ours, empty in others' files.
+        tensors: by key.
+        ids: the config's token ids: one list for all layers, or lists by layer name.
+        layers: the header's entries; empty in files of PEFT.
     """
-    given: Any = config.get(KEY) or {}
-    found: dict[str, TokenRows] = {}
+    rest = dict(tensors)
+    rows: dict[str, Tensor] = {}
+    for key in tensors:
+        if key.endswith(ROWS_ENDING):
+            name = key.removeprefix(PREFIX)[: -len(ROWS_ENDING)].rstrip(".")
+            rows[name] = rest.pop(key)
+    deltas: dict[str, TokenRows] = {}
     faults: list[str] = []
-    new = {
-        key.removeprefix(PREFIX)[: -len(END)].rstrip("."): tensors.pop(key)
-        for key in [*tensors]
-        if key.endswith(END)
+    for name, new in rows.items():
+        for weight in FROZEN_WEIGHTS:
+            rest.pop(PREFIX + full_name(name, weight), None)
+        own_ids = _find_ids(ids, name)
+        fault = _find_row_fault(new, own_ids)
+        if fault:
+            faults.append(f"{PREFIX}{name}   {fault}")
+            continue
+        layer = layers.get(name, TokenLayer())
+        tokens = torch.tensor(own_ids)
+        deltas[name] = TokenRows(new, tokens, layer.size, layer.kind)
+    faults += _find_missing_rows(ids, rows)
+    return SplitTensors(deltas, rest, tuple(faults))
+
+
+def _find_ids(ids: object, name: str) -> object:
+    """Return the ids of one layer; None if the config has none."""
+    if not isinstance(ids, dict):
+        return ids or None
+    for pattern, own_ids in cast(dict[str, object], ids).items():
+        if _names_layer(pattern, name):
+            return own_ids
+    return None
+
+
+def _names_layer(pattern: str, name: str) -> bool:
+    return f".{name}".endswith(f".{pattern}")
+
+
+def _find_row_fault(new: Tensor, ids: object) -> str:
+    """Return why these rows cannot be those of these ids, or an empty string."""
+    if not isinstance(ids, list) or not all(
+        is_whole(one, least=0) for one in cast(list[object], ids)
+    ):
+        return f"has token rows, but {IDS_KEY} is {ids!r} for it: a list of ids is needed"
+    distinct = set(cast(list[int], ids))
+    if len(distinct) != len(ids) or new.ndim != 2 or len(new) != len(ids):
+        return f"has rows {tuple(new.shape)}, but {IDS_KEY} names {len(distinct)} different tokens"
+    return ""
+
+
+def _find_missing_rows(ids: object, rows: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the layers of the config that have no rows in the file."""
+    if not ids:
+        return
+    if not rows:
+        yield f"{IDS_KEY} = {ids!r}, but the file holds no {ROWS_ENDING}"
+        return
+    if not isinstance(ids, dict):
+        return
+    ids_by_pattern = cast(dict[str, object], ids)
+    used = {
+        pattern for pattern in ids_by_pattern if any(_names_layer(pattern, name) for name in rows)
     }
-    used: set[str] = set()
-    for name, rows in new.items():
-        for beside in ("weight", "base_layer.weight", "token_adapter.base_layer.weight"):
-            tensors.pop(PREFIX + full_name(name, beside), None)
-        mine = (
-            {k: ids for k, ids in given.items() if f".{name}".endswith(f".{k}")}
-            if isinstance(given, dict)
-            else {"": given}
-        )
-        used |= mine.keys()
-        ids: Any = next(iter(mine.values()), None)
-        if not isinstance(ids, list) or any(
-            isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in cast(list[Any], ids)
-        ):
-            faults.append(
-                f"{PREFIX}{name}   has rows of tokens, {KEY} says {ids!r} of it: ids are needed"
-            )
-        elif len(set(ids)) != len(ids) or rows.ndim != 2 or len(rows) != len(ids):
-            faults.append(
-                f"{PREFIX}{name}   has rows {tuple(rows.shape)}, {KEY} names {len(set(ids))} different tokens"
-            )
-        else:
-            told = header.get("token_rows", {}).get(name, {})
-            found[name] = TokenRows(
-                rows, torch.tensor(ids), told.get("size", 0), told.get("kind", "")
-            )
-    if given and not new:
-        faults.append(f"{KEY} = {given!r}, but the file holds no {END}")
-    elif isinstance(
-        given, dict
-    ):  # a module that is tied to another of the same ids has no tensor of its own
-        there = [given[k] for k in used]
-        faults += [
-            f"{k}   has no rows in the file: {KEY} names it"
-            for k in given.keys() - used
-            if given[k] not in there
-        ]
-    return found, faults
+    used_ids = [ids_by_pattern[pattern] for pattern in used]
+    for pattern in ids_by_pattern:
+        # A layer that shares its weight with another and has the same ids has no tensor.
+        if pattern not in used and ids_by_pattern[pattern] not in used_ids:
+            yield f"{pattern}   has no rows in the file: {IDS_KEY} names it"

@@ -1,0 +1,110 @@
+"""Deltas from the tensors and the settings of the modules in a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from lorakit.deltas.base import Delta
+from lorakit.deltas.kinds import DELTAS
+from lorakit.deltas.vera import SharedPair
+from lorakit.formats.peft.config import PeftConfig
+from lorakit.formats.peft.header import Header, MatrixShape
+from lorakit.formats.peft.methods import LOKR, VERA
+from lorakit.formats.peft.module_tensors import ModuleTensors
+from lorakit.formats.peft.packed import unpack
+from lorakit.spec import Settings, Spec, full_name
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of a file, ready to become a delta."""
+
+    tensors: ModuleTensors
+    settings: Settings
+
+
+def build_deltas(
+    modules: Mapping[str, Module],
+    spec: Spec,
+    config: PeftConfig,
+    header: Header,
+    shared_factors: Mapping[str, Tensor],
+) -> dict[str, Delta]:
+    """Return the deltas of a file by name, in the order of the header if it lists the modules.
+
+    Args:
+        modules: by the name in the file.
+        spec: of the adapter.
+        config: of the file.
+        header: of the file.
+        shared_factors: VeRA's A and B; empty for other types.
+
+    Raises:
+        AdapterFileError: a packed delta has another scale in the header than in the config.
+    """
+    pair = SharedPair(**shared_factors) if config.method is VERA else None
+    deltas: dict[str, Delta] = {}
+    for name in header.kinds or modules:
+        module = modules[name]
+        kind = _find_kind(name, module, config, header)
+        if not config.method.is_lora:
+            deltas[name] = _build_parameter_delta(name, module, kind, config, header, pair)
+        elif name in header.packed:
+            scale, parts = module.settings.scale, header.packed[name]
+            deltas |= unpack(name, module.tensors, scale, parts, kind, spec)
+        else:
+            deltas[name] = _build_low_rank(module, kind, spec)
+    return deltas
+
+
+def _find_kind(name: str, module: Module, config: PeftConfig, header: Header) -> str:
+    """Return the kind of site: the header's, that of the tensors, or that of the config."""
+    if header.kinds:
+        return header.kinds[name]
+    if not config.method.is_lora:
+        return module.tensors.kind
+    usual_kind = "conv1d" if config.fan_in_fan_out else "linear"
+    return usual_kind if name in header.packed else module.tensors.kind or usual_kind
+
+
+def _build_low_rank(module: Module, kind: str, spec: Spec) -> Delta:
+    tensors = cast(Mapping[str, Any], module.tensors.tensors)
+    return DELTAS[spec.delta](
+        **tensors, **_shared_arguments(module.settings), kind=kind, kernel=module.tensors.kernel
+    )
+
+
+def _shared_arguments(settings: Settings) -> dict[str, Any]:
+    """Return the arguments that the settings are for every delta."""
+    return {
+        "alpha": settings.alpha,
+        "scale_rule": settings.scale_rule,
+        "dropout": settings.dropout,
+    }
+
+
+def _build_parameter_delta(
+    name: str,
+    module: Module,
+    kind: str,
+    config: PeftConfig,
+    header: Header,
+    pair: SharedPair | None,
+) -> Delta:
+    """Return a delta of VeRA, LoHa, LoKr or AdaLoRA."""
+    method = config.method
+    shape = (header.shapes or {}).get(name, MatrixShape())
+    kernel = module.tensors.kernel if shape.kernel is None else shape.kernel
+    arguments: dict[str, Any] = {**module.tensors.tensors, **_shared_arguments(module.settings)}
+    if method is VERA:
+        arguments["pair"] = pair
+        arguments["inputs"] = shape.inputs
+    elif method is LOKR:
+        arguments["rank"] = module.settings.rank
+    kept = config.kept_directions.get(full_name(name, "lora_E"))
+    if kept is not None:
+        arguments["kept"] = torch.tensor(kept, dtype=torch.bool)
+    return DELTAS[method.delta](**arguments, kind=kind, kernel=kernel)

@@ -1,0 +1,163 @@
+"""Tensors of LoRA and DoRA layers: A, B and the magnitude, by the kind of layer.
+
+Keys are `<module>.lora_A.weight` (rank, in) and `<module>.lora_B.weight` (out, rank); an embedding
+has `<module>.lora_embedding_A` (rank, V) and `<module>.lora_embedding_B` (d, rank). A convolution
+keeps the axes of its kernel in A, and axes of size 1 in B.
+
+Source: huggingface/peft 0.21, `tuners/lora/layer.py`.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from lorakit.deltas.base import LowRank
+from lorakit.deltas.dora import DoRA
+from lorakit.formats.peft.expert_stacks import flatten_stack
+from lorakit.formats.peft.methods import PREFIX
+from lorakit.formats.peft.module_tensors import (
+    ModuleTensors,
+    SortedTensors,
+    base_parameter_name,
+    strip_prefix,
+)
+from lorakit.spec import full_name
+
+LINEAR_ENDINGS = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
+EMBEDDING_ENDINGS = {"A": ".lora_embedding_A", "B": ".lora_embedding_B"}
+MAGNITUDE_ENDING = ".lora_magnitude_vector"
+GROUPS_HINT = (
+    "; in PEFT's files of a convolution with groups A mixes the channels of all groups, "
+    "which no change of its weight does"
+)
+
+
+def layout_lora_tensors(path: str, delta: LowRank) -> dict[str, Tensor]:
+    """Return the tensors of one delta by key.
+
+    Args:
+        path: the module's name in the keys.
+        delta: a LoRA or DoRA delta.
+    """
+    endings = EMBEDDING_ENDINGS if delta.kind == "embedding" else LINEAR_ENDINGS
+    ones = [1] * len(delta.kernel)
+    A, B = delta.A, delta.B
+    if delta.kind == "experts":
+        A, B = flatten_stack(delta)
+    elif delta.kernel:
+        A = A.view(delta.rank, -1, *delta.kernel)
+        B = B.view(*B.shape, *ones)
+    tensors = {endings["A"]: A, endings["B"]: B}
+    if isinstance(delta, DoRA):
+        magnitude = delta.magnitude
+        tensors[MAGNITUDE_ENDING] = magnitude.view(1, -1, *ones) if ones else magnitude
+    return {PREFIX + full_name(path, end[1:]): tensor for end, tensor in tensors.items()}
+
+
+def sort_lora_tensors(tensors: Mapping[str, Tensor]) -> SortedTensors:
+    """Sort the tensors of a file by module; modules without two matrices A and B are left out.
+
+    Args:
+        tensors: by key.
+    """
+    groups: dict[str, dict[str, Tensor]] = {}
+    embeddings: set[str] = set()
+    rest: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        path = strip_prefix(key)
+        ending = _find_ending(path)
+        if ending is not None:
+            end, parameter = ending
+            name = path.removesuffix(end)[1:]
+            groups.setdefault(name, {})[parameter] = tensor
+            if end in EMBEDDING_ENDINGS.values():
+                embeddings.add(name)
+            continue
+        base_name = base_parameter_name(path)
+        if base_name is not None:
+            rest[base_name] = tensor
+    faults: list[str] = []
+    modules: dict[str, ModuleTensors] = {}
+    for name, group in groups.items():
+        module = _shape_module(group, "embedding" if name in embeddings else "")
+        faults += _find_factor_faults(name, module)
+        if all(_is_matrix(module.tensors.get(factor)) for factor in "AB"):
+            modules[name] = module
+    faults += _find_rank_differences(modules)
+    for name in _find_untrained_weights(modules):
+        rest.pop(name, None)
+    return SortedTensors(modules, rest, tuple(faults))
+
+
+def _find_ending(path: str) -> tuple[str, str] | None:
+    """Return the ending of a delta's key and the parameter that it stands for."""
+    for endings in (LINEAR_ENDINGS, EMBEDDING_ENDINGS, {"magnitude": MAGNITUDE_ENDING}):
+        for parameter, end in endings.items():
+            if path.endswith(end):
+                return end, parameter
+    return None
+
+
+def _shape_module(group: Mapping[str, Tensor], kind: str) -> ModuleTensors:
+    """Return the tensors of a module, those of a convolution as matrices."""
+    shaped = dict(group)
+    kernel = _find_kernel(group)
+    if kernel:
+        shaped["A"] = group["A"].flatten(1)
+        shaped["B"] = group["B"].flatten(1)
+        kind = f"convolution{len(kernel)}d"
+    if "magnitude" in group:
+        shaped["magnitude"] = group["magnitude"].flatten()
+    A = shaped.get("A")
+    rank = A.shape[0] if A is not None and A.ndim == 2 else None
+    return ModuleTensors(shaped, kind, kernel, rank)
+
+
+def _find_kernel(group: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the axes of the kernel if these are the factors of a convolution."""
+    if not {"A", "B"} <= group.keys():
+        return ()
+    A, B = group["A"], group["B"]
+    if A.ndim not in (3, 4, 5) or B.ndim != A.ndim:
+        return ()
+    if any(size > 1 for size in B.shape[2:]):
+        return ()
+    return tuple(A.shape[2:])
+
+
+def _is_matrix(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.ndim == 2
+
+
+def _find_factor_faults(name: str, module: ModuleTensors) -> Iterator[str]:
+    tensors = module.tensors
+    for factor in "AB":
+        if factor not in tensors:
+            yield f"{PREFIX}{name}   {factor} is missing"
+    for factor in "AB":
+        if factor in tensors and not _is_matrix(tensors[factor]):
+            shape = tuple(tensors[factor].shape)
+            yield f"{PREFIX}{name}   {factor} is {shape}, a matrix is needed"
+    magnitude, B = tensors.get("magnitude"), tensors.get("B")
+    if magnitude is None or B is None or B.ndim == 0:
+        return
+    if len(magnitude) != B.shape[0]:
+        yield (
+            f"{PREFIX}{name}   magnitude has {len(magnitude)} values, B has {B.shape[0]} outputs"
+        )
+
+
+def _find_rank_differences(modules: Mapping[str, ModuleTensors]) -> Iterator[str]:
+    for name, module in modules.items():
+        A, B = module.tensors["A"], module.tensors["B"]
+        if A.shape[0] != B.shape[1]:
+            hint = GROUPS_HINT if module.kernel else ""
+            shapes = f"A is {tuple(A.shape)} and B is {tuple(B.shape)}"
+            yield f"{PREFIX}{name}   {shapes}: the ranks differ{hint}"
+
+
+def _find_untrained_weights(modules: Mapping[str, ModuleTensors]) -> Iterator[str]:
+    """Yield the frozen weights of adapted embeddings and heads, which PEFT writes as well."""
+    for name, module in modules.items():
+        if module.kind == "embedding" or f".{name}".endswith(".lm_head"):
+            yield full_name(name, "weight")

@@ -1,0 +1,69 @@
+"""Tensors of a file by module: the result of sorting the keys of a weights file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lorakit.formats.peft.methods import PREFIX
+
+
+@dataclass(frozen=True)
+class ModuleTensors:
+    """The tensors of one module.
+
+    Attributes:
+        tensors: by parameter name, in the shapes that the delta takes.
+        kind: the kind of site if the keys or the shapes show it; empty otherwise.
+        kernel: axes of a convolution's kernel; empty if there is none or it is not known.
+        rank: the rank of the tensors; None if no axis of theirs is the rank.
+    """
+
+    tensors: Mapping[str, Tensor]
+    kind: str = ""
+    kernel: tuple[int, ...] = ()
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class SortedTensors:
+    """All tensors of a weights file.
+
+    Attributes:
+        modules: tensors of the deltas, by module name.
+        rest: other tensors, by the name of the base parameter that they replace.
+        faults: missing, extra and wrongly shaped tensors.
+        shared_factors: A and B of VeRA, which all modules share; empty for other types.
+    """
+
+    modules: Mapping[str, ModuleTensors]
+    rest: Mapping[str, Tensor]
+    faults: tuple[str, ...]
+    shared_factors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def strip_prefix(key: str) -> str:
+    """Return a key without PEFT's prefix, with a leading dot so that endings begin at a dot."""
+    return "." + key.removeprefix(PREFIX)
+
+
+def base_parameter_name(path: str) -> str | None:
+    """Return the base model's name of a tensor that is no part of a delta.
+
+    With bias="all" PEFT also writes the biases of its wrapper around a fully trained module, and
+    those of the original module inside the wrapper. The latter are copies: None.
+
+    Args:
+        path: the key without its prefix, with a leading dot.
+
+    >>> base_parameter_name(".score.modules_to_save.weight")
+    'score.weight'
+    >>> base_parameter_name(".q.base_layer.bias")
+    'q.bias'
+    >>> base_parameter_name(".score.original_module.bias") is None
+    True
+    """
+    if ".original_module." in path:
+        return None
+    inner = path.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    return inner.removeprefix(".")
