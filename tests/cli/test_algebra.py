@@ -249,7 +249,10 @@ WRONG = {
         ["resize", "{one}", "--rank", "4", "--output", "{out}"],
         "rank 4 makes no module smaller",
     ),
-    "no adapter": (["resize", "nope", "--rank", "1", "--output", "{out}"], "nope is not an adapter"),
+    "no adapter": (
+        ["resize", "nope", "--rank", "1", "--output", "{out}"],
+        "nope is not an adapter",
+    ),
     "a full folder": (["resize", "{one}", "--rank", "1", "--output", "{one}"], "is not empty"),
     "a weight of letters": (["combine", "{one}:o.5", "--output", "{out}"], "'o.5' is no number"),
     "an idle density": (

@@ -237,7 +237,8 @@ def test_other_files_are_not_taken_for_one(tmp_path: Path) -> None:
     torch.save({"q.lora_A.weight": A}, tmp_path / "peft.bin")
     torch.save([A], tmp_path / "list.pt")
     assert not any(
-        file.is_loralib_file(tmp_path / name) for name in ("text.pt", "peft.bin", "list.pt", "none.pt", "")
+        file.is_loralib_file(tmp_path / name)
+        for name in ("text.pt", "peft.bin", "list.pt", "none.pt", "")
     )
     for name, text in (
         ("text.pt", "is cut off, or does not hold tensors"),

@@ -419,10 +419,7 @@ def test_pickle_runs_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(Adapter.load(folder).deltas) == 4
     torch.save({**tensors, "x": Malicious()}, folder / PICKLE)
     message = refused(folder)[0]
-    assert (
-        f"{folder / PICKLE} (" in message
-        and "is cut off, or does not hold tensors" in message
-    )
+    assert f"{folder / PICKLE} (" in message and "is cut off, or does not hold tensors" in message
     assert not trap.exists()
     (folder / PICKLE).write_bytes(pickle.dumps(Malicious()))
     refused(folder)
