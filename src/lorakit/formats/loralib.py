@@ -320,9 +320,9 @@ def _factor_kernel(name: str, A: Tensor, B: Tensor, alpha: float, layer: LayerSh
         )
     scale = alpha * side / A.shape[0]
     change = (B.double() @ A.double()).view(layer.out, layer.inputs)
-    U, S, V = torch.linalg.svd(change, full_matrices=False)
-    rank = max(1, int((SMALLEST_SINGULAR_VALUE * S[0] < S).sum()))
-    new_A, new_B = split_singular_values(U, S, V, rank)
+    left, values, right = torch.linalg.svd(change, full_matrices=False)
+    rank = max(1, int((SMALLEST_SINGULAR_VALUE * values[0] < values).sum()))
+    new_A, new_B = split_singular_values(left, values, right, rank)
     return LowRank(
         new_A.to(A.dtype),
         new_B.to(B.dtype),
