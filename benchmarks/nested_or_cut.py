@@ -27,7 +27,7 @@ import lorakit
 from lorakit.algebra import resize
 from lorakit.data.batches import Batches, collate
 from lorakit.evaluate.score import batch_loss
-from lorakit.train.loop import Job
+from lorakit.train.job import Job
 from lorakit.train.optim import lr_factor, set_lr
 
 RANKS, LENGTHS, SHARE = (1, 2, 4, 8, 16), {"oz-books": 60, "sst2": 90}, 0.03

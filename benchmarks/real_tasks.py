@@ -25,8 +25,9 @@ from lorakit.evaluate.score import evaluate
 from lorakit.models.load import Loaded, load, pad_id
 from lorakit.models.open import encode_rows
 from lorakit.train.config import TrainSpec
+from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log
-from lorakit.train.loop import Job, fit
+from lorakit.train.loop import fit
 
 PICTURES = ROOT / "docs" / "pictures"
 STORIES = replace(oz_books.SETTING, lr=1e-2, steps=120, batch_size=12, max_length=128)

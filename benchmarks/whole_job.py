@@ -32,8 +32,9 @@ import lorakit
 from lorakit.data.encode import IGNORED, Example
 from lorakit.models.load import auto_dtype
 from lorakit.train.config import TrainSpec
+from lorakit.train.job import Job
 from lorakit.train.log import Log
-from lorakit.train.loop import Job, fit
+from lorakit.train.loop import fit
 
 VOCABULARY, WIDTH, BLOCKS, LONGEST, BATCH, RANK = 32768, 512, 4, 512, 16, 16
 DTYPE, DROPOUT = torch.bfloat16, 0.05

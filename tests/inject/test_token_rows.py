@@ -17,7 +17,8 @@ from lorakit import Adapter, Spec
 from lorakit.algebra.combination import combine
 from lorakit.errors import AdapterFileError, AdapterMismatch, SpecError, TargetError
 from lorakit.inject.check import check
-from lorakit.train.loop import check_gradients, restore
+from lorakit.train.checkpoints import restore
+from lorakit.train.checks import check_gradients
 
 from ..laws.table import bits, error, fill, state
 from ..models.tied import FAMILIES, IDS, SIZES, logits, tied_model

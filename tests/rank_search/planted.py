@@ -13,7 +13,7 @@ import lorakit
 from lorakit import Spec
 from lorakit.data.encode import Example
 from lorakit.train.config import TrainSpec
-from lorakit.train.loop import Job
+from lorakit.train.job import Job
 
 WORDS, WIDTH, LONG = 64, 32, 16
 SIZE = (

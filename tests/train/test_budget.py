@@ -128,24 +128,25 @@ def test_a_run_ends_within_its_budget_and_resumed_equals_straight(
     ranks = [delta.rank for delta in straight.deltas.values()]
     assert sum(ranks) == 2 * len(ranks) and len(set(ranks)) > 1
     assert report["best_step"] is None or report["best_step"] >= 14
-    original = loop._step
+    real = loop.train_step
 
-    def stop_at_nine(job: Any, *more: Any) -> None:
-        original(job, *more)
-        if more[3].step == 9:
+    def stop_after_nine(session: loop.Session) -> None:
+        real(session)
+        if session.progress.step == 9:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_step", stop_at_nine)
-    with pytest.raises(KeyboardInterrupt):
-        train_adapter(TrainSpec(**settings, checkpoint_every=4), spec)
-    monkeypatch.setattr(loop, "_step", original)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", stop_after_nine)
+        with pytest.raises(KeyboardInterrupt):
+            train_adapter(TrainSpec(**settings, checkpoint_every=4), spec)
     train_adapter(TrainSpec(**settings, checkpoint_every=4, resume=True), spec)
     assert Adapter.load(tmp_path / "out") == straight
 
 
 def test_a_budget_without_adalora_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
-        SpecError, match="target_rank: only delta='adalora' has a budget of ranks, asked for 'lora'"
+        SpecError,
+        match="target_rank: only delta='adalora' has a budget of ranks, the spec has 'lora'",
     ):
         train_adapter(TrainSpec(**settings), Spec(rank=4))
     with pytest.raises(SpecError, match="rank 9: a number from 1 to the initial rank, 4"):

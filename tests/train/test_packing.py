@@ -134,5 +134,5 @@ def test_tokens_of_padded_rows_are_not_counted() -> None:
     with pytest.raises(SpecError, match="1 fault in the settings of the run") as caught:
         TrainSpec(model="m", data="d", output="o", packing="off", batch_tokens=64)
     assert caught.value.faults == [
-        "batch_tokens: rows that are padded are counted by batch_size; packing is off"
+        "batch_tokens: counts packed rows, and packing is off; use batch_size"
     ]

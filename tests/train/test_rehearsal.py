@@ -5,7 +5,7 @@ without a trace.
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from lorakit.spec import Spec
 from lorakit.train import loop, rehearsal
 from lorakit.train import prepare as preparing
 from lorakit.train.config import TrainSpec
+from lorakit.train.job import Job
 from lorakit.train.prepare import prepare_run
 from lorakit.train.run import train_adapter
 
@@ -161,11 +162,8 @@ def rehearsed(settings: dict[str, Any], hook: Any = None) -> tuple[Any, tuple[in
     job = prepare_run(TrainSpec(**settings), Spec(rank=4, dropout=0.2)).job
     job.model.train().register_buffer("seen", torch.zeros(1))
     job.model.register_forward_hook(hook or counted)
-    batches = Batches(
-        [len(e.ids) for e in job.examples], job.settings.batch_size, job.settings.seed
-    )
     try:
-        return job, rehearsal.rehearse(job, Accelerator(cpu=True), batches, 0, 12)
+        return job, rehearsal.rehearse(job, Accelerator(cpu=True), 0, 12)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -211,8 +209,7 @@ def test_other_errors_are_not_taken_for_memory(settings: dict[str, Any]) -> None
 
 
 def test_a_run_with_no_batch_left_rehearses_nothing(settings: dict[str, Any]) -> None:
-    batches = Batches([3, 4], 1, 0)
-    assert rehearsal.rehearse(None, Accelerator(cpu=True), batches, 5, 5) == (0, 0)
+    assert rehearsal.rehearse(cast(Job, None), Accelerator(cpu=True), 5, 5) == (0, 0)
     AcceleratorState._reset_state(reset_partial_state=True)
     assert (
         replace(TrainSpec(**settings), beyond_memory=True).differences(

@@ -19,8 +19,9 @@ from lorakit.rank_search.evidence import (
     scores_by_row,
 )
 from lorakit.spec import Spec
+from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log
-from lorakit.train.loop import Job, fit
+from lorakit.train.loop import fit
 
 
 @dataclass

@@ -14,8 +14,9 @@ from lorakit.rank_search.candidate import (
 )
 from lorakit.rank_search.config import RankSearchSpec
 from lorakit.rank_search.evidence import RowScores, choose_rank
+from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log
-from lorakit.train.loop import Job, fit
+from lorakit.train.loop import fit
 
 
 def search_grid(

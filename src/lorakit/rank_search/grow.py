@@ -21,8 +21,9 @@ from lorakit.rank_search.candidate import (
 )
 from lorakit.rank_search.config import RankSearchSpec
 from lorakit.rank_search.evidence import choose_rank, is_reached
+from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log
-from lorakit.train.loop import Job, fit
+from lorakit.train.loop import fit
 
 
 def extend(small: Adapter, large: Adapter) -> None:

@@ -22,8 +22,9 @@ from lorakit.rank_search.evidence import (
     choose_rank,
 )
 from lorakit.text import plural
+from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log
-from lorakit.train.loop import Job, fit
+from lorakit.train.loop import fit
 
 LOOKING = 0.12  # of the run: what all measuring may cost, told by tokens
 FORWARD = 0.45  # of a step: what measuring a token costs

@@ -1,43 +1,59 @@
-"""The budget of ranks that AdaLoRA moves between layers while it trains."""
+"""AdaLoRA's rank budget: it falls during training, and its ranks move between layers."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.deltas.adalora import AdaLoRA
 from lorakit.errors import SpecError
+from lorakit.train.config import TrainSpec
+
+
+class Steps(Protocol):
+    """An optimizer, or what stands in for one: anything with a `step`."""
+
+    def step(self) -> object: ...
+
+
+class BudgetState(TypedDict):
+    """State of a budget, as checkpoints store it."""
+
+    done: int
+    mean: dict[str, Tensor]
+    spread: dict[str, Tensor]
+    kept: dict[str, Tensor]
 
 
 class Budget:
-    """Takes an optimizer's steps, scores every direction of every layer, and keeps as many as the
-    schedule allows.
+    """A rank budget that takes an optimizer's steps and keeps the best directions of all layers.
 
-    A direction's score is the sensitivity of the loss to its parameters times how much that varies,
-    each smoothed over steps. What is not kept has its singular value set to zero, and may come back
-    until the schedule has ended. `prune` then takes the rest out.
+    A direction's score is the sensitivity of the loss to its parameters, times how much that
+    varies; both are smoothed over steps. Directions that are not kept have their singular value set
+    to zero, and may come back until the schedule has ended. `prune` then removes them.
 
     Args:
-        adapter: with delta "adalora", attached.
-        steps: of the whole training.
-        rank: the average rank of a layer at the end; half of the initial where None.
+        adapter: an attached adapter with delta "adalora".
+        steps: steps of the whole training.
+        rank: the average rank of a layer at the end; half of the initial rank where None.
         warmup: share of the steps before the budget begins to fall.
-        final: share of the steps, at the end, in which nothing moves any more.
+        final: share of the steps, at the end, in which no rank moves.
         every: steps between two decisions.
         orthogonality: weight of the mean of |A A^T - 1| and |B^T B - 1|, whose gradient is added.
-        smoothing: of the sensitivity and of its variation, from one step to the next.
+        smoothing: smoothing factor of the sensitivity and of its variation.
 
     Raises:
         SpecError: the adapter has other deltas, or a number is out of its range; all are named.
 
     Source: Zhang et al., AdaLoRA, arXiv 2303.10512: equations 7 to 9 for the score, section 3.3 for
-        the schedule.
+        the schedule. E is the diagonal of singular values, between B and A.
 
     >>> import lorakit
     >>> model = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
-    >>> budget = Budget(lorakit.attach(model, lorakit.Spec(delta="adalora", rank=4)), steps=100, rank=2)
+    >>> adapter = lorakit.attach(model, lorakit.Spec(delta="adalora", rank=4))
+    >>> budget = Budget(adapter, steps=100, rank=2)
     >>> [budget.size(step) for step in (0, 10, 20, 40, 70, 100)]
     [8, 8, 6, 4, 4, 4]
     """
@@ -54,139 +70,181 @@ class Budget:
         orthogonality: float = 0.1,
         smoothing: float = 0.85,
     ):
-        self.deltas = {
-            n: delta for n, delta in adapter.deltas.items() if isinstance(delta, AdaLoRA)
-        }
-        self.most = sum(delta.rank for delta in self.deltas.values())
-        initial = max((delta.rank for delta in self.deltas.values()), default=1)
-        wanted = max(1, initial // 2) if rank is None else rank
-        faults = [
-            f"{n}   has delta {d.name!r}, not 'adalora'"
-            for n, d in adapter.deltas.items()
-            if n not in self.deltas
-        ]
-        if not 1 <= wanted <= initial:
+        self.deltas = _adalora_deltas(adapter)
+        ranks = [delta.rank for delta in self.deltas.values()]
+        initial = max(ranks, default=1)
+        final_rank = max(1, initial // 2) if rank is None else rank
+        faults = _foreign_deltas(adapter)
+        if not 1 <= final_rank <= initial:
             faults.append(
-                f"rank {wanted}: a number from 1 to the initial rank, {initial}, is needed"
+                f"rank {final_rank}: a number from 1 to the initial rank, {initial}, is needed"
             )
         if warmup < 0 or final < 0 or warmup + final >= 1:
             faults.append(
-                f"warmup {warmup:g} and final {final:g}: shares that leave some steps between them are needed"
+                f"warmup {warmup:g} and final {final:g}: "
+                "shares that leave some steps between them are needed"
             )
         if every < 1 or orthogonality < 0 or not 0 <= smoothing < 1:
             faults.append(
-                f"every {every}, orthogonality {orthogonality:g}, smoothing {smoothing:g}: out of range"
+                f"every {every}, orthogonality {orthogonality:g}, smoothing {smoothing:g}: "
+                "out of range"
             )
         if faults:
             raise SpecError("This budget cannot be kept.", faults, "Nothing was started.")
-        self.least, self.begin, self.end = (
-            wanted * len(self.deltas),
-            round(warmup * steps),
-            round((1 - final) * steps),
-        )
-        self.every, self.orthogonality, self.smoothing = every, orthogonality, smoothing
+        self.most = sum(ranks)
+        self.least = final_rank * len(self.deltas)
+        self.begin = round(warmup * steps)
+        self.end = round((1 - final) * steps)
+        self.every = every
+        self.orthogonality = orthogonality
+        self.smoothing = smoothing
         self.done = 0
-        self.kept: dict[str, Tensor] = {}  # of the last decision, by layer
-        self.mean: dict[str, Tensor] = {}
-        self.spread: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}  # by layer: directions of the last decision
+        self.mean: dict[str, Tensor] = {}  # by parameter: smoothed sensitivity
+        self.spread: dict[str, Tensor] = {}  # by parameter: smoothed variation of it
 
     def size(self, step: int) -> int:
-        """Return how many directions all layers together may have after so many steps."""
+        """Return the number of directions that all layers together may have after a step."""
         if step <= self.begin:
             return self.most
         left = max(0.0, 1 - (step - self.begin) / max(1, self.end - self.begin))
         return self.least + int((self.most - self.least) * left**3)
 
     @property
-    def settled(self) -> bool:
-        """Whether the schedule has ended, so that nothing moves any more."""
-        return self.done >= self.end
+    def is_settled(self) -> bool:
+        """True once the schedule has ended, so that no rank moves any more."""
+        return self.done >= self.end and bool(self.kept)
 
     def ranks(self) -> dict[str, int]:
-        """Return how many directions each layer has now."""
-        return {n: int((delta.E != 0).sum()) for n, delta in self.deltas.items()}
+        """Return the number of directions that each layer has now."""
+        return {name: int((delta.E != 0).sum()) for name, delta in self.deltas.items()}
 
-    def step(self, optimizer: Any) -> None:
-        """Do the optimizer's step, with the gradients that the backward pass left, and what falls
-        due after it.
-        """
-        grads = [p.grad for _, p in self._parameters() if p.grad is not None]
-        finite = all(
-            bool(torch.isfinite(grad).all()) for grad in grads
-        )  # fp16's scaler skips a step that is not
-        if finite:
-            self._straighten()
+    def step(self, optimizer: Steps) -> None:
+        """Take the optimizer's step with the present gradients, then score and choose directions."""
+        is_finite = self._gradients_are_finite()
+        if is_finite:
+            self._add_orthogonality_gradients()
         optimizer.step()
         self.done += 1
         with torch.no_grad():
-            if finite and self.done <= self.end:
-                self._score()
-            if self.done > self.end:
-                self._keep({n: self.kept[n].to(delta.E.device) for n, delta in self.deltas.items()})
-            elif self.done > self.begin and (
-                self.done == self.end or (self.done - self.begin) % self.every == 0
-            ):
-                self._choose(self.size(self.done))
+            is_fixed = self.done > self.end and bool(self.kept)
+            if is_finite and not is_fixed:
+                self._update_scores()
+            if is_fixed:
+                self._zero_all_but(self.kept)
+            elif self._decision_is_due():
+                self.kept = self._best_directions(self.size(self.done))
+                self._zero_all_but(self.kept)
 
     def prune(self) -> None:
-        """Take the directions that the budget has not kept out of the adapter; its parameters are
-        new ones afterwards.
-        """
+        """Remove the directions that are not kept from the adapter; its parameters are new ones."""
         for delta in self.deltas.values():
             delta.prune()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the next step depends on."""
+    def state_dict(self) -> BudgetState:
+        """Return the state that the next step depends on."""
         return {"done": self.done, "mean": self.mean, "spread": self.spread, "kept": self.kept}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
-        devices = {key: p.device for key, p in self._parameters()}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state that `state_dict` returned."""
+        devices = {key: parameter.device for key, parameter in self._parameters()}
         self.done, self.kept = state["done"], state["kept"]
-        self.mean, self.spread = (
-            {k: t.to(devices[k]) for k, t in state[key].items()} for key in ("mean", "spread")
-        )
+        self.mean = {key: mean.to(devices[key]) for key, mean in state["mean"].items()}
+        self.spread = {key: spread.to(devices[key]) for key, spread in state["spread"].items()}
 
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for n, delta in self.deltas.items():
-            yield from ((f"{n}.{key}", p) for key, p in delta.named_parameters())
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, delta in self.deltas.items():
+            for key, parameter in delta.named_parameters():
+                yield f"{name}.{key}", parameter
 
-    def _straighten(self) -> None:
+    def _gradients_are_finite(self) -> bool:
+        """Return False for a step that fp16's scaler will skip."""
+        gradients = [p.grad for _, p in self._parameters() if p.grad is not None]
+        return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+    def _decision_is_due(self) -> bool:
+        since = self.done - self.begin
+        return since > 0 and (self.done >= self.end or since % self.every == 0)
+
+    @torch.no_grad()
+    def _add_orthogonality_gradients(self) -> None:
         """Add the gradient of the mean distance of A A^T and B^T B from the identity."""
-        with torch.no_grad():
-            for delta in self.deltas.values() if self.orthogonality else ():
-                for p, rows in ((delta.A, delta.A), (delta.B, delta.B.T)):
-                    off = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-                    pull = (
-                        2
-                        * off
-                        @ rows
-                        / off.norm().clamp_min(1e-12)
-                        * (self.orthogonality / (2 * len(self.deltas)))
-                    )
-                    if p.grad is not None:
-                        p.grad += pull if rows is p else pull.T
+        if not self.orthogonality:
+            return
+        weight = self.orthogonality / (2 * len(self.deltas))
+        for delta in self.deltas.values():
+            A, B = delta.A, delta.B
+            if A.grad is not None:
+                A.grad += _orthogonality_gradient(A, weight)
+            if B.grad is not None:
+                B.grad += _orthogonality_gradient(B.T, weight).T
 
-    def _score(self) -> None:
-        for key, p in self._parameters():
-            now = (p * p.grad).abs() if p.grad is not None else torch.zeros_like(p)
-            mean, spread = (
-                self.mean.setdefault(key, torch.zeros_like(p)),
-                self.spread.setdefault(key, torch.zeros_like(p)),
-            )
-            mean.mul_(self.smoothing).add_(now, alpha=1 - self.smoothing)
-            spread.mul_(self.smoothing).add_((now - mean).abs(), alpha=1 - self.smoothing)
+    def _update_scores(self) -> None:
+        for key, parameter in self._parameters():
+            if parameter.grad is None:
+                sensitivity = torch.zeros_like(parameter)
+            else:
+                sensitivity = (parameter * parameter.grad).abs()
+            mean = self.mean.setdefault(key, torch.zeros_like(parameter))
+            spread = self.spread.setdefault(key, torch.zeros_like(parameter))
+            new = 1 - self.smoothing
+            mean.mul_(self.smoothing).add_(sensitivity, alpha=new)
+            spread.mul_(self.smoothing).add_((sensitivity - mean).abs(), alpha=new)
 
-    def _choose(self, size: int) -> None:
-        scores = []
-        for n in self.deltas:
-            E, A, B = (self.mean[f"{n}.{key}"] * self.spread[f"{n}.{key}"] for key in "EAB")
-            scores.append((E.squeeze(1) + A.mean(1) + B.mean(0)).cpu())
+    def _best_directions(self, size: int) -> dict[str, Tensor]:
+        """Return (rank,) masks, by layer, of the directions with the highest scores."""
+        scores = [self._direction_scores(name) for name in self.deltas]
+        order = torch.sort(torch.cat(scores), descending=True, stable=True).indices
         best = torch.zeros(self.most, dtype=torch.bool)
-        best[torch.sort(torch.cat(scores), descending=True, stable=True).indices[:size]] = True
-        self.kept = dict(zip(self.deltas, best.split([len(s) for s in scores]), strict=True))
-        self._keep({n: kept.to(self.deltas[n].E.device) for n, kept in self.kept.items()})
+        best[order[:size]] = True
+        masks = best.split([len(score) for score in scores])
+        return dict(zip(self.deltas, masks, strict=True))
 
-    def _keep(self, kept: dict[str, Tensor]) -> None:
-        for n, chosen in kept.items():
-            self.deltas[n].E.mul_(chosen.unsqueeze(1))
+    def _direction_scores(self, name: str) -> Tensor:
+        """Return the score of each direction of a layer, (rank,), on the CPU."""
+        E, A, B = (self.mean[f"{name}.{key}"] * self.spread[f"{name}.{key}"] for key in "EAB")
+        return (E.squeeze(1) + A.mean(1) + B.mean(0)).cpu()
+
+    def _zero_all_but(self, kept: Mapping[str, Tensor]) -> None:
+        for name, mask in kept.items():
+            E = self.deltas[name].E
+            E.mul_(mask.to(E.device).unsqueeze(1))
+
+
+def make_budget(adapter: Adapter, settings: TrainSpec, steps: int) -> Budget | None:
+    """Return the rank budget that these settings describe; None for other deltas than AdaLoRA.
+
+    Raises:
+        SpecError: a budget that cannot be kept.
+    """
+    if adapter.spec.delta != "adalora" or not adapter.deltas:
+        return None
+    return Budget(
+        adapter,
+        steps,
+        rank=settings.target_rank,
+        warmup=settings.budget_warmup,
+        final=settings.budget_final,
+        every=settings.budget_every,
+        orthogonality=settings.orthogonality,
+    )
+
+
+def _adalora_deltas(adapter: Adapter) -> dict[str, AdaLoRA]:
+    deltas = adapter.deltas.items()
+    return {name: delta for name, delta in deltas if isinstance(delta, AdaLoRA)}
+
+
+def _foreign_deltas(adapter: Adapter) -> list[str]:
+    return [
+        f"{name}   has delta {delta.name!r}, not 'adalora'"
+        for name, delta in adapter.deltas.items()
+        if not isinstance(delta, AdaLoRA)
+    ]
+
+
+def _orthogonality_gradient(rows: Tensor, weight: float) -> Tensor:
+    """Return the gradient of weight |R R^T - 1|, for the rows R of a matrix."""
+    identity = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+    off = rows @ rows.T - identity
+    return 2 * off @ rows / off.norm().clamp_min(1e-12) * weight

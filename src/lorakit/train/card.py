@@ -1,56 +1,76 @@
-"""The model card that lies beside an adapter: README.md, as hubs read it."""
+"""The model card of an adapter: README.md, as hubs read it."""
 
 import json
-from typing import Any
 
 from lorakit.models.tasks import TASKS
+from lorakit.spec import SCALES
+from lorakit.train.report import RunReport
+
+TEMPLATE = """---
+base_model: {model}
+library_name: peft
+pipeline_tag: {pipeline}
+tags:
+- lora
+- lorakit
+---
+
+# A LoRA adapter of {model}
+
+Rank {rank}, scale {scale:g}, {modules} layers adapted, \
+{trained:,} of {total:,} parameters trained.
+
+| held-out data | before | after |
+| --- | ---: | ---: |
+{rows}Trained on `{data}` ({data_rows:,} rows, SHA-256 `{data_hash}`), \
+{steps:,} steps, {tokens:,} tokens, {seconds:.0f} s, seed {seed}. \
+Fingerprint of the base: `{fingerprint}`.
+
+It loads with `lorakit.Adapter.load(folder)`, with PEFT's `PeftModel.from_pretrained(base, folder)`, \
+and wherever PEFT adapters load.
+
+```json
+{spec}
+```
+"""
 
 
-def text(report: dict[str, Any]) -> str:
+def model_card(report: RunReport) -> str:
     """Return the card of a run as Markdown, with the front matter that hubs index."""
-    spec, settings = report["spec"], report["settings"]
-    measures = report["after"] or {}
+    spec = report["spec"]
+    scale = SCALES[spec["scale_rule"]](spec["alpha"], spec["rank"])
+    return TEMPLATE.format(
+        model=report["model_name"],
+        pipeline=TASKS[report["task"]].pipeline,
+        rank=spec["rank"],
+        scale=scale,
+        modules=report["adapted_modules"],
+        trained=report["trainable_parameters"],
+        total=report["total_parameters"],
+        rows=_metric_rows(report),
+        data=report["settings"]["data"],
+        data_rows=report["rows"],
+        data_hash=report["data_hash"][:16],
+        steps=report["steps"],
+        tokens=report["tokens"],
+        seconds=report["seconds"],
+        seed=report["seed"],
+        fingerprint=report["base_fingerprint"],
+        spec=json.dumps(spec, indent=2),
+    )
+
+
+def _metric_rows(report: RunReport) -> str:
+    """Return a row of the table for each metric, and the empty line after them."""
+    before, after = report["before"] or {}, report["after"] or {}
     rows = [
-        f"| {name} | {_number((report['before'] or {}).get(name))} | {_number(value)} |"
-        for name, value in measures.items()
+        f"| {name} | {_format_number(before.get(name))} | {_format_number(value)} |\n"
+        for name, value in after.items()
     ]
-    scale = spec["alpha"] / (
-        spec["rank"] if spec["scale_rule"] == "alpha/rank" else spec["rank"] ** 0.5
-    )
-    return "\n".join(
-        [
-            "---",
-            f"base_model: {report['model_name']}",
-            "library_name: peft",
-            f"pipeline_tag: {TASKS[report['task']].pipeline}",
-            "tags:",
-            "- lora",
-            "- lorakit",
-            "---",
-            "",
-            f"# A LoRA adapter of {report['model_name']}",
-            "",
-            f"Rank {spec['rank']}, scale {scale:g}, {report['adapted_modules']} layers adapted, "
-            f"{report['trainable_parameters']:,} of {report['total_parameters']:,} parameters trained.",
-            "",
-            "| held-out data | before | after |",
-            "| --- | ---: | ---: |",
-            *rows,
-            "",
-            f"Trained on `{settings['data']}` ({report['rows']:,} rows, SHA-256 `{report['data_hash'][:16]}`), "
-            f"{report['steps']:,} steps, {report['tokens']:,} tokens, {report['seconds']:.0f} s, seed {report['seed']}. "
-            f"Fingerprint of the base: `{report['base_fingerprint']}`.",
-            "",
-            "It loads with `lorakit.Adapter.load(folder)`, with PEFT's `PeftModel.from_pretrained(base, folder)`, "
-            "and wherever PEFT adapters load.",
-            "",
-            "```json",
-            json.dumps(spec, indent=2),
-            "```",
-            "",
-        ]
-    )
+    return "".join(rows) + "\n"
 
 
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+def _format_number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -1,121 +1,160 @@
-"""Checkpoints: the adapter and all that the next step depends on; written whole or not at all."""
+"""Checkpoints: the adapter and the state that the next step depends on, written whole or not at all."""
 
-import os
 import random
 import shutil
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
 
 from lorakit.adapter import Adapter
 from lorakit.errors import OutputError
+from lorakit.files import replace_folder, sync
+from lorakit.text import first_line
+from lorakit.train.budget import Budget
+from lorakit.train.progress import Progress
 
 FOLDER, STATE = "checkpoints", "training_state.pt"
+RandomState = dict[str, Any]  # by library
+
+
+class CheckpointState(TypedDict):
+    """What a checkpoint stores beside the adapter."""
+
+    optimizer: dict[str, Any]
+    random: RandomState
+    progress: dict[str, Any]
+    step: int
+    budget: NotRequired[dict[str, Any]]
+
+
+def checkpoint_folder(output: Path, step: int) -> Path:
+    """Return the folder of the checkpoint after a step."""
+    return output / FOLDER / f"step-{step:06d}"
 
 
 def save(
     output: Path,
-    step: int,
     adapter: Adapter,
-    optimizer: Any,
-    progress: dict[str, Any],
-    budget: Any = None,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    budget: Budget | None = None,
 ) -> Path:
-    """Write `checkpoints/step-N`: a loadable adapter folder, and the state of optimizer, random
-    numbers and progress.
+    """Write a checkpoint: a loadable adapter folder, and the state of everything else.
 
-    It is made under another name and renamed at the end, so a run that is killed leaves no half
-    checkpoint.
+    Args:
+        output: folder of the run.
+        adapter: the adapter as it is now.
+        optimizer: its optimizer.
+        progress: the progress of the run; its step names the checkpoint.
+        budget: AdaLoRA's rank budget, if there is one.
+
+    Returns:
+        The folder `checkpoints/step-N`. A run that is killed leaves no half of it.
+
+    Raises:
+        OSError: the folder cannot be written, for instance because the disk is full.
     """
-    folder = output / FOLDER / f"step-{step:06d}"
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    state = {
+    folder = checkpoint_folder(output, progress.step)
+    state: CheckpointState = {
         "optimizer": optimizer.state_dict(),
         "random": random_state(),
-        "progress": progress,
-        "step": step,
+        "progress": asdict(progress),
+        "step": progress.step,
     }
-    state |= {"budget": budget.state_dict()} if budget else {}
+    if budget:
+        state["budget"] = budget.state_dict()
     try:
-        adapter.save(part)
-        torch.save(state, part / STATE)
-        with (part / STATE).open("rb") as file:
-            os.fsync(file.fileno())
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's writer tells of a full disk by a RuntimeError
-        shutil.rmtree(part, ignore_errors=True)
-        raise OSError(
-            f"The checkpoint {folder} cannot be written: {str(error).splitlines()[0]}"
-        ) from error
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+        with replace_folder(folder) as part:
+            adapter.save(part)
+            torch.save(state, part / STATE)
+            sync(part / STATE)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError.
+        raise OSError(f"The checkpoint {folder} cannot be written: {first_line(error)}") from error
     return folder
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """Read the state of a checkpoint; the adapter in it is read with Adapter.load.
+def load(folder: Path) -> CheckpointState:
+    """Read the state of a checkpoint; `Adapter.load` reads the adapter in it.
 
     Raises:
-        OutputError: it is cut off or damaged.
+        OutputError: the file is cut off or damaged.
     """
     try:
         return torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make its reader raise anything
+    except Exception as error:  # The reader of a damaged file can raise any exception.
         raise OutputError(
-            f"{folder / STATE} cannot be read: {str(error).splitlines()[0]}",
+            f"{folder / STATE} cannot be read: {first_line(error)}",
             advice=f"Delete {folder} to resume from the one before.",
         ) from error
 
 
 def newest(output: Path) -> Path:
-    """Return the last whole checkpoint of a run.
+    """Return the last complete checkpoint of a run.
 
     Raises:
-        OutputError: there is none.
+        OutputError: the run has no checkpoint.
     """
-    found = sorted(p for p in (output / FOLDER).glob("step-*") if (p / STATE).is_file())
-    if not found:
+    folders = [path for path in all_checkpoints(output) if (path / STATE).is_file()]
+    if not folders:
         raise OutputError(
             f"There is no checkpoint in {output / FOLDER} to resume from.",
             advice="Start without --resume.",
         )
-    return found[-1]
+    return folders[-1]
 
 
-def prune(output: Path, keep: int, best: int | None) -> None:
-    """Delete all but the newest checkpoints and the best."""
-    found = sorted((output / FOLDER).glob("step-*"))
-    for folder in found[:-keep]:
-        if best is None or folder.name != f"step-{best:06d}":
+def all_checkpoints(output: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, oldest first."""
+    return sorted((output / FOLDER).glob("step-*"))
+
+
+def prune(output: Path, keep: int, best_step: int | None) -> None:
+    """Delete all checkpoints but the newest `keep` and the best, and what a killed run left."""
+    for part in (output / FOLDER).glob(".step-*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+    best = None if best_step is None else checkpoint_folder(output, best_step)
+    for folder in all_checkpoints(output)[:-keep]:
+        if folder != best:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of every random generator that a model may draw from, in types that load
-    with weights_only.
+def restore(adapter: Adapter, folder: Path) -> None:
+    """Copy the tensors of a checkpoint into an attached adapter, frozen tensors included."""
+    saved = Adapter.load(folder)
+    with torch.no_grad():
+        for name, delta in adapter.deltas.items():
+            delta.load_state_dict(saved.deltas[name].state_dict())
+        for name, parameter in adapter.full_parameters.items():
+            parameter.copy_(saved.full_parameters[name])
+
+
+def random_state() -> RandomState:
+    """Return the state of every random generator that a model may use, as plain types and tensors.
+
+    These types can be loaded with `weights_only`.
     """
-    name, keys, *rest = np.random.get_state()
+    algorithm, keys, *position = np.random.get_state()
     version, internal, gauss = random.getstate()
-    state = {
+    state: RandomState = {
         "torch": torch.get_rng_state(),
         "python": [version, list(internal), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "numpy": [algorithm, torch.from_numpy(np.asarray(keys).astype(np.int64)), *position],
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: RandomState) -> None:
+    """Set every random generator to a state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    algorithm, keys, *position = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *position))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,15 +1,15 @@
-"""TrainSpec: every setting of a run but the adapter's. Torch is not imported here, so `--help` can
-read the fields.
+"""TrainSpec: every setting of a run but the adapter's.
+
+Torch is not imported here, so that `--help` answers at once.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, fields
+from typing import Any, cast
 
 from lorakit.errors import SpecError
 from lorakit.models.tasks import CHOICES
-from lorakit.spec import option
+from lorakit.spec import is_number, is_whole, option
 from lorakit.text import near_misses, plural
 
 RANKS = (
@@ -21,7 +21,8 @@ RANKS = (
     "explained-variance",
     "suggested",
 )
-# What a resumed run may change: none of these alters the weights that come out.
+Fault = tuple[str, str]  # a field, and what is wrong with its value
+# Settings that a resumed run may change: none of them changes the weights at the end.
 FREE = {
     "output",
     "resume",
@@ -36,21 +37,24 @@ FREE = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
-    """What is trained on what, and how; checks itself, and names every fault at once.
+    """Settings of one training run, checked as they are made.
 
     Raises:
-        SpecError: any field out of its range.
+        SpecError: values that a field does not take, or that exclude each other; all are named.
     """
 
     model: str = option("", "a folder, a hub id, or builtin:minilm", required=True)
     data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
     output: str = option("", "folder for the adapter, its report and checkpoints", required=True)
-    task: str = option("auto", "what is learned; auto tells by the rows", choices=CHOICES)
+    task: str = option("auto", "task to learn; auto: by the keys of the rows", choices=CHOICES)
     eval_data: str | None = option(
         None, "data to evaluate on (default: a share of --data is held out)", type=str
     )
     eval_fraction: float = option(
-        0.1, "share of --data that is held out where there is no --eval-data (at most 2,000 rows)"
+        0.1,
+        "share of --data that is held out where there is no --eval-data (at most 2,000 rows)",
+        minimum=0,
+        below=1,
     )
     columns: tuple[str, ...] = option(
         (), "names of columns, as key=column, e.g. text=review label=stars", several=True
@@ -64,60 +68,69 @@ class TrainSpec:
         choices=("completion", "all"),
     )
     max_length: int | None = option(
-        None, "tokens of a sequence (default: 512, or what the model takes)", type=int
+        None, "tokens of a sequence (default: 512, or what the model takes)", type=int, minimum=2
     )
-    epochs: float = option(3.0, "passes over the data")
-    steps: int | None = option(None, "optimizer steps, instead of epochs", type=int)
-    batch_size: int = option(16, "sequences of one forward pass")
+    epochs: float = option(3.0, "passes over the data", above=0)
+    steps: int | None = option(None, "optimizer steps, instead of epochs", type=int, minimum=1)
+    batch_size: int = option(16, "sequences of one forward pass", minimum=1)
     packing: str = option(
         "auto",
-        "rows of a batch one after the other, without padding, each for itself (causal-lm): auto where the model is "
-        "seen to keep them apart",
+        "concatenate the rows of a batch instead of padding them (causal-lm); "
+        "auto: where the model is seen to keep them apart",
         choices=("auto", "on", "off"),
     )
     batch_tokens: int | None = option(
         None,
-        "about so many tokens of packed rows in one forward pass, instead of batch_size sequences",
+        "tokens of packed rows in one forward pass, about; instead of batch_size sequences",
         type=int,
+        minimum=2,
     )
-    accumulate: int = option(1, "forward passes of one optimizer step")
+    accumulate: int = option(1, "forward passes of one optimizer step", minimum=1)
     lr: float | None = option(
-        None, "peak learning rate (default: 5e-4 x sqrt(2000 / width of the model))", type=float
+        None,
+        "peak learning rate (default: 5e-4 x sqrt(2000 / width of the model))",
+        type=float,
+        above=0,
     )
     schedule: str = option(
         "cosine",
-        "how the learning rate goes on after warm-up",
+        "course of the learning rate after warm-up",
         choices=("constant", "linear", "cosine"),
     )
-    warmup: float = option(0.05, "warm-up: a share of the steps below 1, a number of steps from 1")
-    weight_decay: float = option(0.0, "weight decay of A and B")
-    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip")
+    warmup: float = option(
+        0.05, "warm-up: a share of the steps below 1, a number of steps from 1", minimum=0
+    )
+    weight_decay: float = option(0.0, "weight decay of A and B", minimum=0)
+    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip", minimum=0)
     ranks: str = option(
         "even",
-        "how rank is spread over the layers at one count of values; suggested: half of it, on some layers",
+        "allocation of ranks to layers, with the same number of values; "
+        "suggested: half of the values, on some layers",
         choices=RANKS,
     )
     rank_budget: int | None = option(
-        None, "values of A and B that --ranks spreads (default: those of --rank)", type=int
+        None, "values of A and B that --ranks allocates (default: those of --rank)", type=int
     )
     base_dtype: str = option(
         "auto",
-        "dtype of the frozen base; a head that is trained whole has it too. auto: bfloat16 on a GPU that has it, and on a "
-        "CPU with AMX or AVX-512 BF16 for causal-lm at least 256 wide of which nothing trains whole; else float32",
+        "dtype of the base, and of modules that are trained in full; "
+        "auto: bfloat16 on a GPU that has it, "
+        "and on a CPU with AMX or AVX-512 BF16 for a causal-lm at least 256 wide "
+        "of which nothing trains in full; else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     target_rank: int | None = option(
         None, "AdaLoRA: average rank at the end (default: half of --rank)", type=int
     )
     budget_warmup: float = option(
-        0.1, "AdaLoRA: share of the steps before the budget of ranks begins to fall"
+        0.1, "AdaLoRA: share of the steps before the budget of ranks begins to fall", minimum=0
     )
     budget_final: float = option(
-        0.3, "AdaLoRA: share of the steps, at the end, in which no rank moves any more"
+        0.3, "AdaLoRA: share of the steps, at the end, in which no rank moves any more", minimum=0
     )
-    budget_every: int = option(10, "AdaLoRA: steps between two decisions which ranks stay")
+    budget_every: int = option(10, "AdaLoRA: steps between two choices of the ranks that stay")
     orthogonality: float = option(
-        0.1, "AdaLoRA: weight of the term that keeps its directions orthogonal"
+        0.1, "AdaLoRA: weight of the term that keeps its directions orthogonal", minimum=0
     )
     mixed_precision: str = option("no", "autocast while training", choices=("no", "bf16", "fp16"))
     gradient_checkpointing: bool = option(
@@ -125,38 +138,37 @@ class TrainSpec:
     )
     light_checkpointing: bool = option(
         False,
-        "compute norms, activation functions and sums again, but no matrix product: some of the memory, little time",
+        "compute norms, activation functions and sums again, but no matrix product: "
+        "saves less memory, takes little time",
     )
     eval_every: int | None = option(
         None,
         "steps between evaluations on up to 256 held-out sequences (default: ten times a run)",
         type=int,
+        minimum=1,
     )
-    eval_batch_size: int = option(32, "sequences at once while evaluating")
+    eval_batch_size: int = option(32, "sequences at once while evaluating", minimum=1)
     checkpoint_every: int | None = option(
-        None, "steps between checkpoints (default: at every evaluation)", type=int
+        None, "steps between checkpoints (default: at every evaluation)", type=int, minimum=1
     )
-    keep: int = option(2, "newest checkpoints that are kept, beside the best")
+    keep: int = option(2, "newest checkpoints to keep, beside the best", minimum=1)
     patience: int | None = option(
-        None, "stop after so many evaluations without a better loss", type=int
+        None, "evaluations without a better loss after which the run stops", type=int, minimum=1
     )
-    final: str = option("best", "which weights are written at the end", choices=("best", "last"))
+    final: str = option("best", "weights that are written at the end", choices=("best", "last"))
     beyond_memory: bool = option(
         False, "start although the plan says that the largest batch does not fit into memory"
     )
-    seed: int = option(0, "of the initial A, a new head, the order of the data, and dropout")
+    seed: int = option(
+        0, "seed of the initial A, a new head, the order of the data, and dropout", minimum=0
+    )
     device: str = option("auto", "cpu, cuda, …")
-    threads: int | None = option(None, "threads of torch on the CPU", type=int)
-    resume: bool = option(False, "go on from the last checkpoint in --output")
+    threads: int | None = option(None, "threads of torch on the CPU", type=int, minimum=1)
+    resume: bool = option(False, "continue from the last checkpoint in --output")
     overwrite: bool = option(False, "delete an earlier run in --output")
 
     def __post_init__(self) -> None:
-        columns: Any = self.columns
-        if isinstance(columns, Mapping):  # as YAML writes pairs
-            columns = [f"{key}={column}" for key, column in columns.items()]
-        object.__setattr__(
-            self, "columns", (columns,) if isinstance(columns, str) else tuple(columns)
-        )
+        object.__setattr__(self, "columns", _as_tuple(self.columns))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(
@@ -165,97 +177,104 @@ class TrainSpec:
                 "Nothing was started.",
             )
 
-    def _faults(self):
-        for name in ("model", "data", "output"):
-            if not getattr(self, name):
-                yield name, "is needed"
-        for f in fields(self):
-            value, choices = getattr(self, f.name), f.metadata.get("choices")
-            kind = f.metadata.get("type") or type(f.default)
-            if kind in (str, bool) and value is not None and not isinstance(value, kind):
-                yield f.name, f"{'yes or no' if kind is bool else 'text'} is needed, got {value!r}"
-                continue
-            if choices and value not in choices:
-                yield (
-                    f.name,
-                    f"{value!r} is none of {', '.join(choices)} {near_misses(str(value), choices, 1)}".rstrip(),
-                )
-        least = {
-            "max_length": 2,
-            "steps": 1,
-            "batch_size": 1,
-            "batch_tokens": 2,
-            "accumulate": 1,
-            "eval_every": 1,
-            "eval_batch_size": 1,
-            "checkpoint_every": 1,
-            "keep": 1,
-            "patience": 1,
-            "threads": 1,
-            "seed": 0,
-        }
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int) or value < bound
-            ):
-                yield name, f"a whole number of at least {bound} is needed, got {value!r}"
-        for name in (
-            "epochs",
-            "lr",
-            "warmup",
-            "weight_decay",
-            "clip",
-            "eval_fraction",
-            "budget_warmup",
-            "budget_final",
-            "orthogonality",
-        ):
-            value = getattr(self, name)
-            if value is not None and (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not math.isfinite(value)
-            ):
-                yield name, f"a number is needed, got {value!r}"
-            elif value is not None and (value < 0 or (value == 0 and name in ("epochs", "lr"))):
-                yield (
-                    name,
-                    f"{'a number above 0' if name in ('epochs', 'lr') else '0 or more'} is needed, got {value!r}",
-                )
-        if isinstance(self.eval_fraction, int | float) and not self.eval_fraction < 1:
-            yield (
-                "eval_fraction",
-                f"a share from 0 to below 1 is needed, got {self.eval_fraction!r}",
-            )
+    def _faults(self) -> Iterator[Fault]:
+        yield from self._missing_values()
+        checks = (_kind_faults, _whole_number_faults, _number_faults, _upper_bound_faults)
+        for check in checks:
+            for field in fields(self):
+                yield from check(field, getattr(self, field.name))
+        yield from self._conflicts()
+
+    def _missing_values(self) -> Iterator[Fault]:
+        for field in fields(self):
+            if field.metadata.get("required") and not getattr(self, field.name):
+                yield field.name, "is needed"
+
+    def _conflicts(self) -> Iterator[Fault]:
         if self.batch_tokens is not None and self.packing == "off":
-            yield "batch_tokens", "rows that are padded are counted by batch_size; packing is off"
+            yield "batch_tokens", "counts packed rows, and packing is off; use batch_size"
         if self.gradient_checkpointing and self.light_checkpointing:
             yield (
                 "light_checkpointing",
                 "is a part of what gradient_checkpointing does; give one of the two",
             )
         if self.resume and self.overwrite:
-            yield "resume", "a run is either gone on with or overwritten"
+            yield "resume", "a run is either resumed or overwritten"
 
     @property
     def checkpointing(self) -> str:
-        """What is computed again in the backward pass: "" for nothing, "light" or "full"."""
-        return (
-            "full" if self.gradient_checkpointing else "light" if self.light_checkpointing else ""
-        )
+        """Activations that are computed again in the backward pass: "" (none), "light" or "full"."""
+        if self.gradient_checkpointing:
+            return "full"
+        return "light" if self.light_checkpointing else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as JSON holds them."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return the settings as JSON holds them."""
+        values = asdict(self)
+        values["columns"] = list(self.columns)
+        return values
 
-    def differences(self, earlier: Mapping[str, Any]) -> list[str]:
-        """Return what an interrupted run was started with otherwise, a line each; what cannot
-        change the outcome is free.
+    def differences(self, earlier: Mapping[str, object]) -> list[str]:
+        """Return how these settings differ from those of an interrupted run, one line each.
+
+        Settings that cannot change the outcome are left out.
         """
-        now = self.to_dict()
         return [
-            f"{key}: was {earlier.get(key)!r}, now {now[key]!r}"
-            for key in now
-            if key not in FREE and now[key] != earlier.get(key)
+            f"{name}: was {earlier.get(name)!r}, now {value!r}"
+            for name, value in self.to_dict().items()
+            if name not in FREE and value != earlier.get(name)
         ]
+
+
+def _as_tuple(columns: object) -> tuple[str, ...]:
+    """Return columns as `key=column`; YAML gives one word, a list, or a mapping."""
+    if isinstance(columns, Mapping):
+        return tuple(f"{key}={column}" for key, column in columns.items())
+    if isinstance(columns, str):
+        return (columns,)
+    return tuple(cast(Iterable[str], columns))
+
+
+def _kind_of(field: Field[Any]) -> type:
+    """Return the type of a field's values, None aside."""
+    return field.metadata.get("type") or type(field.default)
+
+
+def _kind_faults(field: Field[Any], value: object) -> Iterator[Fault]:
+    """Yield a fault of a text, a switch or a choice."""
+    kind, choices = _kind_of(field), field.metadata.get("choices")
+    if kind in (str, bool) and value is not None and not isinstance(value, kind):
+        needed = "yes or no" if kind is bool else "text"
+        yield field.name, f"{needed} is needed, got {value!r}"
+    elif choices and value not in choices:
+        hint = near_misses(str(value), choices, 1)
+        fault = f"{value!r} is none of {', '.join(choices)} {hint}"
+        yield field.name, fault.rstrip()
+
+
+def _whole_number_faults(field: Field[Any], value: object) -> Iterator[Fault]:
+    if _kind_of(field) is not int or "minimum" not in field.metadata or value is None:
+        return
+    minimum = field.metadata["minimum"]
+    if not is_whole(value, minimum):
+        yield field.name, f"a whole number of at least {minimum} is needed, got {value!r}"
+
+
+def _number_faults(field: Field[Any], value: object) -> Iterator[Fault]:
+    if _kind_of(field) is not float or value is None:
+        return
+    above, minimum = field.metadata.get("above"), field.metadata.get("minimum")
+    if not is_number(value):
+        yield field.name, f"a number is needed, got {value!r}"
+    elif above is not None and value <= above:
+        yield field.name, f"a number above {above} is needed, got {value!r}"
+    elif minimum is not None and value < minimum:
+        yield field.name, f"{minimum} or more is needed, got {value!r}"
+
+
+def _upper_bound_faults(field: Field[Any], value: object) -> Iterator[Fault]:
+    below = field.metadata.get("below")
+    if below is None or not isinstance(value, int | float):
+        return
+    if not value < below:
+        yield field.name, f"a share from 0 to below {below} is needed, got {value!r}"

@@ -1,38 +1,40 @@
-"""What a run shows and keeps: a progress bar (or plain lines) on stderr, and metrics.jsonl."""
+"""The log of a run: a progress bar (or plain lines) on stderr, and metrics.jsonl."""
 
 import json
 import math
-import os
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lorakit.files import write_json_lines
+
 METRICS = "metrics.jsonl"
+PLAIN_LINES = 20  # lines of a run where stderr is no terminal
 
 
 class Log:
-    """One line a step to metrics.jsonl, flushed at once; and on stderr a bar on a terminal, about
-    20 lines elsewhere.
+    """A log with one line per step in metrics.jsonl, and a bar on a terminal (or about 20 lines).
+
+    Each line is flushed at once.
 
     Args:
-        path: metrics.jsonl; lines after `start` (of a run that was killed later than its last
-            checkpoint) are dropped.
-        start: the step that the run goes on from.
+        path: metrics.jsonl. Lines after `start` are dropped: a killed run may have logged steps
+            after its last checkpoint.
+        start: the step that the run continues from.
         total: the step that it ends with.
-        quiet: write to the file alone.
+        quiet: True to write to the file alone.
     """
 
     def __init__(self, path: Path, start: int, total: int, *, quiet: bool = False):
-        self.total, self.last, self.quiet = total, time.monotonic(), quiet
+        self.total, self.quiet = total, quiet
         self.file = _reopen(path, start)
         self.console = Console(stderr=True)
-        self.every = -(-total // 20)
+        self.every = math.ceil(total / PLAIN_LINES)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -45,19 +47,23 @@ class Log:
         self.bar.start()
         self.task = self.bar.add_task("training", total=total, completed=start, note="")
 
-    def step(self, line: dict[str, Any]) -> None:
-        """Keep one step: step, loss, lr, tokens, seconds, and eval_… where measured."""
-        self.file.write(json.dumps({k: _plain(v) for k, v in line.items()}) + "\n")
+    def step(self, line: Mapping[str, float]) -> None:
+        """Log one step.
+
+        Args:
+            line: step, loss, lr, tokens, seconds, grad_norm, and eval_… where it was evaluated.
+        """
+        values = {name: _finite_or_none(value) for name, value in line.items()}
+        self.file.write(json.dumps(values) + "\n")
         self.file.flush()
         if self.quiet:
             return
-        note = (
-            f"loss {line['loss']:.4f}  {line['tokens'] / max(line['seconds'], 1e-9):,.0f} tokens/s"
-        )
+        speed = line["tokens"] / max(line["seconds"], 1e-9)
+        note = f"loss {line['loss']:.4f}  {speed:,.0f} tokens/s"
         if "eval_loss" in line:
             note += f"  eval loss {line['eval_loss']:.4f}"
-            self.say(told(line))
-        elif not self.console.is_terminal and (line["step"] % self.every == 0 or line["step"] == 1):
+            self.say(format_evaluation(line))
+        elif self._plain_line_is_due(line["step"]):
             left = line["seconds"] / line["step"] * (self.total - line["step"])
             print(f"step {line['step']}/{self.total}  {note}  {left:.0f} s left", file=sys.stderr)
         self.bar.update(self.task, completed=line["step"], note=note)
@@ -67,36 +73,46 @@ class Log:
         self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
+        """Stop the bar and close the file."""
         self.bar.stop()
         self.file.close()
 
+    def _plain_line_is_due(self, step: float) -> bool:
+        if self.console.is_terminal:
+            return False
+        return step == 1 or step % self.every == 0
 
-def told(line: dict[str, Any]) -> str:
-    """Return the measures of one evaluation in a line."""
+
+def format_evaluation(line: Mapping[str, float]) -> str:
+    """Return the metrics of one evaluation as one line of text."""
     parts = [
-        f"{key.removeprefix('eval_')} {value:.4f}"
-        for key, value in line.items()
-        if key.startswith("eval_") and isinstance(value, float)
+        f"{name.removeprefix('eval_')} {value:.4f}"
+        for name, value in line.items()
+        if name.startswith("eval_") and isinstance(value, float)
     ]
-    return f"step {line['step']:>6}  train loss {line['loss']:.4f}  eval: {'  '.join(parts)}"
+    loss, metrics = line["loss"], "  ".join(parts)
+    return f"step {line['step']:>6}  train loss {loss:.4f}  eval: {metrics}"
 
 
-def _plain(value: Any) -> Any:
+def _finite_or_none(value: float) -> float | None:
+    """Return None for a number that JSON cannot hold."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _reopen(path: Path, start: int):
-    kept = [line for line in read_metrics(path) if line["step"] <= start] if start else []
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(part, path)
+def _reopen(path: Path, start: int) -> TextIO:
+    kept = []
+    if start:
+        kept = [line for line in read_metrics(path) if line["step"] <= start]
+    write_json_lines(path, kept)
     return path.open("a")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; a last line that a kill cut off does not count."""
+    """Return the lines of a metrics.jsonl, without a last line that was cut off by a kill."""
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    if not path.is_file():
+        return lines
+    for text in path.read_text().splitlines():
         try:
             lines.append(json.loads(text))
         except ValueError:
@@ -105,9 +121,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Any]:
-    """Show a bar on stderr while something of a known length runs; yields a function to call with
-    each advance.
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal while something of known length runs.
+
+    Yields:
+        A function that advances the bar by a number.
     """
     console = Console(stderr=True)
     bar = Progress(
@@ -121,4 +139,4 @@ def progress_bar(title: str, total: int) -> Iterator[Any]:
     )
     with bar:
         task = bar.add_task(title, total=total)
-        yield lambda done: bar.advance(task, done)
+        yield lambda count: bar.advance(task, count)

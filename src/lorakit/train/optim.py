@@ -7,24 +7,31 @@ import torch
 
 from lorakit.adapter import Adapter
 
+REFERENCE_LR, REFERENCE_WIDTH = 5e-4, 2000
+
 
 def default_lr(width: int) -> float:
     """Return a peak learning rate for a model of this hidden width.
 
-    5e-4 at width 2000, with the square root of the width: about ten times what full fine-tuning
-    takes.
+    It is 5e-4 at width 2000 and falls with the square root of the width: about ten times the rate
+    of full fine-tuning.
 
     >>> default_lr(2000), round(default_lr(384), 6)
     (0.0005, 0.001141)
     """
-    return 5e-4 * math.sqrt(2000 / width)
+    return REFERENCE_LR * math.sqrt(REFERENCE_WIDTH / width)
 
 
 def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
-    """Return what the peak learning rate is multiplied by at a step (from 0); never 0, so that
-    every step learns.
+    """Return the factor of the peak learning rate at a step; never 0, so that every step learns.
 
-    >>> [lr_factor(s, 10, 2, "linear") for s in (0, 1, 2, 9)]
+    Args:
+        step: from 0.
+        steps: steps of the whole run.
+        warmup: below 1 a share of the steps, from 1 a number of steps.
+        schedule: constant, linear or cosine.
+
+    >>> [lr_factor(step, 10, 2, "linear") for step in (0, 1, 2, 9)]
     [0.5, 1.0, 1.0, 0.125]
     """
     rise = warmup * steps if warmup < 1 else warmup
@@ -33,26 +40,32 @@ def lr_factor(step: int, steps: int, warmup: float, schedule: str) -> float:
     left = (steps - step) / max(steps - rise, 1)
     if schedule == "linear":
         return left
-    return 0.5 * (1 - math.cos(math.pi * left)) if schedule == "cosine" else 1.0
+    if schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return 1.0
 
 
 def make_optimizer(adapter: Adapter, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Return AdamW over what the adapter trains; biases and other vectors are never decayed."""
-    matrices = [p for p in adapter.parameters() if p.ndim > 1]
-    vectors = [p for p in adapter.parameters() if p.ndim <= 1]
+    """Return AdamW over the adapter's parameters; biases and other vectors are never decayed."""
+    matrices = [parameter for parameter in adapter.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in adapter.parameters() if parameter.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def gradient_norm(parameters: Iterable[torch.Tensor]) -> float:
     """Return the norm of all gradients together; 0.0 where there is none."""
-    norms = [p.grad.norm() for p in parameters if p.grad is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    gradients = [parameter.grad for parameter in parameters]
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    if not norms:
+        return 0.0
+    return float(torch.stack(norms).norm())

@@ -1,15 +1,18 @@
-"""The folder of a run: checked before, cleared, and the state that a resumed run goes on from."""
+"""The output folder of a run: its files, checks before a run, and the state to resume from."""
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import OutputError
 from lorakit.formats.peft.spec_header import use_present_names
 from lorakit.train import checkpoints
+from lorakit.train.checkpoints import CheckpointState
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS
+from lorakit.train.report import RunFacts
 
 RUN, REPORT, CARD = "run.json", "report.json", "README.md"
 WRITTEN = (
@@ -24,14 +27,19 @@ WRITTEN = (
 
 
 def check_output(output: Path, settings: TrainSpec) -> None:
+    """Check that a run may write to a folder, or continue the run in it.
+
+    Raises:
+        OutputError: a file instead of a folder, a folder with another run, or none to resume.
+    """
     if output.exists() and not output.is_dir():
         raise OutputError(
             f"{output} is a file; --output needs a folder.", advice="Nothing was written."
         )
-    there = [name for name in WRITTEN if (output / name).exists()]
-    if there and not (settings.resume or settings.overwrite):
+    existing = [name for name in WRITTEN if (output / name).exists()]
+    if existing and not (settings.resume or settings.overwrite):
         raise OutputError(
-            f"{output} holds a run already ({', '.join(there)}).",
+            f"{output} holds a run already ({', '.join(existing)}).",
             advice="--resume goes on with it, --overwrite deletes it. Nothing was written.",
         )
     if settings.resume and not (output / RUN).is_file():
@@ -42,6 +50,7 @@ def check_output(output: Path, settings: TrainSpec) -> None:
 
 
 def clear_output(output: Path) -> None:
+    """Delete the files of an earlier run, and no others."""
     for name in WRITTEN:
         path = output / name
         if path.is_dir():
@@ -50,31 +59,55 @@ def clear_output(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def earlier_state(output: Path, settings: TrainSpec, facts: dict[str, Any]) -> dict[str, Any]:
-    """Return the state to resume from, or refuse what would give other weights than the run that
-    was interrupted.
+def read_earlier_run(output: Path) -> dict[str, Any]:
+    """Return run.json of the run in a folder.
+
+    Raises:
+        OutputError: the file is damaged.
     """
+    path = output / RUN
     try:
-        earlier = json.loads((output / RUN).read_text())
+        return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise OutputError(
-            f"{output / RUN} is damaged: {error}.", advice="Start anew, with --overwrite."
+            f"{path} is damaged: {error}.", advice="Start anew, with --overwrite."
         ) from error
+
+
+def load_state(output: Path, settings: TrainSpec, facts: RunFacts) -> CheckpointState:
+    """Return the state of the newest checkpoint, if this run would continue the same training.
+
+    Args:
+        output: folder of the interrupted run.
+        settings: settings of the run that resumes.
+        facts: facts of the run that resumes.
+
+    Raises:
+        OutputError: no or a damaged checkpoint, or settings that would give other weights; each is
+            named.
+    """
+    earlier = read_earlier_run(output)
     earlier["spec"] = use_present_names(earlier["spec"])
-    faults = settings.differences(earlier["settings"])
-    faults += [
-        f"{key}: was {earlier['spec'].get(key)!r}, now {value!r}"
-        for key, value in facts["spec"].items()
-        if value != earlier["spec"].get(key)
-    ]
-    for key, what in (("data_hash", "the data"), ("base_fingerprint", "the base's weights")):
-        faults += (
-            [f"{what}: was {earlier[key]}, now {facts[key]}"] if earlier[key] != facts[key] else []
-        )
+    faults = [*settings.differences(earlier["settings"]), *_other_facts(earlier, facts)]
     if faults:
         raise OutputError(
-            f"The run in {output} was started otherwise; going on would mix two runs.",
+            f"The run in {output} was started with other settings; resuming it would mix two runs.",
             faults,
             "Give the settings it was started with, or start anew in another folder.",
         )
     return checkpoints.load(checkpoints.newest(output))
+
+
+def _other_facts(earlier: dict[str, Any], facts: RunFacts) -> Iterator[str]:
+    """Yield how the spec, the data and the base differ from those of an earlier run."""
+    for key, value in facts["spec"].items():
+        before = earlier["spec"].get(key)
+        if value != before:
+            yield f"{key}: was {before!r}, now {value!r}"
+    hashes = {
+        "the data": (earlier["data_hash"], facts["data_hash"]),
+        "the base's weights": (earlier["base_fingerprint"], facts["base_fingerprint"]),
+    }
+    for what, (before, now) in hashes.items():
+        if before != now:
+            yield f"{what}: was {before}, now {now}"

@@ -1,4 +1,4 @@
-"""A run up to its first step: rows read, planned, the model loaded, the adapter attached."""
+"""The four steps before a run: read the data, plan, load the model, make the job."""
 
 import json
 import random
@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example, infer_task, list_labels
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError, PlanError, SpecError
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
-from lorakit.inject.coverage import coverage
+from lorakit.inject.coverage import Coverage, coverage
 from lorakit.models.chunked_loss import chunking_obstacle
 from lorakit.models.load import Loaded, auto_dtype, device_of, load, pad_id
 from lorakit.models.open import encode_rows
@@ -37,305 +39,457 @@ from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
 from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
+from lorakit.text import dtype_name
+from lorakit.train.budget import make_budget
 from lorakit.train.config import TrainSpec
-from lorakit.train.loop import Job, budget_of
+from lorakit.train.job import Job
 from lorakit.train.optim import default_lr
 from lorakit.train.output import RUN
-from lorakit.train.report import versions
+from lorakit.train.report import RunFacts, versions
 
-MOST_HELD_OUT = 2000  # rows
-FIRST = 8  # batches that a start which looks at data is given
+HELD_OUT_ROWS = 2000  # held out of the training data at most
+FEW_ROWS = 5  # rows from which on at least one is held out
+FIRST_BATCHES = 8  # given to inits and rank allocations that look at data
+DEFAULT_LENGTH = 512  # tokens, where the model takes so many
+DEFAULT_WIDTH = 768  # of a config that does not name its width
+PROBE_DIVISOR = 3  # of the learning rate, while layers are selected
+NOT_STARTED = "Nothing was started."
+
+Say = Callable[[str], None]
 
 
-@dataclass
+@dataclass(frozen=True)
+class RunData:
+    """The rows of a run, and the task they are for.
+
+    Attributes:
+        task: causal-lm, classify or regress.
+        labels: class names, for classify; empty otherwise.
+        rows: rows to train on.
+        held_out: rows to evaluate on; None where there are none.
+    """
+
+    task: str
+    labels: list[str]
+    rows: Rows
+    held_out: Rows | None
+
+    @property
+    def held_out_count(self) -> int:
+        """Number of held-out rows."""
+        return len(self.held_out) if self.held_out else 0
+
+    def count_shared(self) -> int:
+        """Return the number of held-out rows that are in the training data too."""
+        if not self.held_out:
+            return 0
+        trained = {json.dumps(row, sort_keys=True) for row in self.rows.rows}
+        return sum(json.dumps(row, sort_keys=True) in trained for row in self.held_out.rows)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run, made before any weight is loaded.
+
+    Attributes:
+        examples: the rows to train on, tokenised.
+        base_dtype: dtype of the base model.
+        report: parameters and memory, as `lorakit plan` reports them; None where shapes alone do
+            not tell them.
+    """
+
+    examples: list[Example]
+    base_dtype: str
+    report: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The model of a run with the adapter attached, and the tokenised data.
+
+    Attributes:
+        base: the model and its tokenizer.
+        adapter: the attached adapter.
+        coverage: the layers that are adapted.
+        examples: sequences to train on.
+        held_out: sequences to evaluate on.
+        max_length: tokens of a sequence at most.
+        lr: peak learning rate.
+        packed: True if the sequences of a batch are concatenated instead of padded.
+    """
+
+    base: Loaded
+    adapter: Adapter
+    coverage: Coverage
+    examples: list[Example]
+    held_out: list[Example]
+    max_length: int
+    lr: float
+    packed: bool
+
+    @property
+    def cut_rows(self) -> int:
+        """Number of examples that were cut to `max_length`."""
+        return sum(example.cut > 0 for example in self.examples)
+
+
+@dataclass(frozen=True)
 class PreparedRun:
-    """A job with what the report says of where it came from."""
+    """A job that is ready to train, with the facts that its report begins with."""
 
     job: Job
     loaded: Loaded
-    facts: dict[str, Any]
+    facts: RunFacts
 
 
-def prepare_run(
-    settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None
-) -> PreparedRun:
-    """Read the data, load the model, attach the adapter, tokenise; nothing is written."""
-    rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
-    task = infer_task(rows, settings.task)
-    # Before rows are held out: a rare label may be on one side alone.
-    labels = list_labels(rows) if task == "classify" else []
-    rows, held_out = _hold_out(rows, settings)
-    if task == "classify" and len(labels) < 2:
-        raise DataError(
-            f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart."
-        )
-    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise SpecError(
-            "mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.",
-            advice="Nothing was started.",
-        )
-    if settings.target_rank is not None and spec.delta != "adalora":
-        raise SpecError(
-            f"target_rank: only delta='adalora' has a budget of ranks, asked for {spec.delta!r}.",
-            advice="Nothing was started.",
-        )
-    if spec.dtype == "float16":
-        raise SpecError(
-            "dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
-            advice="Nothing was started.",
-        )
-    base = load_meta_model(settings.model, task, labels=len(labels) or 2)
-    examples = tokenise_rows(base, rows, settings.max_length, labels, settings.loss_on)
-    dtype = _base_dtype(settings, base, spec)
-    planned = plan_first(replace(settings, base_dtype=dtype), spec, base, examples, say)
-    say(
-        f"Loading {settings.model} for {task}, {len(rows):,} rows to train on, {len(held_out) if held_out else 0:,} held out"
-    )
-    random.seed(settings.seed)
-    loaded = load(
-        settings.model, task, labels=labels, dtype=dtype, device=settings.device, seed=settings.seed
-    )
-    longest = min(512, loaded.max_length) if settings.max_length is None else settings.max_length
-    held = encode_rows(held_out, loaded, longest, settings.loss_on) if held_out else []
-    packed = _is_packed(loaded.model, examples, settings, task, say)
-    spec = replace(
-        spec,
-        full_modules=(
-            *spec.full_modules,
-            *(m for m in loaded.new_modules if m not in spec.full_modules),
-        ),
-    )
-    looks = settings.ranks in BY_DATA or needs_batches(spec)
-    first = (
-        _first(examples, settings, pad_id(loaded.tokenizer), next(loaded.model.parameters()).device)
-        if looks
-        else []
-    )
-    width = getattr(loaded.model.config.get_text_config(), "hidden_size", 768)
-    lr = settings.lr if settings.lr is not None else default_lr(width)
-    spec = _spread(loaded.model, spec, settings, first, lr)
-    adapter = attach(
-        loaded.model, spec, seed=settings.seed, batches=first if needs_batches(spec) else None
-    )
-    adapter.provenance |= {
-        "base_model": loaded.name,
-        "task_type": TASKS[task].peft_type,
-        "task": task,
-        "max_length": longest,
-    }
-    if labels:
-        adapter.provenance["labels"] = labels
-    covered = coverage(loaded.model)
-    say(str(covered))
-    cut = sum(e.cut > 0 for e in examples)
-    if cut:
-        say(
-            f"note: {cut:,} of {len(rows):,} rows are longer than {longest} tokens and are cut; `lorakit preview` shows them"
-        )
-    job = Job(
-        loaded.model,
-        adapter,
-        task,
-        examples,
-        held,
-        pad_id(loaded.tokenizer),
-        len(labels),
-        settings,
-        lr,
-        Path(settings.output),
-        packed,
-    )
-    if spec.delta == "adalora" and adapter.deltas:
-        budget_of(adapter, settings, job.steps)  # refuses what it could not keep
-    logits = _logits(job, say) if task == "causal-lm" else None
-    shared = _shared(rows, held_out)
+def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None) -> PreparedRun:
+    """Read the data, plan the run, load the model and attach the adapter; nothing is written.
+
+    Args:
+        settings: settings of the run.
+        spec: spec of the adapter.
+        say: called with each message for the user.
+
+    Raises:
+        LorakitError: a request that cannot be met.
+    """
+    data = read_data(settings)
+    check_request(settings, spec)
+    plan = plan_run(settings, spec, data, say)
+    loaded = load_run(settings, spec, data, plan, say)
+    job = make_job(settings, data, loaded)
+    logits = _describe_logits(job, loaded.base, say) if data.task == "causal-lm" else None
+    shared = data.count_shared()
     if shared:
-        say(f"note: {shared:,} held-out rows also stand in the training data")
-    facts = {
+        say(f"note: {shared:,} held-out rows are in the training data too")
+    covered = loaded.coverage
+    facts: RunFacts = {
         "model": settings.model,
-        "model_name": loaded.name,
-        "task": task,
-        "labels": labels,
-        "rows": len(rows),
-        "rows_held_out": len(held_out or ()),
-        "packed": packed,
+        "model_name": loaded.base.name,
+        "task": data.task,
+        "labels": data.labels,
+        "rows": len(data.rows),
+        "rows_held_out": data.held_out_count,
+        "packed": loaded.packed,
         "logits": logits,
-        "base_dtype": dtype,
-        "rows_cut": cut,
-        "rows_repeated": rows.repeated,
+        "base_dtype": plan.base_dtype,
+        "rows_cut": loaded.cut_rows,
+        "rows_repeated": data.rows.repeated,
         "rows_shared": shared,
-        "max_length": longest,
-        "lr": lr,
+        "max_length": loaded.max_length,
+        "lr": loaded.lr,
         "trainable_parameters": covered.trainable_parameters,
         "total_parameters": covered.total_parameters,
         "adapted_modules": len(covered.modules),
         "coverage": covered.to_dict(),
-        "spec": adapter.spec.to_dict(),
+        "spec": loaded.adapter.spec.to_dict(),
         "settings": settings.to_dict(),
         "seed": settings.seed,
-        "base_fingerprint": adapter.provenance["base_fingerprint"],
-        "data_hash": rows.content_hash(),
+        "base_fingerprint": loaded.adapter.provenance["base_fingerprint"],
+        "data_hash": data.rows.content_hash(),
         "versions": versions(),
-        "plan": planned,
+        "plan": plan.report,
     }
-    return PreparedRun(job, loaded, facts)
+    return PreparedRun(job, loaded.base, facts)
 
 
-def plan_first(
-    settings: TrainSpec,
-    spec: Spec,
-    base: MetaModel,
-    examples: Sequence[Example],
-    say: Callable[[str], None],
-) -> dict[str, Any] | None:
-    """Say in a line what the run will take, before any weight is loaded; None where shapes alone do
-    not tell it.
+# --- data ----------------------------------------------------------------------------------------
+
+
+def read_data(settings: TrainSpec) -> RunData:
+    """Read the rows, find their task and classes, and hold some out.
 
     Raises:
-        SpecError: its largest batch does not fit into the memory of this machine.
+        DataError: rows that cannot be read or do not fit the task, or a single class.
     """
-    plan = make_plan(
-        base,
-        allocate_run_ranks(base, spec, settings),
-        make_work(settings, base, spec, make_batches(settings, base, examples)),
-    )
-    try:
-        told = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
-    except PlanError as error:
-        say(f"note: no plan: {error.message}")
-        return None
-    say(summarise(told))
-    needs, has = told["memory"]["peak"], told["usable_bytes"]
-    if needs > has and not settings.beyond_memory:
-        parts = [f"{part}   {count:,} bytes" for part, count in told["memory"].items()]
-        raise SpecError(
-            f"The largest batch, {told['batch']} sequences of {told['length']:,} tokens, needs {needs:,} bytes; "
-            f"this machine has {has:,} for tensors.",
-            parts,
-            "Lower --batch-size (--accumulate makes up for it) or --max-length, or give --gradient-checkpointing; "
-            "--beyond-memory starts all the same. Nothing was started.",
+    rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
+    task = infer_task(rows, settings.task)
+    # A rare label may be in the held-out rows alone: labels are collected before the split.
+    labels = list_labels(rows) if task == "classify" else []
+    trained, held_out = _hold_out(rows, settings)
+    if task == "classify" and len(labels) < 2:
+        raise DataError(
+            f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart."
         )
-    return told
-
-
-def _spread(
-    model: Any, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]], lr: float
-) -> Spec:
-    """Return the spec with its rank where the settings want it."""
-    if settings.ranks == SUGGESTED:
-        return select_layers(model, spec, first, budget=settings.rank_budget, lr=lr / 3)
-    if settings.ranks == "even" and settings.rank_budget is None:
-        return spec
-    looks = first if settings.ranks == EXPLAINED else None
-    return allocate_ranks(
-        model, spec, shape=settings.ranks, budget=settings.rank_budget, batches=looks
-    )
-
-
-def _is_packed(
-    model: Any,
-    examples: Sequence[Example],
-    settings: TrainSpec,
-    task: str,
-    say: Callable[[str], None],
-) -> bool:
-    """Tell whether rows are packed, as asked, and as the model is seen to take them.
-
-    Raises:
-        SpecError: packing was asked for, or batches by tokens, and cannot be done.
-    """
-    if settings.packing == "off":
-        return False
-    longest = max(len(e.ids) for e in examples)
-    why = (
-        "rows are packed for causal-lm alone"
-        if task != "causal-lm"
-        else packing_obstacle(model, longest)
-    )
-    if why is None:
-        with packed_attention(model):
-            why = find_leak(model)
-    if why is not None and (settings.packing == "on" or settings.batch_tokens is not None):
-        asked = "packing" if settings.packing == "on" else "batch_tokens"
-        raise SpecError(
-            f"{asked}: the rows of {settings.data} cannot be packed for {type(model).__name__}: {why}.",
-            advice="Leave it out: rows are padded then. Nothing was started.",
-        )
-    if why is not None and task == "causal-lm":
-        say(f"note: rows are padded, not packed: {why}")
-    return why is None
-
-
-def _first(
-    examples: Sequence[Example], settings: TrainSpec, pad: int, device: torch.device
-) -> list[dict[str, Any]]:
-    """Return the batches that the run begins with, as the model is called with them for a loss."""
-    order = Batches(
-        [len(e.ids) for e in examples], settings.batch_size, settings.seed, settings.batch_tokens
-    )
-    return [
-        collate([examples[i] for i in order[k]], pad, device)
-        for k in range(min(FIRST, order.per_epoch))
-    ]
-
-
-def _logits(job: Job, say: Callable[[str], None]) -> str:
-    """Return whether the loss is taken in chunks; where it is not, say so, with what that takes."""
-    ids, mixed = job.batch(job.examples[:1])["input_ids"], job.settings.mixed_precision
-    with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):
-        why = chunking_obstacle(job.model, ids)
-    if why is None:
-        return "in chunks"
-    k = job.batches.longest(0, job.batches.per_epoch)
-    rows, length = job.batches.shape(k)
-    size = 4 * job.batches.width(k) * job.model.config.get_text_config().vocab_size
-    say(
-        f"note: the loss is taken of all logits at once, not in chunks: {why}; those of the largest batch, {rows} sequences of "
-        f"{length:,} tokens, take {size:,} bytes in float32"
-    )
-    return f"all at once: {why}"
-
-
-def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
-    """Return the dtype of the base: as asked, else as the run took it that is resumed, wherever it
-    goes on, else by rule.
-    """
-    if settings.base_dtype != "auto":
-        return settings.base_dtype
-    try:
-        earlier = json.loads((Path(settings.output) / RUN).read_text()) if settings.resume else {}
-    except ValueError:  # damaged: what compares the settings says so
-        earlier = {}
-    chosen = auto_dtype(
-        device_of(settings.device), base.model.config, base.task, trains_base=trains_base(spec)
-    )
-    return earlier.get("base_dtype", _name(chosen))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return RunData(task, labels, trained, held_out)
 
 
 def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
-    """Return what is trained on and what is held out: other data, a builtin's test part, or rows
-    drawn by the seed.
+    """Return the rows to train on and the held-out rows.
+
+    These are other data, the test split of a builtin, or rows drawn by the seed.
     """
     if settings.eval_data or settings.data.startswith("builtin:"):
         source = settings.eval_data or settings.data
-        return rows, read_rows(
-            source, columns=settings.columns, quotes=settings.quotes, split="test"
-        )
-    # A handful of rows is still measured on one of them; of fewer, none can be spared.
-    least = 1 if settings.eval_fraction and len(rows) >= 5 else 0
-    count = min(MOST_HELD_OUT, max(least, round(settings.eval_fraction * len(rows))))
+        held_out = read_rows(source, columns=settings.columns, quotes=settings.quotes, split="test")
+        return rows, held_out
+    least = 1 if settings.eval_fraction and len(rows) >= FEW_ROWS else 0
+    share = round(settings.eval_fraction * len(rows))
+    count = min(HELD_OUT_ROWS, max(least, share))
     if not count:
         return rows, None
-    order = torch.randperm(
-        len(rows), generator=torch.Generator().manual_seed(settings.seed)
-    ).tolist()
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(rows), generator=generator).tolist()
     return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
 
 
-def _shared(rows: Rows, held_out: Rows | None) -> int:
-    seen = {json.dumps(row, sort_keys=True) for row in rows.rows}
-    return sum(json.dumps(row, sort_keys=True) in seen for row in held_out.rows) if held_out else 0
+def check_request(settings: TrainSpec, spec: Spec) -> None:
+    """Check what settings, spec and machine ask of each other.
+
+    Raises:
+        SpecError: fp16 without a GPU, a rank budget without AdaLoRA, or float16 parameters.
+    """
+    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise SpecError(
+            "mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.", advice=NOT_STARTED
+        )
+    if settings.target_rank is not None and spec.delta != "adalora":
+        raise SpecError(
+            f"target_rank: only delta='adalora' has a budget of ranks, the spec has {spec.delta!r}.",
+            advice=NOT_STARTED,
+        )
+    if spec.dtype == "float16":
+        raise SpecError(
+            "dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
+            advice=NOT_STARTED,
+        )
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPlan:
+    """Tokenise the rows and plan the run, before any weight is loaded.
+
+    Raises:
+        SpecError: the largest batch does not fit into the memory of this machine.
+        LorakitError: a model that cannot be read, or rows that cannot be tokenised.
+    """
+    base = load_meta_model(settings.model, data.task, labels=len(data.labels) or 2)
+    examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
+    dtype = _base_dtype(settings, base, spec)
+    report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)
+    return RunPlan(examples, dtype, report)
+
+
+def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
+    """Return the dtype of the base: that of the settings, of the run that is resumed, or by rule."""
+    if settings.base_dtype != "auto":
+        return settings.base_dtype
+    chosen = auto_dtype(
+        device_of(settings.device), base.model.config, base.task, trains_base=trains_base(spec)
+    )
+    earlier: dict[str, Any] = {}
+    if settings.resume:
+        try:
+            earlier = json.loads((Path(settings.output) / RUN).read_text("utf-8"))
+        except ValueError:
+            pass  # A damaged file is reported where the settings are compared.
+    return earlier.get("base_dtype", dtype_name(chosen))
+
+
+def _plan_memory(
+    settings: TrainSpec, spec: Spec, base: MetaModel, examples: Sequence[Example], say: Say
+) -> dict[str, Any] | None:
+    """Return the plan of the run and print its summary; None where shapes alone do not tell it.
+
+    Raises:
+        SpecError: the largest batch does not fit into the memory of this machine.
+    """
+    batches = make_batches(settings, base, examples)
+    plan = make_plan(base, allocate_run_ranks(base, spec, settings), make_work(settings, base, spec, batches))
+    try:
+        report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
+    except PlanError as error:
+        say(f"note: no plan: {error.message}")
+        return None
+    say(summarise(report))
+    needed, usable = report["memory"]["peak"], report["usable_bytes"]
+    if needed > usable and not settings.beyond_memory:
+        raise SpecError(
+            f"The largest batch, {report['batch']} sequences of {report['length']:,} tokens, "
+            f"needs {needed:,} bytes; this machine has {usable:,} for tensors.",
+            [f"{part}   {count:,} bytes" for part, count in report["memory"].items()],
+            "Lower --batch-size (--accumulate makes up for it) or --max-length, "
+            "or give --gradient-checkpointing; "
+            f"--beyond-memory starts all the same. {NOT_STARTED}",
+        )
+    return report
+
+
+# --- loaded --------------------------------------------------------------------------------------
+
+
+def load_run(settings: TrainSpec, spec: Spec, data: RunData, plan: RunPlan, say: Say) -> LoadedRun:
+    """Load the model, attach the adapter, and tokenise the held-out rows.
+
+    Raises:
+        LorakitError: a model that cannot be loaded, or an adapter or packing that it does not take.
+    """
+    say(
+        f"Loading {settings.model} for {data.task}, {len(data.rows):,} rows to train on, "
+        f"{data.held_out_count:,} held out"
+    )
+    random.seed(settings.seed)
+    base = load(
+        settings.model,
+        data.task,
+        labels=data.labels,
+        dtype=plan.base_dtype,
+        device=settings.device,
+        seed=settings.seed,
+    )
+    max_length = settings.max_length
+    if max_length is None:
+        max_length = min(DEFAULT_LENGTH, base.max_length)
+    held_out = []
+    if data.held_out:
+        held_out = encode_rows(data.held_out, base, max_length, settings.loss_on)
+    packed = _is_packed(base, plan.examples, settings, say)
+    lr = settings.lr
+    if lr is None:
+        config = base.model.config.get_text_config()
+        lr = default_lr(getattr(config, "hidden_size", DEFAULT_WIDTH))
+    adapter = _attach_adapter(base, spec, settings, plan.examples, lr)
+    adapter.provenance |= _provenance(base, data, max_length)
+    covered = coverage(base.model)
+    loaded = LoadedRun(base, adapter, covered, plan.examples, held_out, max_length, lr, packed)
+    say(str(covered))
+    if loaded.cut_rows:
+        say(
+            f"note: {loaded.cut_rows:,} of {len(data.rows):,} rows are longer than {max_length} "
+            "tokens and are cut; `lorakit preview` shows them"
+        )
+    return loaded
+
+
+def _provenance(base: Loaded, data: RunData, max_length: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "base_model": base.name,
+        "task_type": TASKS[data.task].peft_type,
+        "task": data.task,
+        "max_length": max_length,
+    }
+    if data.labels:
+        facts["labels"] = data.labels
+    return facts
+
+
+def _is_packed(base: Loaded, examples: Sequence[Example], settings: TrainSpec, say: Say) -> bool:
+    """Return True if rows are packed: where the settings allow it and the model keeps them apart.
+
+    Raises:
+        SpecError: the settings need packing, and it cannot be done.
+    """
+    if settings.packing == "off":
+        return False
+    obstacle = _find_packing_obstacle(base, max(len(example.ids) for example in examples))
+    if obstacle is None:
+        return True
+    if settings.packing == "on" or settings.batch_tokens is not None:
+        setting = "packing" if settings.packing == "on" else "batch_tokens"
+        raise SpecError(
+            f"{setting}: the rows of {settings.data} cannot be packed for "
+            f"{type(base.model).__name__}: {obstacle}.",
+            advice=f"Leave it out: rows are padded then. {NOT_STARTED}",
+        )
+    if base.task == "causal-lm":
+        say(f"note: rows are padded, not packed: {obstacle}")
+    return False
+
+
+def _find_packing_obstacle(base: Loaded, longest: int) -> str | None:
+    """Return why rows cannot be packed for a model, or None."""
+    if base.task != "causal-lm":
+        return "rows are packed for causal-lm alone"
+    obstacle = packing_obstacle(base.model, longest)
+    if obstacle is not None:
+        return obstacle
+    with packed_attention(base.model):
+        return find_leak(base.model)
+
+
+def _attach_adapter(
+    base: Loaded, spec: Spec, settings: TrainSpec, examples: Sequence[Example], lr: float
+) -> Adapter:
+    """Attach a new adapter with its ranks allocated; a new head of the model trains in full."""
+    new_modules = [name for name in base.new_modules if name not in spec.full_modules]
+    spec = replace(spec, full_modules=(*spec.full_modules, *new_modules))
+    first: list[dict[str, Any]] = []
+    if settings.ranks in BY_DATA or needs_batches(spec):
+        first = _first_batches(base, examples, settings)
+    spec = _allocate(base.model, spec, settings, first, lr)
+    batches = first if needs_batches(spec) else None
+    return attach(base.model, spec, seed=settings.seed, batches=batches)
+
+
+def _first_batches(
+    base: Loaded, examples: Sequence[Example], settings: TrainSpec
+) -> list[dict[str, Any]]:
+    """Return the first batches of the run, as the model is called with them for a loss."""
+    lengths = [len(example.ids) for example in examples]
+    order = Batches(lengths, settings.batch_size, settings.seed, settings.batch_tokens)
+    device, pad = next(base.model.parameters()).device, pad_id(base.tokenizer)
+    batches = []
+    for index in range(min(FIRST_BATCHES, order.per_epoch)):
+        chosen = [examples[i] for i in order[index]]
+        batches.append(collate(chosen, pad, device))
+    return batches
+
+
+def _allocate(
+    model: nn.Module, spec: Spec, settings: TrainSpec, first: list[dict[str, Any]], lr: float
+) -> Spec:
+    """Return the spec with the ranks of layers that `settings.ranks` gives."""
+    shape, budget = settings.ranks, settings.rank_budget
+    if shape == SUGGESTED:
+        return select_layers(model, spec, first, budget=budget, lr=lr / PROBE_DIVISOR)
+    if shape == "even" and budget is None:
+        return spec
+    batches = first if shape == EXPLAINED else None
+    return allocate_ranks(model, spec, shape=shape, budget=budget, batches=batches)
+
+
+# --- job -----------------------------------------------------------------------------------------
+
+
+def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
+    """Return the job of the loop.
+
+    Raises:
+        SpecError: a rank budget that AdaLoRA cannot keep.
+    """
+    job = Job(
+        loaded.base.model,
+        loaded.adapter,
+        data.task,
+        loaded.examples,
+        loaded.held_out,
+        pad_id(loaded.base.tokenizer),
+        len(data.labels),
+        settings,
+        loaded.lr,
+        Path(settings.output),
+        loaded.packed,
+    )
+    make_budget(loaded.adapter, settings, job.steps)  # Refuses a budget that it cannot keep.
+    return job
+
+
+def _describe_logits(job: Job, base: Loaded, say: Say) -> str:
+    """Return whether the loss is taken in chunks of logits; if not, say how much memory all take."""
+    ids = job.collate(job.examples[:1])["input_ids"]
+    mixed = job.settings.mixed_precision
+    with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):
+        obstacle = chunking_obstacle(job.model, ids)
+    if obstacle is None:
+        return "in chunks"
+    index = job.batches.longest(0, job.batches.per_epoch)
+    rows, length = job.batches.shape(index)
+    vocabulary = base.model.config.get_text_config().vocab_size
+    size = 4 * job.batches.width(index) * vocabulary
+    say(
+        f"note: the loss is taken of all logits at once, not in chunks: {obstacle}; those of the "
+        f"largest batch, {rows} sequences of {length:,} tokens, take {size:,} bytes in float32"
+    )
+    return f"all at once: {obstacle}"

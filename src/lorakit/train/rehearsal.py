@@ -1,65 +1,84 @@
-"""The longest batch of a run, once forward and backward before its first step: if memory runs out,
-it does so now.
+"""A rehearsal: the longest batch of a run, forward and backward, before the first step.
+
+If memory runs out, it does so now and not after hours.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
-from lorakit.data.batches import Batches
 from lorakit.errors import TrainingError
 from lorakit.evaluate.score import batch_loss
 from lorakit.train import checkpoints
+from lorakit.train.job import Job
 
 
-def rehearse(
-    job: Any, accelerator: Accelerator, batches: Batches, first: int, last: int
-) -> tuple[int, int]:
-    """Run the longest batch, and leave no trace: neither gradients nor random numbers nor buffers
-    are other than before.
+def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple[int, int]:
+    """Run the longest batch; gradients, random numbers and buffers are afterwards as before.
 
     Args:
-        job: what the loop works on.
-        accelerator: of the run.
-        batches: of the run.
-        first: the batch that the run goes on with.
+        job: the job of the loop.
+        accelerator: the accelerator of the run.
+        first: the batch that the run continues with.
         last: the batch before which it ends.
 
     Returns:
-        Its sequences, and the tokens of the longest; (0, 0) where there is no batch left.
+        (sequences, tokens of the longest one); (0, 0) where no batch is left.
 
     Raises:
-        TrainingError: it does not fit into memory.
+        TrainingError: the batch does not fit into memory.
     """
     if first >= last:
         return 0, 0
-    k = batches.longest(first, last)
-    shape, model, parameters = batches.shape(k), job.model, list(job.adapter.parameters())
-    state, buffers = checkpoints.random_state(), [(b, b.clone()) for b in model.buffers()]
+    index = job.batches.longest(first, last)
+    rows, length = job.batches.shape(index)
+    with _unchanged(job.model, list(job.adapter.parameters())):
+        try:
+            _forward_and_backward(job, accelerator, index)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"Memory ran out on the longest batch of the run: {rows} sequences of "
+                f"{length:,} tokens. No step was taken.",
+                advice="Lower --batch-size (--accumulate makes up for it) or --max-length, or give "
+                "--gradient-checkpointing; `lorakit plan` tells what fits.",
+            ) from error
+    return rows, length
+
+
+def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> None:
+    # The first step makes the two moments of AdamW; a later batch needs memory beside them.
+    parameters = job.adapter.parameters()
+    moments = [_two_like(parameter) for parameter in parameters]
+    with accelerator.autocast():
+        loss = batch_loss(job.model, job.collate(job.batch(index)), job.task)[0]
+    accelerator.backward(loss)
+    del moments
+
+
+def _two_like(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(tensor), torch.empty_like(tensor)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+@contextmanager
+def _unchanged(model: nn.Module, parameters: list[Tensor]) -> Iterator[None]:
+    """Put back random numbers and buffers at the end, and delete all gradients."""
+    state = checkpoints.random_state()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        # AdamW's two moments come with the first step, and this batch may come after it; so room is
-        # kept for them.
-        room = [torch.empty_like(p) for p in parameters for _ in range(2)]
-        with accelerator.autocast():
-            loss = batch_loss(model, job.batch([job.examples[i] for i in batches[k]]), job.task)[0]
-        accelerator.backward(loss)
-        del room
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
-            raise
-        rows, width = shape
-        raise TrainingError(
-            f"Memory ran out on the longest batch of the run: {rows} sequences of {width:,} tokens. "
-            "No step was taken.",
-            advice="Lower --batch-size (--accumulate makes up for it) or --max-length, or give "
-            "--gradient-checkpointing; `lorakit plan` tells what fits.",
-        ) from error
+        yield
     finally:
-        for p in parameters:
-            p.grad = None
+        for parameter in parameters:
+            parameter.grad = None
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
         checkpoints.set_random_state(state)
-    return shape

@@ -1,27 +1,83 @@
-"""The report of a run, and what of it the machine tells."""
+"""The report of a run: its fields as run.json and report.json have them."""
 
 import platform
 import resource
 import sys
 from importlib.metadata import version
+from typing import Any, TypedDict
 
 import torch
 
 import lorakit
 
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
+Metrics = dict[str, Any]  # by name: numbers, as `evaluate` gives them
+
+
+class RunFacts(TypedDict):
+    """Facts of a run that are known before its first step."""
+
+    model: str
+    model_name: str
+    task: str
+    labels: list[str]
+    rows: int
+    rows_held_out: int
+    packed: bool
+    logits: str | None
+    base_dtype: str
+    rows_cut: int
+    rows_repeated: int
+    rows_shared: int
+    max_length: int
+    lr: float
+    trainable_parameters: int
+    total_parameters: int
+    adapted_modules: int
+    coverage: dict[str, Any]
+    spec: dict[str, Any]
+    settings: dict[str, Any]
+    seed: int
+    base_fingerprint: str
+    data_hash: str
+    versions: dict[str, str]
+    plan: dict[str, Any] | None
+
+
+class RunStart(RunFacts):
+    """The facts of a run and its metrics before the first step: run.json."""
+
+    before: Metrics | None
+
+
+class RunReport(RunStart):
+    """The whole report of a run: report.json."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    wall_seconds: float
+    peak_memory_bytes: int
+    loss_first: float
+    loss_last: float
+    after: Metrics | None
+    best_step: int | None
+    stopped_early: bool
+    output: str
+    loss_spikes: list[int]
+    loss_climbed: bool
+
 
 def versions() -> dict[str, str]:
-    """Return the versions that a run depends on."""
-    named = {name: version(name) for name in ("torch", "transformers", "accelerate", "safetensors")}
-    return {"lorakit": lorakit.__version__, "python": platform.python_version(), **named}
+    """Return the versions of the libraries that a run depends on."""
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {"lorakit": lorakit.__version__, "python": platform.python_version(), **libraries}
 
 
 def peak_memory() -> int:
-    """Return the most memory that was in use at once, in bytes: of the GPU where there is one, else
-    of the process.
-    """
+    """Return the peak memory in bytes: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,107 +1,147 @@
-"""A whole run: check everything, measure before, train, measure after, write the adapter and its
-report.
-"""
+"""A whole run: prepare it, evaluate, train, evaluate again, and write the adapter and its report."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from lorakit.evaluate.score import evaluate
-from lorakit.files import write_json
+from lorakit.files import write_json, write_text
 from lorakit.spec import Spec
-from lorakit.train import card, checkpoints
+from lorakit.train import checkpoints
+from lorakit.train.card import model_card
+from lorakit.train.checkpoints import CheckpointState
 from lorakit.train.config import TrainSpec
+from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log, progress_bar, read_metrics
-from lorakit.train.loop import Job, fit, restore
+from lorakit.train.loop import fit
 from lorakit.train.output import (
     CARD,
     REPORT,
     RUN,
     check_output,
     clear_output,
-    earlier_state,
+    load_state,
+    read_earlier_run,
 )
-from lorakit.train.prepare import prepare_run
-from lorakit.train.report import peak_memory
+from lorakit.train.prepare import PreparedRun, prepare_run
+from lorakit.train.progress import Progress
+from lorakit.train.report import Metrics, RunReport, RunStart, peak_memory
 from lorakit.train.spikes import find_spikes, has_climbed
 
 
 def train_adapter(
-    settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
+    settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda message: None
+) -> RunReport:
     """Train an adapter and write everything to `settings.output`.
 
     Args:
-        settings: of the run.
-        spec: of the adapter; a new head of the model is trained whole beside it.
-        say: called with each line that a person would want to read.
+        settings: settings of the run.
+        spec: spec of the adapter; a new head of the model is trained in full beside it.
+        say: called with each message for the user.
 
     Returns:
-        The report, as report.json holds it.
+        The report, as report.json has it.
 
     Raises:
-        LorakitError: anything that cannot be done as asked, before a step is taken; TrainingError
-            while running.
+        LorakitError: a request that cannot be met, before the first step; TrainingError while
+            running.
     """
     output = Path(settings.output)
     check_output(output, settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    ready = prepare_run(settings, spec, say)
-    job, facts = ready.job, ready.facts
-    state = earlier_state(output, settings, facts) if settings.resume else None
-    score = {"pad": job.pad, "batch_size": settings.eval_batch_size, "classes": job.classes}
-    if state:
-        restore(job.adapter, checkpoints.newest(output))
-        facts["before"] = json.loads((output / RUN).read_text())["before"]
-        say(f"Resuming after step {state['step']} of {job.steps}.")
+    prepared = prepare_run(settings, spec, say)
+    job, state = prepared.job, None
+    if settings.resume:
+        state = load_state(output, settings, prepared.facts)
+        start = _resume(prepared, state, say)
     else:
-        facts["before"] = _measured(job, "measuring before", score)
-        if settings.overwrite:
-            clear_output(output)
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / RUN, facts)
+        start = _begin(prepared)
     say(
-        f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, peak learning rate {job.lr:g}, "
-        f"on {next(job.model.parameters()).device}"
+        f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, "
+        f"peak learning rate {job.lr:g}, on {job.device}"
     )
     begun = time.perf_counter()
-    at = fit(job, lambda start: Log(output / METRICS, start, job.steps), state)
+    progress = fit(job, lambda step: Log(output / METRICS, step, job.steps), state)
     job.model.eval()
-    after = _measured(job, "measuring after", score)
+    after = _measure(job, "measuring after")
+    report = _make_report(start, progress, after, output, time.perf_counter() - begun)
+    _write_results(job, report)
+    return report
+
+
+def _resume(prepared: PreparedRun, state: CheckpointState, say: Callable[[str], None]) -> RunStart:
+    """Put the weights of the newest checkpoint into the adapter."""
+    job = prepared.job
+    checkpoints.restore(job.adapter, checkpoints.newest(job.output))
+    before = read_earlier_run(job.output)["before"]
+    say(f"Resuming after step {state['step']} of {job.steps}.")
+    return {**prepared.facts, "before": before}
+
+
+def _begin(prepared: PreparedRun) -> RunStart:
+    """Evaluate the model before it is trained, and write run.json."""
+    job, output = prepared.job, prepared.job.output
+    start: RunStart = {**prepared.facts, "before": _measure(job, "measuring before")}
+    if job.settings.overwrite:
+        clear_output(output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / RUN, start)
+    return start
+
+
+def _measure(job: Job, title: str) -> Metrics | None:
+    """Return the metrics on all held-out sequences; None where there are none."""
+    if not job.held_out:
+        return None
+    with progress_bar(title, len(job.held_out)) as advance:
+        scores = evaluate(
+            job.model,
+            job.held_out,
+            job.task,
+            pad=job.pad,
+            batch_size=job.settings.eval_batch_size,
+            classes=job.classes,
+            progress=advance,
+        )
+    return scores.metrics
+
+
+def _make_report(
+    start: RunStart, progress: Progress, after: Metrics | None, output: Path, wall_seconds: float
+) -> RunReport:
     losses = [line["loss"] for line in read_metrics(output / METRICS)]
-    report = {
-        **facts,
-        "steps": at.step,
-        "tokens": at.tokens,
-        "seconds": round(at.seconds, 3),
-        "tokens_per_second": round(at.tokens / max(at.seconds, 1e-9), 1),
-        "wall_seconds": round(time.perf_counter() - begun, 3),
+    return {
+        **start,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 3),
+        "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
+        "wall_seconds": round(wall_seconds, 3),
         "peak_memory_bytes": peak_memory(),
-        "loss_first": at.loss_first,
-        "loss_last": at.loss_last,
+        "loss_first": progress.loss_first,
+        "loss_last": progress.loss_last,
         "after": after,
-        "best_step": at.best_step,
-        "stopped_early": at.stopped_early,
+        "best_step": progress.best_step,
+        "stopped_early": progress.stopped_early,
         "output": str(output),
         "loss_spikes": find_spikes(losses),
         "loss_climbed": has_climbed(losses),
     }
+
+
+def _write_results(job: Job, report: RunReport) -> None:
+    """Write the adapter, report.json and the model card."""
     job.adapter.provenance |= {
-        key: report[key] for key in ("data_hash", "seed", "versions", "before", "after", "steps")
+        "data_hash": report["data_hash"],
+        "seed": report["seed"],
+        "versions": report["versions"],
+        "before": report["before"],
+        "after": report["after"],
+        "steps": report["steps"],
     }
-    job.adapter.save(output)
-    write_json(output / REPORT, report)
-    (output / CARD).write_text(card.text(report))
-    return report
-
-
-def _measured(job: Job, title: str, score: dict[str, Any]) -> dict[str, Any] | None:
-    if not job.held_out:
-        return None
-    with progress_bar(title, len(job.held_out)) as advance:
-        return evaluate(job.model, job.held_out, job.task, progress=advance, **score).metrics
+    job.adapter.save(job.output)
+    write_json(job.output / REPORT, report)
+    write_text(job.output / CARD, model_card(report))

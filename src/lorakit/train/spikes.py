@@ -1,26 +1,23 @@
-"""Steps at which a loss jumps, and a loss that ends above its beginning: what a run that does not
-explode may still hide.
-"""
+"""Spikes of the loss, and a loss that ends above its beginning: faults of runs that do not explode."""
 
 import statistics
 from collections.abc import Sequence
 
-WINDOW = 20  # losses before a step, that it is compared with
-LEAST = 8  # of them, before any step is judged
-FAR = 8.0  # how many of their spreads above their median a jump is
-FLAT = 0.01  # of the median: the least spread, where losses hardly vary
+WINDOW = 20  # losses before a step that it is compared with
+LEAST = 8  # losses before a step that is judged
+FAR = 8.0  # spreads above the median from which on a loss is a spike
+FLAT = 0.01  # least spread, as a share of the median: for losses that hardly vary
 
 
 def find_spikes(losses: Sequence[float]) -> list[int]:
-    """Return the steps, from 1, whose loss is far above those just before: a few such steps are
-    noise, many are a warning.
+    """Return the steps, from 1, whose loss is far above the losses just before.
 
-    Compared is with the median of the last 20 losses and their spread (the median distance from
-    it), which one jump hardly moves. A loss that stays high is a jump only while the window
-    remembers better ones.
+    A few spikes are noise, many are a warning. A loss is compared with the median of the last 20
+    losses and their spread (the median distance from it), which a single spike hardly moves. A loss
+    that stays high is a spike only while most of the window is lower.
 
     Args:
-        losses: of each step, in order.
+        losses: the loss of each step, in order.
 
     Source: the scaled median absolute deviation: Hampel, The influence curve and its role in robust
         estimation, 1974.
@@ -28,39 +25,43 @@ def find_spikes(losses: Sequence[float]) -> list[int]:
     >>> find_spikes([3.0, 2.9, 3.1, 3.0, 2.8, 2.9, 3.0, 2.9, 2.8, 9.0, 2.8])
     [10]
     """
-    found = []
+    steps = []
     for i, loss in enumerate(losses):
         before = losses[max(0, i - WINDOW) : i]
         if len(before) < LEAST:
             continue
-        middle = statistics.median(before)
-        spread = _spread(before, middle)
-        # Written so that a loss which is no number is a jump.
-        if not loss <= middle + FAR * spread:
-            found.append(i + 1)
-    return found
+        median = statistics.median(before)
+        limit = median + FAR * _spread(before, median)
+        # "not <=", so that a loss that is no number is a spike.
+        if not loss <= limit:
+            steps.append(i + 1)
+    return steps
 
 
 def has_climbed(losses: Sequence[float]) -> bool:
-    """Tell whether a run ended above where it began: every one of its last losses, and by more than
-    they vary.
+    """Return True if every one of the last losses is above the first, by more than they vary.
 
-    A rate that is too high but not by far does this within the warm-up, with no jump and nothing
-    that is not finite.
+    A learning rate that is slightly too high does this within the warm-up, with no spike and no
+    loss that is not finite.
 
     Args:
-        losses: of each step, in order; too few of them tell nothing.
+        losses: the loss of each step, in order; False where they are too few to judge.
 
-    >>> has_climbed([3.0] + [6.0 + i % 3 / 10 for i in range(30)]), has_climbed([3.0 - i / 100 for i in range(30)])
-    (True, False)
+    >>> has_climbed([3.0] + [6.0 + i % 3 / 10 for i in range(30)])
+    True
+    >>> has_climbed([3.0 - i / 100 for i in range(30)])
+    False
     """
-    last = losses[-WINDOW:]
     if len(losses) < WINDOW + LEAST:
         return False
-    middle = statistics.median(last)
-    return min(last) > losses[0] and middle > losses[0] + FAR / 2 * _spread(last, middle)
+    first, last = losses[0], losses[-WINDOW:]
+    median = statistics.median(last)
+    margin = FAR / 2 * _spread(last, median)
+    return min(last) > first and median > first + margin
 
 
-def _spread(losses: Sequence[float], middle: float) -> float:
-    """Return how far losses lie about their median, as a standard deviation would say it."""
-    return max(1.4826 * statistics.median(abs(x - middle) for x in losses), FLAT * abs(middle))
+def _spread(losses: Sequence[float], median: float) -> float:
+    """Return the spread of losses about their median, on the scale of a standard deviation."""
+    distances = [abs(loss - median) for loss in losses]
+    deviation = 1.4826 * statistics.median(distances)
+    return max(deviation, FLAT * abs(median))

@@ -21,8 +21,9 @@ from lorakit.inject.attach import attach
 from lorakit.models.load import Loaded, pad_id
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
+from lorakit.train.job import Job
 from lorakit.train.log import Log
-from lorakit.train.loop import Job, fit
+from lorakit.train.loop import fit
 
 STEP = 3  # values beside each trained one: its gradient, and the two moments of AdamW
 

@@ -1,0 +1,101 @@
+"""A job: everything that one training loop works on."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorakit.adapter import Adapter
+from lorakit.data.batches import Batches, collate, pack_examples
+from lorakit.data.encode import Example
+from lorakit.models.packing import packed_attention
+from lorakit.train.config import TrainSpec
+
+EVAL_EXAMPLES = 256  # held-out sequences used by evaluations during a run
+EVALUATIONS = 10  # evaluations of a run, unless `eval_every` is set
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked model, adapter, data and settings; `dataclasses.replace` changes one of them.
+
+    Attributes:
+        model: the model with the adapter attached.
+        adapter: the parameters that are trained.
+        task: causal-lm, classify or regress.
+        examples: sequences to train on.
+        held_out: sequences to evaluate on; may be empty.
+        pad: token id that fills batches.
+        classes: number of classes, for classify.
+        settings: settings of the run.
+        lr: peak learning rate.
+        output: folder for checkpoints.
+        packed: True if the sequences of a batch are concatenated instead of padded.
+    """
+
+    model: nn.Module
+    adapter: Adapter
+    task: str
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
+    pad: int
+    classes: int
+    settings: TrainSpec
+    lr: float
+    output: Path
+    packed: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's first parameter."""
+        return next(self.model.parameters()).device
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The order of the batches."""
+        lengths = [len(example.ids) for example in self.examples]
+        return Batches(
+            lengths,
+            self.settings.batch_size,
+            self.settings.seed,
+            self.settings.batch_tokens,
+            packed=self.packed,
+        )
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.settings.steps:
+            return self.settings.steps
+        passes = self.settings.epochs * self.batches.per_epoch
+        return max(1, math.ceil(passes / self.settings.accumulate))
+
+    @cached_property
+    def eval_every(self) -> int:
+        """Steps between two evaluations."""
+        return self.settings.eval_every or max(1, math.ceil(self.steps / EVALUATIONS))
+
+    @cached_property
+    def eval_examples(self) -> Sequence[Example]:
+        """Evenly spaced held-out sequences for evaluations during the run."""
+        stride = max(1, math.ceil(len(self.held_out) / EVAL_EXAMPLES))
+        return self.held_out[::stride]
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return the model's inputs and labels for these examples, on the model's device."""
+        if self.packed:
+            return pack_examples(examples, self.device)
+        return collate(examples, self.pad, self.device)
+
+    def batch(self, index: int) -> list[Example]:
+        """Return the examples of a batch of the run."""
+        return [self.examples[i] for i in self.batches[index]]
+
+    def attention(self) -> AbstractContextManager[None]:
+        """Return a context in which the model keeps packed sequences apart, where they are packed."""
+        return packed_attention(self.model) if self.packed else nullcontext()
