@@ -68,7 +68,7 @@ class Adapter:
     def trained_tokens(self) -> dict[str, list[int]]:
         """Ids of the tokens whose rows train, by the name of the weight."""
         return {
-            full_name(name, "weight"): delta.tokens.tolist()
+            full_name(name, "weight"): [int(token) for token in delta.tokens]
             for name, delta in self.deltas.items()
             if isinstance(delta, TokenRows)
         }

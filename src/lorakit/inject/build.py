@@ -141,9 +141,9 @@ def check_layers(selection: Selection) -> None:
     Raises:
         SpecError: the message names each layer and fault.
     """
-    faults = [
-        f"{name}   {fault}" for name in selection.places for fault in _layer_faults(selection, name)
-    ]
+    faults: list[str] = []
+    for name in selection.places:
+        faults += [f"{name}   {fault}" for fault in _layer_faults(selection, name)]
     if faults:
         raise SpecError(
             f"{plural(len(faults), 'layer')} cannot be adapted as asked.",
