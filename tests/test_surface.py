@@ -1,4 +1,4 @@
-"""What people rely on changes only on purpose: public names, signatures, flags.
+"""Public names, signatures and flags are as recorded: they change only on purpose.
 
 `make record` (or `python tests/test_surface.py`) writes tests/surface.txt and docs/cli.md again;
 read the diff.
@@ -18,8 +18,9 @@ SURFACE, PAGES = ROOT / "tests" / "surface.txt", ROOT / "docs" / "cli.md"
 
 
 def signature(thing: object) -> str:
-    """Return names, kinds and defaults of the arguments; annotations print differently from one
-    Python to the next.
+    """Return names, kinds and defaults of the arguments.
+
+    Annotations are left out: they print differently from one Python to the next.
     """
     found = inspect.signature(thing)  # type: ignore[arg-type]
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
@@ -55,7 +56,10 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("NO_COLOR", "1")
     from lorakit.cli.__main__ import help_pages
 
-    head = "# The command line\n\nWhat `--help` says, command by command. Written by `make record`; a test compares it.\n"
+    head = (
+        "# The command line\n\nWhat `--help` says, command by command. "
+        "Written by `make record`; a test compares it.\n"
+    )
     titles = {name: f"lorakit {name}".strip() for name in help_pages()}
     return head + "".join(
         f"\n## {titles[name]}\n\n```text\n{text.strip()}\n```\n"
@@ -73,7 +77,11 @@ def test_no_module_hides_a_name():
     `lorakit.attach`.
     """
     homes = ", ".join(f"lorakit.{home}" for home in sorted(set(lorakit._HOME.values())))
-    code = f"import {homes}, types; print([n for n in lorakit.__all__ if isinstance(getattr(lorakit, n), types.ModuleType)])"
+    code = (
+        f"import {homes}, types\n"
+        "values = {name: getattr(lorakit, name) for name in lorakit.__all__}\n"
+        "print([name for name, value in values.items() if isinstance(value, types.ModuleType)])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 

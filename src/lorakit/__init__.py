@@ -1,6 +1,4 @@
-"""lorakit: inject, train, evaluate, look inside and merge low-rank adapters (LoRA) of any PyTorch
-model.
-"""
+"""lorakit: train, inspect, evaluate and merge low-rank adapters (LoRA) of any PyTorch model."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -73,6 +71,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    """Import a public name at its first use."""
     if name not in _HOME:
         raise AttributeError(f"module 'lorakit' has no attribute {name!r}")
     value = getattr(import_module(f"lorakit.{_HOME[name]}"), name)
@@ -81,4 +80,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
+    """Return all names of the package, also those that are not imported yet."""
     return sorted({*globals(), *__all__})

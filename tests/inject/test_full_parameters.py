@@ -1,6 +1,4 @@
-"""Biases and modules that train whole: trained, saved, merged and exchanged, in models as they are
-used.
-"""
+"""Biases and modules that train in full: trained, saved, merged and exchanged in real models."""
 
 import copy
 import pickle
@@ -74,7 +72,9 @@ def test_written_equals_read(spec: Spec, tmp_path: Path) -> None:
     assert read == adapter
     other = bert()
     if spec.full_modules:
-        other.classifier.weight.data.mul_(3)  # a new head that trains whole is no part of the base
+        other.classifier.weight.data.mul_(
+            3
+        )  # a new head that trains in full is no part of the base
     lorakit.attach(other, read)
     assert torch.equal(logits(other), logits(model))
     # in the same order: optimizers know their tensors by number
@@ -158,7 +158,7 @@ def test_two_adapters_with_heads_of_their_own() -> None:
     )
 
 
-def test_whole_parameters_follow_the_dtype_of_their_layer() -> None:
+def test_full_parameters_follow_the_dtype_of_their_layer() -> None:
     _, adapter = attached(SPECS["head and biases"])
     model = bert().to(torch.bfloat16)
     lorakit.attach(model, adapter.copy())
@@ -178,7 +178,7 @@ def test_all_biases_include_those_by_another_name() -> None:
     ]
 
 
-def test_one_adapter_merges_while_another_that_trains_the_layer_whole_is_off() -> None:
+def test_one_adapter_merges_while_another_that_trains_the_layer_in_full_is_off() -> None:
     model = bert()
     fill(lorakit.attach(model, Spec(targets="none", full_modules=["classifier"]), name="head"))
     lorakit.enable(model, None)

@@ -1,4 +1,4 @@
-"""What is refused, in which words, and that nothing was changed by it."""
+"""Wrong requests are refused with these messages, and nothing is changed by them."""
 
 import copy
 import pickle
@@ -56,7 +56,8 @@ SPECS = {
     ),
     "scale rule": (
         {"scale_rule": "alpha/sqr(rank)"},
-        "scale_rule: 'alpha/sqr(rank)' is none of alpha/rank, alpha/sqrt(rank) did you mean 'alpha/sqrt(rank)'",
+        "scale_rule: 'alpha/sqr(rank)' is none of alpha/rank, alpha/sqrt(rank) did you mean "
+        "'alpha/sqrt(rank)'",
     ),
     "init": (
         {"init": "kaming"},
@@ -102,7 +103,8 @@ SPECS = {
     ),
     "override init_std": (
         {"overrides": {"a": {"init_std": 0.5}}},
-        "overrides['a'].init_std: only init='gaussian' has a standard deviation, asked for init='kaiming'",
+        "overrides['a'].init_std: only init='gaussian' has a standard deviation, asked for "
+        "init='kaiming'",
     ),
 }
 
@@ -156,7 +158,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets=["k_porj"], **few),
             TargetError,
-            "1 of 1 targets matches nothing in LlamaForCausalLM (1 embedding layer, 15 linear layers).\n"
+            "1 of 1 targets matches nothing in LlamaForCausalLM (1 embedding layer, 15 linear "
+            "layers).\n"
             "  'k_porj'   0 layers   did you mean 'k_proj' (2 layers, 16 -> 8)?\n"
             "Nothing was attached. `lorakit inspect MODEL --targets` lists what can be named.",
         ),
@@ -164,7 +167,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets=["q_proj", "k_porj", "v_proj"], **few),
             TargetError,
-            "1 of 3 targets matches nothing in LlamaForCausalLM (1 embedding layer, 15 linear layers).\n"
+            "1 of 3 targets matches nothing in LlamaForCausalLM (1 embedding layer, 15 linear "
+            "layers).\n"
             "  'k_porj'   0 layers   did you mean 'k_proj' (2 layers, 16 -> 8)?\n"
             "Matched: 'q_proj' 2 layers, 'v_proj' 2 layers. Nothing was attached. "
             "`lorakit inspect MODEL --targets` lists what can be named.",
@@ -208,7 +212,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             Spec(**few),
             TargetError,
             "targets='all-linear' finds no linear layer in Sequential.\n"
-            "It can adapt torchao, bitsandbytes, linear, conv1d, embedding, convolution1d, convolution2d, "
+            "It can adapt torchao, bitsandbytes, linear, conv1d, embedding, convolution1d, "
+            "convolution2d, "
             "convolution3d, transposed1d, transposed2d, "
             "transposed3d layers; targets='none' trains biases or full modules alone. "
             "Nothing was attached.",
@@ -217,7 +222,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets=["self_attn"], **few),
             TargetError,
-            "'self_attn'   0 layers   model.layers.0.self_attn is a LlamaAttention; inside it: q_proj, k_proj, v_proj, o_proj",
+            "'self_attn'   0 layers   model.layers.0.self_attn is a LlamaAttention; inside it: "
+            "q_proj, k_proj, v_proj, o_proj",
         ),
         "target cannot be adapted": (
             lambda: nn.Sequential(nn.Linear(2, 2), nn.PReLU()),
@@ -229,7 +235,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             lambda: nn.TransformerEncoderLayer(8, 2, 16),
             Spec(targets=["out_proj"], rank=1, dropout=0.1),
             SpecError,
-            "self_attn.out_proj   dropout 0.1: MultiheadAttention reads this weight itself, so the input of A cannot be seen; "
+            "self_attn.out_proj   dropout 0.1: MultiheadAttention reads this weight itself, so the "
+            "input of A cannot be seen; "
             "set it to 0 for this name with overrides",
         ),
         "rank above min(in, out)": (
@@ -238,7 +245,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             SpecError,
             "2 layers cannot be adapted as asked.\n"
             "  model.layers.0.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\n"
-            "  model.layers.1.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\nNothing was attached.",
+            "  model.layers.1.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\n"
+            "Nothing was attached.",
         ),
         "rank above a convolution's": (
             lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(4, 4, 1, groups=4)),
@@ -270,32 +278,37 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets=["embed_tokens"], dropout=0.1, **few),
             SpecError,
-            "model.embed_tokens   dropout 0.1: an embedding's input is token ids, there is nothing to drop; "
+            "model.embed_tokens   dropout 0.1: an embedding's input is token ids, there is nothing "
+            "to drop; "
             "set it to 0 for this name with overrides",
         ),
         "embedding with max_norm": (
             lambda: nn.Sequential(nn.Embedding(9, 8, max_norm=1.0)),
             Spec(targets=["0"], **few),
             SpecError,
-            "0   max_norm: the layer rescales its rows as it reads them, so a change of them cannot be merged",
+            "0   max_norm: the layer rescales its rows as it reads them, so a change of them "
+            "cannot be merged",
         ),
         "override matches nothing": (
             llama,
             Spec(targets="qv", overrides={"q_porj": {"rank": 1}}, **few),
             TargetError,
-            "1 of 1 overrides match no adapted layer.\n  'q_porj'   0 layers   did you mean 'q_proj' or 'v_proj'?\n",
+            "1 of 1 overrides match no adapted layer.\n"
+            "  'q_porj'   0 layers   did you mean 'q_proj' or 'v_proj'?\n",
         ),
         "exclude leaves nothing": (
             llama,
             Spec(targets=["q_proj"], exclude=["*self_attn*"], **few),
             TargetError,
-            "exclude leaves no layer of those that targets names.\n  'q_proj'   2 layers\nNothing was attached.",
+            "exclude leaves no layer of those that targets names.\n"
+            "  'q_proj'   2 layers\nNothing was attached.",
         ),
         "exclude of a preset leaves nothing": (
             llama,
             Spec(targets="mlp", exclude="mlp", **few),
             TargetError,
-            "exclude leaves no layer of those that targets names.\n  'mlp'   6 layers\nNothing was attached.",
+            "exclude leaves no layer of those that targets names.\n"
+            "  'mlp'   6 layers\nNothing was attached.",
         ),
         "exclude matches nothing": (
             llama,
@@ -321,7 +334,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
             Spec(targets=["0"], full_modules=["1"], **few),
             TargetError,
-            "'1'   holds buffers (running_mean, running_var, num_batches_tracked), which training would change in the base",
+            "'1'   holds buffers (running_mean, running_var, num_batches_tracked), which training "
+            "would change in the base",
         ),
         "nothing would train": (
             llama,
@@ -400,7 +414,8 @@ def test_name_is_taken() -> None:
 def test_enable_is_refused() -> None:
     model = attached("style")
     assert refused(AdapterNameError, lambda: lorakit.enable(model, ["styl", "tone"])) == (
-        "These adapters cannot be enabled.\n  'styl'   is not attached   did you mean 'style'?\n  'tone'   is not attached\n"
+        "These adapters cannot be enabled.\n"
+        "  'styl'   is not attached   did you mean 'style'?\n  'tone'   is not attached\n"
         "Attached: 'style'. Nothing was switched."
     )
     for weight in (float("nan"), float("inf"), True, "1"):
@@ -414,12 +429,17 @@ def test_enable_is_refused() -> None:
     )
 
 
-def test_whole_parameters_are_on_or_off() -> None:
+def test_full_parameters_are_on_or_off() -> None:
     model = attached("one", targets=["0"], full_modules=["2"])
-    two = lambda: lorakit.attach(model, Spec(rank=2, targets=["0"], full_modules=["2"]), name="two")
+    spec = Spec(rank=2, targets=["0"], full_modules=["2"])
+
+    def two() -> None:
+        lorakit.attach(model, spec, name="two")
+
     assert refused(AdapterMismatch, two) == (
         "Two enabled adapters cannot train the same parameters.\n"
-        "  2.weight   is trained in full by 'one' and 'two'\n  2.bias   is trained in full by 'one' and 'two'\n"
+        "  2.weight   is trained in full by 'one' and 'two'\n"
+        "  2.bias   is trained in full by 'one' and 'two'\n"
         "Disable the other first: enable(model, None). Nothing was attached."
     )
     assert refused(AdapterMismatch, lambda: lorakit.enable(model, {"one": 0.5})) == (
@@ -498,7 +518,8 @@ def test_merge_of_what_is_not_finite_is_refused() -> None:
 def test_detach_of_an_unknown_name_is_refused() -> None:
     model = attached("style")
     assert refused(AdapterNameError, lambda: lorakit.detach(model, "styel")) == (
-        "No adapter 'styel' is attached. did you mean 'style'?\nAttached: 'style'. Nothing was detached."
+        "No adapter 'styel' is attached. did you mean 'style'?\n"
+        "Attached: 'style'. Nothing was detached."
     )
     assert refused(AdapterNameError, lambda: lorakit.detach(sequential())) == (
         "No adapter is attached to this Sequential.\nCall attach first."
@@ -515,8 +536,10 @@ def test_another_part_of_the_model_is_refused() -> None:
         lambda m: lorakit.attach(m, Spec(rank=1), name="b"),
     ):
         assert refused(AdapterNameError, lambda call=call: call(model)) == (
-            "The adapters here were attached to another module: its 'layers.0.self_attn.q_proj' is this "
-            "LlamaForCausalLM's 'model.layers.0.self_attn.q_proj'.\nCall with the module that attach was given."
+            "The adapters here were attached to another module: its 'layers.0.self_attn.q_proj' is "
+            "this "
+            "LlamaForCausalLM's 'model.layers.0.self_attn.q_proj'.\n"
+            "Call with the module that attach was given."
         )
     lorakit.detach(model.model)
 
@@ -598,7 +621,8 @@ def test_another_prefix_is_hinted_at() -> None:
     adapter = adapter_for(llama())
     message = refused(AdapterMismatch, lambda: lorakit.attach(llama().model, adapter))
     assert (
-        "  model.layers.0.self_attn.q_proj   is not in the model   did you mean 'layers.0.self_attn.q_proj'?\n"
+        "  model.layers.0.self_attn.q_proj   is not in the model   did you mean "
+        "'layers.0.self_attn.q_proj'?\n"
     ) in message
 
 
@@ -622,12 +646,12 @@ def test_adapter_that_lacks_layers_is_refused() -> None:
     del adapter.deltas["model.layers.1.self_attn.v_proj"]
     message = refused(AdapterMismatch, lambda: lorakit.attach(llama(), adapter))
     assert (
-        "  model.layers.1.self_attn.v_proj   is named by its targets, but the adapter has no factors for it\n"
-        in message
+        "  model.layers.1.self_attn.v_proj   is named by its targets, but the adapter has no "
+        "factors for it\n" in message
     )
 
 
-def test_whole_parameters_must_fit() -> None:
+def test_full_parameters_must_fit() -> None:
     adapter = adapter_for(bert(), full_modules=["classifier"])
     small = bert()
     small.classifier = nn.Linear(16, 2)

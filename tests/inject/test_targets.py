@@ -1,6 +1,4 @@
-"""Which layers the presets take in four families, and how much trains: counted, and by the closed
-formula.
-"""
+"""Layers that the presets select in four families, and the number of trained values."""
 
 import pytest
 import torch
@@ -209,8 +207,8 @@ def test_coverage_says_when_low_rank_saves_nothing() -> None:
     covered = lorakit.coverage(model)
     assert covered.trainable_parameters == 12
     assert (
-        "  note: rank 2 of 0 has no fewer values than the matrix itself (3 x 3; break-even is rank 1.5)"
-        in str(covered).splitlines()
+        "  note: rank 2 of 0 has no fewer values than the matrix itself (3 x 3; break-even is rank "
+        "1.5)" in str(covered).splitlines()
     )
 
 

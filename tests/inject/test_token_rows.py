@@ -1,6 +1,4 @@
-"""Single rows of an embedding train, and nothing else does; a head that is tied to it has the same
-rows.
-"""
+"""Single rows of an embedding train, and nothing else; a tied head has the same rows."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -350,7 +348,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("fields", "kind", "text"), REFUSED, ids=range(len(REFUSED)))
-def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], kind: type, text: str) -> None:
+def test_a_wrong_request_is_refused(fields: dict[str, Any], kind: type, text: str) -> None:
     model = tied_model("llama")
     with pytest.raises(kind) as caught:
         lorakit.attach(model, Spec(**{"targets": "none", **fields}))
@@ -368,7 +366,8 @@ def test_what_cannot_be_meant_is_refused(fields: dict[str, Any], kind: type, tex
         (nn.Embedding(9, 4, padding_idx=3), "0   never trains the row of token 3, its padding"),
         (
             nn.Conv1d(2, 2, 1),
-            "the input embedding   is 0 modules of a known kind; one is needed. Embeddings here: none",
+            "the input embedding   is 0 modules of a known kind; one is needed. Embeddings here: "
+            "none",
         ),
     ],
 )
@@ -403,8 +402,8 @@ def test_a_smaller_vocabulary_is_told(tmp_path: Path) -> None:
     with pytest.raises(AdapterMismatch) as caught:
         lorakit.attach(small, Adapter.load(adapter.save(tmp_path)))
     assert (
-        "model.embed_tokens   trains the row of token 39, the layer has 30 (is the vocabulary to be resized first?)"
-        in str(caught.value)
+        "model.embed_tokens   trains the row of token 39, the layer has 30 (is the vocabulary to "
+        "be resized first?)" in str(caught.value)
     )
 
 

@@ -1,6 +1,4 @@
-"""tie: one pair of factors for an embedding and the head that is its weight, in the model, merged,
-and in files.
-"""
+"""tie: one pair of factors for an embedding and a head that shares its weight."""
 
 import copy
 import json
@@ -254,7 +252,8 @@ def test_an_edited_file_is_refused(tmp_path: Path):
     fill(lorakit.attach(model, spec())).save(tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     with safe_open(path, "pt") as file:
-        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118 (a file)
+        tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+        metadata = file.metadata()
     tensors["base_model.model.head.lora_A.weight"][0, 0] += 1
     save_file(tensors, path, metadata)
     with pytest.raises(AdapterFileError) as caught:
@@ -380,17 +379,20 @@ def untied() -> nn.Module:
         (
             own,
             {"delta": "dora"},
-            "embed   delta 'dora': one pair for both is plain low rank, started by kaiming, gaussian",
+            "embed   delta 'dora': one pair for both is plain low rank, started by kaiming, "
+            "gaussian",
         ),
         (
             own,
             {"init": "pissa"},
-            "embed   init 'pissa': one pair for both is plain low rank, started by kaiming, gaussian",
+            "embed   init 'pissa': one pair for both is plain low rank, started by kaiming, "
+            "gaussian",
         ),
         (
             Convolved,
             {},
-            "head   shares the weight of embed, and is of kind conv1d: an embedding and linear layers can have",
+            "head   shares the weight of embed, and is of kind conv1d: an embedding and linear "
+            "layers can have",
         ),
     ],
 )

@@ -4,6 +4,7 @@ Every function checks the whole request first and changes the model only then.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import cast
 
 from torch import nn
 
@@ -256,7 +257,7 @@ def _requested_weights(
     if isinstance(which, str):
         return {which: 1.0}
     if isinstance(which, Mapping):
-        return dict(which)
+        return dict(cast("Mapping[str, float]", which))
     return dict.fromkeys(which, 1.0)
 
 
