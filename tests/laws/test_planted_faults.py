@@ -93,7 +93,7 @@ PADDED = "F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mo
 ZEROS = "self.convolve(x, kernel, None, layer.stride, 1, layer.dilation, layer.groups)"
 UNDILATED = f"self.convolve({PADDED}, kernel, None, layer.stride, 0, 1, layer.groups)"
 SUBTRACT = (
-    "own[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
+    "base[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
 )
 FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "scale dropped": (
@@ -152,7 +152,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "conv1d-float16",
     ),
     "merge drops biases": (
-        edit(merging, "merge", "path: trained[path].to(tensor)", "path: tensor"),
+        edit(merging, "_new_values", "full[path].detach().to(weight)", "weight.detach()"),
         law.biases_train_and_merge,
         "linear-float64",
     ),
@@ -162,12 +162,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "embedding-float32",
     ),
     "unmerge by subtraction": (
-        edit(merging, "_restore", "own[path].detach().copy_(tensor)", SUBTRACT),
+        edit(merging, "_restore", "base[path].detach().copy_(tensor)", SUBTRACT),
         law.unmerge_restores_bits,
         "linear-bfloat16",
     ),
     "unmerge switches nothing on": (
-        edit(merging, "_restore", "set_enabled(model, state, undo.on)", "pass"),
+        edit(merging, "_restore", "set_enabled(model, state, undo.enabled)", "pass"),
         law.unmerge_restores_bits,
         "linear-float64",
     ),

@@ -11,7 +11,7 @@ from torch import nn
 
 import lorakit
 from lorakit.errors import MergeError
-from lorakit.merging.export import _check_read
+from lorakit.merging.export import check_same_weights
 
 from ..laws.table import bits, error, fill, state
 from ..models.tied import FAMILIES, logits, tied_model
@@ -70,7 +70,7 @@ def test_a_reloaded_model_gives_what_the_merged_one_gave(family: str, side: int,
     assert torch.equal(logits(again), merged)
     if family != "t5":  # its config takes no other value, and loading goes by what the file holds
         assert again.config.tie_word_embeddings is False
-    assert _check_read(model, again) is None
+    assert check_same_weights(model, again) is None
 
 
 def test_what_is_tied_again_by_loading_is_refused(tmp_path: Path):
@@ -80,7 +80,7 @@ def test_what_is_tied_again_by_loading_is_refused(tmp_path: Path):
     lorakit.detach(model)
     model.save_pretrained(tmp_path)
     with pytest.raises(MergeError) as caught:
-        _check_read(model, type(model).from_pretrained(tmp_path))
+        check_same_weights(model, type(model).from_pretrained(tmp_path))
     assert "T5ForConditionalGeneration ties " in str(
         caught.value
     ) and "again when it is loaded" in str(caught.value)

@@ -177,7 +177,7 @@ def test_merging_is_refused_where_rounding_moves_more_than_the_adapter(form: str
         lorakit.merge(model)
     text = str(caught.value)
     assert (
-        "In 2 of 2 weights, rounding the sum back would move the output by as much as the adapter does, or more.\n"
+        "In 2 of 2 weights, rounding the sum would move the output as much as the adapter does, or more.\n"
         in text
     )
     assert (
@@ -186,8 +186,8 @@ def test_merging_is_refused_where_rounding_moves_more_than_the_adapter(form: str
     )
     assert form.partition("-")[0] in text and "(relative), the adapter moves it by" in text
     assert (
-        "Merge into a 16-bit copy (`lorakit merge --dtype bfloat16`; in Python, load the base in full and attach there with "
-        "any_base=True), use the adapter unmerged, or accept the loss (`lorakit merge --allow-loss`, "
+        "Merge into a 16-bit copy (`lorakit merge --dtype bfloat16`; in Python, load the base in full "
+        "precision and attach there with any_base=True), use the adapter unmerged, or accept the loss (`lorakit merge --allow-loss`, "
         "merge(model, allow_loss=True)). Nothing was changed." in text
     )
     assert (
@@ -265,9 +265,7 @@ def test_a_form_without_a_way_back_is_refused_by_name():
     fill(lorakit.attach(model, lorakit.Spec(rank=3)))
     with pytest.raises(MergeError) as caught:
         lorakit.merge(model, allow_loss=True)
-    assert "0.weight   there is no way here to store a sum as Float6Tensor of torchao" in str(
-        caught.value
-    )
+    assert "0.weight   a sum cannot be stored as Float6Tensor of torchao here" in str(caught.value)
 
 
 @four_bits

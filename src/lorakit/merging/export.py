@@ -1,12 +1,10 @@
-"""A merged model on disk: a plain Hugging Face folder, read back and compared before it is called
-done.
-"""
+"""Export of a merged model as a plain Hugging Face folder, which is read back and compared."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -15,30 +13,85 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.errors import MergeError, OutputError
 from lorakit.evaluate.logits import TEXTS, batch_texts, compute_logits, divergence
+from lorakit.files import replace_folder
 from lorakit.inject.attach import attach, detach, enable
-from lorakit.merging.quantised import dequantise, dequantised_parameters, quantised_form
-from lorakit.merging.weights import merge
-from lorakit.models.load import load, load_config, quiet
+from lorakit.merging.quantised import (
+    Rounding,
+    dequantise,
+    dequantised_parameters,
+    quantised_form,
+)
+from lorakit.merging.weights import Undo, merge
+from lorakit.models.load import Loaded, load, load_config, quiet
 from lorakit.models.open import open_model, resolve_task
 from lorakit.sites.quantised import without_packing
 from lorakit.text import dtype_name, plural
 
-ROUNDING = 1e-4  # relative to the largest logit: what the same sums in another order may differ by
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Relative to the largest logit: the difference that another order of the same sums may make.
+ROUNDING = 1e-4
+FAULT = (
+    "Nothing was left behind. This is a fault: of the disk, of the model's loading, or of lorakit."
+)
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A base with the adapter attached, and the form of the weights on disk.
+
+    Attributes:
+        loaded: the base with the adapter.
+        dtype: of the weights on disk that are not quantised.
+        base_form: storage of the base in int8 or 4 bits; "" where it is not quantised.
+        form: that of the merged model; "" where it is not quantised.
+    """
+
+    loaded: Loaded
+    dtype: torch.dtype
+    base_form: str
+    form: str
+
+    @property
+    def storage(self) -> str:
+        """Name of the quantised form, or of the dtype."""
+        return self.form or dtype_name(self.dtype)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model in memory, and the logits before and after.
+
+    Attributes:
+        attached: logits of base + adapter.
+        base: logits of the base alone.
+        merged: logits of the merged model before its weights are rounded to the dtype on disk.
+        changed: number of values that will differ from the base's on disk.
+        rounding: effect of rounding to int8 or 4 bits, by the name of the weight.
+    """
+
+    attached: list[Tensor]
+    base: list[Tensor]
+    merged: list[Tensor]
+    changed: int
+    rounding: Mapping[str, Rounding]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Logits of base + adapter (float32) against those of the merged model as it was read back from
-    disk.
+    """Comparison of base + adapter with the merged model that was read back from disk.
 
     Attributes:
-        max_logit_difference: the largest, rounding to the dtype on disk included.
+        max_logit_difference: the largest difference, rounding to the dtype on disk included.
         kl: mean divergence in nats a position.
         top1_agreement: share of positions with the same most probable output.
         adapter_moves: the largest difference that the adapter makes to the base.
-        merging: the largest difference before anything was rounded or written; in int8 or 4 bits,
-            that which writing made.
-        allowed: what `merging` may be.
+        merging: the largest difference before weights are rounded or written; in int8 or 4 bits the
+            largest difference that writing and reading make.
+        allowed: the largest `merging` that is accepted.
     """
 
     max_logit_difference: float
@@ -47,6 +100,27 @@ class Comparison:
     adapter_moves: float
     merging: float
     allowed: float
+
+
+class WeightRounding(TypedDict):
+    """Relative movement of a quantised weight by rounding, and by the adapter."""
+
+    rounding: float
+    adapter: float
+
+
+class ExportReport(TypedDict):
+    """The result of an export, as `lorakit merge --json` prints it."""
+
+    max_logit_difference: float
+    kl: float
+    top1_agreement: float
+    differs_from_base: int
+    dtype: str
+    output: str
+    adapter_moves: float
+    bytes: int
+    rounding: NotRequired[dict[str, WeightRounding]]
 
 
 def export(
@@ -59,9 +133,8 @@ def export(
     texts: Sequence[str] = (),
     any_base: bool = False,
     allow_loss: bool = False,
-) -> dict[str, Any]:
-    """Merge an adapter into its base, summed in float32, and write a plain model that needs no
-    lorakit.
+) -> ExportReport:
+    """Merge an adapter into its base, summed in float32, and write a plain model without lorakit.
 
     A base in int8 or 4 bits stays so where `dtype` is "auto"; any other dtype makes a plain copy of
     the values it holds.
@@ -72,20 +145,20 @@ def export(
 
     Args:
         model: the base: a folder, a hub id or `builtin:NAME`.
-        adapter: what is merged.
+        adapter: the adapter to merge.
         output: a folder that does not exist yet, or is empty.
         dtype: of the weights on disk; "auto" is that of the base's checkpoint, or its int8 or 4
             bits.
-        device: where it is computed.
-        texts: read through both models for the comparison; four texts of our own where empty.
+        device: device of the computation.
+        texts: input of both models for the comparison; four built-in texts where empty.
         any_base: take another base than the adapter was trained on.
         allow_loss: write it even where rounding moves the output more than the adapter does.
 
     Returns:
         max_logit_difference, kl (nats a position, mean), top1_agreement (share of positions),
-        differs_from_base (number of weights whose bits changed), dtype, output, and how much the
-        adapter itself moves the logits; of a base in int8 or 4 bits, `rounding` tells by weight
-        what rounding and the adapter move (relative).
+        differs_from_base (number of weights whose bits changed), dtype, output, and the largest
+        movement of the logits by the adapter; for a base in int8 or 4 bits, `rounding` has the
+        relative movement of each weight by rounding and by the adapter.
 
     Raises:
         OutputError: the folder is not empty.
@@ -94,6 +167,22 @@ def export(
             otherwise; or rounding moves more than the adapter does. Nothing is left behind.
     """
     output = Path(output)
+    _check_output(output)
+    task = resolve_task(adapter)
+    subject = _load_subject(model, adapter, task, dtype, device, any_base=any_base)
+    batches = batch_texts(subject.loaded, list(texts) or TEXTS)
+    merged = _merge(subject, batches, allow_loss=allow_loss)
+    with replace_folder(output) as folder:
+        _write(subject, folder)
+        logits = _read_back(subject, folder, task, device, batches)
+        comparison = _compare(merged, logits, is_quantised=subject.form != "")
+        _judge(comparison, subject.storage, allow_loss=allow_loss)
+        _check_output(output)
+    return _report(subject, merged, comparison, output)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse an output that is a file, or a folder that is not empty."""
     if output.exists() and not output.is_dir():
         raise OutputError(
             f"{output} is a file; a merged model is a folder.", advice="Nothing was written."
@@ -102,178 +191,207 @@ def export(
         raise OutputError(
             f"{output} is not empty.", advice="Name a new folder. Nothing was written."
         )
-    task = resolve_task(adapter)
+
+
+def _load_subject(
+    model: str, adapter: Adapter, task: str, dtype: str, device: str, *, any_base: bool
+) -> Subject:
+    """Load the base with the adapter, in float32 or in the quantised form that it keeps."""
     loaded = open_model(model, adapter, task, dtype="float32", device=device, any_base=any_base)
-    wanted = _stored_dtype(loaded.model) if dtype == "auto" else getattr(torch, dtype)
-    form = quantised_form(loaded.model)
-    if form and dtype != "auto":
+    base_form = quantised_form(loaded.model)
+    if dtype != "auto":
+        if base_form:
+            _dequantise_base(loaded, adapter)
+        return Subject(loaded, getattr(torch, dtype), base_form, "")
+    stored_dtype = _stored_dtype(loaded.model)
+    if base_form:
+        _check_writable(loaded.model, base_form)
+    if base_form and stored_dtype != torch.float32:
+        # The weights that are not quantised keep their dtype.
         detach(loaded.model)
-        dequantise(loaded.model)
-        attach(loaded.model, adapter, trainable=False, any_base=True)  # it fitted the coarse one
-        loaded.model.eval()
-    elif form:
-        _refuse_unwritable(loaded.model, form)
-        if wanted != torch.float32:  # its other weights stay as they are
-            detach(loaded.model)
-            loaded = open_model(
-                model, adapter, task, dtype=dtype_name(wanted), device=device, any_base=any_base
-            )
-    kept = form if dtype == "auto" else ""
-    batches = batch_texts(loaded, list(texts) or list(TEXTS))
-    with_adapter = compute_logits(loaded.model, batches)
-    enable(loaded.model, None)
-    base = compute_logits(loaded.model, batches)
-    enable(loaded.model, "default")
-    undo = merge(loaded.model, allow_loss=allow_loss)
-    merged_here = compute_logits(loaded.model, batches)
-    changed = sum(told.changed for told in undo.rounding.values()) + sum(
-        int((loaded.model.get_parameter(path).to(wanted) != old.to(wanted)).sum())
-        for path, old in undo.before.items()
-    )
+        name = dtype_name(stored_dtype)
+        loaded = open_model(model, adapter, task, dtype=name, device=device, any_base=any_base)
+    return Subject(loaded, stored_dtype, base_form, base_form)
+
+
+def _stored_dtype(model: "PreTrainedModel") -> torch.dtype:
+    """Return the dtype of the checkpoint on disk by its config; float32 if the config has none."""
+    dtype = getattr(load_config(model.config._name_or_path), "dtype", None)
+    if isinstance(dtype, str):
+        return getattr(torch, dtype)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def _dequantise_base(loaded: Loaded, adapter: Adapter) -> None:
+    """Replace the base by one in full precision, with the adapter on it."""
     detach(loaded.model)
-    if not changed:
-        raise MergeError(
-            f"The merged model equals the base in {kept or dtype_name(wanted)}: no weight changes.",
-            advice="The adapter was never trained, or its change is smaller than the rounding. Nothing was "
-            "written.",
-        )
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        merged = loaded.model if kept else loaded.model.to(wanted)
-        merged.config.dtype = wanted
-        with quiet():
-            # What transformers did to load a coarse folder it cannot undo, and need not: it stores
-            # what the model holds.
-            _save(merged, loaded.tokenizer, part, save_original_format=not form)
-        again = load(str(part), task, labels=loaded.labels, dtype=dtype_name(wanted), device=device)
-        _check_read(merged, again.model)
-        with without_packing(again.model):
-            got = compute_logits(again.model, batches)
-        # Where the sum was rounded as it was merged, what is on disk is held against the merged
-        # model instead.
-        result = _compare(
-            with_adapter, base, (got, merged_here) if kept else (with_adapter, merged_here), got
-        )
-        _judge(result, kept or dtype_name(wanted), allow_loss)
-        if output.is_dir():
-            output.rmdir()
-        part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return {
-        "max_logit_difference": result.max_logit_difference,
-        "kl": result.kl,
-        "top1_agreement": result.top1_agreement,
-        "differs_from_base": changed,
-        "dtype": kept or dtype_name(wanted),
-        "output": str(output),
-        "adapter_moves": result.adapter_moves,
-        "bytes": sum(p.stat().st_size for p in output.iterdir()),
-        **(
-            {
-                "rounding": {
-                    path: {"rounding": told.rounding, "adapter": told.adapter}
-                    for path, told in undo.rounding.items()
-                }
-            }
-            if kept
-            else {}
-        ),
-    }
+    dequantise(loaded.model)
+    # That the adapter fits was checked on the quantised base.
+    attach(loaded.model, adapter, trainable=False, any_base=True)
+    loaded.model.eval()
 
 
-def _refuse_unwritable(model: Any, form: str) -> None:
-    if not model.hf_quantizer.is_serializable():
+def _check_writable(model: "PreTrainedModel", form: str) -> None:
+    quantizer: Any = model.hf_quantizer
+    if not quantizer.is_serializable():
         raise MergeError(
             f"transformers cannot write a model in {form}.",
-            advice="Write a plain copy (--dtype bfloat16), or merge in memory. Nothing was written.",
+            advice="Write a plain copy (--dtype bfloat16), or merge in memory. Nothing was "
+            "written.",
         )
 
 
-def _save(model: Any, tokenizer: Any, folder: Path, **how: bool) -> None:
+def _merge(subject: Subject, batches: Batches, *, allow_loss: bool) -> Merged:
+    """Merge in memory, and detach.
+
+    Raises:
+        MergeError: no weight would change on disk, or `merge` refuses.
+    """
+    model = subject.loaded.model
+    attached = compute_logits(model, batches)
+    enable(model, None)
+    base = compute_logits(model, batches)
+    enable(model, "default")
+    undo = merge(model, allow_loss=allow_loss)
+    merged = compute_logits(model, batches)
+    changed = _count_changed(model, undo, subject.dtype)
+    detach(model)
+    if not changed:
+        raise MergeError(
+            f"The merged model equals the base in {subject.storage}: no weight changes.",
+            advice="The adapter was never trained, or its change is smaller than the rounding. "
+            "Nothing was written.",
+        )
+    return Merged(attached, base, merged, changed, undo.rounding)
+
+
+def _count_changed(model: nn.Module, undo: Undo, dtype: torch.dtype) -> int:
+    """Return the number of values that the merge changed, rounded to the dtype on disk."""
+    count = sum(moved.changed for moved in undo.rounding.values())
+    for path, before in undo.before.items():
+        differs = model.get_parameter(path).to(dtype) != before.to(dtype)
+        count += int(differs.sum())
+    return count
+
+
+def _write(subject: Subject, folder: Path) -> None:
+    """Write the merged model and its tokenizer."""
+    model = subject.loaded.model
+    if not subject.form:
+        model.to(subject.dtype)  # type: ignore[arg-type]
+    model.config.dtype = subject.dtype
     try:
-        model.save_pretrained(folder, **how)
-        tokenizer.save_pretrained(folder)
-        for path in folder.iterdir():  # safetensors lets nobody but the owner read its files
-            shutil.copymode(folder / "config.json", path)
-    except SafetensorError as error:  # its writer's own kind: the disk is full, mostly
+        with quiet():
+            # transformers cannot undo its conversions of a quantised folder, and need not: the
+            # weights are stored as the model holds them.
+            model.save_pretrained(folder, save_original_format=not subject.base_form)
+            subject.loaded.tokenizer.save_pretrained(folder)
+    except SafetensorError as error:  # mostly a full disk
         raise OSError(f"The merged model cannot be written: {error}") from error
+    # safetensors makes files that only their owner can read.
+    for path in folder.iterdir():
+        shutil.copymode(folder / "config.json", path)
 
 
-FAULT = (
-    "Nothing was left behind. This is a fault: of the disk, of the model's loading, or of lorakit."
-)
+def _read_back(
+    subject: Subject, folder: Path, task: str, device: str, batches: Batches
+) -> list[Tensor]:
+    """Load the written model, check its weights, and return its logits."""
+    dtype = dtype_name(subject.dtype)
+    labels = subject.loaded.labels
+    again = load(str(folder), task, labels=labels, dtype=dtype, device=device)
+    check_same_weights(subject.loaded.model, again.model)
+    with without_packing(again.model):
+        return compute_logits(again.model, batches)
 
 
-def _check_read(written: nn.Module, read: nn.Module) -> None:
-    own = dequantised_parameters(read)
+def check_same_weights(written: nn.Module, read: nn.Module) -> None:
+    """Refuse a model whose weights are not those that were written, bit for bit.
+
+    Raises:
+        MergeError: it names the tensors that differ.
+    """
+    present = dequantised_parameters(read)
     faults = [
         name
-        for name, p in dequantised_parameters(written).items()
-        if name not in own or not torch.equal(own[name], p)
+        for name, parameter in dequantised_parameters(written).items()
+        if name not in present or not torch.equal(present[name], parameter)
     ]
-    tied = set(getattr(written, "_tied_weights_keys", None) or ()) & set(faults)
-    if tied and len(faults) == len(tied):
+    if not faults:
+        return
+    tied = set(getattr(written, "_tied_weights_keys", None) or ()).intersection(faults)
+    if len(tied) == len(faults):
         raise MergeError(
-            f"{type(written).__name__} ties {', '.join(sorted(tied))} again when it is loaded: a merge that changed them apart "
-            "from the embedding cannot be kept in its folder.",
+            f"{type(written).__name__} ties {', '.join(sorted(tied))} again when it is loaded: a "
+            "merge that changed them apart from the embedding cannot be kept in its folder.",
             faults,
-            "Use the adapter unmerged, or train one that leaves the tied weights out. Nothing was left behind.",
-        )
-    if faults:
-        raise MergeError(
-            f"{plural(len(faults), 'tensor')} of the merged model came back from disk otherwise.",
-            faults,
-            FAULT,
-        )
-
-
-def _judge(result: Comparison, dtype: str, allow_loss: bool) -> None:
-    wrong = max(result.merging, result.max_logit_difference if dtype == "float32" else 0)
-    if wrong > result.allowed:
-        raise MergeError(
-            f"The merged model differs from base + adapter by {wrong:.4g} in its logits; sums in another order "
-            f"explain {result.allowed:.4g}.",
-            advice=FAULT,
-        )
-    if result.max_logit_difference > result.adapter_moves and not allow_loss:
-        raise MergeError(
-            f"Rounding the sum to {dtype} moves the logits by {result.max_logit_difference:.4g}, more than the adapter itself "
-            f"does ({result.adapter_moves:.4g}).",
-            advice="Merge into a wider copy (--dtype float32), use the adapter unmerged, or pass --allow-loss. Nothing was "
+            "Use the adapter unmerged, or train one that leaves the tied weights out. Nothing was "
             "left behind.",
         )
+    raise MergeError(
+        f"{plural(len(faults), 'tensor')} of the merged model came back from disk changed.",
+        faults,
+        FAULT,
+    )
 
 
-def _compare(
-    wanted: list[Tensor],
-    base: list[Tensor],
-    merging: tuple[list[Tensor], list[Tensor]],
-    got: list[Tensor],
-) -> Comparison:
-    def most(pairs: Any) -> float:
-        return max(float((x - y).abs().max()) for x, y in pairs)
-
-    largest = max(float(x.abs().max()) for x in wanted)
-    kl, same = divergence(wanted, got)
+def _compare(merged: Merged, logits: list[Tensor], *, is_quantised: bool) -> Comparison:
+    """Compare the logits of the model that was read back with those before."""
+    largest = max(float(values.abs().max()) for values in merged.attached)
+    kl, agreement = divergence(merged.attached, logits)
+    # Where the sum was rounded as it was merged, the model on disk is compared with the merged one
+    # in memory instead.
+    exact = logits if is_quantised else merged.attached
     return Comparison(
-        max_logit_difference=most(zip(wanted, got, strict=True)),
+        max_logit_difference=_max_difference(merged.attached, logits),
         kl=kl,
-        top1_agreement=same,
-        merging=most(zip(*merging, strict=True)),
+        top1_agreement=agreement,
+        adapter_moves=_max_difference(merged.attached, merged.base),
+        merging=_max_difference(exact, merged.merged),
         allowed=ROUNDING * largest,
-        adapter_moves=most(zip(wanted, base, strict=True)),
     )
 
 
-def _stored_dtype(model: Any) -> torch.dtype:
-    """Return the dtype of the checkpoint on disk, as its config tells; float32 where it does not."""
-    told = getattr(load_config(model.config._name_or_path), "dtype", None)
-    return (
-        told
-        if isinstance(told, torch.dtype)
-        else getattr(torch, told)
-        if isinstance(told, str)
-        else torch.float32
-    )
+def _max_difference(first: list[Tensor], second: list[Tensor]) -> float:
+    pairs = zip(first, second, strict=True)
+    return max(float((x - y).abs().max()) for x, y in pairs)
+
+
+def _judge(comparison: Comparison, storage: str, *, allow_loss: bool) -> None:
+    """Refuse a merged model that differs by more than rounding, or by more than the adapter."""
+    difference = comparison.merging
+    if storage == "float32":
+        difference = max(difference, comparison.max_logit_difference)
+    if difference > comparison.allowed:
+        raise MergeError(
+            f"The merged model differs from base + adapter by {difference:.4g} in its logits; sums "
+            f"in another order explain {comparison.allowed:.4g}.",
+            advice=FAULT,
+        )
+    if comparison.max_logit_difference > comparison.adapter_moves and not allow_loss:
+        raise MergeError(
+            f"Rounding the sum to {storage} moves the logits by "
+            f"{comparison.max_logit_difference:.4g}, more than the adapter itself does "
+            f"({comparison.adapter_moves:.4g}).",
+            advice="Merge into a wider copy (--dtype float32), use the adapter unmerged, or pass "
+            "--allow-loss. Nothing was left behind.",
+        )
+
+
+def _report(subject: Subject, merged: Merged, comparison: Comparison, output: Path) -> ExportReport:
+    report: ExportReport = {
+        "max_logit_difference": comparison.max_logit_difference,
+        "kl": comparison.kl,
+        "top1_agreement": comparison.top1_agreement,
+        "differs_from_base": merged.changed,
+        "dtype": subject.storage,
+        "output": str(output),
+        "adapter_moves": comparison.adapter_moves,
+        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+    }
+    if subject.form:
+        report["rounding"] = {
+            path: {"rounding": moved.rounding, "adapter": moved.adapter}
+            for path, moved in merged.rounding.items()
+        }
+    return report
