@@ -24,7 +24,7 @@ class Adapter:
     tensors on the model; `copy()` keeps them apart.
 
     Args:
-        spec: the request that it was made for.
+        spec: the spec that it was built from.
         deltas: deltas by module name.
         full_parameters: tensors by parameter name that replace the base's: biases, and parameters
             of modules that train in full.

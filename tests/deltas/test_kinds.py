@@ -87,7 +87,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_refused_by_name(case: str) -> None:
     fields, text = REFUSED[case]
     net = model()
-    with pytest.raises(SpecError, match="cannot be adapted as asked") as caught:
+    with pytest.raises(SpecError, match="cannot be adapted with these settings") as caught:
         lorakit.attach(net, Spec(**{"rank": 2, "targets": ["1", "2", "3"], **fields}))
     assert text in str(caught.value) and lorakit.attached(net) == {}
 

@@ -243,7 +243,7 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets="qv", rank=9),
             SpecError,
-            "2 layers cannot be adapted as asked.\n"
+            "2 layers cannot be adapted with these settings.\n"
             "  model.layers.0.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\n"
             "  model.layers.1.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\n"
             "Nothing was attached.",
@@ -252,7 +252,7 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(4, 4, 1, groups=4)),
             Spec(targets="conv", rank=9),
             SpecError,
-            "2 layers cannot be adapted as asked.\n"
+            "2 layers cannot be adapted with these settings.\n"
             "  0   rank 9 is above min(in, out) = 8 (18 -> 8)\n"
             "  1   rank 9 is above min(in, out) = 1 (1 -> 4)\nNothing was attached.",
         ),

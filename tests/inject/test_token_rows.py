@@ -412,7 +412,7 @@ def test_what_a_file_does_not_say_is_refused(tmp_path: Path) -> None:
     config = adapter.save(tmp_path) / "adapter_config.json"
     text = config.read_text()
     for old, new, said in [
-        ("39", "5", "has rows (3, 16), trainable_token_indices names 2 different tokens"),
+        ("39", "5", "has rows (3, 16), but trainable_token_indices names 2 different tokens"),
         (
             "39",
             "-1",

@@ -268,7 +268,7 @@ def test_a_spec_that_says_more_than_the_factors_is_not_saved(tmp_path: Path):
     adapter = lorakit.attach(own(), spec(tie=False))
     with pytest.raises(AdapterFileError) as caught:
         lorakit.Adapter(spec(), adapter.deltas).save(tmp_path / "a")
-    assert "spec   says tie, but no delta has the factors of an embedding" in str(caught.value)
+    assert "spec   tie is on, but no delta has the factors of an embedding" in str(caught.value)
     assert not (tmp_path / "a").exists()
 
 

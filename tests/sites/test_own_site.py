@@ -88,8 +88,8 @@ def test_a_part_with_dora_is_refused_before_it_trains() -> None:
     with pytest.raises(SpecError) as caught:
         lorakit.attach(model, spec)
     assert str(caught.value) == (
-        "1 layer cannot be adapted as asked.\n  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank "
-        "alone; use delta='lora', or name the whole layer\nNothing was attached."
+        "1 layer cannot be adapted with these settings.\n"
+        "  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank alone; use delta='lora', or name the whole layer\nNothing was attached."
     )
     assert not lorakit.attached(model)
 
@@ -101,7 +101,7 @@ def test_a_part_with_dora_made_by_hand_is_not_saved(tmp_path: Any) -> None:
             tmp_path / "out"
         )
     assert str(caught.value) == (
-        "qkv.k cannot be saved: a part of a layer with delta 'dora' has no place in a file that other "
-        "readers know.\nNothing was written."
+        "qkv.k cannot be saved: PEFT has no layout for a part of a fused layer with delta 'dora'.\n"
+        "Nothing was written."
     )
     assert not (tmp_path / "out").exists()

@@ -3,7 +3,7 @@
 Every function checks the whole request first and changes the model only then.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import cast
 
 from torch import nn
@@ -17,7 +17,6 @@ from lorakit.inject.state import get_places, get_state
 from lorakit.inject.tying import tie_token_rows
 from lorakit.sites.quantised import allow_packing, prevent_packing, without_packing
 from lorakit.sites.slot import (
-    Slot,
     State,
     add_delta,
     base_modules,
@@ -172,7 +171,7 @@ def _add_full_parameters(model: nn.Module, state: State, name: str, adapter: Ada
         layer = model.get_submodule(layer_name)
         # All parameters of a layer must be of one dtype.
         parameter.data = parameter.data.to(layer.get_parameter(key))
-        make_slot(layer, state, layer_name)._parameters[f"{name}:{key}"] = parameter
+        make_slot(layer, state, layer_name).add_waiting(name, key, parameter)
 
 
 def _find_clashes(
@@ -315,24 +314,13 @@ def detach(model: nn.Module, name: str | None = None) -> None:
         del state.adapters[gone]
     for _, layer in list(base_modules(model)):
         slot = get_slot(layer)
-        if slot is not None:
-            _empty_slot(layer, slot, names)
+        if slot is None:
+            continue
+        slot.remove_adapters(names)
+        if slot.is_empty:
+            remove_slot(layer)
     if not state.adapters:
         _unfreeze_base(model, state)
-
-
-def _empty_slot(layer: nn.Module, slot: Slot, names: Collection[str]) -> None:
-    """Remove the deltas and parameters of these adapters from a slot, and an empty slot itself."""
-    for key in list(slot._modules):
-        adapter_name, _, _ = key.partition("/")
-        if adapter_name in names:
-            del slot._modules[key]
-    for key in list(slot._parameters):
-        adapter_name, _, _ = key.partition(":")
-        if adapter_name in names:
-            del slot._parameters[key]
-    if not slot._modules and not slot._parameters:
-        remove_slot(layer)
 
 
 def _unfreeze_base(model: nn.Module, state: State) -> None:

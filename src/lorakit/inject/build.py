@@ -146,7 +146,7 @@ def check_layers(selection: Selection) -> None:
         faults += [f"{name}   {fault}" for fault in _layer_faults(selection, name)]
     if faults:
         raise SpecError(
-            f"{plural(len(faults), 'layer')} cannot be adapted as asked.",
+            f"{plural(len(faults), 'layer')} cannot be adapted with these settings.",
             faults,
             "Nothing was attached.",
         )

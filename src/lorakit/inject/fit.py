@@ -122,8 +122,8 @@ def _mismatches(delta: Delta, place: Place) -> Iterator[str]:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"
     if delta.output_slice != place.site.output_slice:
         yield (
-            f"was made for the outputs {delta.output_slice} (groups, outputs of each, first, count), "
-            f"here they are {place.site.output_slice}"
+            f"was made for the outputs {delta.output_slice} (groups, outputs of each, first, "
+            f"count), here they are {place.site.output_slice}"
         )
     yield from delta.shape_faults(place.shape)
 

@@ -333,7 +333,7 @@ def _output_layer(module: nn.Module) -> nn.Module | None:
 
 
 def _base_model(module: nn.Module) -> nn.Module | None:
-    # The class is asked, since looking up a name that a module does not have is slow.
+    # On the class: looking up a name that a module does not have is slow.
     prefix = getattr(type(module), "base_model_prefix", "")
     base = getattr(module, prefix, None) if prefix else None
     return base if isinstance(base, nn.Module) else None

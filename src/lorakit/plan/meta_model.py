@@ -119,7 +119,7 @@ def attach_on_meta(model: nn.Module, spec: Spec) -> Adapter:
             ]
             if faults:
                 raise SpecError(
-                    f"{plural(len(faults), 'layer')} cannot be adapted as asked.",
+                    f"{plural(len(faults), 'layer')} cannot be adapted with these settings.",
                     faults,
                     "Nothing was planned.",
                 )

@@ -7,7 +7,7 @@ casts with the model. While the adapter is disabled, its Parameter waits instead
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -107,6 +107,26 @@ class Slot(nn.Module):
         for site in self.sites.values():
             if site.swaps_weight:
                 cast(SwappedWeightSite, site.full_site).swap_out(layer)
+
+    def add_waiting(self, adapter: str, key: str, parameter: nn.Parameter) -> None:
+        """Add a parameter of an adapter; it waits until the adapter is enabled."""
+        self._parameters[f"{adapter}:{key}"] = parameter
+
+    def remove_adapters(self, adapters: Collection[str]) -> None:
+        """Remove the deltas and waiting parameters of these adapters, by name."""
+        for key in list(self._modules):
+            adapter, _, _ = key.partition("/")
+            if adapter in adapters:
+                del self._modules[key]
+        for key in list(self._parameters):
+            adapter, _, _ = key.partition(":")
+            if adapter in adapters:
+                del self._parameters[key]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if the slot holds neither deltas nor waiting parameters."""
+        return not self._modules and not self._parameters
 
 
 if TYPE_CHECKING:
