@@ -416,12 +416,13 @@ def test_what_a_file_does_not_say_is_refused(tmp_path: Path) -> None:
         (
             "39",
             "-1",
-            "has rows of tokens, trainable_token_indices says [5, 3, -1] of it: ids are needed",
+            "has token rows, but trainable_token_indices is [5, 3, -1] for it: "
+            "a list of ids is needed",
         ),
         (
             '"model.embed_tokens"',
             '"other"',
-            "has rows of tokens, trainable_token_indices says None of it",
+            "has token rows, but trainable_token_indices is None for it",
         ),
         (
             '"model.embed_tokens": [',
