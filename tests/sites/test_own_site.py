@@ -63,10 +63,10 @@ def test_the_site_added_last_is_asked_first() -> None:
     [
         (
             Greedy(),
-            "Greedy cannot be added.\n  kind 'linear' is taken\n  LinearSite is final: what derives "
+            "Greedy cannot be added.\n  kind 'linear' is taken\n  LinearSite is final: a class derived "
             "from it would take its layers\nKinds that are taken: {kinds}.",
         ),
-        (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no word\n"),
+        (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no identifier\n"),
         (
             Own,
             "A site is an instance of a class derived from lorakit.sites.base.Site, got <class",
