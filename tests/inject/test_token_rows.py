@@ -296,7 +296,7 @@ REFUSED = [
         SpecError,
         "token_rows: whole numbers from 0 on are needed, got True",
     ),
-    ({"token_rows": (3, 4, 3)}, SpecError, "token_rows: 3 stands there more than once"),
+    ({"token_rows": (3, 4, 3)}, SpecError, "token_rows: 3 is given more than once"),
     (
         {"token_rows": 3},
         SpecError,
@@ -310,7 +310,7 @@ REFUSED = [
     (
         {"token_rows": (3,), "delta": "vera"},
         SpecError,
-        "the files of delta 'vera' have no place for rows of tokens; lora's",
+        "a file of delta 'vera' cannot hold token rows; use delta 'lora' or 'dora'",
     ),
     (
         {"token_rows": (3, 40, 77)},
