@@ -19,7 +19,7 @@ from lorakit.deltas.base import LowRank
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterFileError, SpecError
 from lorakit.formats import loralib
-from lorakit.plan.meta_model import attach_on_meta as planned
+from lorakit.plan.meta_adapter import attach_on_meta as planned
 from lorakit.rank_search.grow import extend
 
 from ..laws.table import bits, error, fill, state
@@ -414,7 +414,7 @@ def test_a_start_that_moves_is_refused_by_the_plan_too():
     with (
         torch.device("meta"),
         pytest.raises(
-            SpecError, match="head   has one pair with an embedding: init 'pissa' cannot"
+            SpecError, match="head   has the factors of an embedding: init 'pissa' cannot"
         ),
     ):
         planned(Tied(), spec(init="pissa"))

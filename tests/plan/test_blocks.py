@@ -15,7 +15,7 @@ from transformers import (
 
 from lorakit import Spec
 from lorakit.plan.blocks import WORTH, find_repeated_blocks, trace_by_blocks
-from lorakit.plan.meta_model import attach_on_meta
+from lorakit.plan.meta_adapter import attach_on_meta
 from lorakit.plan.trace import Step, trace_step
 
 from .models import build

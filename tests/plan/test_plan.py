@@ -16,8 +16,9 @@ from lorakit.cli.__main__ import main
 from lorakit.errors import PlanError, SpecError
 from lorakit.models.load import load
 from lorakit.plan import devices
-from lorakit.plan.curve import Curve
+from lorakit.plan.curve import Curve, Sample
 from lorakit.plan.estimate import Plan, Work
+from lorakit.plan.fits import find_fits
 from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.report import summarise
 from lorakit.plan.trace import Step, trace_step
@@ -79,7 +80,7 @@ def test_the_file_is_as_large_as_told_but_for_its_header(
 def test_each_rank_costs_what_an_adapter_of_it_costs(case: str, tiny_llama: Path) -> None:
     plan = Plan(load_meta_model(str(tiny_llama)), WRITTEN[case], Work())
     told = plan.ranks()[-1]
-    adapter = plan._fresh(told["rank"])
+    adapter = plan.adapter_at(told["rank"])
     size = plan.adapter_bytes(torch.float32, adapter)
     assert told["rank"] >= 8 and told["trainable_parameters"] == adapter.parameters_count
     assert (told["adapter_bytes"], told["training_bytes"]) == (
@@ -128,7 +129,7 @@ def test_planning_leaves_no_trace(tiny_llama: Path) -> None:
     base.model.eval()
     before = {n: (id(p), p.shape, p.dtype, p.device) for n, p in base.model.named_parameters()}
     plan = Plan(base, Spec(rank=4, dropout=0.1), Work(batch=2, length=16, checkpointing="full"))
-    plan.memory(gpu=False), plan.fits(devices.find_device("T4"))
+    plan.memory(gpu=False), find_fits(plan, devices.find_device("T4"))
     assert {
         n: (id(p), p.shape, p.dtype, p.device) for n, p in base.model.named_parameters()
     } == before
@@ -213,10 +214,10 @@ def test_flops_are_two_thirds_of_full_fine_tuning_plus_the_factors() -> None:
 def test_the_largest_that_fits_fits_and_one_more_does_not(name: str) -> None:
     plan = Plan(bare(name, "causal-lm"), Spec(rank=4, dropout=0.1), Work(batch=3, length=64))
     device = devices.Device("small", 0, 400 << 20, gpu=True)
-    fits, step = plan.fits(device), plan.work.step("causal-lm", gpu=True)
+    fits, step = find_fits(plan, device), plan.work.step("causal-lm", gpu=True)
 
     def needs(rank: int | None = None, **sizes: int) -> int:
-        size = plan.adapter_bytes(step.dtype, plan._fresh(rank)) if rank else None
+        size = plan.adapter_bytes(step.dtype, plan.adapter_at(rank)) if rank else None
         shaped = Step(**{**vars(step), **sizes})
         return plan.fixed_bytes(step.dtype, adapter=size) + plan.trace(shaped, rank=rank).peak
 
@@ -230,7 +231,7 @@ def test_the_largest_that_fits_fits_and_one_more_does_not(name: str) -> None:
 
 
 def test_a_curve_through_traces_of_unlike_length_goes_through_their_peaks() -> None:
-    assert Curve([(2, [1, 20]), (4, [40])])(8) == 80
+    assert Curve([Sample(2, [1, 20]), Sample(4, [40])])(8) == 80
 
 
 def test_devices_are_found_however_they_are_spelled() -> None:

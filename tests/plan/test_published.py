@@ -15,6 +15,7 @@ from torch import nn
 from lorakit import Spec, attach
 from lorakit.plan.devices import find_device
 from lorakit.plan.estimate import Plan, Work
+from lorakit.plan.fits import find_fits
 from lorakit.plan.meta_model import load_meta_model
 from lorakit.plan.published import blocks, bottleneck, prefix_embedding, prefix_layer
 
@@ -300,7 +301,7 @@ def test_bloom_trains_on_small_gpus_by_lora_alone() -> None:
     plan = planned("bloom-1b7", 8, "fused", batch=4, length=256, padded=True)
     assert plan.weights(torch.float16) == pytest.approx(3.44e9, rel=2e-3)
     for gpu in ("T4", "RTX 2080 Ti", "RTX 3080"):
-        fits = {method: told["batch"] for method, told in plan.fits(find_device(gpu)).items()}
+        fits = {method: told["batch"] for method, told in find_fits(plan, find_device(gpu)).items()}
         assert fits["full"] == 0 < fits["lora"] <= fits["lora-8bit"] <= fits["lora-4bit"], (
             gpu,
             fits,

@@ -1,13 +1,12 @@
 """`lorakit plan`."""
 
 import argparse
-from dataclasses import dataclass
 from typing import Any
 
 from lorakit.cli import flags
 from lorakit.cli.evaluate import needed
-from lorakit.models.tasks import CHOICES
-from lorakit.spec import Spec, option
+from lorakit.plan.config import PlanRequest
+from lorakit.spec import Spec
 from lorakit.text import format_bytes
 from lorakit.train.config import TrainSpec
 
@@ -28,47 +27,6 @@ RUN = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planning:
-    """What is planned, and where it would run."""
-
-    model: str = option(
-        "",
-        "a folder, a hub id (its config alone is fetched), a safetensors file (its header alone is read), builtin:minilm, "
-        "or a published model: card:gpt3, card:roberta-base, …",
-        required=True,
-    )
-    data: str | None = option(
-        None,
-        "a file, a hub id, or builtin:stdlib-docs: lengths are those of its rows (default: all are the longest)",
-        type=str,
-    )
-    columns: tuple[str, ...] = option(
-        (), "names of columns, as key=column, e.g. text=review label=stars", several=True
-    )
-    quotes: bool | None = option(
-        None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool
-    )
-    loss_on: str = option(
-        "completion",
-        "train completions and assistant turns alone, or all tokens",
-        choices=("completion", "all"),
-    )
-    task: str = option(
-        "auto", "what is learned; auto tells by the rows, or by the config", choices=CHOICES
-    )
-    device: str | None = option(
-        None,
-        "where it would run: T4, RTX 2080 Ti, RTX 3080, RTX 4090, L4, A100, H100, H200 (default: this machine)",
-        type=str,
-    )
-    teraflops: float | None = option(
-        None,
-        "matrix products a second that are reached, in 10^12 (default: this machine's, measured)",
-        type=float,
-    )
-
-
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
@@ -76,15 +34,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="YAML file of a run, as `lorakit train` takes it; flags win",
     )
-    flags.add_fields(parser, Planning, "the plan")
+    flags.add_fields(parser, PlanRequest, "the plan")
     flags.add_fields(parser, TrainSpec, "the run", only=RUN)
     flags.add_fields(parser, Spec, "the adapter")
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    asked_values, run_values, spec_values = flags.values(args, Planning, TrainSpec, Spec)
+    asked_values, run_values, spec_values = flags.values(args, PlanRequest, TrainSpec, Spec)
     needed(asked_values, "model")
-    asked, spec = Planning(**asked_values), Spec(**spec_values)
+    asked, spec = PlanRequest(**asked_values), Spec(**spec_values)
     run_values = {k: v for k, v in run_values.items() if k in RUN}
     run = TrainSpec(
         **{**run_values, "model": asked.model, "data": "not read", "output": "not written"}

@@ -1,1 +1,1 @@
-"""What a run would take, told from shapes alone: skeleton, trace, devices, cards, estimate."""
+"""Plans of runs, from shapes alone: parameters, memory, time, and what fits on which device."""

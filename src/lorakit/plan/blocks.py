@@ -1,39 +1,59 @@
-"""A step of a model whose blocks repeat, traced on a few of them: what each further block adds is
-the same, to the byte.
-"""
+"""A step of a model whose blocks repeat, traced on a few blocks: each further one adds the same."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
-from typing import Any
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.plan.trace import Step, Trace, trace_step
 from lorakit.sites.slot import Slot
 
-# blocks: two at either end of a run, whose neighbours are other layers or the same ones as in the
-# whole model
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# Blocks that are traced: two at either end of a run, whose neighbours are other layers, or the same
+# ones as in the whole model.
 FEW = 4
-WORTH = 3 * FEW  # blocks of a run from which on two short traces are quicker than the whole
+# Blocks of a run from which on two short traces are quicker than the whole.
+WORTH = 3 * FEW
+COUNTS = ("activations", "logits", "flops", "moved", "calls")
 
 
-def trace_by_blocks(model: nn.Module, step: Step) -> Trace:
-    """Return what `trace` does; where blocks repeat, from two traces with 4 and 5 of them.
+class TensorShape(NamedTuple):
+    """A tensor of a block, as far as memory depends on it."""
 
-    A block takes and frees the same memory wherever it stands, on top of what grows by the same
-    amount with every block (what is kept for the backward pass, gradients). So at any moment near
-    the start or the end of a phase the bytes in use are a line in the number of blocks, and in
-    between they lie between the two. Whether it is so is seen: in each phase the two traces must
-    differ by one constant from its start on, by one up to its end, and the stretches must overlap
-    by a block.
+    name: str
+    shape: tuple[int, ...]
+    dtype: object
+    requires_grad: bool
+
+
+class ModuleShape(NamedTuple):
+    """A module of a block, as far as memory depends on it."""
+
+    path: str
+    kind: type[nn.Module]
+    settings: dict[str, object]
+    tensors: list[TensorShape]
+
+
+def trace_by_blocks(model: "PreTrainedModel", step: Step) -> Trace:
+    """Return what `trace_step` does; if blocks repeat, from two traces with 4 and 5 of them.
+
+    A block takes and frees the same memory wherever it is, on top of an amount that grows by the
+    same with every block (what is kept for the backward pass, gradients). So at any moment near the
+    start or the end of a phase the bytes in use are linear in the number of blocks, and in between
+    they lie between the two lines. This is checked: in each phase the two traces must differ by one
+    constant from its start on, by one up to its end, and the two stretches must overlap by a block.
 
     Args:
-        model: as `trace` takes it.
+        model: as `trace_step` takes it.
         step: its shape.
 
     Raises:
-        PlanError: as `trace`.
+        PlanError: as `trace_step`.
     """
     found = find_repeated_blocks(model)
     if found is None:
@@ -41,116 +61,139 @@ def trace_by_blocks(model: nn.Module, step: Step) -> Trace:
     blocks, run = found
     traces = []
     for count in (FEW, FEW + 1):
-        with _cut(blocks, run, count):
+        with _shortened(blocks, run, count):
             traces.append(trace_step(model, step))
-    return _grown(traces[0], traces[1], len(run) - FEW) or trace_step(model, step)
+    grown = _extrapolate(traces[0], traces[1], len(run) - FEW)
+    return grown or trace_step(model, step)
 
 
-def find_repeated_blocks(model: Any) -> tuple[nn.ModuleList, range] | None:
-    """Return the list of a model's blocks, and which of them are alike and one after the other;
-    None where few are.
-    """
-    lists = [
-        (n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) >= WORTH
-    ]
-    lists = [(n, m) for n, m in lists if not any(n.startswith(f"{other}.") for other, _ in lists)]
+def find_repeated_blocks(model: nn.Module) -> tuple[nn.ModuleList, range] | None:
+    """Return a model's list of blocks and its longest run of equal ones; None if it has few."""
     config = getattr(model, "config", None)
+    lists = _outermost_lists(model)
     if len(lists) != 1 or config is None:
         return None
-    blocks, told = lists[0][1], _by_block(config, len(lists[0][1]))
-    at, best = 0, range(0)
-    for _, group in groupby(range(len(blocks)), key=lambda i: (told[i], _shape(blocks[i]))):
-        run = range(at, at := at + len(list(group)))
-        best = max(best, run, key=len)
-    return (blocks, best) if len(best) >= WORTH else None
+    blocks = lists[0]
+    settings = _settings_by_block(config, len(blocks))
+    keys = [(settings[index], _shape_of(block)) for index, block in enumerate(blocks)]
+    longest = range(0)
+    start = 0
+    for _, group in groupby(keys):
+        stop = start + len(list(group))
+        longest = max(longest, range(start, stop), key=len)
+        start = stop
+    return (blocks, longest) if len(longest) >= WORTH else None
 
 
-def _by_block(config: Any, count: int) -> list[Any]:
-    """Return what the config says of each block: settings that are lists of as many values (kinds
-    of attention, say).
-    """
-    lists = [
-        v
-        for v in config.get_text_config().to_dict().values()
-        if isinstance(v, list | tuple) and len(v) == count
-    ]
-    return [[repr(values[i]) for values in lists] for i in range(count)]
+def _outermost_lists(model: nn.Module) -> list[nn.ModuleList]:
+    """Return the long lists of modules that are in no other such list."""
+    lists = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) >= WORTH:
+            lists[name] = module
+    outermost = []
+    for name, module in lists.items():
+        is_inside = any(name.startswith(f"{other}.") for other in lists)
+        if not is_inside:
+            outermost.append(module)
+    return outermost
 
 
-def _shape(block: nn.Module) -> list[Any]:
-    """Return all that a block's memory may depend on: classes, plain settings, tensors, and what is
-    adapted in which way.
-    """
-    out: list[Any] = []
+def _settings_by_block(config: "PretrainedConfig", count: int) -> list[list[str]]:
+    """Return the settings of each block: entries of lists that have a value for every block."""
+    lists = []
+    for value in config.get_text_config().to_dict().values():
+        if isinstance(value, list | tuple) and len(value) == count:
+            lists.append(value)
+    return [[repr(values[index]) for values in lists] for index in range(count)]
+
+
+def _shape_of(block: nn.Module) -> list[ModuleShape]:
+    """Return all that a block's memory may depend on: classes, settings, tensors, and adapters."""
+    shapes = []
     for path, module in block.named_modules():
-        if isinstance(module, Slot):
-            continue  # its path tells blocks apart; the deltas in it are modules of their own
-        settings = {
-            k: v
-            for k, v in vars(module).items()
-            if isinstance(v, bool | int | float | str) and k != "layer_idx"
-        }
-        tensors = [
-            (k, t.shape, t.dtype, t.requires_grad)
-            for table in (module._parameters, module._buffers)
-            for k, t in table.items()
-            if t is not None
-        ]
-        out.append((path, type(module), settings, tensors))
-    return out
+        # A slot's own path differs between blocks; its deltas are modules of their own.
+        if not isinstance(module, Slot):
+            shape = ModuleShape(path, type(module), _plain_settings(module), _own_tensors(module))
+            shapes.append(shape)
+    return shapes
+
+
+def _plain_settings(module: nn.Module) -> dict[str, object]:
+    settings: dict[str, object] = {}
+    for name, value in vars(module).items():
+        if isinstance(value, bool | int | float | str) and name != "layer_idx":
+            settings[name] = value
+    return settings
+
+
+def _own_tensors(module: nn.Module) -> list[TensorShape]:
+    tables: list[dict[str, Tensor | None]] = [module._parameters, module._buffers]  # type: ignore[list-item]
+    shapes = []
+    for table in tables:
+        for name, tensor in table.items():
+            if tensor is not None:
+                shape = tuple(tensor.shape)
+                shapes.append(TensorShape(name, shape, tensor.dtype, tensor.requires_grad))
+    return shapes
 
 
 @contextmanager
-def _cut(blocks: nn.ModuleList, run: Sequence[int], count: int) -> Iterator[None]:
-    """Leave so many blocks of a run, for a while."""
-    whole = blocks._modules
-    kept = [module for i, module in enumerate(blocks) if i not in run or i - run[0] < count]
-    blocks._modules = type(whole)((str(i), module) for i, module in enumerate(kept))
+def _shortened(blocks: nn.ModuleList, run: Sequence[int], count: int) -> Iterator[None]:
+    """Leave so many blocks of a run while the context lasts."""
+    every = blocks._modules
+    dropped = set(run[count:])
+    kept = [module for index, module in enumerate(blocks) if index not in dropped]
+    blocks._modules = type(every)((str(index), module) for index, module in enumerate(kept))
     try:
         yield
     finally:
-        blocks._modules = whole
+        blocks._modules = every
 
 
-def _grown(few: Trace, more: Trace, by: int) -> Trace | None:
-    """Return the trace of `by` blocks more than `few` has, where each adds as much as from `few` to
-    `more`; else None.
-    """
+def _extrapolate(few: Trace, more: Trace, by: int) -> Trace | None:
+    """Return the trace of `by` blocks more than `few`, if each adds what `more` adds to `few`."""
     if len(few.phases) != len(more.phases):
         return None
     timeline: list[int] = []
-    start, other = 0, 0
-    for end, stop in zip(few.phases, more.phases, strict=True):
-        a, b = few.timeline[start:end], more.timeline[other:stop]
-        block = len(b) - len(a)
-        if block < 0 or not a:
+    phases_of_few = pairwise([0, *few.phases])
+    phases_of_more = pairwise([0, *more.phases])
+    for (start, end), (other, stop) in zip(phases_of_few, phases_of_more, strict=True):
+        phase = _extrapolate_phase(few.timeline[start:end], more.timeline[other:stop], by)
+        if phase is None:
             return None
-        near, far = _alike(a, b), _alike(a[::-1], b[::-1])
-        if near + far < len(a) + block:
-            return None
-        split = (len(a) - far + near) // 2
-        timeline += [
-            x + by * (y - x)
-            for x, y in [
-                *zip(a[:split], b, strict=False),
-                *zip(a[split:], b[split + block :], strict=True),
-            ]
-        ]
-        start, other = end, stop
-    grown = {
-        k: getattr(few, k) + by * (getattr(more, k) - getattr(few, k))
-        for k in ("activations", "logits", "flops", "moved", "calls")
-    }
-    return Trace(timeline=timeline, phases=[], **grown)
+        timeline += phase
+    counts: dict[str, int] = {}
+    for name in COUNTS:
+        first, second = getattr(few, name), getattr(more, name)
+        counts[name] = first + by * (second - first)
+    return Trace(timeline=timeline, phases=[], **counts)
 
 
-def _alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return how far two sequences differ by one constant.
+def _extrapolate_phase(few: list[int], more: list[int], by: int) -> list[int] | None:
+    """Return the bytes in use of one phase with `by` blocks more, or None if it is not linear."""
+    block = len(more) - len(few)
+    if block < 0 or not few:
+        return None
+    near = _equal_stretch(few, more)
+    far = _equal_stretch(few[::-1], more[::-1])
+    if near + far < len(few) + block:
+        return None
+    split = (len(few) - far + near) // 2
+    pairs = [
+        *zip(few[:split], more, strict=False),
+        *zip(few[split:], more[split + block :], strict=True),
+    ]
+    return [first + by * (second - first) for first, second in pairs]
 
-    >>> _alike([1, 2, 9], [4, 5, 9, 9])
+
+def _equal_stretch(few: Sequence[int], more: Sequence[int]) -> int:
+    """Return the number of entries at the start that differ by one constant.
+
+    >>> _equal_stretch([1, 2, 9], [4, 5, 9, 9])
     2
     """
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if y - x != b[0] - a[0]),
-        min(len(a), len(b)),
-    )
+    for index, (first, second) in enumerate(zip(few, more, strict=False)):
+        if second - first != more[0] - few[0]:
+            return index
+    return min(len(few), len(more))

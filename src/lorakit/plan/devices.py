@@ -1,11 +1,10 @@
-"""What machines hold and how fast this one is."""
+"""Devices: the memory of machines, and the speed of this one."""
 
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -40,7 +39,7 @@ class Device:
         name: as tables show it.
         size: bytes of memory.
         usable: bytes that tensors may take.
-        gpu: whether it is a GPU.
+        gpu: True for a GPU.
     """
 
     name: str
@@ -50,48 +49,60 @@ class Device:
 
 
 def find_device(name: str) -> Device:
-    """Return a device by name, spelled in any way: "2080ti", "RTX 4090", "this machine".
+    """Return a device by name, in any spelling: "2080ti", "RTX 4090", "this machine".
 
     Raises:
-        SpecError: none is called so; near misses are named.
+        SpecError: there is none of this name; near misses are named.
 
     >>> find_device("rtx4090").name, find_device("2080 Ti").size >> 20
     ('RTX 4090', 11264)
     """
-    known = (
-        {_key(n): n for n in (*GPUS, HERE)}
-        | {_key(n).removeprefix("rtx"): n for n in GPUS}
-        | {"cpu": HERE, "a10080gb": "A100"}
-    )
+    known = _names_by_key()
     found = known.get(_key(name))
     if found is None:
         hint = near_misses(_key(name), known)
+        # The keys in the hint become the names that tables show.
         for key in re.findall(r"'(\w+)'", hint):
             hint = hint.replace(f"'{key}'", f"'{known[key]}'")
         raise SpecError(
             f"No device is called {name!r}. {hint}".rstrip(),
             advice=f"Devices: {', '.join((*GPUS, HERE))}.",
         )
-    return this_machine() if found == HERE else _gpu(found, GPUS[found] << 20)
+    if found == HERE:
+        return this_machine()
+    return _gpu(found, GPUS[found] << 20)
+
+
+def _names_by_key() -> dict[str, str]:
+    names = {_key(name): name for name in (*GPUS, HERE)}
+    for name in GPUS:
+        names[_key(name).removeprefix("rtx")] = name
+    return {**names, "cpu": HERE, "a10080gb": "A100"}
 
 
 def all_devices() -> list[Device]:
-    """Return this machine and every GPU there is a name for."""
+    """Return this machine and every GPU that has a name here."""
     return [this_machine(), *(_gpu(name, size << 20) for name, size in GPUS.items())]
 
 
 def this_machine(*, cpu: bool = False) -> Device:
-    """Return the GPU of this machine where it has one (and `cpu` is not asked for), else its main
-    memory, or what a container
-    may have of it."""
+    """Return the GPU of this machine if it has one, else its main memory.
+
+    Main memory is limited to what a container may use.
+
+    Args:
+        cpu: take the main memory in any case.
+    """
     if torch.cuda.is_available() and not cpu:
         return _gpu(HERE, torch.cuda.get_device_properties(0).total_memory)
     size = psutil.virtual_memory().total
     for file in CGROUPS:
-        if file.is_file() and (text := file.read_text().strip()).isdigit():
-            size = min(size, int(text))
-    # What the process is already: Python, PyTorch, transformers.
-    return Device(HERE, size, max(0, size - psutil.Process().memory_info().rss), gpu=False)
+        limit = file.read_text().strip() if file.is_file() else ""
+        if limit.isdigit():
+            size = min(size, int(limit))
+    # Python, PyTorch and transformers are in memory already.
+    used = psutil.Process().memory_info().rss
+    return Device(HERE, size, max(0, size - used), gpu=False)
 
 
 def _gpu(name: str, size: int) -> Device:
@@ -99,17 +110,18 @@ def _gpu(name: str, size: int) -> Device:
 
 
 def _key(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower().replace("nvidia", "").replace("geforce", ""))
+    plain = name.lower().replace("nvidia", "").replace("geforce", "")
+    return re.sub(r"[\W_]", "", plain)
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast a machine computes.
+    """Speed of a machine.
 
     Attributes:
-        flops: matrix products, a multiply-add being two, a second.
-        moved: bytes that other operations read and write, a second; 0 where they are not counted.
-        call: seconds that any operation takes of itself, with what autograd does for it.
+        flops: of matrix products a second, a multiply-add being two.
+        moved: bytes that other operations read and write a second; 0 if they are not counted.
+        call: seconds that any operation takes of itself, autograd's part included.
     """
 
     flops: float
@@ -117,44 +129,48 @@ class Rate:
     call: float = 0.0
 
     def seconds(self, flops: int, moved: int, calls: int) -> float:
-        """Return how long these take one after the other."""
-        return flops / self.flops + (moved / self.moved if self.moved else 0.0) + calls * self.call
+        """Return the seconds of so much work, one operation after the other."""
+        products = flops / self.flops
+        others = moved / self.moved if self.moved else 0.0
+        return products + others + calls * self.call
 
 
-def measure_rate(width: int, rows: int, dtype: torch.dtype) -> Rate:
-    """Measure this machine, in about half a second: a product of the model's width, a sum of large
-    tensors, a tiny step.
+def measure_rate(width: int, tokens: int, dtype: torch.dtype) -> Rate:
+    """Measure this machine, in about half a second.
+
+    A matrix product, a sum of large tensors and a tiny step are timed.
 
     Args:
         width: of the model.
-        rows: tokens of a step.
+        tokens: of a step.
         dtype: that products are computed in.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    width, rows = min(max(width, 16), 4096), min(max(rows, 16), 1024)
-    x, w = (
-        torch.ones(rows, width, dtype=dtype, device=device),
-        torch.ones(width, width, dtype=dtype, device=device),
-    )
-    y = torch.ones(rows, 8 * width, dtype=dtype, device=device)
+    width = min(max(width, 16), 4096)
+    count = min(max(tokens, 16), 1024)
+    inputs = torch.ones(count, width, dtype=dtype, device=device)
+    matrix = torch.ones(width, width, dtype=dtype, device=device)
+    large = torch.ones(count, 8 * width, dtype=dtype, device=device)
     small = torch.ones(8, 8, device=device, requires_grad=True)
-    product, addition = _median(lambda: x @ w), _median(lambda: y + y)
-    return Rate(
-        2 * rows * width**2 / product,
-        3 * y.nbytes / addition,
-        _median(lambda: (small @ small + small).sum().backward()) / TINY,
-    )
+
+    def tiny_step() -> None:
+        (small @ small + small).sum().backward()
+
+    product = _median_seconds(lambda: inputs @ matrix)
+    addition = _median_seconds(lambda: large + large)
+    step = _median_seconds(tiny_step)
+    return Rate(2 * count * width**2 / product, 3 * large.nbytes / addition, step / TINY)
 
 
-def _median(call: Callable[[], Any], seconds: float = 0.15) -> float:
-    """Return the median time of a call."""
-    gpu = torch.cuda.is_available()
-    wait = torch.cuda.synchronize if gpu else lambda: None
-    clock = (
-        time.perf_counter if gpu else time.thread_time
-    )  # what else the machine does is not counted
+def _median_seconds(call: Callable[[], object], seconds: float = 0.15) -> float:
+    """Return the median time of a call; on a CPU that of this thread, so load does not count."""
+    if torch.cuda.is_available():
+        wait, clock = torch.cuda.synchronize, time.perf_counter
+    else:
+        wait, clock = _no_wait, time.thread_time
     call()
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 3:
         wait()
         begun = clock()
@@ -162,3 +178,7 @@ def _median(call: Callable[[], Any], seconds: float = 0.15) -> float:
         wait()
         times.append(clock() - begun)
     return sorted(times)[len(times) // 2]
+
+
+def _no_wait() -> None:
+    """Do nothing: a CPU has finished when the call returns."""

@@ -1,9 +1,8 @@
-"""The plan of a run: parameters, memory by part, time, and what fits where; from shapes alone."""
+"""The plan of a run: parameters, memory by part, and time, from shapes alone."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import torch
 
@@ -14,36 +13,36 @@ from lorakit.inits.start import STARTS
 from lorakit.inject.attach import detach
 from lorakit.inject.coverage import coverage
 from lorakit.inject.targets import select
-from lorakit.models.chunked_loss import chunk_rows
 from lorakit.plan.blocks import trace_by_blocks
-from lorakit.plan.curve import Curve, find_largest
-from lorakit.plan.devices import Device, Rate
-from lorakit.plan.meta_model import MetaModel, attach_on_meta
+from lorakit.plan.devices import Rate
+from lorakit.plan.meta_adapter import attach_on_meta
+from lorakit.plan.meta_model import MetaModel
 from lorakit.plan.published import count_other_methods
 from lorakit.plan.trace import Step, Trace
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Spec
 
-METHODS = ("full", "lora", "lora-8bit", "lora-4bit")
 # As bitsandbytes stores a matrix: bytes a value, and float32 scales, one a row or one for 64
 # values.
 EIGHT_BIT, FOUR_BIT = 1.0, 0.5 + 4 / 64
-MOST_BATCH, MOST_LENGTH = 1 << 16, 1 << 20
+SCALE_BYTES = 4
+# Full fine-tuning in float32: weights and the two moments of AdamW; gradients are in the trace.
+FULL_BYTES = 3 * 4
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a run does at once.
+    """The largest pass of a run, and the settings that its memory depends on.
 
     Attributes:
         batch: sequences of the largest batch.
         length: tokens of its longest sequence.
         padded: whether its sequences differ in length.
-        packed: tokens of each sequence, where they lie one after the other instead.
+        packed: tokens of each sequence if they are concatenated in one row instead.
         accumulate: passes of one step.
         base_dtype: auto, float32, bfloat16 or float16.
-        auto: what "auto" is on a CPU; on a GPU it is bfloat16.
+        auto: the dtype that "auto" means on a CPU; on a GPU it is bfloat16.
         mixed: no, bf16 or fp16.
         checkpointing: what is computed again, as `checkpoint_blocks` takes it.
     """
@@ -59,13 +58,13 @@ class Work:
     checkpointing: str = ""
 
     def dtype(self, gpu: bool) -> torch.dtype:
-        """Return the dtype of the base on such a device, as training chooses it."""
+        """Return the dtype of the base on a CPU or GPU, as training chooses it."""
         if self.base_dtype == "auto":
             return torch.bfloat16 if gpu else self.auto
         return getattr(torch, self.base_dtype)
 
     def step(self, task: str, gpu: bool) -> Step:
-        """Return the shape of one pass on such a device."""
+        """Return the shape of one pass on a CPU or GPU."""
         return Step(
             batch=self.batch,
             length=self.length,
@@ -85,9 +84,9 @@ class AdapterBytes:
     """Bytes of an adapter.
 
     Attributes:
-        trained: what gets gradients.
-        frozen: what it needs beside that: where a start that moves B began, or the pair that VeRA's
-            layers share.
+        trained: parameters that get gradients.
+        frozen: tensors that it needs beside those: the start of factors that B does not start at
+            zero, or the pair that VeRA's layers share.
         file: its tensors on disk; the header with names and settings comes on top.
     """
 
@@ -96,13 +95,45 @@ class AdapterBytes:
     file: int
 
 
+class RankCost(NamedTuple):
+    """Trained values and bytes of an adapter of one rank."""
+
+    parameters: int
+    trained: int
+    frozen: int
+    file: int
+
+
+class Memory(TypedDict):
+    """Bytes of each part of a step, as JSON holds them; None if the forward is not known."""
+
+    weights: int
+    adapters: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+    logits: int | None
+    peak: int | None
+
+
+class RankRow(TypedDict):
+    """The cost of one rank, as JSON holds it."""
+
+    rank: int
+    trainable_parameters: int
+    adapter_bytes: int
+    training_bytes: int
+    share: float
+    past_break_even: int
+
+
 class Plan:
-    """An adapter on a model, by shapes alone; each number is made when it is asked for.
+    """An adapter on a model, by shapes alone; each number is computed when it is asked for.
 
     Args:
         base: the model; nothing may be attached to it.
-        spec: of the adapter; a new head is trained whole beside it.
-        work: what a run does at once.
+        spec: of the adapter; a new head trains in full beside it.
+        work: the largest pass of the run.
 
     Raises:
         TargetError: a target matches nothing.
@@ -110,262 +141,204 @@ class Plan:
     """
 
     def __init__(self, base: MetaModel, spec: Spec, work: Work):
-        self.base, self.work = base, work
-        new = tuple(m for m in base.new_modules if m not in spec.full_modules)
-        self.spec = replace(spec, full_modules=(*spec.full_modules, *new))
+        self.base = base
+        self.work = work
+        heads = [name for name in base.new_modules if name not in spec.full_modules]
+        self.spec = replace(spec, full_modules=(*spec.full_modules, *heads))
         self._traces: dict[tuple[Step, int | None], Trace] = {}
-        self._held: dict[torch.dtype, AdapterBytes] = {}
-        adapter = attach_on_meta(base.model, self.spec)
-        self.coverage, self.adapter = coverage(base.model), adapter
-        own = list({id(p): p for _, p in base_parameters(base.model)}.values())
-        self.base_parameters, self._buffers = (
-            sum(p.numel() for p in own),
-            sum(b.nbytes for b in base.model.buffers()),
-        )
+        self._adapter_bytes: dict[torch.dtype, AdapterBytes] = {}
+        self.adapter = attach_on_meta(base.model, self.spec)
+        self.coverage = coverage(base.model)
+        # A parameter that two layers share counts once.
+        own = {id(parameter): parameter for _, parameter in base_parameters(base.model)}
+        self.base_parameters = sum(parameter.numel() for parameter in own.values())
+        self.buffer_bytes = sum(buffer.nbytes for buffer in base.model.buffers())
         detach(base.model)
 
-    # --- memory ----------------------------------------------------------------------------------
-
     def trace(self, step: Step, *, rank: int | None = None, full: bool = False) -> Trace:
-        """Return the trace of a step, with the adapter at its own or another rank, or with every
-        parameter trained.
+        """Return the trace of a step, with the adapter or with every parameter trained.
+
+        Args:
+            step: its shape.
+            rank: of the adapter, if it is not its own.
+            full: train every parameter instead, without an adapter.
         """
         key = (step, 0 if full else rank)
         if key not in self._traces:
-            model = self.base.model
-            if full:
-                model.requires_grad_(True)
-            else:
-                attach_on_meta(model, self.spec if rank is None else _at_rank(self.spec, rank))
-            try:
-                self._traces[key] = trace_by_blocks(model, step)
-            finally:
-                if not full:
-                    detach(model)
+            self._traces[key] = self._trace_full(step) if full else self._trace_adapter(step, rank)
         return self._traces[key]
 
+    def _trace_full(self, step: Step) -> Trace:
+        self.base.model.requires_grad_(True)
+        return trace_by_blocks(self.base.transformer, step)
+
+    def _trace_adapter(self, step: Step, rank: int | None) -> Trace:
+        attach_on_meta(self.base.model, self._spec_at(rank))
+        try:
+            return trace_by_blocks(self.base.transformer, step)
+        finally:
+            detach(self.base.model)
+
+    def _spec_at(self, rank: int | None) -> Spec:
+        return self.spec if rank is None else replace(self.spec, rank=rank)
+
+    def adapter_at(self, rank: int) -> Adapter:
+        """Return a new adapter of this rank, of tensors without values."""
+        adapter = attach_on_meta(self.base.model, self._spec_at(rank))
+        detach(self.base.model)
+        return adapter
+
+    # --- memory ----------------------------------------------------------------------------------
+
     def weights(self, dtype: torch.dtype, method: str = "lora") -> int:
-        """Return the bytes of the base: as it is, or with its linear layers but the head in 8 or 4
-        bits.
+        """Return the bytes of the base.
+
+        Args:
+            dtype: of its weights.
+            method: "lora" or "full"; with "lora-8bit" and "lora-4bit" its linear layers but the
+                head are stored in 8 or 4 bits.
         """
-        size = self.base_parameters * dtype.itemsize + self._buffers
+        size = self.base_parameters * dtype.itemsize + self.buffer_bytes
         if method in ("lora", "full"):
             return size
-        per = EIGHT_BIT if method == "lora-8bit" else FOUR_BIT
-        scales = 4 * sum(out for out, _ in self._linear) if method == "lora-8bit" else 0
-        # One matrix at a time is back in full, to be multiplied with.
-        return (
-            int(size + sum(o * i for o, i in self._linear) * (per - dtype.itemsize) + scales)
-            + self._widest * dtype.itemsize
-        )
+        values = sum(out * inputs for out, inputs in self._linear_shapes)
+        scales = 0
+        bytes_of_value = FOUR_BIT
+        if method == "lora-8bit":
+            bytes_of_value = EIGHT_BIT
+            scales = SCALE_BYTES * sum(out for out, _ in self._linear_shapes)
+        stored = int(size + values * (bytes_of_value - dtype.itemsize) + scales)
+        # One matrix at a time is dequantised, to be multiplied with.
+        largest = max((out * inputs for out, inputs in self._linear_shapes), default=0)
+        return stored + largest * dtype.itemsize
 
     @cached_property
-    def _linear(self) -> list[tuple[int, int]]:
+    def _linear_shapes(self) -> list[tuple[int, int]]:
         try:
-            return [place.shape for place in select(self.base.model, "all-linear").values()]
-        except TargetError:  # no linear layer: nothing that is stored in fewer bits
+            places = select(self.base.model, "all-linear")
+        except TargetError:
+            # No linear layer: nothing is stored in fewer bits.
             return []
-
-    @property
-    def _vocabulary(self) -> int:
-        return self.base.model.config.get_text_config().vocab_size
-
-    @cached_property
-    def _widest(self) -> int:
-        return max((out * inputs for out, inputs in self._linear), default=0)
+        return [place.shape for place in places.values()]
 
     def adapter_bytes(self, dtype: torch.dtype, adapter: Adapter | None = None) -> AdapterBytes:
         """Return the bytes of the plan's adapter, or of another, on a base of this dtype."""
         if adapter is not None:
             return measure_adapter(adapter, dtype)
-        if dtype not in self._held:
-            self._held[dtype] = measure_adapter(self.adapter, dtype)
-        return self._held[dtype]
+        if dtype not in self._adapter_bytes:
+            self._adapter_bytes[dtype] = measure_adapter(self.adapter, dtype)
+        return self._adapter_bytes[dtype]
 
     def fixed_bytes(
         self, dtype: torch.dtype, method: str = "lora", adapter: AdapterBytes | None = None
     ) -> int:
-        """Return what is there all the time: weights, adapters, and the two moments of AdamW."""
+        """Return the bytes in use all the time: weights, adapter, and the two moments of AdamW."""
         if method == "full":
-            return 3 * 4 * self.base_parameters + self._buffers
+            return FULL_BYTES * self.base_parameters + self.buffer_bytes
         size = adapter or self.adapter_bytes(dtype)
         return self.weights(dtype, method) + size.frozen + 3 * size.trained
 
-    def memory(self, *, gpu: bool) -> dict[str, int | None]:
-        """Return the bytes of each part, and of all at the moment when they are most.
+    def memory(self, *, gpu: bool) -> Memory:
+        """Return the bytes of each part, and of all at the moment of the peak.
 
         The peak is not their sum: activations go while gradients come. Without a forward (headers
-            alone) what a step holds is
-        not known, and is None.
+        alone) the memory of a step is not known, and is None.
         """
         step = self.work.step(self.base.task, gpu)
-        size, found = self.adapter_bytes(step.dtype), self.trace(step) if self.base.runs else None
-        step_peak = None if found is None else max(found.peak, 2 * size.trained)
-        return {
-            "weights": self.weights(step.dtype),
-            "adapters": size.trained + size.frozen,
-            "gradients": size.trained,
-            "optimizer": 2 * size.trained,
-            "activations": found.activations if found else None,
-            "logits": found.logits if found else None,
-            "peak": None if step_peak is None else self.fixed_bytes(step.dtype) + step_peak,
-        }
-
-    # --- what fits -------------------------------------------------------------------------------
-
-    def fits(self, device: Device) -> dict[str, dict[str, int]]:
-        """Return for each method the largest batch at the length asked, and for LoRA the longest
-        length and highest rank.
-
-        Full fine-tuning holds weights, gradients and moments in float32 and computes in 16 bits on
-        a GPU. 0: none fits.
-        """
-        step = replace(
-            self.work.step(self.base.task, device.gpu), packed=()
-        )  # for all of one length there is no difference
-        whole = replace(
-            step,
-            dtype=torch.float32,
-            mixed="bf16" if device.gpu and step.mixed == "no" else step.mixed,
+        size = self.adapter_bytes(step.dtype)
+        memory = Memory(
+            weights=self.weights(step.dtype),
+            adapters=size.trained + size.frozen,
+            gradients=size.trained,
+            optimizer=2 * size.trained,
+            activations=None,
+            logits=None,
+            peak=None,
         )
-        out: dict[str, dict[str, int]] = {}
-        for method in METHODS:
-            room, full = device.usable - self.fixed_bytes(step.dtype, method), method == "full"
-            out[method] = {"bytes": self.fixed_bytes(step.dtype, method), "batch": 0}
-            if room <= 0:
-                continue
-            batches = self._curve("batch", whole if full else step, (2, 4), MOST_BATCH, full=full)
-            out[method]["batch"] = find_largest(lambda b, c=batches, r=room: c(b) <= r, MOST_BATCH)
-        room = device.usable - self.fixed_bytes(step.dtype)
-        if room > 0:
-            limit = self.base.max_length or MOST_LENGTH
-            points = sorted({max(2, self.work.length // k) for k in (1, 2, 4)} | {8, 16})[-3:]
-            lengths = self._curve("length", step, points, limit)
-            out["lora"]["length"] = find_largest(lambda n: lengths(n) <= room, limit)
-            out["lora"]["rank"] = self._highest_rank(step, device.usable)
-        return out
-
-    def _curve(
-        self, what: str, step: Step, sizes: Sequence[int], most: int, *, full: bool = False
-    ) -> Callable[[int], int]:
-        def through(sizes: Sequence[int]) -> Curve:
-            return Curve(
-                [(n, self.trace(replace(step, **{what: n}), full=full).timeline) for n in sizes]
-            )
-
-        # A loss of more than one chunk holds no more logits, whatever the size, so from there on
-        # another curve holds.
-        edge = max(
-            1,
-            chunk_rows(self._vocabulary, step.dtype)
-            // (step.length if what == "batch" else step.batch),
-        )
-        low, high = 2 * edge, min(8 * edge, most)
-        if step.task != "causal-lm" or high - low < len(sizes):
-            return through(sizes)
-        beyond = through([low + (high - low) * k // (len(sizes) - 1) for k in range(len(sizes))])
-        if edge < sizes[-1]:
-            return beyond
-        below = through(sizes)
-        start, rise = below(edge), (beyond(low) - below(edge)) / (low - edge)
-        # Between the two the peak is below the line that joins them: it is the highest of several
-        # lines.
-        return lambda n: (
-            below(n) if n <= edge else beyond(n) if n >= low else round(start + rise * (n - edge))
-        )
-
-    def _highest_rank(self, step: Step, usable: int) -> int:
-        most = self._highest()
-        low, high = self.spec.rank, min(2 * self.spec.rank, most)
-        low = low if high > low else max(1, high // 2)
-        if self.spec.overrides or low >= high:
-            return 0
-        sizes = {
-            r: self.fixed_bytes(step.dtype, adapter=self.adapter_bytes(step.dtype, self._fresh(r)))
-            for r in (low, high)
-        }
-        slope = (sizes[high] - sizes[low]) / (high - low)
-        curve = Curve([(r, self.trace(step, rank=r).timeline) for r in (low, high)])
-
-        def fits(rank: int) -> bool:
-            return int(sizes[low] + slope * (rank - low)) + curve(rank) <= usable
-
-        return find_largest(fits, most)
-
-    def _highest(self) -> int:
-        """Return the highest rank that all adapted layers can have."""
-        most = min((min(m["shape"]) for m in self.coverage.modules), default=0)
-        start = STARTS[self.spec.init]
-        return most // start.vectors_per_rank if start else most
-
-    def _fresh(self, rank: int) -> Adapter:
-        adapter = attach_on_meta(self.base.model, _at_rank(self.spec, rank))
-        detach(self.base.model)
-        return adapter
+        if self.base.runs:
+            found = self.trace(step)
+            memory["activations"] = found.activations
+            memory["logits"] = found.logits
+            # The optimizer's step holds gradients and a temporary of their size.
+            memory["peak"] = self.fixed_bytes(step.dtype) + max(found.peak, 2 * size.trained)
+        return memory
 
     # --- time and ranks --------------------------------------------------------------------------
 
     def seconds(
         self, rate: Rate, *, gpu: bool, batch: int | None = None, length: int | None = None
     ) -> float:
-        """Return how long one optimizer step takes at this rate, of the largest batch or of another
-        shape.
+        """Return the seconds of one optimizer step at this rate.
+
+        Args:
+            rate: of the machine.
+            gpu: dtype and kernels are those of a GPU.
+            batch: sequences of a pass; those of the largest batch by default.
+            length: tokens of each; likewise.
         """
-        step = self.work.step(self.base.task, gpu)
-        step = replace(
-            step,
-            batch=batch or step.batch,
-            length=length or step.length,
-            again=False,
-            packed=() if batch else step.packed,
-        )
+        step = replace(self.work.step(self.base.task, gpu), again=False)
+        if batch:
+            step = replace(step, batch=batch, packed=())
+        if length:
+            step = replace(step, length=length)
         found = self.trace(step)
         return self.work.accumulate * rate.seconds(found.flops, found.moved, found.calls)
 
-    def ranks(self, dtype: torch.dtype = torch.float32) -> list[dict[str, Any]]:
-        """Return what each rank costs: parameters, bytes of the file, bytes while training, layers
-        past break-even.
-        """
-        if self.spec.overrides or not self.coverage.modules:
+    def ranks(self, dtype: torch.dtype = torch.float32) -> list[RankRow]:
+        """Return the cost of each rank: parameters, bytes of the file, bytes while training."""
+        shapes = [module["shape"] for module in self.coverage.modules]
+        if self.spec.overrides or not shapes:
             return []
-        shapes = [m["shape"] for m in self.coverage.modules]
-        out: list[dict[str, Any]] = []
-        most, told = self._highest(), dict[int, tuple[int, ...]]()
-        for r in (r for r in RANKS if r <= most):
-            if len(told) < 2 or self.spec.delta == "lokr":  # of all others each rank adds the same
-                adapter = self._fresh(r)
-                told[r] = (adapter.parameters_count, *astuple(self.adapter_bytes(dtype, adapter)))
-            else:
-                told[r] = tuple(
-                    first + (r - 1) * (second - first)
-                    for first, second in zip(told[1], told[2], strict=True)
-                )
-            count, size = told[r][0], AdapterBytes(*told[r][1:])
-            past = sum(r * (rows + columns) >= rows * columns for rows, columns in shapes)
-            out.append(
-                {
-                    "rank": r,
-                    "trainable_parameters": count,
-                    "adapter_bytes": size.file,
-                    "training_bytes": size.frozen + 4 * size.trained,
-                    "share": count / self.base_parameters,
-                    "past_break_even": past,
-                }
+        rows = []
+        for rank, cost in self._rank_costs(dtype).items():
+            past = sum(rank * (out + inputs) >= out * inputs for out, inputs in shapes)
+            row = RankRow(
+                rank=rank,
+                trainable_parameters=cost.parameters,
+                adapter_bytes=cost.file,
+                training_bytes=cost.frozen + 4 * cost.trained,
+                share=cost.parameters / self.base_parameters,
+                past_break_even=past,
             )
-        return out
+            rows.append(row)
+        return rows
+
+    def _rank_costs(self, dtype: torch.dtype) -> dict[int, RankCost]:
+        costs: dict[int, RankCost] = {}
+        for rank in RANKS:
+            if rank > self.highest_rank():
+                break
+            # Of all but LoKr each rank adds the same.
+            if len(costs) < 2 or self.spec.delta == "lokr":
+                adapter = self.adapter_at(rank)
+                size = self.adapter_bytes(dtype, adapter)
+                costs[rank] = RankCost(adapter.parameters_count, *astuple(size))
+            else:
+                costs[rank] = _extrapolate(costs[1], costs[2], rank)
+        return costs
+
+    def highest_rank(self) -> int:
+        """Return the highest rank that all adapted layers can have."""
+        most = min((min(module["shape"]) for module in self.coverage.modules), default=0)
+        start = STARTS[self.spec.init]
+        return most // start.ranks if start else most
 
     def other_methods(self) -> dict[str, int]:
-        """Return what other methods would train on this model; empty where its config does not tell
-        its shape.
-        """
-        config = getattr(self.base.model, "config", None)
-        text = config.get_text_config() if config is not None else None
-        width, layers = getattr(text, "hidden_size", None), getattr(text, "num_hidden_layers", None)
-        return count_other_methods(width, layers, self.spec.rank) if width and layers else {}
+        """Return the values that other methods would train, by name; empty without a config."""
+        config = self.base.text_config
+        width = getattr(config, "hidden_size", None)
+        layers = getattr(config, "num_hidden_layers", None)
+        if not width or not layers:
+            return {}
+        return count_other_methods(width, layers, self.spec.rank)
 
 
 def make_plan(base: MetaModel, spec: Spec, work: Work) -> Plan:
-    """Return a plan, or refuse a length that the model cannot read."""
+    """Return a plan, or refuse a length that the model cannot read.
+
+    Raises:
+        ModelError: more tokens than the model has positions.
+    """
     if base.max_length and work.length > base.max_length:
         raise ModelError(
             f"{work.length:,} tokens asked, {base.name} takes at most {base.max_length:,}.",
@@ -374,17 +347,25 @@ def make_plan(base: MetaModel, spec: Spec, work: Work) -> Plan:
     return Plan(base, spec, work)
 
 
-def _at_rank(spec: Spec, rank: int) -> Spec:
-    return replace(spec, rank=rank)
-
-
 def measure_adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterBytes:
-    """Return the bytes of an adapter on a base of this dtype, which what is trained whole has too."""
-    whole = sum(p.numel() for p in adapter.full_parameters.values())
-    frozen = {id(b): b.nbytes for delta in adapter.deltas.values() for b in delta.buffers()}
-    factors = sum(p.nbytes for delta in adapter.deltas.values() for p in delta.parameters())
+    """Return the bytes of an adapter on a base of this dtype, that of its full parameters."""
+    values = sum(parameter.numel() for parameter in adapter.full_parameters.values())
+    full = values * dtype.itemsize
+    factors = 0
+    # Buffers that several deltas share count once.
+    frozen: dict[int, int] = {}
+    for delta in adapter.deltas.values():
+        factors += sum(parameter.nbytes for parameter in delta.parameters())
+        for buffer in delta.buffers():
+            frozen[id(buffer)] = buffer.nbytes
     written = layout_tensors(adapter.spec, adapter.deltas, {}).tensors
-    size = whole * dtype.itemsize
-    return AdapterBytes(
-        factors + size, sum(frozen.values()), sum(t.nbytes for t in written.values()) + size
-    )
+    file = sum(tensor.nbytes for tensor in written.values())
+    return AdapterBytes(factors + full, sum(frozen.values()), file + full)
+
+
+def _extrapolate(one: RankCost, two: RankCost, rank: int) -> RankCost:
+    """Return the cost of a rank on the line through those of ranks 1 and 2."""
+    values = []
+    for first, second in zip(one, two, strict=True):
+        values.append(first + (rank - 1) * (second - first))
+    return RankCost(*values)

@@ -1,28 +1,33 @@
-"""Models of publications as shape specs, and how many parameters other methods would train on a
-model of such a shape.
-"""
+"""Models of publications, by shape, and the parameters that other methods would train on them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PREFIX = "card:"
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A published model: the class of its config in transformers, what differs from that class's
-    defaults, its task.
+    """A published model.
+
+    Attributes:
+        config_class: of transformers.
+        sizes: settings that differ from the defaults of that class.
+        task: that the publication used it for.
     """
 
-    kind: str
-    sizes: dict[str, Any]
+    config_class: str
+    sizes: dict[str, object]
     task: str = "causal-lm"
 
-    def config(self) -> Any:
+    def config(self) -> "PretrainedConfig":
         """Return a config of transformers."""
         import transformers
 
-        return getattr(transformers, self.kind)(**self.sizes)
+        return getattr(transformers, self.config_class)(**self.sizes)
 
 
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
@@ -84,8 +89,9 @@ PUBLISHED = {
 
 
 def bottleneck(width: int, rank: int, adapters: int) -> int:
-    """Return what bottleneck adapters train: two matrices and their biases each (Houlsby: 2 a
-    block, Pfeiffer: 1).
+    """Return the parameters of bottleneck adapters: two matrices and their biases each.
+
+    Houlsby et al. have two adapters a block, Pfeiffer et al. one.
 
     >>> bottleneck(12288, rank=1, adapters=2 * 96)
     7078080
@@ -94,7 +100,7 @@ def bottleneck(width: int, rank: int, adapters: int) -> int:
 
 
 def prefix_embedding(width: int, tokens: int) -> int:
-    """Return what tokens that are trained as embeddings hold.
+    """Return the parameters of a prefix that is trained as embeddings.
 
     >>> prefix_embedding(12288, 256 + 8)
     3244032
@@ -103,7 +109,7 @@ def prefix_embedding(width: int, tokens: int) -> int:
 
 
 def prefix_layer(width: int, tokens: int, layers: int) -> int:
-    """Return what activations that are trained at every block's start hold.
+    """Return the parameters of a prefix that is trained as activations of every block.
 
     >>> prefix_layer(12288, 8 + 8, 96)
     18874368
@@ -112,8 +118,9 @@ def prefix_layer(width: int, tokens: int, layers: int) -> int:
 
 
 def blocks(width: int, count: int) -> int:
-    """Return what that many whole blocks of a GPT hold: four attention matrices, a feed-forward of
-    four widths, norms.
+    """Return the parameters of so many blocks of a GPT.
+
+    Each has four attention matrices, a feed-forward layer of four widths, and two norms.
 
     >>> blocks(1024, 2)
     25192448
@@ -122,7 +129,7 @@ def blocks(width: int, count: int) -> int:
 
 
 def count_other_methods(width: int, layers: int, rank: int) -> dict[str, int]:
-    """Return what other methods would train on a model of this shape, by name."""
+    """Return the parameters that other methods would train on a model of this shape, by name."""
     return {
         f"bottleneck adapters, two a block, width {rank}": bottleneck(width, rank, 2 * layers),
         f"bottleneck adapters, one a block, width {rank}": bottleneck(width, rank, layers),

@@ -1,9 +1,8 @@
-"""The plan as `lorakit plan` gives it, and the one line of it that training prints before it
-starts.
-"""
+"""The plan as `lorakit plan` prints it, and its summary, which training prints before it starts."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 
 import torch
 
@@ -15,107 +14,223 @@ from lorakit.models.load import Loaded, auto_dtype, load_tokenizer
 from lorakit.models.open import encode_rows
 from lorakit.models.packing import packing_obstacle
 from lorakit.plan import devices
-from lorakit.plan.estimate import Plan, Work, make_plan
+from lorakit.plan.config import PlanRequest
+from lorakit.plan.estimate import Memory, Plan, RankRow, Work, make_plan
+from lorakit.plan.fits import find_fits
 from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, count_rank_costs
 from lorakit.spec import Spec
-from lorakit.text import format_bytes, format_duration
+from lorakit.text import dtype_name, format_bytes, format_duration
 
-LENGTH = 512  # tokens, where nothing says otherwise: training's own default
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LENGTH = 512  # tokens by default, as in training
+NO_LIMIT = 1 << 30
 
 
-def make_report(asked: Any, run: Any, spec: Spec) -> dict[str, Any]:
+class RunSettings(Protocol):
+    """The settings of a training run that a plan depends on: fields of TrainSpec."""
+
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def batch_tokens(self) -> int | None: ...
+    @property
+    def packing(self) -> str: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def base_dtype(self) -> str: ...
+    @property
+    def mixed_precision(self) -> str: ...
+    @property
+    def checkpointing(self) -> str: ...
+    @property
+    def ranks(self) -> str: ...
+    @property
+    def rank_budget(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Description(TypedDict):
+    """Counts and memory of a plan on one device, as JSON holds them."""
+
+    model: str
+    task: str
+    device: str
+    usable_bytes: int
+    trainable_parameters: int
+    total_parameters: int
+    base_parameters: int
+    adapted_modules: int
+    coverage: str
+    adapter_bytes: int
+    base_dtype: str
+    batch: int
+    length: int
+    memory: Memory
+
+
+class DeviceRow(TypedDict):
+    """What fits on one device, as JSON holds it."""
+
+    device: str
+    size: int
+    usable: int
+    methods: dict[str, dict[str, int]]
+
+
+class Report(Description, total=False):
+    """The whole plan, as JSON holds it."""
+
+    seconds_per_step: float | None
+    seconds_per_epoch: float | None
+    flops_per_second: float | None
+    devices: list[DeviceRow]
+    fits: dict[str, int]
+    ranks: list[RankRow]
+    others: dict[str, int]
+    spec: dict[str, object]
+    notes: list[str]
+    summary: str
+
+
+class Times(NamedTuple):
+    """Seconds of a step and of an epoch, and the rate of products; None if they are not known."""
+
+    step: float | None = None
+    epoch: float | None = None
+    flops: float | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with the batches of its rows, if it has rows."""
+
+    plan: Plan
+    batches: Batches | None
+
+
+def make_report(request: PlanRequest, run: RunSettings, spec: Spec) -> Report:
     """Return the plan as JSON holds it.
 
     Args:
-        asked: model, data, columns, quotes, loss_on, task, device and teraflops, as the command has
-            them.
-        run: the settings of training that count: max_length, batch_size, accumulate, dtypes,
-            checkpointing, epochs, seed.
+        request: model, data and device.
+        run: the settings of training.
         spec: of the adapter.
 
     Raises:
-        SpecError: no such device, or a rate that is none.
+        SpecError: no such device, or a rate that is not above 0.
         ModelError: no such model, or a length that it does not take.
         DataError, TargetError: as in training.
     """
-    if asked.teraflops is not None and not asked.teraflops > 0:
+    if request.teraflops is not None and not request.teraflops > 0:
         raise SpecError(
-            f"--teraflops: a number above 0 is needed, got {asked.teraflops:g}.",
+            f"--teraflops: a number above 0 is needed, got {request.teraflops:g}.",
             advice="Nothing was planned.",
         )
-    device = devices.find_device(asked.device or devices.HERE)
-    rows = read_rows(asked.data, columns=asked.columns, quotes=asked.quotes) if asked.data else None
-    task = infer_task(rows, asked.task) if rows is not None else asked.task
-    labels = list_labels(rows) if rows is not None and task == "classify" else []
-    base = load_meta_model(asked.model, task, labels=len(labels) or 2)
-    examples = tokenise_rows(base, rows, run.max_length, labels, asked.loss_on) if rows else None
-    batches = make_batches(run, base, examples) if examples else None
-    plan = make_plan(base, allocate_run_ranks(base, spec, run), make_work(run, base, spec, batches))
-    out = {**describe_plan(plan, device), **_time(plan, device, run, batches, asked.teraflops)}
-    chosen = devices.all_devices() if asked.device is None else [device]
-    table = [
-        {"device": d.name, "size": d.size, "usable": d.usable, "methods": plan.fits(d)}
-        for d in (chosen if base.runs else ())
-    ]
-    out |= {
-        "devices": table,
-        "fits": {d["device"]: d["methods"]["lora"]["batch"] for d in table},
-        "ranks": plan.ranks(plan.work.dtype(device.gpu)),
-        "others": plan.other_methods(),
-        "spec": plan.spec.to_dict(),
-        "notes": _notes(plan, run, table, batches),
-    }
-    out["summary"] = summarise(out)
-    return out
-
-
-def describe_plan(plan: Plan, device: devices.Device) -> dict[str, Any]:
-    """Return counts and memory of a plan on one device."""
-    work, dtype = plan.work, plan.work.dtype(device.gpu)
-    return {
-        "model": plan.base.name,
-        "task": plan.base.task,
-        "device": device.name,
-        "usable_bytes": device.usable,
-        "trainable_parameters": plan.adapter.parameters_count,
-        "total_parameters": plan.coverage.total_parameters,
-        "base_parameters": plan.base_parameters,
-        "adapted_modules": len(plan.coverage.modules),
-        "coverage": str(plan.coverage),
-        "adapter_bytes": plan.adapter_bytes(dtype).file,
-        "base_dtype": str(dtype).removeprefix("torch."),
-        "batch": work.batch,
-        "length": work.length,
-        "memory": plan.memory(gpu=device.gpu),
-    }
-
-
-def summarise(out: dict[str, Any]) -> str:
-    """Return the plan in one line."""
-    peak, usable = out["memory"]["peak"], out["usable_bytes"]
-    text = (
-        f"plan: {out['trainable_parameters']:,} of {out['total_parameters']:,} parameters train, "
-        f"an adapter file of {format_bytes(out['adapter_bytes'])}, the base in {out['base_dtype']}"
+    device = devices.find_device(request.device or devices.HERE)
+    planned = _plan(request, run, spec)
+    plan = planned.plan
+    description = describe_plan(plan, device)
+    times = _time(planned, device, run, request.teraflops)
+    chosen = devices.all_devices() if request.device is None else [device]
+    rows = [_device_row(plan, one) for one in chosen] if plan.base.runs else []
+    report = Report(
+        **description,
+        seconds_per_step=times.step,
+        seconds_per_epoch=times.epoch,
+        flops_per_second=times.flops,
+        devices=rows,
+        fits={row["device"]: row["methods"]["lora"]["batch"] for row in rows},
+        ranks=plan.ranks(plan.work.dtype(device.gpu)),
+        others=plan.other_methods(),
+        spec=plan.spec.to_dict(),
+        notes=_notes(planned, run, with_devices=bool(rows)),
     )
+    report["summary"] = summarise(report)
+    return report
+
+
+def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
+    rows = None
+    task = request.task
+    labels: list[str] = []
+    if request.data:
+        rows = read_rows(request.data, columns=request.columns, quotes=request.quotes)
+        task = infer_task(rows, request.task)
+        labels = list_labels(rows) if task == "classify" else []
+    base = load_meta_model(request.model, task, labels=len(labels) or 2)
+    batches = None
+    if rows:
+        examples = tokenise_rows(base, rows, run.max_length, labels, request.loss_on)
+        batches = make_batches(run, base, examples) if examples else None
+    allocated = allocate_run_ranks(base, spec, run)
+    work = make_work(run, base, spec, batches)
+    return Planned(make_plan(base, allocated, work), batches)
+
+
+def _device_row(plan: Plan, device: devices.Device) -> DeviceRow:
+    return DeviceRow(
+        device=device.name,
+        size=device.size,
+        usable=device.usable,
+        methods=find_fits(plan, device),
+    )
+
+
+def describe_plan(plan: Plan, device: devices.Device) -> Description:
+    """Return counts and memory of a plan on one device."""
+    dtype = plan.work.dtype(device.gpu)
+    return Description(
+        model=plan.base.name,
+        task=plan.base.task,
+        device=device.name,
+        usable_bytes=device.usable,
+        trainable_parameters=plan.adapter.parameters_count,
+        total_parameters=plan.coverage.total_parameters,
+        base_parameters=plan.base_parameters,
+        adapted_modules=len(plan.coverage.modules),
+        coverage=str(plan.coverage),
+        adapter_bytes=plan.adapter_bytes(dtype).file,
+        base_dtype=dtype_name(dtype),
+        batch=plan.work.batch,
+        length=plan.work.length,
+        memory=plan.memory(gpu=device.gpu),
+    )
+
+
+def summarise(report: Description | Report) -> str:
+    """Return the plan in one line."""
+    text = (
+        f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters "
+        f"train, an adapter file of {format_bytes(report['adapter_bytes'])}, "
+        f"the base in {report['base_dtype']}"
+    )
+    peak = report["memory"]["peak"]
     if peak is not None:
         text += (
-            f"; {out['batch']} x {out['length']:,} tokens need {format_bytes(peak)} "
-            f"of the {format_bytes(usable)} that {out['device']} has for tensors"
+            f"; {report['batch']} x {report['length']:,} tokens need {format_bytes(peak)} "
+            f"of the {format_bytes(report['usable_bytes'])} that {report['device']} has for tensors"
         )
-    if out.get("seconds_per_step") is not None:
-        text += f"; about {format_duration(out['seconds_per_step'])} a step"
-    if out.get("seconds_per_epoch") is not None:
-        text += f", {format_duration(out['seconds_per_epoch'])} an epoch"
+    step = report.get("seconds_per_step")
+    if step is not None:
+        text += f"; about {format_duration(step)} a step"
+    epoch = report.get("seconds_per_epoch")
+    if epoch is not None:
+        text += f", {format_duration(epoch)} an epoch"
     return text
 
 
-def allocate_run_ranks(base: MetaModel, spec: Spec, run: Any) -> Spec:
-    """Return the spec with its rank where --ranks and --rank-budget of a run put it, as far as
-    shapes tell.
+def allocate_run_ranks(base: MetaModel, spec: Spec, run: RunSettings) -> Spec:
+    """Return the spec with ranks by layer as a run's `ranks` and `rank_budget` ask, from shapes.
 
-    What looks at data spends the same number of values: it is spread evenly here.
+    An allocation that needs data spends the same number of values: here it is even.
 
     Raises:
         SpecError: a budget that is too small, or a delta whose ranks are not counted by A and B.
@@ -125,57 +240,50 @@ def allocate_run_ranks(base: MetaModel, spec: Spec, run: Any) -> Spec:
     budget = run.rank_budget
     if run.ranks == SUGGESTED and budget is None:
         budget = count_rank_costs(base.model, spec, None)[2] // 2
-    return allocate_ranks(
-        base.model, spec, shape="even" if run.ranks in BY_DATA else run.ranks, budget=budget
-    )
+    shape = "even" if run.ranks in BY_DATA else run.ranks
+    return allocate_ranks(base.model, spec, shape=shape, budget=budget)
 
 
-def make_batches(run: Any, base: MetaModel, examples: Sequence[Example]) -> Batches:
-    """Return the batches of a run; packed where nothing of the model's shape speaks against it.
+def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example]) -> Batches:
+    """Return the batches of a run; packed, unless the model's shape forbids it.
 
     Raises:
         SpecError: fewer tokens a batch than the longest row has.
     """
-    lengths = [len(e.ids) for e in examples]
-    if run.batch_tokens is not None and run.batch_tokens < max(lengths):
+    lengths = [len(example.ids) for example in examples]
+    longest = max(lengths)
+    if run.batch_tokens is not None and run.batch_tokens < longest:
         raise SpecError(
-            f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {max(lengths):,} tokens.",
+            f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {longest:,} tokens.",
             advice="Raise it, or lower --max-length. Nothing was started.",
         )
-    packed = (
-        run.packing != "off"
-        and base.task == "causal-lm"
-        and base.runs
-        and packing_obstacle(base.model, max(lengths)) is None
-    )
+    may_pack = run.packing != "off" and base.task == "causal-lm" and base.runs
+    packed = may_pack and packing_obstacle(base.model, longest) is None
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
 
-def make_work(run: Any, base: MetaModel, spec: Spec, batches: Batches | None) -> Work:
-    """Return what a run does at once: the largest of its batches, or without rows the largest that
-    there could be.
-    """
-    sizes: dict[str, Any] = {
-        "batch": run.batch_size,
-        "length": run.max_length or min(LENGTH, base.max_length or LENGTH),
-    }
+def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | None) -> Work:
+    """Return the largest pass of a run: of its batches, or of the largest that there could be."""
+    batch = run.batch_size
+    length = run.max_length or min(LENGTH, base.max_length or LENGTH)
+    padded = True
+    packed: tuple[int, ...] = ()
     if batches is not None:
-        k = batches.longest(0, batches.per_epoch)
-        rows, width = batches.shape(k)
-        sizes = {
-            "batch": rows,
-            "length": width,
-            "padded": any(batches.lengths[i] != width for i in batches[k]),
-        }
-        if batches.packed:
-            sizes |= {"packed": tuple(batches.lengths[i] for i in batches[k])}
+        largest = batches.longest(0, batches.per_epoch)
+        batch, length = batches.shape(largest)
+        lengths = tuple(batches.lengths[index] for index in batches[largest])
+        padded = any(one != length for one in lengths)
+        packed = lengths if batches.packed else ()
     auto = torch.float32
     if base.runs:
-        auto = auto_dtype(
-            torch.device("cpu"), base.model.config, base.task, trains_base=trains_base(spec)
-        )
+        config = base.transformer.config
+        cpu = torch.device("cpu")
+        auto = auto_dtype(cpu, config, base.task, trains_base=trains_base(spec))
     return Work(
-        **sizes,
+        batch=batch,
+        length=length,
+        padded=padded,
+        packed=packed,
         accumulate=run.accumulate,
         base_dtype=run.base_dtype,
         auto=auto,
@@ -185,7 +293,7 @@ def make_work(run: Any, base: MetaModel, spec: Spec, batches: Batches | None) ->
 
 
 def trains_base(spec: Spec) -> bool:
-    """Tell whether parameters of the base train as they are, in its dtype."""
+    """Return True if parameters of the base train in full, in its dtype."""
     return spec.bias != "none" or bool(spec.full_modules)
 
 
@@ -195,76 +303,71 @@ def tokenise_rows(
     max_length: int | None,
     labels: Sequence[str],
     loss_on: str,
-    tokenizer: Any = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> list[Example]:
-    """Return the rows as training would read them; of the model the tokenizer alone is loaded,
-    where it is not given.
+    """Return the rows as training reads them; only the tokenizer of the model is loaded.
+
+    Args:
+        base: the model.
+        rows: of the data.
+        max_length: tokens of a row; as in training by default.
+        labels: class names, for classify.
+        loss_on: completion or all.
+        tokenizer: of the model, if it is loaded already.
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(base.name, advice="Without --data no tokenizer is needed.")
-    most = int(min(tokenizer.model_max_length, base.max_length or 1 << 30))
-    return encode_rows(
-        rows,
-        Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), most),
-        max_length,
-        loss_on,
-    )
+    longest = int(min(tokenizer.model_max_length, base.max_length or NO_LIMIT))
+    loaded = Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), longest)
+    return encode_rows(rows, loaded, max_length, loss_on)
 
 
 def _time(
-    plan: Plan, device: devices.Device, run: Any, batches: Batches | None, teraflops: float | None
-) -> dict[str, Any]:
-    """Return seconds a step and an epoch; None where no rate is known or no rows are given."""
-    none = {"seconds_per_step": None, "seconds_per_epoch": None, "flops_per_second": None}
+    planned: Planned, device: devices.Device, run: RunSettings, teraflops: float | None
+) -> Times:
+    plan, batches = planned.plan, planned.batches
     if not plan.base.runs or (teraflops is None and device.name != devices.HERE):
-        return none
-    dtype, config = (
-        AUTOCAST.get(plan.work.mixed, plan.work.dtype(device.gpu)),
-        plan.base.model.config.get_text_config(),
-    )
-    tokens = plan.work.batch * plan.work.length
-    rate = (
-        devices.Rate(teraflops * 1e12)
-        if teraflops is not None
-        else devices.measure_rate(getattr(config, "hidden_size", 512), tokens, dtype)
-    )
+        return Times()
+    rate = _rate(plan, device, teraflops)
     if batches is None:
-        return {
-            **none,
-            "seconds_per_step": plan.seconds(rate, gpu=device.gpu),
-            "flops_per_second": rate.flops,
-        }
-    shapes = [batches.shape(k) for k in range(batches.per_epoch)]
-    width = round(
-        sum(batches.width(k) for k in range(batches.per_epoch)) / sum(n for n, _ in shapes)
-    )
-    mean = plan.seconds(rate, gpu=device.gpu, batch=max(n for n, _ in shapes), length=max(width, 2))
-    # Passes, not steps: what is left over at the end of an epoch is a pass too.
-    epoch = mean / run.accumulate * sum(n for n, _ in shapes) / max(n for n, _ in shapes)
-    return {"seconds_per_step": mean, "seconds_per_epoch": epoch, "flops_per_second": rate.flops}
+        return Times(step=plan.seconds(rate, gpu=device.gpu), flops=rate.flops)
+    passes = range(batches.per_epoch)
+    counts = [batches.shape(index)[0] for index in passes]
+    tokens = sum(batches.width(index) for index in passes)
+    mean_length = max(2, round(tokens / sum(counts)))
+    step = plan.seconds(rate, gpu=device.gpu, batch=max(counts), length=mean_length)
+    # Passes, not steps: the rest at the end of an epoch is a pass too.
+    epoch = step / run.accumulate * sum(counts) / max(counts)
+    return Times(step, epoch, rate.flops)
 
 
-def _notes(plan: Plan, run: Any, table: list[dict[str, Any]], batches: Batches | None) -> list[str]:
+def _rate(plan: Plan, device: devices.Device, teraflops: float | None) -> devices.Rate:
+    if teraflops is not None:
+        return devices.Rate(teraflops * 1e12)
+    dtype = AUTOCAST.get(plan.work.mixed, plan.work.dtype(device.gpu))
+    width = getattr(plan.base.text_config, "hidden_size", 512)
+    return devices.measure_rate(width, plan.work.batch * plan.work.length, dtype)
+
+
+def _notes(planned: Planned, run: RunSettings, *, with_devices: bool) -> list[str]:
+    plan = planned.plan
     notes = []
     if run.ranks in BY_DATA:
-        notes.append(
-            f"--ranks {run.ranks} looks at data and weights: its values are counted as if spread evenly"
-        )
+        notes.append(f"--ranks {run.ranks} needs data and weights: counted as if ranks were even")
     if plan.spec.delta == "adalora":
-        notes.append(
-            "adalora: counted at the ranks that it starts with; the file holds those that are left at the end"
-        )
+        notes.append("adalora: counted at the ranks of the start; the file holds those of the end")
     if not plan.base.runs:
         notes.append(
-            "headers tell shapes alone: activations, peak, time and what fits need the model's config.json"
+            "headers hold shapes alone: activations, peak, time and what fits need the model's "
+            "config.json"
         )
-    if table:
+    if with_devices:
         notes.append(
             "full: weights, gradients and moments in float32, computing in 16 bits on a GPU"
         )
         notes.append(
             "8-bit and 4-bit base: its linear layers but the head, as bitsandbytes stores them"
         )
-    if batches is None:
-        notes.append("without --data every sequence is taken to be as long as it may be")
+    if planned.batches is None:
+        notes.append("without --data every sequence is counted at the longest length")
     return notes

@@ -1,0 +1,123 @@
+"""An adapter on a model of the meta device: shapes and settings, no random number is drawn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lorakit.adapter import Adapter
+from lorakit.deltas.base import Delta, LowRank
+from lorakit.deltas.offset import OffsetLowRank
+from lorakit.deltas.tied import TiedLowRank
+from lorakit.errors import SpecError
+from lorakit.inits.start import STARTS, start_faults
+from lorakit.inject.attach import attach, detach
+from lorakit.inject.places import find_places
+from lorakit.spec import Settings, Spec
+from lorakit.text import plural
+
+RANDOM = (torch.ops.aten.rand.generator, torch.ops.aten.randn.generator)
+COPY = torch.ops.aten._to_copy.default
+
+
+def attach_on_meta(model: nn.Module, spec: Spec) -> Adapter:
+    """Attach a new adapter to a model of the meta device.
+
+    No random number is drawn, which takes seconds for large models. A start that reads weights or
+    data has none here; only one thing of it counts, whether B starts at something else than zero.
+
+    Raises:
+        SpecError, TargetError: as `attach`.
+    """
+    with _NothingDrawn():
+        adapter = attach(model, _with_random_starts(spec))
+        settings = _settings_of(adapter, spec)
+        if any(STARTS[one.init] for one in settings.values()):
+            detach(model)
+            _refuse_starts(model, adapter, spec, settings)
+            for name, one in settings.items():
+                adapter.deltas[name] = _as_started(adapter.deltas[name], one)
+            attach(model, adapter)
+    return adapter
+
+
+def _with_random_starts(spec: Spec) -> Spec:
+    """Return the spec with a random start in place of each that needs weights or data."""
+    init = "kaiming" if STARTS[spec.init] else spec.init
+    overrides = {}
+    for pattern, change in spec.overrides.items():
+        needs_values = STARTS[change.get("init", init)] is not None
+        overrides[pattern] = {**change, "init": "kaiming"} if needs_values else change
+    return replace(spec, init=init, overrides=overrides)
+
+
+def _settings_of(adapter: Adapter, spec: Spec) -> dict[str, Settings]:
+    """Return the settings of each delta that has a start."""
+    settings = {}
+    for name, delta in adapter.deltas.items():
+        if not delta.by_token:
+            settings[name] = spec.settings(name)
+    return settings
+
+
+def _refuse_starts(
+    model: nn.Module, adapter: Adapter, spec: Spec, settings: Mapping[str, Settings]
+) -> None:
+    known = find_places(model, spec.parts)
+    faults: list[str] = []
+    for name, one in settings.items():
+        faults += [f"{name}   {fault}" for fault in start_faults(spec.delta, one, known[name])]
+    for name, one in settings.items():
+        is_tied = spec.tie and isinstance(adapter.deltas[name], TiedLowRank)
+        if is_tied and STARTS[one.init]:
+            faults.append(
+                f"{name}   has the factors of an embedding: init {one.init!r} cannot start it"
+            )
+    _raise_if(faults)
+
+
+def _raise_if(faults: Sequence[str]) -> None:
+    if faults:
+        raise SpecError(
+            f"{plural(len(faults), 'layer')} cannot be adapted with these settings.",
+            faults,
+            "Nothing was planned.",
+        )
+
+
+def _as_started(delta: Delta, settings: Settings) -> Delta:
+    """Return the delta as its start leaves it: with an offset if B does not start at zero."""
+    start = STARTS[settings.init]
+    if start is None or not start.moves_B or not isinstance(delta, LowRank):
+        return delta
+    return OffsetLowRank(
+        delta.A.detach(),
+        delta.B.detach(),
+        alpha=delta.alpha,
+        scale_rule=delta.scale_rule,
+        dropout=delta.dropout,
+        kind=delta.kind,
+        kernel=delta.kernel,
+        output_slice=delta.output_slice,
+    )
+
+
+class _NothingDrawn(TorchDispatchMode):
+    """Gives tensors without values where random ones are asked for."""
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        keywords = dict(kwargs or {})
+        if func in RANDOM:
+            return torch.empty(args[0], device="meta")  # type: ignore[call-overload]
+        if func is COPY and args[0].is_meta:  # type: ignore[attr-defined]
+            # A tensor without values stays one wherever it is moved.
+            keywords["device"] = "meta"
+        return func(*args, **keywords)

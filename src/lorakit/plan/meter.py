@@ -1,0 +1,179 @@
+"""Modes that watch one training step on fake tensors: memory and work, and attention as it is."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+Arguments = Sequence[object]
+Keywords = Mapping[str, object]
+Operation = Callable[..., object]
+
+
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> int:
+    return sdpa_flop_count(query.shape, key.shape, value.shape)
+
+
+def _attention_backward_flops(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object
+) -> int:
+    return sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape)
+
+
+ATEN = torch.ops.aten
+DEVICE = torch.ops.prim.device.default
+GROUPED_PRODUCT = ATEN._grouped_mm.default
+FLOPS = {
+    **flop_registry,
+    ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+class Allocation(NamedTuple):
+    """One storage that is in use: the reference that sees its end, its bytes, and its kind."""
+
+    reference: weakref.ref
+    bytes: int
+    is_logits: bool
+
+
+class Meter(TorchDispatchMode):
+    """Counts storages from their first use to their end, and the work of every operation.
+
+    Args:
+        known: keys of storages that are not counted: weights and adapters.
+        vocabulary: width of the logits.
+
+    Attributes:
+        now: bytes in use.
+        logits: bytes of logits, and of what is made of them, in use.
+        most_logits: the largest value of `logits`.
+        timeline: `now` after each allocation.
+        flops: of matrix products, a multiply-add being two.
+        moved: bytes that other operations read and write.
+        calls: operations of any kind.
+    """
+
+    def __init__(self, known: set[int], vocabulary: int):
+        super().__init__()
+        self.known = known
+        self.vocabulary = vocabulary
+        self.alive: dict[int, Allocation] = {}
+        self.timeline: list[int] = []
+        self.now = 0
+        self.logits = 0
+        self.most_logits = 0
+        self.flops = 0
+        self.moved = 0
+        self.calls = 0
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: Arguments = (),
+        kwargs: Keywords | None = None,
+    ) -> object:
+        keywords = kwargs or {}
+        # Two of three calls ask for the device.
+        if func is DEVICE:
+            return args[0].fake_device  # type: ignore[attr-defined]
+        if func is GROUPED_PRODUCT and args[0].dtype != torch.bfloat16:  # type: ignore[attr-defined]
+            out = _grouped_product(args, keywords)
+        else:
+            out = func(*args, **keywords)
+        if func.namespace == "aten":
+            self._count(func, args, keywords, out)
+        return out
+
+    def _count(
+        self, func: torch._ops.OpOverload, args: Arguments, keywords: Keywords, out: object
+    ) -> None:
+        self.calls += 1
+        fresh = sum(self._see(tensor) for tensor in _tensors(out))
+        count = FLOPS.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **keywords, out_val=out)
+        elif fresh or func._schema.is_mutable:
+            self.moved += fresh + sum(tensor.nbytes for tensor in _tensors(args))
+
+    def _see(self, tensor: Tensor) -> int:
+        """Count the storage of a tensor if it is new, and return its bytes; 0 if it is known."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.alive or key in self.known:
+            return 0
+        # The reference must live as long as the storage: its callback counts the end.
+        reference = weakref.ref(storage, lambda _: self._release(key))
+        allocation = Allocation(reference, storage.nbytes(), self._is_logits(tensor))
+        self.alive[key] = allocation
+        self.now += allocation.bytes
+        if allocation.is_logits:
+            self.logits += allocation.bytes
+            self.most_logits = max(self.most_logits, self.logits)
+        self.timeline.append(self.now)
+        return allocation.bytes
+
+    def _release(self, key: int) -> None:
+        allocation = self.alive.pop(key)
+        self.now -= allocation.bytes
+        if allocation.is_logits:
+            self.logits -= allocation.bytes
+
+    def _is_logits(self, tensor: Tensor) -> bool:
+        if tensor.ndim < 2 or tensor.shape[-1] != self.vocabulary:
+            return False
+        return tensor.shape[0] != self.vocabulary
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _grouped_product(args: Arguments, keywords: Keywords) -> Tensor:
+    """Return a grouped product in another dtype than bfloat16, the only one fake tensors know.
+
+    On a CPU the real operation takes any dtype.
+    """
+    narrow = []
+    for value in args:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        narrow.append(value.bfloat16() if is_float else value)
+    out = GROUPED_PRODUCT(*narrow, **keywords)
+    return out.to(args[0].dtype)  # type: ignore[attr-defined]
+
+
+class RealAttention(TorchFunctionMode):
+    """Attention as the real step calls it, where fake tensors cannot tell.
+
+    Args:
+        fused: the mask of attention's dropout is drawn again in the backward pass, not kept.
+        masked: attention gets a mask.
+    """
+
+    def __init__(self, fused: bool, masked: bool):
+        super().__init__()
+        self.fused = fused
+        self.masked = masked
+
+    def __torch_function__(
+        self,
+        func: Operation,
+        types: object,
+        args: Arguments = (),
+        kwargs: Keywords | None = None,
+    ) -> object:
+        keywords = dict(kwargs or {})
+        if func is nn.functional.scaled_dot_product_attention:
+            if self.fused:
+                keywords["dropout_p"] = 0.0
+            if not self.masked:
+                keywords["attn_mask"] = None
+        return func(*args, **keywords)
