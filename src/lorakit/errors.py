@@ -1,87 +1,87 @@
-"""Every exception of lorakit. Each is a LorakitError and also the stdlib class it stands for.
-
-    LorakitError
-    ├── SpecError (ValueError)          a field of Spec or TrainSpec, or a flag, that cannot be
-    meant ├── TargetError (LookupError)       a name or pattern that selects nothing, or what cannot
-    be adapted ├── AdapterNameError (LookupError)  an adapter name that is taken, unknown or
-    unusable ├── AdapterMismatch (ValueError)    an adapter that does not fit this model
-    ├── AdapterFileError (ValueError)   an adapter folder that cannot be trusted
-    ├── MergeError (RuntimeError)       a merge that would not give what was asked
-    ├── RowsError (RuntimeError)        rows of a batch that cannot go to adapters of their own
-    ├── ModelError (OSError)            a model that cannot be found, read or used for the task
-    ├── DataError (ValueError)          rows that cannot be trained or evaluated on
-    ├── OutputError (FileExistsError)   an output that would be overwritten or cannot be made, or a
-    run that is not there ├── MissingExtra (ImportError)      an optional library that is not
-    installed ├── PlanError (RuntimeError)        a step that cannot be run on shapes alone
-    └── TrainingError (RuntimeError)    a run that was stopped while running
-
-A new one: add a line above, derive from LorakitError and a stdlib class, and test its text.
-"""
+"""Every exception of lorakit. Each is a LorakitError and also a class of the standard library."""
 
 from collections.abc import Iterable
 
-SHOWN = 12  # faults printed before the rest is only counted
+PRINTED_FAULTS = 12
 
 
 class LorakitError(Exception):
-    """What was asked, what was found, and what to do.
+    """The base class of all errors of this package.
 
     Args:
-        message: one or two sentences: what was asked and what was found.
+        message: one or two sentences: the request, and what was found.
         faults: every single fault, one line each; all are kept, the first 12 are printed.
-        advice: what to do, and what was (not) changed.
+        advice: what to do, and what was or was not changed.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, faults: Iterable[str] = (), advice: str = ""):
-        super().__init__(message, tuple(faults), advice)
-        self.message, self.faults, self.advice = message, list(faults := self.args[1]), advice
+        self.message = message
+        self.faults = list(faults)
+        self.advice = advice
+        super().__init__(message, tuple(self.faults), advice)
 
     def __str__(self) -> str:
-        lines = [self.message, *(f"  {fault}" for fault in self.faults[:SHOWN])]
-        if len(self.faults) > SHOWN:
-            lines.append(
-                f"  … and {len(self.faults) - SHOWN} more (--json, or .faults, lists them all)"
-            )
-        return "\n".join([*lines, self.advice] if self.advice else lines)
+        lines = [self.message]
+        lines += [f"  {fault}" for fault in self.faults[:PRINTED_FAULTS]]
+        left = len(self.faults) - PRINTED_FAULTS
+        if left > 0:
+            lines.append(f"  … and {left} more (--json, or .faults, lists them all)")
+        if self.advice:
+            lines.append(self.advice)
+        return "\n".join(lines)
 
 
-class SpecError(LorakitError, ValueError): ...
+class SpecError(LorakitError, ValueError):
+    """A field of Spec or TrainSpec, an argument or a flag has a value that is not possible."""
 
 
-class TargetError(LorakitError, LookupError): ...
+class TargetError(LorakitError, LookupError):
+    """A name or pattern selects nothing, or a layer that cannot be adapted."""
 
 
-class AdapterNameError(LorakitError, LookupError): ...
+class AdapterNameError(LorakitError, LookupError):
+    """The name of an adapter is already used, unknown, or not a valid name."""
 
 
-class AdapterMismatch(LorakitError, ValueError): ...
+class AdapterMismatch(LorakitError, ValueError):
+    """An adapter does not fit the model."""
 
 
-class AdapterFileError(LorakitError, ValueError): ...
+class AdapterFileError(LorakitError, ValueError):
+    """An adapter folder is incomplete, damaged, or not understood."""
 
 
-class MergeError(LorakitError, RuntimeError): ...
+class MergeError(LorakitError, RuntimeError):
+    """A merge would give other weights than base plus adapter, or cannot be done."""
 
 
-class RowsError(LorakitError, RuntimeError): ...
+class RowsError(LorakitError, RuntimeError):
+    """The rows of a batch cannot be routed to different adapters."""
 
 
-class ModelError(LorakitError, OSError): ...
+class ModelError(LorakitError, OSError):
+    """A model cannot be found, read, or used for the task."""
 
 
-class DataError(LorakitError, ValueError): ...
+class DataError(LorakitError, ValueError):
+    """Rows of data cannot be used for training or evaluation."""
 
 
-class OutputError(LorakitError, FileExistsError): ...
+class OutputError(LorakitError, FileExistsError):
+    """An output would be overwritten or cannot be made, or the run to resume does not exist."""
 
 
-class MissingExtra(LorakitError, ImportError): ...
+class MissingExtra(LorakitError, ImportError):
+    """An optional library is not installed."""
 
 
-class PlanError(LorakitError, RuntimeError): ...
+class PlanError(LorakitError, RuntimeError):
+    """A training step cannot be traced on shapes alone."""
 
 
 class TrainingError(LorakitError, RuntimeError):
+    """A training run stopped before its end."""
+
     exit_code = 1

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing: a file or folder has its new content in full, or the old one."""
 
 import json
 import os
@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
-def part_of(path: Path) -> Path:
-    """Return the name under which a file or folder is made, beside its place.
+def part_path(path: Path) -> Path:
+    """Return the temporary path, in the same folder, under which the new content is written.
 
-    It holds the number of this process, so that two processes do not write one another's part.
+    It contains the number of this process, so that two processes have two temporary paths.
     """
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
@@ -24,9 +24,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; what is written there takes the place of `path` at the end.
+    """Yield a temporary path to write to, and move the file to `path` after the block.
 
-    After an exception `path` is as it was, and nothing is left beside it.
+    After an exception in the block `path` is unchanged and the temporary file is removed.
     """
     with replace_files(path.parent, [path.name]) as parts:
         yield parts[path.name]
@@ -34,19 +34,19 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_files(folder: Path, names: Sequence[str]) -> Iterator[Mapping[str, Path]]:
-    """Yield a path to write to for each of these files; all take their places at the end.
+    """Yield a temporary path for each name, and move all files to their names after the block.
 
-    Every file is complete and on the disk before the first takes its place. After an exception the
-    folder is as it was.
+    All files are complete and on the disk before the first one is moved. After an exception in the
+    block the folder is unchanged and the temporary files are removed.
     """
-    parts = {name: part_of(folder / name) for name in names}
+    parts = {name: part_path(folder / name) for name in names}
     with ExitStack() as stack:
         for part in parts.values():
             stack.callback(part.unlink, missing_ok=True)
         yield parts
         first = parts[names[0]]
         for part in parts.values():
-            # Some writers let nobody but the owner read their file.
+            # safetensors creates files that only the owner can read.
             shutil.copymode(first, part)
             sync(part)
         for name, part in parts.items():
@@ -55,12 +55,12 @@ def replace_files(folder: Path, names: Sequence[str]) -> Iterator[Mapping[str, P
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill; it takes the place of `path` at the end.
+    """Yield a temporary path for a folder, and move the folder to `path` after the block.
 
-    The folder is yielded as a name alone: the block makes it. After an exception `path` is as it
-    was, and nothing is left beside it.
+    The block creates the folder. After an exception in the block `path` is unchanged and the
+    temporary folder is removed.
     """
-    part = part_of(path)
+    part = part_path(path)
     shutil.rmtree(part, ignore_errors=True)
     try:
         yield part
@@ -71,17 +71,17 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file atomically."""
     with replace_file(path) as part:
         part.write_text(text, "utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a value as indented JSON, whole or not at all."""
+    """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_json_lines(path: Path, values: Sequence[object]) -> None:
-    """Write values as one line of JSON each, whole or not at all."""
+    """Write one line of JSON for each value, atomically."""
     lines = [json.dumps(value) + "\n" for value in values]
     write_text(path, "".join(lines))

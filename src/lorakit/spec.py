@@ -1,12 +1,10 @@
-"""Spec: the only description of an adapter. Torch is not imported here, so `--help` can read the
-fields.
-"""
+"""Spec, the description of an adapter. It imports no torch, so that `--help` is fast."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from typing import Any, TypeGuard, cast
+from typing import Any, TypeGuard, TypeVar, cast, overload
 
 from lorakit.errors import SpecError
 from lorakit.text import near_misses, plural
@@ -19,10 +17,14 @@ KINDS = ("lora", "dora", "vera", "loha", "lokr", "adalora")
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa-fast", "olora", "eva", "lora-ga")
 BIASES = ("none", "all", "adapted")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+PATTERN_FIELDS = ("targets", "exclude", "full_modules")
+
+T = TypeVar("T")
+Fault = tuple[str, str]  # the name of a field, and what is wrong with its value
 
 
 def is_whole(value: object, least: int | None = None) -> TypeGuard[int]:
-    """Tell that a value is a whole number, no bool, and not below `least`.
+    """Return True if a value is a whole number, not a bool, and not below `least`.
 
     >>> is_whole(3, least=1), is_whole(True), is_whole(0, least=1)
     (True, False, False)
@@ -33,7 +35,7 @@ def is_whole(value: object, least: int | None = None) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Tell that a value is a finite number, and no bool.
+    """Return True if a value is a finite number, and not a bool.
 
     >>> is_number(0.5), is_number(float("nan")), is_number("1")
     (True, False, False)
@@ -45,7 +47,7 @@ def is_number(value: object) -> TypeGuard[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What holds for one layer once the overrides are resolved."""
+    """The settings of one layer, with its override applied."""
 
     rank: int
     alpha: float
@@ -56,55 +58,67 @@ class Settings:
 
     @property
     def scale(self) -> float:
-        """What multiplies B A."""
+        """The factor of B A."""
         return SCALES[self.scale_rule](self.alpha, self.rank)
 
 
-def option(default: Any, text: str, **more: Any) -> Any:
-    """Make a dataclass field whose help text is the one that command line and docs show."""
-    meta = {"help": text, **more}
-    return (
-        field(default_factory=default, metadata=meta)
-        if callable(default)
-        else field(default=default, metadata=meta)
-    )
+SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
+
+
+@overload
+def option(default: Callable[[], T], text: str, **metadata: object) -> T: ...
+
+
+@overload
+def option(default: T, text: str, **metadata: object) -> T: ...
+
+
+def option(default: object, text: str, **metadata: object) -> object:
+    """Return a dataclass field with the help text that the command line and the docs show."""
+    metadata = {"help": text, **metadata}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Which layers are adapted, and how. Checks itself; every fault is named at once.
+    """The layers that are adapted, and how. A Spec checks itself and reports all faults at once.
 
     Raises:
-        SpecError: any field out of its range, or an override that names no field.
+        SpecError: a field is out of its range, or an override has an unknown field.
 
     Source: rank, alpha, A and B as in Hu et al., LoRA, arXiv 2106.09685, section 4.1;
         alpha / sqrt(rank) from Kalajdzievski, rsLoRA, arXiv 2312.03732.
 
     >>> Spec(rank=8).settings("model.layers.0.mlp.up_proj").scale
     4.0
-    >>> Spec(rank=8, overrides={"up_proj": {"rank": 64}}).settings("model.layers.0.mlp.up_proj").rank
+    >>> spec = Spec(rank=8, overrides={"up_proj": {"rank": 64}})
+    >>> spec.settings("model.layers.0.mlp.up_proj").rank
     64
     """
 
     delta: str = option(
         "lora",
-        "how the change of a matrix is made: B A, or another parameterisation",
+        "parameterisation of the change of a matrix: B A, or another one",
         choices=KINDS,
     )
     rank: int = option(16, "rank of the change of each matrix")
     alpha: float = option(32.0, "strength: B A is multiplied by alpha / rank (see --scale-rule)")
-    scale_rule: str = option("alpha/rank", "what multiplies B A", choices=tuple(SCALES))
+    scale_rule: str = option("alpha/rank", "factor of B A", choices=tuple(SCALES))
     targets: str | tuple[str, ...] = option(
         "all-linear",
-        "what is adapted: a preset (all-linear, conv, attention, mlp, q, k, v, o, qv, qkv, qkvo, none), "
-        "name patterns, or a regular expression",
+        "layers to adapt: a preset (all-linear, conv, attention, mlp, q, k, v, o, qv, qkv, qkvo, "
+        "none), name patterns, or a regular expression",
         several=True,
     )
-    exclude: str | tuple[str, ...] = option((), "name patterns that are left out", several=True)
+    exclude: str | tuple[str, ...] = option(
+        (), "name patterns of layers to leave out", several=True
+    )
     dropout: float = option(0.0, "dropout on the input of A, while training")
     init: str = option(
         "kaiming",
-        "how A starts (B at zero), or A and B as a part of the base's matrix",
+        "initial values of A, with B zero; or of A and B, from the base's matrix",
         choices=INITS,
     )
     init_std: float | None = option(
@@ -117,232 +131,277 @@ class Spec:
     )
     full_modules: tuple[str, ...] = option(
         (),
-        "names of modules that are trained whole and saved beside the adapter; norms: all normalisation layers",
+        "names of modules that are trained in full and saved with the adapter; norms: all "
+        "normalisation layers",
         several=True,
     )
     token_rows: tuple[int, ...] | Mapping[str, tuple[int, ...]] = option(
         (),
-        "ids of tokens whose rows train, and no others, in the input embedding and a head that is tied to it; in Python and "
-        "YAML also {module: ids}",
+        "ids of the tokens whose rows train in the input embedding, and in a head that is tied to "
+        "it; in Python and YAML also {module: ids}",
         several=True,
         type=int,
     )
     parts: Mapping[str, Mapping[str, int]] = option(
-        dict,
-        "rows of fused layers, where the model class does not tell: {pattern: {part: rows, ..., groups: 1}}",
+        dict[str, Mapping[str, int]],
+        "sizes of the parts of fused layers, if the model class does not define them: "
+        "{pattern: {part: outputs, ..., groups: 1}}",
         flag=False,
     )
     tie: bool = option(
         False,
-        "one pair of factors for an embedding and what shares its weight: merging keeps them tied",
+        "one pair of factors for an embedding and the layers that share its weight: merging keeps "
+        "them tied",
     )
     dtype: str = option("float32", "dtype of the adapter's parameters", choices=DTYPES)
     overrides: Mapping[str, Mapping[str, Any]] = option(
-        dict,
-        "other settings for names matching a pattern: {pattern: {field: value}}, the first match counts",
+        dict[str, Mapping[str, Any]],
+        "other settings for layers that match a pattern: {pattern: {field: value}}; the first "
+        "match counts",
         flag=False,
     )
 
     def __post_init__(self) -> None:
-        for name in ("targets", "exclude", "full_modules"):
-            value: Any = getattr(self, name)
-            if not isinstance(value, str) or name == "full_modules":
-                several = isinstance(value, Iterable) and not isinstance(value, str)
-                object.__setattr__(
-                    self, name, tuple(cast(Iterable[Any], value)) if several else (value,)
-                )
-        rows: Any = self.token_rows
-        rows = (
-            {n: _ids(ids) for n, ids in cast(Mapping[Any, Any], rows).items()}
-            if isinstance(rows, Mapping)
-            else _ids(rows)
-        )
-        object.__setattr__(self, "token_rows", rows)
-        faults = [f"{name}: {fault}" for name, fault in self._faults()]
+        for name in PATTERN_FIELDS:
+            patterns = _as_patterns(getattr(self, name), keep_text=name != "full_modules")
+            object.__setattr__(self, name, patterns)
+        object.__setattr__(self, "token_rows", _as_token_rows(self.token_rows))
+        faults = [f"{name}: {fault}" for name, fault in _spec_faults(self)]
         if faults:
-            raise SpecError(
-                f"{plural(len(faults), 'fault')} in the spec.", faults, "Nothing was attached."
-            )
+            message = f"{plural(len(faults), 'fault')} in the spec."
+            raise SpecError(message, faults, "Nothing was attached.")
         for name in ("overrides", "parts"):
-            object.__setattr__(
-                self, name, {pattern: dict(found) for pattern, found in getattr(self, name).items()}
-            )
-
-    def _faults(self) -> Iterator[tuple[str, str]]:
-        base = {f.name: getattr(self, f.name) for f in fields(Settings)}
-        yield from setting_faults(base)
-        for name, allowed in (("delta", KINDS), ("bias", BIASES), ("dtype", DTYPES)):
-            if getattr(self, name) not in allowed:
-                yield name, f"{getattr(self, name)!r} is none of {', '.join(allowed)}"
-        if type(self.tie) is not bool:
-            yield "tie", f"True or False is needed, got {self.tie!r}"
-        for name in ("targets", "exclude", "full_modules"):
-            value = getattr(self, name)
-            for pattern in (value,) if isinstance(value, str) else value:
-                if not isinstance(pattern, str) or not pattern.strip():
-                    yield name, f"{pattern!r} is no name pattern"
-        if self.targets == ():
-            yield "targets", "empty; targets='none' trains biases or whole modules alone"
-        yield from self._part_faults()
-        yield from self._row_faults()
-        overrides: Any = self.overrides
-        if not isinstance(overrides, Mapping):
-            yield "overrides", f"{{pattern: {{field: value}}}} is needed, got {overrides!r}"
-            return
-        for pattern, found in cast(Mapping[Any, Any], overrides).items():
-            if (
-                not isinstance(pattern, str)
-                or not pattern.strip()
-                or not isinstance(found, Mapping)
-            ):
-                yield (
-                    "overrides",
-                    f"{{pattern: {{field: value}}}} is needed, got {{{pattern!r}: {found!r}}}",
-                )
-                continue
-            change = cast(Mapping[str, Any], found)
-            for key in (key for key in change if key not in base):
-                yield (
-                    f"overrides[{pattern!r}]",
-                    f"{key!r} cannot be overridden {near_misses(str(key), base)}".rstrip(),
-                )
-            for name, fault in setting_faults(
-                {**base, **{k: v for k, v in change.items() if k in base}}
-            ):
-                if name in change:
-                    yield f"overrides[{pattern!r}].{name}", fault
-
-    def _part_faults(self) -> Iterator[tuple[str, str]]:
-        parts: Any = self.parts
-        if not isinstance(parts, Mapping):
-            yield "parts", f"{{pattern: {{part: rows}}}} is needed, got {parts!r}"
-            return
-        for pattern, sizes in cast(Mapping[Any, Any], parts).items():
-            rows = (
-                list(cast(Mapping[Any, Any], sizes).items()) if isinstance(sizes, Mapping) else []
-            )
-            whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for _, n in rows)
-            words = all(isinstance(part, str) and part.isidentifier() for part, _ in rows)
-            if (
-                not isinstance(pattern, str)
-                or not whole
-                or not words
-                or not [part for part, _ in rows if part != "groups"]
-            ):
-                yield (
-                    f"parts[{pattern!r}]",
-                    f"{{part: rows}} with words and whole numbers is needed, got {sizes!r}",
-                )
-
-    def _row_faults(self) -> Iterator[tuple[str, str]]:
-        rows: Any = self.token_rows
-        named = cast(dict[Any, Any], rows) if isinstance(rows, dict) else {"": rows}
-        for where, given in named.items():
-            name = f"token_rows[{where!r}]" if named is rows else "token_rows"
-            if (
-                not isinstance(given, tuple)
-                or not isinstance(where, str)
-                or (named is rows and not (given and where))
-            ):
-                yield name, f"ids of tokens, or {{module: ids}}, are needed, got {rows!r}"
-                continue
-            ids = cast(tuple[Any, ...], given)
-            if odd := [i for i in ids if isinstance(i, bool) or not isinstance(i, int) or i < 0]:
-                yield name, f"whole numbers from 0 on are needed, got {', '.join(map(repr, odd))}"
-            elif doubled := sorted({i for i in ids if ids.count(i) > 1}):
-                yield name, f"{', '.join(map(str, doubled))} stands there more than once"
-        if rows and self.delta not in ("lora", "dora"):
-            yield (
-                "token_rows",
-                f"the files of delta {self.delta!r} have no place for rows of tokens; lora's and dora's have",
-            )
+            copies = {pattern: dict(values) for pattern, values in getattr(self, name).items()}
+            object.__setattr__(self, name, copies)
 
     def override_for(self, name: str) -> dict[str, Any]:
-        """Return the first override that matches the layer called `name`; empty where none does."""
-        empty: dict[str, Any] = {}
-        return next(
-            (dict(c) for pattern, c in self.overrides.items() if matches(pattern, name)), empty
-        )
+        """Return the first override that matches the layer; an empty one if none does."""
+        for pattern, change in self.overrides.items():
+            if matches(pattern, name):
+                return dict(change)
+        return {}
 
     def settings(self, name: str) -> Settings:
-        """Return what holds for the layer called `name`: its override, over the rest."""
+        """Return the settings of the layer called `name`, with its override applied."""
         change = self.override_for(name)
-        return Settings(
-            **{f.name: change.get(f.name, getattr(self, f.name)) for f in fields(Settings)}
-        )
+        values = {key: change.get(key, getattr(self, key)) for key in SETTING_NAMES}
+        return Settings(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain lists, numbers and strings, as JSON holds them."""
-        return {
-            k: [*cast(tuple[Any, ...], v)] if isinstance(v, tuple) else v
-            for k, v in asdict(self).items()
-        }
+        """Return all fields as JSON can hold them: tuples become lists."""
+        plain: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            is_tuple = isinstance(value, tuple)
+            plain[name] = list(cast(tuple[object, ...], value)) if is_tuple else value
+        return plain
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Spec":
-        """Return the Spec that `to_dict` wrote; an unknown key is refused."""
-        known = [f.name for f in fields(cls)]
-        faults = [
-            f"{key!r} is no field of Spec {near_misses(key, known)}".rstrip()
-            for key in values
-            if key not in known
-        ]
+        """Return the Spec that `to_dict` wrote, or refuse an unknown key."""
+        known = [spec_field.name for spec_field in fields(cls)]
+        faults: list[str] = []
+        for key in values:
+            if key not in known:
+                faults.append(f"{key!r} is no field of Spec {near_misses(key, known)}".rstrip())
         if faults:
             raise SpecError(f"{plural(len(faults), 'unknown field')} in the spec.", faults)
         return cls(**values)
 
 
-def _ids(given: Any) -> Any:
-    return tuple(cast(list[Any], given)) if isinstance(given, list | range) else given
+def _as_patterns(value: object, *, keep_text: bool) -> str | tuple[object, ...]:
+    """Return a field of name patterns as a tuple; a single string stays one if `keep_text`."""
+    if isinstance(value, str):
+        return value if keep_text else (value,)
+    if isinstance(value, Iterable):
+        return tuple(cast(Iterable[object], value))
+    return (value,)
 
 
-def setting_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (field, fault) for each value that no layer could use."""
-    rank, alpha, dropout, std = (values[k] for k in ("rank", "alpha", "dropout", "init_std"))
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        yield "rank", f"a whole number of at least 1 is needed, got {rank!r}"
-    if (
-        isinstance(alpha, bool)
-        or not isinstance(alpha, int | float)
-        or not math.isfinite(alpha)
-        or alpha == 0
-    ):
-        yield "alpha", f"a finite number other than 0 is needed, got {alpha!r}"
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout <= 1:
-        yield "dropout", f"a probability from 0 to 1 is needed, got {dropout!r}"
-    if std is not None and (
-        isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf
-    ):
-        yield "init_std", f"a positive number is needed, got {std!r}"
-    elif std is not None and values["init"] != "gaussian":
-        yield (
-            "init_std",
-            f"only init='gaussian' has a standard deviation, asked for init={values['init']!r}",
-        )
-    for name, allowed in (("scale_rule", tuple(SCALES)), ("init", INITS)):
-        if values[name] not in allowed:
+def _as_token_rows(value: object) -> object:
+    """Return `Spec.token_rows` with lists and ranges of ids as tuples."""
+    if not isinstance(value, Mapping):
+        return _as_ids(value)
+    by_module = cast(Mapping[object, object], value)
+    return {module: _as_ids(ids) for module, ids in by_module.items()}
+
+
+def _as_ids(value: object) -> object:
+    if isinstance(value, list | range):
+        return tuple(cast(Sequence[object], value))
+    return value
+
+
+def _spec_faults(spec: Spec) -> Iterator[Fault]:
+    settings = {name: getattr(spec, name) for name in SETTING_NAMES}
+    yield from setting_faults(settings)
+    for name, allowed in (("delta", KINDS), ("bias", BIASES), ("dtype", DTYPES)):
+        value = getattr(spec, name)
+        if value not in allowed:
+            yield name, f"{value!r} is none of {', '.join(allowed)}"
+    tie: object = spec.tie
+    if type(tie) is not bool:
+        yield "tie", f"True or False is needed, got {tie!r}"
+    for name in PATTERN_FIELDS:
+        yield from _pattern_faults(name, getattr(spec, name))
+    yield from _part_faults(spec.parts)
+    yield from _token_row_faults(spec)
+    yield from _override_faults(spec.overrides, settings)
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Return True if a value is a string that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _pattern_faults(name: str, value: str | tuple[object, ...]) -> Iterator[Fault]:
+    patterns = (value,) if isinstance(value, str) else value
+    for pattern in patterns:
+        if not _is_text(pattern):
+            yield name, f"{pattern!r} is no name pattern"
+    if name == "targets" and not patterns:
+        yield name, "empty; targets='none' trains only biases or full modules"
+
+
+def _part_faults(parts: object) -> Iterator[Fault]:
+    if not isinstance(parts, Mapping):
+        yield "parts", f"{{pattern: {{part: outputs}}}} is needed, got {parts!r}"
+        return
+    for pattern, sizes in cast(Mapping[object, object], parts).items():
+        if not isinstance(pattern, str) or not _is_layout(sizes):
             yield (
-                name,
-                f"{values[name]!r} is none of {', '.join(allowed)} {near_misses(str(values[name]), allowed)}".rstrip(),
+                f"parts[{pattern!r}]",
+                f"{{part: outputs}} with words and whole numbers is needed, got {sizes!r}",
             )
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Tell whether a name pattern selects a module: its full name, or its last parts; `*` and `?`
-    stand for anything.
+def _is_layout(sizes: object) -> bool:
+    """Return True if a value has names of parts with their sizes, and nothing else but `groups`."""
+    if not isinstance(sizes, Mapping):
+        return False
+    layout = cast(Mapping[object, object], sizes)
+    for part, size in layout.items():
+        if not isinstance(part, str) or not part.isidentifier() or not is_whole(size, least=1):
+            return False
+    return any(part != "groups" for part in layout)
 
-    >>> matches("q_proj", "layers.0.q_proj"), matches("layers.0.*", "model.layers.0.q_proj"), matches("proj", "q_proj")
-    (True, True, False)
+
+def _token_row_faults(spec: Spec) -> Iterator[Fault]:
+    value: object = spec.token_rows
+    if isinstance(value, dict):
+        for module, ids in cast(dict[object, object], value).items():
+            is_module = isinstance(module, str) and bool(module)
+            if is_module and isinstance(ids, tuple) and ids:
+                name = f"token_rows[{module!r}]"
+                yield from _token_id_faults(name, cast(tuple[object, ...], ids))
+            else:
+                yield f"token_rows[{module!r}]", _token_rows_needed(value)
+    elif isinstance(value, tuple):
+        yield from _token_id_faults("token_rows", cast(tuple[object, ...], value))
+    else:
+        yield "token_rows", _token_rows_needed(value)
+    if value and spec.delta not in ("lora", "dora"):
+        yield (
+            "token_rows",
+            f"a file of delta {spec.delta!r} cannot hold token rows; use delta 'lora' or 'dora'",
+        )
+
+
+def _token_rows_needed(value: object) -> str:
+    return f"ids of tokens, or {{module: ids}}, are needed, got {value!r}"
+
+
+def _token_id_faults(name: str, ids: tuple[object, ...]) -> Iterator[Fault]:
+    wrong = [repr(token) for token in ids if not is_whole(token, least=0)]
+    if wrong:
+        yield name, f"whole numbers from 0 on are needed, got {', '.join(wrong)}"
+        return
+    repeated = sorted({token for token in cast(tuple[int, ...], ids) if ids.count(token) > 1})
+    if repeated:
+        yield name, f"{', '.join(map(str, repeated))} is given more than once"
+
+
+def _override_faults(overrides: object, settings: Mapping[str, object]) -> Iterator[Fault]:
+    if not isinstance(overrides, Mapping):
+        yield "overrides", f"{{pattern: {{field: value}}}} is needed, got {overrides!r}"
+        return
+    for pattern, change in cast(Mapping[object, object], overrides).items():
+        if _is_text(pattern) and isinstance(change, Mapping):
+            values = cast(Mapping[str, object], change)
+            yield from _change_faults(f"overrides[{pattern!r}]", values, settings)
+        else:
+            found = f"{{{pattern!r}: {change!r}}}"
+            yield "overrides", f"{{pattern: {{field: value}}}} is needed, got {found}"
+
+
+def _change_faults(
+    where: str, change: Mapping[str, object], settings: Mapping[str, object]
+) -> Iterator[Fault]:
+    """Yield the faults of one override, checked together with the settings that it leaves."""
+    changed = dict(settings)
+    for key, value in change.items():
+        if key in settings:
+            changed[key] = value
+        else:
+            hint = near_misses(str(key), settings)
+            yield where, f"{key!r} cannot be overridden {hint}".rstrip()
+    for name, fault in setting_faults(changed):
+        if name in change:
+            yield f"{where}.{name}", fault
+
+
+def setting_faults(values: Mapping[str, object]) -> Iterator[Fault]:
+    """Yield (field, fault) for each value that is not possible for any layer.
+
+    Args:
+        values: the fields of Settings, by name.
     """
-    # Equal names first: a name may hold characters that a pattern gives a meaning.
-    return (
-        name == pattern
-        or name.endswith("." + pattern)
-        or fnmatchcase(name, pattern)
-        or fnmatchcase(name, "*." + pattern)
-    )
+    if not is_whole(values["rank"], least=1):
+        yield "rank", f"a whole number of at least 1 is needed, got {values['rank']!r}"
+    if not is_number(values["alpha"]) or values["alpha"] == 0:
+        yield "alpha", f"a finite number other than 0 is needed, got {values['alpha']!r}"
+    dropout = values["dropout"]
+    if not is_number(dropout) or not 0 <= dropout <= 1:
+        yield "dropout", f"a probability from 0 to 1 is needed, got {dropout!r}"
+    yield from _init_std_faults(values["init_std"], values["init"])
+    for name, allowed in (("scale_rule", tuple(SCALES)), ("init", INITS)):
+        value = values[name]
+        if value not in allowed:
+            choices = f"{value!r} is none of {', '.join(allowed)}"
+            yield name, f"{choices} {near_misses(str(value), allowed)}".rstrip()
+
+
+def _init_std_faults(init_std: object, init: object) -> Iterator[Fault]:
+    if init_std is None:
+        return
+    if not is_number(init_std) or init_std <= 0:
+        yield "init_std", f"a positive number is needed, got {init_std!r}"
+    elif init != "gaussian":
+        yield (
+            "init_std",
+            f"only init='gaussian' has a standard deviation, asked for init={init!r}",
+        )
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Return True if a pattern is the name of a module, or its last parts.
+
+    `*` and `?` stand for any characters, `[...]` for one of several.
+
+    >>> matches("q_proj", "layers.0.q_proj"), matches("layers.0.*", "model.layers.0.q_proj")
+    (True, True)
+    >>> matches("proj", "q_proj")
+    False
+    """
+    # Equal names first: a name may contain characters that are special in a pattern.
+    if name == pattern or name.endswith("." + pattern):
+        return True
+    return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
 
 
 def full_name(path: str, key: str) -> str:
-    """Return the name of what a module holds; the path of a model that is itself a layer is empty."""
+    """Return the full name of an item of a module; the path of the model itself is empty.
+
+    >>> full_name("layers.0", "weight"), full_name("", "weight")
+    ('layers.0.weight', 'weight')
+    """
     return f"{path}.{key}" if path else key

@@ -15,7 +15,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Return the nearest of some known words, the best first; empty if none is near.
+    """Return the most similar known words, the best first; empty if none is similar.
 
     >>> nearest("k_porj", ["q_proj", "k_proj"], count=1)
     ['k_proj']
@@ -24,7 +24,7 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
 
 
 def near_misses(word: str, known: Iterable[str], count: int = 3) -> str:
-    """Return `did you mean …?` for the nearest of `known`, or an empty string.
+    """Return `did you mean …?` with the most similar known words, or an empty string.
 
     >>> near_misses("k_porj", ["q_proj", "k_proj"], count=1)
     "did you mean 'k_proj'?"
@@ -42,11 +42,13 @@ def format_bytes(count: float) -> str:
     >>> format_bytes(1572864), format_bytes(3 << 40)
     ('1.5 MiB', '3,072.0 GiB')
     """
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+    if count < 1024:
+        return f"{count} B"
+    for unit in ("KiB", "MiB"):
         count /= 1024
-    return f"{count:,.1f} GiB"
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:,.1f} GiB"
 
 
 def format_duration(seconds: float) -> str:
@@ -59,7 +61,9 @@ def format_duration(seconds: float) -> str:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h"
 
 
 def dtype_name(dtype: object) -> str:
@@ -73,7 +77,7 @@ def dtype_name(dtype: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text that says something, or the name of its class.
+    """Return the first line of an error's text that is not blank, or the name of its class.
 
     >>> first_line(ValueError("\\n  no such model\\nTraceback ..."))
     'no such model'

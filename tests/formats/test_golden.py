@@ -1,4 +1,4 @@
-"""Adapters that PEFT wrote once, with the outputs it computed: read today, they must mean the same."""
+"""Adapters that PEFT wrote once are read, and give the outputs that PEFT computed with them."""
 
 import importlib.util
 import json

@@ -167,14 +167,15 @@ WRONG = {
     "merged on eval": (
         {"a.lora_A": A, "a.lora_B": B, "a.weight": torch.ones(6, 4)},
         {},
-        "a   has its weight in the file, and so have 0 more: in eval mode loralib adds the change to the "
-        "weight, and the file does not say whether it did; save lora.lora_state_dict(model)",
+        "a   has its weight in the file, and so have 0 more: in eval mode loralib "
+        "adds the change to the weight, and the file does not say whether it did; "
+        "save lora.lora_state_dict(model)",
     ),
     "parts": (
         {"a.lora_A": torch.ones(4, 4), "a.lora_B": B},
         {},
-        "a   lora_A is (4, 4), lora_B is (6, 2): 2 parts of a MergedLinear; enable_lora={'a': [True, False, True]} or "
-        "the like says which",
+        "a   lora_A is (4, 4), lora_B is (6, 2): 2 parts of a MergedLinear; "
+        "enable_lora={'a': [True, False, True]} or the like says which",
     ),
     "other parts": (
         {"a.lora_A": torch.ones(4, 4), "a.lora_B": B},
@@ -204,7 +205,8 @@ WRONG = {
     "kernel": (
         {"a.lora_A": A, "a.lora_B": B},
         {"model": nn.ModuleDict({"a": nn.Conv2d(4, 6, 3)})},
-        "a   lora_A is (2, 4), lora_B is (6, 2); the layer's matrix is 6 x 36 with a kernel of (3, 3)",
+        "a   lora_A is (2, 4), lora_B is (6, 2); the layer's matrix is 6 x 36 with a kernel of "
+        "(3, 3)",
     ),
 }
 
@@ -276,7 +278,8 @@ def test_what_loralib_has_no_layer_for_is_not_written(tmp_path: Path) -> None:
     assert str(told.value) == (
         "2 layers cannot be written for loralib.\n"
         "  conv   lora of a convolution2d layer: loralib's factors stand for another change there\n"
-        "  fused   its parts are not equal blocks of outputs of one rank, as those of a MergedLinear are\n"
+        "  fused   its parts are not equal blocks of outputs of one rank, as those of a "
+        "MergedLinear are\n"
         "Nothing was written."
     )
     assert list(tmp_path.iterdir()) == []

@@ -296,7 +296,7 @@ REFUSED = [
         SpecError,
         "token_rows: whole numbers from 0 on are needed, got True",
     ),
-    ({"token_rows": (3, 4, 3)}, SpecError, "token_rows: 3 stands there more than once"),
+    ({"token_rows": (3, 4, 3)}, SpecError, "token_rows: 3 is given more than once"),
     (
         {"token_rows": 3},
         SpecError,
@@ -310,7 +310,7 @@ REFUSED = [
     (
         {"token_rows": (3,), "delta": "vera"},
         SpecError,
-        "the files of delta 'vera' have no place for rows of tokens; lora's",
+        "a file of delta 'vera' cannot hold token rows; use delta 'lora' or 'dora'",
     ),
     (
         {"token_rows": (3, 40, 77)},
@@ -416,12 +416,13 @@ def test_what_a_file_does_not_say_is_refused(tmp_path: Path) -> None:
         (
             "39",
             "-1",
-            "has rows of tokens, trainable_token_indices says [5, 3, -1] of it: ids are needed",
+            "has token rows, but trainable_token_indices is [5, 3, -1] for it: "
+            "a list of ids is needed",
         ),
         (
             '"model.embed_tokens"',
             '"other"',
-            "has rows of tokens, trainable_token_indices says None of it",
+            "has token rows, but trainable_token_indices is None for it",
         ),
         (
             '"model.embed_tokens": [',

@@ -193,7 +193,10 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "all hooks removed": (
         edit(
-            slot, "remove_slot", "_forward_hooks.items() if hook in HOOKS", "_forward_hooks.items()"
+            slot,
+            "remove_slot",
+            "_forward_hooks.items()):\n        if hook in HOOKS:",
+            "_forward_hooks.items()):\n        if True:",
         ),
         law.detach_leaves_no_trace,
         "conv1d-float64",
@@ -302,7 +305,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             ConvSite,
             "project",
-            "A.view(A.shape[0], *layer.weight.shape[1:])",
+            "A.view(A.shape[0], *patch)",
             "A.view(A.shape[0], layer.weight.shape[1], *layer.kernel_size[::-1]).mT",
         ),
         law.attached_equals_dense,
@@ -322,19 +325,19 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             ConvTransposeSite,
             "expand",
-            "*layer.weight.shape[1:])",
-            "*layer.weight.shape[1:]).flip(-1)",
+            "B.T.reshape(B.shape[1], *patch)",
+            "B.T.reshape(B.shape[1], *patch).flip(-1)",
         ),
         law.attached_equals_dense,
         "transposed2d-float16",
     ),
     "rows get the ranks of others": (
-        edit(PlaceRouting, "stacked", "h.masked_fill(self.table.masked_ns.view(shape), 0.0)", "h"),
+        edit(PlaceRouting, "stacked", "h.masked_fill(masked, 0.0)", "h"),
         law.rows_equal_alone,
         "linear-float64",
     ),
     "a row's weights dropped": (
-        edit(PlaceRouting, "stacked", "h * self.table.weight_ns.to(h.dtype).view(shape)", "h"),
+        edit(PlaceRouting, "stacked", "h * weight.to(h.dtype)", "h"),
         law.rows_equal_alone,
         "conv1d-bfloat16",
     ),
@@ -347,7 +350,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             PlaceRouting,
             "grouped",
-            "torch.zeros_like(sorted_change).index_copy(0, order_n, sorted_change)",
+            "zeros.index_copy(0, self.table.order_n, sorted_change)",
             "sorted_change",
         ),
         law.rows_equal_alone,

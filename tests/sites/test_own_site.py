@@ -63,10 +63,10 @@ def test_the_site_added_last_is_asked_first() -> None:
     [
         (
             Greedy(),
-            "Greedy cannot be added.\n  kind 'linear' is taken\n  LinearSite is final: what derives "
+            "Greedy cannot be added.\n  kind 'linear' is taken\n  LinearSite is final: a class derived "
             "from it would take its layers\nKinds that are taken: {kinds}.",
         ),
-        (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no word\n"),
+        (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no identifier\n"),
         (
             Own,
             "A site is an instance of a class derived from lorakit.sites.base.Site, got <class",
@@ -89,7 +89,8 @@ def test_a_part_with_dora_is_refused_before_it_trains() -> None:
         lorakit.attach(model, spec)
     assert str(caught.value) == (
         "1 layer cannot be adapted with these settings.\n"
-        "  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank alone; use delta='lora', or name the whole layer\nNothing was attached."
+        "  qkv.k   delta 'dora': a part of a fused layer is changed by plain low rank alone; use "
+        "delta='lora', or name the whole layer\nNothing was attached."
     )
     assert not lorakit.attached(model)
 

@@ -1,4 +1,4 @@
-"""Overrides of a Spec by full layer name, for adapters whose layers differ in rank, alpha or scale."""
+"""Overrides of a Spec by full layer name, for layers that differ in rank, alpha or scale."""
 
 import glob
 from collections.abc import Mapping
@@ -60,5 +60,5 @@ def write_overrides(spec: Spec, wanted: Mapping[str, RequestedSettings]) -> Spec
         longest_first = sorted(added, key=len, reverse=True)
         overrides = {glob.escape(name): added[name] for name in longest_first}
         for pattern, change in spec.overrides.items():
-            overrides.setdefault(pattern, change)
+            overrides.setdefault(pattern, dict(change))
         complete = replace(spec, overrides=overrides)

@@ -143,7 +143,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
         values = cast(dict[str, object], content)
         wrapped = [values[key] for key in WRAPPING_KEYS if isinstance(values.get(key), dict)]
-        content = wrapped[0] if wrapped else content
+        return check_named_tensors(path, wrapped[0] if wrapped else values)
     return check_named_tensors(path, content)
 
 

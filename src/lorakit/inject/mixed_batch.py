@@ -1,4 +1,4 @@
-"""Changes of one place for a batch whose rows go to different adapters, computed in one of four ways.
+"""The changes of one place for rows that go to different adapters, computed in one of four ways.
 
 `stacked`: the factors of all adapters in one pair, with a mask between the two products.
 `grouped`: rows sorted by their adapters, then grouped products.
@@ -13,7 +13,9 @@ Suffixes give the axes of a tensor:
     a: adapters                    g: groups, the last one for rows of the base alone
 """
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -60,19 +62,15 @@ class JoinedFactors(NamedTuple):
     B: Tensor
 
 
+@dataclass(frozen=True)
 class RoutingTable:
     """The adapters of each row of a batch, as index tensors for every way to compute them.
 
     A group is a set of adapters and weights that some rows share.
 
-    Args:
-        ranks: rank of each adapter by name; 0 where only `adapter_rows` is used.
-        rows: weights of the adapters of each row.
-        device: device of the layer.
-
     Attributes:
-        adapter_rows: the rows of each adapter.
-        groups: the distinct non-empty entries of `rows`.
+        adapter_rows: the rows of each adapter, by name.
+        groups: the distinct sets, in order of first occurrence.
         is_uniform: whether all rows belong to one group.
         masked_ns: True where a row does not use a stacked rank.
         weight_ns: weight of each stacked rank for each row; None if all weights are 0 or 1.
@@ -83,45 +81,94 @@ class RoutingTable:
         end_g: for each group, the end of its rows in the sorted batch.
     """
 
-    def __init__(
-        self, ranks: Mapping[str, int], rows: Iterable[Mapping[str, float]], device: torch.device
-    ):
-        # Only the adapters of this place count, in one order.
-        entries = [{name: float(row[name]) for name in ranks if name in row} for row in rows]
-        self.adapter_rows = {name: _find_rows(name, entries, device) for name in ranks}
-        self.groups = _distinct(entry for entry in entries if entry)
-        self.is_uniform = len(self.groups) == 1 and all(entries)
+    adapter_rows: dict[str, AdapterRows]
+    groups: list[AdapterWeights]
+    is_uniform: bool
+    masked_ns: Tensor
+    weight_ns: Tensor | None
+    group_rank: int
+    wasted_rank: int
+    group_n: Tensor
+    order_n: Tensor
+    end_g: Tensor
 
-        weight_na = torch.tensor([[row.get(name, 0.0) for name in ranks] for row in entries])
-        weight_ns = weight_na.repeat_interleave(torch.tensor([*ranks.values()]), dim=1)
-        self.masked_ns = (weight_ns == 0).to(device)
-        is_switch = bool(((weight_na == 0) | (weight_na == 1)).all())
-        self.weight_ns = None if is_switch else weight_ns.to(device)
 
-        self.group_rank = max(sum(ranks[name] for name in group) for group in self.groups)
-        self.wasted_rank = sum(ranks.values()) - self.group_rank
+def build_table(
+    ranks: Mapping[str, int], rows: Iterable[AdapterWeights], device: torch.device
+) -> RoutingTable:
+    """Return the table of one or more places.
 
-        base = len(self.groups)
-        group_n = torch.tensor([self.groups.index(row) if row else base for row in entries])
-        self.group_n = group_n.to(device)
-        self.order_n = group_n.argsort(stable=True).to(device)
-        size_g = group_n.bincount(minlength=base + 1)
-        self.end_g = size_g.cumsum(0).to(device, torch.int32)
+    Args:
+        ranks: rank of each adapter that has a delta there; 0 if only `adapter_rows` is used.
+        rows: weights of the adapters of each row; adapters without a rank have no effect.
+        device: device of the layers.
+    """
+    entries = [_select(row, ranks) for row in rows]
+    groups = _distinct(entries)
+    group_n = torch.tensor([_number_of(entry, groups) for entry in entries])
+    size_g = group_n.bincount(minlength=len(groups) + 1)
+    end_g = size_g.cumsum(0)
+    order_n = group_n.argsort(stable=True)
+
+    weight_na = torch.tensor([_all_weights(entry, ranks) for entry in entries])
+    rank_a = torch.tensor([*ranks.values()])
+    weight_ns = weight_na.repeat_interleave(rank_a, dim=1)
+    masked_ns = weight_ns == 0
+    is_switch_na = (weight_na == 0) | (weight_na == 1)
+    group_rank = max(_sum_ranks(group, ranks) for group in groups)
+    adapter_rows = {name: _find_rows(name, entries, device) for name in ranks}
+
+    return RoutingTable(
+        adapter_rows=adapter_rows,
+        groups=groups,
+        is_uniform=len(groups) == 1 and all(entries),
+        masked_ns=masked_ns.to(device),
+        weight_ns=None if bool(is_switch_na.all()) else weight_ns.to(device),
+        group_rank=group_rank,
+        wasted_rank=sum(ranks.values()) - group_rank,
+        group_n=group_n.to(device),
+        order_n=order_n.to(device),
+        end_g=end_g.to(device, torch.int32),
+    )
+
+
+def _select(row: AdapterWeights, ranks: Mapping[str, int]) -> AdapterWeights:
+    """Return the weights of the adapters that have a rank, in the order of `ranks`."""
+    return {name: float(row[name]) for name in ranks if name in row}
+
+
+def _all_weights(row: AdapterWeights, ranks: Mapping[str, int]) -> list[float]:
+    return [row.get(name, 0.0) for name in ranks]
+
+
+def _sum_ranks(group: AdapterWeights, ranks: Mapping[str, int]) -> int:
+    return sum(ranks[name] for name in group)
+
+
+def _distinct(rows: Iterable[AdapterWeights]) -> list[AdapterWeights]:
+    """Return the rows that are not empty without repetitions, in order of first occurrence."""
+    groups: list[AdapterWeights] = []
+    for row in rows:
+        if row and row not in groups:
+            groups.append(row)
+    return groups
+
+
+def _number_of(row: AdapterWeights, groups: list[AdapterWeights]) -> int:
+    """Return the number of a row's group; the count of groups for an empty row."""
+    return groups.index(row) if row else len(groups)
 
 
 def _find_rows(name: str, rows: list[AdapterWeights], device: torch.device) -> AdapterRows:
     """Return the rows that go to this adapter."""
     numbers = [number for number, row in enumerate(rows) if name in row]
     weights = [rows[number][name] for number in numbers]
-    index = None if len(numbers) == len(rows) else torch.tensor(numbers, device=device)
+    index = None
+    if len(numbers) < len(rows):
+        index = torch.tensor(numbers, device=device)
     if all(weight == weights[0] for weight in weights):
         return AdapterRows(index, weights[0])
     return AdapterRows(index, torch.tensor(weights, device=device))
-
-
-def _distinct(rows: Iterable[AdapterWeights]) -> list[AdapterWeights]:
-    """Return the rows without repetitions, in order of first occurrence."""
-    return [dict(items) for items in dict.fromkeys(tuple(row.items()) for row in rows)]
 
 
 class PlaceRouting:
@@ -132,9 +179,10 @@ class PlaceRouting:
         deltas: delta of each adapter at this place, by the adapter's name.
 
     Attributes:
-        table: the adapters of each row; whoever builds this sets it, one for all places with the
-            same `ranks`.
+        table: the adapters of each row. Whoever builds this object sets it: one table serves all
+            places with the same `ranks`.
         is_stackable: whether the factors of several adapters can be joined in one pair.
+        products: the deltas, to be used only if stackable: then each is a plain product B A.
     """
 
     table: RoutingTable
@@ -142,43 +190,58 @@ class PlaceRouting:
     def __init__(self, site: Site, deltas: Mapping[str, Delta]):
         self.site = site
         self.deltas = dict(sorted(deltas.items()))
+        self.products = cast(dict[str, LowRank], self.deltas)
         self.is_dense = site.full_site.is_dense
-        self.is_stackable = (self.is_dense or site.full_site.is_lookup) and all(
-            delta.is_product and not delta.stack for delta in self.deltas.values()
-        )
-        # Valid only if stackable, and used only then.
-        self.low_rank_deltas = cast(dict[str, LowRank], self.deltas)
-        if self.is_stackable:
-            # A factor that is not finite would reach other rows through the zeros of the mask.
-            self.is_stackable = all(
-                bool(delta.B.isfinite().all()) for delta in self.low_rank_deltas.values()
-            )
+        self.is_stackable = self._can_stack()
         self.joined: dict[str, JoinedFactors] = {}
+
+    def _can_stack(self) -> bool:
+        if not self.is_dense and not self.site.full_site.is_lookup:
+            return False
+        for delta in self.deltas.values():
+            if not delta.is_product or delta.stack:
+                return False
+        # A factor that is not finite would reach other rows through the zeros of the mask.
+        return all(_is_finite(delta.B) for delta in self.products.values())
 
     @property
     def ranks(self) -> dict[str, int]:
-        """The rank of each adapter here; 0 where the factors cannot be joined."""
+        """The rank of each adapter here; 0 if the factors cannot be joined."""
         if not self.is_stackable:
             return dict.fromkeys(self.deltas, 0)
-        return {name: delta.rank for name, delta in self.deltas.items()}
+        return {name: delta.rank for name, delta in self.products.items()}
 
     def add(self, layer: nn.Module, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-        """Return `out` plus the change of each row, for the layer's input x and own output y."""
-        drops = any(delta.dropout and delta.training for delta in self.deltas.values())
-        if not self.is_stackable or self.table.is_uniform or drops or not x.numel():
+        """Return `out` plus the change of each row.
+
+        Args:
+            layer: the layer.
+            x: its input.
+            y: its own output.
+            out: y, and the changes added before.
+        """
+        if not self.is_stackable or self.table.is_uniform:
             return self.one_by_one(layer, x, y, out)
-        outputs, inputs = next(iter(self.deltas.values())).shape
-        rows = x.shape[0]
+        if not x.numel() or self._drops_inputs():
+            return self.one_by_one(layer, x, y, out)
+        outputs, inputs = next(iter(self.products.values())).shape
         vectors = x.numel() // inputs if self.is_dense else x.numel()
         waste = vectors * self.table.wasted_rank * (inputs + outputs)
         if waste <= MAX_WASTE.get(y.dtype, 0):
             return out + self.stacked(layer, x, y)
         if not self.is_dense:
             return self.one_by_one(layer, x, y, out)
+        rows = x.shape[0]
         x_nti = x.reshape(rows, vectors // rows, inputs)
-        way = self.grouped if _grouped_is_faster(x_nti, outputs, y.dtype) else self.batched
-        change_nto = way(x_nti, y.dtype)
-        return out + self.site.scatter_outputs(change_nto.view(*x.shape[:-1], outputs), 0.0)
+        if _grouped_is_faster(x_nti, outputs, y.dtype):
+            change_nto = self.grouped(x_nti, y.dtype)
+        else:
+            change_nto = self.batched(x_nti, y.dtype)
+        change = change_nto.view(*x.shape[:-1], outputs)
+        return out + self.site.scatter_outputs(change, 0.0)
+
+    def _drops_inputs(self) -> bool:
+        return any(delta.dropout and delta.training for delta in self.deltas.values())
 
     def one_by_one(self, layer: nn.Module, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
         """Return `out` plus each adapter's change of its own rows, by the forward of its delta."""
@@ -186,46 +249,47 @@ class PlaceRouting:
             delta = self.deltas[name]
             if index is None:
                 change = delta(self.site, layer, x, y)
+                out = out + _weigh(change, weight)
             else:
                 own_x = x.index_select(0, index)
                 own_y = y.index_select(0, index)
                 change = delta(self.site, layer, own_x, own_y)
-            if isinstance(weight, Tensor):
-                ones = [1] * (change.ndim - 1)
-                change = change * weight.to(change.dtype).view(-1, *ones)
-            elif weight != 1.0:
-                change = change * weight
-            out = out + change if index is None else out.index_add(0, index, change)
+                out = out.index_add(0, index, _weigh(change, weight))
         return out
 
     def stacked(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the change: all ranks of all adapters, those of other rows' adapters masked."""
         A_si, B_os = self.join_factors("stacked", y.dtype)
         h = self.site.project(layer, A_si, x)  # (n, ..., s)
-        shape = (len(x), *[1] * (h.ndim - 2), -1)
+        ones = [1] * (h.ndim - 2)
+        shape = (len(x), *ones, -1)
+        masked = self.table.masked_ns.view(shape)
         # Filled, not multiplied: another row's infinity times zero would be NaN.
-        h = h.masked_fill(self.table.masked_ns.view(shape), 0.0)
+        h = h.masked_fill(masked, 0.0)
         if self.table.weight_ns is not None:
-            h = h * self.table.weight_ns.to(h.dtype).view(shape)
+            weight = self.table.weight_ns.view(shape)
+            h = h * weight.to(h.dtype)
         return self.site.expand(layer, B_os, h, y)
 
     def grouped(self, x_nti: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the change (n, t, o): rows sorted by group, one product for each group."""
         A_gri, B_gor = self.join_factors("grouped", dtype)
-        rows, per_row, inputs = x_nti.shape
-        order_n = self.table.order_n
+        rows, per_row, _ = x_nti.shape
         ends = self.table.end_g * per_row
-        sorted_x = x_nti.index_select(0, order_n).view(-1, inputs)
-        h = F.grouped_mm(sorted_x, A_gri.mT, offs=ends)
-        sorted_change = F.grouped_mm(h, B_gor.mT, offs=ends).view(rows, per_row, -1)
-        return torch.zeros_like(sorted_change).index_copy(0, order_n, sorted_change)
+        sorted_x = x_nti.index_select(0, self.table.order_n)
+        h = F.grouped_mm(sorted_x.flatten(0, 1), A_gri.mT, offs=ends)
+        change = F.grouped_mm(h, B_gor.mT, offs=ends)
+        sorted_change = change.view(rows, per_row, -1)
+        zeros = torch.zeros_like(sorted_change)
+        return zeros.index_copy(0, self.table.order_n, sorted_change)
 
     def batched(self, x_nti: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the change (n, t, o): each row with a copy of its group's factors."""
         A_gri, B_gor = self.join_factors("grouped", dtype)
-        group_n = self.table.group_n
-        h_ntr = torch.bmm(x_nti, A_gri.index_select(0, group_n).mT)
-        return torch.bmm(h_ntr, B_gor.index_select(0, group_n).mT)
+        A_nri = A_gri.index_select(0, self.table.group_n)
+        h_ntr = torch.bmm(x_nti, A_nri.mT)
+        B_nor = B_gor.index_select(0, self.table.group_n)
+        return torch.bmm(h_ntr, B_nor.mT)
 
     def join_factors(self, form: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return A and the scaled B of all adapters, cached while the parameters cannot change.
@@ -234,51 +298,74 @@ class PlaceRouting:
             form: "stacked" or "grouped".
             dtype: dtype of the result.
         """
-        join = self._stack_factors if form == "stacked" else self._group_factors
         parameters: list[Tensor] = []
-        for delta in self.low_rank_deltas.values():
+        for delta in self.products.values():
             parameters += [delta.A, delta.B]
         trains = any(parameter.requires_grad for parameter in parameters)
-        if torch.compiler.is_compiling() or (trains and torch.is_grad_enabled()):
-            A, B = join()
+        has_graph = trains and torch.is_grad_enabled()
+        if has_graph or torch.compiler.is_compiling():
+            A, B = self._join(form)
             return A.to(dtype), B.to(dtype)
-        version = sum(parameter._version for parameter in parameters) if trains else 0
+        version = 0
+        if trains:
+            version = sum(parameter._version for parameter in parameters)
         joined = self.joined.get(form)
         if joined is None or joined.version != version or joined.A.dtype != dtype:
             with torch.no_grad():
-                A, B = join()
+                A, B = self._join(form)
                 joined = JoinedFactors(version, A.to(dtype), B.to(dtype))
             self.joined[form] = joined
         return joined.A, joined.B
 
+    def _join(self, form: str) -> tuple[Tensor, Tensor]:
+        return self._stack_factors() if form == "stacked" else self._group_factors()
+
     def _stack_factors(self) -> tuple[Tensor, Tensor]:
-        """Return A (s, i) and B (o, s) with the ranks of all adapters."""
-        deltas = self.low_rank_deltas.values()
+        """Return A (s, i) and the scaled B (o, s) with the ranks of all adapters."""
+        deltas = self.products.values()
         A_si = torch.cat([delta.A for delta in deltas])
-        B_os = torch.cat([delta.B * delta.scale for delta in deltas], dim=1)
-        return A_si, B_os
+        scaled_B = [delta.B * delta.scale for delta in deltas]
+        return A_si, torch.cat(scaled_B, dim=1)
 
     def _group_factors(self) -> tuple[Tensor, Tensor]:
-        """Return A (g, r, i) and B (g, o, r) of each group, padded to one rank with zeros."""
-        rank = -(-self.table.group_rank // GROUPED_MULTIPLE) * GROUPED_MULTIPLE
-        scaled_B = {name: delta.B * delta.scale for name, delta in self.low_rank_deltas.items()}
+        """Return A (g, r, i) and the scaled B (g, o, r), all groups padded to one rank."""
+        blocks = math.ceil(self.table.group_rank / GROUPED_MULTIPLE)
+        rank = blocks * GROUPED_MULTIPLE
+        scaled_B = {name: delta.B * delta.scale for name, delta in self.products.items()}
         A_of_groups: list[Tensor] = []
         B_of_groups: list[Tensor] = []
         for group in self.table.groups:
-            A_ri = torch.cat([self.low_rank_deltas[name].A for name in group])
-            B_or = torch.cat([scaled_B[name] * weight for name, weight in group.items()], dim=1)
-            A_of_groups.append(F.pad(A_ri, (0, 0, 0, rank - len(A_ri))))
-            B_of_groups.append(F.pad(B_or, (0, rank - B_or.shape[1])))
+            A_ri = torch.cat([self.products[name].A for name in group])
+            weighted_B = [scaled_B[name] * weight for name, weight in group.items()]
+            B_or = torch.cat(weighted_B, dim=1)
+            missing = rank - len(A_ri)
+            A_of_groups.append(F.pad(A_ri, (0, 0, 0, missing)))
+            B_of_groups.append(F.pad(B_or, (0, missing)))
         # Rows of the base alone get zeros.
         A_of_groups.append(torch.zeros_like(A_of_groups[0]))
         B_of_groups.append(torch.zeros_like(B_of_groups[0]))
         return torch.stack(A_of_groups), torch.stack(B_of_groups)
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
+def _weigh(change: Tensor, weight: float | Tensor) -> Tensor:
+    """Return a change (n, ...) times the weight of each row, or of all."""
+    if isinstance(weight, Tensor):
+        ones = [1] * (change.ndim - 1)
+        return change * weight.to(change.dtype).view(-1, *ones)
+    return change if weight == 1.0 else change * weight
+
+
 def _grouped_is_faster(x_nti: Tensor, outputs: int, dtype: torch.dtype) -> bool:
     """Return True if torch's grouped product takes these sizes and is faster than batched ones."""
     _, per_row, inputs = x_nti.shape
-    is_float32 = x_nti.dtype == dtype == torch.float32
-    is_aligned = inputs % GROUPED_MULTIPLE == outputs % GROUPED_MULTIPLE == 0
-    is_short = per_row < MIN_BATCHED_INPUTS
-    return is_short and is_float32 and x_nti.device.type == "cpu" and is_aligned
+    if per_row >= MIN_BATCHED_INPUTS:
+        return False
+    if inputs % GROUPED_MULTIPLE or outputs % GROUPED_MULTIPLE:
+        return False
+    if x_nti.device.type != "cpu":
+        return False
+    return x_nti.dtype == dtype == torch.float32

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsError
-from lorakit.inject.mixed_batch import AdapterWeights, PlaceRouting, RoutingTable
+from lorakit.inject.mixed_batch import AdapterWeights, PlaceRouting, RoutingTable, build_table
 from lorakit.inject.state import get_state
 from lorakit.sites.base import Site
 from lorakit.sites.slot import Slot, State, base_modules, get_slot, set_enabled
@@ -213,7 +213,7 @@ class Route:
         device = place.site.read(layer).device
         key = (device, *place.ranks.items())
         if key not in self.tables:
-            self.tables[key] = RoutingTable(place.ranks, rows, device)
+            self.tables[key] = build_table(place.ranks, rows, device)
         place.table = self.tables[key]
         self.places.setdefault(path, []).append(place)
 

@@ -163,11 +163,8 @@ class Site(ABC, Generic[LayerT]):
 
     def faults(self, layer: LayerT, settings: Settings) -> list[str]:
         """Return the reasons why this layer cannot be adapted with these settings."""
-        out, inputs = self.read(layer).shape[-2:]
-        if settings.rank <= min(out, inputs):
-            return []
-        limit = f"min(in, out) = {min(out, inputs)} ({inputs} -> {out})"
-        return [f"rank {settings.rank} is above {limit}"]
+        outputs, inputs = self.read(layer).shape[-2:]
+        return rank_faults(settings.rank, inputs, outputs)
 
 
 class DenseSite(Site[LayerT]):
@@ -192,6 +189,25 @@ class DenseSite(Site[LayerT]):
 
     def owns_output(self, layer: LayerT) -> bool:
         return type(layer).forward is nn.Linear.forward and len(layer._forward_hooks) == 1
+
+
+def rank_faults(rank: int, inputs: int, outputs: int, name: str = "out") -> list[str]:
+    """Return the fault of a rank above both sizes of the matrix, if there is one.
+
+    Args:
+        rank: the rank.
+        inputs: number of inputs.
+        outputs: number of outputs.
+        name: name of the outputs in the message.
+
+    >>> rank_faults(5, 8, 4)
+    ['rank 5 is above min(in, out) = 4 (8 -> 4)']
+    """
+    smallest = min(inputs, outputs)
+    if rank <= smallest:
+        return []
+    sizes = f"{inputs} -> {outputs}"
+    return [f"rank {rank} is above min(in, {name}) = {smallest} ({sizes})"]
 
 
 def own_weight(layer: nn.Module, key: str = "weight") -> Tensor | None:

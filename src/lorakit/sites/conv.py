@@ -9,7 +9,7 @@ Source: the patch form of Hu et al., arXiv 2106.09685 (any dense layer). The ran
     at most `rank`, unlike that of loralib's ConvLoRA.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import final
 
@@ -17,12 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lorakit.sites.base import LayerT, Site, own_weight
+from lorakit.sites.base import LayerT, Site, own_weight, rank_faults
 from lorakit.spec import Settings
 
 # By number of dimensions.
-CONVOLVE: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-CONVOLVE_TRANSPOSED: dict[int, Callable[..., Tensor]] = {
+CONVOLVE: Mapping[int, Callable[..., Tensor]] = {
+    1: F.conv1d,
+    2: F.conv2d,
+    3: F.conv3d,
+}
+CONVOLVE_TRANSPOSED: Mapping[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d,
     2: F.conv_transpose2d,
     3: F.conv_transpose3d,
@@ -39,7 +43,9 @@ class AnyConvSite(Site[LayerT]):
     """
 
     def __init__(self, kind: str, layer_class: type[LayerT], dims: int):
-        self.kind, self.layer_class, self.dims = kind, layer_class, dims
+        self.kind = kind
+        self.layer_class = layer_class
+        self.dims = dims
         self.input_axes = dims + 1  # channels and positions
         self.ones = (1,) * dims
         self.convolve = CONVOLVE[dims]
@@ -56,7 +62,9 @@ class AnyConvSite(Site[LayerT]):
 
     def bias(self, layer: LayerT) -> Tensor | None:
         bias = super().bias(layer)
-        return None if bias is None else bias.view(-1, *self.ones)
+        if bias is None:
+            return None
+        return self.broadcast_outputs(layer, bias)
 
 
 @final
@@ -73,8 +81,9 @@ class ConvSite(AnyConvSite[_ConvNd]):
         return tuple(layer.weight.shape[2:])
 
     def project(self, layer: _ConvNd, A: Tensor, x: Tensor) -> Tensor:
-        kernel = A.view(A.shape[0], *layer.weight.shape[1:])  # (rank, in / groups, *kernel)
-        kernel = kernel.repeat(layer.groups, 1, *self.ones)  # (groups * rank, in / groups, *kernel)
+        patch = layer.weight.shape[1:]  # (in / groups, *kernel)
+        kernel = A.view(A.shape[0], *patch)
+        kernel = kernel.repeat(layer.groups, 1, *self.ones)  # (groups * rank, *patch)
         return layer._conv_forward(x, kernel, None)
 
     def expand(self, layer: _ConvNd, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
@@ -82,7 +91,8 @@ class ConvSite(AnyConvSite[_ConvNd]):
         return self.convolve(h, kernel, groups=layer.groups)
 
     def apply(self, layer: _ConvNd, M: Tensor, x: Tensor) -> Tensor:
-        return layer._conv_forward(x, M.view(layer.weight.shape), None)
+        weight = self.to_weight(layer, M)
+        return layer._conv_forward(x, weight, None)
 
 
 @final
@@ -103,13 +113,15 @@ class ConvTransposeSite(AnyConvSite[_ConvTransposeNd]):
 
     def project(self, layer: _ConvTransposeNd, A: Tensor, x: Tensor) -> Tensor:
         rank, groups = A.shape[0], layer.groups
-        A_of_groups = A.view(rank, groups, -1).transpose(0, 1)  # (groups, rank, in / groups)
+        A_of_groups = A.view(rank, groups, -1)
+        A_of_groups = A_of_groups.transpose(0, 1)  # (groups, rank, in / groups)
         kernel = A_of_groups.reshape(groups * rank, -1, *self.ones)
         return self.convolve(x, kernel, groups=groups)
 
     def expand(self, layer: _ConvTransposeNd, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        kernel = B.T.reshape(B.shape[1], *layer.weight.shape[1:])  # (rank, out / groups, *kernel)
-        kernel = kernel.repeat(layer.groups, 1, *self.ones)
+        patch = layer.weight.shape[1:]  # (out / groups, *kernel)
+        kernel = B.T.reshape(B.shape[1], *patch)
+        kernel = kernel.repeat(layer.groups, 1, *self.ones)  # (groups * rank, *patch)
         return CONVOLVE_TRANSPOSED[self.dims](
             h,
             kernel,
@@ -125,21 +137,20 @@ class ConvTransposeSite(AnyConvSite[_ConvTransposeNd]):
 
         It is not always the layer's own, because a caller may pass an `output_size`.
         """
-        paddings: list[int] = []
+        sizes = h.shape[-self.dims :]
+        output_sizes = y.shape[-self.dims :]
+        output_padding: list[int] = []
         for axis in range(self.dims):
-            size = h.shape[axis - self.dims]
-            stride, padding = layer.stride[axis], int(layer.padding[axis])
-            span = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-            unpadded = (size - 1) * stride - 2 * padding + span
-            paddings.append(y.shape[axis - self.dims] - unpadded)
-        return paddings
+            steps = (sizes[axis] - 1) * layer.stride[axis]
+            span = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            cut = 2 * int(layer.padding[axis])
+            unpadded = steps + span + 1 - cut
+            output_padding.append(output_sizes[axis] - unpadded)
+        return output_padding
 
     def faults(self, layer: _ConvTransposeNd, settings: Settings) -> list[str]:
-        inputs, outputs = layer.weight.shape[0], prod(layer.weight.shape[1:])
-        if settings.rank <= min(inputs, outputs):
-            return []
-        limit = f"min(in, out x kernel) = {min(inputs, outputs)} ({inputs} -> {outputs})"
-        return [f"rank {settings.rank} is above {limit}"]
+        inputs, *outputs = layer.weight.shape
+        return rank_faults(settings.rank, inputs, prod(outputs), "out x kernel")
 
 
 CONVOLUTIONS: list[Site] = [

@@ -1,93 +1,124 @@
-"""Which rows of a fused layer are which projection, by model family: each row of FUSED is held
-against the family's own code.
+"""Layouts of fused layers by model family, each tested against the family's own code.
 
-The family is the `model_type` of the nearest config above the layer, as transformers has it.
+The family is the `model_type` of the nearest config of transformers above the layer.
 """
 
 import re
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, cast
 
 from lorakit.sites.fused_parts import Layout, make_qkv_layout
 
 
-def find_layout(name: str, outputs: int, config: Any) -> Layout | None:
-    """Return which rows of a layer are which projection, told by the model family; None for a layer
-    that is one.
+class FamilyConfig(Protocol):
+    """The sizes in a config of transformers that the layouts depend on."""
+
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_kv_heads: int
+    multi_query: bool
+    new_decoder_architecture: bool
+
+
+class FusedLayer(NamedTuple):
+    """A fused layer of some model families.
+
+    Attributes:
+        families: `model_type` of each.
+        name: pattern of the layer's own name.
+        make_layout: function of the config and the number of outputs.
+    """
+
+    families: tuple[str, ...]
+    name: str
+    make_layout: Callable[[FamilyConfig, int], Layout]
+
+
+def find_layout(name: str, outputs: int, config: object) -> Layout | None:
+    """Return the layout of a fused layer; None for a layer with a single projection.
 
     Args:
-        name: the layer's full name.
-        outputs: rows of its matrix.
-        config: of the model, as transformers has it; None elsewhere.
+        name: full name of the layer.
+        outputs: number of outputs of its matrix.
+        config: transformers' config of the model; None for other models.
     """
-    family, last = getattr(config, "model_type", ""), name.rpartition(".")[2]
-    return next(
-        (
-            make(config, outputs)
-            for families, names, make in FUSED_LAYERS
-            if family in families and re.fullmatch(names, last)
-        ),
-        None,
-    )
+    family = getattr(config, "model_type", "")
+    own_name = name.rpartition(".")[2]
+    for layer in FUSED_LAYERS:
+        if family in layer.families and re.fullmatch(layer.name, own_name):
+            return layer.make_layout(cast(FamilyConfig, config), outputs)
+    return None
 
 
-def _contiguous(config: Any, outputs: int) -> Layout:
+def _make_contiguous(config: FamilyConfig, outputs: int) -> Layout:
+    """All of q, all of k, all of v."""
     return make_qkv_layout(outputs)
 
 
-def _heads(config: Any, outputs: int) -> Layout:
+def _make_interleaved(config: FamilyConfig, outputs: int) -> Layout:
+    """q, k and v of one head after those of another."""
     return make_qkv_layout(outputs, config.num_attention_heads)
 
 
-def _crossed(config: Any, outputs: int) -> Layout:
-    """All of q, k, v; in a layer that looks at another model's output, k and v alone."""
+def _make_attention(config: FamilyConfig, outputs: int) -> Layout:
+    """q, k and v; in a layer of cross-attention, k and v alone."""
     if outputs == 2 * config.hidden_size:
         return Layout({"k": config.hidden_size, "v": config.hidden_size})
     return make_qkv_layout(outputs)
 
 
-def _grouped(config: Any, outputs: int) -> Layout:
-    """All of q, then the fewer heads of k and v."""
+def _make_grouped_query(config: FamilyConfig, outputs: int) -> Layout:
+    """q, then k and v with fewer heads."""
     head = outputs // (config.num_attention_heads + 2 * config.num_key_value_heads)
     few = head * config.num_key_value_heads
     return Layout({"q": head * config.num_attention_heads, "k": few, "v": few})
 
 
-def _bigcode(config: Any, outputs: int) -> Layout:
-    return _grouped(config, outputs) if config.multi_query else _heads(config, outputs)
+def _make_bigcode(config: FamilyConfig, outputs: int) -> Layout:
+    return (
+        _make_grouped_query(config, outputs)
+        if config.multi_query
+        else _make_interleaved(config, outputs)
+    )
 
 
-def _falcon(config: Any, outputs: int) -> Layout:
+def _make_falcon(config: FamilyConfig, outputs: int) -> Layout:
     if not config.new_decoder_architecture and not config.multi_query:
-        return _heads(config, outputs)
+        return _make_interleaved(config, outputs)
     groups = config.num_kv_heads if config.new_decoder_architecture else 1
     head = config.hidden_size // config.num_attention_heads
     return Layout({"q": config.hidden_size // groups, "k": head, "v": head}, groups)
 
 
-def _codegen(config: Any, outputs: int) -> Layout:
-    size = (
-        outputs // 12
-    )  # four blocks, as its first training was spread over four cores; in each v before k
+def _make_codegen(config: FamilyConfig, outputs: int) -> Layout:
+    # Four blocks, because it was first trained on four cores; in each, v comes before k.
+    size = outputs // 12
     return Layout({"q": size, "v": size, "k": size}, groups=4)
 
 
-def _gated(config: Any, outputs: int) -> Layout:
+def _make_gated(config: FamilyConfig, outputs: int) -> Layout:
     return Layout({"gate": outputs // 2, "up": outputs // 2})
 
 
-# Families, the layer's own name, and what makes the layout of its rows.
-FUSED_LAYERS: list[tuple[tuple[str, ...], str, Any]] = [
-    (("gpt2", "decision_transformer", "imagegpt", "openai-gpt"), "c_attn", _crossed),
-    (("gpt_bigcode",), "c_attn", _bigcode),
-    (("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon"), "query_key_value", _heads),
-    (("falcon",), "query_key_value", _falcon),
-    (("mpt", "modernbert"), "Wqkv", _contiguous),
-    (("dbrx",), "Wqkv", _grouped),
-    (("codegen",), "qkv_proj", _codegen),
-    (("phi3", "phi4_multimodal"), "qkv_proj", _grouped),
-    (("deberta",), "in_proj", _heads),
-    (("semantic", "coarse_acoustics", "fine_acoustics"), "att_proj", _contiguous),
-    (
+FUSED_LAYERS = [
+    FusedLayer(
+        ("gpt2", "decision_transformer", "imagegpt", "openai-gpt"), "c_attn", _make_attention
+    ),
+    FusedLayer(("gpt_bigcode",), "c_attn", _make_bigcode),
+    FusedLayer(
+        ("bloom", "gpt_neox", "gpt_neox_japanese", "persimmon"),
+        "query_key_value",
+        _make_interleaved,
+    ),
+    FusedLayer(("falcon",), "query_key_value", _make_falcon),
+    FusedLayer(("mpt", "modernbert"), "Wqkv", _make_contiguous),
+    FusedLayer(("dbrx",), "Wqkv", _make_grouped_query),
+    FusedLayer(("codegen",), "qkv_proj", _make_codegen),
+    FusedLayer(("phi3", "phi4_multimodal"), "qkv_proj", _make_grouped_query),
+    FusedLayer(("deberta",), "in_proj", _make_interleaved),
+    FusedLayer(("semantic", "coarse_acoustics", "fine_acoustics"), "att_proj", _make_contiguous),
+    FusedLayer(
         (
             "blip_vision_model",
             "blip_2_vision_model",
@@ -108,9 +139,9 @@ FUSED_LAYERS: list[tuple[tuple[str, ...], str, Any]] = [
             "glm4v_vision",
         ),
         "qkv",
-        _contiguous,
+        _make_contiguous,
     ),
-    (
+    FusedLayer(
         (
             "phi3",
             "phi4_multimodal",
@@ -122,7 +153,7 @@ FUSED_LAYERS: list[tuple[tuple[str, ...], str, Any]] = [
             "zamba2",
         ),
         "gate_up_proj",
-        _gated,
+        _make_gated,
     ),
-    (("modernbert", "modernbert-decoder"), "Wi", _gated),
+    FusedLayer(("modernbert", "modernbert-decoder"), "Wi", _make_gated),
 ]

@@ -1,9 +1,6 @@
-"""Every storage that can be adapted, by kind: those of the core, and those with a file of their own
-in this room.
-"""
+"""The table of all sites, by kind, and the sites of a layer."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -20,87 +17,103 @@ from lorakit.sites.quantised import QUANTISED
 from lorakit.sites.recurrent import recurrent_sites
 from lorakit.sites.weight_swap import IN_PROJ, OUT_PROJ, SEPARATE_PROJECTIONS
 
+FUSIBLE_KINDS = ("linear", "conv1d")
+"""Kinds of layers whose matrix may hold several projections."""
+
 SITES: dict[str, Site] = {
     **QUANTISED,
     **{known.kind: known for known in (*LINEAR_LAYERS, *CONVOLUTIONS)},
 }
+"""Every site of a whole layer; the first one that supports a layer is used."""
 
 
 def register(added: Site) -> None:
-    """Let layers of a further kind be adapted; the sites that were added last are asked first.
+    """Add a site, so that layers of a further kind can be adapted; it goes before all others.
 
     Args:
         added: an instance of a class derived from `lorakit.sites.base.Site`, with a `kind` of
-            its own and its own `holds`.
+            its own.
 
     Raises:
-        SpecError: it is no such instance, or its kind is taken; nothing is added.
+        SpecError: it is no such instance, its class derives from a final one, or its kind is taken;
+            nothing is added.
     """
     if not isinstance(added, Site):
         raise SpecError(
             f"A site is an instance of a class derived from lorakit.sites.base.Site, got {added!r}."
         )
-    faults = []
-    if not added.kind.isidentifier() or added.kind in SITES:
-        faults.append(f"kind {added.kind!r} is {'taken' if added.kind in SITES else 'no word'}")
+    faults: list[str] = []
+    if added.kind in SITES:
+        faults.append(f"kind {added.kind!r} is taken")
+    elif not added.kind.isidentifier():
+        faults.append(f"kind {added.kind!r} is no identifier")
     for known in SITES.values():
         if isinstance(added, type(known)) and type(added) is not type(known):
-            faults.append(
-                f"{type(known).__name__} is final: what derives from it would take its layers"
-            )
+            final = type(known).__name__
+            faults.append(f"{final} is final: a class derived from it would take its layers")
     if faults:
         raise SpecError(
             f"{type(added).__name__} cannot be added.",
             faults,
             f"Kinds that are taken: {', '.join(SITES)}.",
         )
-    before = dict(SITES)
+    others = dict(SITES)
     SITES.clear()
-    SITES.update({added.kind: added}, **before)
+    SITES[added.kind] = added
+    SITES.update(others)
 
 
 def site_of(layer: nn.Module) -> Site | None:
-    """Return the site that holds this layer's matrix, or None where no row of SITES does."""
+    """Return the site that supports this layer; None if there is none."""
     if isinstance(layer, LazyModuleMixin):
         return None  # it has no shape before its first input
-    return next((known for known in SITES.values() if known.supports(layer)), None)
+    return next((site for site in SITES.values() if site.supports(layer)), None)
 
 
 def sites_of(
-    name: str, layer: nn.Module, config: Any, given: Layout | None
+    name: str, layer: nn.Module, config: object, given: Layout | None
 ) -> Iterator[tuple[str, Site]]:
-    """Yield what of a layer can be adapted: the rest of its name ("" for the layer itself), and the
-    site that holds it.
+    """Yield everything in a layer that can be adapted: the rest of the place's name, and its site.
+
+    The rest of the name is empty for the layer itself.
 
     Args:
-        name: the layer's full name.
+        name: full name of the layer.
         layer: any module.
-        config: of the model that it is in, as transformers has it; None elsewhere.
-        given: which of its rows are which projection, where the user said so.
+        config: transformers' config of the model around it; None for other models.
+        given: the layout of its parts if the user gave one.
     """
     if isinstance(layer, nn.MultiheadAttention):
-        yield from _attention(layer)
+        yield from _attention_sites(layer)
         return
     yield from recurrent_sites(layer)
-    for child, module in find_read_children(layer):
-        if (inner := site_of(module)) is not None:
-            yield child, ChildWeightSite(child, inner)
-    if (whole := site_of(layer)) is None:
-        yield from ((stack.name, stack) for stack in expert_sites(layer))
+    for child_name, child in find_read_children(layer):
+        inner = site_of(child)
+        if inner is not None:
+            yield child_name, ChildWeightSite(child_name, inner)
+    site = site_of(layer)
+    if site is None:
+        for stack in expert_sites(layer):
+            yield stack.name, stack
         return
-    yield "", whole
-    if whole.kind in ("linear", "conv1d"):
-        outputs = whole.read(layer).shape[0]
-        layout = given or find_layout(name, outputs, config)
-        if layout and layout.outputs == outputs:
-            yield from ((part, OutputSliceSite(whole, layout, part)) for part in layout.sizes)
+    yield "", site
+    if site.kind not in FUSIBLE_KINDS:
+        return
+    outputs = site.read(layer).shape[0]
+    layout = given or find_layout(name, outputs, config)
+    if layout and layout.outputs == outputs:
+        yield from _part_sites(site, layout)
 
 
-def _attention(layer: nn.MultiheadAttention) -> Iterator[tuple[str, Site]]:
-    if layer.in_proj_weight is not None:
-        yield "in_proj", IN_PROJ
-        layout = make_qkv_layout(3 * layer.embed_dim)
-        yield from ((part, OutputSliceSite(IN_PROJ, layout, part)) for part in layout.sizes)
-    else:
+def _part_sites(site: Site, layout: Layout) -> Iterator[tuple[str, Site]]:
+    for part in layout.sizes:
+        yield part, OutputSliceSite(site, layout, part)
+
+
+def _attention_sites(layer: nn.MultiheadAttention) -> Iterator[tuple[str, Site]]:
+    if layer.in_proj_weight is None:
         yield from SEPARATE_PROJECTIONS.items()
+    else:
+        yield "in_proj", IN_PROJ
+        yield from _part_sites(IN_PROJ, make_qkv_layout(3 * layer.embed_dim))
     yield "out_proj", OUT_PROJ

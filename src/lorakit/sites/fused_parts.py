@@ -61,10 +61,13 @@ class OutputSliceSite(Site[nn.Module]):
         self.fused = full_site
         self.kind = full_site.kind
         self.swaps_weight = full_site.swaps_weight
-        self.groups, self.size = layout.groups, layout.sizes[part]
+        self.groups = layout.groups
+        group_size = layout.group_size
+        self.size = layout.sizes[part]
         self.start = layout.start(part)
-        self.after = layout.group_size - self.start - self.size
-        self.output_slice = (self.groups, layout.group_size, self.start, self.size)
+        self.stop = self.start + self.size
+        self.after = group_size - self.stop
+        self.output_slice = (self.groups, group_size, self.start, self.size)
 
     @property
     def full_site(self) -> Site:
@@ -77,15 +80,19 @@ class OutputSliceSite(Site[nn.Module]):
         return self.fused.weight_name()
 
     def read(self, layer: nn.Module) -> Tensor:
-        groups = self.fused.read(layer).unflatten(0, (self.groups, -1))
-        return groups[:, self.start : self.start + self.size].flatten(0, 1)
+        M = self.fused.read(layer)
+        groups = M.unflatten(0, (self.groups, -1))
+        part = groups[:, self.start : self.stop]
+        return part.flatten(0, 1)
 
     def to_weight(self, layer: nn.Module, M: Tensor) -> Tensor:
-        return self.fused.to_weight(layer, self.widen(M))
+        full_matrix = self.widen(M)
+        return self.fused.to_weight(layer, full_matrix)
 
     def widen(self, change: Tensor) -> Tensor:
         groups = change.unflatten(0, (self.groups, self.size))
-        return F.pad(groups, (0, 0, self.start, self.after)).flatten(0, 1)
+        padded = F.pad(groups, (0, 0, self.start, self.after))
+        return padded.flatten(0, 1)
 
     def fan_in(self, layer: nn.Module) -> int:
         return self.fused.fan_in(layer)
@@ -94,17 +101,16 @@ class OutputSliceSite(Site[nn.Module]):
         return self.fused.project(layer, A, x)
 
     def expand(self, layer: nn.Module, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        return self.scatter_outputs(F.linear(h, B), 0.0)
-
-    def apply(self, layer: nn.Module, M: Tensor, x: Tensor) -> Tensor:
-        return self.scatter_outputs(self.fused.apply(layer, M, x), 0.0)
+        values = F.linear(h, B)
+        return self.scatter_outputs(values, 0.0)
 
     def broadcast_outputs(self, layer: nn.Module, vector: Tensor) -> Tensor:
         return self.scatter_outputs(vector, 1.0)
 
     def scatter_outputs(self, values: Tensor, fill: float) -> Tensor:
         groups = values.unflatten(-1, (self.groups, self.size))
-        return F.pad(groups, (self.start, self.after), value=fill).flatten(-2)
+        padded = F.pad(groups, (self.start, self.after), value=fill)
+        return padded.flatten(-2)
 
 
 def make_qkv_layout(outputs: int, groups: int = 1) -> Layout:

@@ -110,8 +110,8 @@ class EmbeddingSite(Site[nn.Embedding]):
         faults = super().faults(layer, settings)
         if settings.dropout:
             faults.append(
-                f"dropout {settings.dropout:g}: an embedding's input is token ids, there is nothing "
-                "to drop; set it to 0 for this name with overrides"
+                f"dropout {settings.dropout:g}: an embedding's input is token ids, there is "
+                "nothing to drop; set it to 0 for this name with overrides"
             )
         if layer.max_norm is not None:
             faults.append(

@@ -1,200 +1,221 @@
-"""Linear layers whose matrix is kept in int8 or 4 bits, by torchao or bitsandbytes: the base stays
-as it is, and frozen.
+"""Sites of linear layers in int8 or 4 bits, by torchao or bitsandbytes.
 
-The forward is the quantised layer's own output plus the factored change, so it costs what it costs
-elsewhere. Reading M dequantises it, which only a start from the weights, DoRA, merging and
-inspection ask for. A sum is stored by the package's own code (`coarsened`).
+The base stays quantised and frozen. The forward is the quantised layer's own output plus the
+factored change, so adapting costs what it costs elsewhere. Only a start from the weights, DoRA,
+merging and inspection dequantise M. `requantise` uses the package's own code.
 
-A layer is known by the package that its class or its weight comes from, so neither package is
+A layer is recognised by the package that defines the class of its weight, so neither package is
 imported for other models.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
-from lorakit.sites.base import DenseSite
+from lorakit.sites.base import DenseSite, Site
 from lorakit.text import plural
 
 
-def is_from_package(value: Any, package: str) -> bool:
-    """Tell whether the class of a value, or one that it inherits from, is defined in a package."""
-    return _is_of(type(value), package)
+def is_from_package(value: object, package: str) -> bool:
+    """Return True if a package defines the class of the value, or one that it inherits from."""
+    return _is_class_from(type(value), package)
 
 
 @cache
-def _is_of(kind: type, package: str) -> bool:
+def _is_class_from(kind: type, package: str) -> bool:
     return any(known.__module__.partition(".")[0] == package for known in kind.__mro__)
 
 
-class TorchAOSite(DenseSite):
-    """nn.Linear whose weight is one of torchao's tensors: int8, or 4 bits in groups."""
+class QuantisedLinearSite(DenseSite[nn.Linear]):
+    """A subclass of nn.Linear, or an nn.Linear with a tensor subclass as weight, in few bits."""
 
     kind = "linear"
     is_quantised = True
 
-    def supports(self, layer: Any) -> bool:
-        weight = layer._parameters.get("weight") if isinstance(layer, nn.Linear) else None
-        return (
-            weight is not None
-            and type(layer).forward is nn.Linear.forward
-            and is_from_package(weight, "torchao")
-        )
-
-    def quantised_form(self, layer: Any) -> str:
-        return f"{type(layer.weight).__name__} of torchao"
-
-    def read(self, layer: Any) -> Tensor:
-        return dequantise_weight(layer.weight)
-
-    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
+    def to_weight(self, layer: nn.Linear, M: Tensor) -> Tensor:
         return M
 
-    def requantise(self, layer: Any, M: Tensor) -> nn.Parameter | None:
-        weight: Any = layer.weight.detach()
-        kind, M, block = type(weight), M.float(), list(getattr(weight, "block_size", ()))
-        types: Any = import_module("torchao.quantization.quant_primitives").MappingType
-        symmetric = getattr(weight, "zero_point", None) is None or not weight.zero_point.any()
-        how = {"mapping_type": types.SYMMETRIC if symmetric else types.ASYMMETRIC}
-        if kind.__name__ == "Int8Tensor":
-            sizes: Any = import_module("torchao.quantization.granularity")
-            size = sizes.PerTensor() if block == list(M.shape) else sizes.PerGroup(block[-1])
-            new = kind.from_hp(M, size, **how, reduce_range=weight.reduce_range)
-        elif kind.__name__ == "IntxUnpackedToInt8Tensor":
-            new = kind.from_hp(M, tuple(block), weight.target_dtype, **how)
-        else:
-            return None
-        # All else (dtype of what it gives, activations) is as it was.
-        names, form = weight.__tensor_flatten__()
-        held = {name: getattr(weight, name) for name in names}
-        held |= {
-            n: getattr(new, n).to(held[n].dtype)
-            for n in held
-            if n in ("qdata", "scale", "zero_point")
-        }
-        return nn.Parameter(kind.__tensor_unflatten__(held, form, None, None), requires_grad=False)
 
+@final
+class TorchAOSite(QuantisedLinearSite):
+    """nn.Linear with one of torchao's tensors as weight: int8, or 4 bits in groups."""
 
-class BitsAndBytesSite(DenseSite):
-    """bitsandbytes.nn.Linear8bitLt and Linear4bit (nf4 and fp4), once they hold quantised values."""
-
-    kind = "linear"
-    is_quantised = True
-
-    def supports(self, layer: Any) -> bool:
-        if not (isinstance(layer, nn.Linear) and is_from_package(layer, "bitsandbytes")):
+    def supports(self, layer: nn.Module) -> bool:
+        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
             return False
         weight = layer._parameters.get("weight")
-        return (
-            weight is not None
-            and not weight.is_floating_point()
-            and is_from_package(weight, "bitsandbytes")
-        )
+        return weight is not None and is_from_package(weight, "torchao")
 
-    def quantised_form(self, layer: Any) -> str:
+    def quantised_form(self, layer: nn.Linear) -> str:
+        return f"{type(layer.weight).__name__} of torchao"
+
+    def read(self, layer: nn.Linear) -> Tensor:
+        return dequantise_weight(layer.weight)
+
+    def requantise(self, layer: nn.Linear, M: Tensor) -> nn.Parameter | None:
+        weight: Any = layer.weight.detach()  # a tensor subclass of torchao, which has no stubs
+        quantised = _quantise_like(weight, M.float())
+        if quantised is None:
+            return None
+        # All other attributes (output dtype, quantisation of activations) stay as they are.
+        names, context = weight.__tensor_flatten__()
+        tensors = {name: getattr(weight, name) for name in names}
+        for name in ("qdata", "scale", "zero_point"):
+            if name in tensors:
+                tensors[name] = getattr(quantised, name).to(tensors[name].dtype)
+        new = type(weight).__tensor_unflatten__(tensors, context, None, None)
+        return nn.Parameter(new, requires_grad=False)
+
+
+def _quantise_like(weight: Any, M: Tensor) -> Tensor | None:  # noqa: ANN401  torchao has no stubs
+    """Return M in torchao's form of this weight; None if that form cannot be made from a matrix."""
+    kind = type(weight)
+    block = list(getattr(weight, "block_size", ()))
+    zero_point = getattr(weight, "zero_point", None)
+    types = import_module("torchao.quantization.quant_primitives").MappingType
+    is_symmetric = zero_point is None or not zero_point.any()
+    mapping = types.SYMMETRIC if is_symmetric else types.ASYMMETRIC
+    if kind.__name__ == "Int8Tensor":
+        sizes = import_module("torchao.quantization.granularity")
+        is_one_block = block == list(M.shape)
+        size = sizes.PerTensor() if is_one_block else sizes.PerGroup(block[-1])
+        return kind.from_hp(M, size, mapping_type=mapping, reduce_range=weight.reduce_range)
+    if kind.__name__ == "IntxUnpackedToInt8Tensor":
+        return kind.from_hp(M, tuple(block), weight.target_dtype, mapping_type=mapping)
+    return None
+
+
+@final
+class BitsAndBytesSite(QuantisedLinearSite):
+    """bitsandbytes.nn.Linear8bitLt and Linear4bit (nf4 and fp4) that hold quantised values."""
+
+    def supports(self, layer: nn.Module) -> bool:
+        if not isinstance(layer, nn.Linear) or not is_from_package(layer, "bitsandbytes"):
+            return False
+        weight = layer._parameters.get("weight")
+        if weight is None or weight.is_floating_point():
+            return False
+        return is_from_package(weight, "bitsandbytes")
+
+    def quantised_form(self, layer: nn.Linear) -> str:
         state = layer.weight.__dict__.get("quant_state")
         return f"{state.quant_type if state else 'int8'} of bitsandbytes"
 
-    def read(self, layer: Any) -> Tensor:
-        # The first forward of int8 moves the rows' largest values from the weight to the layer.
-        return dequantise_weight(
-            layer.weight, layer.state.SCB if "state" in layer.__dict__ else None
-        )
+    def read(self, layer: nn.Linear) -> Tensor:
+        # The first forward of int8 moves the rows' absolute maxima from the weight to the layer.
+        state = layer.__dict__.get("state")
+        return dequantise_weight(layer.weight, state.SCB if state is not None else None)
 
-    def to_weight(self, layer: Any, M: Tensor) -> Tensor:
-        return M
-
-    def requantise(self, layer: Any, M: Tensor) -> nn.Parameter | None:
-        old, kind = layer.weight, type(layer.weight)
-        if (state := old.__dict__.get("quant_state")) is None:
-            if old.SCB is None:  # back to the weight, which so keeps all that `unmerge` needs
-                old.CB, old.SCB = old.data, layer.state.SCB
-            # Moving it is what rounds it, and only where it comes from a CPU.
-            return kind(
-                M.float().cpu().contiguous(), requires_grad=False, has_fp16_weights=False
-            ).to(old.device)
-        new = kind(
+    def requantise(self, layer: nn.Linear, M: Tensor) -> nn.Parameter | None:
+        state = layer.weight.__dict__.get("quant_state")
+        if state is None:
+            return _requantise_int8(layer, M)
+        weight: Any = layer.weight
+        new = type(weight)(
             M.float().contiguous(),
             requires_grad=False,
             blocksize=state.blocksize,
             compress_statistics=state.nested,
             quant_type=state.quant_type,
-            quant_storage=old.quant_storage,
-        ).to(old.device)
+            quant_storage=weight.quant_storage,
+        ).to(weight.device)
         new.quant_state.dtype = state.dtype
         return new
 
 
-def dequantise_weight(weight: Any, most: Any = None) -> Tensor:
-    """Return the matrix that a weight of either package stands for.
+def _requantise_int8(layer: nn.Linear, M: Tensor) -> nn.Parameter:
+    """Return M in bitsandbytes' int8."""
+    weight: Any = layer.weight
+    if weight.SCB is None:
+        # Back to the weight, which then holds all that `unmerge` needs.
+        state: Any = layer.__dict__["state"]
+        weight.CB, weight.SCB = weight.data, state.SCB
+    # Moving it to its device quantises it, but only from a CPU.
+    cpu_matrix = M.float().cpu().contiguous()
+    new = type(weight)(cpu_matrix, requires_grad=False, has_fp16_weights=False)
+    return new.to(weight.device)
+
+
+def dequantise_weight(weight: Tensor, row_maxima: Tensor | None = None) -> Tensor:
+    """Return the matrix that a quantised weight represents.
 
     Args:
-        weight: torchao's, or bitsandbytes'.
-        most: (out,), the rows' largest values, where a weight in int8 of bitsandbytes has handed
-            them on.
+        weight: a weight of torchao or bitsandbytes.
+        row_maxima: (out,), the absolute maxima of the rows, if bitsandbytes has moved them from an
+            int8 weight to its layer.
     """
-    if is_from_package(weight, "torchao"):
-        return weight.detach().dequantize()
-    if (state := weight.__dict__.get("quant_state")) is not None:
-        return import_module("bitsandbytes.functional").dequantize_4bit(weight.data, state)
-    return weight.data.float() * (
-        (most if weight.SCB is None else weight.SCB).float().unsqueeze(1) / 127
-    )
+    quantised: Any = weight
+    if is_from_package(quantised, "torchao"):
+        return quantised.detach().dequantize()
+    state = quantised.__dict__.get("quant_state")
+    if state is not None:
+        dequantize_4bit = import_module("bitsandbytes.functional").dequantize_4bit
+        return dequantize_4bit(quantised.data, state)
+    maxima = row_maxima if quantised.SCB is None else quantised.SCB
+    return quantised.data.float() * (maxima.float().unsqueeze(1) / 127)
 
 
-def prevent_packing(model: nn.Module) -> list[Any]:
-    """Keep bitsandbytes from packing the model's 4-bit layers anew for this CPU; return the layers
-    that it would have.
+def prevent_packing(model: nn.Module) -> list[nn.Module]:
+    """Keep bitsandbytes from packing 4-bit layers for this CPU; return the layers it concerns.
 
-    A forward in eval mode does so, in place, where the CPU multiplies in bfloat16: the scales are
-    rounded to bfloat16, and no gradient passes the layer from then on.
+    On a CPU that multiplies in bfloat16, a forward in eval mode packs the weight in place: its
+    scales are rounded to bfloat16, and no gradient passes the layer from then on.
 
     Raises:
-        ModelError: that has happened.
+        ModelError: layers have been packed already.
     """
-    found = model.named_modules() if "bitsandbytes" in sys.modules else ()
-    layers = {
-        name: layer for name, layer in found if "support_avx512bf16_for_cpu" in layer.__dict__
-    }
-    states = {
-        name: layer._parameters["weight"].__dict__.get("quant_state")
-        for name, layer in layers.items()
-    }
-    if packed := [
-        name for name, state in states.items() if getattr(state, "packing_format_for_cpu", False)
-    ]:
+    if "bitsandbytes" not in sys.modules:
+        return []
+    layers: list[nn.Module] = []
+    packed: list[str] = []
+    for name, layer in model.named_modules():
+        if "support_avx512bf16_for_cpu" not in layer.__dict__:
+            continue
+        if _is_packed(layer):
+            packed.append(name)
+        if layer.support_avx512bf16_for_cpu:
+            layers.append(layer)
+    if packed:
         raise ModelError(
-            f"bitsandbytes has packed {plural(len(packed), '4-bit layer')} for inference on this CPU, in a forward in eval mode: "
-            "no gradient passes them, and their scales were rounded.",
+            f"bitsandbytes has packed {plural(len(packed), '4-bit layer')} for inference on this "
+            "CPU, in a forward in eval mode: no gradient passes them, and their scales were "
+            "rounded.",
             packed,
             "Load the base again, and attach before it runs. Nothing was attached.",
         )
-    held: list[Any] = [layer for layer in layers.values() if layer.support_avx512bf16_for_cpu]
-    for layer in held:
-        layer.support_avx512bf16_for_cpu = False
-    return held
+    _set_packing(layers, allowed=False)
+    return layers
 
 
-def allow_packing(layers: list[Any]) -> None:
-    """Let bitsandbytes pack these layers again."""
+def _is_packed(layer: nn.Module) -> bool:
+    state = layer._parameters["weight"].__dict__.get("quant_state")
+    return bool(getattr(state, "packing_format_for_cpu", False))
+
+
+def _set_packing(layers: Iterable[nn.Module], *, allowed: bool) -> None:
     for layer in layers:
-        layer.support_avx512bf16_for_cpu = True
+        layer.__dict__["support_avx512bf16_for_cpu"] = allowed
+
+
+def allow_packing(layers: Iterable[nn.Module]) -> None:
+    """Let bitsandbytes pack these layers again."""
+    _set_packing(layers, allowed=True)
 
 
 @contextmanager
 def without_packing(model: nn.Module) -> Iterator[None]:
-    """Keep 4-bit layers from being packed while a block lasts."""
-    held = prevent_packing(model)
+    """Keep 4-bit layers from being packed inside a block."""
+    layers = prevent_packing(model)
     try:
         yield
     finally:
-        allow_packing(held)
+        allow_packing(layers)
 
 
-QUANTISED = {"torchao": TorchAOSite(), "bitsandbytes": BitsAndBytesSite()}
+QUANTISED: dict[str, Site] = {"torchao": TorchAOSite(), "bitsandbytes": BitsAndBytesSite()}

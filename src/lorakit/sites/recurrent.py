@@ -1,61 +1,57 @@
-"""nn.LSTM, nn.GRU, nn.RNN and their cells, and nn.Bilinear: they read their weights themselves, and
-are lent them.
+"""Sites of recurrent modules, their cells and nn.Bilinear, which read their weights themselves.
 
-A recurrent module of several layers hands its kernel a list that it made of its parameters: a lent
-    weight stands in that list.
-Each weight is a place of its own, called as the parameter is: `lstm.weight_ih_l0` is (gates x
-    hidden, in).
+Each weight is a place of its own with the name of the parameter: `lstm.weight_ih_l0` is
+(gates x hidden, in). A recurrent module of several layers hands its kernel a list of its parameters
+(`_flat_weights`); the changed weight is swapped into that list.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import final
 
 from torch import Tensor, nn
 
-from lorakit.sites.base import Site
+from lorakit.sites.base import Site, WeightedChange
 from lorakit.sites.weight_swap import NamedWeightSite, SwappedWeightSite
 
 
-class FlatWeightSite(SwappedWeightSite):
-    """The parameter `key` of a module that reads its parameters from `_flat_weights`."""
+@final
+class FlatWeightSite(SwappedWeightSite[nn.RNNBase]):
+    """A parameter of a module that reads its parameters from `_flat_weights`.
 
-    def __init__(self, key: str):
-        super().__init__("recurrent", key)
+    Args:
+        name: name of the parameter.
+    """
+
+    def __init__(self, name: str):
+        super().__init__("recurrent", name)
 
     def supports(self, layer: nn.Module) -> bool:
         return isinstance(layer, nn.RNNBase) and self.name in layer._flat_weights_names
 
-    def swap_in(self, layer: Any, changes: list[tuple[float, Any, Any]]) -> None:
-        self._list(
-            layer,
-            self.to_weight(layer, self.add_changes(layer, changes)).to(
-                self.stored_weight(layer).dtype
-            ),
-        )
+    def swap_in(self, layer: nn.RNNBase, changes: list[WeightedChange]) -> None:
+        self._replace(layer, self.changed_weight(layer, changes))
 
-    def swap_out(self, layer: Any) -> None:
-        self._list(layer, self.stored_weight(layer))
+    def swap_out(self, layer: nn.RNNBase) -> None:
+        self._replace(layer, self.stored_weight(layer))
 
-    def _list(self, layer: Any, weight: Tensor) -> None:
-        # Another list: a copy of the module may share the first.
-        names = layer._flat_weights_names
-        layer._flat_weights = [
-            weight if n == self.name else w for n, w in zip(names, layer._flat_weights, strict=True)
-        ]
+    def _replace(self, layer: nn.RNNBase, weight: Tensor) -> None:
+        # In a new list, because a copy of the module may share the old one.
+        weights = list(layer._flat_weights)
+        weights[layer._flat_weights_names.index(self.name)] = weight
+        layer._flat_weights = weights
 
 
 BILINEAR = NamedWeightSite("bilinear", "weight")
 
 
 def recurrent_sites(layer: nn.Module) -> Iterator[tuple[str, Site]]:
-    """Yield the matrices of a module of this file: the rest of the name, and the site."""
+    """Yield the sites of a module of this file, each with the rest of its place's name."""
     if isinstance(layer, nn.RNNBase):
-        yield from (
-            (key, FlatWeightSite(key))
-            for key in layer._flat_weights_names
-            if key.startswith("weight")
-        )
-    if isinstance(layer, nn.RNNCellBase):
-        yield from ((key, NamedWeightSite("recurrent", key)) for key in ("weight_ih", "weight_hh"))
-    if isinstance(layer, nn.Bilinear):
+        for name in layer._flat_weights_names:
+            if name.startswith("weight"):
+                yield name, FlatWeightSite(name)
+    elif isinstance(layer, nn.RNNCellBase):
+        for name in ("weight_ih", "weight_hh"):
+            yield name, NamedWeightSite("recurrent", name)
+    elif isinstance(layer, nn.Bilinear):
         yield "", BILINEAR

@@ -42,10 +42,10 @@ class State:
         route: the routing of the innermost block of `route`; None outside of it.
     """
 
-    adapters: dict[str, Any] = field(default_factory=dict[str, Any])
-    enabled: dict[str, float] = field(default_factory=dict[str, float])
-    required_grad: dict[str, bool] = field(default_factory=dict[str, bool])
-    unpacked_layers: list[nn.Module] = field(default_factory=list[nn.Module])
+    adapters: dict[str, Any] = field(default_factory=dict)
+    enabled: dict[str, float] = field(default_factory=dict)
+    required_grad: dict[str, bool] = field(default_factory=dict)
+    unpacked_layers: list[nn.Module] = field(default_factory=list)
     merged: str | None = None
     route: RowRouter | None = None
 
@@ -89,15 +89,17 @@ class Slot(nn.Module):
         deltas = list(self.enabled_deltas(swaps_weight=False))
         for weight, site, delta in deltas:
             # y itself may be overwritten only if nothing else reads it, nor a later delta.
-            into = out is not y or (len(deltas) == 1 and site.owns_output(layer))
+            is_copy = out is not y
+            into = is_copy or (len(deltas) == 1 and site.owns_output(layer))
             out = delta.add_change(site, layer, x, y, out, weight, into=into)
         return out
 
     def swap_in(self, layer: nn.Module) -> None:
         """Give the layer its weights with the changes of the enabled deltas."""
         changes: dict[str, list[WeightedChange]] = {}
-        for weight, site, delta in self.enabled_deltas(swaps_weight=True):
-            changes.setdefault(site.weight_name(), []).append((weight, site, delta))
+        for change in self.enabled_deltas(swaps_weight=True):
+            _, site, _ = change
+            changes.setdefault(site.weight_name(), []).append(change)
         for changes_of_weight in changes.values():
             _, site, _ = changes_of_weight[0]
             cast(SwappedWeightSite, site.full_site).swap_in(layer, changes_of_weight)
@@ -209,12 +211,14 @@ def _add_hooks(layer: nn.Module, *, swaps_weight: bool) -> None:
 
 def remove_slot(layer: nn.Module) -> None:
     """Remove the slot and its hooks from a layer."""
-    for key in [key for key, hook in layer._forward_hooks.items() if hook in HOOKS]:
-        del layer._forward_hooks[key]
-        layer._forward_hooks_with_kwargs.pop(key, None)
-        layer._forward_hooks_always_called.pop(key, None)
-    for key in [key for key, hook in layer._forward_pre_hooks.items() if hook in HOOKS]:
-        del layer._forward_pre_hooks[key]
+    for key, hook in list(layer._forward_hooks.items()):
+        if hook in HOOKS:
+            del layer._forward_hooks[key]
+            layer._forward_hooks_with_kwargs.pop(key, None)
+            layer._forward_hooks_always_called.pop(key, None)
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if hook in HOOKS:
+            del layer._forward_pre_hooks[key]
     if type(layer._parameters) is OrderedDict:
         layer.__dict__["_parameters"] = dict(layer._parameters)
     del layer._modules[SLOT]
@@ -300,27 +304,37 @@ def set_enabled(model: nn.Module, state: State, enabled: dict[str, float]) -> No
         slot = get_slot(layer)
         if slot is None:
             continue
-        for key in {waiting.partition(":")[2] for waiting in slot._parameters}:
-            parameter = full_name(name, key)
-            owners = [n for n, a in state.adapters.items() if parameter in a.full_parameters]
-            _register_parameter(layer, slot, key, [*owners, ""], enabled)
+        keys = {waiting.partition(":")[2] for waiting in slot._parameters}
+        for key in keys:
+            owners = _owners_of(full_name(name, key), state)
+            wanted = next((owner for owner in owners if owner in enabled), "")
+            _register_parameter(layer, slot, key, owners, wanted)
+
+
+def _owners_of(parameter: str, state: State) -> list[str]:
+    """Return the names of the adapters that train this parameter, and "" for the base."""
+    owners: list[str] = []
+    for name, adapter in state.adapters.items():
+        if parameter in adapter.full_parameters:
+            owners.append(name)
+    return [*owners, ""]
 
 
 def _register_parameter(
-    layer: nn.Module, slot: Slot, key: str, owners: list[str], enabled: dict[str, float]
+    layer: nn.Module, slot: Slot, key: str, owners: list[str], wanted: str
 ) -> None:
-    """Register the enabled owner's parameter in the layer; the one before it waits in the slot.
+    """Register the wanted owner's parameter in the layer; the one before it waits in the slot.
 
     Args:
         layer: the layer.
         slot: its slot.
         key: name of the parameter in the layer.
-        owners: names of the adapters that train this parameter, and "" for the base.
-        enabled: weights by adapter name.
+        owners: names of the adapters that have such a parameter, and "" for the base.
+        wanted: one of these names.
     """
     registered = next(owner for owner in owners if f"{owner}:{key}" not in slot._parameters)
-    wanted = next((owner for owner in owners if owner in enabled), "")
     if wanted != registered:
         slot._parameters[f"{registered}:{key}"] = layer._parameters[key]
+        parameter = slot._parameters.pop(f"{wanted}:{key}")
         # setattr and not the dict of parameters: an LSTM keeps a list too.
-        setattr(layer, key, slot._parameters.pop(f"{wanted}:{key}"))
+        setattr(layer, key, parameter)

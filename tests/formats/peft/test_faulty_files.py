@@ -127,7 +127,8 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[str]]] = {
     "extra key": (
         put("base_model.model.model.norm.weight", torch.ones(16)),
         [
-            "base_model.model.model.norm.weight   is not part of the adapter that adapter_config.json describes"
+            "base_model.model.model.norm.weight   is not part of the adapter that "
+            "adapter_config.json describes"
         ],
     ),
     "magnitudes of DoRA": (
@@ -295,16 +296,16 @@ def test_every_refused_key_has_a_test() -> None:
 def test_start_that_changes_the_base_is_refused(init: str, folder: Path) -> None:
     edit(folder, init_lora_weights=init)
     assert refused(folder) == [
-        f"adapter_config.json: init_lora_weights = {init!r} stores the factors relative to a base that it changed; save with "
-        "PEFT's path_initial_model_for_weight_conversion"
+        f"adapter_config.json: init_lora_weights = {init!r} stores the factors relative to a base "
+        "that it changed; save with PEFT's path_initial_model_for_weight_conversion"
     ]
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": (
         {"use_dorra": True},
-        "adapter_config.json: unknown key 'use_dorra' = True may change the meaning of the tensors; "
-        "did you mean 'use_dora'?",
+        "adapter_config.json: unknown key 'use_dorra' = True may change the meaning of the "
+        "tensors; did you mean 'use_dora'?",
     ),
     "rank is text": ({"r": "2"}, "adapter_config.json: r = '2' is of the wrong type"),
     "alpha is a list": (
@@ -369,8 +370,8 @@ def test_faults_of_config_and_tensors_are_named_together(folder: Path) -> None:
 def test_what_is_no_adapter(folder: Path, tmp_path: Path) -> None:
     edit(folder, peft_type="IA3")
     assert (
-        "describes 'IA3'; the supported values of peft_type are LORA, VERA, LOHA, LOKR, ADALORA.\nNothing was loaded."
-        in refused(folder)[0]
+        "describes 'IA3'; the supported values of peft_type are "
+        "LORA, VERA, LOHA, LOKR, ADALORA.\nNothing was loaded." in refused(folder)[0]
     )
     (folder / CONFIG).write_text('{"peft_type": "LORA",')
     assert "is not JSON: " in refused(folder)[0]
@@ -507,7 +508,8 @@ def test_nothing_is_written_of_what_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(AdapterFileError) as caught:
         adapter.save(tmp_path / "out")
     assert str(caught.value) == (
-        f"2 tensors cannot be saved.\n  base_model.model.{first}.lora_A.weight   1 of 32 values are NaN or infinite\n"
+        "2 tensors cannot be saved.\n"
+        f"  base_model.model.{first}.lora_A.weight   1 of 32 values are NaN or infinite\n"
         f"  base_model.model.{second}.lora_B.weight   2 of 16 values are NaN or infinite\n"
         f"Nothing was written to {tmp_path / 'out'}."
     )
@@ -549,7 +551,7 @@ def names(*names: str) -> nn.Module:
 
 
 def test_names_that_end_in_one_another_stay_apart(tmp_path: Path) -> None:
-    """An override by the full name `q` also matches `a.q`; the file must mean each layer as it is."""
+    """An override by the full name `q` also matches `a.q`; every layer keeps its own settings."""
     model = names("q", "a.q", "b.a.q", "a[0]", "a0", "x+y")
     adapter = fill(lorakit.attach(model, Spec(rank=2)))
     for at, (name, delta) in enumerate(list(adapter.deltas.items())):

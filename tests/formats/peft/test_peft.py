@@ -288,7 +288,7 @@ def test_pickled_file_of_peft(tmp_path: Path) -> None:
 
 
 def test_every_key_of_peft_is_known(tmp_path: Path) -> None:
-    """A new key of LoraConfig is neither read, refused nor ignored until somebody has said which."""
+    """A new key of LoraConfig must be listed as read, as ignored or as refused."""
     from lorakit.formats.peft.methods import METHODS_BY_TYPE
 
     assert set(peft.LoraConfig().to_dict()) <= METHODS_BY_TYPE["LORA"].known_keys

@@ -137,12 +137,13 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Method]:
             advice=f"Nothing was loaded.{_hint_at_folder(folder)}",
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AdapterFileError(
             f"{path} is not JSON: {error}.", advice="Nothing was loaded."
         ) from error
-    peft_type = values.get("peft_type") if isinstance(values, dict) else values
+    values = cast(dict[str, Any], content) if isinstance(content, dict) else {}
+    peft_type = values.get("peft_type") if isinstance(content, dict) else content
     method = METHODS_BY_TYPE.get(peft_type) if isinstance(peft_type, str) else None
     if method is None:
         supported = ", ".join(METHODS_BY_TYPE)
@@ -246,21 +247,20 @@ def parse_config(values: JsonObject, method: Method) -> PeftConfig:
         values: of the config, without nulls and without faults.
         method: the PEFT type of the file.
     """
-
-    def setting(name: str, default: Any) -> Any:  # noqa: ANN401  any JSON value
-        key = method.setting_keys.get(name)
-        return default if key is None else values.get(key, default)
-
+    keys = method.setting_keys
+    settings = {setting: values[key] for setting, key in keys.items() if key in values}
     is_gaussian = method.is_lora and values.get("init_lora_weights") == "gaussian"
-    kept_directions = values.get("rank_pattern", {}) if method is ADALORA else {}
+    kept_directions: JsonObject = {}
+    if method is ADALORA:
+        kept_directions = values.get("rank_pattern", {})
     return PeftConfig(
         method=method,
-        rank=setting("rank", method.default_rank),
-        alpha=setting("alpha", DEFAULT_ALPHA) if "alpha" in method.setting_keys else None,
-        ranks=setting("ranks", {}),
-        alphas=setting("alphas", {}),
-        scale_rule="alpha/sqrt(rank)" if setting("rslora", False) else "alpha/rank",
-        dropout=setting("dropout", 0.0),
+        rank=settings.get("rank", method.default_rank),
+        alpha=settings.get("alpha", DEFAULT_ALPHA) if "alpha" in keys else None,
+        ranks=settings.get("ranks", {}),
+        alphas=settings.get("alphas", {}),
+        scale_rule="alpha/sqrt(rank)" if settings.get("rslora") else "alpha/rank",
+        dropout=settings.get("dropout", 0.0),
         init="gaussian" if is_gaussian else "kaiming",
         bias=values.get("bias", "none"),
         fan_in_fan_out=values.get("fan_in_fan_out", False),

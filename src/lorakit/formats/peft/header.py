@@ -40,6 +40,9 @@ class PackedPart:
         return values
 
 
+Parts = Mapping[str, PackedPart]
+
+
 @dataclass(frozen=True)
 class MatrixShape:
     """The facts about a matrix that the tensors of VeRA, LoHa, LoKr and AdaLoRA leave open.
@@ -89,9 +92,9 @@ class Header:
 
     spec: Mapping[str, object] | None = None
     kinds: Mapping[str, str] | None = None
-    provenance: Mapping[str, object] = field(default_factory=dict)
-    packed: Mapping[str, Mapping[str, PackedPart]] = field(default_factory=dict)
-    token_layers: Mapping[str, TokenLayer] = field(default_factory=dict)
+    provenance: Mapping[str, object] = field(default_factory=dict[str, object])
+    packed: Mapping[str, Parts] = field(default_factory=dict[str, Parts])
+    token_layers: Mapping[str, TokenLayer] = field(default_factory=dict[str, TokenLayer])
     shapes: Mapping[str, MatrixShape] | None = None
 
     def to_json(self) -> str:

@@ -40,18 +40,28 @@ def layout_lora_tensors(path: str, delta: LowRank) -> dict[str, Tensor]:
         delta: a LoRA or DoRA delta.
     """
     endings = EMBEDDING_ENDINGS if delta.kind == "embedding" else LINEAR_ENDINGS
-    ones = [1] * len(delta.kernel)
-    A, B = delta.A, delta.B
-    if delta.kind == "experts":
-        A, B = flatten_stack(delta)
-    elif delta.kernel:
-        A = A.view(delta.rank, -1, *delta.kernel)
-        B = B.view(*B.shape, *ones)
+    A, B = _layout_factors(delta)
     tensors = {endings["A"]: A, endings["B"]: B}
     if isinstance(delta, DoRA):
         magnitude = delta.magnitude
-        tensors[MAGNITUDE_ENDING] = magnitude.view(1, -1, *ones) if ones else magnitude
+        if delta.kernel:
+            magnitude = magnitude.view(1, -1, *_unit_axes(delta))
+        tensors[MAGNITUDE_ENDING] = magnitude
     return {PREFIX + full_name(path, end[1:]): tensor for end, tensor in tensors.items()}
+
+
+def _layout_factors(delta: LowRank) -> tuple[Tensor, Tensor]:
+    """Return A and B in the shapes of the file."""
+    if delta.kind == "experts":
+        return flatten_stack(delta)
+    if delta.kernel:
+        A = delta.A.view(delta.rank, -1, *delta.kernel)
+        return A, delta.B.view(*delta.B.shape, *_unit_axes(delta))
+    return delta.A, delta.B
+
+
+def _unit_axes(delta: LowRank) -> tuple[int, ...]:
+    return (1,) * len(delta.kernel)
 
 
 def sort_lora_tensors(tensors: Mapping[str, Tensor]) -> SortedTensors:

@@ -69,12 +69,12 @@ class Method:
     delta: str
     peft_type: str
     setting_keys: Mapping[str, str]
-    own_types: Mapping[str, JsonTypes] = field(default_factory=dict)
+    own_types: Mapping[str, JsonTypes] = field(default_factory=dict[str, JsonTypes])
     ignored_keys: frozenset[str] = frozenset()
     refused_keys: frozenset[str] = frozenset()
-    constants: Mapping[str, object] = field(default_factory=dict)
-    key_endings: Mapping[str, str] = field(default_factory=dict)
-    parameter_axes: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, object] = field(default_factory=dict[str, object])
+    key_endings: Mapping[str, str] = field(default_factory=dict[str, str])
+    parameter_axes: Mapping[str, str] = field(default_factory=dict[str, str])
     parameter_sets: tuple[frozenset[str], ...] = ()
     default_rank: int = 8
     adapted_biases: str = "lora_only"

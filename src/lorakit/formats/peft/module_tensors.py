@@ -39,7 +39,7 @@ class SortedTensors:
     modules: Mapping[str, ModuleTensors]
     rest: Mapping[str, Tensor]
     faults: tuple[str, ...]
-    shared_factors: Mapping[str, Tensor] = field(default_factory=dict)
+    shared_factors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def strip_prefix(key: str) -> str:

@@ -146,7 +146,7 @@ def _find_shared_faults(
     name: str, shared: Mapping[str, Tensor], sizes: Mapping[str, int]
 ) -> Iterator[str]:
     """Yield a fault if a module of VeRA cannot be cut out of the shared factors."""
-    if shared.keys() != {"A", "B"}:
+    if set(shared) != {"A", "B"}:
         return
     A, B = shared["A"], shared["B"]
     rank, out = sizes.get("r"), sizes.get("o", 0)

@@ -171,6 +171,25 @@ def _resolve_modules(
     modules = _rename_attention(modules, paths)
     faults += _find_foreign_parameters(tensors.rest, config, header, modules)
     faults += _find_listing_faults(modules, header)
+    settings = _resolve_settings(modules, paths, config)
+    faults += _find_setting_faults(settings.values())
+    for name, module in modules.items():
+        faults += _find_rank_faults(name, module, settings[name].rank, config)
+    if faults:
+        raise _refusal(contents.folder, faults)
+    return {name: Module(module, settings[name]) for name, module in modules.items()}
+
+
+def _resolve_settings(
+    modules: Mapping[str, ModuleTensors], paths: Mapping[str, str], config: PeftConfig
+) -> dict[str, Settings]:
+    """Return the config's settings by module name.
+
+    Args:
+        modules: by lorakit's names.
+        paths: the file's names of the weights of attentions, by lorakit's names.
+        config: of the file.
+    """
     settings: dict[str, Settings] = {}
     for name, module in modules.items():
         config_name = attention_name(paths.get(name, name))
@@ -178,12 +197,7 @@ def _resolve_modules(
         if config.doubles_out_proj and name in paths and name.endswith("out_proj"):
             own = replace(own, alpha=2 * own.alpha)
         settings[name] = own
-    faults += _find_setting_faults(settings.values())
-    for name, module in modules.items():
-        faults += _find_rank_faults(name, module, settings[name].rank, config)
-    if faults:
-        raise _refusal(contents.folder, faults)
-    return {name: Module(module, settings[name]) for name, module in modules.items()}
+    return settings
 
 
 def _rename_attention(

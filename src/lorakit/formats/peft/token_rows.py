@@ -108,12 +108,11 @@ def _names_layer(pattern: str, name: str) -> bool:
 
 def _find_row_fault(new: Tensor, ids: object) -> str:
     """Return why these rows cannot be those of these ids, or an empty string."""
-    if not isinstance(ids, list) or not all(
-        is_whole(one, least=0) for one in cast(list[object], ids)
-    ):
+    tokens = cast(list[int], ids) if isinstance(ids, list) else None
+    if tokens is None or not all(is_whole(token, least=0) for token in tokens):
         return f"has token rows, but {IDS_KEY} is {ids!r} for it: a list of ids is needed"
-    distinct = set(cast(list[int], ids))
-    if len(distinct) != len(ids) or new.ndim != 2 or len(new) != len(ids):
+    distinct = set(tokens)
+    if len(distinct) != len(tokens) or new.ndim != 2 or len(new) != len(tokens):
         return f"has rows {tuple(new.shape)}, but {IDS_KEY} names {len(distinct)} different tokens"
     return ""
 

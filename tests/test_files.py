@@ -1,0 +1,204 @@
+"""Atomic writing: new content in full, or the old one, and never a temporary file left behind."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lorakit.files import (
+    part_path,
+    replace_file,
+    replace_files,
+    replace_folder,
+    write_json,
+    write_json_lines,
+    write_text,
+)
+
+SLOW_WRITER = """
+import sys
+from pathlib import Path
+from lorakit.files import replace_file
+
+with replace_file(Path(sys.argv[1])) as part:
+    part.write_text("slow " * 1000, "utf-8")
+    print("written", flush=True)
+    sys.stdin.readline()
+"""
+
+
+class BlockError(Exception):
+    """The exception that the blocks of these tests raise."""
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextmanager
+def slow_writer(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start another process that has written its content and waits for a line before the end."""
+    command = [sys.executable, "-c", SLOW_WRITER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        yield process
+        if process.poll() is None:
+            process.communicate("\n", timeout=60)
+        assert process.returncode == 0
+
+
+def test_a_file_is_replaced_after_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with replace_file(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_an_exception_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(BlockError), replace_file(path) as part:
+        part.write_text("half of the n")
+        raise BlockError
+    assert path.read_text() == "old"
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_an_exception_leaves_no_file_where_there_was_none(tmp_path: Path) -> None:
+    with pytest.raises(BlockError), replace_file(tmp_path / "a.txt") as part:
+        part.write_text("half of the n")
+        raise BlockError
+    assert names_in(tmp_path) == []
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError), replace_file(path):
+        pass
+    assert path.read_text() == "old"
+
+
+def test_files_are_replaced_together(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
+    with replace_files(tmp_path, ["a", "b"]) as parts:
+        parts["a"].write_text("new a")
+        parts["b"].write_text("new b")
+        assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["old", "old"]
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["new a", "new b"]
+    assert names_in(tmp_path) == ["a", "b"]
+
+
+def test_an_exception_leaves_all_old_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(BlockError), replace_files(tmp_path, ["a", "b"]) as parts:
+        parts["a"].write_text("new a")
+        raise BlockError
+    assert [(tmp_path / name).read_text() for name in ("a", "b")] == ["old", "old"]
+    assert names_in(tmp_path) == ["a", "b"]
+
+
+def test_a_missing_second_file_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(FileNotFoundError), replace_files(tmp_path, ["a", "b"]) as parts:
+        parts["a"].write_text("new a")
+    assert (tmp_path / "a").read_text() == "old"
+    assert names_in(tmp_path) == ["a"]
+
+
+def test_all_files_have_the_mode_of_the_first(tmp_path: Path) -> None:
+    with replace_files(tmp_path, ["a", "b"]) as parts:
+        for name, mode in (("a", 0o644), ("b", 0o600)):
+            parts[name].write_text(name)
+            parts[name].chmod(mode)
+    assert (tmp_path / "b").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_is_replaced_after_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with replace_folder(path) as part:
+        part.mkdir()
+        (part / "new").write_text("new")
+        assert names_in(path) == ["old"]
+    assert names_in(path) == ["new"]
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_an_exception_leaves_the_old_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with pytest.raises(BlockError), replace_folder(path) as part:
+        part.mkdir()
+        (part / "new").write_text("new")
+        raise BlockError
+    assert names_in(path) == ["old"]
+    assert names_in(tmp_path) == ["run"]
+
+
+def test_the_rest_of_an_earlier_attempt_is_not_in_the_new_folder(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    part_path(path).mkdir()
+    (part_path(path) / "half").write_text("half")
+    with replace_folder(path) as part:
+        part.mkdir()
+    assert names_in(path) == []
+
+
+def test_two_writers_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with slow_writer(path):
+        write_text(path, "fast")
+        assert path.read_text() == "fast"
+    assert path.read_text() == "slow " * 1000
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    command = [sys.executable, "-c", SLOW_WRITER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        process.kill()
+    assert path.read_text() == "old"
+
+
+def test_the_part_is_in_the_same_folder_and_is_of_this_process(tmp_path: Path) -> None:
+    part = part_path(tmp_path / "a.txt")
+    assert part.parent == tmp_path
+    assert str(os.getpid()) in part.name
+
+
+def test_json_is_read_back(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"é": [1, None]})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"é": [1, None]}
+    write_json_lines(tmp_path / "a.jsonl", [{"a": 1}, [2]])
+    assert (tmp_path / "a.jsonl").read_text("utf-8") == '{"a": 1}\n[2]\n'
+
+
+def test_a_value_that_is_no_json_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+    with pytest.raises(TypeError):
+        write_json(path, {1, 2})
+    assert json.loads(path.read_text()) == 1
+    assert names_in(tmp_path) == ["a.json"]

@@ -1,0 +1,99 @@
+"""Numbers that count as such, and pieces of text, where the doctests are not enough."""
+
+import numpy as np
+import pytest
+import torch
+
+from lorakit.spec import is_number, is_whole
+from lorakit.text import dtype_name, first_line, format_bytes, format_duration, near_misses, plural
+
+
+@pytest.mark.parametrize("value", [0, 7, -3, 1 << 70], ids=str)
+def test_whole_numbers(value: int) -> None:
+    assert is_whole(value)
+
+
+@pytest.mark.parametrize(
+    "value", [True, False, 1.0, 1.5, "1", None, [1], (1,), np.int64(1), torch.tensor(1)], ids=repr
+)
+def test_no_whole_numbers(value: object) -> None:
+    assert not is_whole(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "expected"), [(2, 2, True), (1, 2, False), (-1, 0, False)]
+)
+def test_a_whole_number_has_a_least_value(value: int, least: int, expected: bool) -> None:
+    assert is_whole(value, least=least) is expected
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 0.0, 1e308, -2.5], ids=str)
+def test_numbers(value: float) -> None:
+    assert is_number(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, float("nan"), float("inf"), float("-inf"), "0.5", None, 1j, torch.tensor(1.0)],
+    ids=repr,
+)
+def test_no_numbers(value: object) -> None:
+    assert not is_number(value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.float32, "float32"), (torch.int8, "int8"), ("float16", "float16"), ("auto", "auto")],
+    ids=str,
+)
+def test_dtype_name(dtype: object, name: str) -> None:
+    assert dtype_name(dtype) == name
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("one\ntwo"), "one"),
+        (ValueError("\n \n  second  \nthird"), "second"),
+        (ValueError(""), "ValueError"),
+        (KeyError(), "KeyError"),
+        (RuntimeError("\n\n"), "RuntimeError"),
+    ],
+    ids=repr,
+)
+def test_first_line(error: Exception, line: str) -> None:
+    assert first_line(error) == line
+
+
+def test_plural_of_zero_one_and_many() -> None:
+    assert [plural(count, "fault") for count in (0, 1, 2)] == ["0 faults", "1 fault", "2 faults"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1 << 20, "1.0 MiB"),
+        (1 << 30, "1.0 GiB"),
+        (1 << 50, "1,048,576.0 GiB"),
+    ],
+)
+def test_format_bytes(count: int, text: str) -> None:
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0005, "0 ms"), (0.999, "999 ms"), (1, "1.0 s"), (119.96, "120.0 s"), (7199, "120 min")],
+)
+def test_format_duration(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_near_misses_are_none_one_or_several() -> None:
+    known = ["q_proj", "k_proj", "v_proj", "norm"]
+    assert near_misses("zzz", known) == ""
+    assert near_misses("nrm", known) == "did you mean 'norm'?"
+    assert near_misses("x_proj", known, 2).count("_proj") == 2
