@@ -142,8 +142,8 @@ def test_the_moves_are_the_largest_changes(opened):
 @pytest.mark.parametrize(
     ("which", "text", "says"),
     [
-        ("off", TEXT, "No adapter is on, so nothing could have moved."),
-        ("on", "  ", "has no tokens that could look at each other"),
+        ("off", TEXT, "No adapter is enabled, so there is nothing to compare."),
+        ("on", "  ", "is too short: attention needs at least 2 tokens of text"),
         ("on", "cat " * 80, "tokens; the model takes at most 64"),
     ],
 )
@@ -161,11 +161,11 @@ def test_a_model_without_maps_is_refused():
 
     with pytest.raises(
         LorakitError,
-        match="Linear is no model of transformers: where its attention maps are is not known",
+        match="Linear is not a model of transformers, so its attention maps are not available",
     ):
         attention_maps(nn.Linear(2, 2), {})
     config = MambaConfig(
         vocab_size=16, hidden_size=8, state_size=4, num_hidden_layers=1, expand=1, time_step_rank=2
     )
-    with pytest.raises(LorakitError, match="MambaModel gives no attention maps"):
+    with pytest.raises(LorakitError, match="MambaModel returns no attention maps"):
         attention_maps(MambaModel(config), {"input_ids": torch.tensor([[1, 2, 3]])})

@@ -1,9 +1,9 @@
-"""Where a model looks: its attention maps without and with adapters, and how far apart the two are."""
+"""Attention maps of a model without and with its adapters, and the distance between them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,20 +12,48 @@ from lorakit.errors import ModelError, SpecError
 from lorakit.inject.attach import enable, enabled
 from lorakit.inject.state import get_state
 
-EXACT = "eager"  # the attention of transformers that keeps its maps; fast kernels never make them
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The implementation of transformers that returns its maps; the fast kernels never compute them.
+EXACT_IMPLEMENTATION = "eager"
+SPACE_MARKS = ("▁", "Ġ")  # of SentencePiece and of byte-level BPE
+SMALLEST = 1e-300  # divisor of a probability that is zero
+
+
+class AttentionChange(TypedDict):
+    """The attention of one token to another, without and with the adapters."""
+
+    token: str
+    at: str
+    before: float
+    after: float
+
+
+class AttentionReport(TypedDict):
+    """An AttentionComparison as JSON holds it; the maps are those of the head that changed most."""
+
+    tokens: list[str]
+    distance: float
+    unit: str
+    by_head: list[list[float]]
+    most: list[int]
+    moves: list[AttentionChange]
+    before: list[list[float]]
+    after: list[list[float]]
 
 
 @dataclass(frozen=True)
 class AttentionComparison:
-    """The maps of one text without and with the adapters that are on, and what lies between them.
+    """The attention maps of one text without and with the enabled adapters.
 
     Attributes:
         tokens: of the text, in order.
-        before: (layers, heads, tokens, tokens) float64: how much the token of a row looks at that
-            of a column; rows sum to 1.
+        before: (layers, heads, tokens, tokens) float64: the attention of the token of a row to the
+            token of a column; rows sum to 1.
         after: the same with the adapters.
-        distance: (layers, heads) float64, bits from 0 (alike) to 1 (they look at different tokens
-            throughout).
+        distance: (layers, heads) float64, in bits from 0 (equal maps) to 1 (attention to different
+            tokens only).
     """
 
     tokens: tuple[str, ...]
@@ -35,38 +63,40 @@ class AttentionComparison:
 
     @property
     def mean_distance(self) -> float:
-        """The distance, over all layers and heads."""
+        """The distance, as a mean over all layers and heads."""
         return float(self.distance.mean())
 
     @property
     def most_changed_head(self) -> tuple[int, int]:
-        """The layer and the head that moved most, counted from 0."""
+        """The layer and the head with the largest distance, counted from 0."""
         layer, head = divmod(int(self.distance.argmax()), self.distance.shape[1])
         return layer, head
 
-    def largest_changes(self, layer: int, head: int, count: int = 5) -> list[dict[str, Any]]:
-        """Return where attention changed most in one head: which token, at which, before, after;
-        the largest first.
+    def largest_changes(self, layer: int, head: int, count: int = 5) -> list[AttentionChange]:
+        """Return the largest changes of attention in one head, the largest first.
 
         Args:
             layer: counted from 0.
             head: counted from 0.
-            count: how many.
+            count: number of changes.
         """
         before, after = self.before[layer, head], self.after[layer, head]
-        places = (after - before).abs().flatten().argsort(descending=True)[:count].tolist()
-        return [
-            {
-                "token": self.tokens[q],
-                "at": self.tokens[k],
-                "before": float(before[q, k]),
-                "after": float(after[q, k]),
+        sizes = (after - before).abs().flatten()
+        cells: list[int] = sizes.argsort(descending=True)[:count].tolist()
+        changes: list[AttentionChange] = []
+        for cell in cells:
+            row, column = divmod(cell, len(self.tokens))
+            change: AttentionChange = {
+                "token": self.tokens[row],
+                "at": self.tokens[column],
+                "before": float(before[row, column]),
+                "after": float(after[row, column]),
             }
-            for q, k in (divmod(place, len(self.tokens)) for place in places)
-        ]
+            changes.append(change)
+        return changes
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as JSON holds them; the maps are those of the head that moved most."""
+    def to_dict(self) -> AttentionReport:
+        """Return plain values, as JSON holds them."""
         layer, head = self.most_changed_head
         return {
             "tokens": list(self.tokens),
@@ -80,38 +110,53 @@ class AttentionComparison:
         }
 
 
-def compare_attention(model: nn.Module, tokenizer: Any, text: str) -> AttentionComparison:
-    """Return a model's attention maps for a text without its adapters and with those that are on,
-    and their distance.
+def compare_attention(
+    model: nn.Module, tokenizer: "PreTrainedTokenizerBase", text: str
+) -> AttentionComparison:
+    """Return a model's attention maps without and with its enabled adapters, and their distance.
 
-    The distance of a head is the Jensen-Shannon divergence of its two maps, the mean over the
-    tokens that had a choice: in a causal model the first token sees itself alone, and counts for
-        nothing.
+    The distance of a head is the Jensen-Shannon divergence of its two maps, as a mean over the
+    tokens that can attend to more than one token: in a causal model the first token sees only
+    itself and is left out.
 
     Args:
-        model: of transformers, an encoder or a decoder, with an adapter attached and on; it is left
-            as it was.
+        model: of transformers, an encoder or a decoder, with an enabled adapter; its state does not
+            change.
         tokenizer: of the model.
-        text: one text, no longer than the model takes.
+        text: one text, no longer than the model's context.
 
     Raises:
         AdapterNameError: nothing is attached.
-        SpecError: no adapter is on, or the text has no tokens, or too many.
-        ModelError: the model gives no maps.
+        SpecError: no adapter is enabled, or the text has too few tokens, or too many.
+        ModelError: the model returns no maps.
 
-    Cost: two forwards of one text, by the attention that keeps its maps: tokens x tokens numbers a
-        head.
+    Cost: two forward passes of one text with the exact attention: tokens x tokens numbers a head.
     """
     get_state(model)
-    on = enabled(model)
-    if not on:
+    weights = enabled(model)
+    if not weights:
         raise SpecError(
-            "No adapter is on, so nothing could have moved.",
-            advice="Switch one on: enable(model, NAME).",
+            "No adapter is enabled, so there is nothing to compare.",
+            advice="Enable one: enable(model, NAME).",
         )
     inputs = tokenizer(text, return_tensors="pt").to(next(model.parameters()).device)
-    tokens = tuple(readable_tokens(tokenizer, inputs["input_ids"][0].tolist()))
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    tokens = readable_tokens(tokenizer, inputs["input_ids"][0].tolist())
+    _check_length(model, text, tokens)
+    after = attention_maps(model, inputs)
+    enable(model, None)
+    try:
+        before = attention_maps(model, inputs)
+    finally:
+        enable(model, weights)
+    is_visible = (before > 0) | (after > 0)
+    has_choice = is_visible.sum(-1).amax((0, 1)) > 1
+    distances = divergence(before, after)[..., has_choice]
+    return AttentionComparison(tuple(tokens), before, after, distances.mean(-1))
+
+
+def _check_length(model: nn.Module, text: str, tokens: Sequence[str]) -> None:
+    config = getattr(model, "config", None)
+    longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and len(tokens) > longest:
         raise SpecError(
             f"The text has {len(tokens):,} tokens; the model takes at most {longest:,}.",
@@ -119,67 +164,59 @@ def compare_attention(model: nn.Module, tokenizer: Any, text: str) -> AttentionC
         )
     if not text.strip() or len(tokens) < 2:
         raise SpecError(
-            f"The text {text!r} has no tokens that could look at each other.",
+            f"The text {text!r} is too short: attention needs at least 2 tokens of text.",
             advice="Give a sentence.",
         )
-    after = attention_maps(model, inputs)
-    enable(model, None)
-    try:
-        before = attention_maps(model, inputs)
-    finally:
-        enable(model, on)
-    choice = ((before > 0) | (after > 0)).sum(-1).amax((0, 1)) > 1
-    return AttentionComparison(
-        tokens, before, after, divergence(before, after)[..., choice].mean(-1)
-    )
 
 
 def attention_maps(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Return the attention maps of one text, as the model stands.
+    """Return the attention maps of one text, with the adapters that are enabled.
 
     Args:
         model: of transformers, an encoder or a decoder.
-        inputs: what its tokenizer gives for one text.
+        inputs: the tokenizer's output for one text.
 
     Returns:
-        (layers, heads, tokens, tokens) float64 on the CPU: row by row what a token looks at. Layers
+        (layers, heads, tokens, tokens) float64 on the CPU: rows are the attending tokens. Layers
         without maps (of another kind than attention) are left out.
 
     Raises:
-        ModelError: it gives none, or layers whose maps differ in shape.
+        ModelError: it returns none, or layers whose maps differ in shape.
     """
     with exact_attention(model), torch.no_grad():
-        found = getattr(model(**inputs, output_attentions=True), "attentions", None)
-    layers = [layer[0] for layer in found or () if layer is not None and layer.ndim == 4]
+        outputs = model(**inputs, output_attentions=True)
+    attentions: tuple[Tensor | None, ...] = getattr(outputs, "attentions", None) or ()
+    layers = [maps[0] for maps in attentions if maps is not None and maps.ndim == 4]
     if not layers:
         raise ModelError(
-            f"{type(model).__name__} gives no attention maps.",
-            advice="Encoders and decoders of transformers do; models of both halves, and those without attention, "
-            "do not.",
+            f"{type(model).__name__} returns no attention maps.",
+            advice="Encoders and decoders of transformers return them; encoder-decoder models and "
+            "models without attention do not.",
         )
-    if len(shapes := {tuple(layer.shape) for layer in layers}) > 1:
+    shapes = {tuple(layer.shape) for layer in layers}
+    if len(shapes) > 1:
         raise ModelError(
-            f"{type(model).__name__} gives maps of different shapes, which fit no one table: {sorted(shapes)}."
+            f"The attention maps of {type(model).__name__} differ in shape: {sorted(shapes)}.",
+            advice="All layers must have the same number of heads and tokens.",
         )
     return torch.stack(layers).double().cpu()
 
 
 def divergence(P: Tensor, Q: Tensor) -> Tensor:
-    """Return the Jensen-Shannon divergence of distributions in bits: 0 where they are alike, 1
-    where they share nothing.
+    """Return the Jensen-Shannon divergence of distributions in bits, from 0 (equal) to 1.
 
-    It is the mean of the two divergences from the distributions' middle: symmetric, and finite
-    where one is zero.
+    It is the mean of the divergences of both distributions from their mean M: symmetric, and finite
+    if a probability is zero.
 
     Args:
         P: (..., n), each last row at least 0 with sum 1.
         Q: likewise.
 
     Returns:
-        (...) float64.
+        (...) float64; 1 if the distributions share nothing.
 
     Source: Lin, Divergence measures based on the Shannon entropy, IEEE Transactions on Information
-        Theory 37 (1), 1991.
+        Theory 37 (1), 1991 (P, Q).
 
     >>> P = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5]])
     >>> Q = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -187,37 +224,56 @@ def divergence(P: Tensor, Q: Tensor) -> Tensor:
     [0.0, 1.0, 0.311]
     """
     P, Q = P.double(), Q.double()
-    middle = (P + Q) / 2
-    bits = [torch.special.xlogy(X, X / middle.clamp_min(1e-300)).sum(-1) for X in (P, Q)]
-    return (sum(bits) / (2 * torch.log(torch.tensor(2.0, dtype=torch.float64)))).clamp(0, 1)
+    M = (P + Q) / 2
+    total = _relative_entropy(P, M) + _relative_entropy(Q, M)
+    two = torch.tensor(2.0, dtype=torch.float64)
+    return (total / (2 * two.log())).clamp(0, 1)
+
+
+def _relative_entropy(P: Tensor, M: Tensor) -> Tensor:
+    """Return the relative entropy of P from M in nats.
+
+    Source: Kullback and Leibler, 1951 (P).
+    """
+    ratio = P / M.clamp_min(SMALLEST)
+    return torch.special.xlogy(P, ratio).sum(-1)
 
 
 @contextmanager
-def exact_attention(model: Any) -> Iterator[None]:
-    """Keep a model in eval mode, and its attention as the plain one that keeps its maps, while the
-    block lasts.
+def exact_attention(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode, with the attention that returns its maps, within the block.
+
+    Raises:
+        ModelError: the model is not of transformers.
     """
     config = getattr(model, "config", None)
     if config is None or not callable(getattr(model, "set_attn_implementation", None)):
         raise ModelError(
-            f"{type(model).__name__} is no model of transformers: where its attention maps are is not known."
+            f"{type(model).__name__} is not a model of transformers, so its attention maps are "
+            "not available."
         )
-    before, was_training = config._attn_implementation, model.training
-    model.eval()
+    transformer = cast("PreTrainedModel", model)
+    implementation: str = config._attn_implementation
+    was_training = transformer.training
+    transformer.eval()
     try:
-        model.set_attn_implementation(EXACT)
+        transformer.set_attn_implementation(EXACT_IMPLEMENTATION)
         yield
     finally:
-        model.set_attn_implementation(before)
-        model.train(was_training)
+        transformer.set_attn_implementation(implementation)
+        transformer.train(was_training)
 
 
-def readable_tokens(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Return tokens as a person would read them: without the marks of a tokenizer for spaces.
+def readable_tokens(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[str]:
+    """Return tokens for display: without the tokenizer's marks for spaces; ␣ for a space alone.
 
     Args:
         tokenizer: of transformers.
-        ids: of tokens.
+        ids: of the tokens.
     """
-    raw = tokenizer.convert_ids_to_tokens(ids)
-    return [token.replace("▁", " ").replace("Ġ", " ").strip() or "␣" for token in raw]
+    tokens: list[str] = []
+    for token in tokenizer.convert_ids_to_tokens(ids):
+        for mark in SPACE_MARKS:
+            token = token.replace(mark, " ")
+        tokens.append(token.strip() or "␣")
+    return tokens

@@ -124,7 +124,9 @@ def sign_conflict(first: Factors, second: Factors) -> float:
 
     Cost: the dense product, in blocks of output rows: signs are those of single weights.
 
-    >>> sign_conflict((torch.eye(2), torch.eye(2)), (torch.eye(2), torch.tensor([[1.0, 5.0], [0.0, -1.0]])))
+    >>> one = (torch.eye(2), torch.eye(2))
+    >>> two = (torch.eye(2), torch.tensor([[1.0, 5.0], [0.0, -1.0]]))
+    >>> sign_conflict(one, two)
     0.25
     """
     A1, B1 = _cast(first, torch.float32)
@@ -190,7 +192,8 @@ def amplification(
     Source: Hu et al., LoRA, arXiv 2106.09685, section 7.3 and table 7.
 
     >>> W = torch.diag(torch.tensor([8.0, 1.0, 1.0]))
-    >>> amplification(W, torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([[0.0], [2.0], [0.0]])).factor
+    >>> A = torch.tensor([[0.0, 2.0, 0.0]])
+    >>> amplification(W, A, B=A.T).factor
     4.0
     """
     U, S, Vh = svd_of_product(A, B, scale)

@@ -1,15 +1,19 @@
-"""What an adapter is made of, as plain numbers by module: the report that `inspect` shows and
-pictures are drawn from.
+"""Adapters described by plain numbers, module by module: the report of `inspect` and of the plots.
+
+Letters U, S, V are those of the singular value decomposition.
+
+Source: Golub and Van Loan, Matrix Computations, 4th ed., section 2.4 (U, S, V).
 """
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.analysis.overlap import (
+    Factors,
     amplification,
     cosine,
     intruder_dimensions,
@@ -23,47 +27,118 @@ from lorakit.analysis.spectra import (
     effective_rank,
     factors_of,
     rank_for_energy,
+    scaled_factors,
     stable_rank,
 )
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.places import find_places
-from lorakit.linalg import singular_values, svd_of_product
+from lorakit.linalg import Svd, product_norm, singular_values, svd_of_product
 
-DEAD = 0.01  # of the median norm
-DRAWS = 8  # of random subspaces, whose mean is the control
+DEAD_SHARE = 0.01  # of the median norm: a module below it is dead
+RANDOM_DRAWS = 8  # pairs of random subspaces, whose mean similarity is the control
+NOISE = 1e-12  # directions below this share of the largest are rounding errors
+SMALLEST_NORM = 1e-30  # divisor of the relative norm of a zero matrix
+
+
+class ModuleReport(TypedDict):
+    """The change of one module.
+
+    `energy` is the share of the squared norm in the first 1, 2, … directions, `rank_90` the number
+    of directions with 90 % of it. A `dead` module has a zero norm, or one below 1 % of the median.
+    `partial` is given if only the low-rank part of a change is described. `relative_norm` (to the
+    norm of W), `amplification` (see `overlap.Amplification`) and `intruders` need the base.
+    """
+
+    name: str
+    kind: str
+    shape: list[int]
+    rank: int
+    alpha: float
+    scale: float
+    norm: float
+    effective_rank: float
+    stable_rank: float
+    rank_90: int
+    singular_values: list[float] | list[list[float]]
+    energy: list[float] | list[list[float]]
+    dead: bool
+    partial: NotRequired[bool]
+    relative_norm: NotRequired[float]
+    amplification: NotRequired[dict[str, float]]
+    intruders: NotRequired[int]
+
+
+class AdapterSummary(TypedDict):
+    """A whole adapter: its norm, means over its modules that are not zero, and its dead modules."""
+
+    norm: float
+    effective_rank: float
+    stable_rank: float
+    rank_90: float
+    dead_modules: int
+
+
+class PairReport(TypedDict):
+    """The changes of two adapters at one module.
+
+    `similarity` is phi(i, j) of the input side (rank 1, rank 2), `output_similarity` that of the
+    output side, `random` phi of random subspaces of these ranks; `angles` are in degrees. These are
+    missing if a change is zero, or for stacks. `sign_conflict` is the share of weights with
+    opposite signs; 0.5 is chance.
+    """
+
+    name: str
+    similarity: NotRequired[list[list[float]]]
+    output_similarity: NotRequired[list[list[float]]]
+    random: NotRequired[float]
+    angles: NotRequired[list[float]]
+    cosine: float
+    sign_conflict: float
+
+
+class LayerGrid(NamedTuple):
+    """A number of each module as a table.
+
+    Attributes:
+        layers: names of the rows.
+        kinds: names of the columns.
+        values: (layers, kinds); None for a layer without a module of that kind.
+    """
+
+    layers: list[str]
+    kinds: list[str]
+    values: list[list[float | None]]
 
 
 def describe_modules(
     adapter: Adapter, base: nn.Module | None = None, *, intruders: bool = False
-) -> list[dict[str, Any]]:
-    """Return what is known of each module's change, one dict a module, as JSON holds it.
+) -> list[ModuleReport]:
+    """Return a description of the change of each module, as JSON holds it.
 
-    name, kind, shape (out, in), rank, alpha, scale, norm, singular_values, energy (shares, summed
-    up), effective_rank, stable_rank, rank_90 (directions that hold 90 % of the energy), dead (its
-    norm is zero, or below 1 % of the median); with the base also relative_norm and amplification
-    (see `overlap.Amplification`), and intruders where asked. A change that depends on the base's
-    matrix (DoRA) is described by its low-rank part alone while there is none: partial is true.
+    Without a base, a change that depends on the base's matrix (DoRA) is described by its low-rank
+    part only, with `partial` set.
 
     Args:
         adapter: any.
-        base: the model it belongs to, with or without adapters on it.
-        intruders: count the intruder dimensions too, which needs a dense SVD of every matrix.
+        base: the model it is for, with or without adapters attached.
+        intruders: count the intruder dimensions too, which takes a dense SVD of every matrix.
 
     >>> import torch, lorakit
-    >>> adapter = Adapter(lorakit.Spec(rank=1), {"0": LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=0.5)})
-    >>> row, = describe_modules(adapter)
-    >>> row["norm"], row["effective_rank"], row["dead"]
+    >>> delta = LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=0.5)
+    >>> module, = describe_modules(Adapter(lorakit.Spec(rank=1), {"0": delta}))
+    >>> module["norm"], module["effective_rank"], module["dead"]
     (2.0, 1.0, False)
     """
     matrices = base_matrices(adapter, base)
-    rows = [
-        _row(name, delta, matrices.get(name), intruders) for name, delta in adapter.deltas.items()
-    ]
-    usual = median([row["norm"] for row in rows] or [0.0])
-    for row in rows:
-        row["dead"] = row["norm"] == 0 or row["norm"] < DEAD * usual
-    return rows
+    modules: list[ModuleReport] = []
+    for name, delta in adapter.deltas.items():
+        modules.append(_describe(name, delta, matrices.get(name), intruders=intruders))
+    norms = [module["norm"] for module in modules]
+    usual = median(norms) if norms else 0.0
+    for module in modules:
+        module["dead"] = module["norm"] == 0 or module["norm"] < DEAD_SHARE * usual
+    return modules
 
 
 def base_matrices(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]:
@@ -74,29 +149,37 @@ def base_matrices(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]
     """
     if base is None:
         return {}
-    known, faults = find_places(base, adapter.spec.parts), []
+    places = find_places(base, adapter.spec.parts)
+    faults: list[str] = []
     for name, delta in adapter.deltas.items():
-        if name not in known:
+        if name not in places:
             faults.append(f"{name}   is not in the model")
-        elif tuple(known[name].shape) != tuple(delta.shape):
-            faults.append(
-                f"{name}   is {tuple(delta.shape)}, the model's is {tuple(known[name].shape)}"
-            )
+            continue
+        shape = tuple(places[name].shape)
+        if shape != tuple(delta.shape):
+            faults.append(f"{name}   is {tuple(delta.shape)}, the model's is {shape}")
     if faults:
         raise AdapterMismatch(f"The adapter does not fit {type(base).__name__}.", faults)
-    return {name: known[name].site.read(known[name].layer) for name in adapter.deltas}
+    matrices: dict[str, Tensor] = {}
+    for name in adapter.deltas:
+        place = places[name]
+        matrices[name] = place.site.read(place.layer)
+    return matrices
 
 
-def _row(name: str, delta: Delta, M: Tensor | None, intruders: bool) -> dict[str, Any]:
-    partial = False
+def _describe(name: str, delta: Delta, M: Tensor | None, *, intruders: bool) -> ModuleReport:
+    """Return the description of one change; `dead` is not decided yet."""
     try:
         A, B = factors_of(name, delta, M)
-    except SpecError:  # its change depends on the base's matrix
+        is_partial = False
+    except SpecError:
+        # Without the base's matrix only the low-rank part is known.
         if M is not None or not isinstance(delta, LowRank):
             raise
-        partial, A, B = True, delta.A.detach().double(), delta.B.detach().double() * delta.scale
+        A, B = scaled_factors(delta)
+        is_partial = True
     values = singular_values(A, B)
-    row = {
+    module: ModuleReport = {
         "name": name,
         "kind": delta.kind,
         "shape": list(delta.shape),
@@ -109,132 +192,165 @@ def _row(name: str, delta: Delta, M: Tensor | None, intruders: bool) -> dict[str
         "rank_90": rank_for_energy(values, 0.9),
         "singular_values": values.tolist(),
         "energy": cumulative_energy(values).tolist(),
+        "dead": False,
     }
-    if partial:
-        row["partial"] = True
+    if is_partial:
+        module["partial"] = True
     if M is not None:
-        row["relative_norm"] = row["norm"] / max(float(M.float().norm()), 1e-30)
-        if M.ndim == 2 and row["norm"]:
-            row["amplification"] = vars(amplification(M, A, B))
-            if intruders:
-                row["intruders"] = intruder_dimensions(M, A, B)
-    return row
+        _add_base(module, M, (A, B), intruders=intruders)
+    return module
 
 
-def summarise_modules(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the whole adapter in a few numbers: norm, mean effective and stable rank, how many
-    modules are dead.
+def _add_base(module: ModuleReport, M: Tensor, factors: Factors, *, intruders: bool) -> None:
+    """Add the numbers that compare a change with the base's matrix."""
+    base_norm = max(float(M.float().norm()), SMALLEST_NORM)
+    module["relative_norm"] = module["norm"] / base_norm
+    if M.ndim > 2 or not module["norm"]:
+        return
+    module["amplification"] = amplification(M, *factors).to_dict()
+    if intruders:
+        module["intruders"] = intruder_dimensions(M, *factors)
 
-    >>> summarise_modules([{"norm": 3.0, "effective_rank": 2.0, "stable_rank": 1.0, "rank_90": 2, "dead": False},
-    ...          {"norm": 4.0, "effective_rank": 1.0, "stable_rank": 1.0, "rank_90": 1, "dead": False}])
-    {'norm': 5.0, 'effective_rank': 1.5, 'stable_rank': 1.0, 'rank_90': 1.5, 'dead_modules': 0}
+
+def summarise_modules(modules: Sequence[ModuleReport]) -> AdapterSummary:
+    """Return an adapter in a few numbers.
+
+    >>> one = {"norm": 3.0, "effective_rank": 2.0, "stable_rank": 1.0, "rank_90": 2, "dead": False}
+    >>> two = {"norm": 4.0, "effective_rank": 1.0, "stable_rank": 1.0, "rank_90": 1, "dead": False}
+    >>> summary = summarise_modules([one, two])
+    >>> summary["norm"], summary["effective_rank"], summary["rank_90"], summary["dead_modules"]
+    (5.0, 1.5, 1.5, 0)
     """
-    live = [row for row in rows if row["norm"]]
-    means = {
-        key: sum(row[key] for row in live) / max(1, len(live))
-        for key in ("effective_rank", "stable_rank", "rank_90")
-    }
+    live = [module for module in modules if module["norm"]]
     return {
-        "norm": sum(row["norm"] ** 2 for row in rows) ** 0.5,
-        **means,
-        "dead_modules": sum(row["dead"] for row in rows),
+        "norm": sum(module["norm"] ** 2 for module in modules) ** 0.5,
+        "effective_rank": _mean([module["effective_rank"] for module in live]),
+        "stable_rank": _mean([module["stable_rank"] for module in live]),
+        "rank_90": _mean([module["rank_90"] for module in live]),
+        "dead_modules": sum(module["dead"] for module in modules),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
 
 
 def compare_adapters(
     first: Adapter, second: Adapter, base: nn.Module | None = None
-) -> list[dict[str, Any]]:
-    """Return how two adapters lie to each other, one dict for each module that both change.
-
-    name, similarity (phi by the directions of the change's input side, rank 1 x rank 2), random
-    (phi(all, all) of random directions of these sizes, the mean of some draws), output_similarity
-    (phi of the output side), angles (degrees), cosine of the two changes, and sign_conflict (share
-    of weights that they push in opposite directions; 0.5 is chance).
+) -> list[PairReport]:
+    """Return a comparison of two adapters for each module that both change.
 
     Args:
         first: any adapter.
         second: one for the same base.
-        base: the model; only needed by deltas whose change depends on it.
+        base: the model; needed only by deltas whose change depends on its matrix.
 
     Raises:
         AdapterMismatch: they share no module, or differ in a shape; all are named.
-        SpecError: a change depends on the base's matrix, and there is none.
+        SpecError: a change depends on the base's matrix, and `base` is None.
 
     >>> import torch, lorakit
-    >>> adapter = Adapter(lorakit.Spec(rank=1), {"0": LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=0.5)})
-    >>> row, = compare_adapters(adapter, adapter)
-    >>> row["similarity"], row["cosine"], row["sign_conflict"]
+    >>> delta = LowRank(torch.ones(1, 4), torch.ones(4, 1), alpha=0.5)
+    >>> adapter = Adapter(lorakit.Spec(rank=1), {"0": delta})
+    >>> pair, = compare_adapters(adapter, adapter)
+    >>> pair["similarity"], pair["cosine"], pair["sign_conflict"]
     ([[1.0]], 1.0, 0.0)
     """
     shared = [name for name in first.deltas if name in second.deltas]
-    faults = [
-        f"{n}   is {tuple(first.deltas[n].shape)} in one, {tuple(second.deltas[n].shape)} in the other"
-        for n in shared
-        if first.deltas[n].shape != second.deltas[n].shape
-    ]
-    if faults or not shared:
-        raise AdapterMismatch(
-            "The two adapters cannot be laid beside each other."
-            if faults
-            else "The two adapters share no module.",
-            faults,
-        )
-    matrices = [base_matrices(adapter, base) for adapter in (first, second)]
-    return [
-        _pair(n, *((a.deltas[n], m.get(n)) for a, m in zip((first, second), matrices, strict=True)))
-        for n in shared
-    ]
+    if not shared:
+        raise AdapterMismatch("The two adapters share no module.")
+    faults: list[str] = []
+    for name in shared:
+        shape, other = first.deltas[name].shape, second.deltas[name].shape
+        if shape != other:
+            faults.append(f"{name}   is {tuple(shape)} in one, {tuple(other)} in the other")
+    if faults:
+        raise AdapterMismatch("The two adapters cannot be compared.", faults)
+    first_matrices = base_matrices(first, base)
+    second_matrices = base_matrices(second, base)
+    pairs: list[PairReport] = []
+    for name in shared:
+        one = factors_of(name, first.deltas[name], first_matrices.get(name))
+        two = factors_of(name, second.deltas[name], second_matrices.get(name))
+        pairs.append(_compare(name, one, two))
+    return pairs
 
 
-def _pair(name: str, *sides: tuple[Delta, Tensor | None]) -> dict[str, Any]:
-    one, two = (factors_of(name, delta, M) for delta, M in sides)
-    if not all(float(singular_values(*side).norm()) for side in (one, two)) or one[0].ndim > 2:
-        return {"name": name, "cosine": cosine(one, two), "sign_conflict": sign_conflict(one, two)}
-    (U1, S1, V1), (U2, S2, V2) = (_live(*svd_of_product(*side)) for side in (one, two))
-    left = subspace_similarity(U1.mT * S1[:, None], U2.mT * S2[:, None])
-    right = subspace_similarity(V1 * S1[:, None], V2 * S2[:, None])
-    drawn = (
-        float(random_similarity(len(S1), len(S2), V1.shape[1], seed=seed)[-1, -1])
-        for seed in range(DRAWS)
-    )
-    return {
+def _compare(name: str, one: Factors, two: Factors) -> PairReport:
+    pair: PairReport = {
         "name": name,
-        "similarity": right.tolist(),
-        "output_similarity": left.tolist(),
-        "random": sum(drawn) / DRAWS,
-        "angles": principal_angles(V1, V2).tolist(),
         "cosine": cosine(one, two),
         "sign_conflict": sign_conflict(one, two),
     }
+    is_stack = one[0].ndim > 2
+    if is_stack or not product_norm(*one) or not product_norm(*two):
+        return pair
+    first = _without_noise(svd_of_product(*one))
+    second = _without_noise(svd_of_product(*two))
+    inputs = subspace_similarity(
+        _weighted_rows(first.Vh, first.S), _weighted_rows(second.Vh, second.S)
+    )
+    outputs = subspace_similarity(
+        _weighted_rows(first.U.mT, first.S), _weighted_rows(second.U.mT, second.S)
+    )
+    pair["similarity"] = inputs.tolist()
+    pair["output_similarity"] = outputs.tolist()
+    pair["random"] = _random_level(len(first.S), len(second.S), first.Vh.shape[1])
+    pair["angles"] = principal_angles(first.Vh, second.Vh).tolist()
+    return pair
 
 
-def _live(U: Tensor, S: Tensor, Vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the directions that are there: those of rounding alone point anywhere."""
-    keep = int((S[0] * 1e-12 < S).sum())
-    return U[:, :keep], S[:keep], Vh[:keep]
+def _without_noise(svd: Svd) -> Svd:
+    """Return the directions that are not rounding errors, which would point anywhere."""
+    U, S, Vh = svd
+    count = int((S[0] * NOISE < S).sum())
+    return Svd(U[:, :count], S[:count], Vh[:count])
 
 
-def grid_by_layer(
-    rows: Sequence[Mapping[str, Any]], key: str
-) -> tuple[list[str], list[str], list[list[float | None]]]:
-    """Return a number of each module as a grid: what the rows are (layers), the columns (kinds),
-    and the values.
+def _weighted_rows(directions: Tensor, S: Tensor) -> Tensor:
+    """Return directions (k, width) times their singular values, which gives them an order."""
+    return directions * S[:, None]
 
-    A module that stands in no numbered layer is a row of its own.
 
-    >>> grid_by_layer([{"name": "h.0.q", "x": 1.0}, {"name": "h.1.q", "x": 2.0}, {"name": "h.1.v", "x": 3.0}], "x")
+def _random_level(rank1: int, rank2: int, width: int) -> float:
+    """Return phi(rank 1, rank 2) of random subspaces, as a mean over several pairs."""
+    levels = [
+        float(random_similarity(rank1, rank2, width, seed=seed)[-1, -1])
+        for seed in range(RANDOM_DRAWS)
+    ]
+    return sum(levels) / RANDOM_DRAWS
+
+
+def grid_by_layer(modules: Sequence[Mapping[str, object]], key: str) -> LayerGrid:
+    """Return one number of each module as a table of layers and kinds.
+
+    A module outside the numbered layers is a row of its own.
+
+    Args:
+        modules: as `describe_modules` returns them; those without the number are skipped.
+        key: of the number.
+
+    >>> norms = {"h.0.q": 1.0, "h.1.q": 2.0, "h.1.v": 3.0}
+    >>> modules = [{"name": name, "norm": norm} for name, norm in norms.items()]
+    >>> grid = grid_by_layer(modules, "norm")
+    >>> grid.layers, grid.kinds, grid.values
     (['0', '1'], ['q', 'v'], [[1.0, None], [2.0, 3.0]])
     """
     cells: dict[tuple[str, str], float] = {}
-    for row in rows:
-        if key not in row:
-            continue
-        parts = row["name"].split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        layer, kind = (
-            ("", row["name"]) if at is None else (parts[at], ".".join(parts[at + 1 :]) or "itself")
-        )
-        cells[layer, kind] = row[key]
+    for module in modules:
+        if key in module:
+            cell = _split_name(str(module["name"]))
+            cells[cell] = cast(float, module[key])
     layers = list(dict.fromkeys(layer for layer, _ in cells))
     kinds = list(dict.fromkeys(kind for _, kind in cells))
-    return layers, kinds, [[cells.get((layer, kind)) for kind in kinds] for layer in layers]
+    values = [[cells.get((layer, kind)) for kind in kinds] for layer in layers]
+    return LayerGrid(layers, kinds, values)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return the number of a module's layer and its name within the layer."""
+    words = name.split(".")
+    for position, word in enumerate(words):
+        if word.isdigit():
+            return word, ".".join(words[position + 1 :]) or "itself"
+    return "", name

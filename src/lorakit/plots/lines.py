@@ -8,7 +8,7 @@ from lorakit.plots.matrices import short
 
 def spectrum(
     ax: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     *,
     title: str = "singular values, by the largest of each module",
 ) -> None:

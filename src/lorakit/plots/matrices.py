@@ -197,7 +197,7 @@ def change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> An
 
 def by_module(
     ax: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     key: str,
     *,
     title: str,
@@ -215,7 +215,7 @@ def by_module(
     return image
 
 
-def similarity(ax: Any, pairs: Sequence[dict[str, Any]], *, title: str = "") -> Any:
+def similarity(ax: Any, pairs: Sequence[Mapping[str, Any]], *, title: str = "") -> Any:
     """Draw phi(i, j) of two adapters, averaged over the modules of `anatomy.beside`; returns what
     `heat` does.
     """

@@ -1,6 +1,6 @@
 """An adapter in one figure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorakit.analysis.report import grid_by_layer
@@ -10,7 +10,7 @@ from lorakit.plots.matrices import by_module, similarity
 
 
 def picture(
-    rows: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]] = (), *, title: str = ""
+    rows: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]] = (), *, title: str = ""
 ) -> Any:
     """Return one figure of an adapter: norm and effective rank by layer and kind, spectrum, and how
     it lies to another.
