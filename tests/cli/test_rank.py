@@ -257,7 +257,8 @@ WRONG = {
     ),
     "ranks by layer": (
         ["--model", "{llama}", "--data", "{data}", "--config", "{config}"],
-        "3 faults in what is asked.\n  overwrite: a search for a rank begins a run\n  ranks: ranks by layer are what",
+        "3 faults in the request.\n  overwrite: a search starts a new run\n"
+        "  ranks: the search itself finds ranks by layer",
     ),
     "a picture of no kind": (
         ["--model", "{llama}", "--data", "{data}", "--plot", "curve.xyz"],

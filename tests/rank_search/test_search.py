@@ -133,7 +133,7 @@ def test_ranks_by_module_take_no_more_parameters(tmp_path: Path) -> None:
     adapter = lorakit.attach(job.model, Spec(rank=8, alpha=8, targets=("middle", "out")))
     found = truncate(replace(job, adapter=adapter), RankSearchSpec(rank=8, try_ranks=(1, 2, 3)))
     told = found.facts["by_module"]
-    uniform = next(e for r, e in found.facts["extra"].items() if r == found.choice.rank)
+    uniform = next(e for r, e in found.details.items() if r == found.choice.rank)
     assert told["parameters"] <= uniform["parameters"] and set(told["ranks"]) == {"middle", "out"}
     assert {n: d.rank for n, d in found.adapter.deltas.items()} == (
         told["ranks"] if told["taken"] else dict.fromkeys(told["ranks"], found.choice.rank)
@@ -170,13 +170,15 @@ def test_of_what_was_cut_the_rows_must_show_it() -> None:
     noise = np.random.default_rng(0).normal(size=(2, 400))
     noise -= noise.mean(1, keepdims=True)
     loose = {1: RowScores(noise[0] + 0.02, np.ones(400)), 2: RowScores(noise[1], np.ones(400))}
-    assert choose_rank(loose).rank == 1 and choose_rank(loose, of=400).rank == 2
+    assert choose_rank(loose).rank == 1 and choose_rank(loose, held_out=400).rank == 2
     assert (
         "rank 1 is 0.0200 worse, but these rows do not show it to be within the error of all 400"
-        in choose_rank(loose, of=400).reason
+        in choose_rank(loose, held_out=400).reason
     )
     tight = rows(0.02, 0.0)
-    assert choose_rank(tight, of=400).rank == 1 and choose_rank(tight, of=40_000).rank == 2
+    assert (
+        choose_rank(tight, held_out=400).rank == 1 and choose_rank(tight, held_out=40_000).rank == 2
+    )
 
 
 def test_where_classes_are_counted_the_losses_must_show_it() -> None:
@@ -185,7 +187,8 @@ def test_where_classes_are_counted_the_losses_must_show_it() -> None:
         r: RowScores(right, right, {}, noise + gap) for r, gap in ((1, 0.1), (2, 0.001), (4, 0.0))
     }
     assert (
-        choose_rank(told, "accuracy").rank == 1 and choose_rank(told, "accuracy", of=100).rank == 2
+        choose_rank(told, "accuracy").rank == 1
+        and choose_rank(told, "accuracy", held_out=100).rank == 2
     )
 
 
@@ -294,7 +297,7 @@ def test_a_grid_trains_every_rank_as_a_run_by_itself(tmp_path: Path) -> None:
     assert torch.equal(
         found.adapter.deltas["middle"].matrix(), alone.adapter.deltas["middle"].matrix()
     )
-    assert [point["metrics"]["loss"] for point in found.facts["extra"].values()] == [
+    assert [point["metrics"]["loss"] for point in found.details.values()] == [
         p.metric for p in found.choice.points
     ]
 

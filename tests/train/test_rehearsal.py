@@ -18,7 +18,7 @@ from lorakit.errors import PlanError, SpecError, TrainingError
 from lorakit.models.open import encode_rows
 from lorakit.plan import devices
 from lorakit.spec import Spec
-from lorakit.train import loop, rehearsal
+from lorakit.train import loop, planning, rehearsal
 from lorakit.train import prepare as preparing
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import Job
@@ -45,7 +45,7 @@ def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
 
 def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
     monkeypatch.setattr(
-        preparing,
+        planning,
         "this_machine",
         lambda cpu: devices.Device("this machine", usable, usable, gpu=False),
     )
@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_planned_trains(
     def untold(*args: Any) -> None:
         raise PlanError("A step of Odd cannot be run on shapes alone.")
 
-    monkeypatch.setattr(preparing, "describe_plan", untold)
+    monkeypatch.setattr(planning, "describe_plan", untold)
     said: list[str] = []
     assert (
         train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)["plan"]
@@ -237,9 +237,9 @@ def test_the_plan_reads_rows_as_training_does(
         )
         settings |= {"model": str(tiny_bert), "data": str(rows)}
     read: list[Any] = []
-    real = preparing.tokenise_rows
+    real = planning.tokenise_rows
     monkeypatch.setattr(
-        preparing,
+        planning,
         "tokenise_rows",
         lambda base, rows, *more: read.append(rows) or real(base, rows, *more),
     )

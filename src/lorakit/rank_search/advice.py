@@ -1,30 +1,33 @@
-"""A rank before anything is trained, from the task, the data and the memory: rules of thumb, each
-with its evidence.
-"""
+"""Advice on a rank before anything is trained: rules of thumb for task, data and memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
-PER_VALUE = (
-    16  # bytes of a float32 value that trains: itself, its gradient, and AdamW's two moments
-)
+BYTES_PER_VALUE = 16  # of float32: the value, its gradient, and AdamW's two moments
 BITS = 2.0  # of information that a trained value can hold
-# Rows up to which a rank is the usual start.
-BY_ROWS = ((10_000, 16), (100_000, 32))
-MANY = 64
-CLASSIFY = 8
+RANKS_BY_ROWS = ((10_000, 16), (100_000, 32))  # (rows at most, usual rank)
+RANK_OF_MANY_ROWS = 64
+RANK_OF_CLASSES = 8
+
+
+class AdviceRow(TypedDict):
+    """Advice as the command prints it as JSON."""
+
+    recommended_rank: int
+    reason: str
+    reasons: list[str]
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A rank to begin with, and one line for each thing that led there."""
+    """A rank to begin with, and one reason for each rule that led to it."""
 
     rank: int
     reasons: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what the command prints as JSON."""
+    def to_dict(self) -> AdviceRow:
+        """Return the advice as the command prints it as JSON."""
         return {
             "recommended_rank": self.rank,
             "reason": " ".join(self.reasons),
@@ -44,61 +47,82 @@ def advise(
 
     Args:
         task: causal-lm, classify or regress.
-        rows: that are trained on.
+        rows: rows to train on.
         shapes: (out, in) of each adapted matrix.
-        tokens: trained in one pass over the rows; for classes and values, the rows themselves.
-        memory: bytes that the adapter, its gradients and moments may take; not looked at where
-            None.
+        tokens: trained tokens of one pass over the rows; for classes and values, the rows.
+        memory: bytes for the adapter, its gradients and moments; no limit where None.
 
     Source: rows: Schulman et al., LoRA Without Regret, 2025; classes: arXiv 2106.09685, table 6;
-        what a value holds: Allen-Zhu and Li, Physics of Language Models 3.3, arXiv 2404.05405.
+        bits of a value: Allen-Zhu and Li, Physics of Language Models 3.3, arXiv 2404.05405.
 
-    >>> told = advise("causal-lm", 5_000, [(64, 64)] * 10, tokens=1_000_000)
-    >>> told.rank, told.reasons[0]
+    >>> advice = advise("causal-lm", 5_000, [(64, 64)] * 10, tokens=1_000_000)
+    >>> advice.rank, advice.reasons[0]
     (16, 'causal-lm on 5,000 rows: 16 up to 10,000 rows, 32 up to 100,000, 64 above (LoRA Without
     Regret).')
     """
-    reasons = []
-    if task == "causal-lm":
-        rank = next((rank for most, rank in BY_ROWS if rows <= most), MANY)
+    values_per_rank = sum(out + inputs for out, inputs in shapes)
+    rank, reason = _rank_for_task(task, rows)
+    trained = tokens if tokens is not None else rows
+    reasons = [reason, _describe_capacity(rank, rank * values_per_rank, trained)]
+    narrowest = min((min(shape) for shape in shapes), default=rank)
+    if rank > narrowest:
+        rank = narrowest
         reasons.append(
-            f"{task} on {rows:,} rows: 16 up to 10,000 rows, 32 up to 100,000, 64 above (LoRA Without Regret)."
+            f"The narrowest adapted matrix has {narrowest} directions: "
+            "no rank above that means anything."
         )
-    else:
-        rank = CLASSIFY
-        reasons.append(
-            f"{task}: one answer a row teaches little; rank 1 to {CLASSIFY} did as well as 64 on query and value "
-            "(arXiv 2106.09685, table 6)."
-        )
-    a_rank = sum(out + inputs for out, inputs in shapes)
-    least = tokens if tokens is not None else rows
-    holds = rank * a_rank * BITS
+    if memory is not None and rank * values_per_rank * BYTES_PER_VALUE > memory:
+        rank, reason = _rank_for_memory(rank, values_per_rank, memory)
+        reasons.append(reason)
+    base_values = sum(out * inputs for out, inputs in shapes)
+    extra = rank * values_per_rank / max(1, base_values)
     reasons.append(
-        f"Room: at rank {rank} the adapter has {rank * a_rank:,} values, about {holds:,.0f} bits at {BITS:g} a "
-        f"value (arXiv 2404.05405), for {least:,} trained tokens or labels: "
-        + (
-            "more than a bit for each, so data, not rank, is the limit."
-            if holds >= least
-            else "less than a bit for each, so a higher rank may pay; measure it."
-        )
-    )
-    narrow = min((min(shape) for shape in shapes), default=rank)
-    if rank > narrow:
-        reasons.append(
-            f"The narrowest adapted matrix has {narrow} directions: no rank above that means anything."
-        )
-        rank = narrow
-    if memory is not None and rank * a_rank * PER_VALUE > memory:
-        fits = memory // (a_rank * PER_VALUE)
-        while rank > max(1, fits):
-            rank //= 2
-        reasons.append(
-            f"Memory: {PER_VALUE} bytes a value (value, gradient, two moments), so {memory:,} bytes hold rank {fits}"
-            + (" at most." if fits else ": adapt fewer layers (--targets).")
-        )
-    extra = rank * a_rank / max(1, sum(out * inputs for out, inputs in shapes))
-    reasons.append(
-        f"Cost at rank {rank}: {100 * extra:.2g} % more products in the adapted layers, {rank * a_rank * 4:,} bytes "
-        "on disk. It is a start, not an answer: --way truncate measures which rank is enough."
+        f"Cost at rank {rank}: {100 * extra:.2g} % more products in the adapted layers, "
+        f"{rank * values_per_rank * 4:,} bytes on disk. "
+        "It is a start, not an answer: --way truncate measures which rank is enough."
     )
     return Advice(rank, tuple(reasons))
+
+
+def _rank_for_task(task: str, rows: int) -> tuple[int, str]:
+    """Return the usual rank for a task and a number of rows, and why."""
+    if task != "causal-lm":
+        return RANK_OF_CLASSES, (
+            f"{task}: one answer a row teaches little; "
+            f"rank 1 to {RANK_OF_CLASSES} did as well as 64 on query and value "
+            "(arXiv 2106.09685, table 6)."
+        )
+    rank = RANK_OF_MANY_ROWS
+    for most, usual in reversed(RANKS_BY_ROWS):
+        if rows <= most:
+            rank = usual
+    return rank, (
+        f"{task} on {rows:,} rows: 16 up to 10,000 rows, 32 up to 100,000, 64 above "
+        "(LoRA Without Regret)."
+    )
+
+
+def _describe_capacity(rank: int, values: int, trained: int) -> str:
+    """Return whether an adapter of this rank has room for the information in the data."""
+    bits = values * BITS
+    if bits >= trained:
+        verdict = "more than a bit for each, so data, not rank, is the limit."
+    else:
+        verdict = "less than a bit for each, so a higher rank may pay; measure it."
+    return (
+        f"Room: at rank {rank} the adapter has {values:,} values, about {bits:,.0f} bits "
+        f"at {BITS:g} a value (arXiv 2404.05405), for {trained:,} trained tokens or labels: "
+        f"{verdict}"
+    )
+
+
+def _rank_for_memory(rank: int, values_per_rank: int, memory: int) -> tuple[int, str]:
+    """Return the rank, halved until it fits into memory, and why."""
+    fits = memory // (values_per_rank * BYTES_PER_VALUE)
+    while rank > max(1, fits):
+        rank //= 2
+    ending = " at most." if fits else ": adapt fewer layers (--targets)."
+    return rank, (
+        f"Memory: {BYTES_PER_VALUE} bytes a value (value, gradient, two moments), "
+        f"so {memory:,} bytes hold rank {fits}{ending}"
+    )

@@ -1,9 +1,9 @@
-"""One adapter of a search: checked, attached alone, scored, trained further."""
+"""One adapter of a search: checked, trained, scored."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from torch import nn
 
@@ -13,64 +13,134 @@ from lorakit.errors import DataError, SpecError
 from lorakit.evaluate.score import evaluate
 from lorakit.inject.attach import attach, attached, detach
 from lorakit.rank_search.evidence import (
-    HIGHER_IS_BETTER,
+    CLASS_METRICS,
     Choice,
     RowScores,
     scores_by_row,
 )
 from lorakit.spec import Spec
+from lorakit.train.config import NOT_STARTED, TrainSpec
 from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import fit
+from lorakit.train.report import Metrics
 
 
-@dataclass
+class RankDetails(TypedDict):
+    """Details of one rank of the curve, beside its `Point`."""
+
+    train: NotRequired[float]
+    parameters: int
+    energy: NotRequired[float]
+    metrics: Metrics
+
+
+class ByModule(TypedDict):
+    """The adapter with ranks by module, of as many parameters as the chosen rank."""
+
+    metric: float
+    taken: bool
+    parameters: int
+    ranks: dict[str, int]
+
+
+class SearchFacts(TypedDict):
+    """Facts of a search, as its report has them; some belong to one way of searching."""
+
+    steps: int
+    seconds: float
+    steps_a_rank: NotRequired[int]
+    tokens: NotRequired[int]
+    refined_steps: NotRequired[int]
+    rows_measured: NotRequired[int]
+    seconds_of_one_run: NotRequired[float]
+    cost: NotRequired[float]
+    by_module: NotRequired[ByModule]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An adapter of one rank, and its scores on the held-out rows."""
+
+    adapter: Adapter
+    scores: RowScores
+
+    def details(self) -> RankDetails:
+        """Return its details for the curve."""
+        return {"parameters": self.adapter.parameters_count, "metrics": self.scores.metrics}
+
+
+@dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        choice: the curve and the rank.
-        adapter: the small one.
-        metric: what decided.
-        facts: what else is told, as JSON holds it.
+        choice: the curve and the recommended rank.
+        adapter: the adapter of the recommended rank.
+        metric: name of the metric that decided.
+        details: details of each rank of the curve.
+        facts: facts of the search for its report.
     """
 
     choice: Choice
     adapter: Adapter
     metric: str
-    facts: dict[str, Any]
+    details: Mapping[int, RankDetails]
+    facts: SearchFacts
 
 
-def check_searchable(job: Job, spec: Spec, *, plain: bool = True) -> None:
-    """Refuse what cannot be cut or grown, or not be measured.
+def check_searchable(job: Job, spec: Spec, *, needs_plain: bool = True) -> None:
+    """Check that adapters of this spec can be cut or grown, and scored.
 
     Args:
         job: the run.
-        spec: of its adapter.
-        plain: whether it will be cut or grown.
+        spec: spec of its adapter.
+        needs_plain: True if the adapter will be cut or grown.
 
     Raises:
-        SpecError: an adapter that is no plain low rank from its start on.
+        SpecError: an adapter that is not plain low rank from its start on.
         DataError: nothing is held out.
     """
-    if plain and (spec.delta != "lora" or spec.init in ("pissa", "pissa-fast", "olora", "lora-ga")):
-        what = spec.delta if spec.delta != "lora" else f"init {spec.init}"
+    changes_base = spec.init in ("pissa", "pissa-fast", "olora", "lora-ga")
+    if needs_plain and (spec.delta != "lora" or changes_base):
+        kind = spec.delta if spec.delta != "lora" else f"init {spec.init}"
         raise SpecError(
-            f"Plain LoRA on an unmoved base is cut by its singular values; {what} is not.",
-            advice="Leave --delta and --init as they are: the rank carries over. Nothing was started.",
+            f"Plain LoRA on an unmoved base is cut by its singular values; {kind} is not.",
+            advice="Leave --delta and --init as they are: the rank carries over. " + NOT_STARTED,
         )
     if not job.held_out:
         raise DataError(
             "No rows are held out, so no rank can be measured.",
-            advice="Give --eval-data, or a larger --eval-fraction. Nothing was started.",
+            advice="Give --eval-data, or a larger --eval-fraction. " + NOT_STARTED,
         )
+
+
+def deciding_metric(metric: str, job: Job) -> str:
+    """Return the metric that decides, for "auto" that of the task.
+
+    Raises:
+        SpecError: a metric of classes where there are none, or one of two classes where there are
+            more.
+    """
+    if metric in CLASS_METRICS and job.task != "classify":
+        raise SpecError(
+            f"metric: {metric} is counted where rows have classes; the task is {job.task}."
+        )
+    if metric in CLASS_METRICS and metric != "accuracy" and job.classes != 2:
+        raise SpecError(
+            f"metric: {metric} decides between two classes; here are {job.classes}: "
+            "take accuracy or loss."
+        )
+    if metric != "auto":
+        return metric
+    return "accuracy" if job.task == "classify" else "loss"
 
 
 @contextmanager
 def attached_alone(
     model: nn.Module, adapter: Adapter, *, trainable: bool = False
 ) -> Iterator[None]:
-    """Put this adapter alone on the model while the block lasts; after it the model wears none."""
+    """Attach this adapter, and no other, while the block lasts; none is attached after it."""
     if attached(model):
         detach(model)
     attach(model, adapter, trainable=trainable, any_base=True)
@@ -81,51 +151,57 @@ def attached_alone(
         detach(model)
 
 
-def score_adapter(
-    job: Job, adapter: Adapter, examples: Sequence[Example], metric: str
-) -> RowScores:
-    """Return what an adapter scores on examples, by row."""
-    with attached_alone(job.model, adapter):
-        scores = evaluate(
-            job.model,
-            examples,
-            job.task,
-            pad=job.pad,
-            classes=job.classes,
-            batch_size=job.settings.eval_batch_size,
-        )
-    return scores_by_row(scores, examples, metric)
+def attach_rank(job: Job, like: Adapter, rank: int) -> Adapter:
+    """Attach a new adapter of another rank in place of the one that is attached."""
+    if attached(job.model):
+        detach(job.model)
+    adapter = attach(job.model, replace(like.spec, rank=rank), seed=job.settings.seed)
+    adapter.provenance |= like.provenance
+    return adapter
 
 
-def deciding_metric(metric: str, job: Job) -> str:
-    """Return the metric that decides.
-
-    Raises:
-        SpecError: a metric of classes is asked where there are none, or one of two classes where
-            there are more.
-    """
-    task = job.task
-    if metric in HIGHER_IS_BETTER and task != "classify":
-        raise SpecError(f"metric: {metric} is counted where rows have classes; the task is {task}.")
-    if metric in HIGHER_IS_BETTER[1:] and job.classes != 2:
-        raise SpecError(
-            f"metric: {metric} decides between two classes; here are {job.classes}: take accuracy or loss."
-        )
-    return ("accuracy" if task == "classify" else "loss") if metric == "auto" else metric
-
-
-def continue_training(job: Job, adapter: Adapter, name: str, *, steps: int, lr: float) -> Adapter:
-    """Train an adapter on for a few steps, with a learning rate that falls to nothing; returns it.
+def train_candidate(
+    job: Job,
+    adapter: Adapter,
+    name: str,
+    settings: TrainSpec,
+    *,
+    lr: float | None = None,
+    quiet: bool = False,
+) -> None:
+    """Train an attached adapter without evaluations; its log and checkpoints go to a folder.
 
     Args:
-        job: whose model, data and settings are used; nothing is measured on the way.
-        adapter: is changed in place.
-        name: of the folder beneath the job's for its log and checkpoint.
-        steps: optimizer steps.
-        lr: the learning rate that it begins with.
+        job: model and data.
+        adapter: the adapter; changed in place.
+        name: name of the folder inside the job's output.
+        settings: settings of this training.
+        lr: peak learning rate; that of the job where None.
+        quiet: True to print nothing.
     """
     folder = job.output / name
     folder.mkdir(parents=True, exist_ok=True)
+    training = replace(
+        job,
+        adapter=adapter,
+        held_out=(),
+        settings=settings,
+        lr=job.lr if lr is None else lr,
+        output=folder,
+    )
+    fit(training, lambda start: Log(folder / METRICS, start, training.steps, quiet=quiet))
+
+
+def continue_training(job: Job, adapter: Adapter, name: str, *, steps: int, lr: float) -> None:
+    """Train an adapter for a few more steps, with a learning rate that falls to zero.
+
+    Args:
+        job: model and data; nothing is evaluated on the way.
+        adapter: a detached adapter; changed in place.
+        name: name of the folder for its log and checkpoint.
+        steps: optimizer steps.
+        lr: learning rate of the first step.
+    """
     settings = replace(
         job.settings,
         steps=steps,
@@ -136,10 +212,22 @@ def continue_training(job: Job, adapter: Adapter, name: str, *, steps: int, lr: 
         seed=job.settings.seed + 1,
     )
     with attached_alone(job.model, adapter, trainable=True):
-        fit(
-            replace(job, adapter=adapter, held_out=(), settings=settings, lr=lr, output=folder),
-            lambda start: Log(folder / METRICS, start, steps, quiet=True),
-        )
+        train_candidate(job, adapter, name, settings, lr=lr, quiet=True)
     for parameter in adapter.parameters():
         parameter.requires_grad_(False)
-    return adapter
+
+
+def score_adapter(
+    job: Job, adapter: Adapter, examples: Sequence[Example], metric: str
+) -> RowScores:
+    """Return the scores of an adapter on examples, by row."""
+    with attached_alone(job.model, adapter):
+        scores = evaluate(
+            job.model,
+            examples,
+            job.task,
+            pad=job.pad,
+            classes=job.classes,
+            batch_size=job.settings.eval_batch_size,
+        )
+    return scores_by_row(scores, examples, metric)

@@ -1,132 +1,155 @@
-"""Choosing: how a rank is looked for. Torch is not imported here, so `--help` can read the fields."""
+"""RankSearchSpec: settings of a search for a rank.
 
-import math
-from dataclasses import dataclass
-from typing import Any
+Torch is not imported here, so that `--help` answers at once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 from lorakit.errors import SpecError
-from lorakit.spec import option
+from lorakit.spec import is_number, is_whole, option
 from lorakit.text import plural
 
 HIGHEST = 32
 WAYS = ("truncate", "grid", "grow", "threshold", "advice")
 METRICS = ("auto", "loss", "accuracy", "f1", "precision", "recall")
+ENERGIES = ("square", "sum")
 TRAINING = ("truncate", "grid", "grow")  # the ways that train, and need data
+Fault = tuple[str, str]  # a field, and what is wrong with its value
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankSearchSpec:
-    """How a rank is looked for; checks itself, and names every fault at once.
+    """Settings of a search for a rank, checked as they are made.
+
+    The metadata `ways` of a field lists the ways that use it; without it all do.
 
     Raises:
-        SpecError: a field out of its range, or one that its way of looking does not use.
+        SpecError: values that a field does not take, or that its way does not use; all are named.
     """
 
     way: str = option(
         "truncate",
-        "truncate: one run at --rank, cut to every lower one; grid: one run for each rank; grow: from small until it is "
-        "enough; threshold: by the singular values of W, or of an adapter; advice: by task, data and memory",
+        "truncate: one run at --rank, cut to every lower one; grid: one run for each rank; "
+        "grow: from small until it is enough; "
+        "threshold: by the singular values of W, or of an adapter; "
+        "advice: by task, data and memory",
         choices=WAYS,
     )
     rank: int = option(
         HIGHEST, "the highest rank: that of the one run, of the grid, or where growing ends"
     )
     try_ranks: tuple[int, ...] = option(
-        (), "ranks to try, the highest left out (default: 1, 2, 4, … below --rank)", several=True
+        (),
+        "ranks to try, the highest left out (default: 1, 2, 4, … below --rank)",
+        several=True,
+        ways=TRAINING,
     )
     metric: str = option(
         "auto",
-        "what decides; auto: accuracy where rows have classes, else loss; f1, precision and recall: of the second of two",
+        "metric that decides; auto: accuracy where rows have classes, else loss; "
+        "f1, precision and recall: of the second of two classes",
         choices=METRICS,
+        ways=TRAINING,
     )
     refine: float = option(
         0.12,
-        "truncate: steps, as a share of the run's, for which all that was cut trains on together",
+        "truncate: steps that all cut adapters train on, together, as a share of the run's",
+        ways=("truncate",),
     )
-    all_rows: bool = option(False, "truncate: measure on all held-out rows, whatever it costs")
+    all_rows: bool = option(
+        False, "truncate: score on all held-out rows, whatever it costs", ways=("truncate",)
+    )
     good_enough: float | None = option(
-        None, "grow: stop once the metric is as good as this", type=float
+        None, "grow: stop once the metric is as good as this", type=float, ways=("grow",)
     )
-    threshold: float = option(0.9, "threshold: the share of the singular values that is kept")
+    threshold: float = option(
+        0.9, "threshold: the share of the singular values that is kept", ways=("threshold",)
+    )
     energy: str = option(
         "square",
         "threshold: share of the sum of the squares, or of the sum of the values",
-        choices=("square", "sum"),
+        choices=ENERGIES,
+        ways=("threshold",),
     )
     adapter: str | None = option(
-        None, "threshold: an adapter folder, whose change is looked at beside W", type=str
+        None,
+        "threshold: an adapter folder, whose change is analysed beside W",
+        type=str,
+        ways=("threshold",),
     )
     plot: str | None = option(
-        None, "a file for the curve as a picture (.png, .svg, .pdf)", type=str
+        None,
+        "a file for the curve as a picture (.png, .svg, .pdf)",
+        type=str,
+        ways=TRAINING,
     )
 
     def __post_init__(self) -> None:
-        given: Any = self.try_ranks
-        object.__setattr__(
-            self, "try_ranks", tuple(given) if isinstance(given, list | tuple) else (given,)
-        )
+        object.__setattr__(self, "try_ranks", _as_tuple(self.try_ranks))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(
-                f"{plural(len(faults), 'fault')} in how a rank is looked for.",
+                f"{plural(len(faults), 'fault')} in the settings of the search.",
                 faults,
                 "Nothing was started.",
             )
-        object.__setattr__(self, "try_ranks", tuple(sorted({int(r) for r in self.try_ranks})))
+        ranks = {int(rank) for rank in self.try_ranks}
+        object.__setattr__(self, "try_ranks", tuple(sorted(ranks)))
 
-    def _faults(self):
-        for name, allowed in (("way", WAYS), ("metric", METRICS), ("energy", ("square", "sum"))):
-            if getattr(self, name) not in allowed:
-                yield name, f"{getattr(self, name)!r} is none of {', '.join(allowed)}"
-        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 2:
+    def _faults(self) -> Iterator[Fault]:
+        yield from self._choice_faults()
+        if not is_whole(self.rank, 2):
             yield "rank", f"a whole number of at least 2 is needed, got {self.rank!r}"
             return
+        yield from self._lower_rank_faults()
+        yield from self._number_faults()
+        if self.way in WAYS:
+            yield from self._unused_values()
+
+    def _choice_faults(self) -> Iterator[Fault]:
+        for field in fields(self):
+            value, choices = getattr(self, field.name), field.metadata.get("choices")
+            if choices and value not in choices:
+                yield field.name, f"{value!r} is none of {', '.join(choices)}"
+
+    def _lower_rank_faults(self) -> Iterator[Fault]:
         for rank in self.try_ranks:
             if not str(rank).isdecimal() or not 1 <= int(rank) < self.rank:
                 yield (
                     "try_ranks",
-                    f"whole numbers from 1 to below the highest, {self.rank}, are needed, got {rank!r}",
+                    "whole numbers from 1 to below the highest, "
+                    f"{self.rank}, are needed, got {rank!r}",
                 )
-        if not 0 <= self.refine <= 1:
+
+    def _number_faults(self) -> Iterator[Fault]:
+        if not is_number(self.refine) or not 0 <= self.refine <= 1:
             yield "refine", f"a share from 0 to 1 is needed, got {self.refine!r}"
-        if not 0 < self.threshold < 1:
+        if not is_number(self.threshold) or not 0 < self.threshold < 1:
             yield "threshold", f"a share above 0 and below 1 is needed, got {self.threshold!r}"
-        if self.good_enough is not None and not math.isfinite(self.good_enough):
+        if self.good_enough is not None and not is_number(self.good_enough):
             yield "good_enough", f"a finite number is needed, got {self.good_enough!r}"
-        uses = {
-            "truncate": ("try_ranks", "metric", "refine", "all_rows", "plot"),
-            "advice": (),
-            "grid": ("try_ranks", "metric", "plot"),
-            "grow": ("try_ranks", "metric", "good_enough", "plot"),
-            "threshold": ("threshold", "energy", "adapter"),
-        }
-        if self.way in uses:
-            for name in (
-                "try_ranks",
-                "metric",
-                "refine",
-                "all_rows",
-                "good_enough",
-                "threshold",
-                "energy",
-                "adapter",
-                "plot",
-            ):
-                if (
-                    name not in uses[self.way]
-                    and getattr(self, name) != type(self).__dataclass_fields__[name].default
-                ):
-                    # Lists have no plain default: empty is what they are.
-                    if name == "try_ranks" and not self.try_ranks:
-                        continue
-                    yield name, f"--way {self.way} does not use it"
+
+    def _unused_values(self) -> Iterator[Fault]:
+        for field in fields(self):
+            is_used = self.way in field.metadata.get("ways", WAYS)
+            if not is_used and getattr(self, field.name) != field.default:
+                yield field.name, f"--way {self.way} does not use it"
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """All ranks that are tried, ascending, the highest last.
+        """All ranks to try, ascending, the highest last.
 
         >>> RankSearchSpec(rank=6).ranks
         (1, 2, 4, 6)
         """
-        lower = self.try_ranks or tuple(2**i for i in range((self.rank - 1).bit_length()))
-        return (*(r for r in lower if r < self.rank), self.rank)
+        lower = self.try_ranks
+        if not lower:
+            count = (self.rank - 1).bit_length()
+            lower = tuple(2**i for i in range(count))
+        return (*lower, self.rank)
+
+
+def _as_tuple(ranks: object) -> tuple[object, ...]:
+    """Return ranks as a tuple; YAML gives one number, or a list."""
+    return tuple(ranks) if isinstance(ranks, list | tuple) else (ranks,)

@@ -1,83 +1,67 @@
-"""What held-out rows say about a rank: a metric with its interval, the pairs of two ranks, and the
-smallest that is enough.
-"""
+"""Evidence for a rank: metrics of held-out rows with intervals, and the smallest rank enough."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TypedDict, cast
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from lorakit.data.encode import Example
 from lorakit.errors import DataError, SpecError
 from lorakit.evaluate.score import Scores
+from lorakit.train.report import Metrics
 
-DRAWS = 2000  # of the rows, with replacement
+Floats = NDArray[np.float64]
+
+DRAWS = 2000  # resamplings of the rows
 LEVEL = 0.95  # of all intervals
-HIGHER_IS_BETTER = (
-    "accuracy",
-    "f1",
-    "precision",
-    "recall",
-)  # metrics of which more is better; of "loss" less is
-
-# What a row adds above and below the line, from the class that was said and the one that is; those
-# below the first, of class 1.
-COUNTED = {
-    "accuracy": lambda said, true: (said == true, 1),
-    "f1": lambda said, true: (2 * (said == true == 1), (said == 1) + (true == 1)),
-    "precision": lambda said, true: (said == true == 1, said == 1),
-    "recall": lambda said, true: (said == true == 1, true == 1),
-}
+CLASS_METRICS = ("accuracy", "f1", "precision", "recall")
+HIGHER_IS_BETTER = CLASS_METRICS  # of "loss" less is better
 
 
 @dataclass(frozen=True)
 class RowScores:
-    """One adapter on the held-out rows: the metric is the sum of `totals` over that of `counts`.
+    """Scores of one adapter by held-out row: the metric is sum(totals) / sum(counts).
 
     Attributes:
-        totals: (rows,) float64: summed loss of a row, or 1 where its class was found.
+        totals: (rows,) float64: summed loss of a row, or 1 where its class was predicted.
         counts: (rows,) float64: trained tokens of a row, or 1.
-        metrics: all that was measured, by name.
-        losses: (rows,) float64: the loss of each row of a class, where another metric is asked.
+        metrics: all metrics of these rows, by name.
+        losses: (rows,) float64: the loss of each row, where the metric is one of classes; else
+            None.
     """
 
-    totals: Any
-    counts: Any
-    metrics: dict[str, Any] = field(default_factory=dict)
-    losses: Any = None
+    totals: Floats
+    counts: Floats
+    metrics: Metrics = field(default_factory=dict)
+    losses: Floats | None = None
 
     @property
     def metric(self) -> float:
+        """The metric on all rows."""
         return float(ratio(self.totals.sum(), self.counts.sum()))
 
+    def resample(self, draws: Floats) -> Floats:
+        """Return the metric of each draw, (draws,), from the count of each row in it."""
+        return ratio(draws @ self.totals, draws @ self.counts)
 
-def ratio(total: Any, count: Any) -> Any:
-    """Return total / count, and 0 where nothing was counted: the precision of a class that was
-    never said.
+
+def ratio(total: ArrayLike, count: ArrayLike) -> Floats:
+    """Return total / count, and 0 where the count is 0.
+
+    A count of 0 is, for instance, that of the precision of a class that was never predicted.
 
     >>> float(ratio(1.0, 4.0)), float(ratio(0.0, 0.0))
     (0.25, 0.0)
     """
-    total, count = np.asarray(total, float), np.asarray(count, float)
-    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    totals, counts = np.asarray(total, float), np.asarray(count, float)
+    return np.divide(totals, counts, out=np.zeros_like(totals), where=counts > 0)
 
 
-@dataclass(frozen=True)
-class Point:
-    """What is known of one rank; all intervals are of the middle 95 %.
-
-    Attributes:
-        rank: of every module at most.
-        metric: on the held-out rows.
-        low: lower end of the metric's interval.
-        high: upper end.
-        error: standard error of the metric.
-        behind: how much worse than the best, on the same rows; 0 of the best itself.
-        behind_low: lower end of the interval of `behind`: above 0 the rows do tell the two apart.
-        behind_high: upper end.
-    """
+class PointRow(TypedDict):
+    """A Point as reports have it."""
 
     rank: int
     metric: float
@@ -90,8 +74,44 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One rank of the curve; all intervals hold the middle 95 % of the draws.
+
+    Attributes:
+        rank: largest rank of a module.
+        metric: on the held-out rows.
+        low: lower end of the metric's interval.
+        high: upper end.
+        error: standard error of the metric.
+        behind: how much worse than the best, on the same rows; 0 of the best itself.
+        behind_low: lower end of the interval of `behind`; above 0 the difference is real.
+        behind_high: upper end.
+    """
+
+    rank: int
+    metric: float
+    low: float
+    high: float
+    error: float
+    behind: float
+    behind_low: float
+    behind_high: float
+
+    def to_dict(self) -> PointRow:
+        """Return the point as reports have it."""
+        return cast(PointRow, asdict(self))
+
+
+@dataclass(frozen=True)
 class Choice:
-    """A curve, and what follows from it."""
+    """A curve, the rank that is chosen from it, and why.
+
+    Attributes:
+        points: the curve, by ascending rank.
+        rank: the smallest rank that is enough.
+        best: the rank with the best metric.
+        reason: the choice in words.
+    """
 
     points: tuple[Point, ...]
     rank: int
@@ -100,64 +120,77 @@ class Choice:
 
     def at(self, rank: int) -> Point:
         """Return the point of a rank."""
-        return next(point for point in self.points if point.rank == rank)
+        return _point_of(self.points, rank)
 
 
 def scores_by_row(scores: Scores, examples: Sequence[Example], metric: str) -> RowScores:
-    """Return the scores of examples by the rows they came from: a long text is several examples,
-    and one row.
+    """Return the scores of examples by the rows they came from; a long text has several examples.
 
     Args:
-        scores: of `evaluate`.
-        examples: those that were scored.
+        scores: result of `evaluate`.
+        examples: the examples that were scored.
         metric: loss, accuracy, or f1, precision or recall of class 1 of two.
 
     Raises:
         SpecError: the metric is not one of this task.
     """
-    if metric in HIGHER_IS_BETTER and not (scores.predictions and "accuracy" in scores.metrics):
+    is_of_classes = metric in CLASS_METRICS
+    if is_of_classes and not (scores.predictions and "accuracy" in scores.metrics):
         raise SpecError(
             f"metric: {metric} is counted where rows have classes; here it is the loss."
         )
-    index: dict[int, int] = {}
-    places = [index.setdefault(e.row, len(index)) for e in examples]
-    if metric in HIGHER_IS_BETTER:
-        pairs = [
-            (value, e.target) for (value, _), e in zip(scores.predictions, examples, strict=True)
-        ]
-        values, sizes = (
-            [float(part[i]) for part in map(COUNTED[metric], *zip(*pairs, strict=True))]
-            for i in (0, 1)
-        )
-    else:
-        values, sizes = scores.losses, [float(e.trained) for e in examples]
-    totals, counts, losses = (
-        np.bincount(places, part, len(index)) for part in (values, sizes, scores.losses)
-    )
-    return RowScores(totals, counts, scores.metrics, losses if metric in HIGHER_IS_BETTER else None)
+    rows: dict[int, int] = {}
+    row_of = [rows.setdefault(example.row, len(rows)) for example in examples]
+
+    def sum_by_row(values: Sequence[float]) -> Floats:
+        return np.asarray(np.bincount(row_of, values, len(rows)), float)
+
+    losses = sum_by_row(scores.losses)
+    if not is_of_classes:
+        counts = sum_by_row([float(example.trained) for example in examples])
+        return RowScores(losses, counts, scores.metrics)
+    fractions = [
+        _class_fraction(metric, predicted, example.target)
+        for (predicted, _), example in zip(scores.predictions, examples, strict=True)
+    ]
+    totals = sum_by_row([float(total) for total, _ in fractions])
+    counts = sum_by_row([float(count) for _, count in fractions])
+    return RowScores(totals, counts, scores.metrics, losses)
+
+
+def _class_fraction(metric: str, predicted: float, target: float) -> tuple[int, int]:
+    """Return what one example adds to the numerator and the denominator of a metric of classes."""
+    is_hit = predicted == 1 and target == 1
+    is_predicted, is_target = int(predicted == 1), int(target == 1)
+    if metric == "f1":
+        return 2 * is_hit, is_predicted + is_target
+    if metric == "precision":
+        return int(is_hit), is_predicted
+    if metric == "recall":
+        return int(is_hit), is_target
+    return int(predicted == target), 1
 
 
 def choose_rank(
-    scored: Mapping[int, RowScores], metric: str = "loss", *, seed: int = 0, of: int = 0
+    scores: Mapping[int, RowScores], metric: str = "loss", *, seed: int = 0, held_out: int = 0
 ) -> Choice:
-    """Return the curve, and the smallest rank whose metric is within one standard error of the best
-    one's.
+    """Return the curve, and the smallest rank within one standard error of the best rank's metric.
 
-    The rows are drawn anew, with replacement, the same for all ranks: so each metric gets its
-        interval, and the difference
-    of two ranks gets its own, which is narrower because both saw the same rows.
+    The rows are resampled with replacement, with the same draws for all ranks. So each metric has
+    its interval, and the difference of two ranks has one that is narrower, because both ranks saw
+    the same rows.
 
-    With `of` the rows must show it: the error is that of all these rows, so measuring on few of
-    them allows no more, and the whole interval of the difference must lie within it. Whether a row
-    is right is too coarse for that: of a metric of classes the value itself must be within the
-        error, and the interval of the difference in loss within that of the loss.
+    With `held_out` the rows have to prove it, which is stricter. The allowed error is that of all
+    held-out rows, so that scoring fewer of them allows no more; and the whole interval of the
+    difference has to lie within it. Whether a class is right is too coarse for that: of a metric of
+    classes the value itself has to lie within the error, and the interval of the difference in loss
+    within the error of the loss.
 
     Args:
-        scored: by rank, each on the same rows.
-        metric: its name; of "accuracy" more is better.
-        seed: of the draws.
-        of: held-out rows that there are, if what was cut is judged and not what was trained at each
-            rank.
+        scores: scores by rank, of the same rows.
+        metric: name of the metric.
+        seed: seed of the draws.
+        held_out: number of all held-out rows, if adapters were cut and not trained at each rank.
 
     Raises:
         DataError: fewer than two rows: they have no spread.
@@ -167,63 +200,93 @@ def choose_rank(
 
     >>> import numpy as np
     >>> rows = np.linspace(1.0, 3.0, 50)
-    >>> told = choose_rank({r: RowScores(rows + gap, np.ones(50)) for r, gap in ((1, 0.5), (2, 0.01), (4, 0.0))})
-    >>> told.rank, told.best
+    >>> gaps = {1: 0.5, 2: 0.01, 4: 0.0}
+    >>> choice = choose_rank({r: RowScores(rows + gap, np.ones(50)) for r, gap in gaps.items()})
+    >>> choice.rank, choice.best
     (2, 4)
     """
-    ranks = sorted(scored)
-    rows = len(scored[ranks[0]].totals)
+    ranks = sorted(scores)
+    rows = len(scores[ranks[0]].totals)
     if rows < 2:
         raise DataError(
             f"Only {rows} row is held out: it has no spread, so no two ranks can be told apart.",
             advice="Give --eval-data, or a larger --eval-fraction.",
         )
-    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
-    draws = (
-        np.random.default_rng(seed)
-        .multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
-        .astype(float)
-    )
-    drawn = {r: ratio(draws @ s.totals, draws @ s.counts) for r, s in scored.items()}
-    best = min(ranks, key=lambda r: (sign * scored[r].metric, r))
-    points = []
-    for r in ranks:
-        gap = sign * (drawn[r] - drawn[best])
-        behind = sign * (scored[r].metric - scored[best].metric)
-        points.append(
-            Point(
-                r,
-                scored[r].metric,
-                *_middle(drawn[r]),
-                float(drawn[r].std(ddof=1)),
-                behind,
-                *_middle(gap),
-            )
-        )
-    error = next(p.error for p in points if p.rank == best)
-    enough = {p.rank for p in points if p.behind <= error}
-    if of and metric in HIGHER_IS_BETTER:
-        losses = {r: RowScores(s.losses, np.ones(rows)) for r, s in scored.items()}
-        enough &= _shown(choose_rank(losses, seed=seed).points, (rows / of) ** 0.5)
-    elif of:
-        enough &= _shown(points, (rows / of) ** 0.5)
-    rank = min(enough, default=best)
-    reason = _reason(points, rank, best, metric, rows, of)
-    if rank == best == ranks[-1] and len(ranks) > 1:
+    points = _make_points(scores, metric, seed)
+    best = _point_of(points, _best_rank(scores, metric))
+    enough = {point.rank for point in points if point.behind <= best.error}
+    if held_out:
+        proving = points
+        if metric in CLASS_METRICS:
+            proving = _make_points(_losses_alone(scores), "loss", seed)
+        enough &= _proven_ranks(proving, math.sqrt(rows / held_out))
+    rank = min(enough, default=best.rank)
+    reason = _reason(points, rank, best, metric, rows, held_out)
+    if rank == best.rank == ranks[-1] and len(ranks) > 1:
         reason += f" Rank {rank} is the highest that was tried: a higher one may be better still."
-    return Choice(tuple(points), rank, best, reason)
+    return Choice(tuple(points), rank, best.rank, reason)
 
 
-def _shown(points: Sequence[Point], share: float) -> set[int]:
-    """Return the ranks whose whole interval of the difference from the best lies within the best
-    one's error, scaled.
-    """
-    error = next(p.error for p in points if p.behind == 0) * share
-    return {p.rank for p in points if p.behind_high <= error}
+def _make_points(scores: Mapping[int, RowScores], metric: str, seed: int) -> list[Point]:
+    """Return the curve by ascending rank."""
+    ranks = sorted(scores)
+    rows = len(scores[ranks[0]].totals)
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS).astype(float)
+    samples = {rank: scores[rank].resample(draws) for rank in scores}
+    sign, best = _sign(metric), _best_rank(scores, metric)
+    points = []
+    for rank in ranks:
+        low, high = _interval(samples[rank])
+        behind_low, behind_high = _interval(sign * (samples[rank] - samples[best]))
+        point = Point(
+            rank,
+            scores[rank].metric,
+            low,
+            high,
+            error=float(samples[rank].std(ddof=1)),
+            behind=sign * (scores[rank].metric - scores[best].metric),
+            behind_low=behind_low,
+            behind_high=behind_high,
+        )
+        points.append(point)
+    return points
+
+
+def _sign(metric: str) -> float:
+    """Return the sign that makes less of a metric better."""
+    return -1.0 if metric in HIGHER_IS_BETTER else 1.0
+
+
+def _best_rank(scores: Mapping[int, RowScores], metric: str) -> int:
+    """Return the rank with the best metric; of equal ones the smallest."""
+    sign = _sign(metric)
+    return min(scores, key=lambda rank: (sign * scores[rank].metric, rank))
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _losses_alone(scores: Mapping[int, RowScores]) -> dict[int, RowScores]:
+    """Return the scores of the mean loss, from those of a metric of classes."""
+    by_rank = {}
+    for rank, of_rank in scores.items():
+        losses = of_rank.totals if of_rank.losses is None else of_rank.losses
+        by_rank[rank] = RowScores(losses, np.ones(len(losses)))
+    return by_rank
+
+
+def _proven_ranks(points: Sequence[Point], share: float) -> set[int]:
+    """Return the ranks whose interval of the difference lies within a share of the best's error."""
+    best = next(point for point in points if point.behind == 0)
+    allowed = best.error * share
+    return {point.rank for point in points if point.behind_high <= allowed}
 
 
 def is_reached(metric: float, goal: float, name: str) -> bool:
-    """Tell whether a metric is as good as was asked for.
+    """Return True if a metric is at least as good as a goal.
 
     >>> is_reached(0.9, 0.8, "accuracy"), is_reached(0.9, 0.8, "loss")
     (True, False)
@@ -231,36 +294,55 @@ def is_reached(metric: float, goal: float, name: str) -> bool:
     return metric >= goal if name in HIGHER_IS_BETTER else metric <= goal
 
 
-def _middle(values: Any) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def _point_of(points: Sequence[Point], rank: int) -> Point:
+    return next(point for point in points if point.rank == rank)
 
 
-def _reason(points: Sequence[Point], rank: int, best: int, metric: str, rows: int, of: int) -> str:
-    at, top = (next(p for p in points if p.rank == r) for r in (rank, best))
-    told = f"Rank {best} has the best {metric}, {top.metric:.4f} with a standard error of {top.error:.4f} on {rows:,} rows"
-    less = [p for p in points if p.rank < rank and p.behind <= top.error]
-    if less and of:
-        told += (
-            f"; rank {less[0].rank} is {less[0].behind:.4f} worse, but these rows do not show it to be within the error "
-            f"of all {of:,}"
-        )
-        if rank == best:
-            return f"{told}, nor any other below {best}."
-        return f"{told}; rank {rank} is the smallest that they do ({at.metric:.4f}, {at.behind:.4f} worse)."
-    if rank == best:
-        lower = [p for p in points if p.rank < rank]
-        return f"{told}; " + (
-            f"rank {lower[-1].rank} is {lower[-1].behind:.4f} worse, which is more than that."
-            if lower
-            else "none is smaller."
-        )
-    told += (
-        f"; rank {rank} is the smallest within that of it ({at.metric:.4f}, {at.behind:.4f} worse)."
+def _reason(
+    points: Sequence[Point], rank: int, best: Point, metric: str, rows: int, held_out: int
+) -> str:
+    """Return the choice of a rank in words."""
+    head = (
+        f"Rank {best.rank} has the best {metric}, {best.metric:.4f} "
+        f"with a standard error of {best.error:.4f} on {rows:,} rows"
     )
-    if at.behind_low > 0 and math.isfinite(at.behind_low):
-        told += (
-            f" On the same rows the difference is real, though: {at.behind_low:.4f} to {at.behind_high:.4f}. "
-            f"If that matters, take rank {best}, or hold out more rows."
-        )
-    return told
+    chosen = _point_of(points, rank)
+    lower = [point for point in points if point.rank < rank]
+    within = [point for point in lower if point.behind <= best.error]
+    if within and held_out:
+        return f"{head}; {_unproven(within[0], chosen, best, held_out)}"
+    if rank != best.rank:
+        return f"{head}; {_smaller_is_enough(chosen, best)}"
+    if not lower:
+        return f"{head}; none is smaller."
+    below = lower[-1]
+    return f"{head}; rank {below.rank} is {below.behind:.4f} worse, which is more than that."
+
+
+def _unproven(unproven: Point, chosen: Point, best: Point, held_out: int) -> str:
+    """Return why a rank within the error was not chosen."""
+    text = (
+        f"rank {unproven.rank} is {unproven.behind:.4f} worse, but these rows do not show it "
+        f"to be within the error of all {held_out:,}"
+    )
+    if chosen.rank == best.rank:
+        return f"{text}, nor any other below {best.rank}."
+    return (
+        f"{text}; rank {chosen.rank} is the smallest that they do "
+        f"({chosen.metric:.4f}, {chosen.behind:.4f} worse)."
+    )
+
+
+def _smaller_is_enough(chosen: Point, best: Point) -> str:
+    """Return why a rank below the best was chosen, and whether the difference is real."""
+    text = (
+        f"rank {chosen.rank} is the smallest within that of it "
+        f"({chosen.metric:.4f}, {chosen.behind:.4f} worse)."
+    )
+    if not (chosen.behind_low > 0 and math.isfinite(chosen.behind_low)):
+        return text
+    return (
+        f"{text} On the same rows the difference is real, though: "
+        f"{chosen.behind_low:.4f} to {chosen.behind_high:.4f}. "
+        f"If that matters, take rank {best.rank}, or hold out more rows."
+    )

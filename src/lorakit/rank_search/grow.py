@@ -1,170 +1,187 @@
-"""From a small rank upward: each rank starts from what the one before learned, until it is enough
-or nothing is left.
-"""
+"""Growing: each rank starts from the adapter of the one before, until the rank is enough."""
 
 import time
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
 from lorakit.adapter import Adapter
+from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterMismatch
-from lorakit.inject.attach import attach, attached, detach
 from lorakit.rank_search.candidate import (
+    Candidate,
     SearchResult,
+    attach_rank,
     check_searchable,
     deciding_metric,
     score_adapter,
+    train_candidate,
 )
 from lorakit.rank_search.config import RankSearchSpec
 from lorakit.rank_search.evidence import choose_rank, is_reached
 from lorakit.train.job import Job
-from lorakit.train.log import METRICS, Log
-from lorakit.train.loop import fit
+from lorakit.train.log import Say
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The rank at which growing ends, and why."""
+
+    rank: int
+    reason: str
 
 
 def extend(small: Adapter, large: Adapter) -> None:
-    """Write what a small adapter does into the first directions of a larger one, whose other
-    directions then do nothing.
+    """Copy a small adapter into a larger one of the same modules; both then do the same.
+
+    The copy takes the first directions of each module; the columns of B of the others become zero.
 
     Args:
-        small: what was learned.
-        large: of the same modules, each of at least the rank; is changed in place, its further rows
-            of A stay.
+        small: the trained adapter, plain low rank.
+        large: an adapter of the same modules, each of at least the rank; changed in place, the
+            further rows of its A stay.
 
     Raises:
         AdapterMismatch: other modules, or a lower rank; nothing is changed.
 
-    >>> from lorakit.deltas.base import LowRank
     >>> from lorakit.spec import Spec
-    >>> small, large = (Adapter(Spec(rank=r), {"": LowRank(torch.ones(r, 3), torch.ones(2, r), alpha=4.0)}) for r in (1, 2))
+    >>> small = Adapter(Spec(rank=1), {"": LowRank(torch.ones(1, 3), torch.ones(2, 1), alpha=4.0)})
+    >>> large = Adapter(Spec(rank=2), {"": LowRank(torch.ones(2, 3), torch.ones(2, 2), alpha=4.0)})
     >>> extend(small, large)
     >>> torch.equal(small.deltas[""].matrix(), large.deltas[""].matrix())
     True
     """
     faults = [
-        f"{name}   is in one of the two alone" for name in small.deltas.keys() ^ large.deltas.keys()
+        f"{name}   is in one of the two alone"
+        for name in sorted(small.deltas.keys() ^ large.deltas.keys())
     ]
-    faults += [
-        f"{name}   has rank {d.rank}, and {large.deltas[name].rank} in the larger one"
-        for name, d in small.deltas.items()
-        if name in large.deltas and large.deltas[name].rank < d.rank
-    ]
+    for name, delta in small.deltas.items():
+        if name in large.deltas and large.deltas[name].rank < delta.rank:
+            larger = large.deltas[name].rank
+            faults.append(f"{name}   has rank {delta.rank}, and {larger} in the larger one")
     if faults:
         raise AdapterMismatch(
-            "These two are no smaller and larger one.", faults, "Nothing was changed."
+            "The second adapter is not a larger one of the same modules.",
+            faults,
+            "Nothing was changed.",
         )
     with torch.no_grad():
         for name, delta in small.deltas.items():
-            if isinstance(delta, TiedLowRank):  # its factors are those of another
-                continue
-            to: Any = large.deltas[name]
-            own: Any = delta
-            to.B.zero_()
-            to.A[..., : delta.rank, :] = own.A
-            to.B[..., : delta.rank] = own.B * (own.scale / to.scale)
+            _copy_delta(delta, large.deltas[name])
         for path, parameter in small.full_parameters.items():
             large.full_parameters[path].copy_(parameter)
 
 
-def grow(
-    job: Job, asked: RankSearchSpec, say: Callable[[str], None] = lambda text: None
-) -> SearchResult:
-    """Train the smallest rank, then the next from where it ended, until it is good enough, stops
-    helping, or steps run out.
+def _copy_delta(small: Delta, large: Delta) -> None:
+    if isinstance(small, TiedLowRank):  # Its factors are those of the embedding.
+        return
+    if not isinstance(small, LowRank) or not isinstance(large, LowRank):
+        # Rows of tokens have no rank: all of them are copied.
+        large.load_state_dict(small.state_dict())
+        return
+    rank = small.rank
+    large.B.zero_()
+    large.A[..., :rank, :] = small.A
+    large.B[..., :rank] = small.B * (small.scale / large.scale)
 
-    The steps of the run are shared evenly by the ranks that may be tried, so that trying all of
-    them takes no more steps than one run. A rank that is better than the one before by no more than
-    one standard error ends it: the one before was enough. Growing cannot tell a gain from more rank
-        from one from more steps, so it rather goes too far than stops short.
+
+def grow(job: Job, search: RankSearchSpec, say: Say = lambda message: None) -> SearchResult:
+    """Train the smallest rank, then the next from there, until a rank is enough.
+
+    Growing ends at a metric that is good enough, at a rank that is better than the one before by no
+    more than one standard error (the one before was enough), or at the highest rank. The steps of
+    the run are divided evenly among the ranks, so that all of them together take no more steps than
+    one run. Growing cannot tell a gain by more rank from a gain by more steps: it rather ends too
+    late than too early.
 
     Args:
-        job: with an adapter of the smallest rank attached.
-        asked: the ranks, and what is good enough.
-        say: called with a line a rank.
+        job: a job with an adapter of the smallest rank attached.
+        search: the ranks, the metric, and the value that is good enough.
+        say: called with a message for each rank.
 
     Raises:
-        SpecError: a metric that the task has not.
-        DataError: nothing, or one row, is held out.
+        SpecError: a metric that the task does not have.
+        DataError: fewer than two rows are held out.
         TrainingError: of a run.
     """
-    metric, spec = deciding_metric(asked.metric, job), job.adapter.spec
-    check_searchable(job, spec)
-    steps = max(1, job.steps // len(asked.ranks))
-    begun, adapter, found = time.perf_counter(), job.adapter, {}
-    made: dict[int, Adapter] = {}
-    why = f"The highest rank, {asked.rank}, was reached while it still helped."
-    for rank in asked.ranks:
-        if made:
-            adapter = _next(job, made[max(made)], rank)
-        folder = job.output / f"rank-{rank}"
-        folder.mkdir(parents=True, exist_ok=True)
+    metric = deciding_metric(search.metric, job)
+    check_searchable(job, job.adapter.spec)
+    steps = max(1, job.steps // len(search.ranks))
+    begun = time.perf_counter()
+    candidates: dict[int, Candidate] = {}
+    stop = Stop(search.rank, f"The highest rank, {search.rank}, was reached while it still helped.")
+    adapter = job.adapter
+    for rank in search.ranks:
+        if candidates:
+            adapter = _grow_adapter(job, adapter, rank)
         settings = replace(
             job.settings,
             steps=steps,
             final="last",
             checkpoint_every=steps,
-            seed=job.settings.seed + len(made),
+            seed=job.settings.seed + len(candidates),
         )
-        fit(
-            replace(job, adapter=adapter, held_out=(), settings=settings, output=folder),
-            lambda start, to=folder: Log(to / METRICS, start, steps),
-        )
-        made[rank], found[rank] = adapter, score_adapter(job, adapter, job.held_out, metric)
-        say(f"rank {rank}: {metric} {found[rank].metric:.4f}")
-        if asked.good_enough is not None and is_reached(
-            found[rank].metric, asked.good_enough, metric
-        ):
-            why = f"Rank {rank} reached what was asked, {metric} {asked.good_enough:g}."
-            return _found(job, made, found, metric, rank, why, begun, steps)
-        if len(made) > 1:
-            before = sorted(made)[-2]
-            pair = choose_rank(
-                {r: found[r] for r in (before, rank)}, metric, seed=job.settings.seed
-            )
-            if pair.rank == before:
-                error = pair.at(pair.best).error
-                why = (
-                    f"Rank {rank} is no better than rank {before} by more than one standard error, {error:.4f}: {metric} "
-                    f"{found[before].metric:.4f}, then {found[rank].metric:.4f}."
-                )
-                return _found(job, made, found, metric, before, why, begun, steps)
-    return _found(job, made, found, metric, asked.rank, why, begun, steps)
+        train_candidate(job, adapter, f"rank-{rank}", settings)
+        scores = score_adapter(job, adapter, job.held_out, metric)
+        candidates[rank] = Candidate(adapter, scores)
+        say(f"rank {rank}: {metric} {scores.metric:.4f}")
+        end = _find_end(candidates, search.good_enough, metric, job.settings.seed)
+        if end:
+            stop = end
+            break
+    return _make_result(job, candidates, metric, stop, steps, begun)
 
 
-def _next(job: Job, small: Adapter, rank: int) -> Adapter:
-    """Return a larger adapter on the model, that does what the small one did."""
-    if attached(job.model):
-        detach(job.model)
-    spec = replace(small.spec, rank=rank)
-    large = attach(job.model, spec, seed=job.settings.seed)
-    large.provenance |= small.provenance
+def _grow_adapter(job: Job, small: Adapter, rank: int) -> Adapter:
+    """Attach a larger adapter that does the same as the small one."""
+    large = attach_rank(job, small, rank)
     extend(small, large)
     return large
 
 
-def _found(
+def _find_end(
+    candidates: Mapping[int, Candidate], good_enough: float | None, metric: str, seed: int
+) -> Stop | None:
+    """Return the end of growing after the last candidate, or None to go on."""
+    rank = max(candidates)
+    scores = candidates[rank].scores
+    if good_enough is not None and is_reached(scores.metric, good_enough, metric):
+        return Stop(rank, f"Rank {rank} reached what was asked, {metric} {good_enough:g}.")
+    if len(candidates) < 2:
+        return None
+    before = sorted(candidates)[-2]
+    earlier = candidates[before].scores
+    pair = choose_rank({before: earlier, rank: scores}, metric, seed=seed)
+    if pair.rank != before:
+        return None
+    error = pair.at(pair.best).error
+    return Stop(
+        before,
+        f"Rank {rank} is no better than rank {before} by more than one standard error, "
+        f"{error:.4f}: {metric} {earlier.metric:.4f}, then {scores.metric:.4f}.",
+    )
+
+
+def _make_result(
     job: Job,
-    made: dict[int, Adapter],
-    scored: dict[int, Any],
+    candidates: Mapping[int, Candidate],
     metric: str,
-    rank: int,
-    why: str,
-    begun: float,
+    stop: Stop,
     steps: int,
+    begun: float,
 ) -> SearchResult:
-    choice = replace(choose_rank(scored, metric, seed=job.settings.seed), rank=rank, reason=why)
-    extra = {
-        r: {"parameters": adapter.parameters_count, "metrics": scored[r].metrics}
-        for r, adapter in made.items()
-    }
-    facts = {
-        "extra": extra,
-        "steps": steps * len(made),
-        "steps_a_rank": steps,
-        "seconds": round(time.perf_counter() - begun, 3),
-    }
-    return SearchResult(choice, made[rank], metric, facts)
+    scores = {rank: candidate.scores for rank, candidate in candidates.items()}
+    choice = choose_rank(scores, metric, seed=job.settings.seed)
+    return SearchResult(
+        replace(choice, rank=stop.rank, reason=stop.reason),
+        candidates[stop.rank].adapter,
+        metric,
+        {rank: candidate.details() for rank, candidate in candidates.items()},
+        {
+            "steps": steps * len(candidates),
+            "steps_a_rank": steps,
+            "seconds": round(time.perf_counter() - begun, 3),
+        },
+    )

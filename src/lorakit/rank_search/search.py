@@ -1,14 +1,13 @@
-"""`lorakit rank`: everything is checked, a rank is looked for in the way that was asked, and what
-was found is written.
-"""
+"""`lorakit rank`: check the request, search for a rank in one of the ways, write the result."""
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor, nn
 
 from lorakit import plots
 from lorakit.adapter import Adapter
@@ -17,6 +16,7 @@ from lorakit.data.encode import infer_task, list_labels
 from lorakit.data.rows import read_rows
 from lorakit.errors import OutputError, SpecError
 from lorakit.evaluate.score import evaluate
+from lorakit.files import write_json
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import find_places
 from lorakit.inject.targets import select
@@ -31,209 +31,214 @@ from lorakit.rank_search.config import TRAINING, RankSearchSpec
 from lorakit.rank_search.evidence import HIGHER_IS_BETTER
 from lorakit.rank_search.grid import search_grid
 from lorakit.rank_search.grow import grow
+from lorakit.rank_search.report import (
+    AdviceReport,
+    CurvePoint,
+    SearchReport,
+    ThresholdReport,
+    draw_curve,
+)
 from lorakit.rank_search.threshold import suggest_ranks
 from lorakit.rank_search.truncate import truncate
 from lorakit.spec import Spec
 from lorakit.text import plural
 from lorakit.train.config import TrainSpec
-from lorakit.train.prepare import prepare_run
+from lorakit.train.log import Say
+from lorakit.train.prepare import PreparedRun, prepare_run
 from lorakit.train.report import peak_memory, versions
 
 REPORT, RUN = "rank.json", "run"
-BEGINS, FINDS = "a search for a rank begins a run", "ranks by layer are what the search finds"
-UNUSED = {
-    "resume": BEGINS,
-    "overwrite": BEGINS,
-    "ranks": FINDS,
-    "rank_budget": FINDS,
-}  # of a run, not of a search
+NEW_RUN, BY_LAYER = "a search starts a new run", "the search itself finds ranks by layer"
+# Settings of a run that a search does not take, and why.
+UNUSED = {"resume": NEW_RUN, "overwrite": NEW_RUN, "ranks": BY_LAYER, "rank_budget": BY_LAYER}
+SEARCHES = {"truncate": truncate, "grid": search_grid, "grow": grow}
+BASE_BYTES = {"float32": 4, "auto": 4}  # of a value of the base, by dtype; others have 2
 
 
 def search_rank(
     values: Mapping[str, Any],
     spec: Spec,
-    asked: RankSearchSpec,
-    say: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Look for a rank, and return what `rank --json` prints.
+    search: RankSearchSpec,
+    say: Say = lambda message: None,
+) -> SearchReport | ThresholdReport | AdviceReport:
+    """Search for a rank, and return the report that `rank --json` prints.
 
     Args:
-        values: fields of TrainSpec; without `output` nothing is kept but what is returned.
-        spec: of the adapter; its rank is not used, that of `asked` is.
-        asked: how it is looked for.
-        say: called with each line that a person would want to read.
+        values: fields of TrainSpec; without `output` nothing is kept but the report.
+        spec: spec of the adapter; its rank is not used, that of `search` is.
+        search: settings of the search.
+        say: called with each message for the user.
 
     Raises:
-        LorakitError: anything that cannot be done as asked, before a step is taken; TrainingError
-            while running.
+        LorakitError: a request that cannot be met, before the first step; TrainingError while
+            running.
     """
-    needed = ("model", "data") if asked.way in (*TRAINING, "advice") else ("model",)
+    check_request(values, spec, search)
+    if search.plot:
+        plots.check(search.plot)
+    if search.way == "threshold":
+        return search_by_threshold(str(values["model"]), spec, search)
+    if search.way == "advice":
+        return search_by_advice(TrainSpec(**{**values, "output": "not written"}), spec)
+    output = _new_folder(values.get("output"))
+    with _working_folder(output) as folder:
+        settings = TrainSpec(**{**values, "output": str(folder / RUN)})
+        return _search_by_training(settings, spec, search, output, say)
+
+
+def check_request(values: Mapping[str, Any], spec: Spec, search: RankSearchSpec) -> None:
+    """Check that the settings of run, adapter and search go together.
+
+    Raises:
+        SpecError: settings that are missing, or that a search does not take; all are named.
+    """
+    needed = ["model"] if search.way == "threshold" else ["model", "data"]
     faults = [f"{name}: is needed" for name in needed if not values.get(name)]
     faults += [f"{name}: {why}" for name, why in UNUSED.items() if values.get(name)]
     faults += [
-        f"overrides[{pattern!r}].rank: {FINDS}"
-        for pattern, found in spec.overrides.items()
-        if "rank" in found
+        f"overrides[{pattern!r}].rank: {BY_LAYER}"
+        for pattern, change in spec.overrides.items()
+        if "rank" in change
     ]
-    if asked.way not in TRAINING and values.get("output"):
-        faults.append(f"output: --way {asked.way} makes no adapter, so there is nothing to write")
+    if search.way not in TRAINING and values.get("output"):
+        faults.append(f"output: --way {search.way} makes no adapter, so there is nothing to write")
     if faults:
         raise SpecError(
-            f"{plural(len(faults), 'fault')} in what is asked.", faults, "Nothing was started."
+            f"{plural(len(faults), 'fault')} in the request.", faults, "Nothing was started."
         )
-    if asked.plot:
-        plots.check(asked.plot)
-    if asked.way == "threshold":
-        return {"way": asked.way, **threshold(str(values["model"]), spec, asked)}
-    if asked.way == "advice":
-        settings = TrainSpec(**{**values, "output": "not written"})
-        return {"way": asked.way, **advice(settings, spec)}
-    output = _fresh(values.get("output"))
-    with _place(output) as folder:
-        settings = TrainSpec(**{**values, "output": str(folder / RUN)})
-        report = _trained(settings, spec, asked, output, say)
+
+
+def _search_by_training(
+    settings: TrainSpec,
+    spec: Spec,
+    search: RankSearchSpec,
+    output: Path | None,
+    say: Say,
+) -> SearchReport:
+    """Prepare a run, search with it, and write the adapter and the report."""
+    first = search.rank if search.way == "truncate" else search.ranks[0]
+    prepared = prepare_run(settings, replace(spec, rank=first), say)
+    job = prepared.job
+    check_searchable(job, job.adapter.spec, needs_plain=search.way != "grid")
+    metric = deciding_metric(search.metric, job)
+    Path(settings.output).mkdir(parents=True, exist_ok=True)
+    before = evaluate(
+        job.model,
+        job.eval_examples,
+        job.task,
+        pad=job.pad,
+        batch_size=settings.eval_batch_size,
+        classes=job.classes,
+    ).metrics
+    result = SEARCHES[search.way](job, search, say)
+    report = _make_report(search, prepared, result, before.get(metric), output)
+    if output:
+        _write(result, report, output)
+    if search.plot:
+        plots.save(draw_curve(report), search.plot)
+        report["plot"] = search.plot
     return report
 
 
-def _trained(
-    settings: TrainSpec,
-    spec: Spec,
-    asked: RankSearchSpec,
+def _make_report(
+    search: RankSearchSpec,
+    prepared: PreparedRun,
+    result: SearchResult,
+    before: float | None,
     output: Path | None,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    first = asked.rank if asked.way == "truncate" else asked.ranks[0]
-    ready = prepare_run(settings, replace(spec, rank=first), say)
-    job = ready.job
-    check_searchable(job, job.adapter.spec, plain=asked.way != "grid")
-    metric = deciding_metric(asked.metric, job)
-    Path(settings.output).mkdir(parents=True, exist_ok=True)
-    score: dict[str, Any] = {
-        "pad": job.pad,
-        "batch_size": settings.eval_batch_size,
-        "classes": job.classes,
-    }
-    before = evaluate(job.model, job.eval_examples, job.task, **score).metrics
-    found = {"truncate": truncate, "grid": search_grid, "grow": grow}[asked.way](job, asked, say)
-    extra = found.facts.pop("extra")
-    curve = [{**asdict(point), **extra[point.rank]} for point in found.choice.points]
-    facts = {
-        key: ready.facts[key]
-        for key in ("model", "task", "rows", "rows_held_out", "lr", "base_fingerprint", "data_hash")
-    }
-    report = {
-        "way": asked.way,
+) -> SearchReport:
+    settings, facts = prepared.job.settings, prepared.facts
+    curve: list[CurvePoint] = [
+        {**point.to_dict(), **result.details[point.rank]} for point in result.choice.points
+    ]
+    return {
+        "way": search.way,
         "curve": curve,
-        "recommended_rank": found.choice.rank,
-        "reason": found.choice.reason,
-        "metric_name": metric,
-        "higher_is_better": metric in HIGHER_IS_BETTER,
-        "best_rank": found.choice.best,
-        "before": before.get(metric),
-        "ranks": {name: delta.rank for name, delta in found.adapter.deltas.items()},
-        "trainable_parameters": found.adapter.parameters_count,
-        **found.facts,
-        **facts,
+        "recommended_rank": result.choice.rank,
+        "reason": result.choice.reason,
+        "metric_name": result.metric,
+        "higher_is_better": result.metric in HIGHER_IS_BETTER,
+        "best_rank": result.choice.best,
+        "before": before,
+        "ranks": {name: delta.rank for name, delta in result.adapter.deltas.items()},
+        "trainable_parameters": result.adapter.parameters_count,
+        **result.facts,
+        "model": facts["model"],
+        "task": facts["task"],
+        "rows": facts["rows"],
+        "rows_held_out": facts["rows_held_out"],
+        "lr": facts["lr"],
+        "base_fingerprint": facts["base_fingerprint"],
+        "data_hash": facts["data_hash"],
         "seed": settings.seed,
-        "spec": found.adapter.spec.to_dict(),
+        "spec": result.adapter.spec.to_dict(),
         "settings": settings.to_dict(),
         "peak_memory_bytes": peak_memory(),
         "versions": versions(),
         "output": str(output) if output else None,
     }
-    if output:
-        _write(found, report, output)
-    if asked.plot:
-        plots.save(picture(report), asked.plot)
-        report["plot"] = asked.plot
-    return report
 
 
-def picture(report: Mapping[str, Any]) -> Any:
-    """Return the curve of a report as one figure.
-
-    Raises:
-        MissingExtra: matplotlib is not installed.
-    """
-    name, curve = report["metric_name"], report["curve"]
-    lines = {
-        "held out, with its 95 % interval": [
-            (p["rank"], p["metric"], p["low"], p["high"]) for p in curve
-        ]
+def _write(result: SearchResult, report: SearchReport, output: Path) -> None:
+    """Write the adapter, and the report with the size of the files before it."""
+    facts = {
+        "data_hash": report["data_hash"],
+        "seed": report["seed"],
+        "versions": report["versions"],
+        "recommended_rank": report["recommended_rank"],
+        "reason": report["reason"],
     }
-    if "train" in curve[0]:
-        lines["rows trained on"] = [(p["rank"], p["train"], p["train"], p["train"]) for p in curve]
-    drawn = plots.figure(7, 4.5)
-    ax = drawn.subplots()
-    rank, better = report["recommended_rank"], "more" if report["higher_is_better"] else "less"
-    title = (
-        f"Rank {rank} is enough"
-        if rank < curve[-1]["rank"]
-        else f"Rank {rank}, the highest tried, is the best"
-    )
-    plots.curves(
-        ax,
-        lines,
-        title=f"{title} (dotted)",
-        x="rank",
-        y=f"{name} ({better} is better)",
-        powers=True,
-    )
-    ax.axvline(rank, color="0.4", linestyle=":", linewidth=2, zorder=0)
-    return drawn
+    for key, value in facts.items():
+        result.adapter.provenance.setdefault(key, value)
+    result.adapter.save(output)
+    report["bytes"] = sum(path.stat().st_size for path in output.iterdir() if path.is_file())
+    write_json(output / REPORT, report)
 
 
-def _write(found: SearchResult, report: dict[str, Any], output: Path) -> None:
-    keep = {
-        key: report[key] for key in ("data_hash", "seed", "versions", "recommended_rank", "reason")
-    }
-    found.adapter.provenance |= {
-        key: value for key, value in keep.items() if key not in found.adapter.provenance
-    }
-    found.adapter.save(output)
-    report["bytes"] = sum(p.stat().st_size for p in output.iterdir() if p.is_file())
-    (output / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+def search_by_threshold(model: str, spec: Spec, search: RankSearchSpec) -> ThresholdReport:
+    """Return the ranks that a threshold on singular values suggests.
 
-
-def threshold(model: str, spec: Spec, asked: RankSearchSpec) -> dict[str, Any]:
-    """Return what a threshold on singular values suggests for a model, and for what an adapter
-    changed in it.
+    With an adapter they are those of its changes; without, of the matrices of the model alone.
 
     Raises:
         SpecError: an adapter whose change is no product of factors.
         LorakitError: a model or an adapter that cannot be read, or that do not fit.
     """
-    adapter = Adapter.load(asked.adapter) if asked.adapter else None
-    base = load(
-        model,
-        "causal-lm" if adapter is None else adapter.provenance.get("task", "causal-lm"),
-        labels=list((adapter.provenance.get("labels") if adapter else None) or ()),
-        dtype="float32",
-    ).model
-    known = find_places(base, spec.parts if adapter is None else adapter.spec.parts)
-    chosen = (
-        select(base, spec.targets, spec.exclude, parts=spec.parts)
-        if adapter is None
-        else {name: known[name] for name in adapter.deltas if name in known}
-    )
-    changes = {}
-    for name, delta in (adapter.deltas if adapter else {}).items():
-        W = known[name].site.read(known[name].layer) if name in known else None
-        changes[name] = singular_values(*factors_of(name, delta, None if is_plain(delta) else W))
-    matrices = {name: place.site.read(place.layer) for name, place in chosen.items()}
-    flat = {name: W for name, W in matrices.items() if W.ndim == 2}
+    adapter = Adapter.load(search.adapter) if search.adapter else None
+    base = _load_base(model, adapter)
+    changes: dict[str, Tensor] = {}
+    if adapter is None:
+        places = select(base, spec.targets, spec.exclude, parts=spec.parts)
+    else:
+        known = find_places(base, adapter.spec.parts)
+        places = {name: known[name] for name in adapter.deltas if name in known}
+    matrices = {name: place.site.read(place.layer) for name, place in places.items()}
+    if adapter is not None:
+        for name, delta in adapter.deltas.items():
+            M = None if is_plain(delta) else matrices.get(name)
+            changes[name] = singular_values(*factors_of(name, delta, M))
+    flat = {name: M for name, M in matrices.items() if M.ndim == 2}
     return {
-        **suggest_ranks(flat, changes, asked.threshold, asked.energy),
-        "threshold": asked.threshold,
-        "energy": asked.energy,
+        "way": search.way,
+        **suggest_ranks(flat, changes, search.threshold, search.energy),
+        "threshold": search.threshold,
+        "energy": search.energy,
         "model": model,
-        "adapter": asked.adapter,
+        "adapter": search.adapter,
     }
 
 
-def advice(settings: TrainSpec, spec: Spec) -> dict[str, Any]:
-    """Return a rank to begin with, from shapes, rows and this machine's memory; no weights are
-    loaded.
+def _load_base(model: str, adapter: Adapter | None) -> nn.Module:
+    """Return the model, with the head of the adapter's task."""
+    task, labels = "causal-lm", None
+    if adapter is not None:
+        task = adapter.provenance.get("task", "causal-lm")
+        labels = adapter.provenance.get("labels")
+    return load(model, task, labels=list(labels or ()), dtype="float32").model
+
+
+def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
+    """Return a rank to begin with, from shapes, rows and memory; no weights are loaded.
 
     Raises:
         LorakitError: data or a model that cannot be read.
@@ -243,25 +248,21 @@ def advice(settings: TrainSpec, spec: Spec) -> dict[str, Any]:
     labels = list_labels(rows) if task == "classify" else []
     base = load_meta_model(settings.model, task, labels=len(labels) or 2)
     examples = tokenise_rows(base, rows, settings.max_length, labels, settings.loss_on)
-    chosen = select(
-        base.model,
-        spec.targets,
-        spec.exclude,
-        without=tuple(find_full_modules(base.model, base.new_modules)),
-    )
-    bytes_of = {"float32": 4, "auto": 4}.get(settings.base_dtype, 2)
-    free = this_machine(cpu=settings.device == "cpu").usable - bytes_of * sum(
-        p.numel() for p in base.model.parameters()
-    )
-    told = advise(
+    new_modules = tuple(find_full_modules(base.model, base.new_modules))
+    places = select(base.model, spec.targets, spec.exclude, without=new_modules)
+    values = sum(parameter.numel() for parameter in base.model.parameters())
+    machine = this_machine(cpu=settings.device == "cpu")
+    free = machine.usable - BASE_BYTES.get(settings.base_dtype, 2) * values
+    advice = advise(
         task,
         len(rows),
-        [place.shape for place in chosen.values()],
-        tokens=sum(e.trained for e in examples),
+        [place.shape for place in places.values()],
+        tokens=sum(example.trained for example in examples),
         memory=max(0, free // 2),
     )
     return {
-        **told.to_dict(),
+        "way": "advice",
+        **advice.to_dict(),
         "task": task,
         "rows": len(rows),
         "model": settings.model,
@@ -269,21 +270,28 @@ def advice(settings: TrainSpec, spec: Spec) -> dict[str, Any]:
     }
 
 
-def _fresh(output: Any) -> Path | None:
+def _new_folder(output: str | None) -> Path | None:
+    """Return the folder to write to, or None.
+
+    Raises:
+        OutputError: a file, or a folder that is not empty.
+    """
     if not output:
         return None
     path = Path(output)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(
-            f"{path} {'is not empty' if path.is_dir() else 'is a file'}.",
-            advice="Name a new folder. Nothing was started.",
-        )
+    fault = ""
+    if path.is_dir():
+        fault = "is not empty" if any(path.iterdir()) else ""
+    elif path.exists():
+        fault = "is a file"
+    if fault:
+        raise OutputError(f"{path} {fault}.", advice="Name a new folder. Nothing was started.")
     return path
 
 
 @contextmanager
-def _place(output: Path | None) -> Iterator[Path]:
-    """Yield where the run may write: the output, or a folder that goes away."""
+def _working_folder(output: Path | None) -> Iterator[Path]:
+    """Yield the folder that the run writes to: the output, or a temporary one."""
     if output:
         yield output
         return

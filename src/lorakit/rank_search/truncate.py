@@ -1,16 +1,23 @@
-"""One run at a high rank, cut to every lower one: each cut is the best of its rank, trains on a
-little, and is measured.
+"""Truncation: one run at a high rank, cut to every lower rank by its singular values.
+
+Each cut is the best adapter of its rank; it trains for a few more steps and is scored.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from lorakit.adapter import Adapter
+from lorakit.algebra.outcome import Outcome
 from lorakit.algebra.truncation import resize
 from lorakit.data.encode import Example
 from lorakit.errors import SpecError
 from lorakit.rank_search.candidate import (
+    ByModule,
+    Candidate,
+    RankDetails,
+    SearchFacts,
     SearchResult,
     check_searchable,
     continue_training,
@@ -18,131 +25,227 @@ from lorakit.rank_search.candidate import (
     score_adapter,
 )
 from lorakit.rank_search.config import RankSearchSpec
-from lorakit.rank_search.evidence import (
-    choose_rank,
-)
+from lorakit.rank_search.evidence import RowScores, choose_rank
 from lorakit.text import plural
 from lorakit.train.job import Job
-from lorakit.train.log import METRICS, Log
+from lorakit.train.log import METRICS, Log, Say
 from lorakit.train.loop import fit
+from lorakit.train.progress import Progress
 
-LOOKING = 0.12  # of the run: what all measuring may cost, told by tokens
-FORWARD = 0.45  # of a step: what measuring a token costs
-SEEN = 0.2  # of what is measured: rows that were trained on
-LEAST = 30  # held-out examples that are measured on at least, if there are so many
-GENTLE = 0.5  # of the run's learning rate: where what was cut trains on
+SCORING_SHARE = 0.12  # cost of all scoring, as a share of that of the run, counted in tokens
+FORWARD_COST = 0.45  # cost of scoring a token, as a share of that of a training step
+TRAINED_SHARE = 0.2  # share of the scored tokens that is of rows trained on
+LEAST_EXAMPLES = 30  # held-out examples that are scored at least, if there are so many
+LR_SHARE = 0.5  # learning rate after cutting, as a share of the run's
 
 
-def truncate(
-    job: Job, asked: RankSearchSpec, say: Callable[[str], None] = lambda text: None
-) -> SearchResult:
-    """Train once at the highest rank, cut, let each cut train on a little, measure all, and take
-    the smallest that is enough.
+@dataclass(frozen=True)
+class Cut(Candidate):
+    """An adapter cut to a rank.
 
-    Beside the cut of one rank for all modules there is one of the same number of parameters, with
-    ranks by module; of the two the better on the held-out rows is given back.
+    Attributes:
+        energy: share of the squared norm of the full change that the cut kept.
+        train_metric: metric on rows that were trained on.
+    """
+
+    energy: float
+    train_metric: float
+
+    def details(self) -> RankDetails:
+        return {
+            "train": self.train_metric,
+            "parameters": self.adapter.parameters_count,
+            "energy": self.energy,
+            "metrics": self.scores.metrics,
+        }
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The examples that every cut is scored on, and the steps that it trains on before.
+
+    Attributes:
+        metric: name of the metric.
+        held_out: held-out examples.
+        trained: examples that were trained on.
+        steps: optimizer steps of each cut.
+    """
+
+    metric: str
+    held_out: Sequence[Example]
+    trained: Sequence[Example]
+    steps: int
+
+    def score(self, job: Job, adapter: Adapter) -> RowScores:
+        """Return the scores of an adapter on the held-out examples."""
+        return score_adapter(job, adapter, self.held_out, self.metric)
+
+
+def truncate(job: Job, search: RankSearchSpec, say: Say = lambda message: None) -> SearchResult:
+    """Train at the highest rank, cut to the lower ones, and choose the smallest that is enough.
+
+    Each cut trains for a few steps and is then scored on held-out rows. Beside the cut with one
+    rank for all modules there is one with ranks by module and the same number of parameters; the
+    better of the two on the held-out rows is returned.
 
     Args:
-        job: with the adapter of the highest rank attached; what it writes goes to its output
-            folder.
-        asked: which ranks, which metric, how much each may train on.
-        say: called with lines for people.
+        job: a job with the adapter of the highest rank attached; all files go to its output.
+        search: the ranks, the metric, and how long each cut trains.
+        say: called with messages for the user.
 
     Raises:
-        SpecError: a metric that the task has not, or no rank below that of the adapter.
-        DataError: nothing, or one row, is held out.
-        TrainingError: of the run.
+        SpecError: a metric that the task does not have, or no rank below that of the adapter.
+        DataError: fewer than two rows are held out.
+        TrainingError: of a run.
     """
-    metric, full = deciding_metric(asked.metric, job), job.adapter
+    metric, full = deciding_metric(search.metric, job), job.adapter
     check_searchable(job, full.spec)
-    lower = [r for r in asked.ranks if r < max((d.rank for d in full.deltas.values()), default=0)]
-    if not lower:
-        raise SpecError(
-            f"No rank of {', '.join(map(str, asked.ranks))} is below that of the adapter."
-        )
+    lower = _lower_ranks(search, full)
     begun = time.perf_counter()
-    job.output.mkdir(parents=True, exist_ok=True)
-    at = fit(job, lambda start: Log(job.output / METRICS, start, job.steps))
+    progress = _train_full(job)
     one_run = time.perf_counter() - begun
-    full.save(job.output)
+    scoring = _plan_scoring(job, search, metric, progress.tokens, len(lower))
+    say(_describe(job, search.rank, lower, scoring, one_run))
 
-    allowed = math.inf if asked.all_rows else LOOKING / FORWARD * at.tokens / (len(lower) + 2)
-    held = take_share(job.held_out, allowed * (1 - SEEN))
-    seen = take_share(job.examples, min(allowed, sum(len(e.ids) for e in held)) * SEEN, LEAST // 2)
-    steps = round(asked.refine * job.steps / (len(lower) + 1))
-    say(
-        f"Rank {asked.rank} took {one_run:.1f} s. Now {', '.join(map(str, lower))}: cut"
-        + (f", {plural(steps, 'step')} more each" if steps else "")
-        + f", measured on {len(held):,} of "
-        f"{plural(len(job.held_out), 'held-out sequence')}."
-    )
+    cuts: dict[int, tuple[Adapter, float]] = {}
+    for rank in lower:
+        outcome = resize(full, rank=rank)
+        _refine(job, outcome, scoring, f"rank-{rank}")
+        cuts[rank] = (outcome.adapter, outcome.energy)
+    cuts[search.rank] = (full, 1.0)
+    candidates = _score_cuts(job, cuts, scoring)
+    scores = {rank: cut.scores for rank, cut in candidates.items()}
+    held_out_rows = len({example.row for example in job.held_out})
+    choice = choose_rank(scores, metric, seed=job.settings.seed, held_out=held_out_rows)
 
-    def cut(name: str, size: Mapping[str, int]) -> tuple[Adapter, float]:
-        told = resize(full, rank=size.get("rank"), parameters=size.get("parameters"))
-        small = (
-            continue_training(job, told.adapter, name, steps=steps, lr=GENTLE * job.lr)
-            if steps
-            else told.adapter
-        )
-        return small, told.energy
-
-    made: dict[int, tuple[Adapter, float]] = {r: cut(f"rank-{r}", {"rank": r}) for r in lower}
-    made[max(asked.ranks)] = (full, 1.0)
-    scored = {r: score_adapter(job, adapter, held, metric) for r, (adapter, _) in made.items()}
-    choice = choose_rank(
-        scored, metric, seed=job.settings.seed, of=len({e.row for e in job.held_out})
-    )
-    fit_of = {
-        r: score_adapter(job, adapter, seen, metric).metric for r, (adapter, _) in made.items()
-    }
-    small, facts = made[choice.rank][0], {}
+    adapter = candidates[choice.rank].adapter
+    by_module: ByModule | None = None
     if choice.rank in lower:
-        spread, _ = cut(
-            "by-module",
-            {"parameters": sum(p.numel() for d in small.deltas.values() for p in d.parameters())},
-        )
-        pair = {0: scored[choice.rank], 1: score_adapter(job, spread, held, metric)}
-        better = choose_rank(pair, metric).best == 1
-        facts["by_module"] = {
-            "metric": pair[1].metric,
-            "taken": better,
-            "parameters": spread.parameters_count,
-            "ranks": {name: delta.rank for name, delta in spread.deltas.items()},
-        }
-        small = spread if better else small
+        adapter, by_module = _compare_by_module(job, full, candidates[choice.rank], scoring)
     seconds = time.perf_counter() - begun
-    extra = {
-        r: {
-            "train": fit_of[r],
-            "parameters": adapter.parameters_count,
-            "energy": energy,
-            "metrics": scored[r].metrics,
-        }
-        for r, (adapter, energy) in made.items()
-    }
-    facts |= {
-        "extra": extra,
-        "steps": at.step,
-        "tokens": at.tokens,
-        "refined_steps": steps,
-        "rows_measured": len(held),
+    facts: SearchFacts = {
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "refined_steps": scoring.steps,
+        "rows_measured": len(scoring.held_out),
         "seconds": round(seconds, 3),
         "seconds_of_one_run": round(one_run, 3),
         "cost": round(seconds / one_run, 3),
     }
-    return SearchResult(choice, small, metric, facts)
+    if by_module is not None:
+        facts["by_module"] = by_module
+    details = {rank: cut.details() for rank, cut in candidates.items()}
+    return SearchResult(choice, adapter, metric, details, facts)
 
 
-def take_share(examples: Sequence[Example], tokens: float, least: int = LEAST) -> Sequence[Example]:
-    """Return examples, evenly spread, that have about so many tokens together.
+def _lower_ranks(search: RankSearchSpec, full: Adapter) -> list[int]:
+    highest = max((delta.rank for delta in full.deltas.values()), default=0)
+    lower = [rank for rank in search.ranks if rank < highest]
+    if not lower:
+        ranks = ", ".join(str(rank) for rank in search.ranks)
+        raise SpecError(f"No rank of {ranks} is below that of the adapter.")
+    return lower
 
-    >>> [e.row for e in take_share([Example(ids=[1] * 10, row=i) for i in range(8)], tokens=40, least=1)]
+
+def _train_full(job: Job) -> Progress:
+    """Train at the highest rank, and save the adapter."""
+    job.output.mkdir(parents=True, exist_ok=True)
+    progress = fit(job, lambda start: Log(job.output / METRICS, start, job.steps))
+    job.adapter.save(job.output)
+    return progress
+
+
+def _plan_scoring(job: Job, search: RankSearchSpec, metric: str, tokens: int, cuts: int) -> Scoring:
+    """Choose examples to score whose cost is a small share of that of the run.
+
+    Args:
+        job: the run.
+        search: settings of the search.
+        metric: name of the metric.
+        tokens: tokens that the run trained on.
+        cuts: number of cuts; the full adapter and that by module are scored too.
+    """
+    allowed = math.inf
+    if not search.all_rows:
+        allowed = SCORING_SHARE / FORWARD_COST * tokens / (cuts + 2)
+    held_out = take_share(job.held_out, allowed * (1 - TRAINED_SHARE))
+    scored = sum(len(example.ids) for example in held_out)
+    trained_tokens = min(allowed, scored) * TRAINED_SHARE
+    trained = take_share(job.examples, trained_tokens, LEAST_EXAMPLES // 2)
+    steps = round(search.refine * job.steps / (cuts + 1))
+    return Scoring(metric, held_out, trained, steps)
+
+
+def _describe(job: Job, rank: int, lower: Sequence[int], scoring: Scoring, one_run: float) -> str:
+    """Return the message between the run and the cuts."""
+    ranks = ", ".join(str(rank) for rank in lower)
+    refined = f", {plural(scoring.steps, 'step')} more each" if scoring.steps else ""
+    return (
+        f"Rank {rank} took {one_run:.1f} s. Now {ranks}: cut{refined}, "
+        f"measured on {len(scoring.held_out):,} of "
+        f"{plural(len(job.held_out), 'held-out sequence')}."
+    )
+
+
+def _refine(job: Job, outcome: Outcome, scoring: Scoring, name: str) -> None:
+    """Train a cut adapter for a few steps."""
+    if scoring.steps:
+        lr = LR_SHARE * job.lr
+        continue_training(job, outcome.adapter, name, steps=scoring.steps, lr=lr)
+
+
+def _score_cuts(
+    job: Job, cuts: Mapping[int, tuple[Adapter, float]], scoring: Scoring
+) -> dict[int, Cut]:
+    """Return every cut with its scores on held-out rows and on rows that were trained on."""
+    candidates = {}
+    for rank, (adapter, energy) in cuts.items():
+        scores = scoring.score(job, adapter)
+        trained = score_adapter(job, adapter, scoring.trained, scoring.metric)
+        candidates[rank] = Cut(adapter, scores, energy, trained.metric)
+    return candidates
+
+
+def _compare_by_module(
+    job: Job, full: Adapter, chosen: Cut, scoring: Scoring
+) -> tuple[Adapter, ByModule]:
+    """Return the better of the chosen cut and of one with ranks by module.
+
+    Both have the same number of parameters.
+    """
+    size = 0
+    for delta in chosen.adapter.deltas.values():
+        size += sum(parameter.numel() for parameter in delta.parameters())
+    outcome = resize(full, parameters=size)
+    _refine(job, outcome, scoring, "by-module")
+    scores = scoring.score(job, outcome.adapter)
+    is_better = choose_rank({0: chosen.scores, 1: scores}, scoring.metric).best == 1
+    report: ByModule = {
+        "metric": scores.metric,
+        "taken": is_better,
+        "parameters": outcome.adapter.parameters_count,
+        "ranks": {name: delta.rank for name, delta in outcome.adapter.deltas.items()},
+    }
+    return outcome.adapter if is_better else chosen.adapter, report
+
+
+def take_share(
+    examples: Sequence[Example], tokens: float, least: int = LEAST_EXAMPLES
+) -> Sequence[Example]:
+    """Return evenly spaced examples that have about so many tokens together.
+
+    Args:
+        examples: all examples.
+        tokens: tokens of the examples to return.
+        least: examples to return at least, if there are so many.
+
+    >>> examples = [Example(ids=[1] * 10, row=i) for i in range(8)]
+    >>> [example.row for example in take_share(examples, tokens=40, least=1)]
     [0, 2, 4, 6]
     """
-    total = sum(len(e.ids) for e in examples)
-    count = (
-        len(examples)
-        if tokens >= total
-        else max(min(least, len(examples)), int(len(examples) * tokens / total))
-    )
+    total = sum(len(example.ids) for example in examples)
+    if tokens >= total:
+        return [*examples]
+    share = int(len(examples) * tokens / total)
+    count = max(min(least, len(examples)), share)
     return [examples[i * len(examples) // count] for i in range(count)]

@@ -1,7 +1,7 @@
 """AdaLoRA's rank budget: it falls during training, and its ranks move between layers."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.deltas.adalora import AdaLoRA
 from lorakit.errors import SpecError
-from lorakit.train.config import TrainSpec
+from lorakit.train.config import NOT_STARTED, TrainSpec
 
 
 class Steps(Protocol):
@@ -90,7 +90,7 @@ class Budget:
                 "out of range"
             )
         if faults:
-            raise SpecError("This budget cannot be kept.", faults, "Nothing was started.")
+            raise SpecError("This budget cannot be kept.", faults, NOT_STARTED)
         self.most = sum(ranks)
         self.least = final_rank * len(self.deltas)
         self.begin = round(warmup * steps)
@@ -120,7 +120,7 @@ class Budget:
         return {name: int((delta.E != 0).sum()) for name, delta in self.deltas.items()}
 
     def step(self, optimizer: Steps) -> None:
-        """Take the optimizer's step with the present gradients, then score and choose directions."""
+        """Take the optimizer's step, then score the directions and choose among them."""
         is_finite = self._gradients_are_finite()
         if is_finite:
             self._add_orthogonality_gradients()
@@ -145,7 +145,7 @@ class Budget:
         """Return the state that the next step depends on."""
         return {"done": self.done, "mean": self.mean, "spread": self.spread, "kept": self.kept}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: BudgetState) -> None:
         """Continue from a state that `state_dict` returned."""
         devices = {key: parameter.device for key, parameter in self._parameters()}
         self.done, self.kept = state["done"], state["kept"]
@@ -159,8 +159,9 @@ class Budget:
 
     def _gradients_are_finite(self) -> bool:
         """Return False for a step that fp16's scaler will skip."""
-        gradients = [p.grad for _, p in self._parameters() if p.grad is not None]
-        return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        gradients = [parameter.grad for _, parameter in self._parameters()]
+        present = [gradient for gradient in gradients if gradient is not None]
+        return all(bool(torch.isfinite(gradient).all()) for gradient in present)
 
     def _decision_is_due(self) -> bool:
         since = self.done - self.begin

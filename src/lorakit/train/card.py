@@ -26,8 +26,8 @@ Rank {rank}, scale {scale:g}, {modules} layers adapted, \
 {steps:,} steps, {tokens:,} tokens, {seconds:.0f} s, seed {seed}. \
 Fingerprint of the base: `{fingerprint}`.
 
-It loads with `lorakit.Adapter.load(folder)`, with PEFT's `PeftModel.from_pretrained(base, folder)`, \
-and wherever PEFT adapters load.
+It loads with `lorakit.Adapter.load(folder)`, \
+with PEFT's `PeftModel.from_pretrained(base, folder)`, and wherever PEFT adapters load.
 
 ```json
 {spec}

@@ -1,4 +1,4 @@
-"""Checkpoints: the adapter and the state that the next step depends on, written whole or not at all."""
+"""Checkpoints: the adapter and the state of the run, written completely or not at all."""
 
 import random
 import shutil
@@ -13,7 +13,7 @@ from lorakit.adapter import Adapter
 from lorakit.errors import OutputError
 from lorakit.files import replace_folder, sync
 from lorakit.text import first_line
-from lorakit.train.budget import Budget
+from lorakit.train.budget import Budget, BudgetState
 from lorakit.train.progress import Progress
 
 FOLDER, STATE = "checkpoints", "training_state.pt"
@@ -27,7 +27,7 @@ class CheckpointState(TypedDict):
     random: RandomState
     progress: dict[str, Any]
     step: int
-    budget: NotRequired[dict[str, Any]]
+    budget: NotRequired[BudgetState]
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:

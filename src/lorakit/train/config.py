@@ -21,6 +21,7 @@ RANKS = (
     "explained-variance",
     "suggested",
 )
+NOT_STARTED = "Nothing was started."
 Fault = tuple[str, str]  # a field, and what is wrong with its value
 # Settings that a resumed run may change: none of them changes the weights at the end.
 FREE = {
@@ -174,7 +175,7 @@ class TrainSpec:
             raise SpecError(
                 f"{plural(len(faults), 'fault')} in the settings of the run.",
                 faults,
-                "Nothing was started.",
+                NOT_STARTED,
             )
 
     def _faults(self) -> Iterator[Fault]:
@@ -203,7 +204,7 @@ class TrainSpec:
 
     @property
     def checkpointing(self) -> str:
-        """Activations that are computed again in the backward pass: "" (none), "light" or "full"."""
+        """Kind of activation checkpointing: "" (none), "light" or "full"."""
         if self.gradient_checkpointing:
             return "full"
         return "light" if self.light_checkpointing else ""

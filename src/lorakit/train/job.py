@@ -6,15 +6,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate, pack_examples
 from lorakit.data.encode import Example
 from lorakit.models.packing import packed_attention
 from lorakit.train.config import TrainSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EVAL_EXAMPLES = 256  # held-out sequences used by evaluations during a run
 EVALUATIONS = 10  # evaluations of a run, unless `eval_every` is set
@@ -38,7 +42,7 @@ class Job:
         packed: True if the sequences of a batch are concatenated instead of padded.
     """
 
-    model: nn.Module
+    model: "PreTrainedModel"
     adapter: Adapter
     task: str
     examples: Sequence[Example]
@@ -97,5 +101,5 @@ class Job:
         return [self.examples[i] for i in self.batches[index]]
 
     def attention(self) -> AbstractContextManager[None]:
-        """Return a context in which the model keeps packed sequences apart, where they are packed."""
+        """Return a context in which the model keeps packed sequences apart."""
         return packed_attention(self.model) if self.packed else nullcontext()

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lorakit.files import write_json_lines
 
 METRICS = "metrics.jsonl"
+Say = Callable[[str], None]  # takes a message for the user
 PLAIN_LINES = 20  # lines of a run where stderr is no terminal
 
 

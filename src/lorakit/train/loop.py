@@ -1,4 +1,4 @@
-"""The training loop: one optimizer step after another, with checks, checkpoints and a clean stop."""
+"""The training loop: optimizer steps, with checks, checkpoints and a clean stop."""
 
 import math
 import time
@@ -103,7 +103,7 @@ def _open_session(
     if state:
         optimizer.load_state_dict(state["optimizer"])
         progress = Progress(**state["progress"])
-        if budget:
+        if budget and "budget" in state:
             budget.load_state_dict(state["budget"])
     log = log_for(progress.step)
     if settings.checkpointing:
@@ -154,8 +154,8 @@ def _save_checkpoint(session: Session) -> None:
 def _choose_weights(session: Session) -> None:
     """Load the best weights into the adapter where they are not the last, and prune its ranks."""
     job, best_step = session.job, session.progress.best_step
-    is_best_wanted = job.settings.final == "best" and best_step is not None
-    if is_best_wanted and best_step != session.progress.step:
+    is_last = best_step == session.progress.step
+    if job.settings.final == "best" and best_step is not None and not is_last:
         checkpoints.restore(job.adapter, checkpoints.checkpoint_folder(job.output, best_step))
     if session.budget:
         session.budget.prune()

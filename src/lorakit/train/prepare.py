@@ -1,8 +1,7 @@
 """The four steps before a run: read the data, plan, load the model, make the job."""
 
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,95 +11,33 @@ from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
-from lorakit.data.encode import Example, infer_task, list_labels
-from lorakit.data.rows import Rows, read_rows
-from lorakit.errors import DataError, PlanError, SpecError
+from lorakit.data.encode import Example
+from lorakit.errors import SpecError
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import Coverage, coverage
 from lorakit.models.chunked_loss import chunking_obstacle
-from lorakit.models.load import Loaded, auto_dtype, device_of, load, pad_id
+from lorakit.models.load import Loaded, load, pad_id
 from lorakit.models.open import encode_rows
 from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 from lorakit.models.tasks import TASKS
-from lorakit.plan.devices import this_machine
-from lorakit.plan.estimate import make_plan
-from lorakit.plan.meta_model import MetaModel, load_meta_model
-from lorakit.plan.report import (
-    allocate_run_ranks,
-    describe_plan,
-    make_batches,
-    make_work,
-    summarise,
-    tokenise_rows,
-    trains_base,
-)
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
 from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
-from lorakit.text import dtype_name
 from lorakit.train.budget import make_budget
-from lorakit.train.config import TrainSpec
+from lorakit.train.config import NOT_STARTED, TrainSpec
+from lorakit.train.data import RunData, read_data
 from lorakit.train.job import Job
+from lorakit.train.log import Say
 from lorakit.train.optim import default_lr
-from lorakit.train.output import RUN
+from lorakit.train.planning import RunPlan, plan_run
 from lorakit.train.report import RunFacts, versions
 
-HELD_OUT_ROWS = 2000  # held out of the training data at most
-FEW_ROWS = 5  # rows from which on at least one is held out
 FIRST_BATCHES = 8  # given to inits and rank allocations that look at data
 DEFAULT_LENGTH = 512  # tokens, where the model takes so many
 DEFAULT_WIDTH = 768  # of a config that does not name its width
 PROBE_DIVISOR = 3  # of the learning rate, while layers are selected
-NOT_STARTED = "Nothing was started."
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The rows of a run, and the task they are for.
-
-    Attributes:
-        task: causal-lm, classify or regress.
-        labels: class names, for classify; empty otherwise.
-        rows: rows to train on.
-        held_out: rows to evaluate on; None where there are none.
-    """
-
-    task: str
-    labels: list[str]
-    rows: Rows
-    held_out: Rows | None
-
-    @property
-    def held_out_count(self) -> int:
-        """Number of held-out rows."""
-        return len(self.held_out) if self.held_out else 0
-
-    def count_shared(self) -> int:
-        """Return the number of held-out rows that are in the training data too."""
-        if not self.held_out:
-            return 0
-        trained = {json.dumps(row, sort_keys=True) for row in self.rows.rows}
-        return sum(json.dumps(row, sort_keys=True) in trained for row in self.held_out.rows)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The plan of a run, made before any weight is loaded.
-
-    Attributes:
-        examples: the rows to train on, tokenised.
-        base_dtype: dtype of the base model.
-        report: parameters and memory, as `lorakit plan` reports them; None where shapes alone do
-            not tell them.
-    """
-
-    examples: list[Example]
-    base_dtype: str
-    report: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -193,46 +130,6 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
     return PreparedRun(job, loaded.base, facts)
 
 
-# --- data ----------------------------------------------------------------------------------------
-
-
-def read_data(settings: TrainSpec) -> RunData:
-    """Read the rows, find their task and classes, and hold some out.
-
-    Raises:
-        DataError: rows that cannot be read or do not fit the task, or a single class.
-    """
-    rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
-    task = infer_task(rows, settings.task)
-    # A rare label may be in the held-out rows alone: labels are collected before the split.
-    labels = list_labels(rows) if task == "classify" else []
-    trained, held_out = _hold_out(rows, settings)
-    if task == "classify" and len(labels) < 2:
-        raise DataError(
-            f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart."
-        )
-    return RunData(task, labels, trained, held_out)
-
-
-def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
-    """Return the rows to train on and the held-out rows.
-
-    These are other data, the test split of a builtin, or rows drawn by the seed.
-    """
-    if settings.eval_data or settings.data.startswith("builtin:"):
-        source = settings.eval_data or settings.data
-        held_out = read_rows(source, columns=settings.columns, quotes=settings.quotes, split="test")
-        return rows, held_out
-    least = 1 if settings.eval_fraction and len(rows) >= FEW_ROWS else 0
-    share = round(settings.eval_fraction * len(rows))
-    count = min(HELD_OUT_ROWS, max(least, share))
-    if not count:
-        return rows, None
-    generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(rows), generator=generator).tolist()
-    return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
-
-
 def check_request(settings: TrainSpec, spec: Spec) -> None:
     """Check what settings, spec and machine ask of each other.
 
@@ -245,7 +142,8 @@ def check_request(settings: TrainSpec, spec: Spec) -> None:
         )
     if settings.target_rank is not None and spec.delta != "adalora":
         raise SpecError(
-            f"target_rank: only delta='adalora' has a budget of ranks, the spec has {spec.delta!r}.",
+            f"target_rank: only delta='adalora' has a budget of ranks, "
+            f"the spec has {spec.delta!r}.",
             advice=NOT_STARTED,
         )
     if spec.dtype == "float16":
@@ -253,73 +151,6 @@ def check_request(settings: TrainSpec, spec: Spec) -> None:
             "dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
             advice=NOT_STARTED,
         )
-
-
-# --- plan ----------------------------------------------------------------------------------------
-
-
-def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPlan:
-    """Tokenise the rows and plan the run, before any weight is loaded.
-
-    Raises:
-        SpecError: the largest batch does not fit into the memory of this machine.
-        LorakitError: a model that cannot be read, or rows that cannot be tokenised.
-    """
-    base = load_meta_model(settings.model, data.task, labels=len(data.labels) or 2)
-    examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
-    dtype = _base_dtype(settings, base, spec)
-    report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)
-    return RunPlan(examples, dtype, report)
-
-
-def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
-    """Return the dtype of the base: that of the settings, of the run that is resumed, or by rule."""
-    if settings.base_dtype != "auto":
-        return settings.base_dtype
-    chosen = auto_dtype(
-        device_of(settings.device), base.model.config, base.task, trains_base=trains_base(spec)
-    )
-    earlier: dict[str, Any] = {}
-    if settings.resume:
-        try:
-            earlier = json.loads((Path(settings.output) / RUN).read_text("utf-8"))
-        except ValueError:
-            pass  # A damaged file is reported where the settings are compared.
-    return earlier.get("base_dtype", dtype_name(chosen))
-
-
-def _plan_memory(
-    settings: TrainSpec, spec: Spec, base: MetaModel, examples: Sequence[Example], say: Say
-) -> dict[str, Any] | None:
-    """Return the plan of the run and print its summary; None where shapes alone do not tell it.
-
-    Raises:
-        SpecError: the largest batch does not fit into the memory of this machine.
-    """
-    batches = make_batches(settings, base, examples)
-    plan = make_plan(
-        base, allocate_run_ranks(base, spec, settings), make_work(settings, base, spec, batches)
-    )
-    try:
-        report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
-    except PlanError as error:
-        say(f"note: no plan: {error.message}")
-        return None
-    say(summarise(report))
-    needed, usable = report["memory"]["peak"], report["usable_bytes"]
-    if needed > usable and not settings.beyond_memory:
-        raise SpecError(
-            f"The largest batch, {report['batch']} sequences of {report['length']:,} tokens, "
-            f"needs {needed:,} bytes; this machine has {usable:,} for tensors.",
-            [f"{part}   {count:,} bytes" for part, count in report["memory"].items()],
-            "Lower --batch-size (--accumulate makes up for it) or --max-length, "
-            "or give --gradient-checkpointing; "
-            f"--beyond-memory starts all the same. {NOT_STARTED}",
-        )
-    return report
-
-
-# --- loaded --------------------------------------------------------------------------------------
 
 
 def load_run(settings: TrainSpec, spec: Spec, data: RunData, plan: RunPlan, say: Say) -> LoadedRun:
@@ -452,9 +283,6 @@ def _allocate(
     return allocate_ranks(model, spec, shape=shape, budget=budget, batches=batches)
 
 
-# --- job -----------------------------------------------------------------------------------------
-
-
 def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
     """Return the job of the loop.
 
@@ -479,7 +307,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
 
 
 def _describe_logits(job: Job, base: Loaded, say: Say) -> str:
-    """Return whether the loss is taken in chunks of logits; if not, say how much memory all take."""
+    """Describe how the loss is computed; say so if it takes the memory of all logits at once."""
     ids = job.collate(job.examples[:1])["input_ids"]
     mixed = job.settings.mixed_precision
     with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):

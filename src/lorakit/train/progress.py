@@ -65,7 +65,7 @@ class Progress:
         )
 
     def count_evaluation(self, loss: float, patience: int | None) -> None:
-        """Count one evaluation, and stop the run after `patience` evaluations without a better one."""
+        """Count one evaluation; `patience` evaluations without a better one stop the run."""
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.worse = loss, self.step, 0
             return

@@ -1,7 +1,6 @@
-"""A whole run: prepare it, evaluate, train, evaluate again, and write the adapter and its report."""
+"""A whole run: prepare, evaluate, train, evaluate again, write the adapter and the report."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from lorakit.train.card import model_card
 from lorakit.train.checkpoints import CheckpointState
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import Job
-from lorakit.train.log import METRICS, Log, progress_bar, read_metrics
+from lorakit.train.log import METRICS, Log, Say, progress_bar, read_metrics
 from lorakit.train.loop import fit
 from lorakit.train.output import (
     CARD,
@@ -31,9 +30,7 @@ from lorakit.train.report import Metrics, RunReport, RunStart, peak_memory
 from lorakit.train.spikes import find_spikes, has_climbed
 
 
-def train_adapter(
-    settings: TrainSpec, spec: Spec, say: Callable[[str], None] = lambda message: None
-) -> RunReport:
+def train_adapter(settings: TrainSpec, spec: Spec, say: Say = lambda message: None) -> RunReport:
     """Train an adapter and write everything to `settings.output`.
 
     Args:
@@ -72,7 +69,7 @@ def train_adapter(
     return report
 
 
-def _resume(prepared: PreparedRun, state: CheckpointState, say: Callable[[str], None]) -> RunStart:
+def _resume(prepared: PreparedRun, state: CheckpointState, say: Say) -> RunStart:
     """Put the weights of the newest checkpoint into the adapter."""
     job = prepared.job
     checkpoints.restore(job.adapter, checkpoints.newest(job.output))

@@ -1,4 +1,4 @@
-"""Spikes of the loss, and a loss that ends above its beginning: faults of runs that do not explode."""
+"""Spikes of the loss, and a loss that ends above its beginning."""
 
 import statistics
 from collections.abc import Sequence

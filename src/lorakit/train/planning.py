@@ -1,0 +1,106 @@
+"""The plan of a run: tokenised rows, the dtype of the base, and the memory that it needs."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lorakit.data.encode import Example
+from lorakit.errors import PlanError, SpecError
+from lorakit.models.load import auto_dtype, device_of
+from lorakit.plan.devices import this_machine
+from lorakit.plan.estimate import make_plan
+from lorakit.plan.meta_model import MetaModel, load_meta_model
+from lorakit.plan.report import (
+    allocate_run_ranks,
+    describe_plan,
+    make_batches,
+    make_work,
+    summarise,
+    tokenise_rows,
+    trains_base,
+)
+from lorakit.spec import Spec
+from lorakit.text import dtype_name
+from lorakit.train.config import NOT_STARTED, TrainSpec
+from lorakit.train.data import RunData
+from lorakit.train.log import Say
+from lorakit.train.output import RUN
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run, made before any weight is loaded.
+
+    Attributes:
+        examples: the rows to train on, tokenised.
+        base_dtype: dtype of the base model.
+        report: parameters and memory, as `lorakit plan` reports them; None where shapes alone do
+            not tell them.
+    """
+
+    examples: list[Example]
+    base_dtype: str
+    report: dict[str, Any] | None
+
+
+def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPlan:
+    """Tokenise the rows and plan the run, before any weight is loaded.
+
+    Raises:
+        SpecError: the largest batch does not fit into the memory of this machine.
+        LorakitError: a model that cannot be read, or rows that cannot be tokenised.
+    """
+    base = load_meta_model(settings.model, data.task, labels=len(data.labels) or 2)
+    examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
+    dtype = _base_dtype(settings, base, spec)
+    report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)
+    return RunPlan(examples, dtype, report)
+
+
+def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
+    """Return the dtype of the base: of the settings, of the run that is resumed, or by rule."""
+    if settings.base_dtype != "auto":
+        return settings.base_dtype
+    chosen = auto_dtype(
+        device_of(settings.device), base.model.config, base.task, trains_base=trains_base(spec)
+    )
+    earlier: dict[str, Any] = {}
+    if settings.resume:
+        # A damaged file is reported where the settings are compared.
+        with suppress(ValueError):
+            earlier = json.loads((Path(settings.output) / RUN).read_text("utf-8"))
+    return earlier.get("base_dtype", dtype_name(chosen))
+
+
+def _plan_memory(
+    settings: TrainSpec, spec: Spec, base: MetaModel, examples: Sequence[Example], say: Say
+) -> dict[str, Any] | None:
+    """Return the plan of the run and print its summary; None where shapes alone do not tell it.
+
+    Raises:
+        SpecError: the largest batch does not fit into the memory of this machine.
+    """
+    batches = make_batches(settings, base, examples)
+    plan = make_plan(
+        base, allocate_run_ranks(base, spec, settings), make_work(settings, base, spec, batches)
+    )
+    try:
+        report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
+    except PlanError as error:
+        say(f"note: no plan: {error.message}")
+        return None
+    say(summarise(report))
+    needed, usable = report["memory"]["peak"], report["usable_bytes"]
+    if needed > usable and not settings.beyond_memory:
+        raise SpecError(
+            f"The largest batch, {report['batch']} sequences of {report['length']:,} tokens, "
+            f"needs {needed:,} bytes; this machine has {usable:,} for tensors.",
+            [f"{part}   {count:,} bytes" for part, count in report["memory"].items()],
+            "Lower --batch-size (--accumulate makes up for it) or --max-length, "
+            "or give --gradient-checkpointing; "
+            f"--beyond-memory starts all the same. {NOT_STARTED}",
+        )
+    return report
