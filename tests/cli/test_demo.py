@@ -41,7 +41,7 @@ def test_the_demo_shows_what_happened_and_its_next_commands_work(
     out = capsys.readouterr().out
     promised = [
         "37 of 40 layers adapted",
-        "trained whole classifier.bias, classifier.weight",
+        "fully trained classifier.bias, classifier.weight",
         "before   linear head",
         "accuracy",
     ]

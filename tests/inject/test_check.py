@@ -152,8 +152,8 @@ def test_what_is_read_past_its_layer_or_does_not_run_is_named() -> None:
         lorakit.check(model, x)
     assert str(told.value) == (
         "3 of 4 adapted layers without a part in Past's forward.\n"
-        "  both   is read without being called (by __get__): there the change would not count\n"
-        "  read   is read without being called (by linear): there the change would not count\n"
+        "  both   is read without being called (by __get__): the change has no effect there\n"
+        "  read   is read without being called (by linear): the change has no effect there\n"
         "  idle   did not run\n"
         "Leave them out with exclude=[...], or give an input that reaches them. Nothing was changed."
     )

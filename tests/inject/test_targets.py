@@ -227,7 +227,7 @@ def test_coverage_names_what_is_left_out() -> None:
         "not adapted 2.in_proj in_proj 8 -> 24",
         "not adapted 2.out_proj out_proj 8 -> 8",
         "not adapted 3 linear 8 -> 40",
-        "out of reach Module (1 modules) 24 values in a form no site holds",
+        "out of reach Module (1 modules) 24 values in a form that no site supports",
         "note: scales from 40 to 40; 0.25 to 16 is what usually trains well",
     ]
 

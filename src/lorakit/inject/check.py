@@ -1,20 +1,24 @@
-"""Ask a forward whether it uses what is adapted: a weight that is read past its layer would go on
-unchanged, without a word.
+"""Check that a forward uses every adapted layer.
+
+A weight that another module reads directly, instead of calling its layer, would silently stay
+unchanged.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from lorakit.errors import TargetError
+from lorakit.inject.places import Place
 from lorakit.inject.state import get_places, get_state
 from lorakit.text import plural
 
-# Operations that take no more of a tensor than its shape and dtype, and yet return one.
-LIKE = {
+# Operations that return a tensor, but use only the shape and dtype of their arguments.
+METADATA_OPERATIONS = {
     "empty_like",
     "zeros_like",
     "ones_like",
@@ -31,23 +35,24 @@ LIKE = {
 }
 
 
-def check(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
-    """Run the model once, without gradients, and return the names of what is adapted: all of it
-    took part.
+def check(model: nn.Module, *args: object, **kwargs: object) -> list[str]:
+    """Run the model once without gradients; raise if an adapted layer has no part in it.
 
-    Call it once after `attach`, with a batch as the training gives it, where a model is none of the
-    usual ones. Buffers and the random state of the CPU are as before afterwards. What a kernel of
-    its own does with a weight cannot be seen.
+    Call it once after `attach`, with a batch of the training, if the model is an unusual one.
+    Buffers and the random state of the CPU are restored afterwards. Reads of a weight inside a
+    custom kernel cannot be detected.
 
     Args:
-        model: what attach was given.
-        *args: as the model is called.
-        **kwargs: likewise.
+        model: the model that attach was given.
+        *args: arguments of the model.
+        **kwargs: keyword arguments of the model.
+
+    Returns:
+        The names of the adapted places.
 
     Raises:
-        TargetError: an adapted weight is read by another module than the one that is adapted, so
-            that the change would not count there; or an adapted layer did not run for this input.
-            All are named.
+        TargetError: another module than the adapted one reads an adapted weight, so that the change
+            has no effect there; or an adapted layer did not run for this input. All are named.
         AdapterNameError: nothing is attached.
 
     >>> from lorakit import Spec, attach
@@ -56,54 +61,22 @@ def check(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     >>> check(model, torch.ones(2, 4))
     ['0']
     """
-    state = get_state(model)
-    adapted = {n for adapter in state.adapters.values() for n in adapter.deltas_by_place}
-    places = {name: place for name, place in get_places(model, state).items() if name in adapted}
-    owners: dict[int, set[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), set()).add(module)
-    stored: dict[int, list[str]] = {}
-    for name, place in places.items():
-        weight = model.get_parameter(place.weight_name)
-        owners[id(weight)].add(place.layer)
-        stored.setdefault(id(weight), []).append(name)
-    watch = _Watch({key: owners[key] for key in stored})
-    hooks = [
-        hook
-        for module in set().union(*watch.owners.values())
-        for hook in (
-            module.register_forward_pre_hook(watch.enter, prepend=True),
-            module.register_forward_hook(watch.leave, always_call=True),
-        )
-    ]
+    places = _find_adapted(model)
+    watch = _watch(model, places.values())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    hooks = watch.add_hooks()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), watch:
             model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
-        for name, buffer in model.named_buffers():
-            if name in buffers and buffer.shape == buffers[name].shape:
-                buffer.copy_(buffers[name])
-    faults = [
-        f"{name}   is read without being called (by {watch.past[key]}): there the change would not count"
-        for key, names in stored.items()
-        if key in watch.past
-        for name in names
-    ]
-    faults += [
-        f"{name}   did not run"
-        for name, place in places.items()
-        if place.layer not in watch.ran
-        and id(model.get_parameter(place.weight_name)) not in watch.past
-    ]
+        _restore_buffers(model, buffers)
+    faults = [*_find_direct_reads(model, places, watch), *_find_idle(model, places, watch)]
     if faults:
-        counted = f"{len(faults)} of {plural(len(places), 'adapted layer')}"
+        count = f"{len(faults)} of {plural(len(places), 'adapted layer')}"
         raise TargetError(
-            f"{counted} without a part in {type(model).__name__}'s forward.",
+            f"{count} without a part in {type(model).__name__}'s forward.",
             faults,
             "Leave them out with exclude=[...], or give an input that reaches them. Nothing was "
             "changed.",
@@ -111,40 +84,126 @@ def check(model: nn.Module, *args: Any, **kwargs: Any) -> list[str]:
     return list(places)
 
 
+def _find_adapted(model: nn.Module) -> dict[str, Place]:
+    """Return the adapted places by name."""
+    state = get_state(model)
+    adapted: set[str] = set()
+    for adapter in state.adapters.values():
+        adapted |= adapter.deltas_by_place.keys()
+    places = get_places(model, state)
+    return {name: place for name, place in places.items() if name in adapted}
+
+
+def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    for name, buffer in model.named_buffers():
+        if name in buffers and buffer.shape == buffers[name].shape:
+            buffer.copy_(buffers[name])
+
+
+def _find_direct_reads(
+    model: nn.Module, places: Mapping[str, Place], watch: "_Watch"
+) -> Iterator[str]:
+    """Yield a fault for each place with a weight that another module read, weight by weight."""
+    names_by_weight: dict[int, list[str]] = {}
+    for name, place in places.items():
+        names_by_weight.setdefault(_weight_id(model, place), []).append(name)
+    for weight, names in names_by_weight.items():
+        operation = watch.direct_reads.get(weight)
+        if operation is None:
+            continue
+        for name in names:
+            yield (
+                f"{name}   is read without being called (by {operation}): the change has no effect "
+                "there"
+            )
+
+
+def _find_idle(model: nn.Module, places: Mapping[str, Place], watch: "_Watch") -> Iterator[str]:
+    """Yield a fault for each place with a layer that did not run."""
+    for name, place in places.items():
+        is_read = _weight_id(model, place) in watch.direct_reads
+        if place.layer not in watch.called and not is_read:
+            yield f"{name}   did not run"
+
+
+def _weight_id(model: nn.Module, place: Place) -> int:
+    return id(model.get_parameter(place.weight_name))
+
+
+def _watch(model: nn.Module, places: Iterable[Place]) -> "_Watch":
+    """Return a watch for the weights of these places."""
+    owners: dict[int, set[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), set()).add(module)
+    watched: dict[int, set[nn.Module]] = {}
+    for place in places:
+        weight = _weight_id(model, place)
+        owners[weight].add(place.layer)
+        watched[weight] = owners[weight]
+    return _Watch(watched)
+
+
 class _Watch(TorchFunctionMode):
-    """Sees every operation on the weights that are asked after, and which modules run meanwhile.
+    """Record of all operations on some weights, and of the modules that run.
+
+    Args:
+        owners: the modules that may read a weight, by the weight's id.
 
     Attributes:
-        owners: the modules that may read a weight, by its id.
-        past: the operation that another module did with it, by its id.
-        ran: the modules that ran.
+        direct_reads: the first operation on a weight outside of its owners, by the weight's id.
+        called: the modules that ran.
     """
 
     def __init__(self, owners: Mapping[int, set[nn.Module]]):
         super().__init__()
-        self.owners, self.running = owners, list[nn.Module]()
-        self.past, self.ran = dict[int, str](), set[nn.Module]()
+        self.owners = owners
+        self.running: list[nn.Module] = []
+        self.direct_reads: dict[int, str] = {}
+        self.called: set[nn.Module] = set()
 
-    def enter(self, module: nn.Module, args: Any) -> None:
+    def add_hooks(self) -> list[RemovableHandle]:
+        """Hook the owners, so that the watch sees them run."""
+        hooks: list[RemovableHandle] = []
+        for module in set[nn.Module]().union(*self.owners.values()):
+            hooks.append(module.register_forward_pre_hook(self.enter, prepend=True))
+            hooks.append(module.register_forward_hook(self.leave, always_call=True))
+        return hooks
+
+    def enter(self, module: nn.Module, args: object) -> None:
+        """Note that a module begins: a forward pre-hook."""
         self.running.append(module)
-        self.ran.add(module)
+        self.called.add(module)
 
-    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, module: nn.Module, args: object, output: object) -> None:
+        """Note that a module ends: a forward hook."""
         self.running.remove(module)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", str(func))
-        if name not in LIKE and next(_tensors(result), None) is not None:
-            for tensor in _tensors((args, kwargs)):
-                allowed = self.owners.get(id(tensor))
-                if allowed is not None and allowed.isdisjoint(self.running):
-                    self.past.setdefault(id(tensor), name)
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if name in METADATA_OPERATIONS or next(_tensors_in(result), None) is None:
+            return result
+        for tensor in _tensors_in((args, kwargs)):
+            owners = self.owners.get(id(tensor))
+            if owners is not None and owners.isdisjoint(self.running):
+                self.direct_reads.setdefault(id(tensor), name)
         return result
 
 
-def _tensors(found: Any) -> Iterator[Tensor]:
-    if isinstance(found, Tensor):
-        yield found
-    elif isinstance(found, list | tuple | dict):
-        for inner in found.values() if isinstance(found, dict) else found:
-            yield from _tensors(inner)
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors_in(item)

@@ -1,174 +1,256 @@
-"""What of a model is adapted, what of the same kind is not, and how much trains."""
+"""Coverage of a model: which layers are adapted, which are not, and how many parameters train."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from torch import nn
 
+from lorakit.inject.places import Place
 from lorakit.inject.state import get_places
 from lorakit.sites.slot import State, base_modules, base_parameters, find_state
 from lorakit.text import plural
 
+SHOWN_NAMES = 4  # full parameters that the table names
+USUAL_SCALES = (0.25, 16)
+
+
+class Layer(TypedDict):
+    """A layer that can be adapted: its name, kind and shape (out, in)."""
+
+    name: str
+    kind: str
+    shape: list[int]
+
+
+class AdapterEntry(TypedDict):
+    """One adapter of a layer; `tokens` counts the rows if single rows train."""
+
+    rank: int
+    alpha: float
+    scale: float
+    tokens: NotRequired[int]
+
+
+class AdaptedLayer(Layer):
+    """A layer with its adapters by name."""
+
+    adapters: dict[str, AdapterEntry]
+
 
 @dataclass(frozen=True)
 class Coverage:
-    """Counts of one model; `print` shows them as a table, `to_dict` gives them as JSON holds them.
+    """Counts of one model; `print` shows them as a table, `to_dict` returns them for JSON.
 
     Attributes:
-        modules: adapted layers: name, kind, shape (out, in), and rank and scale by adapter (and
-            tokens, where single rows train: how many).
-        whole: names of the parameters that are trained whole (biases, heads).
-        skipped: layers of a kind that can be adapted, and are neither adapted nor trained whole:
-            name, kind, shape.
-        unreachable: modules with a matrix that no site holds, by class name: how many, and how many
-            values.
-        trainable_parameters: values that require a gradient.
-        total_parameters: all values, those of adapters included.
+        model: class of the model.
+        modules: adapted layers.
+        full_parameters: names of the parameters that are fully trained (biases, heads).
+        skipped: layers of a kind that can be adapted, and that are neither adapted nor fully
+            trained.
+        unreachable: modules with a matrix that no site supports, by class name: number of modules,
+            and of values.
+        trainable_parameters: number of values that require a gradient.
+        total_parameters: number of all values, those of adapters included.
     """
 
     model: str
-    modules: list[dict[str, Any]]
-    whole: list[str]
-    skipped: list[dict[str, Any]]
+    modules: list[AdaptedLayer]
+    full_parameters: list[str]
+    skipped: list[Layer]
     unreachable: dict[str, tuple[int, int]]
     trainable_parameters: int
     total_parameters: int
 
     @property
     def percent(self) -> float:
+        """The share of the values that train, in percent."""
         return 100 * self.trainable_parameters / max(self.total_parameters, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return lists, numbers and strings, as JSON holds them."""
-        return {**asdict(self), "percent": self.percent}
+        """Return lists, numbers and strings, as JSON stores them."""
+        return {
+            "model": self.model,
+            "modules": self.modules,
+            "whole": self.full_parameters,
+            "skipped": self.skipped,
+            "unreachable": self.unreachable,
+            "trainable_parameters": self.trainable_parameters,
+            "total_parameters": self.total_parameters,
+            "percent": self.percent,
+        }
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.model}: {len(self.modules)} of {len(self.modules) + len(self.skipped)} layers adapted"
-        ]
-        for kind, names, what in _groups(self.modules):
-            lines.append(f"  adapted      {names:<44} {kind}   {what}")
-        if self.whole:
-            shown = ", ".join(self.whole[:4]) + (
-                f" and {len(self.whole) - 4} more" if len(self.whole) > 4 else ""
-            )
-            lines.append(f"  trained whole {shown}")
-        for kind, names, _ in _groups(self.skipped):
-            lines.append(f"  not adapted  {names:<44} {kind}")
+        total = len(self.modules) + len(self.skipped)
+        lines = [f"{self.model}: {len(self.modules)} of {total} layers adapted"]
+        for group in _group(self.modules):
+            lines.append(f"  adapted      {group.names:<44} {group.kind}   {group.adapters}")
+        if self.full_parameters:
+            lines.append(f"  fully trained {_list_names(self.full_parameters)}")
+        for group in _group(self.skipped):
+            lines.append(f"  not adapted  {group.names:<44} {group.kind}")
         for name, (count, values) in self.unreachable.items():
-            lines.append(
-                f"  out of reach {f'{name} ({count} modules)':<44} {values:,} values in a form no site holds"
-            )
-        large = [
-            (m, told["rank"])
-            for m in self.modules
-            for told in m["adapters"].values()
-            if "tokens" not in told
-            and told["rank"] * sum(m["shape"]) >= m["shape"][0] * m["shape"][1]
-        ]
-        for m, rank in large[:1]:
-            (out, inputs), more = (
-                m["shape"],
-                f", and {len(large) - 1} more," if len(large) > 1 else "",
-            )
-            lines.append(
-                f"  note: rank {rank} of {m['name']}{more} has no fewer values than the matrix itself "
-                f"({out} x {inputs}; break-even is rank {out * inputs / (out + inputs):.1f})"
-            )
-        scales = [told["scale"] for m in self.modules for told in m["adapters"].values()]
-        if scales and (min(scales) < 0.25 or max(scales) > 16):
-            lines.append(
-                f"  note: scales from {min(scales):g} to {max(scales):g}; 0.25 to 16 is what usually trains well"
-            )
-        lines.append(
-            f"trainable parameters: {self.trainable_parameters:,} of {self.total_parameters:,} = {self.percent:.4f} %"
-        )
+            modules = f"{name} ({count} modules)"
+            form = f"{values:,} values in a form that no site supports"
+            lines.append(f"  out of reach {modules:<44} {form}")
+        lines += [*_note_ranks(self.modules), *_note_scales(self.modules)]
+        trainable, every = self.trainable_parameters, self.total_parameters
+        share = f"{trainable:,} of {every:,} = {self.percent:.4f} %"
+        lines.append(f"trainable parameters: {share}")
         return "\n".join(lines)
 
 
-def _groups(modules: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Group layers by the end of their name and shape: (kind and shape, name and count, ranks)."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for m in modules:
-        ranks = tuple(
-            f"{a}: {plural(t['tokens'], 'row')}"
-            if "tokens" in t
-            else f"{a}: rank {t['rank']}, scale {t['scale']:g}"
-            for a, t in m.get("adapters", {}).items()
-        )
-        groups.setdefault(
-            (m["name"].split(".")[-1], m["kind"], tuple(m["shape"]), ranks), []
-        ).append(m)
+class Group(NamedTuple):
+    """Layers of one kind, shape and last name, in words."""
+
+    kind: str
+    names: str
+    adapters: str
+
+
+def _group(layers: Sequence[Layer]) -> list[Group]:
+    """Return the groups of layers that differ only in the first parts of their names."""
+    names: dict[tuple[str, Group], list[str]] = {}
+    for layer in layers:
+        out, inputs = layer["shape"]
+        last = layer["name"].split(".")[-1]
+        kind = f"{layer['kind']} {inputs} -> {out}"
+        alike = Group(kind, last, _describe_adapters(layer.get("adapters", {})))
+        names.setdefault((last, alike), []).append(layer["name"])
+    groups: list[Group] = []
+    for (last, alike), members in names.items():
+        label = members[0] if len(members) == 1 else f"{last} ({len(members)} layers)"
+        groups.append(alike._replace(names=label))
+    return groups
+
+
+def _describe_adapters(adapters: Mapping[str, AdapterEntry]) -> str:
+    descriptions: list[str] = []
+    for name, entry in adapters.items():
+        if "tokens" in entry:
+            descriptions.append(f"{name}: {plural(entry['tokens'], 'row')}")
+        else:
+            descriptions.append(f"{name}: rank {entry['rank']}, scale {entry['scale']:g}")
+    return "; ".join(descriptions)
+
+
+def _list_names(names: list[str]) -> str:
+    shown = ", ".join(names[:SHOWN_NAMES])
+    hidden = len(names) - SHOWN_NAMES
+    return f"{shown} and {hidden} more" if hidden > 0 else shown
+
+
+def _note_ranks(modules: list[AdaptedLayer]) -> list[str]:
+    """Return a note if factors have at least as many values as their matrix."""
+    large: list[tuple[AdaptedLayer, int]] = []
+    for layer in modules:
+        out, inputs = layer["shape"]
+        for entry in layer["adapters"].values():
+            values = entry["rank"] * (out + inputs)
+            if "tokens" not in entry and values >= out * inputs:
+                large.append((layer, entry["rank"]))
+    if not large:
+        return []
+    layer, rank = large[0]
+    out, inputs = layer["shape"]
+    others = f", and {len(large) - 1} more," if len(large) > 1 else ""
+    break_even = out * inputs / (out + inputs)
     return [
-        (
-            f"{kind} {inputs} -> {out}",
-            f"{end} ({len(f)} layers)" if len(f) > 1 else f[0]["name"],
-            "; ".join(ranks),
-        )
-        for (end, kind, (out, inputs), ranks), f in groups.items()
+        f"  note: rank {rank} of {layer['name']}{others} has no fewer values than the matrix "
+        f"itself ({out} x {inputs}; break-even is rank {break_even:.1f})"
     ]
 
 
+def _note_scales(modules: list[AdaptedLayer]) -> list[str]:
+    """Return a note if a scale is outside of the usual range."""
+    scales: list[float] = []
+    for layer in modules:
+        scales += [entry["scale"] for entry in layer["adapters"].values()]
+    low, high = USUAL_SCALES
+    if not scales or (min(scales) >= low and max(scales) <= high):
+        return []
+    span = f"scales from {min(scales):g} to {max(scales):g}"
+    return [f"  note: {span}; {low} to {high} is what usually trains well"]
+
+
 def coverage(model: nn.Module) -> Coverage:
-    """Return what is adapted, what of the same kind is not, and how many parameters train.
+    """Return the layers that are adapted, those of the same kinds that are not, and counts.
 
     >>> print(coverage(nn.Sequential(nn.Linear(4, 3))))
     Sequential: 0 of 1 layers adapted
       not adapted  0                                            linear 4 -> 3
     trainable parameters: 15 of 15 = 100.0000 %
     """
-    state = find_state(model)
-    modules, skipped, known = [], [], get_places(model, state or State())
-    reached = {
-        p.weight_name
-        for n, p in known.items()
-        if state and any(n in a.deltas_by_place for a in state.adapters.values())
-    }
-    whole = (
-        sorted({path for a in state.adapters.values() for path in a.full_parameters})
-        if state
-        else []
-    )
-    for name, place in known.items():
-        told = {"name": name, "kind": place.site.kind, "shape": list(place.shape)}
-        deltas = (
-            {
-                n: a.deltas_by_place[name]
-                for n, a in state.adapters.items()
-                if name in a.deltas_by_place
-            }
-            if state
-            else {}
-        )
-        if deltas:
-            adapters = {
-                n: {
-                    "rank": d.rank,
-                    "alpha": d.alpha,
-                    "scale": d.scale,
-                    **({"tokens": d.rank} if d.by_token else {}),
-                }
-                for n, d in deltas.items()
-            }
-            modules.append({**told, "adapters": adapters})
-        elif place.weight_name not in (*whole, *reached) and not place.is_part:
-            skipped.append(told)
-    unreachable: dict[str, tuple[int, int]] = {}
-    held = {p.weight_name.rpartition(".")[0] for p in known.values()}
-    for name, module in base_modules(model):
-        values = sum(p.numel() for p in module._parameters.values() if p is not None and p.ndim > 1)
-        if values and name not in held:
-            count, before = unreachable.get(type(module).__name__, (0, 0))
-            unreachable[type(module).__name__] = (count + 1, before + values)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # A parameter that waits in a slot takes the place of one that is counted already.
-    base = sum(p.numel() for p in {id(p): p for _, p in base_parameters(model)}.values())
-    added = sum(
-        p.numel()
-        for a in (state.adapters.values() if state else ())
-        for d in a.deltas.values()
-        for p in d.parameters()
-    )
+    state = find_state(model) or State()
+    places = get_places(model, state)
+    full_parameters: set[str] = set()
+    for adapter in state.adapters.values():
+        full_parameters |= adapter.full_parameters.keys()
+    adapted: dict[str, AdaptedLayer] = {}
+    others: dict[str, Layer] = {}
+    for name, place in places.items():
+        layer: Layer = {"name": name, "kind": place.site.kind, "shape": list(place.shape)}
+        adapters = _find_adapters(name, state)
+        if adapters:
+            adapted[name] = {**layer, "adapters": adapters}
+        else:
+            others[name] = layer
+    trained = {places[name].weight_name for name in adapted} | full_parameters
     return Coverage(
-        type(model).__name__, modules, whole, skipped, unreachable, trainable, base + added
+        model=type(model).__name__,
+        modules=list(adapted.values()),
+        full_parameters=sorted(full_parameters),
+        skipped=[layer for name, layer in others.items() if _is_skipped(places[name], trained)],
+        unreachable=_count_unreachable(model, places.values()),
+        trainable_parameters=_count(p for p in model.parameters() if p.requires_grad),
+        total_parameters=_count_all(model, state),
     )
+
+
+def _find_adapters(place_name: str, state: State) -> dict[str, AdapterEntry]:
+    """Return the adapters of a place by name."""
+    adapters: dict[str, AdapterEntry] = {}
+    for name, adapter in state.adapters.items():
+        delta = adapter.deltas_by_place.get(place_name)
+        if delta is None:
+            continue
+        adapters[name] = {"rank": delta.rank, "alpha": delta.alpha, "scale": delta.scale}
+        if delta.by_token:
+            adapters[name]["tokens"] = delta.rank
+    return adapters
+
+
+def _is_skipped(place: Place, trained: set[str]) -> bool:
+    """Return True for a whole layer with a weight that no adapter changes or replaces."""
+    return place.weight_name not in trained and not place.is_part
+
+
+def _count_unreachable(model: nn.Module, places: Iterable[Place]) -> dict[str, tuple[int, int]]:
+    """Return the numbers of modules and values outside of all places, by class name."""
+    owners = {place.weight_name.rpartition(".")[0] for place in places}
+    unreachable: dict[str, tuple[int, int]] = {}
+    for name, module in base_modules(model):
+        parameters = [p for p in module._parameters.values() if p is not None]
+        values = _count(p for p in parameters if p.ndim > 1)
+        if values and name not in owners:
+            kind = type(module).__name__
+            modules, values_before = unreachable.get(kind, (0, 0))
+            unreachable[kind] = (modules + 1, values_before + values)
+    return unreachable
+
+
+def _count_all(model: nn.Module, state: State) -> int:
+    """Return the number of values of the base and of all deltas.
+
+    A full parameter replaces one of the base's, and is not counted again.
+    """
+    base = {id(parameter): parameter for _, parameter in base_parameters(model)}
+    total = _count(base.values())
+    for adapter in state.adapters.values():
+        for delta in adapter.deltas.values():
+            total += _count(delta.parameters())
+    return total
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

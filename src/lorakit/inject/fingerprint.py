@@ -1,27 +1,16 @@
-"""Which base an adapter belongs to: a hash that needs no second of reading, and survives a cast to
-bfloat16.
-"""
+"""Fingerprint of a base: a hash that takes less than a second and is the same in bfloat16."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lorakit.sites.quantised import is_from_package
+from lorakit.sites.quantised import dequantise_weight, is_from_package
 from lorakit.sites.slot import base_parameters
 
-SAMPLES = 16  # values of each tensor that count
-
-
-@lru_cache(maxsize=64)  # layers of few shapes make a model
-def _sampled(size: int, device: torch.device) -> torch.Tensor:
-    """Return the numbers of the values that count."""
-    count = min(SAMPLES, size)
-    # In whole numbers: float32 cannot tell the last elements of a large embedding apart.
-    at = [i * (size - 1) // max(count - 1, 1) for i in range(count)]
-    return torch.tensor(at, dtype=torch.long, device=device)
+SAMPLES = 16  # sampled values of each tensor
 
 
 def fingerprint(
@@ -32,47 +21,79 @@ def fingerprint(
 ) -> str:
     """Return a hash of the names, shapes and sampled values of the base's parameters.
 
-    The values are rounded to bfloat16 first, so a float32 checkpoint and its bfloat16 copy give the
-    same print. Adapters that are attached do not count; a merge does.
+    The values are rounded to bfloat16 first, so a float32 checkpoint and its bfloat16 copy have the
+    same fingerprint. Attached adapters have no influence; a merge does.
 
     Args:
-        model: with or without adapters.
-        without: names of modules that do not count (those that are trained whole, such as a new
-            head).
-        rows: numbers of rows that do not count, by the name of their weight (those of new tokens:
-            random in the base).
+        model: a model with or without adapters.
+        without: names of modules to leave out (fully trained ones, such as a new head).
+        rows: numbers of rows to leave out, by the name of their weight (those of new tokens, which
+            are random in the base).
 
     Returns:
-        16 hexadecimal digits; an empty string where a tensor has no values (the meta device).
+        16 hexadecimal digits; an empty string if a tensor has no values (the meta device).
 
-    Cost: 16 values a tensor.
+    Cost: 16 values of each tensor.
 
     >>> layer = nn.Linear(2, 2)
     >>> fingerprint(layer) == fingerprint(layer), fingerprint(layer) == fingerprint(nn.Linear(2, 2))
     (True, False)
     """
-    skip, digest, seen = tuple(f"{name}." for name in without), hashlib.sha256(), set()
-    own = dict(base_parameters(model)) if rows else {}
-    unseen: dict[int, set[int]] = {}
-    for path, numbers in (rows or {}).items():
-        unseen.setdefault(id(own.get(path)), set()).update(numbers)
+    prefixes = tuple(f"{name}." for name in without)
+    rows_by_id = _rows_by_parameter(model, rows or {})
+    digest = hashlib.sha256()
+    visited: set[int] = set()
     for name, parameter in sorted(base_parameters(model), key=lambda item: item[0]):
-        if name.startswith(skip) or id(parameter) in seen:
+        if name.startswith(prefixes) or id(parameter) in visited:
             continue
-        seen.add(id(parameter))
+        visited.add(id(parameter))
         if parameter.is_meta:
             return ""
-        # torchao's tensors can be multiplied by, and little else.
-        own = parameter.detach()
-        flat = (own.dequantize() if is_from_package(own, "torchao") else own).flatten()
-        at = _sampled(flat.numel(), flat.device)
-        if (leave := unseen.get(id(parameter))) is not None:
-            at = at[[i // parameter[0].numel() not in leave for i in at.tolist()]]
-        values = flat[at]
-        values = (
-            values.to(torch.bfloat16).view(torch.int16)
-            if values.is_floating_point()
-            else values.long()
-        )
-        digest.update(f"{name} {tuple(parameter.shape)} {values.tolist()}\n".encode())
+        values = _sample(parameter, rows_by_id.get(id(parameter), set()))
+        digest.update(f"{name} {tuple(parameter.shape)} {values}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _rows_by_parameter(model: nn.Module, rows: Mapping[str, Iterable[int]]) -> dict[int, set[int]]:
+    """Return the rows to leave out by the id of their parameter, which may have several names."""
+    if not rows:
+        return {}
+    parameters = dict(base_parameters(model))
+    rows_by_id: dict[int, set[int]] = {}
+    for name, numbers in rows.items():
+        key = id(parameters.get(name))
+        rows_by_id.setdefault(key, set()).update(numbers)
+    return rows_by_id
+
+
+def _sample(parameter: nn.Parameter, left_out: set[int]) -> list[int]:
+    """Return the bits of the sampled values in bfloat16, or whole numbers as they are.
+
+    Args:
+        parameter: any parameter of the base.
+        left_out: numbers of rows whose values are left out.
+    """
+    weight = parameter.detach()
+    if is_from_package(weight, "torchao"):
+        # torchao's tensors implement little else than products.
+        weight = dequantise_weight(weight)
+    flat = weight.flatten()
+    positions = _sample_positions(flat.numel(), flat.device)
+    if left_out:
+        row_size = parameter[0].numel()
+        positions = positions[[i // row_size not in left_out for i in positions.tolist()]]
+    values = flat[positions]
+    if values.is_floating_point():
+        return values.to(torch.bfloat16).view(torch.int16).tolist()
+    return values.long().tolist()
+
+
+@lru_cache(maxsize=64)  # a model has few shapes
+def _sample_positions(size: int, device: torch.device) -> Tensor:
+    """Return evenly spaced positions of sampled values in a flat tensor."""
+    count = min(SAMPLES, size)
+    # In whole numbers: float32 cannot distinguish the last elements of a large embedding.
+    last = size - 1
+    intervals = max(count - 1, 1)
+    positions = [i * last // intervals for i in range(count)]
+    return torch.tensor(positions, dtype=torch.long, device=device)

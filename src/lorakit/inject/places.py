@@ -7,13 +7,11 @@ from torch import nn
 
 from lorakit.errors import TargetError
 from lorakit.sites.base import Site
-from lorakit.sites.find import sites_of
+from lorakit.sites.find import FUSED_KINDS, sites_of
 from lorakit.sites.fused_parts import Layout
 from lorakit.sites.slot import base_modules
 from lorakit.spec import full_name, matches
 from lorakit.text import near_misses, plural
-
-FUSED_KINDS = ("linear", "conv1d")  # kinds of layers that can hold several projections
 
 
 @dataclass(frozen=True)

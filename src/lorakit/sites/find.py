@@ -17,7 +17,7 @@ from lorakit.sites.quantised import QUANTISED
 from lorakit.sites.recurrent import recurrent_sites
 from lorakit.sites.weight_swap import IN_PROJ, OUT_PROJ, SEPARATE_PROJECTIONS
 
-FUSIBLE_KINDS = ("linear", "conv1d")
+FUSED_KINDS = ("linear", "conv1d")
 """Kinds of layers whose matrix may hold several projections."""
 
 SITES: dict[str, Site] = {
@@ -97,7 +97,7 @@ def sites_of(
             yield stack.name, stack
         return
     yield "", site
-    if site.kind not in FUSIBLE_KINDS:
+    if site.kind not in FUSED_KINDS:
         return
     outputs = site.read(layer).shape[0]
     layout = given or find_layout(name, outputs, config)
