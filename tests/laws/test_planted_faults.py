@@ -145,7 +145,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             Site,
             "add_changes",
-            "M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change",
+            "M.to(dtype) + weight * change",
             "M + weight * change.to(M.dtype)",
         ),
         law.merge_rounds_once,
@@ -305,7 +305,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             ConvSite,
             "project",
-            "A.view(A.shape[0], *patch)",
+            "A.view(rank, *patch)",
             "A.view(A.shape[0], layer.weight.shape[1], *layer.kernel_size[::-1]).mT",
         ),
         law.attached_equals_dense,
@@ -325,19 +325,19 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             ConvTransposeSite,
             "expand",
-            "B.T.reshape(B.shape[1], *patch)",
-            "B.T.reshape(B.shape[1], *patch).flip(-1)",
+            "B.T.reshape(rank, *patch)",
+            "B.T.reshape(rank, *patch).flip(-1)",
         ),
         law.attached_equals_dense,
         "transposed2d-float16",
     ),
     "rows get the ranks of others": (
-        edit(PlaceRouting, "stacked", "h.masked_fill(masked, 0.0)", "h"),
+        edit(PlaceRouting, "stacked", "projected.masked_fill(masked, 0.0)", "projected"),
         law.rows_equal_alone,
         "linear-float64",
     ),
     "a row's weights dropped": (
-        edit(PlaceRouting, "stacked", "h * weight.to(h.dtype)", "h"),
+        edit(PlaceRouting, "stacked", "projected * weight.to(projected.dtype)", "projected"),
         law.rows_equal_alone,
         "conv1d-bfloat16",
     ),
@@ -512,7 +512,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "adalora:linear-float64",
     ),
     "experts without their scale": (
-        edit(ExpertsSite, "swap_in", "(weight * delta.scale)", "weight"),
+        edit(ExpertsSite, "swap_in", "weight * delta.scale", "weight"),
         experts_equal_dense,
         "linear-float64",
     ),

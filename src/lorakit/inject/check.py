@@ -72,7 +72,8 @@ def check(model: nn.Module, *args: object, **kwargs: object) -> list[str]:
         for hook in hooks:
             hook.remove()
         _restore_buffers(model, buffers)
-    faults = [*_find_direct_reads(model, places, watch), *_find_idle(model, places, watch)]
+    faults = list(_find_direct_reads(model, places, watch))
+    faults += _find_idle(model, places, watch)
     if faults:
         count = f"{len(faults)} of {plural(len(places), 'adapted layer')}"
         raise TargetError(
@@ -166,7 +167,8 @@ class _Watch(TorchFunctionMode):
     def add_hooks(self) -> list[RemovableHandle]:
         """Hook the owners, so that the watch sees them run."""
         hooks: list[RemovableHandle] = []
-        for module in set[nn.Module]().union(*self.owners.values()):
+        modules = set[nn.Module]().union(*self.owners.values())
+        for module in modules:
             hooks.append(module.register_forward_pre_hook(self.enter, prepend=True))
             hooks.append(module.register_forward_hook(self.leave, always_call=True))
         return hooks

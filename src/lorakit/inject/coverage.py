@@ -1,6 +1,6 @@
 """Coverage of a model: which layers are adapted, which are not, and how many parameters train."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -189,20 +189,21 @@ def coverage(model: nn.Module) -> Coverage:
     adapted: dict[str, AdaptedLayer] = {}
     others: dict[str, Layer] = {}
     for name, place in places.items():
-        layer: Layer = {"name": name, "kind": place.site.kind, "shape": list(place.shape)}
+        layer = Layer(name=name, kind=place.site.kind, shape=list(place.shape))
         adapters = _find_adapters(name, state)
         if adapters:
             adapted[name] = {**layer, "adapters": adapters}
         else:
             others[name] = layer
     trained = {places[name].weight_name for name in adapted} | full_parameters
+    skipped = [layer for name, layer in others.items() if _is_skipped(places[name], trained)]
     return Coverage(
         model=type(model).__name__,
         modules=list(adapted.values()),
         full_parameters=sorted(full_parameters),
-        skipped=[layer for name, layer in others.items() if _is_skipped(places[name], trained)],
+        skipped=skipped,
         unreachable=_count_unreachable(model, places.values()),
-        trainable_parameters=_count(p for p in model.parameters() if p.requires_grad),
+        trainable_parameters=_count(_trainable(model)),
         total_parameters=_count_all(model, state),
     )
 
@@ -214,9 +215,10 @@ def _find_adapters(place_name: str, state: State) -> dict[str, AdapterEntry]:
         delta = adapter.deltas_by_place.get(place_name)
         if delta is None:
             continue
-        adapters[name] = {"rank": delta.rank, "alpha": delta.alpha, "scale": delta.scale}
+        entry = AdapterEntry(rank=delta.rank, alpha=delta.alpha, scale=delta.scale)
         if delta.by_token:
-            adapters[name]["tokens"] = delta.rank
+            entry["tokens"] = delta.rank
+        adapters[name] = entry
     return adapters
 
 
@@ -230,8 +232,7 @@ def _count_unreachable(model: nn.Module, places: Iterable[Place]) -> dict[str, t
     owners = {place.weight_name.rpartition(".")[0] for place in places}
     unreachable: dict[str, tuple[int, int]] = {}
     for name, module in base_modules(model):
-        parameters = [p for p in module._parameters.values() if p is not None]
-        values = _count(p for p in parameters if p.ndim > 1)
+        values = _count(_matrices(module))
         if values and name not in owners:
             kind = type(module).__name__
             modules, values_before = unreachable.get(kind, (0, 0))
@@ -250,6 +251,19 @@ def _count_all(model: nn.Module, state: State) -> int:
         for delta in adapter.deltas.values():
             total += _count(delta.parameters())
     return total
+
+
+def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the module's own parameters that are no vectors."""
+    for parameter in module._parameters.values():
+        if parameter is not None and parameter.ndim > 1:
+            yield parameter
+
+
+def _trainable(model: nn.Module) -> Iterator[nn.Parameter]:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            yield parameter
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +44,15 @@ def fingerprint(
     rows_by_id = _rows_by_parameter(model, rows or {})
     digest = hashlib.sha256()
     visited: set[int] = set()
-    for name, parameter in sorted(base_parameters(model), key=lambda item: item[0]):
+    parameters = sorted(base_parameters(model), key=itemgetter(0))
+    for name, parameter in parameters:
         if name.startswith(prefixes) or id(parameter) in visited:
             continue
         visited.add(id(parameter))
         if parameter.is_meta:
             return ""
-        values = _sample(parameter, rows_by_id.get(id(parameter), set()))
+        left_out = rows_by_id.get(id(parameter), set())
+        values = _sample(parameter, left_out)
         digest.update(f"{name} {tuple(parameter.shape)} {values}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -81,7 +84,8 @@ def _sample(parameter: nn.Parameter, left_out: set[int]) -> list[int]:
     positions = _sample_positions(flat.numel(), flat.device)
     if left_out:
         row_size = parameter[0].numel()
-        positions = positions[[i // row_size not in left_out for i in positions.tolist()]]
+        keep = [i // row_size not in left_out for i in positions.tolist()]
+        positions = positions[keep]
     values = flat[positions]
     if values.is_floating_point():
         return values.to(torch.bfloat16).view(torch.int16).tolist()

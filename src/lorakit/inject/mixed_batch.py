@@ -46,11 +46,11 @@ class AdapterRows(NamedTuple):
     """The rows that go to one adapter.
 
     Attributes:
-        index: (rows of this adapter,), their numbers; None for all rows.
+        numbers: (rows of this adapter,), their numbers; None for all rows.
         weight: the adapter's weight; (rows of this adapter,) where rows differ.
     """
 
-    index: Tensor | None
+    numbers: Tensor | None
     weight: float | Tensor
 
 
@@ -114,7 +114,7 @@ def build_table(
     rank_a = torch.tensor([*ranks.values()])
     weight_ns = weight_na.repeat_interleave(rank_a, dim=1)
     masked_ns = weight_ns == 0
-    is_switch_na = (weight_na == 0) | (weight_na == 1)
+    is_switch = bool(((weight_na == 0) | (weight_na == 1)).all())
     group_rank = max(_sum_ranks(group, ranks) for group in groups)
     adapter_rows = {name: _find_rows(name, entries, device) for name in ranks}
 
@@ -123,7 +123,7 @@ def build_table(
         groups=groups,
         is_uniform=len(groups) == 1 and all(entries),
         masked_ns=masked_ns.to(device),
-        weight_ns=None if bool(is_switch_na.all()) else weight_ns.to(device),
+        weight_ns=None if is_switch else weight_ns.to(device),
         group_rank=group_rank,
         wasted_rank=sum(ranks.values()) - group_rank,
         group_n=group_n.to(device),
@@ -166,9 +166,10 @@ def _find_rows(name: str, rows: list[AdapterWeights], device: torch.device) -> A
     index = None
     if len(numbers) < len(rows):
         index = torch.tensor(numbers, device=device)
-    if all(weight == weights[0] for weight in weights):
-        return AdapterRows(index, weights[0])
-    return AdapterRows(index, torch.tensor(weights, device=device))
+    weight = weights[0]
+    if any(other != weight for other in weights):
+        weight = torch.tensor(weights, device=device)
+    return AdapterRows(index, weight)
 
 
 class PlaceRouting:
@@ -224,7 +225,8 @@ class PlaceRouting:
             return self.one_by_one(layer, x, y, out)
         if not x.numel() or self._drops_inputs():
             return self.one_by_one(layer, x, y, out)
-        outputs, inputs = next(iter(self.products.values())).shape
+        first = next(iter(self.products.values()))
+        outputs, inputs = first.shape
         vectors = x.numel() // inputs if self.is_dense else x.numel()
         waste = vectors * self.table.wasted_rank * (inputs + outputs)
         if waste <= MAX_WASTE.get(y.dtype, 0):
@@ -260,16 +262,16 @@ class PlaceRouting:
     def stacked(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the change: all ranks of all adapters, those of other rows' adapters masked."""
         A_si, B_os = self.join_factors("stacked", y.dtype)
-        h = self.site.project(layer, A_si, x)  # (n, ..., s)
-        ones = [1] * (h.ndim - 2)
+        projected = self.site.project(layer, A_si, x)  # (n, ..., s)
+        ones = [1] * (projected.ndim - 2)
         shape = (len(x), *ones, -1)
         masked = self.table.masked_ns.view(shape)
         # Filled, not multiplied: another row's infinity times zero would be NaN.
-        h = h.masked_fill(masked, 0.0)
+        projected = projected.masked_fill(masked, 0.0)
         if self.table.weight_ns is not None:
             weight = self.table.weight_ns.view(shape)
-            h = h * weight.to(h.dtype)
-        return self.site.expand(layer, B_os, h, y)
+            projected = projected * weight.to(projected.dtype)
+        return self.site.expand(layer, B_os, projected, y)
 
     def grouped(self, x_nti: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the change (n, t, o): rows sorted by group, one product for each group."""
@@ -277,8 +279,9 @@ class PlaceRouting:
         rows, per_row, _ = x_nti.shape
         ends = self.table.end_g * per_row
         sorted_x = x_nti.index_select(0, self.table.order_n)
-        h = F.grouped_mm(sorted_x.flatten(0, 1), A_gri.mT, offs=ends)
-        change = F.grouped_mm(h, B_gor.mT, offs=ends)
+        sorted_x = sorted_x.flatten(0, 1)
+        projected = F.grouped_mm(sorted_x, A_gri.mT, offs=ends)
+        change = F.grouped_mm(projected, B_gor.mT, offs=ends)
         sorted_change = change.view(rows, per_row, -1)
         zeros = torch.zeros_like(sorted_change)
         return zeros.index_copy(0, self.table.order_n, sorted_change)
@@ -287,9 +290,9 @@ class PlaceRouting:
         """Return the change (n, t, o): each row with a copy of its group's factors."""
         A_gri, B_gor = self.join_factors("grouped", dtype)
         A_nri = A_gri.index_select(0, self.table.group_n)
-        h_ntr = torch.bmm(x_nti, A_nri.mT)
+        projected_ntr = torch.bmm(x_nti, A_nri.mT)
         B_nor = B_gor.index_select(0, self.table.group_n)
-        return torch.bmm(h_ntr, B_nor.mT)
+        return torch.bmm(projected_ntr, B_nor.mT)
 
     def join_factors(self, form: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return A and the scaled B of all adapters, cached while the parameters cannot change.
@@ -339,8 +342,10 @@ class PlaceRouting:
             weighted_B = [scaled_B[name] * weight for name, weight in group.items()]
             B_or = torch.cat(weighted_B, dim=1)
             missing = rank - len(A_ri)
-            A_of_groups.append(F.pad(A_ri, (0, 0, 0, missing)))
-            B_of_groups.append(F.pad(B_or, (0, missing)))
+            A_ri = F.pad(A_ri, (0, 0, 0, missing))
+            B_or = F.pad(B_or, (0, missing))
+            A_of_groups.append(A_ri)
+            B_of_groups.append(B_or)
         # Rows of the base alone get zeros.
         A_of_groups.append(torch.zeros_like(A_of_groups[0]))
         B_of_groups.append(torch.zeros_like(B_of_groups[0]))

@@ -104,7 +104,8 @@ def _parse_rows(state: State, rows: object) -> list[AdapterWeights]:
             f"rows must hold one entry for each row of the batch, got {rows!r}.",
             advice="enable(model, ...) switches adapters for all rows.",
         )
-    entries = [_parse_row(cast(RowAdapters, row)) for row in cast(Iterable[object], rows)]
+    given = cast(Iterable[RowAdapters], rows)
+    entries = [_parse_row(row) for row in given]
     advice = f"Attached: {', '.join(map(repr, state.adapters))}. Nothing was routed."
     faults: dict[str, list[int]] = {}
     for number, entry in enumerate(entries):
@@ -116,7 +117,7 @@ def _parse_rows(state: State, rows: object) -> list[AdapterWeights]:
         raise AdapterNameError("These rows cannot be routed.", lines, advice)
     if not entries:
         raise AdapterNameError("There is no row to route.", advice=advice)
-    weights = [{name: weight for name, weight in entry.items() if weight} for entry in entries]
+    weights = [_drop_zeros(entry) for entry in entries]
     _check_full_parameters(state, weights)
     return weights
 
@@ -130,6 +131,10 @@ def _parse_row(row: RowAdapters) -> AdapterWeights:
     if isinstance(row, Iterable) and not isinstance(row, str):
         return dict.fromkeys(row, 1.0)
     return {row: 1.0}
+
+
+def _drop_zeros(entry: AdapterWeights) -> AdapterWeights:
+    return {name: weight for name, weight in entry.items() if weight}
 
 
 def _entry_fault(state: State, name: object, weight: object) -> str:
@@ -185,7 +190,7 @@ class Route:
         self.lengths: set[int] = set()
         self.places: dict[str, list[PlaceRouting]] = {}
         self.tables: dict[tuple[object, ...], RoutingTable] = {}
-        names = {name for row in rows for name in row}
+        names = set[str]().union(*rows)
         faults: list[str] = []
         for path, layer in base_modules(model):
             slot = get_slot(layer)
@@ -253,7 +258,8 @@ class Route:
                 than the rows, or another thread calls the layer.
         """
         batch_axes = x.ndim - site.input_axes
-        if batch_axes < 1 or x.shape[0] != self.count or y.shape[0] != self.count:
+        has_rows = batch_axes > 0 and x.shape[0] == y.shape[0] == self.count
+        if not has_rows:
             raise RowsError(
                 f"{plural(self.count, 'row')} routed, but {_describe_input(slot, layer, x)}.",
                 advice=self.explain_shape(tuple(x.shape[:batch_axes])),

@@ -58,7 +58,8 @@ class Site(ABC, Generic[LayerT]):
             Empty for a full matrix.
         child_name: name of the child module that holds the weight, where files name the child
             instead of the layer; empty otherwise.
-        is_dense: whether A x and B h are `torch.nn.functional.linear` on the last axis.
+        is_dense: whether the products with A and B are `torch.nn.functional.linear`, on the last
+            axis.
         is_lookup: whether the input is token ids, so that A x selects columns of A.
         is_quantised: whether the layer stores M in int8 or 4 bits.
         swaps_weight: whether the layer reads the weight itself, so that the changed weight must be
@@ -111,8 +112,10 @@ class Site(ABC, Generic[LayerT]):
         """Return M plus changes of it or of slices of it, summed in float32 or better."""
         M = self.read(layer)
         for weight, site, delta in changes:
-            change = site.widen(delta.matrix(site.read(layer)))
-            M = M.to(torch.promote_types(M.dtype, change.dtype)) + weight * change.to(M.device)
+            base = site.read(layer)
+            change = site.widen(delta.matrix(base))
+            dtype = torch.promote_types(M.dtype, change.dtype)
+            M = M.to(dtype) + weight * change.to(M.device)
         return M
 
     def fan_in(self, layer: LayerT) -> int:
@@ -123,8 +126,15 @@ class Site(ABC, Generic[LayerT]):
         """Return A x: (..., in) -> (..., rank)."""
         raise NotImplementedError
 
-    def expand(self, layer: LayerT, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        """Return B h: (..., rank) -> (..., out), in the shape of the layer's output y."""
+    def expand(self, layer: LayerT, B: Tensor, projected: Tensor, y: Tensor) -> Tensor:
+        """Return B A x in the shape of the layer's output y.
+
+        Args:
+            layer: the layer.
+            B: (out, rank).
+            projected: A x, (..., rank).
+            y: output of the layer.
+        """
         raise NotImplementedError
 
     def apply(self, layer: LayerT, M: Tensor, x: Tensor) -> Tensor:
@@ -163,7 +173,8 @@ class Site(ABC, Generic[LayerT]):
 
     def faults(self, layer: LayerT, settings: Settings) -> list[str]:
         """Return the reasons why this layer cannot be adapted with these settings."""
-        outputs, inputs = self.read(layer).shape[-2:]
+        M = self.read(layer)
+        outputs, inputs = M.shape[-2:]
         return rank_faults(settings.rank, inputs, outputs)
 
 
@@ -180,15 +191,17 @@ class DenseSite(Site[LayerT]):
         return F.linear(x, A)
 
     @final
-    def expand(self, layer: LayerT, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        return F.linear(h, B)
+    def expand(self, layer: LayerT, B: Tensor, projected: Tensor, y: Tensor) -> Tensor:
+        return F.linear(projected, B)
 
     @final
     def apply(self, layer: LayerT, M: Tensor, x: Tensor) -> Tensor:
         return F.linear(x, M)
 
     def owns_output(self, layer: LayerT) -> bool:
-        return type(layer).forward is nn.Linear.forward and len(layer._forward_hooks) == 1
+        if type(layer).forward is not nn.Linear.forward:
+            return False
+        return len(layer._forward_hooks) == 1
 
 
 def rank_faults(rank: int, inputs: int, outputs: int, name: str = "out") -> list[str]:
@@ -210,7 +223,14 @@ def rank_faults(rank: int, inputs: int, outputs: int, name: str = "out") -> list
     return [f"rank {rank} is above min(in, {name}) = {smallest} ({sizes})"]
 
 
+def keeps_forward(layer: nn.Module, layer_class: type[nn.Module]) -> bool:
+    """Return True if the layer is of this class and does not override its forward."""
+    return isinstance(layer, layer_class) and type(layer).forward is layer_class.forward
+
+
 def own_weight(layer: nn.Module, key: str = "weight") -> Tensor | None:
     """Return a floating-point parameter that the layer itself holds; None if there is none."""
     weight = layer._parameters.get(key)
-    return weight if weight is not None and weight.is_floating_point() else None
+    if weight is None or not weight.is_floating_point():
+        return None
+    return weight

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lorakit.sites.base import LayerT, Site, own_weight, rank_faults
+from lorakit.sites.base import LayerT, Site, keeps_forward, own_weight, rank_faults
 from lorakit.spec import Settings
 
 # By number of dimensions.
@@ -52,10 +52,9 @@ class AnyConvSite(Site[LayerT]):
 
     def supports(self, layer: nn.Module) -> bool:
         # A subclass with a forward of its own may use the weight in another way.
-        if not isinstance(layer, self.layer_class):
+        if not keeps_forward(layer, self.layer_class):
             return False
-        is_plain = type(layer).forward is self.layer_class.forward
-        return is_plain and own_weight(layer) is not None
+        return own_weight(layer) is not None
 
     def broadcast_outputs(self, layer: LayerT, vector: Tensor) -> Tensor:
         return vector.view(-1, *self.ones)
@@ -81,14 +80,15 @@ class ConvSite(AnyConvSite[_ConvNd]):
         return tuple(layer.weight.shape[2:])
 
     def project(self, layer: _ConvNd, A: Tensor, x: Tensor) -> Tensor:
+        rank = A.shape[0]
         patch = layer.weight.shape[1:]  # (in / groups, *kernel)
-        kernel = A.view(A.shape[0], *patch)
+        kernel = A.view(rank, *patch)
         kernel = kernel.repeat(layer.groups, 1, *self.ones)  # (groups * rank, *patch)
         return layer._conv_forward(x, kernel, None)
 
-    def expand(self, layer: _ConvNd, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
+    def expand(self, layer: _ConvNd, B: Tensor, projected: Tensor, y: Tensor) -> Tensor:
         kernel = B.view(*B.shape, *self.ones)
-        return self.convolve(h, kernel, groups=layer.groups)
+        return self.convolve(projected, kernel, groups=layer.groups)
 
     def apply(self, layer: _ConvNd, M: Tensor, x: Tensor) -> Tensor:
         weight = self.to_weight(layer, M)
@@ -118,33 +118,35 @@ class ConvTransposeSite(AnyConvSite[_ConvTransposeNd]):
         kernel = A_of_groups.reshape(groups * rank, -1, *self.ones)
         return self.convolve(x, kernel, groups=groups)
 
-    def expand(self, layer: _ConvTransposeNd, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
+    def expand(self, layer: _ConvTransposeNd, B: Tensor, projected: Tensor, y: Tensor) -> Tensor:
         patch = layer.weight.shape[1:]  # (out / groups, *kernel)
-        kernel = B.T.reshape(B.shape[1], *patch)
+        rank = B.shape[1]
+        kernel = B.T.reshape(rank, *patch)
         kernel = kernel.repeat(layer.groups, 1, *self.ones)  # (groups * rank, *patch)
         return CONVOLVE_TRANSPOSED[self.dims](
-            h,
+            projected,
             kernel,
             stride=layer.stride,
             padding=layer.padding,
-            output_padding=self._output_padding(layer, h, y),
+            output_padding=self._output_padding(layer, projected, y),
             groups=layer.groups,
             dilation=layer.dilation,
         )
 
-    def _output_padding(self, layer: _ConvTransposeNd, h: Tensor, y: Tensor) -> list[int]:
-        """Return the output padding in every dimension that takes the shape of h to that of y.
+    def _output_padding(self, layer: _ConvTransposeNd, projected: Tensor, y: Tensor) -> list[int]:
+        """Return the output padding that gives the product the shape of y.
 
         It is not always the layer's own, because a caller may pass an `output_size`.
         """
-        sizes = h.shape[-self.dims :]
+        sizes = projected.shape[-self.dims :]
         output_sizes = y.shape[-self.dims :]
         output_padding: list[int] = []
         for axis in range(self.dims):
-            steps = (sizes[axis] - 1) * layer.stride[axis]
-            span = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            gaps = sizes[axis] - 1
+            kernel_gaps = layer.kernel_size[axis] - 1
+            span = gaps * layer.stride[axis] + kernel_gaps * layer.dilation[axis]
             cut = 2 * int(layer.padding[axis])
-            unpadded = steps + span + 1 - cut
+            unpadded = span + 1 - cut
             output_padding.append(output_sizes[axis] - unpadded)
         return output_padding
 

@@ -85,12 +85,14 @@ class UnsummedWeight:
         axes = self.base.ndim
         if {one % axes, two % axes} != {axes - 2, axes - 1}:
             return self.summed().transpose(one, two)
-        return UnsummedWeight(self.base.mT, [(right.mT, left.mT) for left, right in self.pairs])
+        pairs = [(right.mT, left.mT) for left, right in self.pairs]
+        return UnsummedWeight(self.base.mT, pairs)
 
     def summed(self) -> Tensor:
         """Return the sum, as a merge builds it except that it is in the base's dtype."""
         changes = [left @ right for left, right in self.pairs]
-        return torch.stack([self.base, *changes]).sum(0)
+        terms = torch.stack([self.base, *changes])
+        return terms.sum(0)
 
     def __rmatmul__(self, x: Tensor) -> Tensor:
         return torch.matmul(x, self)  # type: ignore[arg-type]  # torch calls __torch_function__
@@ -98,7 +100,8 @@ class UnsummedWeight:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  any attribute of a tensor
         if name.startswith("__") or name in ("base", "pairs"):
             raise AttributeError(name)
-        return getattr(self.base if name in METADATA else self.summed(), name)
+        tensor = self.base if name in METADATA else self.summed()
+        return getattr(tensor, name)
 
     @classmethod
     def __torch_function__(
@@ -138,9 +141,10 @@ def _multiply_by(
     for left, right in weight.pairs:
         first, second = (right, left) if is_linear else (left, right)
         if name.endswith("grouped_mm"):
-            first, second = _pad_rank(first, -1), _pad_rank(second, -2)
-        h = function(x, first, *rest, **kwargs)
-        y = y + function(h, second, *rest, **kwargs)
+            first = _pad_rank(first, -1)
+            second = _pad_rank(second, -2)
+        projected = function(x, first, *rest, **kwargs)
+        y = y + function(projected, second, *rest, **kwargs)
     return y
 
 
@@ -161,7 +165,9 @@ def _pad_rank(factor: Tensor, axis: int) -> Tensor:
     missing = -factor.shape[axis] % GROUPED_MULTIPLE
     if not missing:
         return factor
-    return F.pad(factor, (0, missing) if axis == -1 else (0, 0, 0, missing))
+    if axis == -1:
+        return F.pad(factor, (0, missing))
+    return F.pad(factor, (0, 0, 0, missing))
 
 
 class ProductChange(Protocol):
@@ -189,7 +195,8 @@ class ExpertsSite(SwappedWeightSite[nn.Module]):
         return any(site.name == self.name for site in expert_sites(layer))
 
     def read(self, layer: nn.Module) -> Tensor:
-        return self.to_weight(layer, self.stored_weight(layer).detach())
+        weight = self.stored_weight(layer).detach()
+        return self.to_weight(layer, weight)
 
     def to_weight(self, layer: nn.Module, M: Tensor) -> Tensor:
         return M.mT if self.is_transposed else M
@@ -204,7 +211,8 @@ class ExpertsSite(SwappedWeightSite[nn.Module]):
         pairs: list[tuple[Tensor, Tensor]] = []
         for weight, _, change in changes:
             delta = cast(ProductChange, change)
-            B = (delta.B * (weight * delta.scale)).to(base.dtype)
+            factor = weight * delta.scale
+            B = (delta.B * factor).to(base.dtype)
             A = delta.A.to(base.dtype)
             pairs.append((A.mT, B.mT) if self.is_transposed else (B, A))
         layer.__dict__[self.name] = UnsummedWeight(base, pairs)

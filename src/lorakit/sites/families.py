@@ -71,8 +71,9 @@ def _make_attention(config: FamilyConfig, outputs: int) -> Layout:
 def _make_grouped_query(config: FamilyConfig, outputs: int) -> Layout:
     """q, then k and v with fewer heads."""
     head = outputs // (config.num_attention_heads + 2 * config.num_key_value_heads)
-    few = head * config.num_key_value_heads
-    return Layout({"q": head * config.num_attention_heads, "k": few, "v": few})
+    queries = head * config.num_attention_heads
+    keys = head * config.num_key_value_heads
+    return Layout({"q": queries, "k": keys, "v": keys})
 
 
 def _make_bigcode(config: FamilyConfig, outputs: int) -> Layout:
@@ -88,7 +89,8 @@ def _make_falcon(config: FamilyConfig, outputs: int) -> Layout:
         return _make_interleaved(config, outputs)
     groups = config.num_kv_heads if config.new_decoder_architecture else 1
     head = config.hidden_size // config.num_attention_heads
-    return Layout({"q": config.hidden_size // groups, "k": head, "v": head}, groups)
+    queries = config.hidden_size // groups
+    return Layout({"q": queries, "k": head, "v": head}, groups)
 
 
 def _make_codegen(config: FamilyConfig, outputs: int) -> Layout:

@@ -67,7 +67,10 @@ def site_of(layer: nn.Module) -> Site | None:
     """Return the site that supports this layer; None if there is none."""
     if isinstance(layer, LazyModuleMixin):
         return None  # it has no shape before its first input
-    return next((site for site in SITES.values() if site.supports(layer)), None)
+    for site in SITES.values():
+        if site.supports(layer):
+            return site
+    return None
 
 
 def sites_of(

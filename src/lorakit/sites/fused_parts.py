@@ -100,8 +100,8 @@ class OutputSliceSite(Site[nn.Module]):
     def project(self, layer: nn.Module, A: Tensor, x: Tensor) -> Tensor:
         return self.fused.project(layer, A, x)
 
-    def expand(self, layer: nn.Module, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        values = F.linear(h, B)
+    def expand(self, layer: nn.Module, B: Tensor, projected: Tensor, y: Tensor) -> Tensor:
+        values = F.linear(projected, B)
         return self.scatter_outputs(values, 0.0)
 
     def broadcast_outputs(self, layer: nn.Module, vector: Tensor) -> Tensor:

@@ -1,13 +1,12 @@
 """Sites of linear layers and embeddings."""
 
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, cast, final
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from lorakit.sites.base import DenseSite, Site, own_weight
+from lorakit.sites.base import DenseSite, Site, keeps_forward, own_weight
 from lorakit.spec import Settings
 
 if TYPE_CHECKING:
@@ -24,16 +23,20 @@ class LinearSite(DenseSite[nn.Linear]):
     kind = "linear"
 
     def supports(self, layer: nn.Module) -> bool:
+        if not isinstance(layer, nn.Linear):
+            return False
         # nn.MultiheadAttention reads the weight of its out_proj (NonDynamicallyQuantizableLinear)
         # and never calls that layer, so a hook on it would have no effect.
-        if not isinstance(layer, nn.Linear) or isinstance(layer, NonDynamicallyQuantizableLinear):
+        if isinstance(layer, NonDynamicallyQuantizableLinear):
             return False
         # Another forward may compute something else than M x + bias (Llama 4's router does).
-        is_plain = type(layer).forward is nn.Linear.forward
-        if not is_plain and type(layer).__name__ not in EQUIVALENT_CLASSES:
+        is_equivalent = type(layer).__name__ in EQUIVALENT_CLASSES
+        if not is_equivalent and not keeps_forward(layer, nn.Linear):
             return False
         weight = own_weight(layer)
-        return weight is not None and weight.shape == (layer.out_features, layer.in_features)
+        if weight is None:
+            return False
+        return weight.shape == (layer.out_features, layer.in_features)
 
     def read(self, layer: nn.Linear) -> Tensor:
         return layer.weight.detach()
@@ -53,7 +56,7 @@ class Conv1DSite(DenseSite["Conv1D"]):
         classes = [(known.__module__, known.__name__) for known in type(layer).__mro__]
         if ("transformers.pytorch_utils", "Conv1D") not in classes:
             return False
-        return isinstance(layer.weight, Tensor) and layer.weight.is_floating_point()
+        return cast("Conv1D", layer).weight.is_floating_point()
 
     def read(self, layer: "Conv1D") -> Tensor:
         return layer.weight.detach().T
@@ -62,7 +65,8 @@ class Conv1DSite(DenseSite["Conv1D"]):
         return M.T
 
     def owns_output(self, layer: "Conv1D") -> bool:
-        return type(layer).__name__ == "Conv1D" and len(layer._forward_hooks) == 1
+        is_plain = type(layer).__name__ == "Conv1D"
+        return is_plain and len(layer._forward_hooks) == 1
 
 
 @final
@@ -76,10 +80,9 @@ class EmbeddingSite(Site[nn.Embedding]):
     def supports(self, layer: nn.Module) -> bool:
         # A subclass with a forward of its own scales or shifts the rows, so that merged would
         # differ from attached.
-        if not isinstance(layer, nn.Embedding):
+        if not keeps_forward(layer, nn.Embedding):
             return False
-        is_plain = type(layer).forward is nn.Embedding.forward
-        return is_plain and layer.weight.is_floating_point()
+        return cast(nn.Embedding, layer).weight.is_floating_point()
 
     def read(self, layer: nn.Embedding) -> Tensor:
         return layer.weight.detach().T
@@ -93,16 +96,13 @@ class EmbeddingSite(Site[nn.Embedding]):
     def project(self, layer: nn.Embedding, A: Tensor, x: Tensor) -> Tensor:
         return F.embedding(x, A.T, padding_idx=layer.padding_idx)
 
-    def expand(self, layer: nn.Embedding, B: Tensor, h: Tensor, y: Tensor) -> Tensor:
-        return F.linear(h, B)
-
-    def apply(self, layer: nn.Embedding, M: Tensor, x: Tensor) -> Tensor:
-        return F.embedding(x, M.T)
+    def expand(self, layer: nn.Embedding, B: Tensor, projected: Tensor, y: Tensor) -> Tensor:
+        return F.linear(projected, B)
 
     def mask_padding(self, layer: nn.Embedding, A: Tensor) -> Tensor:
         if layer.padding_idx is None:
             return A
-        keep = torch.ones(A.shape[1], dtype=A.dtype, device=A.device)
+        keep = A.new_ones(A.shape[1])
         keep[layer.padding_idx] = 0
         return A * keep
 
@@ -121,4 +121,8 @@ class EmbeddingSite(Site[nn.Embedding]):
         return faults
 
 
-LINEAR_LAYERS: list[Site] = [LinearSite(), Conv1DSite(), EmbeddingSite()]
+LINEAR_LAYERS: list[Site] = [
+    LinearSite(),
+    Conv1DSite(),
+    EmbeddingSite(),
+]

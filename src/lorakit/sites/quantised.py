@@ -18,7 +18,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from lorakit.errors import ModelError
-from lorakit.sites.base import DenseSite, Site
+from lorakit.sites.base import DenseSite, Site, keeps_forward
 from lorakit.text import plural
 
 
@@ -29,7 +29,8 @@ def is_from_package(value: object, package: str) -> bool:
 
 @cache
 def _is_class_from(kind: type, package: str) -> bool:
-    return any(known.__module__.partition(".")[0] == package for known in kind.__mro__)
+    packages = [known.__module__.partition(".")[0] for known in kind.__mro__]
+    return package in packages
 
 
 class QuantisedLinearSite(DenseSite[nn.Linear]):
@@ -47,7 +48,7 @@ class TorchAOSite(QuantisedLinearSite):
     """nn.Linear with one of torchao's tensors as weight: int8, or 4 bits in groups."""
 
     def supports(self, layer: nn.Module) -> bool:
-        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        if not keeps_forward(layer, nn.Linear):
             return False
         weight = layer._parameters.get("weight")
         return weight is not None and is_from_package(weight, "torchao")
@@ -68,7 +69,8 @@ class TorchAOSite(QuantisedLinearSite):
         tensors = {name: getattr(weight, name) for name in names}
         for name in ("qdata", "scale", "zero_point"):
             if name in tensors:
-                tensors[name] = getattr(quantised, name).to(tensors[name].dtype)
+                dtype = tensors[name].dtype
+                tensors[name] = getattr(quantised, name).to(dtype)
         new = type(weight).__tensor_unflatten__(tensors, context, None, None)
         return nn.Parameter(new, requires_grad=False)
 
@@ -110,7 +112,8 @@ class BitsAndBytesSite(QuantisedLinearSite):
     def read(self, layer: nn.Linear) -> Tensor:
         # The first forward of int8 moves the rows' absolute maxima from the weight to the layer.
         state = layer.__dict__.get("state")
-        return dequantise_weight(layer.weight, state.SCB if state is not None else None)
+        row_maxima = state.SCB if state is not None else None
+        return dequantise_weight(layer.weight, row_maxima)
 
     def requantise(self, layer: nn.Linear, M: Tensor) -> nn.Parameter | None:
         state = layer.weight.__dict__.get("quant_state")
@@ -157,8 +160,9 @@ def dequantise_weight(weight: Tensor, row_maxima: Tensor | None = None) -> Tenso
     if state is not None:
         dequantize_4bit = import_module("bitsandbytes.functional").dequantize_4bit
         return dequantize_4bit(quantised.data, state)
-    maxima = row_maxima if quantised.SCB is None else quantised.SCB
-    return quantised.data.float() * (maxima.float().unsqueeze(1) / 127)
+    maxima: Any = row_maxima if quantised.SCB is None else quantised.SCB
+    steps = maxima.float().unsqueeze(1) / 127
+    return quantised.data.float() * steps
 
 
 def prevent_packing(model: nn.Module) -> list[nn.Module]:
@@ -218,4 +222,7 @@ def without_packing(model: nn.Module) -> Iterator[None]:
         allow_packing(layers)
 
 
-QUANTISED: dict[str, Site] = {"torchao": TorchAOSite(), "bitsandbytes": BitsAndBytesSite()}
+QUANTISED: dict[str, Site] = {
+    "torchao": TorchAOSite(),
+    "bitsandbytes": BitsAndBytesSite(),
+}

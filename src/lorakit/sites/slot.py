@@ -188,7 +188,8 @@ def add_delta(
         delta: the change.
     """
     slot = make_slot(layer, state, path)
-    if not any(known.swaps_weight is site.swaps_weight for known in slot.sites.values()):
+    ways = {known.swaps_weight for known in slot.sites.values()}
+    if site.swaps_weight not in ways:
         _add_hooks(layer, swaps_weight=site.swaps_weight)
     # torch.compile does not guard on hooks: it would silently reuse, for this layer, a graph that
     # was compiled for the same class without hooks. It does guard on the type of this dict, which

@@ -40,21 +40,24 @@ class SwappedWeightSite(Site[LayerT]):
         return weight
 
     def read(self, layer: LayerT) -> Tensor:
-        return self.stored_weight(layer).detach().flatten(1)
+        weight = self.stored_weight(layer)
+        return weight.detach().flatten(1)
 
     def to_weight(self, layer: LayerT, M: Tensor) -> Tensor:
         return M.reshape(self.stored_weight(layer).shape)
 
     def changed_weight(self, layer: LayerT, changes: list[WeightedChange]) -> Tensor:
         """Return the weight plus its changes, summed as a merge sums them and rounded once."""
-        weight = self.to_weight(layer, self.add_changes(layer, changes))
+        M = self.add_changes(layer, changes)
+        weight = self.to_weight(layer, M)
         return weight.to(self.stored_weight(layer).dtype)
 
     def swap_in(self, layer: LayerT, changes: list[WeightedChange]) -> None:
         """Let the layer read its weight plus these changes, of the matrix or of slices of it."""
         owner, _, key = self.name.rpartition(".")
+        module = layer.get_submodule(owner)
         # An attribute of the instance hides the parameter of the same name.
-        layer.get_submodule(owner).__dict__[key] = self.changed_weight(layer, changes)
+        module.__dict__[key] = self.changed_weight(layer, changes)
 
     def swap_out(self, layer: LayerT) -> None:
         """Let the layer read its own weight again."""
