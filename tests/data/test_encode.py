@@ -1,4 +1,4 @@
-"""Which tokens are trained, what is cut, and that every sequence learns to end."""
+"""Trained tokens, cuts, labels, padding and the order of batches."""
 
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def test_a_label_that_is_no_class_is_named(bert: Any) -> None:
         encode_labelled(rows("labelled", {"text": "a", "label": "high"}), bert, 64, None)
 
 
-def test_pairs_are_told_apart_and_the_longer_text_is_cut(bert: Any) -> None:
+def test_pairs_have_token_types_and_the_longer_text_is_cut(bert: Any) -> None:
     row = {"text_a": "the cat " * 40, "text_b": "a dog", "label": "yes"}
     (example,) = encode_labelled(rows("pair", row), bert, 20, ["no", "yes"])
     assert (len(example.ids), example.target) == (20, 1)

@@ -81,7 +81,7 @@ def test_columns_are_named_by_name_or_number(tmp_path: Path) -> None:
     assert read_rows(source, columns=["prompt=mr", "completion=ref"]).kind == "completion"
 
 
-def test_quotation_marks_of_a_tsv_are_text_unless_told(tmp_path: Path) -> None:
+def test_quotation_marks_of_a_tsv_are_text_by_default(tmp_path: Path) -> None:
     (tmp_path / "d.tsv").write_text('text\tlabel\n"open quote\t1\n"wrapped"\t0\n')
     assert [r["text"] for r in read_rows(str(tmp_path / "d.tsv")).rows] == [
         '"open quote',
@@ -141,7 +141,7 @@ def test_a_ragged_table_is_named_by_its_line(tmp_path: Path) -> None:
     ]
 
 
-def test_what_holds_nothing_or_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_empty_and_missing_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "data.jsonl").write_text("{}\n")
     (tmp_path / "data.docx").write_text("x")
@@ -163,7 +163,7 @@ def test_what_holds_nothing_or_is_not_there_is_refused(tmp_path: Path) -> None:
         read_rows("builtin:nope")
 
 
-def test_unknown_keys_and_columns_are_told_with_what_there_is(tmp_path: Path) -> None:
+def test_unknown_keys_and_columns_are_named_with_the_known_ones(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "d.jsonl", {"instruction": "a", "output": "b"})
     with pytest.raises(DataError) as caught:
         read_rows(source)

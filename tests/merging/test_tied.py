@@ -1,6 +1,4 @@
-"""Models whose head is their embedding: merging unties what changes apart and says so; reloaded
-they are as merged.
-"""
+"""Models whose head is their embedding: merging unties weights that change apart, and says so."""
 
 from pathlib import Path
 from typing import Any
@@ -120,7 +118,7 @@ X = torch.linspace(-1, 1, 18, dtype=torch.float64).view(3, 6)
 
 
 def dense(model: Twice, adapter: lorakit.Adapter) -> torch.Tensor:
-    """Return what the model gives with the definition written out, with gradients to the factors."""
+    """Return the output by the definition, with gradients of the factors."""
     first, second = (adapter.deltas.get(name) for name in ("first", "second"))
     W = model.first.weight.detach()
     one = W if first is None else W + first.scale * first.B @ first.A

@@ -1,6 +1,4 @@
-"""Tiny models of many families, made on the spot from transformers' own classes; a row a model says
-what must hold for it.
-"""
+"""Tiny models of many families, from transformers' own classes, with what must hold for each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,7 +87,7 @@ class Family:
         names: last parts of what all-linear adapts.
         rest: kinds of the places that all-linear leaves, with their counts.
         beyond: classes of the modules that no site holds, with their counts.
-        silent: places that have no part in the model's forward, told by `lorakit.check`.
+        silent: places that have no part in the model's forward, as `lorakit.check` reports them.
         peft: whether PEFT's own forward uses all that all-linear adapts.
         config: the config's class, where it is not named as the model is.
     """
@@ -386,5 +384,5 @@ FAMILIES = {
 def logits(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """Return what the model says of a batch."""
     with torch.no_grad():
-        told = model(**inputs)
-    return told.logits if "logits" in told else told.logits_per_image
+        outputs = model(**inputs)
+    return outputs.logits if "logits" in outputs else outputs.logits_per_image

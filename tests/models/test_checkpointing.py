@@ -1,6 +1,4 @@
-"""What is computed again in the backward pass gives the same numbers, and keeps as much less as it
-says.
-"""
+"""Checkpointing gives the same gradients, and keeps less memory."""
 
 from typing import Any
 
@@ -61,9 +59,9 @@ def test_light_keeps_less_than_the_frozen_model_does() -> None:
         if what:
             checkpoint_blocks(model, what)
         embedded = torch.ones(1, 64, 64).requires_grad_()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             loss = model(inputs_embeds=embedded, use_cache=False).logits.sum()
-        found = sum(event.self_cpu_memory_usage for event in told.key_averages())
+        found = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
         del loss
         return found
 
@@ -77,9 +75,7 @@ def test_light_keeps_less_than_the_frozen_model_does() -> None:
 
 @pytest.mark.parametrize(("dropout", "kept"), [(0.0, True), (0.1, False)])
 def test_attention_that_draws_random_numbers_is_made_again(dropout: float, kept: bool) -> None:
-    """Were its output kept, what is dropped after it would be drawn from another state of the
-    generator than the first time.
-    """
+    """If its output were kept, later dropout would find another state of the generator."""
     heads = torch.ones(1, 1, 2, 8)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention.default
     assert (

@@ -1,6 +1,4 @@
-"""The loss in chunks: the plain cross-entropy of the model's own logits, for every head it takes;
-no other head is taken.
-"""
+"""The chunked loss equals the cross-entropy of the model's own logits; other heads are refused."""
 
 from typing import Any
 
@@ -76,7 +74,7 @@ def batch() -> dict[str, Tensor]:
 
 
 def losses(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the loss and the gradients of all that trains, in chunks and in the plain way."""
+    """Return the loss and all gradients, computed in chunks and in the plain way."""
     out = []
     for plain in (False, True):
         with monkeypatch.context() as patch:
@@ -172,7 +170,7 @@ def test_full_fine_tuning_of_a_tied_head(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Odd(transformers.LlamaForCausalLM):
-    """A model that makes something of its logits which nothing tells."""
+    """A model that scales its logits without saying so in its config."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out: Any = super().forward(*args, **kwargs)
@@ -181,7 +179,7 @@ class Odd(transformers.LlamaForCausalLM):
 
 
 class Late(transformers.LlamaForCausalLM):
-    """A model that makes something of the hidden state before its head reads it."""
+    """A model that scales the hidden state before its head."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         out: Any = super().forward(*args, **kwargs)
@@ -190,7 +188,7 @@ class Late(transformers.LlamaForCausalLM):
 
 
 @pytest.mark.parametrize("kind", [Odd, Late])
-def test_what_is_not_known_keeps_the_plain_way(kind: Any) -> None:
+def test_a_model_with_unknown_logits_keeps_the_plain_way(kind: Any) -> None:
     plain, model = build("llama"), kind(FAMILIES["llama"]()).double().eval()
     model.load_state_dict(plain.state_dict())
     loss, logits = batch_loss(model, batch(), "causal-lm")
@@ -211,7 +209,7 @@ def test_a_head_that_borrows_a_parameter_from_elsewhere_is_not_taken() -> None:
     assert find_head(model, batch()["input_ids"]) is None
 
 
-def test_a_hook_on_the_model_itself_is_not_passed_by() -> None:
+def test_a_hook_on_the_model_itself_is_not_skipped() -> None:
     model = build("llama")
     model.register_forward_hook(lambda module, args, out: None)
     assert find_head(model, batch()["input_ids"]) is None
@@ -230,7 +228,7 @@ def test_a_hook_on_the_model_itself_is_not_passed_by() -> None:
     ],
     ids=str,
 )
-def test_a_head_of_another_form_is_told(
+def test_a_head_of_another_form_has_its_reason(
     head: nn.Module | None, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build("llama")
@@ -238,7 +236,7 @@ def test_a_head_of_another_form_is_told(
     assert chunking_obstacle(model, batch()["input_ids"]) == why
 
 
-def test_looking_at_a_model_leaves_no_trace() -> None:
+def test_finding_the_head_leaves_no_trace() -> None:
     model = build("llama")
     lorakit.attach(model, Spec(rank=3, dropout=0.5))
     state, hooks = torch.get_rng_state(), len(model.lm_head._forward_hooks)
@@ -249,10 +247,10 @@ def test_looking_at_a_model_leaves_no_trace() -> None:
 
 
 def peak(run: Any) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         run()
     now = most = 0
-    events = [e for e in told.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()  # type: ignore[attr-defined]
         most = max(most, now)

@@ -1,6 +1,4 @@
-"""What holds for every family of models: presets, coverage, training, merging, files, and PEFT
-beside it.
-"""
+"""Laws of every family of models: presets, coverage, training, merging, files, parity with PEFT."""
 
 import warnings
 from collections import Counter
@@ -45,14 +43,14 @@ def test_fresh_equals_base_and_coverage_is_whole(family: Family) -> None:
     )
     adapter = lorakit.attach(model, Spec(rank=2))
     assert torch.equal(logits(model, family.inputs), base)
-    told = lorakit.coverage(model)
-    assert [m["name"] for m in told.modules] == list(adapter.deltas) and len(
-        told.modules
+    covered = lorakit.coverage(model)
+    assert [m["name"] for m in covered.modules] == list(adapter.deltas) and len(
+        covered.modules
     ) == family.presets["all-linear"]
-    assert Counter(m["kind"] for m in told.skipped) == family.rest
-    assert {name: count for name, (count, _) in told.unreachable.items()} == family.beyond
-    assert told.trainable_parameters == adapter.parameters_count
-    assert told.total_parameters == total + adapter.parameters_count
+    assert Counter(m["kind"] for m in covered.skipped) == family.rest
+    assert {name: count for name, (count, _) in covered.unreachable.items()} == family.beyond
+    assert covered.trainable_parameters == adapter.parameters_count
+    assert covered.total_parameters == total + adapter.parameters_count
     lorakit.detach(model)
     assert same_bits(state(model), values) and torch.equal(logits(model, family.inputs), base)
 
@@ -85,9 +83,9 @@ def test_everything_that_can_be_adapted_takes_part_or_is_told(family: Family) ->
     )
     adapter = fill(lorakit.attach(model, Spec(rank=1, targets=whole, dtype="float64")))
     if family.silent:
-        with pytest.raises(LorakitError) as told:
+        with pytest.raises(LorakitError) as caught:
             lorakit.check(model, **inputs)
-        assert tuple(fault.split("   ")[0] for fault in told.value.faults) == family.silent
+        assert tuple(fault.split("   ")[0] for fault in caught.value.faults) == family.silent
         lorakit.detach(model)
         adapter = fill(
             lorakit.attach(

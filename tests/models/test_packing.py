@@ -1,6 +1,4 @@
-"""Packed rows: each is computed as it is alone, in every family that is let through; leaks are
-seen.
-"""
+"""A packed row is computed as it is alone, in every supported family; leaks are found."""
 
 from typing import Any
 

@@ -1,6 +1,4 @@
-"""Models that transformers loads in int8 or 4 bits on a CPU: adapted, trained, saved, read back,
-merged into 16 bits.
-"""
+"""Models in int8 or 4 bits on a CPU: adapted, trained, saved, read back, merged into 16 bits."""
 
 import json
 from collections.abc import Callable
@@ -70,12 +68,12 @@ def base(tmp_path: Path) -> Path:
 def test_a_coarse_base_of_transformers_is_trained_and_read_back(
     form: str, base: Path, tmp_path: Path
 ) -> None:
-    def coarse() -> Any:
+    def compressed() -> Any:
         return LlamaForCausalLM.from_pretrained(
             base, quantization_config=FORMS[form](), device_map="cpu", dtype=torch.float32
         )
 
-    model = coarse()
+    model = compressed()
     place = lorakit.select(model, "qv")["model.layers.0.self_attn.q_proj"]
     assert form.split(" ")[0] in place.site.quantised_form(place.layer)
     adapter = lorakit.attach(model, lorakit.Spec(rank=2, targets="qv"))
@@ -89,11 +87,11 @@ def test_a_coarse_base_of_transformers_is_trained_and_read_back(
     assert min(losses[1:]) < losses[0] - 0.1
     after = logits(model)
     read = lorakit.Adapter.load(adapter.save(tmp_path / "adapter"))
-    again = coarse()
+    again = compressed()
     lorakit.attach(again, read)
     assert read == adapter and torch.equal(logits(again), after)
     lorakit.enable(model, None)
-    with without_packing(plain := coarse()):
+    with without_packing(plain := compressed()):
         assert torch.equal(logits(model), logits(plain))
 
 
@@ -101,12 +99,12 @@ def test_a_coarse_base_of_transformers_is_trained_and_read_back(
 def test_the_command_merges_it_into_a_16_bit_copy(
     form: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    coarse = LlamaForCausalLM.from_pretrained(
+    compressed = LlamaForCausalLM.from_pretrained(
         tiny_llama, quantization_config=FORMS[form](), device_map="cpu", dtype=torch.float32
     )
-    adapter = fill(lorakit.attach(coarse, lorakit.Spec(rank=2, alpha=2.0, targets="qv")))
+    adapter = fill(lorakit.attach(compressed, lorakit.Spec(rank=2, alpha=2.0, targets="qv")))
     adapter.save(tmp_path / "adapter")
-    asked = [
+    arguments = [
         "merge",
         "--model",
         str(tiny_llama),
@@ -116,9 +114,9 @@ def test_the_command_merges_it_into_a_16_bit_copy(
         str(tmp_path / "merged"),
     ]
     assert (
-        main([*asked, "--dtype", "bfloat16"]) != 0 and not (tmp_path / "merged").exists()
+        main([*arguments, "--dtype", "bfloat16"]) != 0 and not (tmp_path / "merged").exists()
     )  # other base weights
-    assert main([*asked, "--dtype", "bfloat16", "--any-base"]) == 0
+    assert main([*arguments, "--dtype", "bfloat16", "--any-base"]) == 0
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
     assert merged.dtype == torch.bfloat16
     want = LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
@@ -148,24 +146,24 @@ def test_the_command_merges_into_a_coarse_folder(
     def read(folder: Path) -> Any:
         return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu")
 
-    coarse = LlamaForCausalLM.from_pretrained(
+    compressed = LlamaForCausalLM.from_pretrained(
         tiny_llama, quantization_config=ALL[form](), device_map="cpu", dtype=torch.float32
     )
-    coarse.save_pretrained(tmp_path / "coarse")
-    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "coarse")
+    compressed.save_pretrained(tmp_path / "compressed")
+    AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(tmp_path / "compressed")
     for name, alpha in (("strong", 2.0), ("weak", 0.003)):
-        fill(lorakit.attach(coarse, lorakit.Spec(rank=2, alpha=alpha, targets="qv"))).save(
+        fill(lorakit.attach(compressed, lorakit.Spec(rank=2, alpha=alpha, targets="qv"))).save(
             tmp_path / name
         )
-        lorakit.detach(coarse)
+        lorakit.detach(compressed)
 
-    def told(name: str, output: str, *more: str) -> tuple[int, Any]:
+    def merge_into(name: str, output: str, *more: str) -> tuple[int, Any]:
         capsys.readouterr()
         code = main(
             [
                 "merge",
                 "--model",
-                str(tmp_path / "coarse"),
+                str(tmp_path / "compressed"),
                 "--adapter",
                 str(tmp_path / name),
                 "--output",
@@ -177,13 +175,13 @@ def test_the_command_merges_into_a_coarse_folder(
         said = capsys.readouterr()
         return code, json.loads(said.out) if code == 0 else said.err + said.out
 
-    code, said = told("strong", "merged")
+    code, said = merge_into("strong", "merged")
     assert code == 0, said
     assert said["dtype"].endswith(form.split(" ")[-1])
     assert len(said["rounding"]) == 4 and all(
         0 < r["rounding"] < r["adapter"] for r in said["rounding"].values()
     )
-    want = read(tmp_path / "coarse")
+    want = read(tmp_path / "compressed")
     lorakit.attach(want, lorakit.Adapter.load(tmp_path / "strong"))
     lorakit.merge(want)
     lorakit.detach(want)
@@ -195,7 +193,7 @@ def test_the_command_merges_into_a_coarse_folder(
         got.model.layers[0].self_attn.q_proj
     )
 
-    code, said = told("weak", "nothing")
+    code, said = merge_into("weak", "nothing")
     assert code == 2 and not (tmp_path / "nothing").exists()
     assert all(
         way in said
@@ -207,17 +205,17 @@ def test_the_command_merges_into_a_coarse_folder(
             "allow_loss=True",
         )
     )
-    code, said = told("weak", "lossy", "--allow-loss")
+    code, said = merge_into("weak", "lossy", "--allow-loss")
     assert code == 0 and (tmp_path / "lossy" / "config.json").is_file()
     assert any(r["rounding"] >= r["adapter"] for r in said["rounding"].values())
 
-    code, said = told("strong", "wide", "--dtype", "bfloat16")
+    code, said = merge_into("strong", "wide", "--dtype", "bfloat16")
     assert code == 0, said
     assert said["dtype"] == "bfloat16" and "rounding" not in said
     plain = LlamaForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto")
     assert plain.dtype == torch.bfloat16 and "quantization_config" not in plain.config.to_dict()
     base, adapter = (
-        dequantised_parameters(read(tmp_path / "coarse")),
+        dequantised_parameters(read(tmp_path / "compressed")),
         lorakit.Adapter.load(tmp_path / "strong"),
     )
     for name, delta in adapter.deltas.items():

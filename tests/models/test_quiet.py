@@ -1,6 +1,4 @@
-"""While a model is loaded, libraries that speak of other things than this model keep quiet, and
-speak again afterwards.
-"""
+"""Loggers of other libraries are quiet while a model is loaded, and not afterwards."""
 
 import logging
 
