@@ -206,7 +206,7 @@ def _find_enabled(name: str, enabled: Mapping[str, Sequence[bool]]) -> list[bool
 def _read_layer(
     name: str, pair: Factors, alpha: float, model: nn.Module | None, enabled: list[bool] | None
 ) -> LayerDeltas:
-    """Return the deltas that one pair of factors stands for.
+    """Return the deltas of one pair of factors: several for a MergedLinear.
 
     Raises:
         AdapterFileError: a factor is missing or does not fit the layer.
@@ -382,7 +382,7 @@ def write(
     deltas: Mapping[str, Delta],
     full_parameters: Mapping[str, Tensor],
 ) -> Path:
-    """Write what `lora.lora_state_dict` would, for layers with lora_alpha = `spec.alpha`.
+    """Write the tensors of `lora.lora_state_dict`, for layers with lora_alpha = `spec.alpha`.
 
     The scale of a layer with another alpha is multiplied into its B.
 

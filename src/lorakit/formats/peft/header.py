@@ -14,7 +14,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class PackedPart:
-    """One of the deltas that a pair of factors in the file is made of.
+    """One of the deltas that share a pair of factors in the file.
 
     Attributes:
         rank: columns of B, and rows of A, that are the part's.

@@ -100,7 +100,7 @@ def sort_lora_tensors(tensors: Mapping[str, Tensor]) -> SortedTensors:
 
 
 def _find_ending(path: str) -> tuple[str, str] | None:
-    """Return the ending of a delta's key and the parameter that it stands for."""
+    """Return the ending of a key and its parameter; None if it is not part of a delta."""
     for endings in (LINEAR_ENDINGS, EMBEDDING_ENDINGS, {"magnitude": MAGNITUDE_ENDING}):
         for parameter, end in endings.items():
             if path.endswith(end):

@@ -80,7 +80,7 @@ def _find_shared_factors(method: Method, tensors: Mapping[str, Tensor]) -> dict[
 
 
 def _find_parameter(method: Method, path: str) -> str | None:
-    """Return the parameter that a key stands for; None if it is no part of a delta."""
+    """Return the parameter of a key; None if it is not part of a delta."""
     for parameter, ending in method.key_endings.items():
         if path.endswith(ending):
             return parameter
