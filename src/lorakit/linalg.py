@@ -18,6 +18,33 @@ FULL_SVD_SIZE = 512  # up to this many rows or columns a full SVD is cheaper tha
 FULL_SVD_SHARE = 4  # the same if a quarter of all directions is needed
 
 
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return float32, or a wider dtype if one of the tensors has it.
+
+    >>> wide_dtype(torch.zeros(1, dtype=torch.bfloat16)), wide_dtype(torch.zeros(1).double())
+    (torch.float32, torch.float64)
+    """
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def widen(M: Tensor) -> Tensor:
+    """Return M in float32, or float64 if it is."""
+    return M.to(wide_dtype(M))
+
+
+def check_factors(A: Tensor, B: Tensor) -> None:
+    """Raise SpecError if A (rank, in) and B (out, rank) do not share a rank, or a stack."""
+    is_matrix = A.ndim >= 2 and A.ndim == B.ndim
+    if not is_matrix or A.shape[-2] != B.shape[-1] or A.shape[:-2] != B.shape[:-2]:
+        raise SpecError(
+            "A (rank, in) and B (out, rank) must share a rank: "
+            f"A is {tuple(A.shape)}, B is {tuple(B.shape)}."
+        )
+
+
 class Svd(NamedTuple):
     """The thin singular value decomposition `U @ diag(S) @ Vh` of a matrix (out, in).
 
@@ -34,7 +61,7 @@ class Svd(NamedTuple):
 
 def thin_svd(M: Tensor) -> Svd:
     """Return the singular value decomposition in float64, with k = min(out, in)."""
-    U, S, Vh = svd(_widen(M), full_matrices=False)
+    U, S, Vh = svd(_to_float64(M), full_matrices=False)
     return Svd(U, S, Vh)
 
 
@@ -106,9 +133,9 @@ def singular_values(A: Tensor, B: Tensor, scale: float = 1.0) -> Tensor:
     >>> singular_values(A, B, scale=0.5).tolist()
     [2.0, 1.5]
     """
-    _check_factors(A, B)
-    _, Ra = qr(_widen(A).mT, mode="r")
-    _, Rb = qr(_widen(B), mode="r")
+    check_factors(A, B)
+    _, Ra = qr(_to_float64(A).mT, mode="r")
+    _, Rb = qr(_to_float64(B), mode="r")
     core = Rb @ Ra.mT
     return svdvals(core) * abs(scale)
 
@@ -131,9 +158,9 @@ def svd_of_product(A: Tensor, B: Tensor, scale: float = 1.0) -> Svd:
     >>> S.tolist(), (U * S @ Vh).abs().round(decimals=6).tolist()
     ([10.0], [[0.0, 6.0], [0.0, 8.0]])
     """
-    _check_factors(A, B)
-    Qa, Ra = qr(_widen(A).mT)
-    Qb, Rb = qr(_widen(B))
+    check_factors(A, B)
+    Qa, Ra = qr(_to_float64(A).mT)
+    Qb, Rb = qr(_to_float64(B))
     core = Rb @ Ra.mT
     U, S, Vh = thin_svd(core)
     U = Qb @ U
@@ -226,7 +253,7 @@ def randomised_svd(
     return Svd(Q @ U, S, Vh)
 
 
-def _widen(M: Tensor) -> Tensor:
+def _to_float64(M: Tensor) -> Tensor:
     return M.detach().double()
 
 
@@ -235,12 +262,3 @@ def _random_directions(M: Tensor, count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     shape = (*M.shape[:-2], M.shape[-1], count)
     return torch.randn(shape, generator=generator).to(M.device)
-
-
-def _check_factors(A: Tensor, B: Tensor) -> None:
-    is_matrix = A.ndim >= 2 and A.ndim == B.ndim
-    if not is_matrix or A.shape[-2] != B.shape[-1] or A.shape[:-2] != B.shape[:-2]:
-        raise SpecError(
-            "A (rank, in) and B (out, rank) must share a rank: "
-            f"A is {tuple(A.shape)}, B is {tuple(B.shape)}."
-        )

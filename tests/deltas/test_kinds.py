@@ -46,7 +46,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "vera, init": (
         {"delta": "vera", "init": "gaussian", "targets": ["1"]},
-        "1   delta 'vera': has a start of its own, init='gaussian' has no place in it",
+        "1   delta 'vera': has its own start, init='gaussian' cannot be used",
     ),
     "loha, embedding": (
         {"delta": "loha", "targets": ["0"]},
@@ -54,23 +54,24 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "loha, init": (
         {"delta": "loha", "init": "orthogonal"},
-        "3   delta 'loha': has a start of its own, init='orthogonal'",
+        "3   delta 'loha': has its own start, init='orthogonal'",
     ),
     "loha, biases": (
         {"delta": "loha", "bias": "all"},
-        "1   delta 'loha': its files have no place for biases, asked for bias='all'",
+        "1   delta 'loha': its files cannot hold biases, asked for bias='all'",
     ),
     "lokr, biases": (
         {"delta": "lokr", "bias": "adapted"},
-        "delta 'lokr': its files have no place for biases",
+        "delta 'lokr': its files cannot hold biases",
     ),
     "lokr, init": (
         {"delta": "lokr", "init": "gaussian"},
-        "delta 'lokr': has a start of its own, init='gaussian'",
+        "delta 'lokr': has its own start, init='gaussian'",
     ),
     "adalora, alpha of its own": (
         {"delta": "adalora", "overrides": {"1": {"alpha": 3, "rank": 3}}},
-        "1   delta 'adalora': all layers begin alike and the budget moves, so rank, alpha cannot",
+        "1   delta 'adalora': all layers start with the same rank, and training moves the budget, "
+        "so rank, alpha cannot",
     ),
     "loha, a weight that its module reads": (
         {"delta": "loha", "targets": ["4.in_proj"]},
@@ -78,7 +79,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "vera, part": (
         {"delta": "vera", "targets": ["2.q"], "parts": {"2": {"q": 2, "k": 4}}},
-        "2.q   delta 'vera': a part of a fused layer is changed by plain low rank alone (delta='lora')",
+        "2.q   delta 'vera': a part of a fused layer can only have delta 'lora'",
     ),
 }
 

@@ -1,11 +1,11 @@
-"""The one operation that adds a change: against the plain expression in float64, and what it keeps."""
+"""The operation that adds a low-rank change, against the plain expression, and what it saves."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import lorakit
-from lorakit.deltas.lora_autograd import _dropped, _mask, add_low_rank
+from lorakit.deltas.lora_autograd import add_low_rank, apply_mask, dropout_mask
 
 from ..laws.law import within
 from ..laws.table import randn
@@ -52,7 +52,7 @@ def test_gradients_are_those_of_the_plain_expression(
     torch.manual_seed(5)
     rows = torch.ones(15, 12, dtype=dtype)
     kept = (
-        _dropped(rows, _mask(rows, dropout, int(torch.randint(1 << 62, ())))).view(x.shape)
+        apply_mask(rows, dropout_mask(rows, dropout, int(torch.randint(1 << 62, ())))).view(x.shape)
         if dropout
         else 1.0
     )
@@ -77,11 +77,11 @@ def test_gradients_of_gradients() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_as_many_are_dropped_as_asked(dtype: torch.dtype) -> None:
     rows = torch.ones(1000, 100, dtype=dtype)
-    left = float(_dropped(rows, _mask(rows, 0.05, 7)).double().mean())
+    left = float(apply_mask(rows, dropout_mask(rows, 0.05, 7)).double().mean())
     assert abs(left - 0.95) < 4 * (0.05 * 0.95 / 1e5) ** 0.5
-    assert torch.equal(_mask(rows, 0.05, 7), _mask(rows, 0.05, 7)) and not torch.equal(
-        _mask(rows, 0.05, 7), _mask(rows, 0.05, 8)
-    )
+    assert torch.equal(
+        dropout_mask(rows, 0.05, 7), dropout_mask(rows, 0.05, 7)
+    ) and not torch.equal(dropout_mask(rows, 0.05, 7), dropout_mask(rows, 0.05, 8))
 
 
 def kept_bytes(model: nn.Module, x: Tensor) -> int:

@@ -302,43 +302,44 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Any, str]] = {
         lin,
         {"delta": "dora", "init": "pissa"},
         None,
-        "0   init 'pissa' is no start for delta 'dora', only for 'lora'",
+        "0   init 'pissa' cannot start delta 'dora', only 'lora'",
     ),
     "dora has no gradient start": (
         lin,
         {"delta": "dora", "init": "lora-ga"},
         X,
-        "0   init 'lora-ga' is no start for delta 'dora', only for 'lora'",
+        "0   init 'lora-ga' cannot start delta 'dora', only 'lora'",
     ),
     "2r vectors": (
         lin,
         {"init": "lora-ga", "rank": 3},
         X,
-        "0   init 'lora-ga' takes 2 x rank = 6 singular vectors, min(in, out) is 5",
+        "0   init 'lora-ga' needs 2 x rank = 6 singular vectors, min(in, out) is 5",
     ),
     "NaN": (
         broken,
         {"init": "pissa-fast"},
         None,
-        "0   init 'pissa-fast' takes the matrix apart, which is not finite",
+        "0   init 'pissa-fast' needs a finite matrix, this one has NaN or infinity",
     ),
     "lent": (
         lent,
         {"init": "eva", "targets": ["0.out_proj"]},
         X,
-        "0.out_proj   init 'eva' looks at the layer's input: MultiheadAttention reads this weight itself",
+        "0.out_proj   init 'eva' needs the layer's input, but MultiheadAttention reads this "
+        "weight itself",
     ),
     "no batches": (
         lin,
         {"init": "eva"},
         None,
-        "init 'eva' looks at data.\nGive attach(..., batches=[...])",
+        "init 'eva' needs data.\nGive attach(..., batches=[...])",
     ),
     "batches for nothing": (
         lin,
         {"init": "pissa"},
         X,
-        "batches are given, but init 'pissa' looks at none.\nLeave them out",
+        "batches are given, but init 'pissa' needs none.\nLeave them out",
     ),
     "one tensor": (
         lin,
@@ -369,13 +370,13 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], Any, str]] = {
         lin,
         {"init": "lora-ga"},
         X,
-        "A loss is needed, Sequential gave Tensor of shape (1, 5).",
+        "A loss is needed, Sequential returned Tensor of shape (1, 5).",
     ),
     "no gradient": (
         lin,
         {"init": "lora-ga"},
         [lambda model: model[0].bias.sum()],
-        "0   no gradient arrives",
+        "0   it gets no gradient",
     ),
 }
 

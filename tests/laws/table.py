@@ -400,7 +400,7 @@ class Row:
         )
 
     def factors(self, adapter: lorakit.Adapter, scale: float) -> tuple[Tensor, Tensor]:
-        """Return A and B, in float64, whose product is all that low rank adds, from the definition."""
+        """Return A and B in float64, whose product is the low-rank change, from the definition."""
         delta = adapter.deltas["layer"]
         own = {key: p.detach().double() for key, p in delta.named_parameters()}
         if self.delta == "vera":  # its scale is in the shared B
@@ -467,7 +467,7 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.detach().double() - want).abs().max())
 
 
-UNBIASED = ("loha", "lokr")  # their files have no place for biases
+UNBIASED = ("loha", "lokr")  # their files cannot hold biases
 # What is refused: the rows of a transposed convolution's matrix are no outputs (DoRA); a change
 # that is built whole is none for a table of tokens, and one pair of factors none for layers of
 # several kinds; parts and weights that their module reads itself share one pair of plain factors in

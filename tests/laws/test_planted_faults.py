@@ -97,12 +97,12 @@ SUBTRACT = (
 )
 FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "scale dropped": (
-        edit(fused, "_sum", "(B * factor)", "B"),
+        edit(fused, "_add_product", "(B * factor)", "B"),
         law.attached_equals_dense,
         "linear-float64",
     ),
     "scale squared": (
-        edit(fused, "_sum", "(B * factor)", "(B * factor**2)"),
+        edit(fused, "_add_product", "(B * factor)", "(B * factor**2)"),
         law.attached_equals_dense,
         "conv1d-float32",
     ),
@@ -177,12 +177,17 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "A gets no gradient": (
-        edit(fused._Add, "backward", "if to_A else None", "if False else None"),
+        edit(fused.AddLowRank, "backward", "(grad_projected.T @ dropped).to(A.dtype)", "None"),
         law.only_the_delta_trains,
         "linear-float32",
     ),
     "B is cut off the graph": (
-        edit(fused._Add, "backward", "* factor if to_B else None", "if False else None"),
+        edit(
+            fused.AddLowRank,
+            "backward",
+            "(projected.T @ grad_rows).T.to(B.dtype) * ctx.factor",
+            "None",
+        ),
         law.only_the_delta_trains,
         "conv1d-float64",
     ),
@@ -215,8 +220,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             classic,
             "initial_A",
-            "rand((*stack, *size), generator=generator)",
-            "rand((*stack, *size))",
+            "rand(size, generator=generator)",
+            "rand(size)",
         ),
         law.start_depends_on_seed_and_name_alone,
         "linear-float64",
@@ -237,7 +242,9 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float16",
     ),
     "output left in the adapter's dtype": (
-        edit(LowRank, "forward", "h * self.scale, y)", "h * self.scale, y).float()"),
+        edit(
+            LowRank, "forward", "projected * self.scale, y)", "projected * self.scale, y).float()"
+        ),
         law.fresh_equals_base,
         "embedding-bfloat16",
     ),
@@ -427,12 +434,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "lent-float64",
     ),
     "start of B not taken off": (
-        edit(OffsetLowRank, "factors", "self.B - start[1]", "self.B"),
+        edit(OffsetLowRank, "factors", "self.B - self.B0", "self.B"),
         law.fresh_equals_base,
         "moved:linear-float64",
     ),
     "start of A not taken off": (
-        edit(OffsetLowRank, "factors", "self.A - start[0]", "self.A"),
+        edit(OffsetLowRank, "factors", "self.A - self.A0", "self.A"),
         law.fresh_equals_base,
         "moved:embedding-bfloat16",
     ),
@@ -442,7 +449,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "moved:convolution3d-float64",
     ),
     "start written with the wrong sign": (
-        edit(OffsetLowRank, "to_low_rank", "-start[1]", "start[1]"),
+        edit(OffsetLowRank, "to_low_rank", "-self.B0", "self.B0"),
         law.written_equals_read,
         "moved:conv1d-float32",
     ),
@@ -475,19 +482,19 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             TiedTokenRows,
             "add_change",
-            "self.source.add_change(site, layer, x, y, out, weight, into=into)",
+            "self.source.add_change(site, layer, x, y, out, weight, in_place=in_place)",
             "out",
         ),
         lambda row, folder: rows_equal_dense(),
         "linear-float64",
     ),
     "new rows are added to the old": (
-        edit(TokenRows, "difference", "self.new.to(wide) - old.to(wide)", "self.new.to(wide)"),
+        edit(TokenRows, "difference", "self.new.to(wide) - rows.to(wide)", "self.new.to(wide)"),
         lambda row, folder: rows_equal_dense(),
         "linear-float64",
     ),
     "DoRA's norm without a term": (
-        edit(DoRA, "norm", "2 * self.scale * across", "self.scale * across"),
+        edit(DoRA, "norm", "2 * self.scale * mixed", "self.scale * mixed"),
         law.attached_equals_dense,
         "dora:linear-float64",
     ),
@@ -497,7 +504,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "vera:linear-float64",
     ),
     "LoHa adds its products": (
-        edit(LoHa, "matrix", "w1_a @ w1_b * (w2_a @ w2_b)", "w1_a @ w1_b + (w2_a @ w2_b)"),
+        edit(LoHa, "matrix", "w1 * w2", "w1 + w2"),
         law.attached_equals_dense,
         "loha:linear-float64",
     ),
@@ -527,7 +534,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "start of A is a view of A": (
-        edit(OffsetLowRank, "factors", "[self.A, self.A - start[0]]", "[self.A, self.A - self.A]"),
+        edit(OffsetLowRank, "factors", "[self.A, self.A - self.A0]", "[self.A, self.A - self.A]"),
         law.attached_equals_dense,
         "moved:transposed2d-float64",
     ),

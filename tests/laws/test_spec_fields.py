@@ -1,4 +1,4 @@
-"""Every field of the Spec changes something: one row a field, and a new field without a row fails."""
+"""Every field of Spec changes something: one row for each, and a new field without one fails."""
 
 import dataclasses
 import json

@@ -135,8 +135,8 @@ def test_the_sum_is_rounded_once(kind: Kind):
     exact = twin(layer).double()
     assert torch.equal(layer.merged_weight(), exact.merged_weight().float().bfloat16())
     assert layer.merged_weight() is layer.merged_weight()
-    assert torch.equal(layer.used(), layer.merged_weight()) and not torch.equal(
-        layer.used(), layer.weight
+    assert torch.equal(layer.used_weight(), layer.merged_weight()) and not torch.equal(
+        layer.used_weight(), layer.weight
     )
 
 

@@ -37,7 +37,7 @@ def test_signatures_are_loralibs(name: str):
 
 @pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "Conv3d"])
 def test_signatures_of_convolutions_are_loralibs(name: str):
-    """Its Conv2d takes (*args, **kwargs) and gives them to ConvLoRA, after the convolution's class."""
+    """Its Conv2d takes (*args, **kwargs), and gives them to ConvLoRA after torch's class."""
     assert told(getattr(ours, name)) == told(loralib.ConvLoRA, skip=1)
 
 

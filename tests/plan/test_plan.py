@@ -109,7 +109,7 @@ def test_a_start_that_moves_the_base_costs_twice_the_file(tiny_llama: Path) -> N
 def test_a_start_that_no_layer_can_have_is_refused(tiny_llama: Path) -> None:
     with pytest.raises(
         SpecError,
-        match=r"init 'lora-ga' takes 2 x rank = 32 singular vectors, min\(in, out\) is 16",
+        match=r"init 'lora-ga' needs 2 x rank = 32 singular vectors, min\(in, out\) is 16",
     ):
         Plan(load_meta_model(str(tiny_llama)), Spec(rank=16, init="lora-ga"), Work())
 

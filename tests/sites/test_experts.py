@@ -200,7 +200,7 @@ def test_the_stack_comes_back_where_the_module_fails():
         ({"rank": 2, "dropout": 0.5}, "reads this weight itself, so the input of A cannot be seen"),
         (
             {"rank": 2, "delta": "dora"},
-            "a stack of experts is changed by low rank alone; use delta='lora'",
+            "a stack of experts can only have delta 'lora'",
         ),
     ],
 )

@@ -1,1 +1,1 @@
-"""Deltas: the ways to write a change of a matrix."""
+"""Deltas: parameterisations of the change of a matrix."""

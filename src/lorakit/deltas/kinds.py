@@ -1,6 +1,4 @@
-"""Every parameterisation of a change, by the name that Spec.delta gives it: this is where a name
-becomes a class.
-"""
+"""The class of every delta, by its name in Spec.delta."""
 
 from lorakit.deltas.adalora import AdaLoRA
 from lorakit.deltas.base import Delta, LowRank
@@ -9,6 +7,5 @@ from lorakit.deltas.loha import LoHa
 from lorakit.deltas.lokr import LoKr
 from lorakit.deltas.vera import VeRA
 
-DELTAS: dict[str, type[Delta]] = {
-    known.name: known for known in (LowRank, DoRA, VeRA, LoHa, LoKr, AdaLoRA)
-}
+CLASSES: tuple[type[Delta], ...] = (LowRank, DoRA, VeRA, LoHa, LoKr, AdaLoRA)
+DELTAS: dict[str, type[Delta]] = {delta.name: delta for delta in CLASSES}

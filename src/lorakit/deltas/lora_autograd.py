@@ -1,31 +1,35 @@
-"""y + scale * drop(x) A^T B^T in one operation: added into y, nothing kept but x, and dropout
-replayed from its seed.
+"""y + scale * dropout(x) A^T B^T as one operation that saves only x for the backward pass.
 
-The plain expression keeps an input of A, a mask and two outputs a layer, and copies them to float32
-where the factors are float32. Here the factors go to y's dtype, which is what mixed precision
-computes anyway; the backward pass reads x, which the
-layers beside this one share, and makes everything else again: h = x A^T costs rank / out of the
-    layer's own product.
+The plain expression saves an input of A, a mask and two outputs for each layer, and copies them to
+float32 if the factors are float32. Here the change is added into y, the factors are cast to y's
+dtype (as mixed precision does anyway), and dropout is computed again from its seed. The backward
+pass reads x, which neighbouring layers share, and computes x A^T again: rank / out of the layer's
+own product.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-STEPS = 1 << 16  # in how many steps a probability is counted
+PROBABILITY_STEPS = 1 << 16  # a dropout probability is rounded to a multiple of 1 / steps
+INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}  # by the bytes of a value
+# Probability, seed, and whether the tensors have shapes but no values.
+Drop: TypeAlias = tuple[float, int, bool]
 
 
 def is_traced() -> bool:
-    """Tell whether operations are recorded or rewritten rather than run: torch.compile, torch.func."""
+    """Return True if operations are recorded or transformed: torch.compile, torch.func."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def is_watched() -> bool:
-    """Tell whether a dispatch mode sees every operation: it may keep what they give, or run them on
-    tensors without values.
+    """Return True if a dispatch mode sees every operation.
+
+    It may keep their results, or run them on tensors without values.
     """
     return torch._C._len_torch_dispatch_stack() > 0
 
@@ -38,81 +42,75 @@ def add_low_rank(
     scale: float,
     dropout: float = 0.0,
     *,
-    into: bool = False,
+    in_place: bool = False,
 ) -> Tensor:
-    """Return y + scale * drop(x) A^T B^T.
+    """Return y + scale * dropout(x) A^T B^T.
 
     Args:
-        y: (..., out), of the dtype that is computed in.
+        y: (..., out); its dtype is that of the computation.
         x: (..., in), of any floating dtype.
         A: (rank, in).
         B: (out, rank).
-        scale: what multiplies the product.
-        dropout: probability with which a value of x is dropped, from 0 to 1; the rest is divided by
-            what is left.
-        into: whether y may be overwritten: nobody else has it, and nothing was kept of it.
+        scale: factor of the product.
+        dropout: probability with which a value of x is dropped, from 0 to 1; the others are divided
+            by 1 - dropout.
+        in_place: whether y may be overwritten: no one else refers to it, and autograd saved nothing
+            of it.
 
     Returns:
-        (..., out), of y's dtype; y itself where it was overwritten.
+        (..., out), of y's dtype; y itself if it was overwritten.
 
-    >>> add_low_rank(torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1), 2.0).tolist()
+    >>> A, B = torch.ones(1, 3), torch.ones(2, 1)
+    >>> add_low_rank(torch.zeros(1, 2), torch.ones(1, 3), A, B, 2.0).tolist()
     [[6.0, 6.0]]
     """
     watched = is_watched()
-    into = into and not watched
-    blind = watched and is_fake(x)  # tensors have no values: no random numbers are spent
-    seed = int(torch.randint(1 << 62, ())) if dropout and not blind else 0
+    in_place = in_place and not watched
+    without_values = watched and is_fake(x)  # then no random numbers are used up
+    seed = int(torch.randint(1 << 62, ())) if dropout and not without_values else 0
     factor = scale / (1 - dropout) if dropout < 1 else 0.0
-    if not torch.is_grad_enabled() or not (
+    drop = (dropout, seed, without_values)
+    if torch.is_grad_enabled() and (
         y.requires_grad or x.requires_grad or A.requires_grad or B.requires_grad
     ):
-        return _sum(y, x, A, B, factor, (dropout, seed, blind), into)
-    return _Add.apply(y, x, A, B, factor, (dropout, seed, blind), into)
+        return AddLowRank.apply(y, x, A, B, factor, drop, in_place)
+    return _add_product(y, x, A, B, factor, drop, in_place)
 
 
-def _sum(
-    y: Tensor,
-    x: Tensor,
-    A: Tensor,
-    B: Tensor,
-    factor: float,
-    drop: tuple[float, int, bool],
-    into: bool,
+def _add_product(
+    y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, drop: Drop, in_place: bool
 ) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
-    h = _dropped(rows, _mask(rows, *drop)) @ A.to(y.dtype).T
-    out = y if into else y.clone(memory_format=torch.contiguous_format)
-    out.view(-1, out.shape[-1]).addmm_(h, (B * factor).to(y.dtype).T)
+    dropped = apply_mask(rows, dropout_mask(rows, *drop))
+    projected = dropped @ A.to(y.dtype).T
+    out = y if in_place else y.clone(memory_format=torch.contiguous_format)
+    out.view(-1, out.shape[-1]).addmm_(projected, (B * factor).to(y.dtype).T)
     return out
 
 
-BITS = {
-    2: (torch.int16, np.int16),
-    4: (torch.int32, np.int32),
-    8: (torch.int64, np.int64),
-}  # by bytes of a value
+def dropout_mask(
+    like: Tensor, dropout: float, seed: int, without_values: bool = False
+) -> Tensor | None:
+    """Return a mask for `apply_mask`; None without dropout.
 
-
-def _mask(like: Tensor, dropout: float, seed: int, blind: bool = False) -> Tensor | None:
-    """Return what `_dropped` drops values by; the same for the same seed, shape, dtype, device and
-    `blind`.
+    It is the same for the same seed, shape, dtype, device and `without_values`.
     """
     if not dropout:
         return None
-    if like.device.type != "cpu" or blind:
+    if like.device.type != "cpu" or without_values:
         generator = torch.Generator(like.device).manual_seed(seed)
         return torch.rand(like.shape, device=like.device, generator=generator) >= dropout
-    # On a CPU torch's dropout takes longer than the product it stands before. Here 16 random bits
-    # are drawn a value, 64 at once, and a value is dropped by the bits of its mask: 0 is all zeros,
-    # and "keep" all ones.
-    drawn = np.random.SFC64(seed).random_raw(-(-like.numel() // 4)).view(np.uint16)[: like.numel()]
-    return torch.from_numpy(
-        -(drawn >= round(dropout * STEPS)).astype(BITS[like.element_size()][1])
-    ).view(like.shape)
+    # On a CPU torch's dropout takes longer than the product that follows. Here each value gets 16
+    # random bits, drawn 64 at a time, and an integer mask: all zeros to drop it, all ones to keep.
+    count = like.numel()
+    words = np.random.SFC64(seed).random_raw(-(-count // 4))
+    keep = words.view(np.uint16)[:count] >= round(dropout * PROBABILITY_STEPS)
+    mask = -keep.astype(INTEGERS[like.element_size()])
+    return torch.from_numpy(mask).view(like.shape)
 
 
-def _dropped(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the values with those dropped that the mask says."""
+def apply_mask(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the values with zeros where the mask drops them."""
     if mask is None:
         return rows
     if mask.dtype == torch.bool:
@@ -120,39 +118,62 @@ def _dropped(rows: Tensor, mask: Tensor | None) -> Tensor:
     return (rows.contiguous().view(mask.dtype) & mask).view(rows.dtype)
 
 
-class _Add(torch.autograd.Function):
+class Context(Protocol):
+    """The context of AddLowRank between its two passes."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    factor: float
+    drop: Drop
+    dtype: torch.dtype
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+    def mark_dirty(self, *tensors: Tensor) -> None: ...
+
+
+class AddLowRank(torch.autograd.Function):
+    """`_add_product` with its gradients."""
+
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: Context,
         y: Tensor,
         x: Tensor,
         A: Tensor,
         B: Tensor,
         factor: float,
-        drop: tuple[float, int, bool],
-        into: bool,
+        drop: Drop,
+        in_place: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, A, B)
-        ctx.told, ctx.dtype = (factor, drop), y.dtype
-        out = _sum(y, x, A, B, factor, drop, into)
-        if into:
+        ctx.factor = factor
+        ctx.drop = drop
+        ctx.dtype = y.dtype
+        out = _add_product(y, x, A, B, factor, drop, in_place)
+        if in_place:
             ctx.mark_dirty(y)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (x, A, B), (factor, drop), dtype, g = ctx.saved_tensors, ctx.told, ctx.dtype, grads[0]
-        to_y, to_x, to_A, to_B = ctx.needs_input_grad[:4]
-        rows, a, gx, gA, gB = g.reshape(-1, g.shape[-1]).to(dtype), A.to(dtype), None, None, None
-        back = rows @ (B * factor).to(dtype)  # (m, rank)
-        inputs = x.reshape(-1, x.shape[-1]).to(dtype)
-        mask = _mask(inputs, *drop)
-        if to_A or to_B:
-            dropped = _dropped(inputs, mask)
-            gA = (back.T @ dropped).to(A.dtype) if to_A else None
-            gB = (
-                ((dropped @ a.T).T @ rows).T.to(B.dtype) * factor if to_B else None
-            )  # sooner than rows.T @ (…), by a fifth
-        if to_x:
-            gx = _dropped(back @ a, mask).to(x.dtype).view(x.shape)
-        return g if to_y else None, gx, gA, gB, None, None, None
+    def backward(ctx: Context, *grads: Tensor) -> Sequence[Tensor | None]:
+        x, A, B = ctx.saved_tensors
+        grad_y, dtype = grads[0], ctx.dtype
+        needs_y, needs_x, needs_A, needs_B = ctx.needs_input_grad[:4]
+        grad_rows = grad_y.reshape(-1, grad_y.shape[-1]).to(dtype)
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        mask = dropout_mask(rows, *ctx.drop)
+        cast_A = A.to(dtype)
+        grad_projected = grad_rows @ (B * ctx.factor).to(dtype)  # (rows, rank)
+        grad_x = grad_A = grad_B = None
+        if needs_A or needs_B:
+            dropped = apply_mask(rows, mask)
+            if needs_A:
+                grad_A = (grad_projected.T @ dropped).to(A.dtype)
+            if needs_B:
+                # A fifth faster than grad_rows.T @ projected.
+                projected = dropped @ cast_A.T
+                grad_B = (projected.T @ grad_rows).T.to(B.dtype) * ctx.factor
+        if needs_x:
+            grad_x = apply_mask(grad_projected @ cast_A, mask).to(x.dtype).view(x.shape)
+        return grad_y if needs_y else None, grad_x, grad_A, grad_B, None, None, None

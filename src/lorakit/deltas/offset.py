@@ -1,40 +1,42 @@
-"""OffsetLowRank: low rank whose factors do not start at zero change; where they started is kept beside
-them, and taken off.
-"""
+"""OffsetLowRank: low rank minus its frozen start, for factors that start with a product B A."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.deltas.base import LowRank
+from lorakit.deltas.base import DeltaOptions, LowRank
+from lorakit.linalg import wide_dtype
+from lorakit.sites.base import Site
 
 
 class OffsetLowRank(LowRank):
-    """The change `scale * (B A - B0 A0)`: A and B train, A0 and B0 stay as they were at the start.
+    """The change `scale * (B A - B0 A0)`: A and B train, A0 and B0 keep their values at the start.
 
-    The papers write `W - scale B0 A0` over the base and add `scale B A`: the same function, and the
-    same gradients. Here the base is never written, so other adapters and files fit it as before.
+    The papers replace the base by `W - scale B0 A0` and add `scale B A`: the same function, and the
+    same gradients. Here the base is never written, so other adapters and files still fit it.
 
     Args:
-        A: (rank, in), of the start or trained.
+        A: (rank, in), at the start or trained.
         B: (out, rank).
-        A0: the frozen start of A; A itself where it is not given.
-        B0: the frozen start of B.
-        **more: as LowRank.
+        A0: A at the start; the value of A if it is not given.
+        B0: B at the start.
+        **options: as LowRank.
 
     Source: Meng et al., PiSSA, arXiv 2404.02948, section 3 and appendix C (the difference as one
         LoRA of rank 2r).
 
     >>> delta = OffsetLowRank(torch.ones(1, 2), torch.ones(1, 1), alpha=1.0)
-    >>> start = delta.matrix().tolist()
+    >>> at_the_start = delta.matrix().tolist()
     >>> delta.B.data += 0.5
-    >>> start, delta.matrix().tolist()
+    >>> at_the_start, delta.matrix().tolist()
     ([[0.0, 0.0]], [[0.5, 0.5]])
     """
 
     is_product = False
+    A0: Tensor
+    B0: Tensor
 
     def __init__(
         self,
@@ -43,45 +45,39 @@ class OffsetLowRank(LowRank):
         *,
         A0: Tensor | None = None,
         B0: Tensor | None = None,
-        **more: Any,
+        **options: Unpack[DeltaOptions],
     ):
-        super().__init__(A, B, **more)
+        super().__init__(A, B, **options)
         self.register_buffer("A0", (A if A0 is None else A0).detach().clone())
         self.register_buffer("B0", (B if B0 is None else B0).detach().clone())
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A (2 rank, in) and B (out, 2 rank) of the change.
 
-        B A - B0 A0 is (B - B0) A + B0 (A - A0): zero to the bit at the start, and later rounded at
-        the size of what was learned. The difference of the two products would be rounded at theirs,
-        which is that of the base.
+        B A - B0 A0 is (B - B0) A + B0 (A - A0): exactly zero at the start, and later rounded
+        relative to what was learned. The difference of the two products would be rounded relative
+        to the products, which are as large as the base.
         """
-        start: tuple[Any, Any] = (self.A0, self.B0)
-        return torch.cat([self.A, self.A - start[0]], -2), torch.cat(
-            [self.B - start[1], start[1]], -1
-        )
+        A = torch.cat([self.A, self.A - self.A0], -2)
+        B = torch.cat([self.B - self.B0, self.B0], -1)
+        return A, B
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
         A, B = self.factors()
-        wide = torch.promote_types(A.dtype, torch.float32)
+        wide = wide_dtype(A)
         return self.scale * (B.to(wide) @ A.to(wide))
 
-    def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, site: Site, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
         A, B = self.factors()
-        h = site.project(layer, A.to(y.dtype), x)
-        return site.expand(layer, B.to(y.dtype), h * self.scale, y)
+        projected = site.project(layer, A.to(y.dtype), x)
+        return site.expand(layer, B.to(y.dtype), projected * self.scale, y)
 
     def to_low_rank(self) -> LowRank:
-        """Return the same change as low rank of twice the rank, from the four factors as they are:
-        [A; A0] and [B, -B0].
-        """
-        start: tuple[Any, Any] = (self.A0, self.B0)
-        A, B = (
-            torch.cat([self.A.detach(), start[0]], -2),
-            torch.cat([self.B.detach(), -start[1]], -1),
-        )
+        """Return the same change as a LowRank of twice the rank, from [A; A0] and [B, -B0]."""
+        A = torch.cat([self.A.detach(), self.A0], -2)
+        B = torch.cat([self.B.detach(), -self.B0], -1)
         return LowRank(
             A,
             B,
@@ -94,12 +90,15 @@ class OffsetLowRank(LowRank):
         )
 
     @classmethod
-    def from_low_rank(cls, A: Tensor, B: Tensor, **more: Any) -> "OffsetLowRank":
-        """Return what `to_low_rank` was made from, bit for bit."""
-        (A, A0), (B, B0) = A.chunk(2, -2), B.chunk(2, -1)
-        return cls(A.clone(), B.clone(), A0=A0, B0=-B0, **more)
+    def from_low_rank(
+        cls, A: Tensor, B: Tensor, **options: Unpack[DeltaOptions]
+    ) -> "OffsetLowRank":
+        """Return the delta whose `to_low_rank` has these factors, bit for bit."""
+        A, A0 = A.chunk(2, -2)
+        B, B0 = B.chunk(2, -1)
+        return cls(A.clone(), B.clone(), A0=A0, B0=-B0, **options)
 
 
 def alpha_at_double_rank(alpha: float, scale_rule: str) -> float:
-    """Return the alpha that keeps the scale at twice the rank."""
+    """Return the alpha that gives the same scale at twice the rank."""
     return alpha * (2 if scale_rule == "alpha/rank" else 2**0.5)

@@ -1,96 +1,114 @@
-"""VeRA: one random pair of factors that all layers share and none trains, and two vectors of each
-layer that do.
-"""
+"""VeRA: one random frozen pair of factors for all layers, and two trained vectors for each."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from lorakit.deltas.base import Delta, draw_uniform
+from lorakit.deltas.base import Delta, DeltaOptions, draw_uniform, overridden_names
 from lorakit.errors import SpecError
+from lorakit.linalg import wide_dtype
+from lorakit.sites.base import Site
 from lorakit.spec import SCALES, Settings, Spec
+
+START_D = 0.1
 
 
 class SharedPair(nn.Module):
-    """The factors that all layers share: A (rank, the most inputs of any layer) and B (the most
-    outputs, rank).
-    """
+    """The frozen factors of all layers: A (rank, most inputs) and B (most outputs, rank)."""
+
+    A: Tensor
+    B: Tensor
 
     def __init__(self, A: Tensor, B: Tensor):
         super().__init__()
         self.register_buffer("A", A)
         self.register_buffer("B", B)
-        self.A: Tensor
-        self.B: Tensor
 
 
 class VeRA(Delta):
-    """W' = W + diag(b) B diag(d) A, with A and B cut out of the shared pair; alpha and the scale
-    rule are in its B.
+    """W' = W + diag(b) B diag(d) A, with A and B cut out of the shared pair.
+
+    The shared B contains the scale of alpha and the scale rule.
 
     Args:
         b: (out,); it starts at zero.
         d: (rank,); it starts at 0.1.
         pair: shared by all layers of an adapter.
-        inputs: of the matrix; 0 where a file did not tell.
-        **more: as Delta.
+        inputs: of the matrix; 0 if a file does not store it.
+        **options: as Delta.
 
     Source: Kopiczko et al., VeRA, arXiv 2310.11454, equation 2 and section 3.2; alpha = rank gives
         its scale, 1.
 
     >>> pair = SharedPair(torch.ones(1, 3), torch.ones(4, 1))
-    >>> VeRA(torch.tensor([1.0, 2.0]), torch.tensor([3.0]), pair, inputs=2, alpha=1.0).matrix().tolist()
+    >>> b, d = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
+    >>> VeRA(b, d, pair, inputs=2, alpha=1.0).matrix().tolist()
     [[3.0, 3.0], [6.0, 6.0]]
     """
 
-    name, zero_parameter = "vera", "b"
-    kinds, inits = ("linear", "conv1d"), ("kaiming",)
+    name = "vera"
+    kinds = ("linear", "conv1d")
+    inits = ("kaiming",)
+    zero_parameter = "b"
 
-    def __init__(self, b: Tensor, d: Tensor, pair: SharedPair, inputs: int = 0, **more: Any):
-        super().__init__(len(d), **more)
-        self.b, self.d, self.pair, self.inputs = nn.Parameter(b), nn.Parameter(d), pair, inputs
+    def __init__(
+        self,
+        b: Tensor,
+        d: Tensor,
+        pair: SharedPair,
+        inputs: int = 0,
+        **options: Unpack[DeltaOptions],
+    ):
+        super().__init__(len(d), **options)
+        self.b = nn.Parameter(b)
+        self.d = nn.Parameter(d)
+        self.pair = pair
+        self.inputs = inputs
 
     @classmethod
-    def faults(cls, site: Any, settings: Settings, spec: Spec) -> list[str]:
-        own = [
-            k for k in ("rank", "alpha", "scale_rule") if getattr(settings, k) != getattr(spec, k)
-        ]
-        told = (
-            [
-                f"delta 'vera': all layers share one pair of factors, so {', '.join(own)} cannot be overridden"
-            ]
-            if own
-            else []
-        )
-        return [*super().faults(site, settings, spec), *told]
+    def faults(cls, site: Site, settings: Settings, spec: Spec) -> list[str]:
+        faults = super().faults(site, settings, spec)
+        names = overridden_names(settings, spec, ("rank", "alpha", "scale_rule"))
+        if names:
+            reason = "all layers share one pair of factors"
+            faults.append(f"delta 'vera': {reason}, so {', '.join(names)} cannot be overridden")
+        return faults
 
     @classmethod
     def make_shared(
         cls, shapes: Mapping[str, tuple[int, int]], spec: Spec, generator: torch.Generator
-    ) -> dict[str, Any]:
-        """Return the pair: it depends on the seed and the largest sizes alone."""
+    ) -> SharedPair | None:
+        """Return the shared pair; it depends only on the seed and the largest sizes."""
         if not shapes:
-            return {}
-        out, inputs = (max(shape[at] for shape in shapes.values()) for at in (0, 1))
-        like, gain = torch.empty((), dtype=getattr(torch, spec.dtype)), 6**0.5
+            return None
+        outputs = max(shape[0] for shape in shapes.values())
+        inputs = max(shape[1] for shape in shapes.values())
+        like = torch.empty((), dtype=getattr(torch, spec.dtype))
+        gain = 6**0.5
+        scale = SCALES[spec.scale_rule](spec.alpha, spec.rank)
         A = draw_uniform(like, generator, spec.rank, inputs) * gain
-        return {
-            "pair": SharedPair(
-                A,
-                draw_uniform(like, generator, out, spec.rank)
-                * (gain * SCALES[spec.scale_rule](spec.alpha, spec.rank)),
-            )
-        }
+        B = draw_uniform(like, generator, outputs, spec.rank) * (gain * scale)
+        return SharedPair(A, B)
 
     @classmethod
     def start(
-        cls, A: Tensor, M: Tensor, generator: torch.Generator, *, pair: SharedPair, **more: Any
+        cls,
+        A: Tensor,
+        M: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        shared: nn.Module | None = None,
+        **options: Unpack[DeltaOptions],
     ) -> "VeRA":
-        """Return one that changes nothing yet: b zero, d 0.1."""
-        pair.to(A.device)
-        return cls(A.new_zeros(len(M)), A.new_full((len(A),), 0.1), pair, M.shape[1], **more)
+        """Return a delta that changes nothing yet: b is zero, d is 0.1."""
+        if not isinstance(shared, SharedPair):
+            raise TypeError("VeRA.start needs shared=, the pair that VeRA.make_shared returns.")
+        shared.to(A.device)
+        b, d = A.new_zeros(len(M)), A.new_full((len(A),), START_D)
+        return cls(b, d, shared, M.shape[1], **options)
 
     @property
     def rank(self) -> int:
@@ -101,8 +119,10 @@ class VeRA(Delta):
         return len(self.b), self.inputs or self.pair.A.shape[1]
 
     def shape_faults(self, shape: tuple[int, int]) -> Iterator[str]:
-        fits = shape[1] == self.inputs if self.inputs else shape[1] <= self.pair.A.shape[1]
-        if len(self.b) != shape[0] or not fits:
+        out, inputs = shape
+        limit = self.inputs or self.pair.A.shape[1]
+        fits = inputs == limit if self.inputs else inputs <= limit
+        if len(self.b) != out or not fits:
             yield f"changes a matrix of {self.shape}, the layer's is {tuple(shape)}"
 
     def complete_for_layer(
@@ -115,19 +135,19 @@ class VeRA(Delta):
         inputs = self.inputs if M is None else M.shape[1]
         if not inputs:
             raise SpecError(
-                "How many inputs its matrix has, a VeRA file of PEFT's does not say: give matrix(M) the base's."
+                "A VeRA file of PEFT does not store how many inputs a matrix has.",
+                advice="Call matrix(M) with the base's matrix.",
             )
-        wide = torch.promote_types(self.b.dtype, torch.float32)
-        A, B = (
-            self.pair.A[:, :inputs].to(self.d.device, wide),
-            self.pair.B[: len(self.b)].to(self.b.device, wide),
-        )
+        wide = wide_dtype(self.b)
+        A = self.pair.A[:, :inputs].to(self.d.device, wide)
+        B = self.pair.B[: len(self.b)].to(self.b.device, wide)
         return (self.b.to(wide).unsqueeze(1) * B) @ (self.d.to(wide).unsqueeze(1) * A)
 
-    def forward(self, site: Any, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, site: Site, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if self.dropout:
-            x = nn.functional.dropout(x, self.dropout, self.training)
-        # The pair may be on another device than this layer, where a model is spread over several.
-        A, B = self.pair.A[:, : self.shape[1]].to(y), self.pair.B[: len(self.b)].to(self.b.device)
-        h = site.project(layer, A, x) * self.d.to(y.dtype)
-        return site.expand(layer, (self.b.unsqueeze(1) * B).to(y.dtype), h, y)
+            x = F.dropout(x, self.dropout, self.training)
+        # The pair can be on another device than this layer if the model is spread over several.
+        A = self.pair.A[:, : self.shape[1]].to(y)
+        B = self.pair.B[: len(self.b)].to(self.b.device)
+        projected = site.project(layer, A, x) * self.d.to(y.dtype)
+        return site.expand(layer, (self.b.unsqueeze(1) * B).to(y.dtype), projected, y)

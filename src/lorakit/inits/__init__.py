@@ -1,1 +1,1 @@
-"""Starts: the first values of A and B."""
+"""Starts: the initial values of A and B."""

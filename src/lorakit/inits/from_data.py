@@ -1,35 +1,33 @@
-"""Starts that look at data: the inputs that a layer really gets, or the gradient of its matrix.
+"""Starts from data: from the inputs of a layer, or from the gradient of its matrix.
 
-Batches are run through the model in eval mode; its modes, its `requires_grad` and its weights are
-left as they were.
+Batches are run through the model in eval mode; its modes, its `requires_grad` and its weights do
+not change.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.errors import SpecError
-from lorakit.inits.spectral import wide
+from lorakit.inits.place import PlaceLike
+from lorakit.linalg import widen
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Settings
 from lorakit.text import plural
 
-KEPT, LEAST = (
-    4,
-    64,
-)  # directions of the inputs that are kept from batch to batch: times the rank, and at least
+DIRECTIONS_PER_RANK, LEAST_DIRECTIONS = 4, 64  # kept from batch to batch
+RELATIVE_ZERO = 1e-7  # of the largest singular value
 GAMMA = 16.0  # of LoRA-GA's scale, its paper's choice
 
 
-def eva(seen: "InputDirections", settings: Settings) -> Tensor:
-    """Return A: the right singular vectors of the layer's inputs, those along which they vary most.
-    B is zero.
+def eva(inputs: "InputDirections", settings: Settings) -> Tensor:
+    """Return A: the right singular vectors of the layer's inputs, the largest first. B is zero.
 
     Args:
-        seen: what `observe_inputs` gave for the layer.
+        inputs: of the layer, as `observe_inputs` returns them.
         settings: rank.
 
     Returns:
@@ -37,14 +35,15 @@ def eva(seen: "InputDirections", settings: Settings) -> Tensor:
 
     Source: Paischer et al., EVA, arXiv 2410.07170, section 3.2 and algorithm 1.
     """
-    return seen.leading[: settings.rank] / seen.leading[: settings.rank].norm(dim=1, keepdim=True)
+    leading = inputs.leading[: settings.rank]
+    return leading / leading.norm(dim=1, keepdim=True)
 
 
 def lora_ga(G: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return A and B whose first step of gradient descent changes the matrix along its full
-    gradient G, as far as rank 2r can.
+    """Return A and B whose first step of gradient descent is nearest to a step of the full matrix.
 
-    A has the right singular vectors 1 … r of G, B the left ones r + 1 … 2r.
+    The first step changes the matrix along its full gradient G, as far as rank 2r can. A has the
+    right singular vectors 1 … r of G, B the left ones r + 1 … 2r.
 
     Args:
         G: (out, in), the gradient of the loss by the matrix.
@@ -55,16 +54,17 @@ def lora_ga(G: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 
     Source: Wang, Yu, Li, LoRA-GA, arXiv 2407.05000, theorem 3.1 and section 3.3.
     """
-    U, _, Vh = torch.linalg.svd(wide(G), full_matrices=False)
-    rank, size = settings.rank, G.shape[-2] ** 0.25 / GAMMA**0.5
+    U, _, Vh = torch.linalg.svd(widen(G), full_matrices=False)
+    rank = settings.rank
+    size = G.shape[-2] ** 0.25 / GAMMA**0.5
     return Vh[..., :rank, :] * size, U[..., rank : 2 * rank] * size
 
 
 class InputDirections:
-    """The directions along which the inputs of a layer vary most, from batches of them.
+    """The directions in which the inputs of a layer vary most, computed batch by batch.
 
     Args:
-        most: directions that are kept; while there are no more of them, nothing is lost.
+        most: number of directions to keep; the result is exact if the inputs have no more.
 
     Attributes:
         leading: (at most `most`, in), float64: singular values times right singular vectors,
@@ -74,32 +74,35 @@ class InputDirections:
     Source: incremental SVD as in Ross et al., IJCV 2008, without the mean, as EVA (arXiv
         2410.07170, section 3.2) uses it.
 
-    >>> seen = InputDirections(most=2)
-    >>> seen.add(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-    >>> seen.leading.norm(dim=1).tolist(), seen.total
+    >>> inputs = InputDirections(most=2)
+    >>> inputs.add(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> inputs.leading.norm(dim=1).tolist(), inputs.total
     ([4.0, 3.0], 25.0)
     """
 
     def __init__(self, most: int):
-        self.most, self.total, self.leading = most, 0.0, torch.zeros(0)
+        self.most = most
+        self.total = 0.0
+        self.leading = torch.zeros(0)
 
     def add(self, rows: Tensor) -> None:
-        """Take in inputs, (count, in)."""
+        """Add inputs (count, in)."""
         rows = rows.double()
         self.total += float(rows.square().sum())
         if self.leading.numel():
             rows = torch.cat([self.leading, rows])
         if len(rows) >= rows.shape[1]:
-            values, V = torch.linalg.eigh(rows.T @ rows)
-            self.leading = (
-                values.clamp_min(0).sqrt().flip(0)[: self.most, None] * V.T.flip(0)[: self.most]
-            )
+            squares, V = torch.linalg.eigh(rows.T @ rows)
+            values = squares.clamp_min(0).sqrt().flip(0)
+            self.leading = values[: self.most, None] * V.T.flip(0)[: self.most]
         else:
-            self.leading = torch.linalg.eigh(rows @ rows.T)[1].T.flip(0)[: self.most] @ rows
+            _, U = torch.linalg.eigh(rows @ rows.T)
+            self.leading = U.T.flip(0)[: self.most] @ rows
 
-    def count(self, ids: Tensor, size: int) -> None:
-        """Take in the one-hot inputs of an embedding: their singular vectors are the tokens, by how
-        often they came.
+    def add_tokens(self, ids: Tensor, size: int) -> None:
+        """Add the one-hot inputs of an embedding.
+
+        Their singular vectors are the tokens, ordered by their counts.
         """
         counts = torch.bincount(ids.flatten(), minlength=size).double()
         if self.leading.numel():
@@ -111,193 +114,265 @@ class InputDirections:
 
     @property
     def direction_count(self) -> int:
-        """How many directions the inputs have, at most as many as were kept."""
-        sizes = self.leading.norm(dim=-1)
-        return int((sizes > sizes.max() * 1e-7).sum()) if self.leading.numel() else 0
+        """The number of directions that the inputs have, at most as many as were kept."""
+        if not self.leading.numel():
+            return 0
+        values = self.leading.norm(dim=-1)
+        return int((values > values.max() * RELATIVE_ZERO).sum())
+
+
+class _InputHook:
+    """A forward pre-hook that adds the inputs of one layer, without those that are padding."""
+
+    def __init__(self, place: PlaceLike, inputs: InputDirections):
+        self.place = place
+        self.inputs = inputs
+        self.mask: Tensor | None = None  # of the current batch
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        x = _first_tensor([*args[:1], *kwargs.values()])
+        if self.mask is not None and self.mask.shape == x.shape[: self.mask.ndim]:
+            x = x[self.mask.bool()]
+        if isinstance(layer, nn.Embedding) and self.place.site.kind == "embedding":
+            if layer.padding_idx is not None:
+                x = x[x != layer.padding_idx]
+            self.inputs.add_tokens(x, self.place.shape[1])
+        elif x.numel():
+            self.inputs.add(_input_rows(self.place, x.detach()))
+
+
+def _first_tensor(values: Sequence[object]) -> Tensor:
+    return next(value for value in values if isinstance(value, Tensor))
 
 
 def observe_inputs(
-    model: nn.Module, places: Mapping[str, Any], ranks: Mapping[str, int], batches: Iterable[Any]
+    model: nn.Module,
+    places: Mapping[str, PlaceLike],
+    ranks: Mapping[str, int],
+    batches: Iterable[object],
 ) -> dict[str, InputDirections]:
     """Run batches through the model and return the leading directions of each layer's inputs.
 
-    Inputs at positions that a batch's `attention_mask` leaves out are left out here.
+    Inputs at positions that a batch's `attention_mask` excludes are excluded here.
 
     Args:
         model: any module.
-        places: what is looked at, by name.
-        ranks: directions that each needs.
+        places: the layers to observe, by name.
+        ranks: number of directions that each of them needs.
         batches: see `attach`.
 
     Raises:
-        SpecError: fewer directions than asked for; all layers are named.
+        SpecError: the inputs have fewer directions than needed; all layers are named.
 
-    Cost: a forward pass a batch, and for each layer one eigendecomposition of min(inputs seen, in)
-        a batch.
+    Cost: one forward pass per batch, and for each layer one eigendecomposition of
+        min(inputs of the batch, in) per batch.
     """
-    found = {n: InputDirections(max(KEPT * ranks[n], LEAST)) for n in places}
-    mask: list[Tensor | None] = [None]
-
-    def look(name: str, place: Any) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
-            if mask[0] is not None and mask[0].shape == x.shape[: mask[0].ndim]:
-                x = x[mask[0].bool()]
-            if place.site.kind == "embedding":
-                pad = cast(nn.Embedding, layer).padding_idx
-                found[name].count(x if pad is None else x[x != pad], place.shape[1])
-            elif x.numel():
-                found[name].add(_rows(place, x.detach()))
-
-        return hook
-
-    hooks = [
-        p.layer.register_forward_pre_hook(look(n, p), with_kwargs=True) for n, p in places.items()
-    ]
+    observed: dict[str, InputDirections] = {}
+    hooks: list[_InputHook] = []
+    for name, place in places.items():
+        most = max(DIRECTIONS_PER_RANK * ranks[name], LEAST_DIRECTIONS)
+        observed[name] = InputDirections(most)
+        hooks.append(_InputHook(place, observed[name]))
+    handles = [hook.place.layer.register_forward_pre_hook(hook, with_kwargs=True) for hook in hooks]
     try:
         with eval_mode(model), torch.no_grad():
             for batch in batches:
-                mask[0] = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+                for hook in hooks:
+                    hook.mask = _attention_mask(batch)
                 run_batch(model, batch)
     finally:
-        for hook in hooks:
-            hook.remove()
-    faults = [
-        f"{n}   its inputs have {plural(seen.direction_count, 'direction')}, rank is {ranks[n]}"
-        for n, seen in found.items()
-        if seen.direction_count < ranks[n]
-    ]
+        for handle in handles:
+            handle.remove()
+    _check_directions(observed, ranks)
+    return observed
+
+
+def _attention_mask(batch: object) -> Tensor | None:
+    if not isinstance(batch, Mapping):
+        return None
+    return cast(Mapping[str, Tensor], batch).get("attention_mask")
+
+
+def _check_directions(observed: Mapping[str, InputDirections], ranks: Mapping[str, int]) -> None:
+    faults: list[str] = []
+    for name, inputs in observed.items():
+        count = inputs.direction_count
+        if count < ranks[name]:
+            directions = plural(count, "direction")
+            faults.append(f"{name}   its inputs have {directions}, rank is {ranks[name]}")
     if faults:
         raise SpecError(
-            f"{plural(len(faults), 'layer')} saw too little of the data.",
+            f"The batches are too few for {plural(len(faults), 'layer')}.",
             faults,
             "Give more batches. Nothing was attached.",
         )
-    return found
 
 
-def _rows(place: Any, x: Tensor) -> Tensor:
-    """Return the inputs that a row of A is multiplied with, (count, in): of a convolution, the
-    patches of every group.
+def _input_rows(place: PlaceLike, x: Tensor) -> Tensor:
+    """Return the vectors that a row of A is multiplied with: (count, in).
+
+    For a convolution these are the patches of every group.
     """
-    if place.layer.weight.ndim == 2:
+    weight = cast(Tensor, place.layer.weight)
+    if weight.ndim == 2:
         return x.reshape(-1, x.shape[-1])
     size = place.shape[1]
-    h = place.site.project(place.layer, torch.eye(size, dtype=x.dtype, device=x.device), x)
-    return h.movedim(h.ndim - place.layer.weight.ndim + 1, -1).reshape(-1, size)
+    identity = torch.eye(size, dtype=x.dtype, device=x.device)
+    patches = place.site.project(place.layer, identity, x)
+    channel_axis = patches.ndim - weight.ndim + 1
+    return patches.movedim(channel_axis, -1).reshape(-1, size)
 
 
 def observe_gradients(
-    model: nn.Module, places: Mapping[str, Any], batches: Iterable[Any]
+    model: nn.Module, places: Mapping[str, PlaceLike], batches: Iterable[object]
 ) -> dict[str, Tensor]:
-    """Return the gradient of the loss by each place's matrix, (out, in), summed over batches,
-    float32 or better.
+    """Return the gradient of the loss by each matrix, (out, in), summed over batches.
 
     Args:
         model: any module.
-        places: what is looked at, by name.
-        batches: see `attach`; the model must give a loss for each.
+        places: the layers to observe, by name.
+        batches: see `attach`; the model must return a loss for each.
+
+    Returns:
+        Gradients in float32 or better, by name.
 
     Raises:
-        SpecError: a batch gives no loss, or no gradient arrives at a matrix; all are named.
+        SpecError: a batch gives no loss, or a matrix gets no gradient; all are named.
 
-    Cost: a forward and a full backward pass a batch, and memory of all the matrices once more.
+    Cost: one forward and one full backward pass per batch, and the memory of all the matrices once
+        more.
     """
     own = dict(base_parameters(model))
-    weights = {p.weight_name: own[p.weight_name] for p in places.values() if p.weight_name in own}
-    asked, sums = {path: w.requires_grad for path, w in weights.items()}, {}
+    weights: dict[str, Tensor] = {}
+    for place in places.values():
+        if place.weight_name in own:
+            weights[place.weight_name] = own[place.weight_name]
+    sums: dict[str, Tensor] = {}
+    with eval_mode(model), _requiring_grad(weights.values()), torch.enable_grad():
+        for batch in batches:
+            _add_gradients(sums, loss_of(model, batch), weights)
+    _check_gradients(places, sums)
+    return {name: _as_matrix(place, sums[place.weight_name]) for name, place in places.items()}
+
+
+@contextmanager
+def _requiring_grad(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Set requires_grad of tensors, and restore it after the block."""
+    before = [(tensor, tensor.requires_grad) for tensor in tensors]
     try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        with eval_mode(model), torch.enable_grad():
-            for batch in batches:
-                found = torch.autograd.grad(
-                    loss_of(model, batch), list(weights.values()), allow_unused=True
-                )
-                for path, G in zip(weights, found, strict=True):
-                    if G is not None:
-                        sums[path] = wide(G) + sums[path] if path in sums else wide(G)
+        for tensor, _ in before:
+            tensor.requires_grad_(True)
+        yield
     finally:
-        for path, weight in weights.items():
-            weight.requires_grad_(asked[path])
-    faults = [
-        f"{n}   {'no gradient arrives' if p.weight_name not in sums else 'its gradient is zero throughout'}"
-        for n, p in places.items()
-        if p.weight_name not in sums or not sums[p.weight_name].any()
-    ]
+        for tensor, required in before:
+            tensor.requires_grad_(required)
+
+
+def _add_gradients(sums: dict[str, Tensor], loss: Tensor, weights: Mapping[str, Tensor]) -> None:
+    gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    for name, gradient in zip(weights, gradients, strict=True):
+        if gradient is not None:
+            wide = widen(gradient)
+            sums[name] = wide + sums[name] if name in sums else wide
+
+
+def _check_gradients(places: Mapping[str, PlaceLike], sums: Mapping[str, Tensor]) -> None:
+    faults: list[str] = []
+    for name, place in places.items():
+        gradient = sums.get(place.weight_name)
+        if gradient is None:
+            faults.append(f"{name}   it gets no gradient")
+        elif not gradient.any():
+            faults.append(f"{name}   its gradient is zero everywhere")
     if faults:
         raise SpecError(
-            f"{plural(len(faults), 'layer')} got no gradient from the batches.",
+            f"The batches give {plural(len(faults), 'layer')} no gradient.",
             faults,
-            "Leave them out with exclude, or give other batches. Nothing was attached.",
+            "Exclude them, or give other batches. Nothing was attached.",
         )
-    return {n: _as_matrix(p, sums[p.weight_name]) for n, p in places.items()}
 
 
-def _as_matrix(place: Any, G: Tensor) -> Tensor:
-    """Return a gradient of the stored weight as one of the place's matrix, whatever the site's way
-    from one to the other.
+def _as_matrix(place: PlaceLike, gradient: Tensor) -> Tensor:
+    """Return the gradient of a stored weight as the gradient of the place's matrix.
+
+    It is computed through the site's own way from the matrix to the stored weight.
     """
     M = torch.zeros_like(
-        place.site.read(place.layer), dtype=G.dtype, memory_format=torch.contiguous_format
+        place.site.read(place.layer),
+        dtype=gradient.dtype,
+        memory_format=torch.contiguous_format,
     ).requires_grad_(True)
     with torch.enable_grad():
-        stored = place.site.full_site.to_weight(place.layer, place.site.widen(M))
-    return torch.autograd.grad(stored, M, G)[0]
+        weight = place.site.full_site.to_weight(place.layer, place.site.widen(M))
+    return torch.autograd.grad(weight, M, gradient)[0]
 
 
-def loss_of(model: nn.Module, batch: Any) -> Tensor:
+def loss_of(model: nn.Module, batch: object) -> Tensor:
+    """Return the model's loss for a batch.
+
+    Raises:
+        SpecError: the output is no loss with a gradient, and has none.
+    """
     out = run_batch(model, batch)
     loss = out if isinstance(out, Tensor) else getattr(out, "loss", None)
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
-        raise SpecError(
-            f"A loss is needed, {type(model).__name__} gave {type(out).__name__}"
-            f"{'' if not isinstance(out, Tensor) else f' of shape {tuple(out.shape)}'}.",
-            advice="Put labels into the batch, or give a function of the model that returns the loss. "
-            "Nothing was attached.",
-        )
-    return loss
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    shape = f" of shape {tuple(out.shape)}" if isinstance(out, Tensor) else ""
+    raise SpecError(
+        f"A loss is needed, {type(model).__name__} returned {type(out).__name__}{shape}.",
+        advice="Put labels into the batch, or give a function of the model that returns the loss. "
+        "Nothing was attached.",
+    )
 
 
-def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Return what the model gives for a batch: keyword arguments, positional ones, one input, or a
-    function of the model.
+def run_batch(model: nn.Module, batch: object) -> object:
+    """Return the model's output for a batch.
+
+    Args:
+        model: any module.
+        batch: keyword arguments, positional arguments, one input, or a function of the model.
     """
     if isinstance(batch, Mapping):
-        return model(**cast(Mapping[str, Any], batch))
+        return model(**cast(Mapping[str, object], batch))
     if isinstance(batch, Tensor):
         return model(batch)
-    return model(*cast(tuple[Any, ...], batch)) if isinstance(batch, tuple | list) else batch(model)
+    if isinstance(batch, tuple | list):
+        return model(*cast(Sequence[object], batch))
+    if callable(batch):
+        return batch(model)
+    raise TypeError(f"A batch is needed, got {type(batch).__name__}.")
 
 
-def as_batch_list(batches: Iterable[Any]) -> list[Any]:
-    """Return batches as a list, or refuse what are none."""
-    several = isinstance(batches, Iterable) and not isinstance(batches, Mapping | Tensor | str)
-    found: list[Any] = list(batches) if several else []
-    wrong = [
-        b for b in found if not (isinstance(b, Mapping | Tensor | tuple | list) or callable(b))
-    ]
-    if not found or wrong:
-        got = (
-            type(wrong[0]).__name__
-            if wrong
-            else "none"
-            if several
-            else f"one {type(batches).__name__}"
-        )
-        raise SpecError(
-            f"batches: several batches of model inputs are needed, got {got}.",
-            advice="Give a list: of dicts, tensors or tuples that the model is called with, or of functions of the "
-            "model. Nothing was attached.",
-        )
-    return found
+def as_batch_list(batches: object) -> list[object]:
+    """Return batches as a list.
+
+    Raises:
+        SpecError: it is one batch, empty, or contains a value that is no batch.
+    """
+    if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
+        raise _batches_needed(f"one {type(batches).__name__}")
+    batch_list = list(cast(Iterable[object], batches))
+    if not batch_list:
+        raise _batches_needed("none")
+    for batch in batch_list:
+        if not isinstance(batch, Mapping | Tensor | tuple | list) and not callable(batch):
+            raise _batches_needed(type(batch).__name__)
+    return batch_list
+
+
+def _batches_needed(found: str) -> SpecError:
+    return SpecError(
+        f"batches: several batches of model inputs are needed, got {found}.",
+        advice="Give a list of dicts, tensors or tuples, with which the model is called, or of "
+        "functions of the model. Nothing was attached.",
+    )
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put all modules into eval mode, so that nothing is drawn and no statistics move; then back,
-    each into its own.
-    """
+    """Put all modules into eval mode, and restore the mode of each after the block."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,22 +1,23 @@
-"""Starts from the base's own matrix: A and B take a part of it, which the change is then measured
-from (deltas/moved.py).
+"""Starts from the base's own matrix: A and B are a part of it.
+
+The change is the difference to this start (deltas/offset.py).
 """
 
 import torch
 from torch import Tensor
+from torch.linalg import qr, svd
 
-from lorakit.linalg import leading_range, split_singular_values
+from lorakit.linalg import leading_range, split_singular_values, widen
 from lorakit.spec import Settings
 
-OVERSAMPLE, PASSES = (
-    8,
-    4,
-)  # of the randomised SVD: directions beyond the rank, and passes over the matrix and back
+OVERSAMPLE = 8  # directions beyond the rank in the randomised SVD
+PASSES = 4  # over the matrix and back in the randomised SVD
 
 
 def pissa(M: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return A and B with `scale * B A` the part of M of its `rank` largest singular values: no
-    product is nearer to M.
+    """Return A and B with `scale * B @ A` the best approximation of M with this rank.
+
+    It is the part of M of its `rank` largest singular values.
 
     Args:
         M: (out, in), floating; or a stack of such.
@@ -29,21 +30,25 @@ def pissa(M: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     Source: Meng et al., PiSSA, arXiv 2404.02948, equations 2 and 3; divided by the scale, as the
         official code does.
 
-    >>> A, B = pissa(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), Settings(rank=1, alpha=2.0, scale_rule="alpha/rank", dropout=0.0,
-    ...                                                               init="pissa", init_std=None))
+    >>> from lorakit import Spec
+    >>> settings = Spec(rank=1, alpha=2.0, init="pissa").settings("any")
+    >>> A, B = pissa(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), settings)
     >>> (2.0 * B @ A).round(decimals=4).tolist()
     [[3.0, 0.0], [0.0, 0.0]]
     """
-    U, S, Vh = torch.linalg.svd(wide(M), full_matrices=False)
-    return _shared(U, S, Vh, settings)
+    U, S, Vh = svd(widen(M), full_matrices=False)
+    return _split(U, S, Vh, settings)
 
 
-def pissa_fast(M: Tensor, settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return what `pissa` does, nearly, from a few products with M instead of its whole SVD.
+def pissa_fast(
+    M: Tensor,
+    settings: Settings,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Return nearly the result of `pissa`, from a few products with M instead of its full SVD.
 
-    The part left out is larger than the least possible by at most the factor 1 + 1 % (Frobenius
-    norm) for weights as slowly falling as random ones; the faster the singular values fall, the
-    nearer.
+    For weights whose singular values fall as slowly as random ones, the error is at most 1 % above
+    the least possible (Frobenius norm); the faster the singular values fall, the smaller it is.
 
     Args:
         M: (out, in), floating; or a stack of such.
@@ -52,19 +57,18 @@ def pissa_fast(M: Tensor, settings: Settings, generator: torch.Generator) -> tup
 
     Source: Halko, Martinsson, Tropp, arXiv 0909.4061, algorithms 4.4 and 5.1; PiSSA, section 3.
     """
-    M = wide(M)
-    count = min(settings.rank + OVERSAMPLE, *M.shape[-2:])
-    random = torch.randn(
-        (*M.shape[:-2], M.shape[-1], count), generator=generator, dtype=torch.float32
-    ).to(M)
-    Q = leading_range(M, random, PASSES)
-    U, S, Vh = torch.linalg.svd(Q.mT @ M, full_matrices=False)
-    return _shared(Q @ U, S, Vh, settings)
+    M = widen(M)
+    outputs, inputs = M.shape[-2:]
+    count = min(settings.rank + OVERSAMPLE, outputs, inputs)
+    size = (*M.shape[:-2], inputs, count)
+    random = torch.randn(size, generator=generator, dtype=torch.float32)
+    Q = leading_range(M, random.to(M), PASSES)
+    U, S, Vh = svd(Q.mT @ M, full_matrices=False)
+    return _split(Q @ U, S, Vh, settings)
 
 
 def olora(M: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    """Return B = the first columns of Q, which are orthonormal, and A = the first rows of R, of M =
-    Q R.
+    """Return the first rows of R as A and the first, orthonormal columns of Q as B, with M = Q R.
 
     Args:
         M: (out, in), floating; or a stack of such.
@@ -72,15 +76,16 @@ def olora(M: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
 
     Source: Büyükakyüz, OLoRA, arXiv 2406.01775, section 3 and algorithm 1.
     """
-    Q, R = torch.linalg.qr(wide(M))
-    return R[..., : settings.rank, :].contiguous(), Q[..., : settings.rank].contiguous()
+    rank = settings.rank
+    Q, R = qr(widen(M))
+    A = R[..., :rank, :]
+    B = Q[..., :rank]
+    return A.contiguous(), B.contiguous()
 
 
-def wide(M: Tensor) -> Tensor:
-    """Return M in float32, or float64 where it is."""
-    return M.to(torch.promote_types(M.dtype, torch.float32))
-
-
-def _shared(U: Tensor, S: Tensor, Vh: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
-    A, B = split_singular_values(U, S / abs(settings.scale), Vh, settings.rank)
-    return A, B * (1 if settings.scale > 0 else -1)
+def _split(U: Tensor, S: Tensor, Vh: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
+    """Return A and B with `scale * B @ A` the part of an SVD with the first directions."""
+    size = abs(settings.scale)
+    sign = 1 if settings.scale > 0 else -1
+    A, B = split_singular_values(U, S / size, Vh, settings.rank)
+    return A, B * sign

@@ -1,8 +1,6 @@
-"""Where A and B start: this is where a name in Spec.init becomes a function. `initial_factors` and `observe`
-are what attach calls.
-"""
+"""The functions that attach calls to start A and B, and the table of all starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,24 +9,33 @@ from torch import Tensor, nn
 
 from lorakit.errors import SpecError
 from lorakit.inits.classic import initial_A
-from lorakit.inits.from_data import as_batch_list, eva, lora_ga, observe_gradients, observe_inputs
+from lorakit.inits.from_data import (
+    InputDirections,
+    as_batch_list,
+    eva,
+    lora_ga,
+    observe_gradients,
+    observe_inputs,
+)
+from lorakit.inits.place import PlaceLike
 from lorakit.inits.spectral import olora, pissa, pissa_fast
 from lorakit.spec import Settings, Spec
+
+Observation = InputDirections | Tensor  # of the inputs of a layer, or the gradient of its matrix
 
 
 @dataclass(frozen=True)
 class Start:
-    """One way to start.
+    """A start that uses weights or data.
 
     Attributes:
-        make: of the matrix (out, in), settings, a generator, and what was seen: A (rank, in), and B
-            (out, rank) where the factors start as a part of the base's matrix; None where B is
-            zero.
-        deltas: names of the parameterisations that can start so; empty for all.
-        needs: at "inputs" of the layer, or "gradients" of its matrix, in batches; empty for
-            neither.
-        vectors_per_rank: how many singular vectors it takes, times the rank.
-        moves_B: whether B starts as something else than zero too.
+        make: returns A (rank, in) and B (out, rank) from the matrix (out, in), the settings, a
+            generator and the observation; None for a B of zeros.
+        deltas: names of the deltas that can start in this way; empty for all.
+        needs: "inputs" of the layer, or "gradients" of its matrix, from batches; empty if it needs
+            no data.
+        vectors_per_rank: number of singular vectors that it uses for each rank.
+        moves_B: whether B does not start at zero.
     """
 
     make: Callable[[Tensor, Settings, torch.Generator, Any], tuple[Tensor, Tensor | None]]
@@ -39,142 +46,157 @@ class Start:
 
 
 STARTS: dict[str, Start | None] = {
+    # Without weights and data: see classic.py.
     "kaiming": None,
     "gaussian": None,
-    "orthogonal": None,  # look at no weight and no data: see classic.py
-    "pissa": Start(lambda M, settings, generator, seen: pissa(M, settings), ("lora",)),
-    "pissa-fast": Start(
-        lambda M, settings, generator, seen: pissa_fast(M, settings, generator), ("lora",)
+    "orthogonal": None,
+    "pissa": Start(
+        lambda M, settings, generator, observation: pissa(M, settings),
+        deltas=("lora",),
     ),
-    "olora": Start(lambda M, settings, generator, seen: olora(M, settings), ("lora",)),
+    "pissa-fast": Start(
+        lambda M, settings, generator, observation: pissa_fast(M, settings, generator),
+        deltas=("lora",),
+    ),
+    "olora": Start(
+        lambda M, settings, generator, observation: olora(M, settings),
+        deltas=("lora",),
+    ),
     "eva": Start(
-        lambda M, settings, generator, seen: (eva(seen, settings), None),
-        ("lora", "dora"),
-        "inputs",
+        lambda M, settings, generator, observation: (eva(observation, settings), None),
+        deltas=("lora", "dora"),
+        needs="inputs",
         moves_B=False,
     ),
     "lora-ga": Start(
-        lambda M, settings, generator, seen: lora_ga(seen, settings), ("lora",), "gradients", 2
+        lambda M, settings, generator, observation: lora_ga(observation, settings),
+        deltas=("lora",),
+        needs="gradients",
+        vectors_per_rank=2,
     ),
 }
 
 
 def needed_data(init: str) -> str:
-    """Return what a start looks at in batches: "inputs", "gradients", or nothing."""
-    chosen = STARTS[init]
-    return chosen.needs if chosen else ""
+    """Return the data that a start needs: "inputs", "gradients", or an empty string."""
+    start = STARTS[init]
+    return start.needs if start else ""
 
 
 def needs_batches(spec: Spec) -> bool:
-    """Tell whether any layer of this spec starts from data, so that `attach` needs batches."""
-    return any(
-        needed_data(init)
-        for init in [
-            spec.init,
-            *(change.get("init", spec.init) for change in spec.overrides.values()),
-        ]
-    )
+    """Return True if any layer of this spec starts from data, so that `attach` needs batches."""
+    inits = [spec.init]
+    inits += [change.get("init", spec.init) for change in spec.overrides.values()]
+    return any(needed_data(init) for init in inits)
 
 
-def start_faults(delta: str, settings: Settings, place: Any) -> list[str]:
-    """Return why a layer cannot start in this way."""
-    chosen, found = STARTS[settings.init], []
-    if chosen is None:
+def start_faults(delta: str, settings: Settings, place: PlaceLike) -> list[str]:
+    """Return the reasons why a layer cannot start in this way."""
+    start = STARTS[settings.init]
+    if start is None:
         return []
-    if chosen.deltas and delta not in chosen.deltas:
-        found.append(
-            f"init {settings.init!r} is no start for delta {delta!r}, only for {' and '.join(map(repr, chosen.deltas))}"
-        )
-    if chosen.vectors_per_rank > 1 and settings.rank * chosen.vectors_per_rank > min(place.shape):
-        found.append(
-            f"init {settings.init!r} takes {chosen.vectors_per_rank} x rank = {chosen.vectors_per_rank * settings.rank} singular vectors, "
-            f"min(in, out) is {min(place.shape)}"
-        )
-    if chosen.needs == "inputs" and place.site.swaps_weight:
-        found.append(
-            f"init {settings.init!r} looks at the layer's input: {type(place.layer).__name__} reads this weight itself"
-        )
+    faults: list[str] = []
+    if start.deltas and delta not in start.deltas:
+        served = " and ".join(map(repr, start.deltas))
+        faults.append(f"cannot start delta {delta!r}, only {served}")
+    vectors = settings.rank * start.vectors_per_rank
+    if start.vectors_per_rank > 1 and vectors > min(place.shape):
+        needed = f"{start.vectors_per_rank} x rank = {vectors} singular vectors"
+        faults.append(f"needs {needed}, min(in, out) is {min(place.shape)}")
+    if start.needs == "inputs" and place.site.swaps_weight:
+        layer = type(place.layer).__name__
+        faults.append(f"needs the layer's input, but {layer} reads this weight itself")
     M = place.site.read(place.layer)
-    if not chosen.needs and not M.is_meta and not torch.isfinite(M).all():
-        found.append(f"init {settings.init!r} takes the matrix apart, which is not finite")
-    return found
+    if not start.needs and not M.is_meta and not torch.isfinite(M).all():
+        faults.append("needs a finite matrix, this one has NaN or infinity")
+    return [f"init {settings.init!r} {fault}" for fault in faults]
 
 
 def observe(
-    model: nn.Module, places: Mapping[str, Any], settings: Mapping[str, Settings], batches: Any
-) -> dict[str, Any]:
-    """Return what the starts of these layers look at in the batches, by name.
+    model: nn.Module,
+    places: Mapping[str, PlaceLike],
+    settings: Mapping[str, Settings],
+    batches: Iterable[object] | None,
+) -> dict[str, Observation]:
+    """Return the observations that the starts of these layers need, by layer name.
 
     Args:
         model: any module.
-        places: what is adapted.
-        settings: of each.
-        batches: as `attach` got them.
+        places: the layers that are adapted.
+        settings: of each layer.
+        batches: as given to `attach`.
 
     Raises:
-        SpecError: batches are needed and not given, or given and not needed; or they show too
-            little.
+        SpecError: batches are needed and not given, or given and not needed; or they are not
+            enough.
     """
-    wanted = {n: needed_data(s.init) for n, s in settings.items() if needed_data(s.init)}
-    names = " and ".join(
-        sorted(
-            {
-                repr(s.init)
-                for s in settings.values()
-                if bool(needed_data(s.init)) == (batches is None)
-            }
-        )
-    )
-    if (batches is None) is bool(wanted):
-        what = (
-            f"init {names} looks at data"
-            if wanted
-            else f"batches are given, but init {names or repr(None)} looks at none"
-        )
-        raise SpecError(
-            f"{what}.",
-            advice="Give attach(..., batches=[...]): batches of model inputs. Nothing was attached."
-            if wanted
-            else "Leave them out, or choose init='eva' or 'lora-ga'. Nothing was attached.",
-        )
+    needs = {name: needed_data(of_layer.init) for name, of_layer in settings.items()}
+    _check_batches(settings, batches)
     if batches is None:
         return {}
-    batches, seen = as_batch_list(batches), {}
-    inputs, gradients = (
-        {n: places[n] for n, what in wanted.items() if what == kind}
-        for kind in ("inputs", "gradients")
-    )
-    if inputs:
-        seen |= observe_inputs(model, inputs, {n: settings[n].rank for n in inputs}, batches)
-    if gradients:
-        seen |= observe_gradients(model, gradients, batches)
-    return seen
+    batch_list = as_batch_list(batches)
+    observations: dict[str, Observation] = {}
+    by_inputs = {name: places[name] for name, need in needs.items() if need == "inputs"}
+    if by_inputs:
+        ranks = {name: settings[name].rank for name in by_inputs}
+        observations |= observe_inputs(model, by_inputs, ranks, batch_list)
+    by_gradients = {name: places[name] for name, need in needs.items() if need == "gradients"}
+    if by_gradients:
+        observations |= observe_gradients(model, by_gradients, batch_list)
+    return observations
+
+
+def _check_batches(settings: Mapping[str, Settings], batches: object | None) -> None:
+    """Raise SpecError if batches are needed and not given, or given and not needed."""
+    inits = sorted({of_layer.init for of_layer in settings.values()})
+    with_data = [init for init in inits if needed_data(init)]
+    if with_data and batches is None:
+        raise SpecError(
+            f"init {' and '.join(map(repr, with_data))} needs data.",
+            advice="Give attach(..., batches=[...]): batches of model inputs. "
+            "Nothing was attached.",
+        )
+    if batches is not None and not with_data:
+        names = " and ".join(map(repr, inits)) or repr(None)
+        raise SpecError(
+            f"batches are given, but init {names} needs none.",
+            advice="Leave them out, or choose init='eva' or 'lora-ga'. Nothing was attached.",
+        )
 
 
 def initial_factors(
-    place: Any, settings: Settings, generator: torch.Generator, seen: Any, dtype: torch.dtype
+    place: PlaceLike,
+    settings: Settings,
+    generator: torch.Generator,
+    observation: Observation | None,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return where the factors of a layer start, of this dtype and on the layer's device.
+    """Return the initial factors of a layer, on the layer's device.
 
     Args:
-        place: what holds the layer's matrix.
+        place: of the layer's matrix.
         settings: of the layer.
-        generator: all randomness comes from it.
-        seen: what `look` gave for the layer.
+        generator: source of all randomness.
+        observation: of the layer, from `observe`.
         dtype: of the factors.
 
     Returns:
-        A (rank, in); and B (out, rank) where it is not zero.
+        A (rank, in), and B (out, rank); None for a B of zeros.
     """
-    M, chosen = place.site.read(place.layer), STARTS[settings.init]
-    if chosen is None:
-        A, B = initial_A(settings, M.shape, place.site.fan_in(place.layer), generator), None
+    M = place.site.read(place.layer)
+    start = STARTS[settings.init]
+    if start is None:
+        A = initial_A(settings, M.shape, place.site.fan_in(place.layer), generator)
+        B = None
     else:
-        A, B = chosen.make(M, settings, generator, seen)
-    # Memory of their own: views of larger ones would be kept whole, and lie where kernels may round
-    # otherwise.
-    A, B = (
-        None if t is None else t.to(M.device, dtype).clone(memory_format=torch.contiguous_format)
-        for t in (A, B)
-    )
-    return place.site.mask_padding(place.layer, A), B
+        A, B = start.make(M, settings, generator, observation)
+    A = place.site.mask_padding(place.layer, _own_memory(A, M.device, dtype))
+    return A, None if B is None else _own_memory(B, M.device, dtype)
+
+
+def _own_memory(factor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a factor in memory of its own.
+
+    A view would keep the larger tensor alive, and kernels may round otherwise for its layout.
+    """
+    return factor.to(device, dtype).clone(memory_format=torch.contiguous_format)

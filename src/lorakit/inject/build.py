@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.deltas.base import Delta
+from lorakit.deltas.base import Delta, DeltaOptions
 from lorakit.deltas.kinds import DELTAS
 from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError, TargetError
@@ -189,8 +189,8 @@ def start_delta(
     spec: Spec,
     settings: Settings,
     generator: torch.Generator,
-    observed: object,
-    shared: Mapping[str, Tensor],
+    observed: start.Observation | None,
+    shared: nn.Module | None,
 ) -> Delta:
     """Return the delta of one place, at its start.
 
@@ -200,10 +200,10 @@ def start_delta(
         settings: the settings of the place.
         generator: source of all random values.
         observed: result of the pass over batches for this place, for starts that need one.
-        shared: tensors that all deltas of the adapter share.
+        shared: the module that all deltas of the adapter share.
     """
     A, B = start.initial_factors(place, settings, generator, observed, getattr(torch, spec.dtype))
-    options: dict[str, Any] = {
+    options: DeltaOptions = {
         "alpha": settings.alpha,
         "dropout": settings.dropout,
         "scale_rule": settings.scale_rule,
@@ -214,7 +214,7 @@ def start_delta(
     if B is not None:
         return OffsetLowRank(A, B, **options)
     M = place.site.read(place.layer)
-    return DELTAS[spec.delta].start(A, M, generator, **shared, **options)
+    return DELTAS[spec.delta].start(A, M, generator, shared=shared, **options)
 
 
 def describe_origin(

@@ -90,8 +90,8 @@ class Slot(nn.Module):
         for weight, site, delta in deltas:
             # y itself may be overwritten only if nothing else reads it, nor a later delta.
             is_copy = out is not y
-            into = is_copy or (len(deltas) == 1 and site.owns_output(layer))
-            out = delta.add_change(site, layer, x, y, out, weight, into=into)
+            in_place = is_copy or (len(deltas) == 1 and site.owns_output(layer))
+            out = delta.add_change(site, layer, x, y, out, weight, in_place=in_place)
         return out
 
     def swap_in(self, layer: nn.Module) -> None:

@@ -120,7 +120,7 @@ def _list_lokr_values(deltas: Mapping[str, Delta]) -> dict[str, object]:
     """
     kroneckers = [delta for delta in deltas.values() if isinstance(delta, LoKr)]
     has_own_sizes = all(_has_nearest_divisors(delta) for delta in kroneckers)
-    largest = [max(delta.factors()[0].shape) for delta in kroneckers]
+    largest = [max(delta.factor("w1").shape) for delta in kroneckers]
     return {
         "decompose_both": any(delta.w1 is None for delta in kroneckers),
         "decompose_factor": -1 if has_own_sizes else max(largest),
@@ -132,7 +132,7 @@ def _has_nearest_divisors(delta: LoKr) -> bool:
     out, inputs = delta.shape
     channels = inputs // math.prod(delta.kernel)
     sizes = (nearest_divisors(out)[0], nearest_divisors(channels)[0])
-    return sizes == tuple(delta.factors()[0].shape)
+    return sizes == tuple(delta.factor("w1").shape)
 
 
 def _list_adalora_values(deltas: Mapping[str, Delta]) -> dict[str, object]:
