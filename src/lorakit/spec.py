@@ -19,7 +19,7 @@ BIASES = ("none", "all", "adapted")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PATTERN_FIELDS = ("targets", "exclude", "full_modules")
 
-T = TypeVar("T")
+Value = TypeVar("Value")
 Fault = tuple[str, str]  # the name of a field, and what is wrong with its value
 
 
@@ -66,11 +66,11 @@ SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
 
 
 @overload
-def option(default: Callable[[], T], text: str, **metadata: object) -> T: ...
+def option(default: Callable[[], Value], text: str, **metadata: object) -> Value: ...
 
 
 @overload
-def option(default: T, text: str, **metadata: object) -> T: ...
+def option(default: Value, text: str, **metadata: object) -> Value: ...
 
 
 def option(default: object, text: str, **metadata: object) -> object:

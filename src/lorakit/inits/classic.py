@@ -57,5 +57,7 @@ def draw_orthonormal(size: Sequence[int], generator: torch.Generator) -> Tensor:
     rows, columns = size[-2:]
     tall = (*size[:-2], max(rows, columns), min(rows, columns))
     gaussian = torch.randn(tall, generator=generator, dtype=torch.float64)
-    Q = torch.linalg.qr(gaussian)[0].float()
-    return (Q if rows > columns else Q.mT).contiguous()
+    orthonormal = torch.linalg.qr(gaussian)[0].float()
+    if rows <= columns:
+        orthonormal = orthonormal.mT
+    return orthonormal.contiguous()

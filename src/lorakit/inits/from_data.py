@@ -2,6 +2,9 @@
 
 Batches are run through the model in eval mode; its modes, its `requires_grad` and its weights do
 not change.
+
+Source: Golub and Van Loan, Matrix Computations, 4th ed., section 2.4, for the singular vectors U
+    and V.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

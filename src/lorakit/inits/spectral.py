@@ -1,6 +1,9 @@
 """Starts from the base's own matrix: A and B are a part of it.
 
 The change is the difference to this start (deltas/offset.py).
+
+Source: Golub and Van Loan, Matrix Computations, 4th ed., sections 2.4 (M = U S V) and 5.2
+    (M = Q R).
 """
 
 import torch

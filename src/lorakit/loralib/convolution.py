@@ -1,4 +1,7 @@
-"""Conv1d, Conv2d and Conv3d."""
+"""Conv1d, Conv2d and Conv3d, with factors.
+
+Source: github.com/microsoft/LoRA, loralib 0.1.2, for the names r, lora_alpha and others.
+"""
 
 import math
 from typing import Any, TypedDict, Unpack

@@ -1,4 +1,7 @@
-"""Embedding."""
+"""Embedding, with factors.
+
+Source: github.com/microsoft/LoRA, loralib 0.1.2, for the names r, lora_alpha and others.
+"""
 
 from typing import TypedDict, Unpack
 

@@ -1,4 +1,7 @@
-"""The common part of all layers: factors, the merged weight, and when it is used."""
+"""The common part of all layers: factors, the merged weight, and when it is used.
+
+Source: github.com/microsoft/LoRA, loralib 0.1.2, for the names r, lora_alpha and others.
+"""
 
 import math
 import operator

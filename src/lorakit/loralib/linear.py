@@ -1,4 +1,7 @@
-"""Linear and MergedLinear."""
+"""Linear and MergedLinear, with factors.
+
+Source: github.com/microsoft/LoRA, loralib 0.1.2, for the names r, lora_alpha and others.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import TypedDict, Unpack
