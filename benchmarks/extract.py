@@ -159,7 +159,7 @@ def distilled(model: Any, base: Any, examples: list[Any], setting: Setting, pad:
 
 def drawn(found: dict[str, dict[str, Any]]) -> Any:
     """Return perplexity against rank as one figure."""
-    figure = plots.figure(8, 4.8)
+    figure = plots.new_figure(8, 4.8)
     ax = figure.subplots()
     ways = {
         "full fine-tuning, extracted": ("extracted, rank {}", RANKS),
@@ -169,7 +169,7 @@ def drawn(found: dict[str, dict[str, Any]]) -> Any:
         way: [(r, *[found[name.format(r)]["perplexity"]] * 3) for r in ranks]
         for way, (name, ranks) in ways.items()
     }
-    plots.curves(
+    plots.draw_curves(
         ax,
         lines,
         title="stories260K on books: cut after full fine-tuning, or trained at that rank",

@@ -80,11 +80,11 @@ def draw_ranks(ax: Axes) -> None:
 
 
 def main() -> None:
-    figure = plots.figure(14, 3)
+    figure = plots.new_figure(14, 3)
     panels = figure.subplots(1, 3)
     for draw, ax in zip((draw_speed, draw_memory, draw_ranks), panels, strict=True):
         draw(ax)
-    plots.save(figure, PICTURE)
+    plots.save_figure(figure, PICTURE)
     print(PICTURE.relative_to(ROOT))
 
 

@@ -216,7 +216,7 @@ def picture(drawn_figure: Any, name: str, *, quick: bool) -> str:
         from lorakit import plots
 
         PICTURES.mkdir(exist_ok=True)
-        plots.save(drawn_figure, PICTURES / f"{name}.svg")
+        plots.save_figure(drawn_figure, PICTURES / f"{name}.svg")
     return f"![{name.replace('_', ' ')}](pictures/{name}.svg)"
 
 

@@ -203,7 +203,7 @@ def draw_growth(part: dict[str, Any]) -> None:
     """
     from lorakit import plots
 
-    picture = plots.figure(10, 7)
+    picture = plots.new_figure(10, 7)
     grid = picture.subplots(2, 2)
     for column, (what, runs) in enumerate(part["curves"].items()):
         for row, (key, label) in enumerate(
@@ -213,12 +213,12 @@ def draw_growth(part: dict[str, Any]) -> None:
                 v: [(r[what], r[key], r[key], r[key]) for r in runs if r["variant"] == v]
                 for v in SHOWN
             }
-            plots.curves(
+            plots.draw_curves(
                 grid[row][column], lines, title=f"{label}, by {what}", x=what, y=label, powers=True
             )
             grid[row][column].set_ylim(bottom=0)
     (PAGE.parent / "pictures").mkdir(exist_ok=True)
-    plots.save(picture, PAGE.parent / "pictures" / "step.png")
+    plots.save_figure(picture, PAGE.parent / "pictures" / "step.png")
 
 
 def runs_table(part: dict[str, Any]) -> str:

@@ -159,7 +159,7 @@ def smooth(losses: list[float]) -> list[tuple[float, float, float, float]]:
 
 def drawn(found: dict[str, list[dict]]):
     """Return all three answers as one figure."""
-    figure = plots.figure(17, 4.4)
+    figure = plots.new_figure(17, 4.4)
     first, second, rates, over = figure.subplots(1, 4)
     y = f"loss, mean of {OVER} steps (less is better)"
     for ax, rule in zip((first, second), SCALES, strict=True):
@@ -168,7 +168,7 @@ def drawn(found: dict[str, list[dict]]):
             for run in found["rates"]
             if run["rule"] == rule
         }
-        plots.curves(
+        plots.draw_curves(
             ax,
             lines,
             title=f"one rate, scale {rule}: apart by {spread(found['rates'], rule):.3f}",
@@ -186,7 +186,7 @@ def drawn(found: dict[str, list[dict]]):
         for run in found["instability"]
         if run["times"] == times and run["seed"] == 0
     }
-    plots.curves(rates, lines, title="learning rates, from the usual", x="step", y=y)
+    plots.draw_curves(rates, lines, title="learning rates, from the usual", x="step", y=y)
     for ax in (first, second, rates):
         for line in ax.get_lines():
             line.set_marker("")
@@ -197,7 +197,7 @@ def drawn(found: dict[str, list[dict]]):
         for d in (0.0, DROPOUT)
         for key, title in (("train", "read often"), ("held_out", "held out"))
     }
-    plots.curves(
+    plots.draw_curves(
         over,
         lines,
         title=f"overfitting on {FEW} passages",

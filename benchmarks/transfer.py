@@ -30,10 +30,10 @@ def drawn(runs: list[dict]):
     found = {run["side"]: run for run in runs}
     base, fresh = found["the base alone"], found[f"{FEWER} steps from nothing"]
     own = {i: found[f"adapter of {i}"] for i in NAMES}
-    figure = plots.figure(15, 4.8)
+    figure = plots.new_figure(15, 4.8)
     left, right = figure.subplots(1, 2)
     shares = [[(base[j] - own[i][j]) / (base[j] - own[j][j]) for j in NAMES] for i in NAMES]
-    plots.heat(
+    plots.draw_heatmap(
         left,
         shares,
         rows=NAMES,
@@ -47,7 +47,7 @@ def drawn(runs: list[dict]):
         [fresh[j] - found[f"{FEWER} steps from that of {i}"][j] if i != j else None for j in NAMES]
         for i in NAMES
     ]
-    plots.heat(
+    plots.draw_heatmap(
         right,
         gains,
         rows=NAMES,

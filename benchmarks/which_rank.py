@@ -109,7 +109,7 @@ def judged(found: dict, runs: list[dict]) -> dict:
 
 def drawn(searches: list[dict], runs: list[dict]):
     """Return the curves of all tasks as one figure."""
-    figure = plots.figure(5.4 * len(searches), 4.2)
+    figure = plots.new_figure(5.4 * len(searches), 4.2)
     for ax, found in zip(
         figure.subplots(1, len(searches), squeeze=False)[0], searches, strict=True
     ):
@@ -127,7 +127,7 @@ def drawn(searches: list[dict], runs: list[dict]):
             (r, mean(v), min(v), max(v)) for r, v in by_rank.items()
         ]
         better = "more" if found["metric"] in HIGHER_IS_BETTER else "less"
-        plots.curves(
+        plots.draw_curves(
             ax,
             lines,
             title=f"{found['task']}: rank {found['recommended']} is recommended (dotted)",

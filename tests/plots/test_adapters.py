@@ -17,7 +17,7 @@ from ..analysis.test_spectra import pair
 
 def test_the_picture_holds_the_numbers(tmp_path: Path) -> None:
     rows, pairs = describe_modules(pair(0)), compare_adapters(pair(0), pair(100))
-    drawn = plots.picture(rows, pairs, title="one and another")
+    drawn = plots.draw_adapter(rows, pairs, title="one and another")
     panels = [ax for ax in drawn.axes if ax.get_title()]
     assert [ax.get_title().partition(":")[0] for ax in panels] == [
         "how much is changed",
@@ -36,7 +36,7 @@ def test_the_picture_holds_the_numbers(tmp_path: Path) -> None:
     assert list(thin[0].get_ydata()) == [
         v / rows[0]["singular_values"][0] for v in rows[0]["singular_values"]
     ]
-    path = plots.save(drawn, tmp_path / "picture.png")
+    path = plots.save_figure(drawn, tmp_path / "picture.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in tmp_path.iterdir()] == [
         "picture.png"
     ]
@@ -55,7 +55,7 @@ def test_a_file_that_is_no_picture_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LorakitError) as caught:
-        plots.check(name)
+        plots.check_path(name)
     assert says in str(caught.value) and "Nothing was written." in str(caught.value)
 
 
@@ -65,7 +65,7 @@ def test_a_missing_matplotlib_is_told_with_the_line_that_installs_it(
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LorakitError) as caught:
-        plots.check("p.png")
+        plots.check_path("p.png")
     assert (
         str(caught.value)
         == "Pictures need matplotlib, which is not installed.\npip install 'lorakit[plot]'"

@@ -23,7 +23,7 @@ def compared() -> AttentionComparison:
 @pytest.mark.parametrize(("asked", "shown"), [({}, (1, 0)), ({"layer": 0, "head": 2}, (0, 2))])
 def test_the_maps_are_shown(asked: dict[str, int], shown: tuple[int, int]) -> None:
     found = compared()
-    panels = [ax for ax in plots.attention(found, title="one", **asked).axes if ax.get_title()]
+    panels = [ax for ax in plots.draw_attention(found, title="one", **asked).axes if ax.get_title()]
     wanted = [
         found.before[shown],
         found.after[shown],
@@ -50,5 +50,5 @@ def test_the_maps_are_shown(asked: dict[str, int], shown: tuple[int, int]) -> No
 )
 def test_a_head_that_is_not_there_is_refused(asked: dict[str, int], says: str) -> None:
     with pytest.raises(LorakitError) as caught:
-        plots.attention(compared(), **asked)
+        plots.draw_attention(compared(), **asked)
     assert str(caught.value) == says

@@ -16,7 +16,7 @@ from ..laws.table import randn
 
 def test_a_change_is_drawn_with_its_sum():
     W, A, B = randn(4, 5), randn(2, 5, seed=1).requires_grad_(), randn(4, 2, seed=2)
-    drawn = plots.change(W, A, B, scale=0.5)
+    drawn = plots.draw_change(W, A, B, scale=0.5)
     shown = {ax.get_title(): torch.tensor(ax.get_images()[0].get_array()) for ax in drawn.axes}
     assert list(shown) == ["W (frozen)", "0.5 B", "A", "W' = W + ΔW", "ΔW = 0.5 B A"]
     added = 0.5 * B @ A.detach()
@@ -29,11 +29,11 @@ def test_a_change_is_drawn_with_its_sum():
 
 
 def test_a_small_graph_carries_its_weights():
-    drawn = plots.graph([[2.0, -3.0]], [[1.0, 0.001]], [[0.5]])
+    drawn = plots.draw_graph([[2.0, -3.0]], [[1.0, 0.001]], [[0.5]])
     left, right = drawn.axes
     assert {"2", "-3", "I1", "I2", "Q1"} == {text.get_text() for text in left.texts}
     assert {"1", "0", "0.50", "I1", "I2", "R1", "Q1"} == {text.get_text() for text in right.texts}
-    halves = plots.graph([[2.0, -4.0]], [[1.0, 2.0]], [[4.0]], normalised=True).axes
+    halves = plots.draw_graph([[2.0, -4.0]], [[1.0, 2.0]], [[4.0]], normalised=True).axes
     assert {"0.50", "-1"} < {text.get_text() for text in halves[0].texts}
     assert {"0.25", "0.50", "1"} < {text.get_text() for text in halves[1].texts}
 
@@ -41,7 +41,7 @@ def test_a_small_graph_carries_its_weights():
 def test_of_a_large_layer_the_strongest_edges_are_drawn_and_the_rest_is_counted():
     M = torch.zeros(40, 50)
     M[3, 7], M[11, 13], M[20, 7] = -5.0, 4.0, 0.1
-    left, right = plots.graph(M, randn(2, 50), randn(40, 2), strongest=2).axes
+    left, right = plots.draw_graph(M, randn(2, 50), randn(40, 2), strongest=2).axes
     assert (
         left.get_title() == "ΔW: 50 × 40 = 2,000 edges\nthe strongest 2 are drawn, 1,998 left out"
     )
@@ -55,7 +55,7 @@ def test_of_a_large_layer_the_strongest_edges_are_drawn_and_the_rest_is_counted(
 
 
 def test_sizes_go_with_the_square_and_with_the_width():
-    left, right = plots.sizes(ranks=(8,)).axes
+    left, right = plots.draw_sizes(ranks=(8,)).axes
 
     def slope(line):
         (x0, *_, x1), (y0, *_, y1) = line.get_xdata(), line.get_ydata()

@@ -37,7 +37,7 @@ ROWS = [
 
 
 def test_quality_and_costs_are_shown() -> None:
-    drawn = plots.methods(ROWS, reference="full", title="a task")
+    drawn = plots.draw_methods(ROWS, reference="full", title="a task")
     quality, *costs = drawn.axes
     assert [label.get_text() for label in quality.get_yticklabels()] == ["full", "LoRA", "head"]
     spans = [
@@ -55,7 +55,7 @@ def test_quality_and_costs_are_shown() -> None:
 
 
 def test_methods_that_reach_the_best_are_blue() -> None:
-    quality = plots.methods(ROWS).axes[0]
+    quality = plots.draw_methods(ROWS).axes[0]
     colours = [line.get_color() for line in quality.get_lines() if line.get_linewidth() == 2.5]
     assert colours[0] == colours[1] != colours[2]
 
@@ -70,5 +70,5 @@ def test_methods_that_reach_the_best_are_blue() -> None:
 )
 def test_what_cannot_be_drawn_is_refused(rows: list, more: dict, says: str) -> None:
     with pytest.raises(LorakitError) as caught:
-        plots.methods(rows, **more)
+        plots.draw_methods(rows, **more)
     assert str(caught.value) == f"There is nothing to draw: {says}."

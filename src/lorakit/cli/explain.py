@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         from lorakit import plots
 
         (name,) = args.topics
-        told["plot"] = str(plots.save(topic(name).draw(found[name]), asked.plot))
+        told["plot"] = str(plots.save_figure(topic(name).draw(found[name]), asked.plot))
     return told
 
 
@@ -78,7 +78,7 @@ def _check(names: list[str], path: str) -> None:
             f"A picture is of one topic, and of {', '.join(names) or 'all'} there is none.",
             advice=f"Topics with a picture: {', '.join(drawn)}. Nothing was written.",
         )
-    plots.check(path)
+    plots.check_path(path)
 
 
 def show(result: dict[str, Any]) -> None:

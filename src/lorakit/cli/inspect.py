@@ -96,7 +96,7 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
     if looking.plot:
         from lorakit import plots
 
-        plots.check(looking.plot)
+        plots.check_path(looking.plot)
     adapter = Adapter.load(folder)
     second = Adapter.load(looking.beside) if looking.beside else None
     loaded = _loaded(looking, adapter) if looking.model else None
@@ -124,11 +124,11 @@ def _adapter(folder: str, looking: Inspecting) -> dict[str, Any]:
 
         title = f"{folder}, and {looking.beside}" if looking.beside else folder
         drawn = (
-            plots.attention(maps, title=title)
+            plots.draw_attention(maps, title=title)
             if maps
-            else plots.picture(modules, told.get("pairs", ()), title=title)
+            else plots.draw_adapter(modules, told.get("pairs", ()), title=title)
         )
-        told["plot"] = str(plots.save(drawn, looking.plot))
+        told["plot"] = str(plots.save_figure(drawn, looking.plot))
     return told
 
 

@@ -75,7 +75,6 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
-    from lorakit.plots import in_a_row
 
     matrix = torch.tensor(told["matrix"], dtype=torch.float64)
     shown = {"M": told["matrix"]}

@@ -90,6 +90,5 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
-    from lorakit.plots import reached
 
     return reached(told["ranks"])

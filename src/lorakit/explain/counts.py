@@ -73,6 +73,5 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
-    from lorakit.plots import sizes
 
     return sizes()

@@ -79,6 +79,5 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
-    from lorakit.plots import change
 
     return change(told["W"], told["A"], told["B"], title="W stays, B A is added (rank 2)")

@@ -102,7 +102,6 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
-    from lorakit.plots import compressed
 
     image = photograph()
     return compressed(

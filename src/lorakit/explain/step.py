@@ -147,7 +147,6 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
-    from lorakit.plots import in_a_row
 
     return in_a_row(
         {

@@ -1,35 +1,40 @@
-"""Pictures, drawn on axes that the caller gives or as one figure. Needs matplotlib:
-`lorakit[plot]`.
-"""
+"""Pictures, on axes of the caller or as one figure. Needs matplotlib: `lorakit[plot]`."""
 
-from lorakit.plots.attention import attention
-from lorakit.plots.canvas import check, figure, save
-from lorakit.plots.graphs import graph, layers
-from lorakit.plots.images import compressed
-from lorakit.plots.lines import curves, spectrum
-from lorakit.plots.matrices import by_module, change, heat, in_a_row, short, similarity
-from lorakit.plots.picture import picture
-from lorakit.plots.results import methods
-from lorakit.plots.sizes import reached, sizes
+from lorakit.plots.adapter import draw_adapter
+from lorakit.plots.attention import draw_attention
+from lorakit.plots.canvas import check_path, new_figure, save_figure
+from lorakit.plots.graphs import draw_graph, draw_layers
+from lorakit.plots.images import draw_compressed
+from lorakit.plots.lines import draw_curves, draw_spectrum
+from lorakit.plots.matrices import (
+    draw_by_module,
+    draw_change,
+    draw_heatmap,
+    draw_matrices,
+    draw_similarity,
+    shorten_names,
+)
+from lorakit.plots.results import draw_methods
+from lorakit.plots.sizes import draw_reached, draw_sizes
 
 __all__ = [
-    "attention",
-    "by_module",
-    "change",
-    "check",
-    "compressed",
-    "curves",
-    "figure",
-    "graph",
-    "heat",
-    "in_a_row",
-    "layers",
-    "methods",
-    "picture",
-    "reached",
-    "save",
-    "short",
-    "similarity",
-    "sizes",
-    "spectrum",
+    "check_path",
+    "draw_adapter",
+    "draw_attention",
+    "draw_by_module",
+    "draw_change",
+    "draw_compressed",
+    "draw_curves",
+    "draw_graph",
+    "draw_heatmap",
+    "draw_layers",
+    "draw_matrices",
+    "draw_methods",
+    "draw_reached",
+    "draw_similarity",
+    "draw_sizes",
+    "draw_spectrum",
+    "new_figure",
+    "save_figure",
+    "shorten_names",
 ]

@@ -4,11 +4,11 @@ from typing import Any
 
 from lorakit.analysis.attention import AttentionComparison
 from lorakit.errors import SpecError
-from lorakit.plots.canvas import figure
-from lorakit.plots.matrices import heat
+from lorakit.plots.canvas import new_figure
+from lorakit.plots.matrices import draw_heatmap
 
 
-def attention(
+def draw_attention(
     found: AttentionComparison,
     *,
     layer: int | None = None,
@@ -40,7 +40,7 @@ def attention(
     before, after = found.before[at], found.after[at]
     gap = after - before
     size = min(16.0, max(9.0, 5 + 0.5 * len(found.tokens)))
-    drawn = figure(size * 1.1, size)
+    drawn = new_figure(size * 1.1, size)
     ((first, second), (third, fourth)) = drawn.subplots(2, 2)
     top, far = float(max(before.max(), after.max())), float(gap.abs().max()) or 1.0
     named, apart = f"layer {at[0]}, head {at[1]}", float(found.distance[at])
@@ -55,7 +55,7 @@ def attention(
         high=far,
         colours="RdBu_r",
     )
-    heat(
+    draw_heatmap(
         fourth,
         found.distance.tolist(),
         title=f"how far each head moved, in bits (mean {found.mean_distance:.3f})",
@@ -70,7 +70,7 @@ def attention(
 
 
 def _map(ax: Any, values: Any, tokens: tuple[str, ...], **more: Any) -> None:
-    heat(ax, values.tolist(), rows=tokens, columns=tokens, numbered=False, **more)
+    draw_heatmap(ax, values.tolist(), rows=tokens, columns=tokens, numbered=False, **more)
     ax.set(xlabel="… looks at", ylabel="this token …")
     ax.tick_params(axis="x", rotation=90)
     for label in ax.get_xticklabels():

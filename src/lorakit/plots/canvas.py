@@ -15,7 +15,7 @@ DPI = 120
 FULL, LORA, INK, SIGNS = "C0", "C1", "0.2", "RdBu"
 
 
-def figure(width: float = 12, height: float = 7) -> Any:
+def new_figure(width: float = 12, height: float = 7) -> Any:
     """Return an empty matplotlib Figure; it knows no window and no global state, and a notebook
     shows it.
 
@@ -45,14 +45,14 @@ def _showing(kind: Any) -> Any:
     return Picture
 
 
-def check(path: str | Path) -> None:
+def check_path(path: str | Path) -> None:
     """Refuse, before anything is computed, a file that no picture could be written to.
 
     Raises:
         MissingExtra: matplotlib is not installed.
         OutputError: the ending is of no kind of picture, or there is no such folder.
     """
-    kinds, path = figure().canvas.get_supported_filetypes(), Path(path)
+    kinds, path = new_figure().canvas.get_supported_filetypes(), Path(path)
     ending = path.suffix.removeprefix(".").lower()
     if ending not in kinds:
         told = f"{'.' + ending if ending else 'no ending'} is no kind of picture. {near_misses(ending, kinds)}".rstrip()
@@ -66,9 +66,9 @@ def check(path: str | Path) -> None:
         )
 
 
-def save(drawn: Any, path: str | Path) -> Path:
+def save_figure(drawn: Any, path: str | Path) -> Path:
     """Write a figure, atomically; the ending of the name says which kind of file."""
-    check(path)
+    check_path(path)
     path = Path(path)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -79,7 +79,7 @@ def save(drawn: Any, path: str | Path) -> Path:
     return path
 
 
-def grid(values: Any) -> Any:
+def as_array(values: Any) -> Any:
     """Return rows of numbers, or a tensor that may be trained and lie anywhere, as a numpy array in
     float64.
 

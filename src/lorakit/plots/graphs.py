@@ -5,13 +5,13 @@ the strongest edges.
 from collections.abc import Sequence
 from typing import Any
 
-from lorakit.plots.canvas import INK, SIGNS, figure, grid
+from lorakit.plots.canvas import INK, SIGNS, as_array, new_figure
 
 NAMED = 48  # nodes of a layer up to which each carries its name
 LABELLED = 16  # edges between two layers up to which each carries its number
 
 
-def graph(
+def draw_graph(
     M: Any, A: Any, B: Any, *, title: str = "", strongest: int = 60, normalised: bool = False
 ) -> Any:
     """Return a figure of a change as edges from inputs I to outputs Q, beside the same through the
@@ -28,10 +28,10 @@ def graph(
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    drawn = figure(12, 5.2 if max(len(M), len(M[0])) <= 5 else 7)
+    drawn = new_figure(12, 5.2 if max(len(M), len(M[0])) <= 5 else 7)
     left, right = drawn.subplots(1, 2, width_ratios=(1, 1.5))
     out, inputs, rank = len(M), len(M[0]), len(A)
-    layers(
+    draw_layers(
         left,
         [M],
         ["I", "Q"],
@@ -39,7 +39,7 @@ def graph(
         strongest=strongest,
         normalised=normalised,
     )
-    layers(
+    draw_layers(
         right,
         [A, B],
         ["I", "R", "Q"],
@@ -52,7 +52,7 @@ def graph(
     return drawn
 
 
-def layers(
+def draw_layers(
     ax: Any,
     weights: Sequence[Any],
     names: Sequence[str],
@@ -75,7 +75,7 @@ def layers(
     """
     from matplotlib import colormaps
 
-    tables = [grid(table) for table in weights]
+    tables = [as_array(table) for table in weights]
     if normalised:
         tables = [table / max(abs(t).max() for t in tables) for table in tables]
     kept = [_largest(table, strongest) for table in tables]

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorakit.plots.canvas import FULL, figure, grid
-from lorakit.plots.sizes import plain
+from lorakit.plots.canvas import FULL, as_array, new_figure
+from lorakit.plots.sizes import hide_frame
 
 
-def compressed(image: Any, cuts: Sequence[dict[str, Any]], values: Sequence[float]) -> Any:
+def draw_compressed(image: Any, cuts: Sequence[dict[str, Any]], values: Sequence[float]) -> Any:
     """Return a figure of an image beside its approximations, and of its singular values.
 
     Args:
@@ -29,11 +29,11 @@ def compressed(image: Any, cuts: Sequence[dict[str, Any]], values: Sequence[floa
     ]
     shown.append((f"the image: {height * width:,} numbers", image))
     columns = (len(shown) + 1) // 2
-    drawn = figure(3.1 * (columns + 1), 2 * (3.1 * height / width + 0.7))
+    drawn = new_figure(3.1 * (columns + 1), 2 * (3.1 * height / width + 0.7))
     places = drawn.add_gridspec(2, columns + 1, width_ratios=[1] * columns + [0.85])
     for number, (title, picture) in enumerate(shown):
         ax = drawn.add_subplot(places[divmod(number, columns)])
-        ax.imshow(grid(picture), cmap="gray", vmin=0, vmax=1)
+        ax.imshow(as_array(picture), cmap="gray", vmin=0, vmax=1)
         ax.set_title(title, fontsize=10)
         ax.axis("off")
     ax = drawn.add_subplot(places[:, columns])
@@ -43,5 +43,5 @@ def compressed(image: Any, cuts: Sequence[dict[str, Any]], values: Sequence[floa
     ax.set_yscale("log")
     ax.set(xlabel="number of the singular value", ylabel="its size")
     ax.set_title("singular values\n(grey lines: the ranks shown)", fontsize=10)
-    plain(ax)
+    hide_frame(ax)
     return drawn

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lorakit.plots.matrices import short
+from lorakit.plots.matrices import shorten_names
 
 
-def spectrum(
+def draw_spectrum(
     ax: Any,
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -20,7 +20,7 @@ def spectrum(
         values = row["singular_values"]
         if row["norm"] and not isinstance(values[0], list):
             lines.setdefault(_kind(row["name"]), []).append([value / values[0] for value in values])
-    names = dict(zip(lines, short(list(lines)), strict=True))
+    names = dict(zip(lines, shorten_names(list(lines)), strict=True))
     for number, (kind, many_of) in enumerate(lines.items()):
         colour = f"C{number % 10}"
         for one in many_of:
@@ -44,7 +44,7 @@ def spectrum(
         ax.set_xticks(range(1, longest + 1, max(1, longest // 8)))
 
 
-def curves(
+def draw_curves(
     ax: Any,
     lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
     *,

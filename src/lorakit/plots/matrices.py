@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorakit.analysis.report import grid_by_layer
-from lorakit.plots.canvas import SIGNS, figure, grid
+from lorakit.plots.canvas import SIGNS, as_array, new_figure
 
 NUMBERED = 160  # cells up to which a grid's numbers are written into it
 
 
-def heat(
+def draw_heatmap(
     ax: Any,
     values: Sequence[Sequence[float | None]],
     *,
@@ -44,16 +44,16 @@ def heat(
     """
     import numpy as np
 
-    grid = np.array(
+    as_array = np.array(
         [[float("nan") if v is None else v for v in row] for row in values], dtype=float
     )
     image = ax.imshow(
-        grid, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
+        as_array, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
     )
     ax.set_title(title, fontsize=11)
     for axis, labels, count in (
-        (ax.yaxis, rows, grid.shape[0]),
-        (ax.xaxis, columns, grid.shape[1]),
+        (ax.yaxis, rows, as_array.shape[0]),
+        (ax.xaxis, columns, as_array.shape[1]),
     ):
         step = max(1, count // 32)
         axis.set_ticks(
@@ -61,8 +61,8 @@ def heat(
         )
     if columns and max(map(len, columns)) > 6:
         ax.tick_params(axis="x", rotation=30)
-    if numbered and grid.size <= NUMBERED:
-        for (i, j), value in np.ndenumerate(grid):
+    if numbered and as_array.size <= NUMBERED:
+        for (i, j), value in np.ndenumerate(as_array):
             if not np.isnan(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
@@ -80,7 +80,7 @@ def heat(
     return image
 
 
-def in_a_row(
+def draw_matrices(
     matrices: Mapping[str, Any],
     *,
     title: str = "",
@@ -102,7 +102,7 @@ def in_a_row(
     """
     import numpy as np
 
-    grids = {name: grid(rows) for name, rows in matrices.items()}
+    grids = {name: as_array(rows) for name, rows in matrices.items()}
     alike = set(grids) if same_scale is True else set(same_scale or ())
     numbered = (
         max(max(table.shape) for table in grids.values()) <= 5
@@ -124,7 +124,7 @@ def in_a_row(
     sides = [[2.1 * max(n / longest, 0.25) for n in table.shape] for table in grids.values()]
     tallest, wide = max(h for h, _ in sides), sum(w for _, w in sides) + gap * (len(sides) + 1)
     high = tallest + low + 0.75
-    drawn = figure(wide, high)
+    drawn = new_figure(wide, high)
     drawn.set_layout_engine("none")
     at = gap
     for number, ((name, table), (height, width)) in enumerate(
@@ -135,7 +135,7 @@ def in_a_row(
         top = tops[name]
         # Paler than the ends of the map where numbers stand in the cells.
         reach = top * 1.6 if numbered else top
-        heat(
+        draw_heatmap(
             ax,
             table.tolist(),
             title=name,
@@ -167,7 +167,7 @@ def in_a_row(
     return drawn
 
 
-def change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> Any:
+def draw_change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> Any:
     """Return a figure of W, B, A, their sum, and what B A adds; W and the sum have one scale of
     colours, the others their own.
 
@@ -181,7 +181,7 @@ def change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> An
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    base, down, up = (grid(rows) for rows in (W, A, B))
+    base, down, up = (as_array(rows) for rows in (W, A, B))
     added, s = scale * (up @ down), "" if scale == 1 else f"{scale:g} "
     shown = {
         "W (frozen)": base,
@@ -190,12 +190,12 @@ def change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> An
         "W' = W + ΔW": base + added,
         f"ΔW = {s}B A": added,
     }
-    return in_a_row(
+    return draw_matrices(
         shown, title=title, signs=("+", "·", "="), same_scale=("W (frozen)", "W' = W + ΔW")
     )
 
 
-def by_module(
+def draw_by_module(
     ax: Any,
     rows: Sequence[Mapping[str, Any]],
     key: str,
@@ -208,14 +208,16 @@ def by_module(
     what `heat` does.
     """
     scaled = [{**row, key: row[key] * (100 if percent else 1)} for row in rows if key in row]
-    layers, kinds, grid = grid_by_layer(scaled, key)
-    numbers = [[row[i] for i in range(len(kinds))] for row in grid]
-    image = heat(ax, numbers, title=title, rows=layers, columns=short(kinds), form=form)
+    layers, kinds, as_array = grid_by_layer(scaled, key)
+    numbers = [[row[i] for i in range(len(kinds))] for row in as_array]
+    image = draw_heatmap(
+        ax, numbers, title=title, rows=layers, columns=shorten_names(kinds), form=form
+    )
     ax.set_ylabel("layer")
     return image
 
 
-def similarity(ax: Any, pairs: Sequence[Mapping[str, Any]], *, title: str = "") -> Any:
+def draw_similarity(ax: Any, pairs: Sequence[Mapping[str, Any]], *, title: str = "") -> Any:
     """Draw phi(i, j) of two adapters, averaged over the modules of `anatomy.beside`; returns what
     `heat` does.
     """
@@ -225,7 +227,7 @@ def similarity(ax: Any, pairs: Sequence[Mapping[str, Any]], *, title: str = "") 
         [sum(t[i][j] for t in tables) / len(tables) for j in range(width)] for i in range(height)
     ]
     chance = sum(pair["random"] for pair in pairs if "random" in pair) / len(tables)
-    image = heat(
+    image = draw_heatmap(
         ax,
         mean,
         title=title or f"shared subspace phi(i, j); random: {chance:.3f}",
@@ -237,7 +239,7 @@ def similarity(ax: Any, pairs: Sequence[Mapping[str, Any]], *, title: str = "") 
     return image
 
 
-def short(names: Sequence[str]) -> list[str]:
+def shorten_names(names: Sequence[str]) -> list[str]:
     """Return the shortest ends of dotted names that tell them apart.
 
     >>> short(["self_attn.q_proj", "mlp.up_proj"]), short(["attention.output", "mlp.output"])

@@ -5,7 +5,7 @@ from math import floor, log10
 from typing import Any
 
 from lorakit.errors import SpecError
-from lorakit.plots.canvas import figure
+from lorakit.plots.canvas import new_figure
 
 # What is drawn beside the quality, where rows have it: title, what a value is divided by, its form.
 COSTS = {
@@ -16,7 +16,7 @@ COSTS = {
 GOOD, PLAIN, COST = "#1b6ca8", "#7a7a7a", "#c9d6df"
 
 
-def methods(
+def draw_methods(
     rows: Sequence[Mapping[str, Any]],
     *,
     quality: str = "accuracy",
@@ -54,7 +54,7 @@ def methods(
         )
         raise SpecError(f"There is nothing to draw: {what}.")
     shown = {key: told for key, told in costs.items() if any(row.get(key) for row in rows)}
-    drawn = figure(6.5 + 2.4 * len(shown), 1.7 + 0.42 * len(rows))
+    drawn = new_figure(6.5 + 2.4 * len(shown), 1.7 + 0.42 * len(rows))
     axes = drawn.subplots(
         1, 1 + len(shown), sharey=True, squeeze=False, width_ratios=[2.4, *(1 for _ in shown)]
     )[0]

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lorakit.plots.canvas import FULL, INK, LORA, figure
+from lorakit.plots.canvas import FULL, INK, LORA, new_figure
 
 WIDTHS = [2**n for n in range(4, 15)]
 
 
-def sizes(*, ranks: Sequence[int] = (1, 8, 64), width: int = 1024) -> Any:
+def draw_sizes(*, ranks: Sequence[int] = (1, 8, 64), width: int = 1024) -> Any:
     """Return a figure: parameters against the width d of a square matrix, and against the rank.
 
     Args:
@@ -18,7 +18,7 @@ def sizes(*, ranks: Sequence[int] = (1, 8, 64), width: int = 1024) -> Any:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    drawn = figure(12.5, 4.8)
+    drawn = new_figure(12.5, 4.8)
     left, right = drawn.subplots(1, 2)
     left.plot(WIDTHS, [d * d for d in WIDTHS], color=FULL, linewidth=2.5)
     ends = {"d²": (WIDTHS[-1] ** 2, FULL)}
@@ -104,11 +104,11 @@ def sizes(*, ranks: Sequence[int] = (1, 8, 64), width: int = 1024) -> Any:
         f"A layer of {width:,} × {width:,}: usual ranks lie at the very left", fontsize=11
     )
     for ax in (left, right):
-        plain(ax)
+        hide_frame(ax)
     return drawn
 
 
-def reached(rows: Sequence[dict[str, Any]]) -> Any:
+def draw_reached(rows: Sequence[dict[str, Any]]) -> Any:
     """Return a figure of what is left of a change at each rank: trained, beside the best there is.
 
     Args:
@@ -117,7 +117,7 @@ def reached(rows: Sequence[dict[str, Any]]) -> Any:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    drawn = figure(7, 4.5)
+    drawn = new_figure(7, 4.5)
     ax = drawn.subplots()
     ranks = [row["rank"] for row in rows]
     ax.plot(
@@ -144,11 +144,11 @@ def reached(rows: Sequence[dict[str, Any]]) -> Any:
     )
     ax.set_title("Trained LoRA lands on the best of each rank", fontsize=11)
     ax.legend(frameon=False)
-    plain(ax)
+    hide_frame(ax)
     return drawn
 
 
-def plain(ax: Any) -> None:
+def hide_frame(ax: Any) -> None:
     """Leave of the frame what carries numbers."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(alpha=0.25)

@@ -86,9 +86,9 @@ def draw_curve(report: SearchReport) -> "Figure":
     if rank < curve[-1]["rank"]:
         title = f"Rank {rank} is enough"
     better = "more" if report["higher_is_better"] else "less"
-    figure = plots.figure(7, 4.5)
+    figure = plots.new_figure(7, 4.5)
     ax = figure.subplots()
-    plots.curves(
+    plots.draw_curves(
         ax,
         lines,
         title=f"{title} (dotted)",

@@ -75,7 +75,7 @@ def search_rank(
     """
     check_request(values, spec, search)
     if search.plot:
-        plots.check(search.plot)
+        plots.check_path(search.plot)
     if search.way == "threshold":
         return search_by_threshold(str(values["model"]), spec, search)
     if search.way == "advice":
@@ -135,7 +135,7 @@ def _search_by_training(
     if output:
         _write(result, report, output)
     if search.plot:
-        plots.save(draw_curve(report), search.plot)
+        plots.save_figure(draw_curve(report), search.plot)
         report["plot"] = search.plot
     return report
 

@@ -55,7 +55,7 @@ class Trial:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, as JSON holds them and `plots.methods` draws them."""
+        """Return plain values, as JSON holds them and `plots.draw_methods` draws them."""
         return asdict(self)
 
 
