@@ -82,4 +82,4 @@ def draw(told: dict[str, Any]) -> Any:
         shown[f"rank {row['rank']}: off by {100 * row['relative_error']:.1f} %"] = nearest(
             matrix, row["rank"]
         ).tolist()
-    return in_a_row(shown, title="the nearest matrices of low rank", same_scale=True)
+    return draw_matrices(shown, title="the nearest matrices of low rank", same_scale=True)

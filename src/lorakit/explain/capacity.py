@@ -91,4 +91,4 @@ def tell(told: dict[str, Any]) -> str:
 
 def draw(told: dict[str, Any]) -> Any:
 
-    return reached(told["ranks"])
+    return draw_reached(told["ranks"])

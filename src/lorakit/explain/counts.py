@@ -74,4 +74,4 @@ def tell(told: dict[str, Any]) -> str:
 
 def draw(told: dict[str, Any]) -> Any:
 
-    return sizes()
+    return draw_sizes()

@@ -80,4 +80,4 @@ def tell(told: dict[str, Any]) -> str:
 
 def draw(told: dict[str, Any]) -> Any:
 
-    return change(told["W"], told["A"], told["B"], title="W stays, B A is added (rank 2)")
+    return draw_change(told["W"], told["A"], told["B"], title="W stays, B A is added (rank 2)")

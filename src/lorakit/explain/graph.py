@@ -61,4 +61,6 @@ def draw(told: dict[str, Any]) -> Any:
 
     # The library's matrices have a row an output.
     M, A, B = (list(zip(*told[name], strict=True)) for name in ("matrix", "first", "second"))
-    return graph(M, A, B, title=f"rank {told['rank']}, relative error {told['relative_error']:.4f}")
+    return draw_graph(
+        M, A, B, title=f"rank {told['rank']}, relative error {told['relative_error']:.4f}"
+    )

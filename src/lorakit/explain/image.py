@@ -104,7 +104,7 @@ def tell(told: dict[str, Any]) -> str:
 def draw(told: dict[str, Any]) -> Any:
 
     image = photograph()
-    return compressed(
+    return draw_compressed(
         image,
         cuts(image, [row["rank"] for row in told["ranks"]]),
         torch.linalg.svdvals(image).tolist(),

@@ -148,7 +148,7 @@ def tell(told: dict[str, Any]) -> str:
 
 def draw(told: dict[str, Any]) -> Any:
 
-    return in_a_row(
+    return draw_matrices(
         {
             "a full step adds": told["step_W"],
             "a LoRA step adds": told["step_lora"],

@@ -83,7 +83,7 @@ def as_array(values: Any) -> Any:
     """Return rows of numbers, or a tensor that may be trained and lie anywhere, as a numpy array in
     float64.
 
-    >>> grid([[1, 2]]).tolist()
+    >>> as_array([[1, 2]]).tolist()
     [[1.0, 2.0]]
     """
     import numpy as np

@@ -242,7 +242,7 @@ def draw_similarity(ax: Any, pairs: Sequence[Mapping[str, Any]], *, title: str =
 def shorten_names(names: Sequence[str]) -> list[str]:
     """Return the shortest ends of dotted names that tell them apart.
 
-    >>> short(["self_attn.q_proj", "mlp.up_proj"]), short(["attention.output", "mlp.output"])
+    >>> shorten_names(["self_attn.q_proj", "mlp.up_proj"]), shorten_names(["attention.output", "mlp.output"])
     (['q_proj', 'up_proj'], ['attention.output', 'mlp.output'])
     """
     ends = [name.split(".") for name in names]
