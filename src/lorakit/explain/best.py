@@ -75,6 +75,7 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
+    from lorakit.plots import draw_matrices
 
     matrix = torch.tensor(told["matrix"], dtype=torch.float64)
     shown = {"M": told["matrix"]}

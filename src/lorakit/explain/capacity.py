@@ -90,5 +90,6 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
+    from lorakit.plots import draw_reached
 
     return draw_reached(told["ranks"])

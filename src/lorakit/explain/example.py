@@ -79,5 +79,6 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
+    from lorakit.plots import draw_change
 
     return draw_change(told["W"], told["A"], told["B"], title="W stays, B A is added (rank 2)")

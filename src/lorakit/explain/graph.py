@@ -58,6 +58,7 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
+    from lorakit.plots import draw_graph
 
     # The library's matrices have a row an output.
     M, A, B = (list(zip(*told[name], strict=True)) for name in ("matrix", "first", "second"))

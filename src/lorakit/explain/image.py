@@ -102,6 +102,7 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
+    from lorakit.plots import draw_compressed
 
     image = photograph()
     return draw_compressed(

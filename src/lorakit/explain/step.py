@@ -147,6 +147,7 @@ def tell(told: dict[str, Any]) -> str:
 
 
 def draw(told: dict[str, Any]) -> Any:
+    from lorakit.plots import draw_matrices
 
     return draw_matrices(
         {
