@@ -88,11 +88,13 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize(("family", "lent"), READERS.values(), ids=READERS)
-def test_what_a_parent_reads_is_lent_to_it(family: Family, lent: set[str]) -> None:
+@pytest.mark.parametrize(("family", "children"), READERS.values(), ids=READERS)
+def test_children_read_by_their_parent_are_adapted_by_swapping(
+    family: Family, children: set[str]
+) -> None:
     model = family.build(torch.float64)
     inputs, values, known = family.given(torch.float64), state(model), find_places(model)
-    assert {n.rpartition(".")[2] for n, p in known.items() if p.site.swaps_weight} == lent
+    assert {n.rpartition(".")[2] for n, p in known.items() if p.site.swaps_weight} == children
     base = logits(model, inputs)
     targets = [n for n, p in known.items() if p.site.swaps_weight]
     adapter = lorakit.attach(model, Spec(rank=1, targets=targets, dtype="float64"))
@@ -118,13 +120,14 @@ def test_files_name_the_child_and_not_its_parent() -> None:
     )
 
 
-def test_dropout_of_what_is_lent_is_refused() -> None:
+def test_dropout_of_swapped_weights_is_refused() -> None:
     model = FAMILIES["mamba"].build()
     with pytest.raises(SpecError) as told:
         lorakit.attach(model, Spec(rank=2, dropout=0.1))
     assert len(told.value.faults) == 6
     assert told.value.faults[0] == (
-        "backbone.layers.0.mixer.x_proj   dropout 0.1: MambaMixer reads this weight itself, so the input of A cannot be seen; "
+        "backbone.layers.0.mixer.x_proj   dropout 0.1: MambaMixer reads this weight itself, so "
+        "the input of A cannot be seen; "
         "set it to 0 for this name with overrides"
     )
     assert lorakit.attached(model) == {}
@@ -144,7 +147,7 @@ class Past(nn.Module):
         return self.seen(F.linear(input=x, weight=self.read.weight))
 
 
-def test_what_is_read_past_its_layer_or_does_not_run_is_named() -> None:
+def test_weights_read_directly_and_idle_layers_are_named() -> None:
     model, x = Past(), torch.ones(3, 4)
     lorakit.attach(model, Spec(rank=1))
     values, random = state(model), torch.random.get_rng_state()
@@ -155,13 +158,14 @@ def test_what_is_read_past_its_layer_or_does_not_run_is_named() -> None:
         "  both   is read without being called (by __get__): the change has no effect there\n"
         "  read   is read without being called (by linear): the change has no effect there\n"
         "  idle   did not run\n"
-        "Leave them out with exclude=[...], or give an input that reaches them. Nothing was changed."
+        "Leave them out with exclude=[...], or give an input that reaches them. Nothing was "
+        "changed."
     )
     assert same_bits(state(model), values) and torch.equal(torch.random.get_rng_state(), random)
     assert all(len(m._forward_hooks) <= 1 and not m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_head_tied_by_a_read_is_named_and_one_tied_by_a_layer_is_not() -> None:
+def test_a_tied_head_is_named_only_if_it_is_no_layer() -> None:
     class Tied(nn.Module):
         def __init__(self, head: nn.Module | None):
             super().__init__()

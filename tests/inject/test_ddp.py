@@ -18,7 +18,8 @@ import lorakit
 
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 torch.set_num_threads(1)
-torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1] + "/meet", rank=rank, world_size=world)
+meeting = "file://" + sys.argv[1] + "/meet"
+torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
 torch.manual_seed(0)
 model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 adapter = lorakit.attach(model, lorakit.Spec(rank=2, alpha=2, bias="adapted"))

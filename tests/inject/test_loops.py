@@ -46,7 +46,7 @@ def test_plain_loop(build: type) -> None:
     assert all(p.grad is None for n, p in model.named_parameters() if not p.requires_grad)
 
 
-def test_optimizer_over_what_requires_a_gradient() -> None:
+def test_optimizer_over_parameters_that_require_gradients() -> None:
     model = llama().train()
     adapter = lorakit.attach(model, Spec(rank=4))
     assert {id(p) for p in model.parameters() if p.requires_grad} == {
@@ -134,7 +134,7 @@ def test_compiled_layer_agrees(kind: str, compiler: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attached_later", [False, True])
-def test_a_graph_without_adapters_is_not_taken_for_a_model_with_them(
+def test_a_graph_compiled_without_adapters_is_not_reused_with_them(
     attached_later: bool, compiler: None
 ) -> None:
     """torch.compile does not guard on hooks: two frozen models of one class, one of them adapted,

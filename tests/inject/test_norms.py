@@ -131,7 +131,7 @@ def test_peft_reads_them(name: str, tmp_path: Path):
     assert torch.allclose(output(theirs, name), output(model, name), atol=1e-5)
 
 
-def test_a_module_of_the_name_is_meant():
+def test_a_module_called_norms_takes_precedence():
     model = nn.ModuleDict({"norms": nn.Linear(2, 2), "norm": nn.LayerNorm(2)})
     assert list(
         lorakit.attach(model, lorakit.Spec(targets="none", full_modules=("norms",))).full_parameters
@@ -141,7 +141,7 @@ def test_a_module_of_the_name_is_meant():
     ]
 
 
-def test_a_model_without_is_refused():
+def test_a_model_without_norms_is_refused():
     with pytest.raises(
         TargetError, match="finds no normalisation layer with a scale in Sequential"
     ) as caught:

@@ -54,7 +54,7 @@ def test_each_row_of_a_model_equals_it_alone(family: str) -> None:
 
 @pytest.mark.parametrize("targets", [["c_attn.q", "c_attn.v"], ["c_attn.k", "c_attn"]], ids=str)
 @pytest.mark.parametrize("waste", [1 << 40, -1])
-def test_parts_of_a_fused_layer_have_rows(
+def test_parts_of_a_fused_layer_are_routed(
     targets: list[str], waste: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(mixed_batch.MAX_WASTE, torch.float32, waste)
@@ -149,7 +149,7 @@ def test_generation_gives_each_row_what_it_gives_alone(
         assert torch.equal(got[at], model.generate(input_ids=ids(3)[at : at + 1], **options)[0])
 
 
-def test_beams_that_were_not_counted_are_refused() -> None:
+def test_rows_repeated_by_beam_search_are_refused() -> None:
     model = routed_model()
     with (
         pytest.raises(RowsError, match=r"got an input of shape \(6, 7, 16\)") as caught,
@@ -157,8 +157,10 @@ def test_beams_that_were_not_counted_are_refused() -> None:
     ):
         model.generate(input_ids=ids(3), num_beams=2, max_new_tokens=2, pad_token_id=0)
     assert str(caught.value) == (
-        "3 rows routed, but model.layers.0.self_attn.q_proj (Linear) got an input of shape (6, 7, 16).\n"
-        "That is 2 times as many: beam search repeats each row (name each 2 times, one after the other), and some layers get "
+        "3 rows routed, but model.layers.0.self_attn.q_proj (Linear) got an input of shape (6, "
+        "7, 16).\n"
+        "That is 2 times as many: beam search repeats each row (name each 2 times, one after the "
+        "other), and some layers get "
         "all tokens of all rows in one axis (these cannot be routed)."
     )
 
@@ -303,7 +305,8 @@ class Flat(nn.Module):
             "linear",
             ids(3, 3),
             "3 rows routed, and sequences are as long: linear (Linear) got an input of shape "
-            "(3, 3, 16), and its shape does not show which axis the rows are.\nPad to another length, or pass batch_first=True if rows "
+            "(3, 3, 16), and its shape does not show which axis the rows are.\n"
+            "Pad to another length, or pass batch_first=True if rows "
             "come first in every adapted layer.",
         ),
         (
@@ -318,15 +321,18 @@ class Flat(nn.Module):
             "place",
             ids(3, 3),
             "3 rows routed, and sequences are as long: place (Embedding) got an input of shape "
-            "(3,), and its shape does not show which axis the rows are.\nPad to another length, or pass batch_first=True if rows come "
+            "(3,), and its shape does not show which axis the rows are.\n"
+            "Pad to another length, or pass batch_first=True if rows come "
             "first in every adapted layer.",
         ),
         (
             Flat,
             "linear",
             ids(3, 7),
-            "3 rows routed, but linear (Linear) got an input of shape (21, 16).\nThat is 7 times as "
-            "many: beam search repeats each row (name each 7 times, one after the other), and some layers get all tokens of all "
+            "3 rows routed, but linear (Linear) got an input of shape (21, 16).\n"
+            "That is 7 times as "
+            "many: beam search repeats each row (name each 7 times, one after the other), and "
+            "some layers get all tokens of all "
             "rows in one axis (these cannot be routed).",
         ),
         (
@@ -337,7 +343,7 @@ class Flat(nn.Module):
         ),
     ],
 )
-def test_what_cannot_be_told_is_refused(make, target: str, tokens: Tensor, said: str) -> None:
+def test_an_unclear_batch_axis_is_refused(make, target: str, tokens: Tensor, said: str) -> None:
     model = make()
     fill(lorakit.attach(model, Spec(rank=2, targets=[target]), name="a"))
     with pytest.raises(RowsError) as caught, lorakit.route(model, ["a", None, "a"]):
@@ -345,7 +351,7 @@ def test_what_cannot_be_told_is_refused(make, target: str, tokens: Tensor, said:
     assert str(caught.value) == said
 
 
-def test_as_many_rows_as_tokens_is_taken_once_it_is_known() -> None:
+def test_as_many_rows_as_tokens_are_routed_once_the_axis_is_known() -> None:
     model = routed_model()
     with lorakit.route(model, ["style", None, "facts"], batch_first=True):
         want = out(model, ids(3, 3))
@@ -366,12 +372,14 @@ def test_another_number_of_rows_is_refused(rows: int) -> None:
     with pytest.raises(RowsError) as caught, lorakit.route(model, ROWS):
         out(model, ids(rows))
     assert str(caught.value) == (
-        f"5 rows routed, but model.layers.0.self_attn.q_proj (Linear) got an input of shape ({rows}, 7, 16).\n"
-        "Give an entry for each row. A layer that gets no rows (positions, chosen tokens) cannot be routed."
+        "5 rows routed, but model.layers.0.self_attn.q_proj (Linear) got an input of shape "
+        f"({rows}, 7, 16).\n"
+        "Give an entry for each row. A layer that gets no rows (positions, chosen tokens) cannot "
+        "be routed."
     )
 
 
-def test_requests_that_cannot_be_meant_are_refused_at_once() -> None:
+def test_invalid_rows_are_refused_before_the_block() -> None:
     model = routed_model()
     with (
         pytest.raises(AdapterNameError) as caught,
@@ -408,12 +416,13 @@ def test_requests_that_cannot_be_meant_are_refused_at_once() -> None:
         pass
     assert (
         str(caught.value)
-        == "The model is merged: its weights hold adapters that every row would get.\nCall unmerge first."
+        == "The model is merged: its weights hold adapters that every row would get.\n"
+        "Call unmerge first."
     )
     lorakit.unmerge(model, undo)
 
 
-def test_what_has_no_rows_is_refused_by_name() -> None:
+def test_adapters_that_change_all_rows_are_refused_by_name() -> None:
     model = bert()
     lorakit.attach(model, Spec(rank=2, bias="adapted", targets=["classifier"]), name="biased")
     with pytest.raises(AdapterMismatch) as caught, lorakit.route(model, ["biased", None]):
@@ -424,8 +433,8 @@ def test_what_has_no_rows_is_refused_by_name() -> None:
         "Route adapters without them, or run these rows alone. Nothing was routed."
     )
     attention = nn.Sequential(nn.MultiheadAttention(16, 2, batch_first=True))
-    lorakit.attach(attention, Spec(rank=2, targets=["0.q", "0.out_proj"]), name="lent")
-    with pytest.raises(AdapterMismatch) as caught, lorakit.route(attention, ["lent", None]):
+    lorakit.attach(attention, Spec(rank=2, targets=["0.q", "0.out_proj"]), name="swapped")
+    with pytest.raises(AdapterMismatch) as caught, lorakit.route(attention, ["swapped", None]):
         pass
     assert str(caught.value) == (
         "Some weights cannot be changed for single rows.\n"
@@ -435,7 +444,7 @@ def test_what_has_no_rows_is_refused_by_name() -> None:
     )
 
 
-def test_lent_weights_of_what_is_on_do_not_reach_routed_rows() -> None:
+def test_swapped_weights_of_enabled_adapters_do_not_reach_routed_rows() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -449,10 +458,10 @@ def test_lent_weights_of_what_is_on_do_not_reach_routed_rows() -> None:
 
     model, x = Block().eval(), torch.randn(2, 5, 16)
     fill(lorakit.attach(model, Spec(rank=2, targets=["linear"]), name="a"))
-    fill(lorakit.attach(model, Spec(rank=2, targets=["attention.q"]), name="lent"))
+    fill(lorakit.attach(model, Spec(rank=2, targets=["attention.q"]), name="swapped"))
     lorakit.enable(model, None)
     base = model(x)
-    lorakit.enable(model, ["a", "lent"])
+    lorakit.enable(model, ["a", "swapped"])
     assert not torch.allclose(model(x), base)
     with lorakit.route(model, [None, "a"]):
         assert torch.equal(model(x)[0], base[0])
@@ -467,7 +476,7 @@ def test_lent_weights_of_what_is_on_do_not_reach_routed_rows() -> None:
         lambda m: lorakit.merge(m),
     ],
 )
-def test_the_model_stays_as_it_is_in_a_block(change) -> None:
+def test_changes_of_the_adapters_are_refused_in_a_block(change) -> None:
     model = routed_model()
     lorakit.enable(model, "facts")
     keys = list(model.state_dict())
@@ -477,7 +486,8 @@ def test_the_model_stays_as_it_is_in_a_block(change) -> None:
             change(model)
         assert torch.equal(out(model, ids()), want)
     assert str(caught.value) == (
-        "The rows of this model are routed: adapters cannot be attached, detached, enabled or merged "
+        "The rows of this model are routed: adapters cannot be attached, detached, enabled or "
+        "merged "
         "until the block of route ends.\n"
         "Do it before or after the block. Nothing was changed."
     )
@@ -490,7 +500,8 @@ def test_a_routed_model_is_not_copied(take) -> None:
     with pytest.raises(RowsError) as caught, lorakit.route(model, ROWS):
         take(model)
     assert str(caught.value) == (
-        "A model whose rows are routed cannot be copied or pickled.\nDo it before or after the block."
+        "A model whose rows are routed cannot be copied or pickled.\n"
+        "Do it before or after the block."
     )
     assert torch.equal(out(copy.deepcopy(model), ids()), out(model, ids()))
 
@@ -512,7 +523,8 @@ def test_another_thread_neither_routes_nor_is_routed() -> None:
     assert said == [
         "Another thread routes the rows of this model.\n"
         "One at a time: hold a lock around the block, or give each thread a copy of the model.",
-        "model.layers.0.self_attn.q_proj was called by another thread than the one that routes its rows.\n"
+        "model.layers.0.self_attn.q_proj was called by another thread than the one that routes "
+        "its rows.\n"
         "One at a time: hold a lock around the block, or give each thread a copy of the model.",
     ]
 

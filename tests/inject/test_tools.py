@@ -23,7 +23,7 @@ from .test_check import READERS
 WAYS = {
     "hooks": ("llama", "all-linear"),
     "parts": ("gpt2", "qv"),
-    "lent": ("mamba", "all-linear"),
+    "swapped": ("mamba", "all-linear"),
     "experts": ("mixtral", "mlp"),
     "both sides": ("t5", "qkvo"),
 }
@@ -37,7 +37,7 @@ def trained(name: str, targets: str) -> tuple[Family, Any, Adapter]:
 
 
 def gradients(model: Any, adapter: Adapter, *batches: dict[str, Any]) -> list[Tensor]:
-    """Return the gradients summed over batches of one size, each with its share of the mean loss."""
+    """Return the gradients summed over batches of one size, each with its share of the loss."""
     for parameter in adapter.parameters():
         parameter.grad = None
     for batch in batches:
@@ -119,7 +119,7 @@ def compiler() -> Iterator[None]:
     [WAYS["parts"], ("bert", "all-linear"), ("vit", "all-linear"), ("lfm2", ".*conv")],
 )
 def test_compiled_without_a_graph_break(name: str, targets: str, compiler: None) -> None:
-    # Mamba's own forward cannot be compiled whole; another family stands for what is lent.
+    # Mamba's own forward cannot be compiled whole; another family stands for swapped weights.
     family, model, adapter = trained(name, targets)
     inputs = {
         key: value for key, value in family.inputs.items() if key != "labels"

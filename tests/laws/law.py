@@ -273,7 +273,7 @@ def copies_are_independent(row: Row, folder: Path) -> None:
 
 
 def dropout_drops_the_delta_alone(row: Row, folder: Path) -> None:
-    if row.embeds or row.lent:
+    if row.embeds or row.is_swapped:
         return  # refused, see test_refusals
     model, adapter = row.attached(dropout=1.0)
     if row.delta != "dora":
@@ -490,7 +490,7 @@ def padding_stays(row: Row, folder: Path) -> None:
 
 
 def rows_equal_alone(row: Row, folder: Path) -> None:
-    if row.lent:
+    if row.is_swapped:
         return  # refused: the weight is one for all rows
     model, one = row.attached("one")
     two = fill(lorakit.attach(model, row.spec(rank=2), name="two"), seed=9)

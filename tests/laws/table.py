@@ -206,7 +206,7 @@ KINDS = {
     "part-interleaved": Kind(
         lambda: Interleaved(12, 10), linear, linear_factors, False, rows=(2, 3, 4, 7, 8, 9)
     ),
-    "lent": Kind(Reading, linear, linear_factors, False),
+    "swapped": Kind(Reading, linear, linear_factors, False),
     "linear": Kind(lambda: nn.Linear(12, 10), linear, linear_factors, False),
     "linear-square": Kind(
         lambda: nn.Linear(8, 8, bias=False), linear, linear_factors, False, (8,), 8
@@ -276,8 +276,8 @@ class Row:
         return self.kind.startswith("embedding")
 
     @property
-    def lent(self) -> bool:
-        return self.kind == "lent"
+    def is_swapped(self) -> bool:
+        return self.kind == "swapped"
 
     @property
     def one(self) -> tuple[int, ...]:
@@ -474,10 +474,10 @@ UNBIASED = ("loha", "lokr")  # their files cannot hold biases
 # a file.
 REFUSED = {
     "dora": ("transposed", "part"),
-    "vera": ("part", "lent", "embedding", "convolution", "transposed"),
-    "loha": ("part", "lent", "embedding", "transposed"),
-    "adalora": ("part", "lent"),
-    "lokr": ("part", "lent", "embedding", "transposed"),
+    "vera": ("part", "swapped", "embedding", "convolution", "transposed"),
+    "loha": ("part", "swapped", "embedding", "transposed"),
+    "adalora": ("part", "swapped"),
+    "lokr": ("part", "swapped", "embedding", "transposed"),
 }
 ROWS = [
     Row(delta, kind, precision)

@@ -78,13 +78,13 @@ def experts_equal_dense(row: Row, folder: Path) -> None:
     test_experts.test_attached_equals_dense(family, way)
 
 
-def coarse_sums_are_exact(row: Row, folder: Path) -> None:
+def quantised_sums_are_exact(row: Row, folder: Path) -> None:
     test_quantised.test_a_merge_is_the_exact_sum_rounded_once_by_the_packages_own_code(
         "bitsandbytes-nf4", 3.0
     )
 
 
-def coarse_comes_back(row: Row, folder: Path) -> None:
+def quantised_weights_are_restored(row: Row, folder: Path) -> None:
     test_quantised.test_unmerge_restores_the_stored_bits("bitsandbytes-nf4")
 
 
@@ -418,20 +418,20 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         law.written_equals_read,
         "part-interleaved-float32",
     ),
-    "lent and not given back": (
+    "swapped in and not out": (
         edit(slot.Slot, "swap_out", "site.full_site).swap_out(layer)", "site.full_site)"),
         law.detach_leaves_no_trace,
-        "lent-float64",
+        "swapped-float64",
     ),
-    "lent without a gradient of A": (
+    "swapped in without a gradient of A": (
         edit(LowRank, "matrix", "self.A.to(wide)", "self.A.detach().to(wide)"),
         law.only_the_delta_trains,
-        "lent-float32",
+        "swapped-float32",
     ),
-    "lent without its weight": (
+    "swapped in without the adapter's weight": (
         edit(Site, "add_changes", "weight * change", "change"),
         law.two_adapters_add_up,
-        "lent-float64",
+        "swapped-float64",
     ),
     "start of B not taken off": (
         edit(OffsetLowRank, "factors", "self.B - self.B0", "self.B"),
@@ -523,14 +523,14 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         experts_equal_dense,
         "linear-float64",
     ),
-    "coarse sum in another form": (
+    "sum quantised in another form": (
         edit(BitsAndBytesSite, "requantise", "quant_type=state.quant_type", "quant_type='fp4'"),
-        coarse_sums_are_exact,
+        quantised_sums_are_exact,
         "linear-float64",
     ),
-    "coarse weights not put back": (
+    "quantised weights not put back": (
         edit(merging, "_restore", "{**undo.untied, **undo.quantised}", "undo.untied"),
-        coarse_comes_back,
+        quantised_weights_are_restored,
         "linear-float64",
     ),
     "start of A is a view of A": (

@@ -1,4 +1,4 @@
-"""nn.MultiheadAttention: it is lent its weights, whichever way it is called."""
+"""nn.MultiheadAttention: its weights are swapped, whichever way it is called."""
 
 import copy
 import pickle
@@ -126,7 +126,7 @@ def test_every_factor_gets_its_gradient(targets: str) -> None:
     assert torch.autograd.gradcheck(output, factors)
 
 
-def test_the_attention_has_its_own_weights_back_after_an_error() -> None:
+def test_an_error_restores_the_weights_of_the_attention() -> None:
     made = model()
     fill(lorakit.attach(made, spec("wholes")))
     before = [sorted(module.__dict__) for module in made.modules()]
@@ -193,7 +193,7 @@ def test_no_graph_break() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_encoders_of_torch_do_not_bypass_it() -> None:
+def test_encoders_of_torch_do_not_bypass_the_adapter() -> None:
     layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2).double().eval()
     lost = torch.tensor([[False] * 5, [False, False, False, True, True], [False] * 5])

@@ -1,4 +1,4 @@
-"""Every setting of a convolution against the dense formula, and the ResNet-20 that the field knows."""
+"""Every setting of a convolution against the dense formula, and a ResNet-20."""
 
 import warnings
 from collections.abc import Iterator

@@ -122,7 +122,7 @@ def test_two_add_up_and_switch(family: str, way: str):
 
 
 @families
-def test_presets_and_coverage_tell_the_stacks(family: str):
+def test_presets_and_coverage_name_the_stacks(family: str):
     model, adapter = adapted(family)
     stacks = [name for name, delta in adapter.deltas.items() if delta.kind == "experts"]
     assert stacks and all(
@@ -185,7 +185,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool):
     )
 
 
-def test_the_stack_comes_back_where_the_module_fails():
+def test_an_error_restores_the_stack():
     model, _ = adapted("mixtral")
     experts = model.get_submodule("model.layers.0.mlp.experts")
     with pytest.raises(TypeError):
@@ -204,7 +204,7 @@ def test_the_stack_comes_back_where_the_module_fails():
         ),
     ],
 )
-def test_what_a_stack_cannot_use_is_refused(more: dict[str, Any], fault: str):
+def test_settings_that_a_stack_cannot_use_are_refused(more: dict[str, Any], fault: str):
     model = experts_model("mixtral")
     with pytest.raises(SpecError) as caught:
         lorakit.attach(model, lorakit.Spec(targets=["experts.down_proj"], **more))
@@ -239,12 +239,12 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_stand_in_is_the_sum_to_whatever_uses_it(use: str):
+def test_an_unsummed_weight_equals_the_sum_in_every_use(use: str):
     got, want = USES[use](unsummed), USES[use](lambda *batch: unsummed(*batch).summed())
     assert got.shape == want.shape and error(got, want) < 1e-12
 
 
-def test_other_deltas_are_lent_dense(monkeypatch: pytest.MonkeyPatch):
+def test_other_deltas_are_summed(monkeypatch: pytest.MonkeyPatch):
     class Own(LowRank):
         is_product = False
 
@@ -256,7 +256,9 @@ def test_other_deltas_are_lent_dense(monkeypatch: pytest.MonkeyPatch):
     for delta in adapter.deltas.values():
         delta.__class__ = Own
     monkeypatch.setattr(
-        UnsummedWeight, "__init__", lambda *args: pytest.fail("a stand-in knows low rank alone")
+        UnsummedWeight,
+        "__init__",
+        lambda *args: pytest.fail("an unsummed weight is for low rank alone"),
     )
     assert error(logits(model), want) < close(model)
     assert all(

@@ -33,7 +33,7 @@ def parts_of(model: nn.Module) -> dict[str, list[Place]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", fused.FUSED)
-def test_each_row_is_of_the_part_that_the_table_says(family: str) -> None:
+def test_each_output_belongs_to_the_part_that_the_table_names(family: str) -> None:
     model = fused.build(family)
     layers = parts_of(model)
     assert layers
@@ -64,7 +64,7 @@ def test_presets_take_parts(family: str) -> None:
         assert {find_role(n) for n in lorakit.select(model, "o")} == {"o"}
 
 
-def test_every_family_of_the_table_is_held_against_its_forward() -> None:
+def test_every_family_of_the_table_is_tested_against_its_forward() -> None:
     built = {fused.build(name) for name in fused.FUSED}
     configs = [module.__dict__.get("config") for model in built for module in model.modules()]
     seen_types = {config.model_type for config in configs if config is not None}
@@ -75,7 +75,7 @@ def test_every_family_of_the_table_is_held_against_its_forward() -> None:
     }
 
 
-def test_a_part_is_what_a_layer_of_its_own_would_be() -> None:
+def test_a_part_equals_a_separate_layer() -> None:
     """GPT-2 with k adapted, beside GPT-2 whose attention is split by hand and gets k from a layer
     of its own.
     """
@@ -100,7 +100,7 @@ def test_a_part_is_what_a_layer_of_its_own_would_be() -> None:
     assert error(model(ids).logits, want) < 1e-12 < error(base, want)
 
 
-def test_parts_that_fit_some_of_the_layers_named_are_refused() -> None:
+def test_parts_that_fit_only_some_named_layers_are_refused() -> None:
     model = nn.ModuleDict(
         {
             "a": nn.ModuleDict({"qkv": nn.Linear(4, 12)}),
@@ -113,7 +113,8 @@ def test_parts_that_fit_some_of_the_layers_named_are_refused() -> None:
         )
     assert (
         str(caught.value)
-        == "1 of 1 parts fit no layer.\n  'qkv'   its parts have 12 outputs, b.qkv has 9\nNothing was attached."
+        == "1 of 1 parts fit no layer.\n  'qkv'   its parts have 12 outputs, b.qkv has 9\n"
+        "Nothing was attached."
     )
     both = {"b.qkv": {"q": 1, "k": 1, "v": 1, "groups": 3}, "qkv": {"q": 4, "k": 4, "v": 4}}
     adapter = lorakit.attach(model, Spec(rank=1, targets="k", parts=both))
@@ -123,7 +124,7 @@ def test_parts_that_fit_some_of_the_layers_named_are_refused() -> None:
     }
 
 
-def test_a_layout_that_is_given_is_used_where_the_family_has_another() -> None:
+def test_a_given_layout_replaces_that_of_the_family() -> None:
     model = gpt2()
     given = {"c_attn": {"k": 12, "rest": 36}}
     lorakit.attach(model, Spec(rank=2, targets=["c_attn.k"], parts=given))

@@ -13,9 +13,11 @@ import lorakit
 from lorakit import Spec
 from lorakit.deltas.dora import DoRA
 from lorakit.errors import SpecError
-from lorakit.sites.base import DenseSite
+from lorakit.sites.base import DenseSite, Site
 from lorakit.sites.find import SITES, register
 from lorakit.sites.linear import LinearSite
+
+from ..laws.table import fill
 
 
 class Special(nn.Linear): ...
@@ -34,6 +36,32 @@ class Own(DenseSite[Special]):
         return M
 
 
+class Doubling(nn.Linear):
+    """y = W (2 x) + bias"""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(2 * input, self.weight, self.bias)
+
+
+class DoublingSite(Site[Doubling]):
+    kind = "doubling"
+
+    def supports(self, layer: nn.Module) -> bool:
+        return isinstance(layer, Doubling)
+
+    def read(self, layer: Doubling) -> Tensor:
+        return layer.weight.detach()
+
+    def to_weight(self, layer: Doubling, M: Tensor) -> Tensor:
+        return M
+
+    def project(self, layer: Doubling, A: Tensor, x: Tensor) -> Tensor:
+        return nn.functional.linear(2 * x, A)
+
+    def expand(self, layer: Doubling, B: Tensor, projected: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.linear(projected, B)
+
+
 class Greedy(LinearSite):  # type: ignore[misc]  # the fault that is to be refused
     kind = "linear"
 
@@ -50,7 +78,7 @@ def as_before() -> Iterator[None]:
     SITES.update(before)
 
 
-def test_the_site_added_last_is_asked_first() -> None:
+def test_the_site_added_last_takes_precedence() -> None:
     model = nn.Sequential(Special(3, 4), nn.Linear(4, 2))
     assert [p.site.kind for p in lorakit.select(model, ["0", "1"]).values()] == ["linear", "linear"]
     register(Own())
@@ -58,12 +86,27 @@ def test_the_site_added_last_is_asked_first() -> None:
     assert [delta.kind for delta in adapter.deltas.values()] == ["own", "linear"]
 
 
+def test_a_site_with_products_of_its_own_merges_as_attached() -> None:
+    register(DoublingSite())
+    model, x = nn.Sequential(Doubling(3, 4)), torch.randn(5, 3)
+    adapter = fill(lorakit.attach(model, Spec(rank=2, targets=["0"])))
+    attached = model(x)
+    with lorakit.route(model, ["default"] * 4 + [None]):
+        routed = model(x)
+    lorakit.merge(model)
+    torch.testing.assert_close(model(x), attached)
+    torch.testing.assert_close(routed[:4], attached[:4])
+    assert adapter.deltas["0"].kind == "doubling"
+    assert not torch.allclose(routed[4], attached[4])
+
+
 @pytest.mark.parametrize(
     ("added", "message"),
     [
         (
             Greedy(),
-            "Greedy cannot be added.\n  kind 'linear' is taken\n  LinearSite is final: a class derived "
+            "Greedy cannot be added.\n  kind 'linear' is taken\n"
+            "  LinearSite is final: a class derived "
             "from it would take its layers\nKinds that are taken: {kinds}.",
         ),
         (Unnamed(), "Unnamed cannot be added.\n  kind 'no word' is no identifier\n"),
@@ -73,7 +116,7 @@ def test_the_site_added_last_is_asked_first() -> None:
         ),
     ],
 )
-def test_what_cannot_be_meant_is_refused(added: Any, message: str) -> None:
+def test_invalid_sites_are_refused(added: Any, message: str) -> None:
     before = dict(SITES)
     with pytest.raises(SpecError) as caught:
         register(added)
@@ -95,7 +138,7 @@ def test_a_part_with_dora_is_refused_before_it_trains() -> None:
     assert not lorakit.attached(model)
 
 
-def test_a_part_with_dora_made_by_hand_is_not_saved(tmp_path: Any) -> None:
+def test_a_part_with_dora_is_not_saved(tmp_path: Any) -> None:
     delta = DoRA.start(torch.ones(1, 4), torch.ones(4, 4), alpha=1.0, output_slice=(1, 12, 4, 4))
     with pytest.raises(lorakit.LorakitError) as caught:
         lorakit.Adapter(Spec(rank=1, delta="dora", targets=["qkv.k"]), {"qkv.k": delta}).save(

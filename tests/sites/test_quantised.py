@@ -83,7 +83,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 @forms
-def test_fresh_equals_base_and_detach_gives_it_back(form: str):
+def test_fresh_equals_base_and_detach_restores_it(form: str):
     model = FORMS[form][0]()
     before = model(X).detach()
     lorakit.attach(model, lorakit.Spec(rank=3))
@@ -96,7 +96,7 @@ def test_fresh_equals_base_and_detach_gives_it_back(form: str):
 
 
 @forms
-def test_attached_is_the_layers_own_output_and_the_change(form: str):
+def test_attached_equals_the_layers_output_plus_the_change(form: str):
     model, adapter = adapted(form)
     plain = FORMS[form][0]()
     for name in ("0", "2"):
@@ -177,17 +177,19 @@ def test_merging_is_refused_where_rounding_moves_more_than_the_adapter(form: str
         lorakit.merge(model)
     text = str(caught.value)
     assert (
-        "In 2 of 2 weights, rounding the sum would move the output as much as the adapter does, or more.\n"
-        in text
+        "In 2 of 2 weights, rounding the sum would move the output as much as the adapter does, "
+        "or more.\n" in text
     )
     assert (
-        f"0.weight   is stored as {lorakit.select(model)['0'].site.quantised_form(model[0])}: rounding would move its"
-        in text
+        f"0.weight   is stored as {lorakit.select(model)['0'].site.quantised_form(model[0])}: "
+        "rounding would move its" in text
     )
     assert form.partition("-")[0] in text and "(relative), the adapter moves it by" in text
     assert (
-        "Merge into a 16-bit copy (`lorakit merge --dtype bfloat16`; in Python, load the base in full "
-        "precision and attach there with any_base=True), use the adapter unmerged, or accept the loss (`lorakit merge --allow-loss`, "
+        "Merge into a 16-bit copy (`lorakit merge --dtype bfloat16`; in Python, load the base in "
+        "full "
+        "precision and attach there with any_base=True), use the adapter unmerged, or accept the "
+        "loss (`lorakit merge --allow-loss`, "
         "merge(model, allow_loss=True)). Nothing was changed." in text
     )
     assert (
@@ -253,7 +255,7 @@ def test_unmerge_restores_the_stored_bits(form: str):
     )
 
 
-def test_a_form_without_a_way_back_is_refused_by_name():
+def test_merging_into_a_form_that_cannot_be_made_is_refused():
     model = FORMS["torchao-int8"][0]()
     kind = type(model[0].weight)
     names, form = model[0].weight.__tensor_flatten__()
@@ -289,12 +291,12 @@ def test_a_packed_base_is_refused():
     with pytest.raises(ModelError) as caught:
         lorakit.attach(model, lorakit.Spec(rank=3))
     assert (
-        "bitsandbytes has packed 1 4-bit layer for inference on this CPU, in a forward in eval mode: "
-        in str(caught.value)
+        "bitsandbytes has packed 1 4-bit layer for inference on this CPU, in a forward in eval "
+        "mode: " in str(caught.value)
     )
     assert (
-        "no gradient passes them, and their scales were rounded.\n  2\nLoad the base again, and attach"
-        in str(caught.value)
+        "no gradient passes them, and their scales were rounded.\n  2\n"
+        "Load the base again, and attach" in str(caught.value)
     )
     assert lorakit.attached(model) == {}
 

@@ -1,6 +1,4 @@
-"""Recurrent modules, their cells and Bilinear: lent their weights, equal to the module with the
-sums in its parameters.
-"""
+"""Recurrent modules, their cells and Bilinear equal the module with the sums in its parameters."""
 
 import copy
 import pickle
@@ -99,7 +97,7 @@ def test_attached_is_dense_trains_merges_and_copies(name: str, tmp_path: Any) ->
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 @pytest.mark.parametrize("adapted", [True, False])
-def test_biases_that_train_are_those_that_are_read(name: str, adapted: bool) -> None:
+def test_trained_biases_are_those_that_the_module_reads(name: str, adapted: bool) -> None:
     model = made(name)
     more = {} if adapted else {"targets": "none"}
     adapter = fill(lorakit.attach(model, spec(model, bias="all", **more)))
@@ -112,7 +110,7 @@ def test_biases_that_train_are_those_that_are_read(name: str, adapted: bool) -> 
     assert torch.equal(run(name, model), run(name, made(name)))
 
 
-def test_an_error_gives_the_weights_back() -> None:
+def test_an_error_restores_the_weights() -> None:
     model = made("lstm")
     fill(lorakit.attach(model, spec(model)))
     with pytest.raises(RuntimeError):

@@ -321,7 +321,7 @@ class LowRank(Delta):
     ) -> Tensor:
         # A compiler fuses plain operations with their neighbours, and function transforms cannot
         # look inside the single operation.
-        can_fuse = self.is_product and site.input_axes == 1 and site.full_site is site
+        can_fuse = self.is_product and site.is_dense
         if not can_fuse or is_traced():
             return super().add_change(site, layer, x, y, out, weight, in_place=in_place)
         dropout = self.dropout if self.training else 0.0
