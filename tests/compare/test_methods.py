@@ -100,8 +100,8 @@ def test_what_stands_beside_buffers_is_named():
 
     with pytest.raises(LorakitError) as caught:
         full_finetuning_spec(nn.Sequential(Mixed()))
-    assert "Sequential cannot be trained whole." in str(caught.value)
-    assert "0.weight   stands beside buffers" in str(caught.value)
+    assert "Sequential cannot be trained in full." in str(caught.value)
+    assert "0.weight   is in a module with buffers, or in none" in str(caught.value)
 
 
 def test_a_cut_model_computes_with_the_truncated_svd():
@@ -129,7 +129,7 @@ def test_a_cut_model_computes_with_the_truncated_svd():
 
 @pytest.mark.parametrize(
     ("rank", "says"),
-    [(5, "Rank 5 leaves every matrix as it is"), (0, "A rank of at least 1 is needed, got 0")],
+    [(5, "Rank 5 changes no matrix"), (0, "A rank of at least 1 is needed, got 0")],
 )
 def test_a_cut_that_cuts_nothing_is_refused(rank: int, says: str):
     with pytest.raises(LorakitError, match=says):
@@ -180,6 +180,6 @@ def test_the_linear_head_is_a_trial_too(tiny_bert: Path):
 
 def test_a_trial_of_no_classes_is_refused(tiny_llama: Path):
     with pytest.raises(
-        LorakitError, match="Trials are of classifiers; this model was loaded for causal-lm"
+        LorakitError, match="Trials need a classifier; this model was loaded for causal-lm"
     ):
         score_classifier(load(str(tiny_llama), "causal-lm"), [], method="")

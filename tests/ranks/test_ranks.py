@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shape": (
         {"shape": "botom-heavy"},
         "shape 'botom-heavy' is none of even, bottom-heavy, top-heavy, linear, linear-falling, "
-        "explained-variance did you mean 'bottom-heavy'",
+        "explained-variance; did you mean 'bottom-heavy' or 'top-heavy'?",
     ),
     "budget": ({"budget": 10}, "A budget of 10 values is too small: rank 1 of 2 layers takes 32."),
     "no number": ({"budget": 1.5}, "budget: a whole number of at least 1 is needed, got 1.5."),
@@ -123,9 +123,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"shape": {"0": 1.0, "q": 2.0}},
         "2 faults in the shape.\n  'q'   0 layers\n  1   no pattern gives it a weight",
     ),
-    "negative": ({"shape": lambda t: -t}, "1   weight -1.0 is no number above 0"),
-    "needs batches": ({"shape": "explained-variance"}, "shape 'explained-variance' looks at data."),
-    "needs none": ({"batches": [1]}, "batches are given, but shape 'even' looks at none."),
+    "negative": ({"shape": lambda t: -t}, "1   weight -1.0 is not a number above 0"),
+    "needs batches": ({"shape": "explained-variance"}, "shape 'explained-variance' needs data."),
+    "needs none": ({"batches": [1]}, "batches are given, but shape 'even' uses none."),
 }
 
 

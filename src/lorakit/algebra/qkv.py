@@ -1,170 +1,211 @@
-"""State dicts and adapters of fused layers with their projections apart, and back: every bit is the
-same again.
+"""Fused layers split into one layer for each part (q, k, v), and fused again, bit for bit.
+
+Both state dicts and adapters are converted. Splitting and fusing are inverses of each other.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lorakit.adapter import Adapter
-from lorakit.deltas.base import LowRank
+from lorakit.deltas.base import Delta, LowRank
 from lorakit.errors import AdapterMismatch
 from lorakit.sites.fused_parts import Layout
 from lorakit.spec import full_name
 from lorakit.text import plural
 
 Layouts = Mapping[str, Layout]  # by the name of the fused layer
+KEYS = ("weight", "bias")  # tensors of a layer that have an output axis
 
 
 def split_qkv(
     state: Mapping[str, Tensor], layouts: Layouts, *, transposed: bool = False
 ) -> dict[str, Tensor]:
-    """Return a state dict in which each fused layer is a layer a part: `<layer>.q.weight` and so
-    on.
+    """Return a state dict with a layer for each part of a fused layer: `<layer>.q.weight` and so on.
 
     Args:
         state: weights and biases by name.
-        layouts: which rows are whose, by layer.
-        transposed: whether these layers store their matrices transposed, as GPT-2 does.
+        layouts: order of the outputs, by fused layer.
+        transposed: True if these layers store their matrices transposed, as GPT-2 does.
 
-    >>> split_qkv({"a.bias": torch.arange(4)}, {"a": Layout({"k": 1, "v": 1}, groups=2)})["a.v.bias"].tolist()
+    Raises:
+        AdapterMismatch: a tensor has another number of outputs than its layout.
+
+    >>> layouts = {"a": Layout({"k": 1, "v": 1}, groups=2)}
+    >>> split_qkv({"a.bias": torch.arange(4)}, layouts)["a.v.bias"].tolist()
     [1, 3]
     """
-    found: dict[str, Tensor] = {}
+    split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         layer, _, key = name.rpartition(".")
-        if layer not in layouts or key not in ("weight", "bias"):
-            found[name] = tensor
+        if layer not in layouts or key not in KEYS:
+            split[name] = tensor
             continue
-        layout, whole = layouts[layer], tensor.T if transposed and tensor.ndim == 2 else tensor
-        if whole.shape[0] != layout.outputs:
-            raise AdapterMismatch(
-                f"{name} has {whole.shape[0]} outputs, its layout {layout.outputs}.",
-                advice="Nothing was split.",
-            )
-        blocks = whole.unflatten(0, (layout.groups, -1)).split([*layout.sizes.values()], dim=1)
-        for part, rows in zip(layout.sizes, blocks, strict=True):
-            own = rows.flatten(0, 1)
-            found[f"{layer}.{part}.{key}"] = (own.T if whole is not tensor else own).contiguous()
-    return found
+        is_turned = transposed and tensor.ndim == 2
+        parts = _split_outputs(name, tensor.T if is_turned else tensor, layouts[layer])
+        for part, outputs in parts.items():
+            own = outputs.T if is_turned else outputs
+            split[f"{layer}.{part}.{key}"] = own.contiguous()
+    return split
+
+
+def _split_outputs(name: str, tensor: Tensor, layout: Layout) -> dict[str, Tensor]:
+    """Return the outputs of each part: (part, …) of a tensor (out, …)."""
+    if tensor.shape[0] != layout.outputs:
+        raise AdapterMismatch(
+            f"{name} has {tensor.shape[0]} outputs, its layout {layout.outputs}.",
+            advice="Give the layout of this layer. Nothing was split.",
+        )
+    groups = tensor.unflatten(0, (layout.groups, -1))
+    blocks = groups.split(list(layout.sizes.values()), dim=1)
+    flat = [block.flatten(0, 1) for block in blocks]
+    return dict(zip(layout.sizes, flat, strict=True))
+
+
+def _fuse_outputs(parts: Sequence[Tensor], layout: Layout) -> Tensor:
+    """Return the tensor (out, …) of the outputs of all parts, in the order of the layout."""
+    blocks = [part.unflatten(0, (layout.groups, -1)) for part in parts]
+    return torch.cat(blocks, dim=1).flatten(0, 1)
 
 
 def fuse_qkv(
     state: Mapping[str, Tensor], layouts: Layouts, *, transposed: bool = False
 ) -> dict[str, Tensor]:
-    """Return the state dict that `split_qkv` gave `state` for.
+    """Return the state dict with fused layers: the inverse of `split_qkv`.
 
     Args:
-        state: weights and biases by name, of each part one.
-        layouts: as `split_qkv` takes them.
-        transposed: as `split_qkv` takes it.
+        state: weights and biases by name, one of each part.
+        layouts: as in `split_qkv`.
+        transposed: as in `split_qkv`.
 
     Raises:
         AdapterMismatch: a part of a layer is missing; all are named.
     """
-    found: dict[str, Tensor] = {}
-    faults: list[str] = []
+    fused: dict[str, Tensor] = {}
+    missing: dict[str, None] = {}
     for name, tensor in state.items():
-        above, _, key = name.rpartition(".")
-        layer, _, part = above.rpartition(".")
-        if (
-            layer not in layouts
-            or part not in layouts[layer].sizes
-            or key not in ("weight", "bias")
-        ):
-            found[name] = tensor
-        elif full_name(layer, key) not in found:
-            names = [f"{layer}.{other}.{key}" for other in layouts[layer].sizes]
-            if missing := [n for n in names if n not in state]:
-                faults += [
-                    f"{n}   is missing" for n in missing if f"{n}   is missing" not in faults
-                ]
-                continue
-            turned = transposed and tensor.ndim == 2
-            parts = [
-                (state[n].T if turned else state[n]).unflatten(0, (layouts[layer].groups, -1))
-                for n in names
-            ]
-            whole = torch.cat(parts, dim=1).flatten(0, 1)
-            found[full_name(layer, key)] = (whole.T if turned else whole).contiguous()
-    if faults:
-        raise AdapterMismatch("Parts of fused layers are missing.", faults, "Nothing was fused.")
-    return found
+        path, _, key = name.rpartition(".")
+        layer = _fused_layer(path, layouts)
+        if layer is None or key not in KEYS:
+            fused[name] = tensor
+            continue
+        fused_name = full_name(layer, key)
+        if fused_name in fused:
+            continue
+        layout = layouts[layer]
+        names = [f"{layer}.{part}.{key}" for part in layout.sizes]
+        absent = [other for other in names if other not in state]
+        if absent:
+            missing |= dict.fromkeys(absent)
+            continue
+        is_turned = transposed and tensor.ndim == 2
+        parts = [state[other].T if is_turned else state[other] for other in names]
+        outputs = _fuse_outputs(parts, layout)
+        fused[fused_name] = (outputs.T if is_turned else outputs).contiguous()
+    if missing:
+        raise AdapterMismatch(
+            "Parts of fused layers are missing.",
+            [f"{name}   is missing" for name in missing],
+            "Nothing was fused.",
+        )
+    return fused
+
+
+def _fused_layer(path: str, layouts: Layouts) -> str | None:
+    """Return the fused layer that a layer is a part of, or None."""
+    layer, _, part = path.rpartition(".")
+    if layer in layouts and part in layouts[layer].sizes:
+        return layer
+    return None
 
 
 def split_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
-    """Return an adapter in which a change of a whole fused layer is one of each part: all with its
-    A, each with its rows of B.
+    """Return an adapter with a delta for each part of a fused layer.
+
+    Each part has the A of the fused layer, and its own outputs of B.
 
     Args:
-        adapter: any; other layers stay as they are.
-        layouts: as `split_qkv` takes them.
+        adapter: any; its other layers stay the same.
+        layouts: as in `split_qkv`.
     """
-    deltas: dict[str, Any] = {}
+    deltas: dict[str, Delta] = {}
     for name, delta in adapter.deltas.items():
         if name not in layouts or delta.output_slice or type(delta) is not LowRank:
             deltas[name] = delta
-            continue
-        layout = layouts[name]
-        B, block, start = delta.B.detach(), sum(layout.sizes.values()), 0
-        for part, own in split_qkv({f"{name}.weight": B}, layouts).items():
-            last = part.removesuffix(".weight")
-            size = layout.sizes[last.rpartition(".")[2]]
-            deltas[last] = _like(
-                delta, delta.A.detach().clone(), own.clone(), (layout.groups, block, start, size)
-            )
-            start += size
-    return Adapter(
-        adapter.spec, deltas, adapter.full_parameters, adapter.provenance, adapter.target_names
-    ).copy()
+        else:
+            deltas |= _split_delta(name, delta, layouts[name])
+    return _with_deltas(adapter, deltas)
+
+
+def _split_delta(name: str, delta: LowRank, layout: Layout) -> dict[str, Delta]:
+    parts: dict[str, Delta] = {}
+    for part, B in _split_outputs(f"{name}.B", delta.B.detach(), layout).items():
+        size = layout.sizes[part]
+        output_slice = (layout.groups, layout.group_size, layout.start(part), size)
+        A = delta.A.detach().clone()
+        parts[f"{name}.{part}"] = _like(delta, A, B.clone(), output_slice)
+    return parts
 
 
 def fuse_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
-    """Return the adapter that `split_adapter` gave `adapter` for.
+    """Return the adapter with deltas of fused layers: the inverse of `split_adapter`.
 
     Args:
-        adapter: of each layer all parts, with one A and one scale.
-        layouts: as `split_qkv` takes them.
+        adapter: with all parts of each layer, of the same A and scale.
+        layouts: as in `split_qkv`.
 
     Raises:
-        AdapterMismatch: a part is missing, or has an A or a scale of its own: then no change of the
-            same rank is the same.
+        AdapterMismatch: a part is missing, or has another A or scale, so no change of the same rank
+            is equal to them; all are named.
     """
-    deltas: dict[str, Any] = {}
+    deltas: dict[str, Delta] = {}
     faults: list[str] = []
-    held: dict[str, Any] = adapter.deltas
-    for name, delta in held.items():
-        layer, _, part = name.rpartition(".")
-        if layer not in layouts or part not in layouts[layer].sizes:
+    for name, delta in adapter.deltas.items():
+        layer = _fused_layer(name, layouts)
+        if layer is None:
             deltas[name] = delta
             continue
-        parts = [held.get(f"{layer}.{other}") for other in layouts[layer].sizes]
-        alike = type(delta) is LowRank and all(
-            type(p) is LowRank and torch.equal(p.A, delta.A) and p.scale == delta.scale
-            for p in parts
-        )
-        if not alike:
-            faults.append(f"{name}   has an A or a scale of its own, or stands alone")
+        layout = layouts[layer]
+        parts = _matching_parts(adapter, layer, delta, layout)
+        if parts is None:
+            faults.append(f"{name}   has another A or scale than the other parts, or is alone")
         elif layer not in deltas:
-            stacked = {
-                f"{layer}.{n}.weight": p.B.detach()
-                for n, p in zip(layouts[layer].sizes, parts, strict=True)
-                if p
-            }
-            B = fuse_qkv(stacked, layouts)[f"{layer}.weight"]
-            deltas[layer] = _like(delta, delta.A.detach().clone(), B, ())
+            B = _fuse_outputs([part.B.detach() for part in parts], layout).contiguous()
+            deltas[layer] = _like(parts[0], parts[0].A.detach().clone(), B, ())
     if faults:
         raise AdapterMismatch(
             f"{plural(len(faults), 'part')} cannot be fused.", faults, "Nothing was fused."
         )
-    return Adapter(
+    return _with_deltas(adapter, deltas)
+
+
+def _matching_parts(
+    adapter: Adapter, layer: str, delta: Delta, layout: Layout
+) -> list[LowRank] | None:
+    """Return the deltas of all parts if they have the A and the scale of this one, else None."""
+    if type(delta) is not LowRank:
+        return None
+    parts: list[LowRank] = []
+    for part in layout.sizes:
+        other = adapter.deltas.get(f"{layer}.{part}")
+        if type(other) is not LowRank:
+            return None
+        if not torch.equal(other.A, delta.A) or other.scale != delta.scale:
+            return None
+        parts.append(other)
+    return parts
+
+
+def _with_deltas(adapter: Adapter, deltas: Mapping[str, Delta]) -> Adapter:
+    """Return a copy of an adapter with other deltas."""
+    changed = Adapter(
         adapter.spec, deltas, adapter.full_parameters, adapter.provenance, adapter.target_names
-    ).copy()
+    )
+    return changed.copy()
 
 
-def _like(delta: Any, A: Tensor, B: Tensor, rows: tuple[int, ...]) -> LowRank:
+def _like(delta: LowRank, A: Tensor, B: Tensor, output_slice: tuple[int, ...]) -> LowRank:
     return LowRank(
         A,
         B,
@@ -172,5 +213,5 @@ def _like(delta: Any, A: Tensor, B: Tensor, rows: tuple[int, ...]) -> LowRank:
         scale_rule=delta.scale_rule,
         dropout=delta.dropout,
         kind=delta.kind,
-        output_slice=rows,
+        output_slice=output_slice,
     )

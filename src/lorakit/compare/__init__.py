@@ -1,1 +1,1 @@
-"""Other methods that LoRA is compared with."""
+"""Comparison of LoRA with other methods on one task."""

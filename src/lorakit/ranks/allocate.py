@@ -1,202 +1,308 @@
-"""How rank is spread over the layers under a budget of parameters: a Spec to a Spec."""
+"""Allocation of ranks to layers under a budget of parameters."""
 
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import NamedTuple
 
 from torch import nn
 
-from lorakit.deltas.overrides import requested_settings, write_overrides
+from lorakit.deltas.overrides import RequestedSettings, requested_settings, write_overrides
 from lorakit.errors import SpecError
 from lorakit.inits.from_data import as_batch_list, observe_inputs
 from lorakit.inits.start import STARTS
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place
 from lorakit.inject.targets import select
-from lorakit.spec import SCALES, Settings, Spec, matches
+from lorakit.spec import SCALES, Settings, Spec, is_number, is_whole, matches
 from lorakit.text import near_misses, plural
 
-HEAVY = 3.0  # times the rank of the light end
-# Name -> weight of a layer at depth t, from 0 (the first block) to 1 (the last).
-SHAPES: dict[str, Callable[[float], float]] = {
-    "even": lambda t: 1.0,
-    "bottom-heavy": lambda t: HEAVY if t < 0.5 else 1.0,
-    "top-heavy": lambda t: HEAVY if t > 0.5 else 1.0,
-    "linear": lambda t: 1.0 + (HEAVY - 1) * t,
-    "linear-falling": lambda t: HEAVY - (HEAVY - 1) * t,
+ShapeFunction = Callable[[float], float]
+
+HEAVY = 3.0  # ratio of the highest to the lowest rank
+# Weight of a layer by its depth, from 0 (the first block) to 1 (the last).
+SHAPES: dict[str, ShapeFunction] = {
+    "even": lambda depth: 1.0,
+    "bottom-heavy": lambda depth: HEAVY if depth < 0.5 else 1.0,
+    "top-heavy": lambda depth: HEAVY if depth > 0.5 else 1.0,
+    "linear": lambda depth: 1.0 + (HEAVY - 1) * depth,
+    "linear-falling": lambda depth: HEAVY - (HEAVY - 1) * depth,
 }
 EXPLAINED = "explained-variance"
 SUGGESTED = "suggested"  # by lorakit.ranks.probe
-BY_DATA = (EXPLAINED, SUGGESTED)  # what looks at batches
+BY_DATA = (EXPLAINED, SUGGESTED)  # shapes that need batches
+
+Shape = str | ShapeFunction | Mapping[str, float]
+Gain = Callable[[str, int], float]  # of raising a layer (its name) to a rank
+
+
+class RankCosts(NamedTuple):
+    """The layers that a spec selects, and the number of values that train.
+
+    Attributes:
+        places: by name.
+        costs: values of one rank, by name.
+        budget: values of all layers together.
+    """
+
+    places: dict[str, Place]
+    costs: dict[str, int]
+    budget: int
 
 
 def allocate_ranks(
     model: nn.Module,
     spec: Spec,
     *,
-    shape: str | Callable[[float], float] | Mapping[str, float] = "even",
+    shape: Shape = "even",
     budget: int | None = None,
-    batches: Iterable[Any] | None = None,
+    batches: Iterable[object] | None = None,
 ) -> Spec:
-    """Return the spec with the rank of every layer so that ranks have this shape and no more than
-    `budget` values train.
+    """Return the spec with the ranks of all layers in a given shape, within a budget of values.
 
-    What is left of the budget is less than one rank of any layer that could still take one. A
-    layer's scale stays what the spec gives it, so alpha follows its rank. Every layer keeps a rank
-    of at least 1.
+    The budget is used up to less than one rank of any layer that could still take one. Every layer
+    keeps its scale, so alpha follows the rank, and has a rank of at least 1.
 
     Args:
-        model: what the spec is for.
-        spec: its targets, scale and ranks; the ranks count where no budget is given.
-        shape: "even", "bottom-heavy" (three times the rank in the first half), "top-heavy",
+        model: the model to adapt.
+        spec: its targets, scale and ranks; the ranks count only if no budget is given.
+        shape: "even"; "bottom-heavy" (three times the rank in the first half), "top-heavy";
             "linear" (rising from the first block to the last, to three times the rank),
-            "linear-falling"; "explained-variance", as much as the inputs of each layer have
-            directions that matter; a function of the depth from 0 to 1; or weights by name pattern.
-        budget: values of all A and B together; those of the spec as it is where it is not given.
-        batches: of model inputs, for "explained-variance" alone.
+            "linear-falling"; "explained-variance" (by the variance of each layer's inputs along
+            their principal directions); a function of the depth from 0 to 1; or weights by name
+            pattern.
+        budget: values of all A and B together; None for those of the spec.
+        batches: of model inputs, for "explained-variance" only.
 
     Raises:
-        SpecError: an unknown shape, a weight that is none, a budget that is too small for rank 1;
-            all faults are named.
+        SpecError: an unknown shape, a weight that is not a positive number, or a budget too small
+            for rank 1; all faults are named.
         TargetError: a target or a pattern matches nothing.
 
     Source: explained variance: Paischer et al., EVA, arXiv 2410.07170, section 3.3.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
-    >>> chosen = allocate_ranks(model, Spec(rank=4, targets="all-linear"), shape="bottom-heavy")
-    >>> [chosen.settings(name).rank for name in ("0", "1")]
+    >>> spec = allocate_ranks(model, Spec(rank=4, targets="all-linear"), shape="bottom-heavy")
+    >>> [spec.settings(name).rank for name in ("0", "1")]
     [6, 2]
     """
-    chosen, costs, budget = count_rank_costs(model, spec, budget)
-    most = {n: min(p.shape) // _vectors(spec.settings(n)) for n, p in chosen.items()}
+    places, costs, budget = count_rank_costs(model, spec, budget)
+    largest = {name: _largest_rank(place, spec.settings(name)) for name, place in places.items()}
     if isinstance(shape, str) and shape == EXPLAINED:
-        if batches is None:
-            raise SpecError(
-                f"shape {shape!r} looks at data.",
-                advice="Give batches=[...]: batches of model inputs.",
-            )
-        seen = observe_inputs(model, chosen, dict.fromkeys(chosen, 1), as_batch_list(batches))
-        shares = {n: (s.leading.square().sum(1) / s.total).tolist() for n, s in seen.items()}
-        ranks = _spread(
-            budget, costs, most, lambda n, i: shares[n][i - 1] if i <= len(shares[n]) else 0.0
-        )
+        gain = _explained_variance(model, places, batches)
     else:
         if batches is not None:
-            raise SpecError(f"batches are given, but shape {shape!r} looks at none.")
-        weights = _weights(chosen, shape)
-        # The next rank goes to where weight / (rank + 1/2) is largest: ranks in the ratio of the
-        # weights (Sainte-Laguë).
-        ranks = _spread(budget, costs, most, lambda n, i: weights[n] / (i - 0.5))
-    return _with(spec, ranks)
+            raise SpecError(
+                f"batches are given, but shape {shape!r} uses none.",
+                advice=f"Leave them out, or choose shape={EXPLAINED!r}.",
+            )
+        gain = _proportional(_layer_weights(places, shape))
+    ranks = _spend_budget(budget, costs, largest, gain)
+    wanted = {name: _settings_at(spec.settings(name), rank) for name, rank in ranks.items()}
+    return write_overrides(spec, wanted)
 
 
-def count_rank_costs(
-    model: nn.Module, spec: Spec, budget: int | None
-) -> tuple[dict[str, Place], dict[str, int], int]:
-    """Return the layers that the spec selects, what one rank of each costs, and the budget (the
-    spec's own for None).
+def count_rank_costs(model: nn.Module, spec: Spec, budget: int | None) -> RankCosts:
+    """Return the layers that the spec selects, and the values of one rank of each.
+
+    Args:
+        model: the model to adapt.
+        spec: its targets and ranks.
+        budget: values that may train; None for those of the spec.
+
+    Raises:
+        SpecError: the spec's deltas have no A and B, or the budget is not a whole number.
+        TargetError: a target matches nothing.
     """
     if spec.delta not in ("lora", "dora"):
-        raise SpecError(f"Ranks are counted by A and B; delta {spec.delta!r} has others.")
-    if budget is not None and (
-        isinstance(budget, bool) or not isinstance(budget, int) or budget < 1
-    ):
+        raise SpecError(
+            f"Ranks are allocated by the sizes of A and B; delta {spec.delta!r} has other factors.",
+            advice="Use delta='lora' or 'dora'.",
+        )
+    if budget is not None and not is_whole(budget, least=1):
         raise SpecError(f"budget: a whole number of at least 1 is needed, got {budget!r}.")
-    modules = find_full_modules(model, spec.full_modules)
-    chosen = select(model, spec.targets, spec.exclude, without=tuple(modules), parts=spec.parts)
-    costs = {n: sum(p.shape) * p.site.read(p.layer).shape[:-2].numel() for n, p in chosen.items()}
-    return (
-        chosen,
-        costs,
-        sum(costs[n] * spec.settings(n).rank for n in chosen) if budget is None else budget,
+    full_modules = tuple(find_full_modules(model, spec.full_modules))
+    places = select(model, spec.targets, spec.exclude, without=full_modules, parts=spec.parts)
+    costs = {name: _rank_cost(place) for name, place in places.items()}
+    if budget is None:
+        budget = sum(cost * spec.settings(name).rank for name, cost in costs.items())
+    return RankCosts(places, costs, budget)
+
+
+def _rank_cost(place: Place) -> int:
+    """Return the number of values of one rank: a row of A and a column of B, for each expert."""
+    matrices = place.site.read(place.layer).shape[:-2].numel()
+    return sum(place.shape) * matrices
+
+
+def _largest_rank(place: Place, settings: Settings) -> int:
+    """Return the largest rank for which the initialisation has enough singular vectors."""
+    start = STARTS[settings.init]
+    vectors_per_rank = start.vectors_per_rank if start else 1
+    return min(place.shape) // vectors_per_rank
+
+
+def _settings_at(settings: Settings, rank: int) -> RequestedSettings:
+    """Return settings with another rank and the same scale."""
+    scale_of_one = SCALES[settings.scale_rule](1.0, rank)
+    alpha = round(settings.scale / scale_of_one, 10)
+    return replace(requested_settings(settings), rank=rank, alpha=alpha)
+
+
+def _explained_variance(
+    model: nn.Module, places: Mapping[str, Place], batches: Iterable[object] | None
+) -> Gain:
+    """Return the gain that is the share of a layer's input variance that a rank adds.
+
+    Raises:
+        SpecError: there are no batches.
+    """
+    if batches is None:
+        raise SpecError(
+            f"shape {EXPLAINED!r} needs data.",
+            advice="Give batches=[...]: batches of model inputs.",
+        )
+    one_each = dict.fromkeys(places, 1)
+    directions = observe_inputs(model, places, one_each, as_batch_list(batches))
+    shares: dict[str, list[float]] = {}
+    for name, inputs in directions.items():
+        variances = inputs.leading.square().sum(1)
+        shares[name] = (variances / inputs.total).tolist()
+
+    def gain(name: str, rank: int) -> float:
+        return shares[name][rank - 1] if rank <= len(shares[name]) else 0.0
+
+    return gain
+
+
+def _proportional(weights: Mapping[str, float]) -> Gain:
+    """Return the gain that leads to ranks in the ratio of the weights.
+
+    Source: the divisor method of Sainte-Laguë: weight / (rank - 1/2).
+    """
+
+    def gain(name: str, rank: int) -> float:
+        return weights[name] / (rank - 0.5)
+
+    return gain
+
+
+def _layer_weights(places: Mapping[str, Place], shape: Shape) -> dict[str, float]:
+    """Return the weight of every layer.
+
+    Raises:
+        SpecError: the shape is unknown, or gives a layer no positive weight; all are named.
+    """
+    faults: list[str] = []
+    weights: Mapping[str, float | None]
+    if isinstance(shape, Mapping):
+        faults += _unused_patterns(places, shape)
+        weights = {name: _first_match(shape, name) for name in places}
+    else:
+        weigh = _shape_function(shape)
+        weights = {name: weigh(depth) for name, depth in layer_depths(places).items()}
+    for name, weight in weights.items():
+        if weight is None:
+            faults.append(f"{name}   no pattern gives it a weight")
+    complete = {name: weight for name, weight in weights.items() if weight is not None}
+    for name, weight in complete.items():
+        if not is_number(weight) or weight <= 0:
+            faults.append(f"{name}   weight {weight!r} is not a number above 0")
+    if faults:
+        raise SpecError(f"{plural(len(faults), 'fault')} in the shape.", faults)
+    return complete
+
+
+def _unused_patterns(places: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    names = list(places)
+    last_words = {name.split(".")[-1] for name in names}
+    faults: list[str] = []
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in names):
+            hint = near_misses(str(pattern), last_words)
+            faults.append(f"{pattern!r}   0 layers   {hint}".rstrip())
+    return faults
+
+
+def _first_match(weights: Mapping[str, float], name: str) -> float | None:
+    for pattern, weight in weights.items():
+        if matches(pattern, name):
+            return weight
+    return None
+
+
+def _shape_function(shape: str | ShapeFunction) -> ShapeFunction:
+    if callable(shape):
+        return shape
+    if shape in SHAPES:
+        return SHAPES[shape]
+    known = (*SHAPES, EXPLAINED)
+    hint = near_misses(str(shape), known)
+    ending = f"; {hint}" if hint else "."
+    raise SpecError(
+        f"shape {shape!r} is none of {', '.join(known)}{ending}",
+        advice="Other shapes are given as a function of the depth, or as weights by name pattern.",
     )
 
 
-def _vectors(settings: Settings) -> int:
-    start = STARTS[settings.init]
-    return start.vectors_per_rank if start else 1
-
-
-def _weights(chosen: Mapping[str, Place], shape: Any) -> dict[str, float]:
-    """Return the weight of every layer."""
-    weights: dict[str, Any]
-    if isinstance(shape, Mapping):
-        given: Mapping[str, Any] = cast(Mapping[str, Any], shape)
-        missed = [p for p in given if not any(matches(p, n) for n in chosen)]
-        weights = {n: next((w for p, w in given.items() if matches(p, n)), None) for n in chosen}
-        faults = [
-            f"{p!r}   0 layers   {near_misses(str(p), {n.split('.')[-1] for n in chosen})}".rstrip()
-            for p in missed
-        ]
-        faults += [f"{n}   no pattern gives it a weight" for n, w in weights.items() if w is None]
-    elif callable(shape) or shape in SHAPES:
-        at, weigh = layer_depths(chosen), shape if callable(shape) else SHAPES[shape]
-        weights, faults = {n: weigh(at[n]) for n in chosen}, []
-    else:
-        known = (*SHAPES, EXPLAINED)
-        raise SpecError(
-            f"shape {shape!r} is none of {', '.join(known)} {near_misses(str(shape), known)}".rstrip()
-            + ".",
-            advice="A function of the depth, or weights by name pattern, say any other.",
-        )
-    faults += [
-        f"{n}   weight {w!r} is no number above 0"
-        for n, w in weights.items()
-        if w is not None and not (isinstance(w, int | float) and 0 < w < float("inf"))
-    ]
-    if faults:
-        raise SpecError(f"{plural(len(faults), 'fault')} in the shape.", faults)
-    return weights
-
-
 def layer_depths(names: Iterable[str]) -> dict[str, float]:
-    """Return how deep each layer lies, by its block: the name as far as its first number.
+    """Return the depth of each layer from 0 to 1: the position of its block among all blocks.
+
+    Layers with the same name up to their first number are in one block.
 
     >>> layer_depths(["embed", "h.0.q", "h.0.k", "h.1.q"])
     {'embed': 0.0, 'h.0.q': 0.5, 'h.0.k': 0.5, 'h.1.q': 1.0}
     """
-    block = {}
-    for name in names:
-        words = name.split(".")
-        number = next((i for i, word in enumerate(words) if word.isdigit()), len(words))
-        block[name] = ".".join(words[: number + 1])
-    order = {b: i for i, b in enumerate(dict.fromkeys(block.values()))}
-    return {name: order[b] / max(len(order) - 1, 1) for name, b in block.items()}
+    blocks = {name: _block_of(name) for name in names}
+    order = dict.fromkeys(blocks.values())
+    positions = {block: position for position, block in enumerate(order)}
+    last = max(len(order) - 1, 1)
+    return {name: positions[block] / last for name, block in blocks.items()}
 
 
-def _spread(
+def _block_of(name: str) -> str:
+    words = name.split(".")
+    for position, word in enumerate(words):
+        if word.isdigit():
+            return ".".join(words[: position + 1])
+    return name
+
+
+def _spend_budget(
     budget: int,
     costs: Mapping[str, int],
-    most: Mapping[str, int],
-    gain: Callable[[str, int], float],
+    largest: Mapping[str, int],
+    gain: Gain,
 ) -> dict[str, int]:
-    """Return ranks of at least 1: each further one goes where `gain` of it is largest, as long as
-    it fits.
+    """Return ranks of at least 1; each further rank goes where it gains most, while it fits.
+
+    Args:
+        budget: values of all layers together.
+        costs: values of one rank, by layer.
+        largest: the largest rank, by layer.
+        gain: of a further rank.
+
+    Raises:
+        SpecError: the budget is too small for rank 1.
     """
-    least = sum(costs.values())
-    if least > budget:
+    needed = sum(costs.values())
+    if needed > budget:
         raise SpecError(
-            f"A budget of {budget:,} values is too small: rank 1 of {plural(len(costs), 'layer')} takes {least:,}.",
+            f"A budget of {budget:,} values is too small: rank 1 of {plural(len(costs), 'layer')} "
+            f"takes {needed:,}.",
             advice="Give a larger budget, or fewer targets.",
         )
-    ranks, left = dict.fromkeys(costs, 1), budget - least
-    order = {n: i for i, n in enumerate(costs)}
-    heap = [(-gain(n, 2), order[n], n) for n in costs]
-    heapq.heapify(heap)
-    while heap:
-        _, _, n = heapq.heappop(heap)
-        if ranks[n] < most[n] and costs[n] <= left:
-            ranks[n] += 1
-            left -= costs[n]
-            heapq.heappush(heap, (-gain(n, ranks[n] + 1), order[n], n))
+    budget -= needed
+    ranks = dict.fromkeys(costs, 1)
+    positions = {name: position for position, name in enumerate(costs)}
+    # The position decides between equal gains.
+    candidates = [(-gain(name, 2), positions[name], name) for name in costs]
+    heapq.heapify(candidates)
+    while candidates:
+        _, position, name = heapq.heappop(candidates)
+        if ranks[name] < largest[name] and costs[name] <= budget:
+            budget -= costs[name]
+            ranks[name] += 1
+            next_gain = gain(name, ranks[name] + 1)
+            heapq.heappush(candidates, (-next_gain, position, name))
     return ranks
-
-
-def _with(spec: Spec, ranks: Mapping[str, int]) -> Spec:
-    wanted = {}
-    for n, rank in ranks.items():
-        settings = spec.settings(n)
-        alpha = settings.scale / SCALES[settings.scale_rule](1.0, rank)
-        wanted[n] = replace(requested_settings(settings), rank=rank, alpha=round(alpha, 10))
-    return write_overrides(spec, wanted)

@@ -1,1 +1,1 @@
-"""What LoRA is compared with."""
+"""The methods that LoRA is compared with, and the trial that measures them."""

@@ -1,35 +1,39 @@
-"""Weights of low rank: each matrix W itself cut by SVD. What LoRA is often taken for, and is not.
+"""Compression of a model: each weight matrix W replaced by its best low-rank approximation.
 
-LoRA leaves W whole and learns a change of low rank. Cutting W saves memory where W is nearly of low
-rank, which weights of trained models are not; DistilBERT and TinyBERT are something else again:
-smaller models that learn from a large one.
+This is not LoRA, which keeps W and learns a low-rank change. Truncating W saves memory if W is
+nearly of low rank, which the weights of trained models are not. Distilled models (DistilBERT,
+TinyBERT) are different again: smaller models that learn from a large one.
+
+Source: Eckart and Young, 1936: with W = U S Vh the error of the truncation is the root of the sum
+    of the squares of the singular values left out.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.outcome import build_adapter
+from lorakit.algebra.outcome import Factors, build_adapter
 from lorakit.deltas.base import LowRank
 from lorakit.errors import SpecError
 from lorakit.inject.fingerprint import fingerprint
+from lorakit.inject.places import Place
 from lorakit.inject.targets import select
 from lorakit.linalg import randomised_svd, split_singular_values
-from lorakit.spec import Spec
+from lorakit.spec import Spec, is_whole
 
 
 @dataclass(frozen=True)
 class TruncatedWeights:
-    """What takes the tail off a model's matrices, and what that leaves.
+    """An adapter that truncates the matrices of a model, and the error of the truncation.
 
     Attributes:
-        adapter: adds W_r - W to each matrix: attached, the model computes with W_r; detached, with
-            W again.
+        adapter: adds W_r - W to each matrix: with it the model computes with W_r, without it with
+            W.
         error: |W - W_r| / |W| over all matrices together.
-        stored_values: numbers that W_r takes as two factors, all matrices together.
-        full_values: numbers that W takes.
+        stored_values: size of all W_r as two factors each, in numbers.
+        full_values: size of all W, in numbers.
     """
 
     adapter: Adapter
@@ -41,62 +45,75 @@ class TruncatedWeights:
 def truncate_weights(
     model: nn.Module, rank: int, targets: str | Sequence[str] = "all-linear"
 ) -> TruncatedWeights:
-    """Return the adapter under which each matrix of a model is its own best approximation of a
-    rank.
+    """Return the adapter that turns each matrix into its best approximation of a rank.
 
     Args:
         model: any module.
-        rank: from 1; a matrix of no higher rank is left as it is.
-        targets: which matrices, as in Spec.
+        rank: at least 1; matrices of no higher rank do not change.
+        targets: of the matrices, as in Spec.
 
     Raises:
-        SpecError: the rank is none, or leaves every matrix as it is.
+        SpecError: the rank is not a whole number, or no matrix has a higher one.
         TargetError: a target matches nothing.
 
-    Cost: a dense SVD of every matrix; the adapter holds the tails, so it is large where the rank is
+    Cost: a dense SVD of every matrix; the adapter holds W_r - W, so it is large if the rank is
         small.
-    Source: Eckart and Young, 1936: the error is the root of the sum of the squares of the singular
-        values left out.
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> model[0].weight.data = torch.diag(torch.tensor([4.0, 3.0]))
-    >>> found = truncate_weights(model, 1)
-    >>> found.error, found.stored_values, found.full_values
+    >>> truncated = truncate_weights(model, 1)
+    >>> truncated.error, truncated.stored_values, truncated.full_values
     (0.6, 4, 4)
     """
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if not is_whole(rank, least=1):
         raise SpecError(f"A rank of at least 1 is needed, got {rank!r}.")
-    factors, like, lost, total, stored, whole = {}, {}, 0.0, 0.0, 0, 0
+    factors: dict[str, Factors] = {}
+    like: dict[str, LowRank] = {}
+    squared_error, squared_norm = 0.0, 0.0
+    stored_values, full_values = 0, 0
     for name, place in select(model, targets).items():
-        W = place.site.read(place.layer)
-        if W.ndim != 2:
-            raise SpecError(
-                f"{name} is a stack of matrices, which is not cut.", advice="Name other targets."
-            )
+        W = _matrix(name, place)
         U, S, Vh = randomised_svd(W, min(W.shape))
-        out, inputs = W.shape
-        whole += out * inputs
-        stored += min(rank * (out + inputs), out * inputs)
-        lost, total = lost + float(S[rank:].square().sum()), total + float(S.square().sum())
-        if len(S) > rank:
-            A, B = split_singular_values(U[:, rank:], S[rank:], Vh[rank:], len(S) - rank)
+        full_values += W.numel()
+        stored_values += min(rank * sum(W.shape), W.numel())
+        squared_error += float(S[rank:].square().sum())
+        squared_norm += float(S.square().sum())
+        left_out = len(S) - rank
+        if left_out > 0:
+            A, B = split_singular_values(U[:, rank:], S[rank:], Vh[rank:], left_out)
             factors[name] = (A, -B)
-            like[name] = LowRank(
-                A[:1].float(),
-                B[:, :1].float(),
-                alpha=1.0,
-                kind=place.site.kind,
-                kernel=place.site.kernel(place.layer),
-                output_slice=place.site.output_slice,
-            )
+            like[name] = _delta_of(place, A, B)
     if not factors:
         raise SpecError(
-            f"Rank {rank} leaves every matrix as it is: none has a higher one.",
-            advice="Ask for a lower rank.",
+            f"Rank {rank} changes no matrix: none has a higher rank.",
+            advice="Give a lower rank.",
         )
-    origin = {"base_fingerprint": fingerprint(model)}
-    adapter = build_adapter(
-        like, Spec(targets=tuple(factors)), factors, {}, origin, next(model.parameters()).dtype
+    dtype = next(model.parameters()).dtype
+    facts = {"base_fingerprint": fingerprint(model)}
+    adapter = build_adapter(like, Spec(targets=tuple(factors)), factors, {}, facts, dtype)
+    error = (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0
+    return TruncatedWeights(adapter, error, stored_values, full_values)
+
+
+def _matrix(name: str, place: Place) -> Tensor:
+    W = place.site.read(place.layer)
+    if W.ndim != 2:
+        raise SpecError(
+            f"{name} is a stack of matrices, which cannot be truncated.",
+            advice="Give other targets.",
+        )
+    return W
+
+
+def _delta_of(place: Place, A: Tensor, B: Tensor) -> LowRank:
+    """Return a delta with the kind, kernel and slice of a place."""
+    site = place.site
+    return LowRank(
+        A[:1].float(),
+        B[:, :1].float(),
+        alpha=1.0,
+        kind=site.kind,
+        kernel=site.kernel(place.layer),
+        output_slice=site.output_slice,
     )
-    return TruncatedWeights(adapter, (lost / total) ** 0.5 if total else 0.0, stored, whole)

@@ -1,35 +1,48 @@
-"""The linear head: a logistic regression on what the frozen encoder gives. The least that an
-adapter must beat.
+"""The linear head: a logistic regression on the features of the frozen encoder.
+
+It is the baseline that an adapter has to exceed.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import Example
 from lorakit.evaluate.metrics import classification
 
-STRENGTHS = (
-    0.003,
-    0.03,
-    0.3,
-)  # of regularisation, C of scikit-learn; the best on a tenth of the training rows is taken
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+
+STRENGTHS = (0.003, 0.03, 0.3)  # inverse regularisation to choose from, C of scikit-learn
+VALIDATION = 10  # the last tenth of the training rows chooses the strength
+BATCH_SIZE = 64
+
+Progress = Callable[[int], None]
+
+
+class LinearHeadScores(TypedDict):
+    """Scores of a linear head on held-out rows; `features` is the width of its input."""
+
+    accuracy: float
+    f1: float
+    precision: float
+    recall: float
+    matthews: float
+    rows: int
+    features: int
 
 
 def encoder_features(
-    encoder: Any,
-    examples: Sequence[Example],
-    pad: int,
-    progress: Callable[[int], None] | None = None,
+    encoder: nn.Module, examples: Sequence[Example], pad: int, progress: Progress | None = None
 ) -> np.ndarray:
-    """Return what an encoder gives for each example: first token, mean over tokens, and pooled
-    output, side by side.
+    """Return features of each example: first token, mean over tokens, and the pooled output if any.
 
     Args:
-        encoder: of transformers, without a head; what is attached and on counts.
+        encoder: of transformers, without a head, with the adapters that are enabled.
         examples: encoded rows.
         pad: id that fills batches.
         progress: called with the number of examples done since the last call.
@@ -37,66 +50,88 @@ def encoder_features(
     Returns:
         (rows, 2 or 3 times the hidden size) float32.
     """
-    out: list[Any] = [None] * len(examples)
+    features: list[np.ndarray] = [np.empty(0)] * len(examples)
     device = next(encoder.parameters()).device
+    lengths = [len(example.ids) for example in examples]
     with torch.inference_mode():
-        for at in sort_into_batches([len(e.ids) for e in examples], 64):
-            batch = collate([examples[i] for i in at], pad, device)
+        for positions in sort_into_batches(lengths, BATCH_SIZE):
+            batch = collate([examples[i] for i in positions], pad, device)
             batch.pop("labels")
-            given = encoder(**batch)
-            hidden, mask = given.last_hidden_state.float(), batch["attention_mask"].unsqueeze(-1)
-            parts = [hidden[:, 0], (hidden * mask).sum(1) / mask.sum(1)]
-            pooled = getattr(given, "pooler_output", None)
-            rows = (
-                torch.cat([*parts, *([pooled.float()] if pooled is not None else [])], -1)
-                .cpu()
-                .numpy()
-            )
-            for i, row in zip(at, rows, strict=True):
-                out[i] = row
+            rows = _features_of_batch(encoder, batch).cpu().numpy()
+            for position, row in zip(positions, rows, strict=True):
+                features[position] = row
             if progress:
-                progress(len(at))
-    return np.stack(out)
+                progress(len(positions))
+    return np.stack(features)
+
+
+def _features_of_batch(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    outputs = encoder(**batch)
+    hidden: Tensor = outputs.last_hidden_state.float()
+    mask = batch["attention_mask"].unsqueeze(-1)
+    mean = (hidden * mask).sum(1) / mask.sum(1)
+    parts = [hidden[:, 0], mean]
+    pooled: Tensor | None = getattr(outputs, "pooler_output", None)
+    if pooled is not None:
+        parts.append(pooled.float())
+    return torch.cat(parts, -1)
 
 
 def fit_linear_head(
-    encoder: Any,
+    encoder: nn.Module,
     examples: Sequence[Example],
     held_out: Sequence[Example],
     *,
     pad: int,
     classes: int,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, Any]:
+    progress: Progress | None = None,
+) -> LinearHeadScores:
     """Fit a logistic regression on the frozen encoder's features, and score it on held-out rows.
 
     Args:
-        encoder: of transformers, without a head and with no adapter on.
+        encoder: of transformers, without a head and with no adapter enabled.
         examples: to fit on; the last tenth of them chooses the strength of regularisation.
         held_out: to score on.
         pad: id that fills batches.
         classes: number of classes.
         progress: called with the number of examples done since the last call.
-
-    Returns:
-        accuracy, f1, precision, recall, matthews, rows, and features: the width of what the
-        regression sees.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    seen, asked = (encoder_features(encoder, part, pad, progress) for part in (examples, held_out))
-    scaler = StandardScaler().fit(seen)
-    seen, asked = scaler.transform(seen), scaler.transform(asked)
-    targets, cut = [int(e.target) for e in examples], len(examples) * 9 // 10
-
-    def fitted(strength: float, rows: int) -> Any:
-        return LogisticRegression(C=strength, max_iter=2000).fit(seen[:rows], targets[:rows])
-
-    best = max(STRENGTHS, key=lambda c: fitted(c, cut).score(seen[cut:], targets[cut:]))
-    found = fitted(best, len(examples)).predict(asked)
+    features = encoder_features(encoder, examples, pad, progress)
+    held_out_features = encoder_features(encoder, held_out, pad, progress)
+    scaler = StandardScaler().fit(features)
+    scaled = np.asarray(scaler.transform(features))
+    classifier = _fit_best(scaled, _targets(examples))
+    predictions = np.asarray(classifier.predict(scaler.transform(held_out_features)))
+    scores = classification(_targets(held_out), predictions.tolist(), classes)
     return {
-        **classification([int(e.target) for e in held_out], found.tolist(), classes),
+        "accuracy": scores["accuracy"],
+        "f1": scores["f1"],
+        "precision": scores["precision"],
+        "recall": scores["recall"],
+        "matthews": scores["matthews"],
         "rows": len(held_out),
-        "features": len(seen[0]),
+        "features": features.shape[1],
     }
+
+
+def _targets(examples: Sequence[Example]) -> list[int]:
+    return [int(example.target) for example in examples]
+
+
+def _fit_best(features: np.ndarray, targets: Sequence[int]) -> "LogisticRegression":
+    """Return the regression on all rows, with the strength that is best on the last tenth."""
+    first = len(targets) * (VALIDATION - 1) // VALIDATION
+    scores: dict[float, float] = {}
+    for strength in STRENGTHS:
+        classifier = _fit(features[:first], targets[:first], strength)
+        scores[strength] = float(classifier.score(features[first:], targets[first:]))
+    best = max(STRENGTHS, key=lambda strength: scores[strength])
+    return _fit(features, targets, best)
+
+
+def _fit(features: np.ndarray, targets: Sequence[int], strength: float) -> "LogisticRegression":
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=strength, max_iter=2000).fit(features, targets)

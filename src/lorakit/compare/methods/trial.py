@@ -1,5 +1,6 @@
-"""One method tried once on one task: how good, how sure, how long, how much memory. The loop is
-that of `lorakit train`.
+"""One trial of one method on one task: accuracy, its interval, time and memory.
+
+The training loop is that of `lorakit train`.
 """
 
 import tempfile
@@ -8,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
+from lorakit.adapter import Adapter
 from lorakit.compare.methods.linear_head import fit_linear_head
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
@@ -25,24 +27,25 @@ from lorakit.train.job import Job
 from lorakit.train.log import Log
 from lorakit.train.loop import fit
 
-STEP = 3  # values beside each trained one: its gradient, and the two moments of AdamW
+VALUES_PER_PARAMETER = 3  # besides itself: its gradient, and the two moments of AdamW
+FIRST_BATCHES = 10  # the longest of them is measured
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one training gave, and what it took.
+    """The accuracy of one training, and its cost.
 
     Attributes:
         method: its name.
-        accuracy: share of the held-out rows that it got right.
-        low: lower end of the interval of 95 %, of these rows; what another seed would change is not
-            in it.
+        accuracy: share of correct held-out rows.
+        low: lower end of the 95 % interval for these rows; it does not cover other seeds.
         high: upper end.
-        parameters: that it trained.
-        seconds: CPU time of training alone, of all threads together.
-        memory_bytes: beside the weights: gradients, moments, and what the longest of the first
-            batches saves for the way back.
-        seed: of the start and of the order of the rows.
+        parameters: number of trained values.
+        seconds: CPU time of training only, over all threads.
+        memory_bytes: in addition to the weights: gradients, moments, and the tensors that the
+            longest of the first batches saves for the backward pass.
+        seed: of the initialisation and of the order of the rows.
     """
 
     method: str
@@ -54,7 +57,7 @@ class Trial:
     memory_bytes: int
     seed: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return plain values, as JSON holds them and `plots.draw_methods` draws them."""
         return asdict(self)
 
@@ -71,35 +74,31 @@ def run_trial(
     batch_size: int = 16,
     seed: int = 0,
 ) -> Trial:
-    """Attach a new adapter, train it by the loop that `lorakit train` runs, and score it; it stays
-    attached.
+    """Attach a new adapter, train it as `lorakit train` does, and score it; it stays attached.
 
     Args:
-        loaded: a classifier that `models.load` gave; a new head of it is trained whole beside the
-            adapter.
-        spec: of the adapter; `compare.methods.full.full_finetuning_spec` gives that of full fine-tuning.
+        loaded: a classifier that `models.load` returned; a new head of it is trained in full.
+        spec: of the adapter; `full_finetuning_spec` returns that of full fine-tuning.
         examples: to train on.
         held_out: to score on.
-        method: what to call it.
+        method: name of the trial.
         steps: of the optimizer.
         lr: peak learning rate; warm-up and schedule are those of `TrainSpec`.
         batch_size: sequences a step.
-        seed: of the adapter's start, the order of the rows, and dropout.
+        seed: of the adapter's initialisation, the order of the rows, and dropout.
 
     Raises:
         DataError: the task has no classes.
-        LorakitError: as `attach` and the loop.
+        LorakitError: as `attach` and the training loop.
     """
-    _classes(loaded)
-    model, pad = loaded.model, pad_id(loaded.tokenizer)
-    heads = (m for m in loaded.new_modules if m not in spec.full_modules)
-    adapter = attach(model, replace(spec, full_modules=(*spec.full_modules, *heads)), seed=seed)
-    parameters = [p for p in adapter.parameters() if p.requires_grad]
-    kept = saved_bytes(loaded, examples, batch_size, seed) + STEP * sum(
-        p.numel() * p.element_size() for p in parameters
-    )
+    _number_of_classes(loaded)
+    heads = [name for name in loaded.new_modules if name not in spec.full_modules]
+    full_modules = (*spec.full_modules, *heads)
+    adapter = attach(loaded.model, replace(spec, full_modules=full_modules), seed=seed)
+    trained = [parameter for parameter in adapter.parameters() if parameter.requires_grad]
+    trained_bytes = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    activation_bytes = saved_bytes(loaded, examples, batch_size, seed)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
         settings = TrainSpec(
             model=loaded.name,
             data="-",
@@ -111,21 +110,48 @@ def run_trial(
             keep=1,
             checkpoint_every=steps,
         )
-        job = Job(
-            model, adapter, loaded.task, examples, [], pad, len(loaded.labels), settings, lr, place
-        )
-        begun = time.process_time()
-        fit(job, lambda start: Log(place / "metrics.jsonl", start, steps, quiet=True))
-        seconds = time.process_time() - begun
+        seconds = _train(_job(loaded, adapter, examples, settings, lr))
     return score_classifier(
         loaded,
         held_out,
         method=method,
-        parameters=sum(p.numel() for p in parameters),
+        parameters=sum(parameter.numel() for parameter in trained),
         seconds=seconds,
-        memory_bytes=kept,
+        memory_bytes=activation_bytes + VALUES_PER_PARAMETER * trained_bytes,
         seed=seed,
     )
+
+
+def _job(
+    loaded: Loaded,
+    adapter: Adapter,
+    examples: Sequence[Example],
+    settings: TrainSpec,
+    lr: float,
+) -> Job:
+    return Job(
+        model=loaded.model,
+        adapter=adapter,
+        task=loaded.task,
+        examples=examples,
+        held_out=[],
+        pad=pad_id(loaded.tokenizer),
+        classes=len(loaded.labels),
+        settings=settings,
+        lr=lr,
+        output=Path(settings.output),
+    )
+
+
+def _train(job: Job) -> float:
+    """Train without progress bars, and return the CPU time in seconds."""
+
+    def open_log(start: int) -> Log:
+        return Log(job.output / "metrics.jsonl", start, job.settings.steps or 0, quiet=True)
+
+    start_seconds = time.process_time()
+    fit(job, open_log)
+    return time.process_time() - start_seconds
 
 
 def run_linear_head(
@@ -135,31 +161,33 @@ def run_linear_head(
     *,
     method: str = "linear head",
 ) -> Trial:
-    """Fit a logistic regression on the frozen encoder, and score it: what is reached without
-    changing the encoder.
+    """Fit a logistic regression on the frozen encoder, and score it.
 
     Args:
-        loaded: a classifier with no adapter on.
+        loaded: a classifier with no adapter enabled.
         examples: to fit on.
         held_out: to score on.
-        method: what to call it.
+        method: name of the trial.
 
     Raises:
         DataError: the task has no classes.
     """
-    classes, begun = _classes(loaded), time.process_time()
-    found = fit_linear_head(
-        loaded.model.base_model, examples, held_out, pad=pad_id(loaded.tokenizer), classes=classes
-    )
-    rows, width = found["rows"], found["features"]
+    start_seconds = time.process_time()
+    classes = _number_of_classes(loaded)
+    pad = pad_id(loaded.tokenizer)
+    encoder = loaded.model.base_model
+    scores = fit_linear_head(encoder, examples, held_out, pad=pad, classes=classes)
+    correct = round(scores["accuracy"] * scores["rows"])
+    low, high = wilson_interval(correct, scores["rows"])
     outputs = 1 if classes == 2 else classes
     return Trial(
-        method,
-        found["accuracy"],
-        *wilson_interval(round(found["accuracy"] * rows), rows),
-        parameters=outputs * (width + 1),
-        seconds=time.process_time() - begun,
-        memory_bytes=4 * width * len(examples),
+        method=method,
+        accuracy=scores["accuracy"],
+        low=low,
+        high=high,
+        parameters=outputs * (scores["features"] + 1),
+        seconds=time.process_time() - start_seconds,
+        memory_bytes=FLOAT32_BYTES * scores["features"] * len(examples),
     )
 
 
@@ -173,45 +201,45 @@ def score_classifier(
     memory_bytes: int = 0,
     seed: int = 0,
 ) -> Trial:
-    """Score a classifier as it stands, with what is attached and on.
+    """Score a classifier with the adapters that are enabled.
 
     Args:
         loaded: the classifier.
         held_out: to score on.
-        method: what to call it.
-        parameters: that were trained.
-        seconds: that it took.
-        memory_bytes: that it took.
+        method: name of the trial.
+        parameters: number of values that were trained.
+        seconds: time of the training.
+        memory_bytes: memory of the training.
         seed: of the training.
 
     Raises:
         DataError: the task has no classes.
     """
-    classes = _classes(loaded)
-    found = evaluate(
-        loaded.model, held_out, loaded.task, pad=pad_id(loaded.tokenizer), classes=classes
-    )
-    right = sum(
-        int(value) == int(e.target)
-        for (value, _), e in zip(found.predictions, held_out, strict=True)
-    )
+    classes = _number_of_classes(loaded)
+    pad = pad_id(loaded.tokenizer)
+    scores = evaluate(loaded.model, held_out, loaded.task, pad=pad, classes=classes)
+    correct = 0
+    for (predicted, _), example in zip(scores.predictions, held_out, strict=True):
+        correct += int(predicted) == int(example.target)
+    low, high = wilson_interval(correct, len(held_out))
     return Trial(
-        method,
-        right / len(held_out),
-        *wilson_interval(right, len(held_out)),
-        parameters,
-        seconds,
-        memory_bytes,
-        seed,
+        method=method,
+        accuracy=correct / len(held_out),
+        low=low,
+        high=high,
+        parameters=parameters,
+        seconds=seconds,
+        memory_bytes=memory_bytes,
+        seed=seed,
     )
 
 
-def wilson_interval(right: int, rows: int) -> tuple[float, float]:
-    """Return Wilson's interval of 95 % for a share.
+def wilson_interval(correct: int, rows: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share.
 
     Args:
-        right: rows that were got right.
-        rows: all of them.
+        correct: number of correct rows.
+        rows: number of all rows.
 
     Source: Wilson, Journal of the American Statistical Association 22, 1927, as scipy computes it.
 
@@ -220,63 +248,68 @@ def wilson_interval(right: int, rows: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest
 
-    low, high = binomtest(right, rows).proportion_ci(method="wilson")
+    low, high = binomtest(correct, rows).proportion_ci(method="wilson")
     return float(low), float(high)
 
 
 @contextmanager
-def saved_tensors(beside: Iterable[torch.Tensor]) -> Iterator[dict[int, int]]:
-    """Yield the bytes that autograd saves for the way back while the block lasts, by storage: each
-    is counted once.
+def saved_tensors(excluded: Iterable[Tensor]) -> Iterator[dict[int, int]]:
+    """Yield the bytes that autograd saves for the backward pass within the block, by storage.
 
     Args:
-        beside: tensors that are there anyway, and do not count.
+        excluded: tensors that do not count, such as the model's weights.
     """
-    held = {tensor.untyped_storage().data_ptr() for tensor in beside}
+    excluded_storages = {tensor.untyped_storage().data_ptr() for tensor in excluded}
     saved: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
+        if storage.data_ptr() not in excluded_storages:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    def restore(tensor: Tensor) -> Tensor:
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(record, restore):
         yield saved
 
 
 def saved_bytes(loaded: Loaded, examples: Sequence[Example], batch_size: int, seed: int) -> int:
-    """Return what the forward saves for the way back, beside the weights: of the longest of the
-    first ten batches.
+    """Return the bytes that a forward pass saves for the backward pass, without the weights.
+
+    The longest of the first ten batches is measured.
 
     Args:
-        loaded: with what is to be trained attached and on.
+        loaded: with the adapter to train attached and enabled.
         examples: to train on.
         batch_size: sequences a step.
         seed: of the order of the rows.
     """
-    model, pad = loaded.model, pad_id(loaded.tokenizer)
-    order = Batches([len(e.ids) for e in examples], batch_size, seed)
-    longest = max(
-        (order[k] for k in range(min(10, order.per_epoch))),
-        key=lambda at: max(len(examples[i].ids) for i in at),
-    )
+    model = loaded.model
+    longest = _longest_batch(examples, batch_size, seed)
+    batch = collate(longest, pad_id(loaded.tokenizer), next(model.parameters()).device)
     model.train()
     with saved_tensors(model.parameters()) as saved:
-        loss = batch_loss(
-            model,
-            collate([examples[i] for i in longest], pad, next(model.parameters()).device),
-            loaded.task,
-        )[0]
+        loss = batch_loss(model, batch, loaded.task)
     del loss
     model.eval()
     return sum(saved.values())
 
 
-def _classes(loaded: Loaded) -> int:
+def _longest_batch(examples: Sequence[Example], batch_size: int, seed: int) -> list[Example]:
+    """Return the one of the first batches that has the longest example."""
+    lengths = [len(example.ids) for example in examples]
+    order = Batches(lengths, batch_size, seed)
+    first = [order[number] for number in range(min(FIRST_BATCHES, order.per_epoch))]
+    longest = max(first, key=lambda batch: max(lengths[i] for i in batch))
+    return [examples[i] for i in longest]
+
+
+def _number_of_classes(loaded: Loaded) -> int:
     if loaded.task != "classify":
         raise DataError(
-            f"Trials are of classifiers; this model was loaded for {loaded.task}.",
-            advice="Nothing was trained.",
+            f"Trials need a classifier; this model was loaded for {loaded.task}.",
+            advice="Load it with task='classify'. Nothing was trained.",
         )
     return len(loaded.labels)
