@@ -20,8 +20,8 @@ def test_the_picture_holds_the_numbers(tmp_path: Path) -> None:
     drawn = plots.draw_adapter(rows, pairs, title="one and another")
     panels = [ax for ax in drawn.axes if ax.get_title()]
     assert [ax.get_title().partition(":")[0] for ax in panels] == [
-        "how much is changed",
-        "directions that count",
+        "size of the change",
+        "number of directions",
         "singular values, by the largest of each module",
         "shared subspace phi(i, j); random",
     ]
@@ -47,7 +47,7 @@ def test_the_picture_holds_the_numbers(tmp_path: Path) -> None:
     [
         ("p.pgn", "p.pgn: .pgn is no kind of picture. did you mean 'png'"),
         ("p", "no ending is no kind of picture"),
-        ("no/p.png", "no/p.png is in no folder that is there"),
+        ("no/p.png", "no/p.png is in a folder that does not exist"),
     ],
 )
 def test_a_file_that_is_no_picture_is_refused(

@@ -43,9 +43,9 @@ def test_the_maps_are_shown(asked: dict[str, int], shown: tuple[int, int]) -> No
     [
         (
             {"layer": 2, "head": 0},
-            "There is no head 0 in layer 2: 2 layers with 3 heads each, both from 0.",
+            "There is no head 0 in layer 2: the model has 2 layers with 3 heads each, both counted from 0.",
         ),
-        ({"layer": 1}, "A head is named by its layer and its head: give both, or neither."),
+        ({"layer": 1}, "A head needs both its layer and its number: give both, or neither."),
     ],
 )
 def test_a_head_that_is_not_there_is_refused(asked: dict[str, int], says: str) -> None:

@@ -1,11 +1,17 @@
-"""Where a model looks, without and with an adapter."""
+"""Attention maps without and with an adapter."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from lorakit.analysis.attention import AttentionComparison
 from lorakit.errors import SpecError
 from lorakit.plots.canvas import new_figure
 from lorakit.plots.matrices import draw_heatmap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def draw_attention(
@@ -14,14 +20,12 @@ def draw_attention(
     layer: int | None = None,
     head: int | None = None,
     title: str = "",
-) -> Any:
-    """Return one figure: the maps of a head before, after and their difference, and how far every
-    head has moved.
+) -> "Figure":
+    """Return a figure of one head's maps before and after, and the distance of every head.
 
     Args:
         found: of `lorakit.analysis.attention.compare_attention`.
-        layer: whose head is shown, from 0; with `head`. The head that moved most where neither is
-            given.
+        layer: of the head, from 0. The head that changed most is shown without layer and head.
         head: from 0.
         title: above all.
 
@@ -29,49 +33,84 @@ def draw_attention(
         SpecError: there is no such layer or head, or one is given without the other.
         MissingExtra: matplotlib is not installed.
     """
-    layers, heads = found.distance.shape
-    if (layer is None) != (head is None):
-        raise SpecError("A head is named by its layer and its head: give both, or neither.")
-    at = found.most_changed_head if layer is None or head is None else (layer, head)
-    if not (0 <= at[0] < layers and 0 <= at[1] < heads):
-        raise SpecError(
-            f"There is no head {at[1]} in layer {at[0]}: {layers} layers with {heads} heads each, both from 0."
-        )
-    before, after = found.before[at], found.after[at]
-    gap = after - before
+    layer, head = _chosen_head(found, layer, head)
+    before, after = found.before[layer, head], found.after[layer, head]
+    difference = after - before
     size = min(16.0, max(9.0, 5 + 0.5 * len(found.tokens)))
-    drawn = new_figure(size * 1.1, size)
-    ((first, second), (third, fourth)) = drawn.subplots(2, 2)
-    top, far = float(max(before.max(), after.max())), float(gap.abs().max()) or 1.0
-    named, apart = f"layer {at[0]}, head {at[1]}", float(found.distance[at])
-    _map(first, before, found.tokens, title=f"before: {named}", high=top)
-    _map(second, after, found.tokens, title=f"after: {named}", high=top)
-    _map(
+    figure = new_figure(size * 1.1, size)
+    ((first, second), (third, fourth)) = figure.subplots(2, 2)
+    top = float(max(before.max(), after.max()))
+    far = float(difference.abs().max()) or 1.0
+    name = f"layer {layer}, head {head}"
+    bits = float(found.distance[layer, head])
+    _draw_map(first, before, found.tokens, f"before: {name}", high=top)
+    _draw_map(second, after, found.tokens, f"after: {name}", high=top)
+    _draw_map(
         third,
-        gap,
+        difference,
         found.tokens,
-        title=f"after - before ({apart:.3f} bits apart)",
+        f"after - before ({bits:.3f} bits apart)",
         low=-far,
         high=far,
         colours="RdBu_r",
     )
-    draw_heatmap(
-        fourth,
-        found.distance.tolist(),
-        title=f"how far each head moved, in bits (mean {found.mean_distance:.3f})",
-        form=".3f",
-        rows=[str(i) for i in range(layers)],
-        columns=[str(i) for i in range(heads)],
-    )
-    fourth.set(xlabel="head", ylabel="layer")
+    _draw_distances(fourth, found)
     if title:
-        drawn.suptitle(title)
-    return drawn
+        figure.suptitle(title)
+    return figure
 
 
-def _map(ax: Any, values: Any, tokens: tuple[str, ...], **more: Any) -> None:
-    draw_heatmap(ax, values.tolist(), rows=tokens, columns=tokens, numbered=False, **more)
+def _chosen_head(
+    found: AttentionComparison, layer: int | None, head: int | None
+) -> tuple[int, int]:
+    if (layer is None) != (head is None):
+        raise SpecError("A head needs both its layer and its number: give both, or neither.")
+    if layer is None or head is None:
+        return found.most_changed_head
+    layers, heads = found.distance.shape
+    if not (0 <= layer < layers and 0 <= head < heads):
+        raise SpecError(
+            f"There is no head {head} in layer {layer}: the model has {layers} layers with {heads} "
+            "heads each, both counted from 0."
+        )
+    return layer, head
+
+
+def _draw_map(
+    ax: "Axes",
+    values: Tensor,
+    tokens: tuple[str, ...],
+    title: str,
+    *,
+    low: float = 0.0,
+    high: float,
+    colours: str = "viridis",
+) -> None:
+    draw_heatmap(
+        ax,
+        values.tolist(),
+        title=title,
+        rows=tokens,
+        columns=tokens,
+        low=low,
+        high=high,
+        colours=colours,
+        numbered=False,
+    )
     ax.set(xlabel="… looks at", ylabel="this token …")
     ax.tick_params(axis="x", rotation=90)
     for label in ax.get_xticklabels():
         label.set_rotation_mode("default")
+
+
+def _draw_distances(ax: "Axes", found: AttentionComparison) -> None:
+    layers, heads = found.distance.shape
+    draw_heatmap(
+        ax,
+        found.distance.tolist(),
+        title=f"distance of each head, in bits (mean {found.mean_distance:.3f})",
+        form=".3f",
+        rows=[str(number) for number in range(layers)],
+        columns=[str(number) for number in range(heads)],
+    )
+    ax.set(xlabel="head", ylabel="layer")

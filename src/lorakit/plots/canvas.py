@@ -1,23 +1,35 @@
-"""An empty figure, and its file."""
+"""Empty figures, their colours, and their files."""
 
-import os
+from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
 
 from lorakit.errors import MissingExtra, OutputError
+from lorakit.files import replace_file
 from lorakit.text import near_misses
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Numbers = Sequence[Sequence[float]] | np.ndarray | Tensor
 DPI = 120
-# One meaning a colour: all weights, low rank, text and marks; and blue for what adds, red for what
-# subtracts.
+# Each colour has one meaning: full matrices, low rank, text and marks; and blue for values that
+# add, red for values that subtract.
 FULL, LORA, INK, SIGNS = "C0", "C1", "0.2", "RdBu"
 
 
-def new_figure(width: float = 12, height: float = 7) -> Any:
-    """Return an empty matplotlib Figure; it knows no window and no global state, and a notebook
-    shows it.
+def new_figure(width: float = 12, height: float = 7) -> "Figure":
+    """Return an empty matplotlib figure, without a window or global state; notebooks show it.
+
+    Args:
+        width: in inches.
+        height: in inches.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -29,68 +41,70 @@ def new_figure(width: float = 12, height: float = 7) -> Any:
             "Pictures need matplotlib, which is not installed.",
             advice="pip install 'lorakit[plot]'",
         ) from error
-    return _showing(Figure)(figsize=(width, height), layout="constrained")
+    return _shown_by_notebooks(Figure)(figsize=(width, height), layout="constrained")
 
 
 @cache
-def _showing(kind: Any) -> Any:
-    """Return the same kind of figure, one that a notebook shows by itself."""
+def _shown_by_notebooks(kind: "type[Figure]") -> "type[Figure]":
+    """Return a kind of figure that a notebook shows by itself."""
 
     class Picture(kind):
         def _repr_png_(self) -> bytes:
-            kept = BytesIO()
-            self.savefig(kept, format="png", dpi=DPI)
-            return kept.getvalue()
+            content = BytesIO()
+            self.savefig(content, format="png", dpi=DPI)
+            return content.getvalue()
 
     return Picture
 
 
 def check_path(path: str | Path) -> None:
-    """Refuse, before anything is computed, a file that no picture could be written to.
+    """Refuse a file that no picture could be written to, before anything is computed.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        OutputError: the ending is of no kind of picture, or there is no such folder.
+        OutputError: the ending is not one of a picture, or there is no such folder.
     """
-    kinds, path = new_figure().canvas.get_supported_filetypes(), Path(path)
-    ending = path.suffix.removeprefix(".").lower()
+    path = Path(path)
+    kinds = new_figure().canvas.get_supported_filetypes()
+    ending = _ending(path)
     if ending not in kinds:
-        told = f"{'.' + ending if ending else 'no ending'} is no kind of picture. {near_misses(ending, kinds)}".rstrip()
+        shown = f".{ending}" if ending else "no ending"
+        message = f"{path}: {shown} is no kind of picture. {near_misses(ending, kinds)}"
+        known = ", ".join(sorted(kinds))
+        raise OutputError(message.rstrip(), advice=f"Known: {known}. Nothing was written.")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder.", advice="Nothing was written.")
+    if not path.absolute().parent.is_dir():
         raise OutputError(
-            f"{path}: {told}", advice=f"Known: {', '.join(sorted(kinds))}. Nothing was written."
-        )
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise OutputError(
-            f"{path} {'is a folder' if path.is_dir() else 'is in no folder that is there'}.",
-            advice="Nothing was written.",
+            f"{path} is in a folder that does not exist.", advice="Nothing was written."
         )
 
 
-def save_figure(drawn: Any, path: str | Path) -> Path:
-    """Write a figure, atomically; the ending of the name says which kind of file."""
+def _ending(path: Path) -> str:
+    return path.suffix.removeprefix(".").lower()
+
+
+def save_figure(figure: "Figure", path: str | Path) -> Path:
+    """Write a figure, whole or not at all; the ending of the name gives the kind of file."""
     check_path(path)
     path = Path(path)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
-    try:
-        drawn.savefig(part, dpi=DPI)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replace_file(path) as part:
+        figure.savefig(part, dpi=DPI, format=_ending(path))
     return path
 
 
-def as_array(values: Any) -> Any:
-    """Return rows of numbers, or a tensor that may be trained and lie anywhere, as a numpy array in
-    float64.
+def hide_frame(ax: "Axes") -> None:
+    """Hide the sides of the frame that carry no numbers, and draw a grid."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.25)
+
+
+def as_array(values: Numbers) -> np.ndarray:
+    """Return rows of numbers, or a tensor that may train and be on any device, in float64.
 
     >>> as_array([[1, 2]]).tolist()
     [[1.0, 2.0]]
     """
-    import numpy as np
-    from torch import Tensor
-
-    return (
-        values.detach().double().cpu().numpy()
-        if isinstance(values, Tensor)
-        else np.asarray(values, dtype=float)
-    )
+    if isinstance(values, Tensor):
+        return values.detach().double().cpu().numpy()
+    return np.asarray(values, dtype=float)

@@ -1,89 +1,124 @@
 """Lines: spectra, and quality with its band."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
+from lorakit.analysis.report import ModuleReport
 from lorakit.plots.matrices import shorten_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = 10  # of matplotlib's cycle
+
+
+class Point(NamedTuple):
+    """One point of a curve, with its interval."""
+
+    x: float
+    y: float
+    low: float
+    high: float
 
 
 def draw_spectrum(
-    ax: Any,
-    rows: Sequence[Mapping[str, Any]],
+    ax: "Axes",
+    modules: Sequence[ModuleReport],
     *,
     title: str = "singular values, by the largest of each module",
 ) -> None:
-    """Draw each module's singular values as a thin line, and the mean of each kind of module as a
-    thick one.
+    """Draw each module's singular values as a thin line, and the mean of a kind as a thick one.
+
+    Args:
+        ax: matplotlib axes.
+        modules: of `analysis.report.describe_modules`; stacks and zero changes are left out.
+        title: above it.
     """
-    lines: dict[str, list[list[float]]] = {}
-    for row in rows:
-        values = row["singular_values"]
-        if row["norm"] and not isinstance(values[0], list):
-            lines.setdefault(_kind(row["name"]), []).append([value / values[0] for value in values])
-    names = dict(zip(lines, shorten_names(list(lines)), strict=True))
-    for number, (kind, many_of) in enumerate(lines.items()):
-        colour = f"C{number % 10}"
-        for one in many_of:
-            ax.plot(range(1, len(one) + 1), one, color=colour, linewidth=0.6, alpha=0.35)
-        width = min(map(len, many_of))
-        mean = [sum(one[i] for one in many_of) / len(many_of) for i in range(width)]
+    spectra = _spectra_by_kind(modules)
+    names = shorten_names(list(spectra))
+    for index, lines in enumerate(spectra.values()):
+        colour = f"C{index % COLOURS}"
+        for line in lines:
+            ax.plot(range(1, len(line) + 1), line, color=colour, linewidth=0.6, alpha=0.35)
+        mean = [sum(column) / len(lines) for column in zip(*lines, strict=False)]
         ax.plot(
-            range(1, width + 1),
+            range(1, len(mean) + 1),
             mean,
             color=colour,
             linewidth=2.2,
             marker="o",
             markersize=3,
-            label=names[kind],
+            label=names[index],
         )
     ax.set(xlabel="direction", ylim=(0, 1.05))
     ax.set_title(title, fontsize=11)
-    if lines:
+    if spectra:
         ax.legend(fontsize=8, loc="upper right")
-        longest = max(len(one) for many_of in lines.values() for one in many_of)
+        longest = max(max(len(line) for line in lines) for lines in spectra.values())
         ax.set_xticks(range(1, longest + 1, max(1, longest // 8)))
 
 
+def _spectra_by_kind(modules: Sequence[ModuleReport]) -> dict[str, list[list[float]]]:
+    spectra: dict[str, list[list[float]]] = {}
+    for module in modules:
+        values = module["singular_values"]
+        is_stack = isinstance(values[0], list)
+        if module["norm"] and not is_stack:
+            relative = [value / values[0] for value in values]
+            spectra.setdefault(_kind(module["name"]), []).append(relative)
+    return spectra
+
+
+def _kind(name: str) -> str:
+    """Return the name behind the number of a layer, or the whole name without a number."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[index + 1 :])
+    return name
+
+
 def draw_curves(
-    ax: Any,
-    lines: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    ax: "Axes",
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]],
     *,
     title: str,
     x: str,
     y: str,
     powers: bool = False,
 ) -> None:
-    """Draw lines with a band each.
+    """Draw curves with a band each.
 
     Args:
         ax: matplotlib axes.
-        lines: by label: (x, y, low, high), ascending in x; a band is drawn where low and high
-            differ.
+        curves: by label: (x, y, low, high), ascending in x; a band is drawn if low and high differ.
         title: above it.
         x: label below.
         y: label on the left.
-        powers: whether x goes in powers of two, each value of it with its number.
+        powers: x in powers of two, each value of it with its number.
     """
-    for number, (label, points) in enumerate(lines.items()):
-        at, middle, low, high = ([p[i] for p in points] for i in range(4))
-        ax.plot(
-            at, middle, color=f"C{number % 10}", linewidth=2, marker="o", markersize=4, label=label
-        )
-        if any(a != b for a, b in zip(low, high, strict=True)):
-            ax.fill_between(at, low, high, color=f"C{number % 10}", alpha=0.18, linewidth=0)
+    places: set[float] = set()
+    for index, (label, values) in enumerate(curves.items()):
+        points = [Point(*value) for value in values]
+        _draw_curve(ax, points, label, f"C{index % COLOURS}")
+        places |= {point.x for point in points}
     if powers:
+        ticks = sorted(places)
         ax.set_xscale("log", base=2)
-        places = sorted({p[0] for points in lines.values() for p in points})
-        ax.set_xticks(places, [f"{place:g}" for place in places])
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
     ax.set(xlabel=x, ylabel=y)
     ax.set_title(title, fontsize=11)
     ax.grid(alpha=0.25)
-    if len(lines) > 1:
+    if len(curves) > 1:
         ax.legend(fontsize=8)
 
 
-def _kind(name: str) -> str:
-    parts = name.split(".")
-    at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return name if at is None else ".".join(parts[at + 1 :])
+def _draw_curve(ax: "Axes", points: Sequence[Point], label: str, colour: str) -> None:
+    places = [point.x for point in points]
+    middle = [point.y for point in points]
+    ax.plot(places, middle, color=colour, linewidth=2, marker="o", markersize=4, label=label)
+    if any(point.low != point.high for point in points):
+        low = [point.low for point in points]
+        high = [point.high for point in points]
+        ax.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)

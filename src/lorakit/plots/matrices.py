@@ -1,16 +1,31 @@
 """Matrices as colours: one of numbers, one number of each module, the overlap of two adapters."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from lorakit.analysis.report import grid_by_layer
-from lorakit.plots.canvas import SIGNS, as_array, new_figure
+import numpy as np
 
-NUMBERED = 160  # cells up to which a grid's numbers are written into it
+from lorakit.analysis.report import ModuleReport, PairReport, grid_by_layer
+from lorakit.plots.canvas import SIGNS, Numbers, as_array, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+NUMBERED_CELLS = 160  # cells up to which numbers are written into them
+NUMBERED_SIDE = 5  # the same for matrices side by side: wider cells than three digits
+MOST_TICKS = 32
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+OUTLIERS = 0.995  # quantile of a large matrix that gets the darkest colour
+# Inches of matrices side by side: the longest side, the gap with room for a sign, the bottom.
+SIDE, GAP, BOTTOM = 2.1, 0.5, 0.5
+SMALLEST_SHARE = 0.25  # of a side, beside the longest one
 
 
 def draw_heatmap(
-    ax: Any,
+    ax: "Axes",
     values: Sequence[Sequence[float | None]],
     *,
     title: str,
@@ -22,231 +37,262 @@ def draw_heatmap(
     colours: str = "viridis",
     numbered: bool = True,
     bar: bool = True,
-) -> Any:
-    """Draw a matrix as colours, its numbers in the cells where there is room; a missing value stays
-    white.
+) -> "AxesImage":
+    """Draw a matrix as colours, with its numbers in the cells if there is room.
 
     Args:
         ax: matplotlib axes.
-        values: rows of numbers, None where there is none.
+        values: rows of numbers; None is a missing value, and stays white.
         title: above it.
         rows: labels on the left.
         columns: labels below.
         form: of the numbers.
-        low: what the darkest colour stands for; the least value where None.
-        high: what the brightest stands for; the largest value where None.
+        low: value of the darkest colour; the least value for None.
+        high: value of the brightest colour; the largest value for None.
         colours: the name of a colour map of matplotlib.
-        numbered: write the numbers into the cells, where there is room.
-        bar: whether a bar beside it says which colour is which number.
+        numbered: write the numbers into the cells if there is room.
+        bar: draw a bar with the scale of colours.
 
     Returns:
-        What matplotlib calls the image: `.get_array()` holds the numbers.
+        The image; `.get_array()` holds the numbers.
     """
-    import numpy as np
-
-    as_array = np.array(
-        [[float("nan") if v is None else v for v in row] for row in values], dtype=float
-    )
+    table = np.array(values, dtype=float)
     image = ax.imshow(
-        as_array, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
+        table, aspect="auto", cmap=colours, vmin=low, vmax=high, interpolation="nearest"
     )
     ax.set_title(title, fontsize=11)
-    for axis, labels, count in (
-        (ax.yaxis, rows, as_array.shape[0]),
-        (ax.xaxis, columns, as_array.shape[1]),
-    ):
-        step = max(1, count // 32)
-        axis.set_ticks(
-            range(0, count, step), [labels[i] for i in range(0, count, step)] if labels else None
-        )
-    if columns and max(map(len, columns)) > 6:
-        ax.tick_params(axis="x", rotation=30)
-    if numbered and as_array.size <= NUMBERED:
-        for (i, j), value in np.ndenumerate(as_array):
-            if not np.isnan(value):
-                red, green, blue, _ = image.cmap(image.norm(value))
-                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-                ax.text(
-                    j,
-                    i,
-                    format(value, form),
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if dark else "black",
-                )
+    _label_ticks(ax, rows, columns, table.shape)
+    if numbered and table.size <= NUMBERED_CELLS:
+        _write_numbers(ax, image, table, form)
     if bar:
         ax.figure.colorbar(image, ax=ax, fraction=0.04, pad=0.02)
     return image
 
 
+def _label_ticks(
+    ax: "Axes", rows: Sequence[str], columns: Sequence[str], shape: tuple[int, ...]
+) -> None:
+    sides = ((ax.yaxis, rows, shape[0]), (ax.xaxis, columns, shape[1]))
+    for axis, labels, count in sides:
+        ticks = range(0, count, max(1, count // MOST_TICKS))
+        axis.set_ticks(ticks, [labels[tick] for tick in ticks] if labels else None)
+    widest = max((len(label) for label in columns), default=0)
+    if widest > 6:
+        ax.tick_params(axis="x", rotation=30)
+
+
+def _write_numbers(ax: "Axes", image: "AxesImage", table: np.ndarray, form: str) -> None:
+    for (row, column), value in np.ndenumerate(table):
+        if np.isnan(value):
+            continue
+        colour = image.cmap(image.norm(value))[:3]
+        is_dark = np.dot(LUMINANCE, colour) < 0.55
+        ax.text(
+            column,
+            row,
+            format(value, form),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if is_dark else "black",
+        )
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One matrix of several side by side.
+
+    Attributes:
+        name: above it.
+        table: its numbers.
+        top: value of the darkest colour.
+        width: in inches.
+        height: in inches.
+    """
+
+    name: str
+    table: np.ndarray
+    top: float
+    width: float
+    height: float
+
+
 def draw_matrices(
-    matrices: Mapping[str, Any],
+    matrices: Mapping[str, Numbers],
     *,
     title: str = "",
     signs: Sequence[str] = (),
     same_scale: bool | Sequence[str] = False,
-) -> Any:
-    """Return a figure of matrices side by side, each under its name: blue is above zero, red below,
-    white is zero.
+) -> "Figure":
+    """Return a figure of matrices side by side: blue is above zero, red below, white is zero.
 
     Args:
-        matrices: rows of numbers, or a tensor, by name; cells are of one size where that is
-            possible.
+        matrices: rows of numbers, or a tensor, by name; cells are of one size if possible.
         title: above all.
-        signs: what stands between them, such as "+".
-        same_scale: whether all are drawn on one scale of colours; or the names of those that are.
+        signs: between them, such as "+".
+        same_scale: True to draw all on one scale of colours; or the names of those that share one.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    import numpy as np
+    tables = {name: as_array(rows) for name, rows in matrices.items()}
+    longest = max(max(table.shape) for table in tables.values())
+    numbered = longest <= NUMBERED_SIDE
+    panels = [_panel(name, table, longest, numbered) for name, table in tables.items()]
+    alike = set(tables) if same_scale is True else set(same_scale or ())
+    shared = max((panel.top for panel in panels if panel.name in alike), default=1.0)
+    panels = [replace(one, top=shared) if one.name in alike else one for one in panels]
 
-    grids = {name: as_array(rows) for name, rows in matrices.items()}
-    alike = set(grids) if same_scale is True else set(same_scale or ())
-    numbered = (
-        max(max(table.shape) for table in grids.values()) <= 5
-    )  # wider cells than a number of three digits
-    # Of a large matrix a few outliers would leave all the rest white: they share the darkest
-    # colour.
-    tops = {
-        name: float(np.quantile(abs(table), 1.0 if numbered else 0.995)) or 1.0
-        for name, table in grids.items()
-    }
-    tops |= dict.fromkeys(alike, max((tops[name] for name in alike), default=1.0))
-    # Inches: the longest side has 2.1, no side less than a quarter of that, and between two there
-    # is room for a sign.
-    longest, gap, low = (
-        max(max(table.shape) for table in grids.values()),
-        0.5,
-        0.55 if title else 0.3,
-    )
-    sides = [[2.1 * max(n / longest, 0.25) for n in table.shape] for table in grids.values()]
-    tallest, wide = max(h for h, _ in sides), sum(w for _, w in sides) + gap * (len(sides) + 1)
-    high = tallest + low + 0.75
-    drawn = new_figure(wide, high)
-    drawn.set_layout_engine("none")
-    at = gap
-    for number, ((name, table), (height, width)) in enumerate(
-        zip(grids.items(), sides, strict=True)
-    ):
-        below = 0.5 + (tallest - height) / 2
-        ax = drawn.add_axes((at / wide, below / high, width / wide, height / high))
-        top = tops[name]
-        # Paler than the ends of the map where numbers stand in the cells.
-        reach = top * 1.6 if numbered else top
-        draw_heatmap(
-            ax,
-            table.tolist(),
-            title=name,
-            form=".3g",
-            low=-reach,
-            high=reach,
-            colours=SIGNS,
-            bar=False,
-        )
-        ax.set_xlabel(
-            f"{len(table):,} × {table.shape[1]:,}"
-            + ("" if numbered else f"\ncolours to ±{top:.2g}"),
-            fontsize=9,
-        )
-        ax.set_xticks([])
-        ax.set_yticks([])
-        if number and number <= len(signs):
-            drawn.text(
-                (at - gap / 2) / wide,
-                (0.5 + tallest / 2) / high,
-                signs[number - 1],
-                fontsize=16,
-                ha="center",
-                va="center",
-            )
-        at += width + gap
+    tallest = max(panel.height for panel in panels)
+    width = sum(panel.width for panel in panels) + GAP * (len(panels) + 1)
+    height = tallest + (0.55 if title else 0.3) + 0.75
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    left = GAP
+    for index, panel in enumerate(panels):
+        below = BOTTOM + (tallest - panel.height) / 2
+        box = (left / width, below / height, panel.width / width, panel.height / height)
+        _draw_panel(figure.add_axes(box), panel, numbered)
+        if 0 < index <= len(signs):
+            x, y = (left - GAP / 2) / width, (BOTTOM + tallest / 2) / height
+            figure.text(x, y, signs[index - 1], fontsize=16, ha="center", va="center")
+        left += panel.width + GAP
     if title:
-        drawn.suptitle(title, fontsize=12)
-    return drawn
+        figure.suptitle(title, fontsize=12)
+    return figure
 
 
-def draw_change(W: Any, A: Any, B: Any, *, scale: float = 1.0, title: str = "") -> Any:
-    """Return a figure of W, B, A, their sum, and what B A adds; W and the sum have one scale of
-    colours, the others their own.
+def _panel(name: str, table: np.ndarray, longest: int, numbered: bool) -> Panel:
+    # A few outliers would leave the rest of a large matrix white: they share the darkest colour.
+    quantile = 1.0 if numbered else OUTLIERS
+    top = float(np.quantile(abs(table), quantile)) or 1.0
+    height, width = (SIDE * max(count / longest, SMALLEST_SHARE) for count in table.shape)
+    return Panel(name, table, top, width, height)
+
+
+def _draw_panel(ax: "Axes", panel: Panel, numbered: bool) -> None:
+    # Paler than the ends of the map if numbers are in the cells.
+    reach = panel.top * 1.6 if numbered else panel.top
+    draw_heatmap(
+        ax,
+        panel.table.tolist(),
+        title=panel.name,
+        form=".3g",
+        low=-reach,
+        high=reach,
+        colours=SIGNS,
+        bar=False,
+    )
+    rows, columns = panel.table.shape
+    label = f"{rows:,} × {columns:,}"
+    if not numbered:
+        label += f"\ncolours to ±{panel.top:.2g}"
+    ax.set_xlabel(label, fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def draw_change(
+    W: Numbers, A: Numbers, B: Numbers, *, scale: float = 1.0, title: str = ""
+) -> "Figure":
+    """Return a figure of W, B, A, their sum, and the change B A.
+
+    W and the sum share a scale of colours, the others have their own.
 
     Args:
         W: (out, in), rows of numbers or a tensor.
         A: (rank, in).
         B: (out, rank).
-        scale: what multiplies B A.
+        scale: of B A.
         title: above all.
 
     Raises:
         MissingExtra: matplotlib is not installed.
+
+    Source: Hu et al., LoRA, arXiv 2106.09685, section 4.1 (W, A, B).
     """
-    base, down, up = (as_array(rows) for rows in (W, A, B))
-    added, s = scale * (up @ down), "" if scale == 1 else f"{scale:g} "
-    shown = {
+    base, down, up = as_array(W), as_array(A), as_array(B)
+    change = scale * (up @ down)
+    factor = "" if scale == 1 else f"{scale:g} "
+    matrices = {
         "W (frozen)": base,
-        f"{s}B": up,
+        f"{factor}B": up,
         "A": down,
-        "W' = W + ΔW": base + added,
-        f"ΔW = {s}B A": added,
+        "W' = W + ΔW": base + change,
+        f"ΔW = {factor}B A": change,
     }
     return draw_matrices(
-        shown, title=title, signs=("+", "·", "="), same_scale=("W (frozen)", "W' = W + ΔW")
+        matrices, title=title, signs=("+", "·", "="), same_scale=("W (frozen)", "W' = W + ΔW")
     )
 
 
 def draw_by_module(
-    ax: Any,
-    rows: Sequence[Mapping[str, Any]],
+    ax: "Axes",
+    modules: Sequence[ModuleReport],
     key: str,
     *,
     title: str,
     percent: bool = False,
     form: str = ".3g",
-) -> Any:
-    """Draw one number of each module of `anatomy.describe` as a grid of layers and kinds; returns
-    what `heat` does.
+) -> "AxesImage":
+    """Draw one number of each module as a grid of layers and kinds, and return the image.
+
+    Args:
+        ax: matplotlib axes.
+        modules: of `analysis.report.describe_modules`.
+        key: of the number.
+        title: above it.
+        percent: show the number in per cent.
+        form: of the numbers.
     """
-    scaled = [{**row, key: row[key] * (100 if percent else 1)} for row in rows if key in row]
-    layers, kinds, as_array = grid_by_layer(scaled, key)
-    numbers = [[row[i] for i in range(len(kinds))] for row in as_array]
+    factor = 100 if percent else 1
+    scaled = [{**module, key: module[key] * factor} for module in modules if key in module]
+    grid = grid_by_layer(scaled, key)
     image = draw_heatmap(
-        ax, numbers, title=title, rows=layers, columns=shorten_names(kinds), form=form
+        ax, grid.values, title=title, rows=grid.layers, columns=shorten_names(grid.kinds), form=form
     )
     ax.set_ylabel("layer")
     return image
 
 
-def draw_similarity(ax: Any, pairs: Sequence[Mapping[str, Any]], *, title: str = "") -> Any:
-    """Draw phi(i, j) of two adapters, averaged over the modules of `anatomy.beside`; returns what
-    `heat` does.
+def draw_similarity(ax: "Axes", pairs: Sequence[PairReport], *, title: str = "") -> "AxesImage":
+    """Draw phi(i, j) of two adapters, the mean over modules, and return the image.
+
+    Args:
+        ax: matplotlib axes.
+        pairs: of `analysis.report.compare_adapters`.
+        title: above it; one with the value of chance by default.
     """
-    tables = [pair["similarity"] for pair in pairs if "similarity" in pair]
-    height, width = min(len(t) for t in tables), min(len(t[0]) for t in tables)
-    mean = [
-        [sum(t[i][j] for t in tables) / len(tables) for j in range(width)] for i in range(height)
-    ]
+    tables = [as_array(pair["similarity"]) for pair in pairs if "similarity" in pair]
+    height = min(len(table) for table in tables)
+    width = min(table.shape[1] for table in tables)
+    mean = sum(table[:height, :width] for table in tables) / len(tables)
     chance = sum(pair["random"] for pair in pairs if "random" in pair) / len(tables)
     image = draw_heatmap(
         ax,
-        mean,
+        mean.tolist(),
         title=title or f"shared subspace phi(i, j); random: {chance:.3f}",
         high=1.0,
-        rows=[str(i + 1) for i in range(height)],
-        columns=[str(j + 1) for j in range(width)],
+        rows=[str(number) for number in range(1, height + 1)],
+        columns=[str(number) for number in range(1, width + 1)],
     )
     ax.set(xlabel="top j directions of the second", ylabel="top i directions of the first")
     return image
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:
-    """Return the shortest ends of dotted names that tell them apart.
+    """Return the shortest ends of dotted names that are different.
 
-    >>> shorten_names(["self_attn.q_proj", "mlp.up_proj"]), shorten_names(["attention.output", "mlp.output"])
-    (['q_proj', 'up_proj'], ['attention.output', 'mlp.output'])
+    >>> shorten_names(["self_attn.q_proj", "mlp.up_proj"])
+    ['q_proj', 'up_proj']
+    >>> shorten_names(["attention.output", "mlp.output"])
+    ['attention.output', 'mlp.output']
     """
-    ends = [name.split(".") for name in names]
-    count = next(
-        (n for n in range(1, 20) if len({".".join(e[-n:]) for e in ends}) == len(ends)), 20
-    )
-    return [".".join(e[-count:]) for e in ends]
+    parts = [name.split(".") for name in names]
+    longest = max((len(one) for one in parts), default=1)
+    ends = list(names)
+    for count in range(1, longest + 1):
+        ends = [".".join(one[-count:]) for one in parts]
+        if len(set(ends)) == len(ends):
+            break
+    return ends

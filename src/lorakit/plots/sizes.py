@@ -1,15 +1,28 @@
-"""How many parameters, against width and rank; and what each rank reaches."""
+"""Numbers of parameters by width and rank, and the error that each rank reaches."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
-from lorakit.plots.canvas import FULL, INK, LORA, new_figure
+from lorakit.plots.canvas import FULL, INK, LORA, hide_frame, new_figure
 
-WIDTHS = [2**n for n in range(4, 15)]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTHS = [2**power for power in range(4, 15)]
+MILLION = 1e6
 
 
-def draw_sizes(*, ranks: Sequence[int] = (1, 8, 64), width: int = 1024) -> Any:
-    """Return a figure: parameters against the width d of a square matrix, and against the rank.
+class Reached(TypedDict):
+    """The error of trained LoRA at a rank, and the least there is (the tail of the SVD)."""
+
+    rank: int
+    trained: float
+    tail: float
+
+
+def draw_sizes(*, ranks: Sequence[int] = (1, 8, 64), width: int = 1024) -> "Figure":
+    """Return a figure of parameters by the width of a square matrix, and by the rank.
 
     Args:
         ranks: of the lines on the left.
@@ -18,137 +31,102 @@ def draw_sizes(*, ranks: Sequence[int] = (1, 8, 64), width: int = 1024) -> Any:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    drawn = new_figure(12.5, 4.8)
-    left, right = drawn.subplots(1, 2)
-    left.plot(WIDTHS, [d * d for d in WIDTHS], color=FULL, linewidth=2.5)
-    ends = {"d²": (WIDTHS[-1] ** 2, FULL)}
-    for rank in ranks:
-        saving = [d for d in WIDTHS if 2 * rank * d < d * d]
-        left.plot(WIDTHS, [2 * rank * d for d in WIDTHS], color=LORA, linewidth=1, linestyle=":")
-        left.plot(saving, [2 * rank * d for d in saving], color=LORA, linewidth=2.5)
-        ends[f"r = {rank}"] = 2 * rank * WIDTHS[-1], LORA
-    for label, (height, colour) in ends.items():
-        left.annotate(
-            label,
-            (WIDTHS[-1], height),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-        )
-    left.annotate(
-        "the whole matrix: d²\n(slope 2)",
-        (2**9, 2**18),
-        (-12, 4),
-        textcoords="offset points",
-        ha="right",
-        color=FULL,
-    )
-    left.annotate(
-        "A and B: 2 d r\n(slope 1)",
-        (2**9, 2**10 * ranks[0]),
-        (8, -10),
-        textcoords="offset points",
-        va="top",
-        color=LORA,
-    )
-    left.set_xscale("log", base=2)
-    left.set_yscale("log")
-    left.set_xticks(WIDTHS[::2], [f"{d:,}" for d in WIDTHS[::2]])
-    left.set(xlabel="width d of the layer (d × d)", ylabel="parameters that are trained")
-    left.set_title("The whole goes with d², a rank with d (dotted: no saving)", fontsize=11)
-
-    most, even = width * width, width / 2
-    at = [0, even * 1.5]
-    right.axhline(most / 1e6, color=FULL, linewidth=2.5)
-    right.plot(at, [2 * width * r / 1e6 for r in at], color=LORA, linewidth=2.5)
-    right.fill_between(
-        [even, at[1]],
-        [most / 1e6] * 2,
-        [most / 1e6, 2 * width * at[1] / 1e6],
-        color=LORA,
-        alpha=0.15,
-        linewidth=0,
-    )
-    right.plot([even], [most / 1e6], marker="o", color=INK, zorder=3)
-    right.annotate(
-        f"break-even: r = {even:,.0f}",
-        (even, most / 1e6),
-        (10, -9),
-        textcoords="offset points",
-        va="top",
-        color=INK,
-    )
-    right.annotate(
-        f"the whole matrix: {most:,}",
-        (0, most / 1e6),
-        (4, 5),
-        textcoords="offset points",
-        color=FULL,
-    )
-    right.annotate(
-        "A and B: 2 d r",
-        (even / 2, most / 2e6),
-        (10, -10),
-        textcoords="offset points",
-        va="top",
-        color=LORA,
-    )
-    right.set(
-        xlabel="rank r",
-        ylabel="parameters that are trained, in millions",
-        xlim=(0, at[1]),
-        ylim=(0, None),
-    )
-    right.set_title(
-        f"A layer of {width:,} × {width:,}: usual ranks lie at the very left", fontsize=11
-    )
+    figure = new_figure(12.5, 4.8)
+    left, right = figure.subplots(1, 2)
+    _draw_by_width(left, ranks)
+    _draw_by_rank(right, width)
     for ax in (left, right):
         hide_frame(ax)
-    return drawn
+    return figure
 
 
-def draw_reached(rows: Sequence[dict[str, Any]]) -> Any:
-    """Return a figure of what is left of a change at each rank: trained, beside the best there is.
+def _draw_by_width(ax: "Axes", ranks: Sequence[int]) -> None:
+    full = [width**2 for width in WIDTHS]
+    ax.plot(WIDTHS, full, color=FULL, linewidth=2.5)
+    _label_end(ax, "d²", full[-1], FULL)
+    for rank in ranks:
+        values = [2 * rank * width for width in WIDTHS]
+        first = sum(value >= whole for value, whole in zip(values, full, strict=True))
+        ax.plot(WIDTHS, values, color=LORA, linewidth=1, linestyle=":")
+        ax.plot(WIDTHS[first:], values[first:], color=LORA, linewidth=2.5)
+        _label_end(ax, f"r = {rank}", values[-1], LORA)
+    _note(ax, "the whole matrix: d²\n(slope 2)", (2**9, 2**18), (-12, 4), FULL, ha="right")
+    _note(ax, "A and B: 2 d r\n(slope 1)", (2**9, 2**10 * ranks[0]), (8, -10), LORA, va="top")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ticks = WIDTHS[::2]
+    ax.set_xticks(ticks, [f"{width:,}" for width in ticks])
+    ax.set(xlabel="width d of the layer (d × d)", ylabel="parameters that are trained")
+    ax.set_title("The whole grows with d², a rank with d (dotted: no saving)", fontsize=11)
+
+
+def _draw_by_rank(ax: "Axes", width: int) -> None:
+    whole = width * width / MILLION
+    even = width / 2
+    last = 1.5 * even
+    value_at_last = 2 * width * last / MILLION
+    ax.axhline(whole, color=FULL, linewidth=2.5)
+    ax.plot([0, last], [0, value_at_last], color=LORA, linewidth=2.5)
+    ax.fill_between(
+        [even, last], [whole, whole], [whole, value_at_last], color=LORA, alpha=0.15, linewidth=0
+    )
+    ax.plot([even], [whole], marker="o", color=INK, zorder=3)
+    _note(ax, f"break-even: r = {even:,.0f}", (even, whole), (10, -9), INK, va="top")
+    _note(ax, f"the whole matrix: {width * width:,}", (0, whole), (4, 5), FULL, va="baseline")
+    _note(ax, "A and B: 2 d r", (even / 2, whole / 2), (10, -10), LORA, va="top")
+    ax.set(
+        xlabel="rank r",
+        ylabel="parameters that are trained, in millions",
+        xlim=(0, last),
+        ylim=(0, None),
+    )
+    title = f"A layer of {width:,} × {width:,}: usual ranks are at the very left"
+    ax.set_title(title, fontsize=11)
+
+
+def _label_end(ax: "Axes", text: str, height: float, colour: str) -> None:
+    _note(ax, text, (WIDTHS[-1], height), (6, 0), colour, va="center")
+
+
+def _note(
+    ax: "Axes",
+    text: str,
+    point: tuple[float, float],
+    offset: tuple[float, float],
+    colour: str,
+    *,
+    ha: str = "left",
+    va: str = "baseline",
+) -> None:
+    ax.annotate(text, point, offset, textcoords="offset points", ha=ha, va=va, color=colour)
+
+
+def draw_reached(rows: Sequence[Reached]) -> "Figure":
+    """Return a figure of the error at each rank: of trained LoRA, and the least there is.
 
     Args:
-        rows: with `rank`, `trained` and `tail`.
+        rows: by rank.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    drawn = new_figure(7, 4.5)
-    ax = drawn.subplots()
+    figure = new_figure(7, 4.5)
+    ax = figure.subplots()
     ranks = [row["rank"] for row in rows]
+    tails = [row["tail"] for row in rows]
+    trained = [row["trained"] for row in rows]
+    label = "the least there is: the singular values left out"
+    ax.plot(ranks, tails, color=FULL, linewidth=2.5, label=label)
     ax.plot(
-        ranks,
-        [row["tail"] for row in rows],
-        color=FULL,
-        linewidth=2.5,
-        label="the best there is: what the SVD leaves out",
-    )
-    ax.plot(
-        ranks,
-        [row["trained"] for row in rows],
-        color=LORA,
-        linestyle="",
-        marker="o",
-        markersize=9,
-        label="LoRA, trained",
+        ranks, trained, color=LORA, linestyle="", marker="o", markersize=9, label="LoRA, trained"
     )
     ax.set(
         xlabel="rank",
-        ylabel="|s B A − ΔW|, what is missing",
-        ylim=(-0.05 * rows[0]["tail"], None),
+        ylabel="error |s B A − ΔW|",
+        ylim=(-0.05 * tails[0], None),
         xticks=ranks,
     )
-    ax.set_title("Trained LoRA lands on the best of each rank", fontsize=11)
+    ax.set_title("Trained LoRA reaches the least error of each rank", fontsize=11)
     ax.legend(frameon=False)
     hide_frame(ax)
-    return drawn
-
-
-def hide_frame(ax: Any) -> None:
-    """Leave of the frame what carries numbers."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(alpha=0.25)
+    return figure
