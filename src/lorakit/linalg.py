@@ -17,6 +17,8 @@ from lorakit.spec import is_whole
 FULL_SVD_SIZE = 512  # up to this many rows or columns a full SVD is cheaper than a randomised one
 FULL_SVD_SHARE = 4  # the same if a quarter of all directions is needed
 
+Factors = tuple[Tensor, Tensor]  # A (rank, in) and B (out, rank) of a product B A
+
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:
     """Return float32, or a wider dtype if one of the tensors has it.
@@ -65,7 +67,7 @@ def thin_svd(M: Tensor) -> Svd:
     return Svd(U, S, Vh)
 
 
-def split_singular_values(U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def split_singular_values(U: Tensor, S: Tensor, Vh: Tensor, rank: int) -> Factors:
     """Return A and B of the first `rank` directions of an SVD, each with the root of S.
 
     Args:
@@ -178,7 +180,7 @@ def product_norm(A: Tensor, B: Tensor) -> float:
     return float(singular_values(A, B).norm())
 
 
-def factorize(M: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def factorize(M: Tensor, rank: int) -> Factors:
     """Return A and B of the given rank whose product B A is nearest to M.
 
     B A equals M if the rank of M is not higher. This factorises a known change of weights; LoRA

@@ -1,6 +1,4 @@
-"""Sums and differences of adapters against the dense float64 sums, and what is refused instead of
-guessed.
-"""
+"""Sums and differences of adapters against the dense float64 sums, and the requests refused."""
 
 from typing import Any
 
@@ -62,40 +60,40 @@ def gap(adapter: Adapter, wanted: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, -2.0), (0.0, 1.0)])
 def test_the_sum_is_exact_at_rank_sum(weights: tuple[float, float]) -> None:
     weighted = list(zip(pair(), weights, strict=True))
-    told = combine(weighted)
-    assert gap(told.adapter, dense(*weighted)) < 1e-14
+    outcome = combine(weighted)
+    assert gap(outcome.adapter, dense(*weighted)) < 1e-14
     assert (
-        told.ranks == {"q": 7, "v": 2, "k": 1}
-        and told.residual < 1e-14
-        and told.energy == pytest.approx(1.0)
+        outcome.ranks == {"q": 7, "v": 2, "k": 1}
+        and outcome.residual < 1e-14
+        and outcome.energy == pytest.approx(1.0)
     )
 
 
-def test_a_smaller_rank_is_the_best_there_is_and_its_residual_is_told() -> None:
+def test_a_smaller_rank_is_the_best_and_its_residual_is_measured() -> None:
     weighted = list(zip(pair(), (0.7, -0.4), strict=True))
     wanted = dense(*weighted)
     for rank in (1, 2, 5):
-        told = combine(weighted, rank=rank)
-        assert told.ranks == {"q": rank, "v": min(2, rank), "k": 1}
+        outcome = combine(weighted, rank=rank)
+        assert outcome.ranks == {"q": rank, "v": min(2, rank), "k": 1}
         tails = sum(float(torch.linalg.svdvals(M)[rank:].square().sum()) for M in wanted.values())
         total = sum(float(M.square().sum()) for M in wanted.values())
-        assert gap(told.adapter, wanted) == pytest.approx((tails / total) ** 0.5, abs=1e-12)
-        assert told.residual == pytest.approx(
-            gap(told.adapter, wanted)
-        ) and told.at_best == pytest.approx(told.residual)
-        assert told.energy == pytest.approx(1 - tails / total)
-    told = combine(weighted, energy=0.9)
+        assert gap(outcome.adapter, wanted) == pytest.approx((tails / total) ** 0.5, abs=1e-12)
+        assert outcome.residual == pytest.approx(
+            gap(outcome.adapter, wanted)
+        ) and outcome.at_best == pytest.approx(outcome.residual)
+        assert outcome.energy == pytest.approx(1 - tails / total)
+    outcome = combine(weighted, energy=0.9)
     for name, M in wanted.items():
         shares = torch.linalg.svdvals(M).square().cumsum(0) / M.square().sum()
-        assert told.ranks[name] == int((shares < 0.9).sum()) + 1
+        assert outcome.ranks[name] == int((shares < 0.9).sum()) + 1
 
 
-def test_float32_factors_are_told_with_their_rounding() -> None:
+def test_the_residual_of_float32_factors_includes_their_rounding() -> None:
     one, two = pair()
-    told = combine([(one.to(torch.float32), 0.5), (two.to(torch.float32), 0.5)])
-    assert 0 < told.residual < 1e-7
-    told = combine([(one, 0.5), (two, 0.5)], dtype=torch.bfloat16)
-    assert 1e-4 < told.residual < 1e-2 and told.adapter.dtype == torch.bfloat16
+    outcome = combine([(one.to(torch.float32), 0.5), (two.to(torch.float32), 0.5)])
+    assert 0 < outcome.residual < 1e-7
+    outcome = combine([(one, 0.5), (two, 0.5)], dtype=torch.bfloat16)
+    assert 1e-4 < outcome.residual < 1e-2 and outcome.adapter.dtype == torch.bfloat16
 
 
 def test_scale_negate_add_and_subtract_are_those_of_the_changes() -> None:
@@ -109,27 +107,27 @@ def test_scale_negate_add_and_subtract_are_those_of_the_changes() -> None:
 
 def test_a_rank_sum_above_the_matrix_is_cut_to_it_without_loss() -> None:
     many = [(Adapter(Spec(rank=4), {"q": lowrank(4, seed)}), 1.0) for seed in range(0, 8, 2)]
-    told = combine(many)
-    assert told.ranks == {"q": 9} and gap(told.adapter, dense(*many)) < 1e-13
+    outcome = combine(many)
+    assert outcome.ranks == {"q": 9} and gap(outcome.adapter, dense(*many)) < 1e-13
 
 
-def test_the_result_is_written_and_read_and_attached(tmp_path: Any) -> None:
-    made = combine(list(zip(pair(), (0.5, 2.0), strict=True))).adapter
-    assert all(delta.scale == 1.0 for delta in made.deltas.values())
-    made.save(tmp_path / "sum")
-    assert Adapter.load(tmp_path / "sum").content_hash() == made.content_hash()
+def test_the_sum_can_be_written_read_and_attached(tmp_path: Any) -> None:
+    summed = combine(list(zip(pair(), (0.5, 2.0), strict=True))).adapter
+    assert all(delta.scale == 1.0 for delta in summed.deltas.values())
+    summed.save(tmp_path / "sum")
+    assert Adapter.load(tmp_path / "sum").content_hash() == summed.content_hash()
     model = nn.ModuleDict({name: nn.Linear(12, 9, dtype=torch.float64) for name in "qvk"})
     x = randn(5, 12, seed=9)
     base = {name: layer(x) for name, layer in model.items()}
     wanted = dense(*zip(pair(), (0.5, 2.0), strict=True))
-    attach(model, made)
+    attach(model, summed)
     assert all(
         torch.allclose(layer(x), base[n] + x @ wanted[n].T, atol=1e-12)
         for n, layer in model.items()
     )
 
 
-def test_embeddings_and_convolutions_are_summed_as_they_act_together() -> None:
+def test_sums_of_embeddings_and_convolutions_equal_both_adapters_enabled() -> None:
     """Two adapters switched on together, and their sum alone, give the same outputs."""
 
     def trained(seed: int, rule: str) -> tuple[nn.Sequential, Adapter]:
@@ -184,12 +182,12 @@ def test_ties_trims_elects_and_averages_those_that_agree() -> None:
                 float(M[i, j]) for M in D if M[i, j] != 0 and M[i, j].sign() == elected[i, j]
             ]
             expected[i, j] = sum(agreeing) / len(agreeing) if agreeing else 0.0
-    told = combine([(one, 0.5), (two, 0.5)], method="ties", density=0.3, rank=7)
+    outcome = combine([(one, 0.5), (two, 0.5)], method="ties", density=0.3, rank=7)
     parts = [weighted_factors(adapter, 0.5) for adapter in (one, two)]
     found = SPARSE_METHODS["ties"](parts, 0.3, 0, "q")
     assert torch.allclose(found, expected, atol=1e-12)
     best = float(torch.linalg.svdvals(expected)[7:].norm() / expected.norm())
-    assert told.residuals["q"] == pytest.approx(best)
+    assert outcome.residuals["q"] == pytest.approx(best)
     # Where nothing is trimmed and no sign differs it is the plain sum.
     assert (
         gap(
@@ -223,8 +221,8 @@ def test_magnitude_keeps_the_largest() -> None:
     one, two = pair()
     D = [0.5 * keep_largest(a.deltas["q"].matrix().detach(), 0.25) for a in (one, two)]
     assert all(int((M != 0).sum()) == round(0.25 * M.numel()) for M in D)
-    told = combine([(one, 0.5), (two, 0.5)], method="magnitude", density=0.25, energy=1.0)
-    assert float((told.adapter.deltas["q"].matrix().detach() - D[0] - D[1]).norm()) < 1e-12
+    outcome = combine([(one, 0.5), (two, 0.5)], method="magnitude", density=0.25, energy=1.0)
+    assert float((outcome.adapter.deltas["q"].matrix().detach() - D[0] - D[1]).norm()) < 1e-12
 
 
 def dora(W: Tensor) -> Adapter:
@@ -234,15 +232,15 @@ def dora(W: Tensor) -> Adapter:
     return Adapter(Spec(rank=2, delta="dora"), {"q": delta})
 
 
-def test_dora_is_made_plain_with_its_base_and_refused_by_name_without() -> None:
+def test_dora_is_converted_with_its_base_and_refused_by_name_without() -> None:
     model = nn.ModuleDict({"q": nn.Linear(12, 9, dtype=torch.float64)})
     adapter = dora(model["q"].weight.detach())
     change = adapter.deltas["q"].matrix(model["q"].weight.detach()).detach()
-    told = combine([(adapter, 0.5)], base=model)
-    assert gap(told.adapter, {"q": 0.5 * change}) < 1e-12
+    outcome = combine([(adapter, 0.5)], base=model)
+    assert gap(outcome.adapter, {"q": 0.5 * change}) < 1e-12
     assert (
-        told.notes == ("1 module of dora converted to plain low rank",)
-        and told.adapter.spec.delta == "lora"
+        outcome.notes == ("1 module of dora converted to plain low rank",)
+        and outcome.adapter.spec.delta == "lora"
     )
     with pytest.raises(LorakitError) as caught:
         combine([(adapter, 0.5)])
@@ -253,23 +251,25 @@ def test_dora_is_made_plain_with_its_base_and_refused_by_name_without() -> None:
     )
 
 
-def whole(value: float, labels: list[str] | None = None, **deltas: LowRank) -> Adapter:
-    told: dict[str, Any] = {"labels": labels} if labels else {}
-    held = {"head.weight": nn.Parameter(torch.full((2, 3), value))}
-    return Adapter(Spec(rank=2, full_modules=("head",)), deltas or {"q": lowrank(2, 1)}, held, told)
+def with_head(value: float, labels: list[str] | None = None, **deltas: LowRank) -> Adapter:
+    facts: dict[str, Any] = {"labels": labels} if labels else {}
+    head = {"head.weight": nn.Parameter(torch.full((2, 3), value))}
+    return Adapter(
+        Spec(rank=2, full_modules=("head",)), deltas or {"q": lowrank(2, 1)}, head, facts
+    )
 
 
-def test_whole_parameters_are_summed_without_a_base_where_the_weights_add_up_to_one() -> None:
-    told = combine([(whole(1.0), 0.25), (whole(3.0), 0.75)])
-    assert torch.equal(told.adapter.full_parameters["head.weight"], torch.full((2, 3), 2.5))
-    assert told.notes == ("summed with the weights: head.weight",)
+def test_full_parameters_need_no_base_if_the_weights_add_up_to_one() -> None:
+    outcome = combine([(with_head(1.0), 0.25), (with_head(3.0), 0.75)])
+    assert torch.equal(outcome.adapter.full_parameters["head.weight"], torch.full((2, 3), 2.5))
+    assert outcome.notes == ("summed with the weights: head.weight",)
     # Held by one alone, at weight 1: what the others do to the rest does not touch it.
-    told = combine([(whole(1.0), 1.0), (Adapter(Spec(rank=2), {"q": lowrank(2, 3)}), -0.5)])
-    assert torch.equal(told.adapter.full_parameters["head.weight"], torch.full((2, 3), 1.0))
+    outcome = combine([(with_head(1.0), 1.0), (Adapter(Spec(rank=2), {"q": lowrank(2, 3)}), -0.5)])
+    assert torch.equal(outcome.adapter.full_parameters["head.weight"], torch.full((2, 3), 1.0))
 
 
-def test_whole_parameters_at_other_weights_need_the_base_or_a_decision() -> None:
-    weighted = [(whole(1.0), 0.5), (whole(3.0), 1.0)]
+def test_full_parameters_at_other_weights_need_the_base_or_a_rule() -> None:
+    weighted = [(with_head(1.0), 0.5), (with_head(3.0), 1.0)]
     with pytest.raises(
         LorakitError,
         match=r"its weights add up to 1\.5, not 1, so the base's own value counts: give the base",
@@ -291,10 +291,10 @@ def test_whole_parameters_at_other_weights_need_the_base_or_a_decision() -> None
         "left out, though trained in full: head.weight",
     )
     with pytest.raises(LorakitError, match=r"different labels: \['a', 'b'\] and \['a', 'c'\]"):
-        combine([(whole(1.0, ["a", "b"]), 0.5), (whole(3.0, ["a", "c"]), 0.5)])
+        combine([(with_head(1.0, ["a", "b"]), 0.5), (with_head(3.0, ["a", "c"]), 0.5)])
 
 
-def test_what_does_not_fit_together_is_named_all_at_once() -> None:
+def test_all_faults_of_adapters_that_do_not_fit_are_named_at_once() -> None:
     one = Adapter(
         Spec(rank=2), {"q": lowrank(2, 1), "v": lowrank(2, 1)}, {}, {"base_fingerprint": "aa"}
     )
@@ -307,9 +307,12 @@ def test_what_does_not_fit_together_is_named_all_at_once() -> None:
     with pytest.raises(LorakitError) as caught:
         combine([(one, 1.0), (two, 1.0)])
     assert str(caught.value) == (
-        "These adapters cannot be combined: 3 faults.\n  q   is (9, 11) in adapter 2, (9, 12) before\n"
-        "  v   is of kind embedding in adapter 2, linear before\n  adapter 2   was trained on other base weights (bb) than "
-        "an adapter before it (aa); any_base (--any-base) accepts it\nNothing was made."
+        "These adapters cannot be combined: 3 faults.\n"
+        "  q   is (9, 11) in adapter 2, (9, 12) before\n"
+        "  v   is of kind embedding in adapter 2, linear before\n"
+        "  adapter 2   was trained on other base weights (bb) than an adapter before it (aa); "
+        "any_base (--any-base) accepts it\n"
+        "Nothing was made."
     )
     model = nn.ModuleDict({"q": nn.Linear(12, 9), "v": nn.Linear(12, 9)})
     with pytest.raises(LorakitError, match=rf"\(aa\) than the model's \({fingerprint(model)}\)"):
@@ -354,7 +357,7 @@ def test_a_wrong_request_is_refused(case: str) -> None:
     assert METHODS == ("exact", "ties", "dare", "magnitude")
 
 
-def test_where_it_came_from_is_kept_where_all_agree() -> None:
+def test_provenance_is_kept_if_all_agree() -> None:
     one, two = pair()
     for adapter, steps in ((one, 1), (two, 2)):
         adapter.provenance |= {
@@ -363,17 +366,18 @@ def test_where_it_came_from_is_kept_where_all_agree() -> None:
             "task": "causal-lm",
             "steps": steps,
         }
-    told = combine([(one, 0.5), (two, 1.0)]).adapter.provenance
-    assert {k: told[k] for k in ("base_fingerprint", "base_model", "task")} == {
+    provenance = combine([(one, 0.5), (two, 1.0)]).adapter.provenance
+    assert {k: provenance[k] for k in ("base_fingerprint", "base_model", "task")} == {
         "base_fingerprint": "aa",
         "base_model": "m",
         "task": "causal-lm",
     }
-    assert "steps" not in told and [part["weight"] for part in told["combined"]["of"]] == [0.5, 1.0]
+    assert "steps" not in provenance
+    assert [part["weight"] for part in provenance["combined"]["of"]] == [0.5, 1.0]
 
 
-def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> None:
-    def made(seed: int, rows: tuple[int, ...] = (1, 27, 0, 9)) -> Adapter:
+def test_parts_of_a_fused_layer_and_stacks_of_experts_keep_their_form() -> None:
+    def adapter(seed: int, rows: tuple[int, ...] = (1, 27, 0, 9)) -> Adapter:
         experts = LowRank(
             randn(3, 2, 12, seed=seed), randn(3, 9, 2, seed=seed + 1), alpha=4.0, kind="experts"
         )
@@ -383,27 +387,31 @@ def test_parts_of_a_fused_layer_and_stacks_of_experts_are_combined_as_such() -> 
             {"qkv.q": lowrank(2, seed, output_slice=rows), "experts": experts},
         )
 
-    told = combine([(made(1), 0.5), (made(5), -1.0)])
-    q = told.adapter.deltas["qkv.q"]
-    assert q.output_slice == (1, 27, 0, 9) and told.adapter.spec.parts == {
+    outcome = combine([(adapter(1), 0.5), (adapter(5), -1.0)])
+    q = outcome.adapter.deltas["qkv.q"]
+    assert q.output_slice == (1, 27, 0, 9) and outcome.adapter.spec.parts == {
         "qkv": {"q": 9, "k": 9, "v": 9}
     }
     expected = [
-        0.5 * made(1).deltas[n].matrix() - made(5).deltas[n].matrix() for n in ("qkv.q", "experts")
+        0.5 * adapter(1).deltas[n].matrix() - adapter(5).deltas[n].matrix()
+        for n in ("qkv.q", "experts")
     ]
     assert torch.allclose(q.matrix(), expected[0]) and torch.allclose(
-        told.adapter.deltas["experts"].matrix(), expected[1]
+        outcome.adapter.deltas["experts"].matrix(), expected[1]
     )
-    assert combine([(made(1), 0.5), (made(5), -1.0)], rank=3).ranks == {"qkv.q": 3, "experts": 3}
-    dared = combine([(made(1), 1.0), (made(5), 1.0)], method="dare", density=0.5)
+    assert combine([(adapter(1), 0.5), (adapter(5), -1.0)], rank=3).ranks == {
+        "qkv.q": 3,
+        "experts": 3,
+    }
+    dared = combine([(adapter(1), 1.0), (adapter(5), 1.0)], method="dare", density=0.5)
     assert dared.adapter.deltas["experts"].A.shape == (3, 4, 12)
     with pytest.raises(
         LorakitError, match=r"qkv\.q   is another slice of its fused layer in adapter 2 than before"
     ):
-        combine([(made(1), 0.5), (made(5, (1, 27, 9, 9)), -1.0)])
+        combine([(adapter(1), 0.5), (adapter(5, (1, 27, 9, 9)), -1.0)])
 
 
-def test_trimming_keeps_the_largest_by_size() -> None:
+def test_pruning_keeps_the_largest_by_size() -> None:
     M = torch.tensor([[1.0, -5.0, 2.0], [-3.0, 0.5, 4.0]])
     assert keep_largest(M, 0.5).tolist() == [[0.0, -5.0, 0.0], [-3.0, 0.0, 4.0]]
     assert torch.equal(keep_largest(M, 1.0), M) and int((keep_largest(M, 1e-9) != 0).sum()) == 1

@@ -1,5 +1,6 @@
-"""What is extracted takes the base to the tuned model as near as its size allows; nothing that
-changed goes unsaid.
+"""An extracted adapter brings the base as near to the tuned model as its size allows.
+
+Every tensor that changed is in the adapter, in its notes, or refused by name.
 """
 
 import copy
@@ -17,7 +18,7 @@ from ..analysis.test_spectra import randn
 
 
 class Net(nn.Module):
-    """Every kind of what can change: an embedding, matrices, a norm, biases, a convolution, a head."""
+    """A model with an embedding, matrices, a norm, biases, a convolution and a head."""
 
     def __init__(self, words: int = 20):
         super().__init__()
@@ -55,21 +56,21 @@ IDS = torch.arange(12).view(2, 6)
 
 def test_at_full_rank_the_result_is_the_tuned_model() -> None:
     base, tuned = models()
-    told = extract(base, tuned, rank=16, dtype=torch.float64)
-    assert told.residual < 1e-12 and told.energy == pytest.approx(1.0)
-    assert told.notes[0].startswith(
+    outcome = extract(base, tuned, rank=16, dtype=torch.float64)
+    assert outcome.residual < 1e-12 and outcome.energy == pytest.approx(1.0)
+    assert outcome.notes[0].startswith(
         "stored in full: block.up.bias, conv.bias, head.bias, block.norm.weight"
     )
-    attach(base, told.adapter)
+    attach(base, outcome.adapter)
     assert torch.allclose(base(IDS), tuned(IDS), atol=1e-10)
 
 
 def test_a_rank_leaves_the_tail_of_each_difference() -> None:
     base, tuned = models("block.up.weight", "words.weight")
-    told = extract(base, tuned, rank=3, dtype=torch.float64)
+    outcome = extract(base, tuned, rank=3, dtype=torch.float64)
     assert (
-        told.ranks == {"words": 3, "block.up": 3}
-        and told.adapter.deltas["words"].kind == "embedding"
+        outcome.ranks == {"words": 3, "block.up": 3}
+        and outcome.adapter.deltas["words"].kind == "embedding"
     )
     tails = {}
     own, new = dict(base.named_parameters()), dict(tuned.named_parameters())
@@ -77,49 +78,50 @@ def test_a_rank_leaves_the_tail_of_each_difference() -> None:
         changed = new[f"{name}.weight"] - own[f"{name}.weight"]
         values = torch.linalg.svdvals(changed.detach())
         tails[name] = (float(values[3:].square().sum()), float(values.square().sum()))
-        assert told.residuals[name] == pytest.approx((tails[name][0] / tails[name][1]) ** 0.5)
+        assert outcome.residuals[name] == pytest.approx((tails[name][0] / tails[name][1]) ** 0.5)
     lost, total = (sum(t[i] for t in tails.values()) for i in (0, 1))
-    assert told.residual == pytest.approx((lost / total) ** 0.5) and told.at_best == pytest.approx(
-        told.residual
-    )
-    assert told.energy == pytest.approx(1 - lost / total)
+    assert outcome.residual == pytest.approx((lost / total) ** 0.5)
+    assert outcome.at_best == pytest.approx(outcome.residual)
+    assert outcome.energy == pytest.approx(1 - lost / total)
 
 
 def test_an_energy_chooses_the_rank_of_each_matrix() -> None:
     base, tuned = models("block.up.weight", "block.down.weight")
     tuned.block["down"].weight.data.copy_(base.block["down"].weight + randn(12, 1) @ randn(1, 16))
-    told = extract(base, tuned, energy=0.9)
-    assert told.ranks["block.down"] == 1 < told.ranks["block.up"] and told.energy >= 0.9
+    outcome = extract(base, tuned, energy=0.9)
+    assert outcome.ranks["block.down"] == 1 < outcome.ranks["block.up"] and outcome.energy >= 0.9
 
 
-def test_bytes_are_not_exceeded_and_go_where_they_count() -> None:
+def test_a_budget_of_bytes_is_not_exceeded_and_spent_by_energy() -> None:
     base, tuned = models("block.up.weight", "block.down.weight", "block.norm.weight")
     tuned.block["down"].weight.data.copy_(
         base.block["down"].weight + 3 * randn(12, 1) @ randn(1, 16)
     )
-    told = extract(base, tuned, size_bytes=4 * (24 + 28 * 3))
-    assert told.ranks == {"block.up": 2, "block.down": 1}
-    assert sum(p.numel() * p.element_size() for p in told.adapter.parameters()) <= 4 * (24 + 28 * 3)
+    outcome = extract(base, tuned, size_bytes=4 * (24 + 28 * 3))
+    assert outcome.ranks == {"block.up": 2, "block.down": 1}
+    sizes = [p.numel() * p.element_size() for p in outcome.adapter.parameters()]
+    assert sum(sizes) <= 4 * (24 + 28 * 3)
     with pytest.raises(
         LorakitError,
-        match="150 bytes are too few: parameters stored in full take 96, one direction at least 112",
+        match="150 bytes are too few: parameters stored in full take 96, "
+        "one direction at least 112",
     ):
         extract(base, tuned, size_bytes=150)
 
 
-def test_it_is_written_read_and_attached_with_all_that_it_carries(tmp_path: Any) -> None:
+def test_an_extracted_adapter_can_be_written_read_and_attached(tmp_path: Any) -> None:
     base, tuned = models()
-    told = extract(base, tuned, rank=4, heads=("head",))
+    outcome = extract(base, tuned, rank=4, heads=("head",))
     assert {
         "head.weight",
         "head.bias",
         "block.norm.weight",
         "block.norm.bias",
-    } <= told.adapter.full_parameters.keys()
-    assert "head" not in told.ranks and told.adapter.spec.bias == "adapted"
-    told.adapter.save(tmp_path / "a")
+    } <= outcome.adapter.full_parameters.keys()
+    assert "head" not in outcome.ranks and outcome.adapter.spec.bias == "adapted"
+    outcome.adapter.save(tmp_path / "a")
     again = Adapter.load(tmp_path / "a")
-    assert again.content_hash() == told.adapter.content_hash()
+    assert again.content_hash() == outcome.adapter.content_hash()
     assert again.provenance["base_fingerprint"] == fingerprint(base, without=["head", "block.norm"])
     attach(base.float(), again)
     tuned.float()
@@ -128,25 +130,25 @@ def test_it_is_written_read_and_attached_with_all_that_it_carries(tmp_path: Any)
     )
 
 
-def test_a_lone_bias_is_carried_and_named() -> None:
+def test_a_bias_without_a_changed_matrix_is_stored_in_full() -> None:
     base, tuned = models("block.up.bias")
-    told = extract(base, tuned, rank=1)
+    outcome = extract(base, tuned, rank=1)
     assert (
-        told.adapter.deltas == {}
-        and list(told.adapter.full_parameters) == ["block.up.bias"]
-        and told.adapter.spec.bias == "all"
+        outcome.adapter.deltas == {}
+        and list(outcome.adapter.full_parameters) == ["block.up.bias"]
+        and outcome.adapter.spec.bias == "all"
     )
 
 
-def test_what_adapters_cannot_hold_is_refused_by_name_unless_it_is_left_out() -> None:
+def test_tensors_that_adapters_cannot_hold_are_refused_unless_left_out() -> None:
     base, tuned = models()
     more = Net(words=23).double()
     with pytest.raises(LorakitError) as caught:
         extract(base, more, rank=2)
     assert str(caught.value) == (
         "The tuned model cannot be written as a change of this base: 1 fault.\n"
-        "  words.weight   is (23, 12), the base's (20, 12): 3 new rows; with tokens, resize the base "
-        "first (resize_token_embeddings)\n"
+        "  words.weight   is (23, 12), the base's (20, 12): 3 new rows; with tokens, resize the "
+        "base first (resize_token_embeddings)\n"
         "Name what is not wanted with leave_out (--leave-out). Nothing was extracted."
     )
     assert "words" not in extract(base, more, rank=2, leave_out=("words",)).ranks
@@ -171,21 +173,21 @@ def test_what_adapters_cannot_hold_is_refused_by_name_unless_it_is_left_out() ->
     assert caught.value.faults == ["0.bias   is only in the base"]
 
 
-def test_tied_weights_change_in_both_of_their_layers() -> None:
+def test_tied_weights_change_in_both_layers() -> None:
     base, tuned = (
         nn.ModuleDict({"words": nn.Embedding(9, 6), "head": nn.Linear(6, 9, bias=False)})
         for _ in range(2)
     )
     for model in (base, tuned):
         model["head"].weight = model["words"].weight
-    told = extract(base, tuned, rank=6)
-    assert told.ranks == {"words": 6, "head": 6}
-    words, head = (told.adapter.deltas[n].matrix().detach() for n in ("words", "head"))
+    outcome = extract(base, tuned, rank=6)
+    assert outcome.ranks == {"words": 6, "head": 6}
+    words, head = (outcome.adapter.deltas[n].matrix().detach() for n in ("words", "head"))
     assert torch.allclose(words.T, head, atol=1e-5)
     assert torch.allclose(head, (tuned["head"].weight - base["head"].weight).detach(), atol=1e-5)
 
 
-def test_a_large_matrix_is_drawn_until_the_energy_is_there() -> None:
+def test_directions_of_a_large_matrix_are_added_until_they_hold_the_energy() -> None:
     left, right = (torch.linalg.qr(randn(900, 60, seed=s)).Q for s in (0, 1))
     dense = left * torch.linspace(2, 1, 60, dtype=torch.float64) @ right.T + 1e-4 * randn(
         900, 900, seed=2
@@ -194,13 +196,13 @@ def test_a_large_matrix_is_drawn_until_the_energy_is_there() -> None:
     assert 57 <= len(S) < 200 and float(S.square().sum() / dense.square().sum()) >= 0.99
 
 
-def test_a_bfloat16_difference_is_taken_in_float32() -> None:
+def test_a_bfloat16_difference_is_computed_in_float32() -> None:
     base, tuned = models("block.up.weight")
     base, tuned = base.bfloat16(), tuned.bfloat16()
-    told = extract(base, tuned, rank=12)
+    outcome = extract(base, tuned, rank=12)
     exact = tuned.block["up"].weight.detach().double() - base.block["up"].weight.detach().double()
     assert (
-        float((told.adapter.deltas["block.up"].matrix().detach() - exact).norm() / exact.norm())
+        float((outcome.adapter.deltas["block.up"].matrix().detach() - exact).norm() / exact.norm())
         < 1e-6
     )
 
@@ -218,17 +220,17 @@ def test_a_size_is_needed() -> None:
 
 def test_the_rank_of_a_spec_is_the_most_common(tmp_path: Any) -> None:
     base, tuned = models("block.up.weight", "block.down.weight", "head.weight")
-    told = extract(base, tuned, rank=5)
+    outcome = extract(base, tuned, rank=5)
     assert (
-        isinstance(told.adapter.spec, Spec)
-        and told.adapter.spec.rank == 5
-        and told.ranks["head"] == 4
+        isinstance(outcome.adapter.spec, Spec)
+        and outcome.adapter.spec.rank == 5
+        and outcome.ranks["head"] == 4
     )
-    told.adapter.save(tmp_path / "a")
-    assert {n: d.rank for n, d in Adapter.load(tmp_path / "a").deltas.items()} == told.ranks
+    outcome.adapter.save(tmp_path / "a")
+    assert {n: d.rank for n, d in Adapter.load(tmp_path / "a").deltas.items()} == outcome.ranks
 
 
-def test_a_fused_layer_is_extracted_whole() -> None:
+def test_a_fused_layer_is_extracted_as_one() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -245,10 +247,10 @@ def test_a_fused_layer_is_extracted_whole() -> None:
     fused = tuned.transformer.h[0].attn.c_attn
     fused.weight.data.add_(randn(16, 48).float() / 10)
     fused.bias.data.add_(1.0)
-    told = extract(base, tuned, rank=16)
-    assert told.ranks == {"transformer.h.0.attn.c_attn": 16} and list(
-        told.adapter.full_parameters
+    outcome = extract(base, tuned, rank=16)
+    assert outcome.ranks == {"transformer.h.0.attn.c_attn": 16} and list(
+        outcome.adapter.full_parameters
     ) == ["transformer.h.0.attn.c_attn.bias"]
-    attach(base, told.adapter)
+    attach(base, outcome.adapter)
     ids = torch.arange(8).unsqueeze(0)
     torch.testing.assert_close(base.eval()(ids).logits, tuned(ids).logits, rtol=0, atol=1e-4)

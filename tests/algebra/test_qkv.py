@@ -1,4 +1,4 @@
-"""Fused layers apart and together again, to the bit."""
+"""Fused layers are split and fused again, bit for bit."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ LAYOUTS = {f"transformer.h.{i}.attn.c_attn": Layout({"q": 16, "k": 16, "v": 16})
     ids=str,
 )
 @pytest.mark.parametrize("transposed", [False, True])
-def test_a_state_dict_comes_back_to_the_bit_and_its_parts_are_layers(
+def test_fusing_a_split_state_dict_restores_its_bits_and_the_parts_are_layers(
     layout: Layout, transposed: bool
 ) -> None:
     layer, x = nn.Linear(5, 8).double(), randn(3, 5)
@@ -46,7 +46,7 @@ def test_a_state_dict_comes_back_to_the_bit_and_its_parts_are_layers(
         assert torch.allclose(own, rows.flatten(-2), rtol=1e-12, atol=1e-14)
 
 
-def test_an_adapter_of_whole_layers_comes_back_to_the_bit_and_does_the_same_apart() -> None:
+def test_fusing_a_split_adapter_restores_its_bits_and_the_parts_act_the_same() -> None:
     model = gpt2()
     adapter = fill(lorakit.attach(model, Spec(rank=3, targets=["c_attn", "c_fc"])))
     apart = split_adapter(adapter, LAYOUTS)
@@ -62,7 +62,7 @@ def test_an_adapter_of_whole_layers_comes_back_to_the_bit_and_does_the_same_apar
     assert fuse_adapter(apart, LAYOUTS) == adapter
 
 
-def test_what_is_missing_or_of_its_own_is_refused() -> None:
+def test_missing_or_different_parts_are_refused() -> None:
     with pytest.raises(
         AdapterMismatch,
         match=r"a\.k\.weight   is missing\n  a\.v\.weight   is missing\nNothing was fused",

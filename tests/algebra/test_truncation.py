@@ -1,4 +1,4 @@
-"""A smaller adapter is the best of its size, and a size that cannot be meant is refused."""
+"""A smaller adapter is the best of its size, and an impossible size is refused."""
 
 from itertools import product
 from typing import Any
@@ -15,26 +15,29 @@ from ..analysis.test_spectra import randn
 from .test_combination import dense, dora, gap, pair
 
 
-def test_every_rank_leaves_the_tail_and_nothing_more() -> None:
+def test_the_residual_of_a_rank_is_the_tail_of_the_spectrum() -> None:
     adapter = pair()[0]
     wanted = dense((adapter, 1.0))
-    told = resize(adapter, rank=2)
-    assert told.ranks == {"q": 2, "v": 2}
+    outcome = resize(adapter, rank=2)
+    assert outcome.ranks == {"q": 2, "v": 2}
     tail = float(torch.linalg.svdvals(wanted["q"])[2:].norm())
-    assert gap(told.adapter, wanted) == pytest.approx(
+    assert gap(outcome.adapter, wanted) == pytest.approx(
         tail / sum(float(M.square().sum()) for M in wanted.values()) ** 0.5
     )
-    assert told.residual == pytest.approx(gap(told.adapter, wanted)) and told.residuals["v"] < 1e-14
+    assert (
+        outcome.residual == pytest.approx(gap(outcome.adapter, wanted))
+        and outcome.residuals["v"] < 1e-14
+    )
 
 
 def test_an_energy_is_kept_by_every_module() -> None:
     adapter = pair()[0]
-    told = resize(adapter, energy=0.8)
+    outcome = resize(adapter, energy=0.8)
     for name, M in dense((adapter, 1.0)).items():
         values = torch.linalg.svdvals(M).square()
-        rank = told.ranks[name]
+        rank = outcome.ranks[name]
         assert values[:rank].sum() / values.sum() >= 0.8 > values[: rank - 1].sum() / values.sum()
-    assert told.energy >= 0.8
+    assert outcome.energy >= 0.8
 
 
 def strengths(*values: float, out: int, inputs: int, seed: int) -> LowRank:
@@ -42,7 +45,7 @@ def strengths(*values: float, out: int, inputs: int, seed: int) -> LowRank:
     return LowRank(right.T.contiguous(), left * torch.tensor(values), alpha=float(len(values)))
 
 
-def test_one_budget_goes_where_it_saves_most() -> None:
+def test_a_budget_is_spent_by_energy() -> None:
     """Against every way to spend it: with equal costs the greedy choice is the best."""
     spectra = {
         "a": torch.tensor([5.0, 1.0, 0.5]),
@@ -63,11 +66,11 @@ def test_one_budget_goes_where_it_saves_most() -> None:
         "narrow": strengths(1.5, 1.4, out=6, inputs=6, seed=2),
         "dead": strengths(1e-3, 1e-3, out=6, inputs=6, seed=3),
     }
-    told = resize(Adapter(Spec(rank=2), deltas), parameters=84)
-    assert told.ranks == {"wide": 1, "narrow": 2} and told.adapter.parameters_count == 84
-    assert told.notes == ("left out, no direction of it is kept: dead",)
+    outcome = resize(Adapter(Spec(rank=2), deltas), parameters=84)
+    assert outcome.ranks == {"wide": 1, "narrow": 2} and outcome.adapter.parameters_count == 84
+    assert outcome.notes == ("left out, no direction of it is kept: dead",)
     total = 2.0**2 + 1.9**2 + 1.5**2 + 1.4**2 + 2e-6
-    assert told.residual == pytest.approx(((1.9**2 + 2e-6) / total) ** 0.5, rel=1e-6)
+    assert outcome.residual == pytest.approx(((1.9**2 + 2e-6) / total) ** 0.5, rel=1e-6)
     with pytest.raises(
         LorakitError,
         match="A budget of 11 parameters is below one direction of any module \\(12\\)",
@@ -75,25 +78,25 @@ def test_one_budget_goes_where_it_saves_most() -> None:
         resize(Adapter(Spec(rank=2), deltas), parameters=11)
 
 
-def test_what_is_trained_whole_and_where_it_came_from_stay() -> None:
+def test_full_parameters_and_provenance_stay() -> None:
     adapter = pair()[0]
     adapter.full_parameters["head.weight"] = nn.Parameter(torch.ones(2))
     adapter.provenance["base_fingerprint"] = "aa"
-    made = resize(adapter, rank=1).adapter
+    smaller = resize(adapter, rank=1).adapter
     assert (
-        torch.equal(made.full_parameters["head.weight"], torch.ones(2))
-        and made.provenance["base_fingerprint"] == "aa"
+        torch.equal(smaller.full_parameters["head.weight"], torch.ones(2))
+        and smaller.provenance["base_fingerprint"] == "aa"
     )
-    assert made.provenance["resized"] == {"of": adapter.content_hash(), "rank": 1}
+    assert smaller.provenance["resized"] == {"of": adapter.content_hash(), "rank": 1}
 
 
-def test_a_dora_is_resized_as_the_change_that_it_makes() -> None:
+def test_the_change_of_a_dora_is_resized() -> None:
     model = nn.ModuleDict({"q": nn.Linear(12, 9, dtype=torch.float64)})
     W = model["q"].weight.detach()
     adapter = dora(W)
-    told = resize(adapter, rank=5, base=model)
+    outcome = resize(adapter, rank=5, base=model)
     tail = torch.linalg.svdvals(adapter.deltas["q"].matrix(W).detach())[5:].norm()
-    assert gap(told.adapter, {"q": adapter.deltas["q"].matrix(W).detach()}) == pytest.approx(
+    assert gap(outcome.adapter, {"q": adapter.deltas["q"].matrix(W).detach()}) == pytest.approx(
         float(tail / adapter.deltas["q"].matrix(W).detach().norm())
     )
     with pytest.raises(LorakitError, match="q   is a DoRA"):

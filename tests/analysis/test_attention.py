@@ -1,6 +1,4 @@
-"""Attention maps are those that the formula gives; their distance sees what an adapter moves, and
-nothing else.
-"""
+"""Attention maps equal the formula, and their distance measures only the effect of an adapter."""
 
 from pathlib import Path
 
@@ -64,7 +62,7 @@ def test_the_map_of_an_encoder_is_softmax_of_q_k(tiny_bert: Path):
     assert torch.allclose(attention_maps(opened.model, inputs)[0], dense, atol=1e-6)
 
 
-def test_the_comparison_leaves_the_model_as_it_was(opened):
+def test_a_comparison_does_not_change_the_model(opened):
     adapted(opened)
     inputs = opened.tokenizer(TEXT, return_tensors="pt")
     opened.model.train()
@@ -83,7 +81,7 @@ def test_the_comparison_leaves_the_model_as_it_was(opened):
     assert torch.allclose(found.after.sum(-1), torch.ones(()).double(), atol=1e-6)
 
 
-def test_a_fresh_adapter_moves_nothing_and_a_trained_one_does(opened):
+def test_a_fresh_adapter_changes_no_map_and_a_trained_one_does(opened):
     lorakit.attach(opened.model, Spec(rank=2, targets="q"))
     assert compare_attention(opened.model, opened.tokenizer, TEXT).distance.count_nonzero() == 0
     lorakit.detach(opened.model)
@@ -98,7 +96,7 @@ def test_a_fresh_adapter_moves_nothing_and_a_trained_one_does(opened):
     ] == far.distance.max() and far.mean_distance == pytest.approx(float(far.distance.mean()))
 
 
-def test_a_change_of_values_moves_no_map_of_its_own_layer(opened):
+def test_a_change_of_values_changes_no_map_of_its_own_layer(opened):
     adapted(opened, targets="v")
     found = compare_attention(opened.model, opened.tokenizer, TEXT)
     assert (
@@ -107,7 +105,7 @@ def test_a_change_of_values_moves_no_map_of_its_own_layer(opened):
     assert found.distance[1].min() > 0
 
 
-def test_a_token_without_a_choice_counts_for_nothing(tiny_llama: Path):
+def test_a_token_that_sees_only_itself_does_not_count(tiny_llama: Path):
     opened = open_model(str(tiny_llama), None, "causal-lm")
     adapted(opened)
     found = compare_attention(opened.model, opened.tokenizer, TEXT)
@@ -116,7 +114,7 @@ def test_a_token_without_a_choice_counts_for_nothing(tiny_llama: Path):
     assert torch.allclose(found.distance, kept)
 
 
-def test_the_divergence_is_that_of_scipy():
+def test_divergence_equals_that_of_scipy():
     from scipy.spatial.distance import jensenshannon
 
     draw = torch.Generator().manual_seed(0)
@@ -129,7 +127,7 @@ def test_the_divergence_is_that_of_scipy():
     assert torch.equal(divergence(P, Q), divergence(Q, P))
 
 
-def test_the_moves_are_the_largest_changes(opened):
+def test_the_largest_changes_come_first(opened):
     adapted(opened)
     found = compare_attention(opened.model, opened.tokenizer, TEXT)
     layer, head = found.most_changed_head
@@ -147,7 +145,9 @@ def test_the_moves_are_the_largest_changes(opened):
         ("on", "cat " * 80, "tokens; the model takes at most 64"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tiny_bert: Path, which: str, text: str, says: str):
+def test_a_text_or_state_that_cannot_be_compared_is_refused(
+    tiny_bert: Path, which: str, text: str, says: str
+):
     opened = load(str(tiny_bert), "classify", labels=["no", "yes"])
     adapted(opened)
     lorakit.enable(opened.model, "default" if which == "on" else None)

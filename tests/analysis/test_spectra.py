@@ -1,4 +1,4 @@
-"""What is told of a change equals what its dense float64 matrix tells."""
+"""Numbers about a change from its factors equal those of its dense float64 matrix."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_svd_from_the_factors_is_that_of_the_dense_product(
     assert torch.allclose(U.T @ U, torch.eye(len(S), dtype=U.dtype), atol=1e-12)
 
 
-def test_a_stack_gives_a_spectrum_a_matrix() -> None:
+def test_a_stack_has_one_spectrum_for_each_matrix() -> None:
     A, B = randn(5, 3, 12), randn(5, 9, 3, seed=1)
     values = singular_values(A, B, 2.0)
     assert torch.allclose(
@@ -88,7 +88,7 @@ def test_energy_and_the_rank_that_holds_it() -> None:
     assert effective_rank(torch.ones(5)) == pytest.approx(5.0)
 
 
-def test_a_drawn_svd_keeps_its_two_bounds() -> None:
+def test_a_randomised_svd_keeps_its_two_bounds() -> None:
     """|M|^2 - sum of the first r squares is our error; the squares after r are less than any rank-r
     product leaves.
     """
@@ -103,7 +103,7 @@ def test_a_drawn_svd_keeps_its_two_bounds() -> None:
     assert float(S[20:].norm()) <= best <= ours <= 1.01 * best
 
 
-def test_what_a_dora_adds_is_described_whole_or_named() -> None:
+def test_the_change_of_a_dora_is_described_with_its_base_or_refused() -> None:
     W = randn(6, 8)
     delta = DoRA.start(randn(2, 8, seed=1), W, alpha=2.0)
     delta.B.data.copy_(randn(6, 2, seed=2))
@@ -112,7 +112,8 @@ def test_what_a_dora_adds_is_described_whole_or_named() -> None:
     assert torch.allclose(B @ A, delta.matrix(W).detach(), atol=1e-12)
     with pytest.raises(
         LorakitError,
-        match=r"^q: the change of a DoRA depends on the base's matrix.*\nGive the base \(--model\)\.",
+        match=r"^q: the change of a DoRA depends on the base's matrix.*\n"
+        r"Give the base \(--model\)\.",
     ):
         factors_of("q", delta)
     adapter = Adapter(Spec(rank=2, delta="dora"), {"0": delta})
@@ -125,7 +126,7 @@ def test_what_a_dora_adds_is_described_whole_or_named() -> None:
     )
 
 
-def test_similarity_is_one_of_itself_zero_of_the_orthogonal_and_chance_of_the_random() -> None:
+def test_similarity_is_one_of_equal_zero_of_orthogonal_and_chance_of_random_spaces() -> None:
     A = randn(8, 64)
     assert torch.allclose(subspace_similarity(A, A).diagonal(), torch.ones(8, dtype=torch.float64))
     basis = torch.linalg.qr(randn(64, 16)).Q.T
@@ -143,7 +144,7 @@ def test_similarity_is_one_of_itself_zero_of_the_orthogonal_and_chance_of_the_ra
         subspace_similarity(A, A[:, :32])
 
 
-def test_angles_cosine_and_signs_are_those_of_the_dense_changes() -> None:
+def test_angles_cosine_and_signs_equal_those_of_the_dense_changes() -> None:
     turn = torch.tensor(0.3)
     first, second = (
         torch.eye(4)[:1],
@@ -211,17 +212,17 @@ def test_an_adapter_is_described_by_module_and_as_a_whole() -> None:
     dense = {name: delta.matrix().detach() for name, delta in adapter.deltas.items()}
     assert [row["norm"] for row in rows] == pytest.approx([float(M.norm()) for M in dense.values()])
     assert [row["name"] for row in rows if row["dead"]] == ["h.0.v", "h.1.q"]
-    told = summarise_modules(rows)
-    assert told["norm"] == pytest.approx(
+    summary = summarise_modules(rows)
+    assert summary["norm"] == pytest.approx(
         float(torch.cat([M.flatten() for M in dense.values()]).norm())
     )
-    assert told["dead_modules"] == 2
+    assert summary["dead_modules"] == 2
     json.dumps(rows, allow_nan=False)
     layers, kinds, grid = grid_by_layer(rows, "norm")
     assert (layers, kinds) == (["0", "1"], ["q", "v"]) and grid[1][1] == rows[3]["norm"]
 
 
-def test_two_adapters_lie_beside_each_other() -> None:
+def test_two_adapters_are_compared_module_by_module() -> None:
     rows = compare_adapters(pair(0), pair(100))
     assert [row["name"] for row in rows] == ["h.0.q", "h.0.v", "h.1.q", "h.1.v"]
     assert all(
@@ -240,7 +241,7 @@ def test_two_adapters_lie_beside_each_other() -> None:
         )
 
 
-def test_a_base_that_is_another_is_refused() -> None:
+def test_another_base_is_refused() -> None:
     model = nn.ModuleDict(
         {"h": nn.ModuleList([nn.ModuleDict({"q": nn.Linear(12, 9), "v": nn.Linear(12, 8)})])}
     )

@@ -1,6 +1,4 @@
-"""What LoRA is compared with does what it says: full fine-tuning, cut weights, and a trial that
-measures them alike.
-"""
+"""The methods that LoRA is compared with, and the trial that measures them."""
 
 from pathlib import Path
 
@@ -39,7 +37,7 @@ def opened(folder: Path) -> tuple[Loaded, list[Example]]:
     return loaded, rows
 
 
-def test_full_fine_tuning_is_that_of_a_plain_loop(tiny_bert: Path):
+def test_full_fine_tuning_equals_a_plain_loop(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
     found = run_trial(
         loaded,
@@ -79,7 +77,7 @@ def test_full_fine_tuning_is_that_of_a_plain_loop(tiny_bert: Path):
         assert torch.allclose(tuned[name], parameter, atol=1e-6), name
 
 
-def test_full_covers_a_decoder_and_leaves_the_base(tiny_llama: Path):
+def test_full_fine_tuning_covers_a_decoder_and_keeps_the_base(tiny_llama: Path):
     model = load(str(tiny_llama), "causal-lm").model
     before = {n: p.clone() for n, p in model.named_parameters()}
     adapter = lorakit.attach(model, full_finetuning_spec(model))
@@ -91,7 +89,7 @@ def test_full_covers_a_decoder_and_leaves_the_base(tiny_llama: Path):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-def test_what_stands_beside_buffers_is_named():
+def test_parameters_beside_buffers_are_named():
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -104,7 +102,7 @@ def test_what_stands_beside_buffers_is_named():
     assert "0.weight   is in a module with buffers, or in none" in str(caught.value)
 
 
-def test_a_cut_model_computes_with_the_truncated_svd():
+def test_a_truncated_model_computes_with_the_truncated_svd():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double()
     found, x = truncate_weights(model, 2), torch.randn(3, 6, dtype=torch.float64)
@@ -131,12 +129,12 @@ def test_a_cut_model_computes_with_the_truncated_svd():
     ("rank", "says"),
     [(5, "Rank 5 changes no matrix"), (0, "A rank of at least 1 is needed, got 0")],
 )
-def test_a_cut_that_cuts_nothing_is_refused(rank: int, says: str):
+def test_a_truncation_without_effect_is_refused(rank: int, says: str):
     with pytest.raises(LorakitError, match=says):
         truncate_weights(nn.Sequential(nn.Linear(6, 5)), rank)
 
 
-def test_a_trial_tells_what_it_gave_and_took(tiny_bert: Path):
+def test_a_trial_measures_accuracy_and_cost(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
     found = run_trial(
         loaded,
@@ -159,26 +157,28 @@ def test_a_trial_tells_what_it_gave_and_took(tiny_bert: Path):
     assert (found.low, found.high) == wilson_interval(round(24 * found.accuracy), 24)
 
 
-def test_full_fine_tuning_takes_more_of_all(tiny_bert: Path):
+def test_full_fine_tuning_trains_more_and_takes_more_memory(tiny_bert: Path):
     small, rows = opened(tiny_bert)
     whole, _ = opened(tiny_bert)
-    told = [
+    trials = [
         run_trial(loaded, spec, rows, rows, method="", steps=1, lr=LR, batch_size=BATCH)
         for loaded, spec in (
             (small, Spec(rank=2, targets="qv")),
             (whole, full_finetuning_spec(whole.model)),
         )
     ]
-    assert told[0].parameters < told[1].parameters and told[0].memory_bytes < told[1].memory_bytes
+    lora, full = trials
+    assert lora.parameters < full.parameters
+    assert lora.memory_bytes < full.memory_bytes
 
 
-def test_the_linear_head_is_a_trial_too(tiny_bert: Path):
+def test_the_linear_head_is_a_trial(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
     found = run_linear_head(loaded, rows, rows)
     assert found.parameters == 3 * 32 + 1 and 0 <= found.low <= found.accuracy <= found.high <= 1
 
 
-def test_a_trial_of_no_classes_is_refused(tiny_llama: Path):
+def test_a_trial_without_classes_is_refused(tiny_llama: Path):
     with pytest.raises(
         LorakitError, match="Trials need a classifier; this model was loaded for causal-lm"
     ):

@@ -1,4 +1,4 @@
-"""Ranks under a budget, the layers that deserve them, and parallel pairs."""
+"""Ranks under a budget, selected layers, and parallel pairs of factors."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def ranks(model: nn.Module, spec: Spec) -> dict[str, int]:
     return {n: d.rank for n, d in lorakit.attach(model, spec).deltas.items()}
 
 
-def test_the_settings_of_a_run_name_every_shape() -> None:
+def test_the_options_of_a_run_list_every_shape() -> None:
     assert (*SHAPES, "explained-variance", "suggested") == RANKS
 
 
@@ -34,17 +34,17 @@ def test_the_settings_of_a_run_name_every_shape() -> None:
 def test_the_budget_is_kept_within_one_rank(make: Any, shape: Any, budget: int | None) -> None:
     spec = Spec(rank=2, alpha=6.0)
     batches = [{"input_ids": IDS}] if shape == "explained-variance" else None
-    asked = budget or lorakit.attach(make(), spec).parameters_count
+    limit = budget or lorakit.attach(make(), spec).parameters_count
     adapter = lorakit.attach(
         make(), lorakit.allocate_ranks(make(), spec, shape=shape, budget=budget, batches=batches)
     )
-    assert adapter.parameters_count <= asked
+    assert adapter.parameters_count <= limit
     free = [sum(d.shape) for d in adapter.deltas.values() if d.rank < min(d.shape)]
-    assert not free or asked - adapter.parameters_count < min(free)
+    assert not free or limit - adapter.parameters_count < min(free)
     assert all(d.scale == pytest.approx(3.0, rel=1e-9) for d in adapter.deltas.values())
 
 
-def test_shapes_lie_as_their_names_say() -> None:
+def test_shapes_are_those_of_their_names() -> None:
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
     for shape, want in {
         "even": [8, 8, 8, 8],
@@ -64,14 +64,14 @@ def test_shapes_lie_as_their_names_say() -> None:
 def test_explained_variance_gives_rank_to_rich_inputs() -> None:
     model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
     U = torch.linalg.qr(randn(16, 16))[0].float()
-    model[0].weight.data = U[:, :1] @ U[:1] + 1e-3 * U  # what comes out lies along one direction
+    model[0].weight.data = U[:, :1] @ U[:1] + 1e-3 * U  # its outputs have one direction
     spec = lorakit.allocate_ranks(
         model, Spec(rank=4), shape="explained-variance", batches=[randn(64, 16).float()]
     )
     assert spec.settings("0").rank > 5 > spec.settings("1").rank >= 1
 
 
-def test_suggestion_takes_the_layers_with_the_gradient() -> None:
+def test_the_layers_with_the_largest_gradients_are_selected() -> None:
     model, x = nn.ModuleList(nn.Linear(8, 8) for _ in range(4)), randn(5, 8).float()
 
     def loss(net: Any) -> Tensor:
@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_refused(case: str) -> None:
+def test_a_wrong_request_is_refused(case: str) -> None:
     more, text = REFUSED[case]
     with pytest.raises(SpecError) as caught:
         lorakit.allocate_ranks(

@@ -12,7 +12,6 @@ from lorakit.algebra import compatibility
 from lorakit.algebra.full_parameters import MODES, combine_full_parameters
 from lorakit.algebra.outcome import (
     Approximation,
-    Factors,
     Ledger,
     Outcome,
     build_adapter,
@@ -30,7 +29,7 @@ from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
-from lorakit.linalg import randomised_svd
+from lorakit.linalg import Factors, randomised_svd
 from lorakit.spec import Spec, is_number
 from lorakit.text import near_misses, plural
 
@@ -188,8 +187,11 @@ def combine(
     spec = _combined_spec(adapters, has_full_parameters=bool(full.tensors))
     facts = _combined_provenance(weighted, base, spec, method)
     combined = build_adapter(first, spec, ledger.factors, full.tensors, facts, settings.dtype)
-    conversions = [note for adapter in adapters for note in conversion_note(adapter)]
-    return ledger.outcome(combined, (*conversions, *full.notes))
+    notes: list[str] = []
+    for adapter in adapters:
+        notes += conversion_note(adapter)
+    notes += full.notes
+    return ledger.outcome(combined, tuple(notes))
 
 
 def _weight_faults(weighted: Weighted) -> list[str]:

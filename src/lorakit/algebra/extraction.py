@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.algebra.outcome import (
     Approximation,
-    Factors,
     Ledger,
     Outcome,
     build_adapter,
@@ -31,7 +30,7 @@ from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place, find_places
-from lorakit.linalg import Svd, randomised_svd
+from lorakit.linalg import Factors, Svd, randomised_svd
 from lorakit.sites.slot import base_modules
 from lorakit.spec import Spec, full_name, matches
 from lorakit.text import plural
@@ -346,7 +345,7 @@ def _unused_patterns(paths: Sequence[str], leave_out: tuple[str, ...]) -> list[s
 
 
 def _shape_fault(old: Tensor | None, new: Tensor | None) -> str:
-    """Return the fault of a tensor that only one model has, or with another shape; empty if none."""
+    """Return the fault of a tensor that is missing in a model or has another shape, or ""."""
     if new is None:
         return "is only in the base"
     if old is None:
@@ -366,8 +365,11 @@ def _shape_fault(old: Tensor | None, new: Tensor | None) -> str:
 def _is_named(path: str, patterns: tuple[str, ...]) -> bool:
     """Return True if a pattern matches a tensor's name, or that of a module around it."""
     words = path.split(".")
-    names = [".".join(words[:count]) for count in range(1, len(words) + 1)]
-    return any(matches(pattern, name) for pattern in patterns for name in names)
+    for count in range(1, len(words) + 1):
+        name = ".".join(words[:count])
+        if any(matches(pattern, name) for pattern in patterns):
+            return True
+    return False
 
 
 def _tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -18,10 +18,9 @@ from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import SpecError
+from lorakit.linalg import Factors
 from lorakit.spec import Spec
 from lorakit.text import dtype_name, plural
-
-Factors = tuple[Tensor, Tensor]  # A (rank, in) and B (out, rank), float64; B @ A is the change
 
 
 class OutcomeRow(TypedDict):

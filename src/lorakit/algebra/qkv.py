@@ -22,7 +22,7 @@ KEYS = ("weight", "bias")  # tensors of a layer that have an output axis
 def split_qkv(
     state: Mapping[str, Tensor], layouts: Layouts, *, transposed: bool = False
 ) -> dict[str, Tensor]:
-    """Return a state dict with a layer for each part of a fused layer: `<layer>.q.weight` and so on.
+    """Return a state dict with a layer for each part of a fused layer, as `<layer>.q.weight`.
 
     Args:
         state: weights and biases by name.

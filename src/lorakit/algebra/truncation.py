@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lorakit.adapter import Adapter
 from lorakit.algebra.outcome import (
     Approximation,
-    Factors,
     Ledger,
     Outcome,
     build_adapter,
@@ -24,7 +23,14 @@ from lorakit.algebra.outcome import (
 from lorakit.analysis.spectra import rank_for_energy
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import SpecError
-from lorakit.linalg import Svd, product_norm, singular_values, split_singular_values, svd_of_product
+from lorakit.linalg import (
+    Factors,
+    Svd,
+    product_norm,
+    singular_values,
+    split_singular_values,
+    svd_of_product,
+)
 from lorakit.spec import is_number, is_whole
 
 

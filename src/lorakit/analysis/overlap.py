@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import SpecError
-from lorakit.linalg import product_norm, randomised_svd, svd_of_product, thin_svd
+from lorakit.linalg import Factors, product_norm, randomised_svd, svd_of_product, thin_svd
 
-Factors = tuple[Tensor, Tensor]  # A (rank, in) and B (out, rank), the scale of the change in B
 BLOCK = 1 << 22  # entries of a dense product that are computed at once
 DIGITS = 12  # of a cosine that are not rounding
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.analysis.overlap import (
-    Factors,
     amplification,
     cosine,
     intruder_dimensions,
@@ -33,7 +32,7 @@ from lorakit.analysis.spectra import (
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.places import find_places
-from lorakit.linalg import Svd, product_norm, singular_values, svd_of_product
+from lorakit.linalg import Factors, Svd, product_norm, singular_values, svd_of_product
 
 DEAD_SHARE = 0.01  # of the median norm: a module below it is dead
 RANDOM_DRAWS = 8  # pairs of random subspaces, whose mean similarity is the control

@@ -14,13 +14,13 @@ from torch import Tensor
 from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError
-from lorakit.linalg import split_singular_values, thin_svd
+from lorakit.linalg import Factors, split_singular_values, thin_svd
 
 ROUNDING = 1e-12  # tolerance of a share of energy, for the rounding of its sum
 NOISE = 1e-15  # singular values below this share of the largest, times the size, are rounding
 
 
-def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> Factors:
     """Return factors A and B with `B @ A` equal to the change of a delta, its scale included.
 
     Plain low rank returns its own factors; the change of another parameterisation is built densely
@@ -58,12 +58,12 @@ def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> tuple[Tensor
     return _factors_of_dense(dense)
 
 
-def scaled_factors(delta: LowRank) -> tuple[Tensor, Tensor]:
+def scaled_factors(delta: LowRank) -> Factors:
     """Return the factors A and B of a low-rank delta in float64, its scale multiplied into B."""
     return delta.A.detach().double(), delta.B.detach().double() * delta.scale
 
 
-def _factors_of_dense(dense: Tensor) -> tuple[Tensor, Tensor]:
+def _factors_of_dense(dense: Tensor) -> Factors:
     """Return exact factors of a dense matrix or stack, without directions of rounding errors."""
     U, S, Vh = thin_svd(dense)
     smallest = S.amax() * NOISE * max(dense.shape[-2:])

@@ -17,6 +17,7 @@ from lorakit.inject.targets import select
 from lorakit.spec import SCALES, Settings, Spec, is_number, is_whole, matches
 from lorakit.text import near_misses, plural
 
+Places = Mapping[str, Place]
 ShapeFunction = Callable[[float], float]
 
 HEAVY = 3.0  # ratio of the highest to the lowest rank
@@ -149,9 +150,7 @@ def _settings_at(settings: Settings, rank: int) -> RequestedSettings:
     return replace(requested_settings(settings), rank=rank, alpha=alpha)
 
 
-def _explained_variance(
-    model: nn.Module, places: Mapping[str, Place], batches: Iterable[object] | None
-) -> Gain:
+def _explained_variance(model: nn.Module, places: Places, batches: Iterable[object] | None) -> Gain:
     """Return the gain that is the share of a layer's input variance that a rank adds.
 
     Raises:
@@ -187,7 +186,7 @@ def _proportional(weights: Mapping[str, float]) -> Gain:
     return gain
 
 
-def _layer_weights(places: Mapping[str, Place], shape: Shape) -> dict[str, float]:
+def _layer_weights(places: Places, shape: Shape) -> dict[str, float]:
     """Return the weight of every layer.
 
     Raises:
@@ -201,16 +200,18 @@ def _layer_weights(places: Mapping[str, Place], shape: Shape) -> dict[str, float
     else:
         weigh = _shape_function(shape)
         weights = {name: weigh(depth) for name, depth in layer_depths(places).items()}
+    given: dict[str, float] = {}
     for name, weight in weights.items():
         if weight is None:
             faults.append(f"{name}   no pattern gives it a weight")
-    complete = {name: weight for name, weight in weights.items() if weight is not None}
-    for name, weight in complete.items():
+        else:
+            given[name] = weight
+    for name, weight in given.items():
         if not is_number(weight) or weight <= 0:
             faults.append(f"{name}   weight {weight!r} is not a number above 0")
     if faults:
         raise SpecError(f"{plural(len(faults), 'fault')} in the shape.", faults)
-    return complete
+    return given
 
 
 def _unused_patterns(places: Iterable[str], patterns: Iterable[str]) -> list[str]:

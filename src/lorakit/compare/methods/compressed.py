@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.outcome import Factors, build_adapter
+from lorakit.algebra.outcome import build_adapter
 from lorakit.deltas.base import LowRank
 from lorakit.errors import SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.places import Place
 from lorakit.inject.targets import select
-from lorakit.linalg import randomised_svd, split_singular_values
+from lorakit.linalg import Factors, randomised_svd, split_singular_values
 from lorakit.spec import Spec, is_whole
 
 
