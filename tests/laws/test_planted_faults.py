@@ -127,7 +127,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-bfloat16",
     ),
     "merge drops weight": (
-        edit(Site, "add_changes", "weight * change.to", "change.to"),
+        edit(Site, "add_changes", "weight * change", "change"),
         law.merge_rounds_once,
         "linear-float32",
     ),
@@ -135,7 +135,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             Site,
             "add_changes",
-            "+ weight * change.to(M.device)",
+            "+ weight * change",
             "+ (weight * change).to(self.read(layer).dtype)",
         ),
         law.merge_rounds_once,
@@ -145,8 +145,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             Site,
             "add_changes",
-            "M.to(dtype) + weight * change",
-            "M + weight * change.to(M.dtype)",
+            "total.to(dtype) + weight * change",
+            "total + weight * change.to(total.dtype)",
         ),
         law.merge_rounds_once,
         "conv1d-float16",
@@ -200,8 +200,8 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             slot,
             "remove_slot",
-            "_forward_hooks.items()):\n        if hook in HOOKS:",
-            "_forward_hooks.items()):\n        if True:",
+            "in hooks:\n        if hook in HOOKS:",
+            "in hooks:\n        if True:",
         ),
         law.detach_leaves_no_trace,
         "conv1d-float64",

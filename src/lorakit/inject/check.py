@@ -107,7 +107,8 @@ def _find_direct_reads(
     """Yield a fault for each place with a weight that another module read, weight by weight."""
     names_by_weight: dict[int, list[str]] = {}
     for name, place in places.items():
-        names_by_weight.setdefault(_weight_id(model, place), []).append(name)
+        weight = _weight_id(model, place)
+        names_by_weight.setdefault(weight, []).append(name)
     for weight, names in names_by_weight.items():
         operation = watch.direct_reads.get(weight)
         if operation is None:

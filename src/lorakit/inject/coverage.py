@@ -93,7 +93,8 @@ class Coverage:
             modules = f"{name} ({count} modules)"
             form = f"{values:,} values in a form that no site supports"
             lines.append(f"  out of reach {modules:<44} {form}")
-        lines += [*_note_ranks(self.modules), *_note_scales(self.modules)]
+        lines += _note_ranks(self.modules)
+        lines += _note_scales(self.modules)
         trainable, every = self.trainable_parameters, self.total_parameters
         share = f"{trainable:,} of {every:,} = {self.percent:.4f} %"
         lines.append(f"trainable parameters: {share}")
@@ -115,7 +116,8 @@ def _group(layers: Sequence[Layer]) -> list[Group]:
         out, inputs = layer["shape"]
         last = layer["name"].split(".")[-1]
         kind = f"{layer['kind']} {inputs} -> {out}"
-        alike = Group(kind, last, _describe_adapters(layer.get("adapters", {})))
+        adapters = _describe_adapters(layer.get("adapters", {}))
+        alike = Group(kind, last, adapters)
         names.setdefault((last, alike), []).append(layer["name"])
     groups: list[Group] = []
     for (last, alike), members in names.items():
@@ -167,7 +169,7 @@ def _note_scales(modules: list[AdaptedLayer]) -> list[str]:
     for layer in modules:
         scales += [entry["scale"] for entry in layer["adapters"].values()]
     low, high = USUAL_SCALES
-    if not scales or (min(scales) >= low and max(scales) <= high):
+    if all(low <= scale <= high for scale in scales):
         return []
     span = f"scales from {min(scales):g} to {max(scales):g}"
     return [f"  note: {span}; {low} to {high} is what usually trains well"]

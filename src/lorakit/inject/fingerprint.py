@@ -88,7 +88,8 @@ def _sample(parameter: nn.Parameter, left_out: set[int]) -> list[int]:
         positions = positions[keep]
     values = flat[positions]
     if values.is_floating_point():
-        return values.to(torch.bfloat16).view(torch.int16).tolist()
+        rounded = values.to(torch.bfloat16)
+        return rounded.view(torch.int16).tolist()
     return values.long().tolist()
 
 

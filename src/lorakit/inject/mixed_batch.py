@@ -203,7 +203,8 @@ class PlaceRouting:
             if not delta.is_product or delta.stack:
                 return False
         # A factor that is not finite would reach other rows through the zeros of the mask.
-        return all(_is_finite(delta.B) for delta in self.products.values())
+        factors = [delta.B for delta in self.products.values()]
+        return all(_is_finite(B) for B in factors)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -256,7 +257,8 @@ class PlaceRouting:
                 own_x = x.index_select(0, index)
                 own_y = y.index_select(0, index)
                 change = delta(self.site, layer, own_x, own_y)
-                out = out.index_add(0, index, _weigh(change, weight))
+                change = _weigh(change, weight)
+                out = out.index_add(0, index, change)
         return out
 
     def stacked(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -360,7 +362,8 @@ def _weigh(change: Tensor, weight: float | Tensor) -> Tensor:
     """Return a change (n, ...) times the weight of each row, or of all."""
     if isinstance(weight, Tensor):
         ones = [1] * (change.ndim - 1)
-        return change * weight.to(change.dtype).view(-1, *ones)
+        weight = weight.to(change.dtype)
+        return change * weight.view(-1, *ones)
     return change if weight == 1.0 else change * weight
 
 

@@ -110,13 +110,14 @@ class Site(ABC, Generic[LayerT]):
 
     def add_changes(self, layer: LayerT, changes: Iterable[WeightedChange]) -> Tensor:
         """Return M plus changes of it or of slices of it, summed in float32 or better."""
-        M = self.read(layer)
+        total = self.read(layer)
         for weight, site, delta in changes:
             base = site.read(layer)
             change = site.widen(delta.matrix(base))
-            dtype = torch.promote_types(M.dtype, change.dtype)
-            M = M.to(dtype) + weight * change.to(M.device)
-        return M
+            change = change.to(total.device)
+            dtype = torch.promote_types(total.dtype, change.dtype)
+            total = total.to(dtype) + weight * change
+        return total
 
     def fan_in(self, layer: LayerT) -> int:
         """Return the number of inputs that are non-zero at once: the initial A is scaled by it."""

@@ -142,11 +142,12 @@ class ConvTransposeSite(AnyConvSite[_ConvTransposeNd]):
         output_sizes = y.shape[-self.dims :]
         output_padding: list[int] = []
         for axis in range(self.dims):
-            gaps = sizes[axis] - 1
-            kernel_gaps = layer.kernel_size[axis] - 1
-            span = gaps * layer.stride[axis] + kernel_gaps * layer.dilation[axis]
+            steps = sizes[axis] - 1
+            kernel_steps = layer.kernel_size[axis] - 1
+            span = steps * layer.stride[axis]
+            kernel_span = kernel_steps * layer.dilation[axis]
             cut = 2 * int(layer.padding[axis])
-            unpadded = span + 1 - cut
+            unpadded = span + kernel_span + 1 - cut
             output_padding.append(output_sizes[axis] - unpadded)
         return output_padding
 

@@ -192,7 +192,8 @@ class ExpertsSite(SwappedWeightSite[nn.Module]):
         self.is_transposed = is_transposed
 
     def supports(self, layer: nn.Module) -> bool:
-        return any(site.name == self.name for site in expert_sites(layer))
+        names = [site.name for site in expert_sites(layer)]
+        return self.name in names
 
     def read(self, layer: nn.Module) -> Tensor:
         weight = self.stored_weight(layer).detach()

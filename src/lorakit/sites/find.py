@@ -48,7 +48,8 @@ def register(added: Site) -> None:
     elif not added.kind.isidentifier():
         faults.append(f"kind {added.kind!r} is no identifier")
     for known in SITES.values():
-        if isinstance(added, type(known)) and type(added) is not type(known):
+        is_derived = isinstance(added, type(known))
+        if is_derived and type(added) is not type(known):
             final = type(known).__name__
             faults.append(f"{final} is final: a class derived from it would take its layers")
     if faults:

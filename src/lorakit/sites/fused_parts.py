@@ -115,5 +115,6 @@ class OutputSliceSite(Site[nn.Module]):
 
 def make_qkv_layout(outputs: int, groups: int = 1) -> Layout:
     """Return the layout of q, k and v of equal sizes."""
-    size = outputs // (3 * groups)
+    group_size = outputs // groups
+    size = group_size // 3
     return Layout({"q": size, "k": size, "v": size}, groups)

@@ -65,8 +65,9 @@ class Conv1DSite(DenseSite["Conv1D"]):
         return M.T
 
     def owns_output(self, layer: "Conv1D") -> bool:
-        is_plain = type(layer).__name__ == "Conv1D"
-        return is_plain and len(layer._forward_hooks) == 1
+        if type(layer).__name__ != "Conv1D":
+            return False
+        return len(layer._forward_hooks) == 1
 
 
 @final

@@ -212,12 +212,14 @@ def _add_hooks(layer: nn.Module, *, swaps_weight: bool) -> None:
 
 def remove_slot(layer: nn.Module) -> None:
     """Remove the slot and its hooks from a layer."""
-    for key, hook in list(layer._forward_hooks.items()):
+    hooks = list(layer._forward_hooks.items())
+    for key, hook in hooks:
         if hook in HOOKS:
             del layer._forward_hooks[key]
             layer._forward_hooks_with_kwargs.pop(key, None)
             layer._forward_hooks_always_called.pop(key, None)
-    for key, hook in list(layer._forward_pre_hooks.items()):
+    pre_hooks = list(layer._forward_pre_hooks.items())
+    for key, hook in pre_hooks:
         if hook in HOOKS:
             del layer._forward_pre_hooks[key]
     if type(layer._parameters) is OrderedDict:

@@ -95,5 +95,7 @@ IN_PROJ = NamedWeightSite("in_proj", "in_proj_weight")
 OUT_PROJ = NamedWeightSite("out_proj", "out_proj.weight")
 # Of an attention with keys and values of other widths than its queries.
 SEPARATE_PROJECTIONS = {
-    part: NamedWeightSite(f"{part}_proj", f"{part}_proj_weight") for part in ("q", "k", "v")
+    "q": NamedWeightSite("q_proj", "q_proj_weight"),
+    "k": NamedWeightSite("k_proj", "k_proj_weight"),
+    "v": NamedWeightSite("v_proj", "v_proj_weight"),
 }
