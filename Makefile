@@ -29,12 +29,6 @@ test: lint ## every check there is: lint, types, all tests (GPU tests only where
 unit: .venv/dev.stamp ## the fast tests
 	$(PYTEST) $(ON_JOBS) -m "not slow and not gpu"
 
-oldest: ## the fast tests with the oldest torch and transformers that pyproject.toml promises, in a venv of their own
-	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet $(TORCH_INDEX:%=--extra-index-url %) -c constraints-oldest.txt \
-		torch==$(TORCH) transformers==$(TRANSFORMERS) -e '.[demo,plot]' pytest pytest-timeout pytest-xdist
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(ON_JOBS) -m "not slow and not gpu and not peers"
-
 lint: .venv/dev.stamp ## style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
