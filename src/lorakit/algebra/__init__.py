@@ -1,6 +1,4 @@
-"""Adapter -> Adapter: sums and differences of what adapters do, smaller ones, and one out of a full
-fine-tune.
-"""
+"""Operations on adapters: sums, differences, truncation, and extraction from a full fine-tune."""
 
 from lorakit.algebra.combination import METHODS, add, combine, negate, scale, subtract
 from lorakit.algebra.extraction import extract

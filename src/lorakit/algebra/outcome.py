@@ -51,7 +51,7 @@ class Outcome:
             factors.
         residuals: the same by module, relative to the module's own change.
         at_best: lower bound of the residual for any factors of these ranks.
-        notes: remarks for the user: modules left out, made plain, or summed.
+        notes: remarks for the user: modules left out, converted, or summed.
     """
 
     adapter: Adapter

@@ -173,7 +173,13 @@ class Amplification:
 
 
 def amplification(
-    W: Tensor, A: Tensor, B: Tensor, scale: float = 1.0, *, rank: int | None = None, seed: int = 0
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: float = 1.0,
+    *,
+    rank: int | None = None,
+    seed: int = 0,
 ) -> Amplification:
     """Return how much a change amplifies directions that W itself does not emphasise.
 
@@ -239,7 +245,13 @@ def _random_basis(width: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 def intruder_dimensions(
-    W: Tensor, A: Tensor, B: Tensor, scale: float = 1.0, *, top: int = 10, threshold: float = 0.5
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scale: float = 1.0,
+    *,
+    top: int = 10,
+    threshold: float = 0.5,
 ) -> int:
     """Count the intruders: top directions of W + scale B A that resemble no direction of W.
 

@@ -91,7 +91,10 @@ def _take_while_fitting(names: Sequence[str], sizes: Mapping[str, int], budget: 
 
 
 def _probe_gains(
-    model: nn.Module, spec: Spec, batches: Sequence[object], lr: float
+    model: nn.Module,
+    spec: Spec,
+    batches: Sequence[object],
+    lr: float,
 ) -> dict[str, float]:
     """Attach a probe, train it, detach it, and return the gain of each layer."""
     previously_enabled = enabled(model)
@@ -113,7 +116,12 @@ def _probe_spec(spec: Spec) -> Spec:
             key: value for key, value in change.items() if not key.startswith("init")
         }
     return replace(
-        spec, init="kaiming", init_std=None, bias="none", full_modules=(), overrides=overrides
+        spec,
+        init="kaiming",
+        init_std=None,
+        bias="none",
+        full_modules=(),
+        overrides=overrides,
     )
 
 
