@@ -1,7 +1,7 @@
 """Prove that a refactoring changes no behaviour: record a battery with two trees and compare.
 
     python benchmarks/same_as.py record --src PATH/TO/src --into FOLDER
-    python benchmarks/same_as.py compare FOLDER_A FOLDER_B
+    python benchmarks/same_as.py compare FOLDER_A FOLDER_B [--all]
 
 The battery is same_as_battery.py (commands), same_as_refusals.py (wrong requests) and
 same_as_library.py (calls); same_as_worker.py runs it. Numbers are compared as they are printed,
@@ -15,7 +15,9 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ RENAMES: dict[str, dict[str, str]] = {
     "names": {
         "schedule": "allocate_ranks",
         "suggest": "select_layers",
+        "whole": "full_parameters",
+        "rows": "trained_tokens",
+        "placed": "deltas_by_place",
     },
     "fields": {
         "whole_modules": "full_modules",
@@ -38,7 +43,7 @@ RENAMES: dict[str, dict[str, str]] = {
     },
     "errors": {},
 }
-# Keys that are left out wherever they stand in JSON, and why.
+# Keys that are left out wherever they stand in JSON, and why. Headers and configs keep them.
 VOLATILE = {
     "seconds": "wall time",
     "wall_seconds": "wall time",
@@ -47,10 +52,21 @@ VOLATILE = {
     "versions": "of libraries",
     "output": "a path; that of a search without --output is a temporary folder",
 }
+# Keys that are volatile in some cases only: pattern of their names -> keys.
+VOLATILE_IN = {
+    "train-*": ("usable_bytes",),  # free memory of this machine, in the plan of the run
+    "rank-*": ("cost", "seconds_of_one_run"),  # wall time
+    "plan-here": (
+        "usable",  # free memory
+        "usable_bytes",
+        "flops_per_second",  # measured on the spot
+        "seconds_per_step",
+        "seconds_per_epoch",
+        "summary",  # a sentence with these times
+    ),
+}
 # Keys whose values are prose.
-TEXTS = ("message", "reason", "advice")
-# Keys that are volatile in single cases only: case -> keys.
-VOLATILE_IN: dict[str, tuple[str, ...]] = {}
+TEXTS = ("message", "reason", "reasons", "advice")
 # Sections of a case in which nothing is renamed or left out.
 EXACT = ("tensors", "headers", "configs", "files")
 ENVIRONMENT = {
@@ -68,7 +84,7 @@ ENVIRONMENT = {
     "MPLBACKEND": "agg",
 }
 HERE = Path(__file__).resolve().parent
-SHOWN = 200  # differences that are printed
+SHOWN = 5  # differences of one case that are printed
 WIDTH = 60  # characters of a value that are printed
 Values = dict[str, Any]
 Difference = tuple[str, str, Any, Any]
@@ -121,12 +137,20 @@ def case_values(folder: Path, name: str) -> dict[tuple[str, str], Values]:
     if not path.is_file():
         return {}
     case = json.loads(path.read_text())
-    left_out = {*VOLATILE, *TEXTS, *VOLATILE_IN.get(name, ())}
+    left_out = {*VOLATILE, *TEXTS}
+    for pattern, keys in VOLATILE_IN.items():
+        if fnmatchcase(name, pattern):
+            left_out.update(keys)
     found = {}
     for section, value in case["sections"].items():
         used = value if section in EXACT else cleaned(value, left_out)
         found[case["kind"], section] = dict(leaves(used))
     return found
+
+
+def case_names(folder: Path) -> set[str]:
+    """Return the names of the cases of a recording."""
+    return {path.stem for path in (folder / "cases").glob("*.json")}
 
 
 def differences(name: str, before: Values, after: Values) -> list[Difference]:
@@ -142,19 +166,24 @@ def differences(name: str, before: Values, after: Values) -> list[Difference]:
 def shortened(old: Any, new: Any) -> tuple[str, str]:
     """Return two values as text, each from where they begin to differ."""
     old, new = str(old), str(new)
-    same = len(os.path.commonprefix([old, new]))
+    length = min(len(old), len(new))
+    same = next((i for i in range(length) if old[i] != new[i]), length)
     start = max(0, same - WIDTH // 3)
     mark = "…" if start else ""
     return mark + old[start : start + WIDTH], mark + new[start : start + WIDTH]
 
 
-def print_differences(found: list[Difference]) -> None:
-    """Print the first differences, an entry each."""
-    for name, path, old, new in found[:SHOWN]:
-        before, after = shortened(old, new)
-        print(f"{name}{path}\n    {before!r}\n    {after!r}")
-    if len(found) > SHOWN:
-        print(f"… and {len(found) - SHOWN} more")
+def print_differences(found: list[Difference], limit: int) -> None:
+    """Print the first differences of each case, an entry each."""
+    counts = Counter(name for name, *_ in found)
+    printed: Counter[str] = Counter()
+    for name, path, old, new in found:
+        printed[name] += 1
+        if printed[name] <= limit:
+            before, after = shortened(old, new)
+            print(f"{name}{path}\n    {before!r}\n    {after!r}")
+        elif printed[name] == counts[name]:
+            print(f"{name}: {counts[name] - limit} more")
 
 
 def print_machines(first: Path, second: Path) -> None:
@@ -167,10 +196,10 @@ def print_machines(first: Path, second: Path) -> None:
             print(f"warning: another {key}: {before[key]}, {after[key]}; values may differ by that")
 
 
-def compare(first: Path, second: Path) -> int:
+def compare(first: Path, second: Path, limit: int) -> int:
     """Print which values of two recordings are the same; return 1 where some are not."""
     print_machines(first, second)
-    names = {path.stem for folder in (first, second) for path in (folder / "cases").glob("*.json")}
+    names = case_names(first) | case_names(second)
     table: dict[tuple[str, str], list[int]] = {}
     found: list[Difference] = []
     for name in sorted(names):
@@ -184,7 +213,7 @@ def compare(first: Path, second: Path) -> int:
             row[2] += len(here)
             found += here
     print_table(table, len(names))
-    print_differences(found)
+    print_differences(found, limit)
     return 1 if found or not names else 0
 
 
@@ -212,11 +241,12 @@ def main() -> int:
     comparing = commands.add_parser("compare", help="compare two recordings")
     comparing.add_argument("first", type=Path)
     comparing.add_argument("second", type=Path)
+    comparing.add_argument("--all", action="store_true", help="print every difference")
     given = parser.parse_args()
     if given.command == "record":
         return record(given.src, given.into)
     if given.command == "compare":
-        return compare(given.first, given.second)
+        return compare(given.first, given.second, sys.maxsize if given.all else SHOWN)
     parser.print_help()
     return 0
 

@@ -17,6 +17,7 @@ SETTINGS = {
     "few": "--model models/llama --adapter out/train-lora --max-new-tokens 8",
     "search": "--steps 12 --batch-size 8 --lr 5e-3 --threads 1 --eval-fraction 0.25",
     "a100": "--device A100 --teraflops 100",
+    "columns": "--columns text=sentence label=kind",
 }
 
 TRAIN = {
@@ -29,8 +30,8 @@ TRAIN = {
     "loha": "{llama} --rank 3 --delta loha",
     "lokr": "{llama} --rank 4 --delta lokr",
     "adalora": "{llama} --rank 6 --delta adalora --target-rank 3 --steps 30 --budget-every 4",
-    "adalora-far": "{llama} --rank 4 --delta adalora --steps 9 --budget-every 2 --budget-warmup 0.2 "
-    "--budget-final 0.2 --orthogonality 0.5",
+    "adalora-far": "{llama} --rank 4 --delta adalora --steps 9 --budget-every 2 "
+    "--budget-warmup 0.2 --budget-final 0.2 --orthogonality 0.5",
     "gaussian": "{llama} --rank 4 --init gaussian --init-std 0.02",
     "orthogonal": "{llama} --rank 4 --init orthogonal",
     "pissa": "{llama} --rank 4 --init pissa",
@@ -46,7 +47,7 @@ TRAIN = {
     "token-rows-tied": "{tied} --rank 2 --targets qv --token-rows 7 9 40",
     "token-rows-yaml": "{llama} --config configs/token-rows.yaml",
     "embedding": "{llama} --rank 2 --targets embed_tokens lm_head q_proj",
-    "tie": "{tied} --rank 2 --targets embed_tokens q_proj --tie",
+    "tie": "{tied} --rank 2 --targets embed_tokens lm_head q_proj --tie",
     "untied": "{tied} --rank 2 --targets embed_tokens q_proj",
     "overrides": "--config configs/overrides.yaml {out} --rank 4 --threads 1",
     "whole-yaml": "{llama} --config configs/whole.yaml",
@@ -88,7 +89,7 @@ TRAIN = {
     "classify": "{bert} --rank 4 --targets qv",
     "classify-again": "{bert} --rank 2 --targets qv --seed 2",
     "classify-dora": "{bert} --rank 4 --delta dora --bias adapted",
-    "classify-columns": "{bert} --rank 2 --data rows/columns.tsv --columns text=sentence label=kind",
+    "classify-columns": "{bert} --rank 2 --data rows/columns.tsv {columns}",
     "classify-csv": "{bert} --rank 2 --data rows/labelled.csv --quotes",
     "classify-ga": "{bert} --rank 4 --init lora-ga --dropout 0.1",
     "classify-pairs": "{bert} --rank 2 --data rows/two.jsonl --bias all",
@@ -108,19 +109,18 @@ EVAL = {
     "--text-metrics --max-new-tokens 6",
     "text-beams": "{base} --data rows/pairs.jsonl --limit 4 --text-metrics --max-new-tokens 4 "
     "--beams 2 --length-penalty 0.5 --no-repeat-ngram 2",
-    "any-base": "--model models/llama-other --data rows/text.jsonl --adapter out/train-lora --any-base",
+    "any-base": "--model models/llama-other --data rows/text.jsonl --any-base "
+    "--adapter out/train-lora",
     "pissa": "{base} --data rows/text.jsonl --adapter out/train-pissa",
     "mixtral": "--model models/mixtral --data rows/text.jsonl --adapter out/train-mixtral",
     "gpt2": "--model models/gpt2 --data rows/text.jsonl --adapter out/train-parts",
     "classify": "--model models/bert --data rows/labelled.tsv --adapter out/train-classify",
     "columns": "--model models/bert --data rows/columns.tsv --adapter out/train-classify "
-    "--columns text=sentence label=kind --no-quotes",
+    "{columns} --no-quotes",
     "pairs": "--model models/bert --data rows/two.jsonl --adapter out/train-classify-pairs",
     "regress": "--model models/bert --data rows/numbers.jsonl --adapter out/train-regress",
     "minilm": "--model builtin:minilm --data rows/labelled.tsv --adapter out/train-minilm",
     "tuned": "--model models/bert-tuned --data rows/labelled.tsv",
-    "stdlib": "--model builtin:minilm --data builtin:stdlib-docs --limit 4 "
-    "--adapter out/train-minilm --split train",
 }
 
 GENERATE = {
@@ -142,7 +142,7 @@ PREVIEW = {
     "cut": "{base} --data rows/pairs.jsonl --max-length 12 --loss-on all",
     "chat": "{base} --data rows/chat.jsonl --limit 4",
     "story": "{base} --data rows/story.txt --show 0",
-    "classify": "--model models/bert --data rows/columns.tsv --columns text=sentence label=kind",
+    "classify": "--model models/bert --data rows/columns.tsv {columns}",
     "numbers": "--model models/bert --data rows/numbers.jsonl --task regress",
     "stdlib": "--model builtin:minilm --data builtin:stdlib-docs --limit 30 --split test",
 }
@@ -193,7 +193,7 @@ MERGE = {
     "parts": "--model models/gpt2 --adapter out/train-gpt2-qv {out}",
     "mixtral": "--model models/mixtral --adapter out/train-mixtral {out}",
     "classify": "--model models/bert --adapter out/train-classify {out} --data rows/columns.tsv "
-    "--columns text=sentence label=kind",
+    "{columns}",
     "regress": "--model models/bert --adapter out/train-regress {out}",
     "any-base": "--model models/llama-other --adapter out/train-lora {out} --any-base",
 }
@@ -264,7 +264,7 @@ PLAN = {
     "rows": "--model models/llama --data rows/text.jsonl {a100} --rank 4 --epochs 2 --accumulate 2",
     "t4": "--model models/llama --device T4 --mixed-precision bf16 --delta dora --rank 4",
     "length": "--model models/llama {a100} --max-length 32 --batch-size 3 --gradient-checkpointing",
-    "light": "--model models/llama {a100} --light-checkpointing --packing off --delta loha --rank 4",
+    "light": "{base} {a100} --light-checkpointing --packing off --delta loha --rank 3",
     "packed": "--model models/llama --data rows/text.jsonl {a100} --batch-tokens 200 --rank 2",
     "vera": "--model models/llama {a100} --delta vera --rank 8 --base-dtype bfloat16",
     "lokr": "--model models/llama {a100} --delta lokr --rank 4 --dtype bfloat16",
@@ -275,7 +275,7 @@ PLAN = {
     "suggested": "--model models/llama {a100} --ranks suggested --rank 4",
     "yaml": "--model models/llama {a100} --config configs/plan.yaml",
     "gpt2": "--model models/gpt2 {a100} --bias all --rank 4",
-    "tie": "--model models/tied {a100} --targets embed_tokens qv --tie --rank 2",
+    "tie": "--model models/tied {a100} --targets embed_tokens lm_head --tie --rank 2",
     "mixtral": "--model models/mixtral {a100} --rank 2",
     "classify": "--model models/bert --data rows/labelled.tsv {a100} --task classify --rank 4",
     "minilm": "--model builtin:minilm --device H100 --task regress --rank 8",

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 CONFIGS = ("adapter_config.json", "config.json", "generation_config.json")
+REPORTS = ("report.json", "run.json", "rank.json")
+LONG = 500  # items from which a list is told by its hash: the state of a random generator
 PROSE = (".md", ".png", ".svg", ".pdf")
+Sections = dict[str, dict[str, Any]]
 
 
 def short_hash(data: bytes) -> str:
@@ -18,7 +21,10 @@ def short_hash(data: bytes) -> str:
 
 def digest(tensor: torch.Tensor) -> str:
     """Return dtype, shape and hash of the bits of a tensor."""
-    plain = tensor.detach().cpu().contiguous()
+    plain = tensor.detach()
+    if type(plain) is not torch.Tensor:
+        plain = plain.dequantize()
+    plain = plain.cpu().contiguous()
     data = plain.flatten().view(torch.uint8).numpy().tobytes()
     return f"{plain.dtype} {list(plain.shape)} {short_hash(data)}"
 
@@ -30,7 +36,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
+        told = [plain(inner) for inner in value]
+        return told if len(told) < LONG else f"{len(told)} items {short_hash(repr(told).encode())}"
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
@@ -60,32 +67,42 @@ def read_state(path: Path) -> Any:
     return plain(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def add_file(sections: dict[str, dict[str, Any]], name: str, path: Path) -> None:
+def section_of(path: Path) -> tuple[str, Any]:
+    """Return the section that a file belongs to, and what is recorded of it there."""
+    if path.name in CONFIGS:
+        return "configs", path.read_text()
+    if path.name == "metrics.jsonl":
+        return "losses", read_lines(path)
+    if path.suffix == ".jsonl":
+        return "reports", read_lines(path)
+    if path.name in REPORTS:
+        return "reports", json.loads(path.read_text())
+    if path.suffix == ".pt":
+        return "states", read_state(path)
+    if path.suffix in PROSE:
+        return "files", "there"
+    return "files", short_hash(path.read_bytes())
+
+
+def add_file(sections: Sections, name: str, path: Path) -> None:
     """Add what one file holds to the sections of a case."""
     sections.setdefault("files", {})[name] = "there"
     if path.suffix == ".safetensors":
         tensors, metadata = read_tensors(path)
         sections.setdefault("tensors", {})[name] = tensors
         sections.setdefault("headers", {})[name] = metadata
-    elif path.name in CONFIGS:
-        sections.setdefault("configs", {})[name] = path.read_text()
-    elif path.name == "metrics.jsonl":
-        sections.setdefault("losses", {})[name] = read_lines(path)
-    elif path.suffix == ".jsonl":
-        sections.setdefault("reports", {})[name] = read_lines(path)
-    elif path.name in ("report.json", "run.json", "rank.json"):
-        sections.setdefault("reports", {})[name] = json.loads(path.read_text())
-    elif path.suffix == ".pt":
-        sections.setdefault("states", {})[name] = read_state(path)
-    elif path.suffix not in PROSE:
-        sections["files"][name] = short_hash(path.read_bytes())
+        return
+    section, held = section_of(path)
+    sections.setdefault(section, {})[name] = held
 
 
-def sections_of(place: Path) -> dict[str, dict[str, Any]]:
+def sections_of(place: Path) -> Sections:
     """Return what a file, or every file of a folder, holds, by section."""
-    sections: dict[str, dict[str, Any]] = {}
-    for path in sorted([place, *place.rglob("*")]):
+    sections: Sections = {}
+    if place.is_file():
+        add_file(sections, place.name, place)
+    for path in sorted(place.rglob("*")):
         if path.is_file():
-            name = path.relative_to(place).as_posix() if path != place else place.name
+            name = path.relative_to(place).as_posix()
             add_file(sections, name, path)
     return sections

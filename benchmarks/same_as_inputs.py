@@ -1,4 +1,4 @@
-"""Models, rows and settings files that the battery of same_as.py works on; lorakit has no part in them."""
+"""Models and rows that the battery of same_as.py works on, made without lorakit."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Wrong requests of same_as.py: of the command line, of Spec, of attach, and of calls on a model."""
+"""Wrong requests of same_as.py: to the command line, to Spec and to attach."""
 
 REFUSED = {
     "no command": "trian",
@@ -26,6 +26,7 @@ REFUSED = {
     "one label": "train --model models/bert --data rows/lone.csv {out}",
     "broken rows": "train --model models/llama --data rows/broken.jsonl {out}",
     "semicolons": "preview --model models/llama --data rows/half.csv",
+    "loss not finite": "train {llama} {out} --rank 4 --lr 1e30 --clip 0 --warmup 0",
     "types in YAML": "train --config configs/types.yaml {llama} {out}",
     "keys in YAML": "train --config configs/unknown.yaml {llama} {out}",
     "no config": "train --config no.yaml",
@@ -85,11 +86,11 @@ ATTACHED = {
     "two targets": "llama | targets: [q_proj, k_porj, z]",
     "expression": "llama | targets: q_proj(",
     "preset in a list": "llama | targets: [qv]",
-    "preset": "gpt2 | targets: qv",
+    "preset": "convolutions | targets: qv",
     "no convolution": "llama | targets: conv",
     "parts": "gpt2 | rank: 2, parts: {c_attn: {q: 5}, c_atn: {q: 5}}",
     "container": "llama | targets: [self_attn]",
-    "rank": "llama | targets: qv, rank: 9",
+    "rank": "llama | targets: qv, rank: 99",
     "convolution": "convolutions | targets: conv, rank: 99",
     "embedding": "llama | targets: [embed_tokens], dropout: 0.1, rank: 2",
     "override": "llama | targets: qv, rank: 2, overrides: {q_porj: {rank: 1}}",
@@ -98,7 +99,9 @@ ATTACHED = {
     "whole module": "bert | targets: qv, whole_modules: [clasifier], rank: 2",
     "no norms": "convolutions | targets: conv, whole_modules: [norms], rank: 1",
     "nothing trains": "llama | targets: none",
-    "eva without data": "llama | rank: 2, init: eva",
+    "biases for a delta": "bert | rank: 2, delta: loha, bias: adapted",
+    "delta for experts": "mixtral | rank: 2, delta: dora",
+    "delta for a convolution": "convolutions | rank: 2, targets: ['2'], delta: dora",
     "token rows": "llama | rank: 2, token_rows: [900]",
     "tie": "llama | rank: 2, tie: true",
 }

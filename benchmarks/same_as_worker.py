@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import platform
+import random
 import re
 import shlex
 import shutil
@@ -20,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,7 @@ def in_child(task: Callable[[], Any], log: Path) -> None:
         os.dup2(target, number)
     code = FAILED
     try:
+        seed_all()
         task()
         code = 0
     except SystemExit as stop:
@@ -147,6 +150,13 @@ def in_child(task: Callable[[], Any], log: Path) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def seed_all() -> None:
+    """Seed what a process would begin with at random, for what no seed is asked."""
+    random.seed(0)
+    sys.modules["numpy"].random.seed(0)
+    sys.modules["torch"].manual_seed(0)
 
 
 def run_command(words: list[str]) -> None:
@@ -230,7 +240,7 @@ def run_library(recorder: Recorder) -> None:
     _, printed = recorder.run("call", "names-of-calls", tell_names)
     for name in json.loads(printed):
         place = Path("calls", name)
-        task = lambda name=name, place=place: run_call(name, place)  # noqa: E731
+        task = partial(run_call, name, place)
         recorder.call(name.partition("-")[0], name, task, place)
 
 
@@ -268,6 +278,9 @@ def write_about(folder: Path, source: str, begun: float) -> None:
 
 def main() -> int:
     """Record the battery; the exit code is 1 where a case failed that should not."""
+    if len(sys.argv) != 3:
+        print(__doc__)
+        return 0
     source, folder = sys.argv[1], Path(sys.argv[2])
     begun = time.perf_counter()
     import lorakit
@@ -276,6 +289,8 @@ def main() -> int:
         sys.exit(f"lorakit comes from {lorakit.__file__}, not from {source}.")
     for name in LIBRARIES:
         importlib.import_module(name)
+    # Compiled modules of the tree go to the recording, not into the tree.
+    sys.pycache_prefix, sys.dont_write_bytecode = str(folder / "compiled"), False
     recorder = Recorder(folder)
     recorder.run("inputs", "inputs", write_inputs)
     write_configs(recorder)
