@@ -14,7 +14,7 @@ from transformers import BertForSequenceClassification, LlamaForCausalLM
 import lorakit
 from lorakit import Adapter, Spec
 from lorakit.cli.__main__ import main
-from lorakit.cli.combine import weighted
+from lorakit.cli.combine import parse_weight
 from lorakit.errors import LorakitError
 
 from .test_commands import ask, tell
@@ -290,11 +290,11 @@ def test_wrong_requests_write_nothing(
 def test_a_weight_follows_the_last_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("odd:1").mkdir()
-    assert [weighted(w) for w in ("odd:1", "odd:1:2", "a:1e-3", "a")] == [
+    assert [parse_weight(w) for w in ("odd:1", "odd:1:2", "a:1e-3", "a")] == [
         ("odd:1", 1.0),
         ("odd:1", 2.0),
         ("a", 1e-3),
         ("a", 1.0),
     ]
     with pytest.raises(LorakitError, match=r"a weight follows the last colon, as in a:0\.5"):
-        weighted("a:x")
+        parse_weight("a:x")

@@ -49,7 +49,7 @@ def test_the_maps_are_told(
     assert len(found["by_head"]) == 2 and len(found["by_head"][0]) == 4
     assert found["by_head"][layer][head] == max(max(row) for row in found["by_head"]) > 0
     assert (
-        f"where it looks, without and with the adapter: {found['distance']:.3f} bits apart" in out
+        f"attention without and with the adapter: {found['distance']:.3f} bits apart" in out
     )
     assert f"Layer {layer}, head {head}, where it moved most:" in out
     count = len(found["tokens"])

@@ -455,7 +455,7 @@ def test_inspect_tells_what_is_in_an_adapter(
         assert len(module["singular_values"]) == module["rank"] == 4
         assert module["relative_norm"] > 0
     assert found["trainable_parameters"] == 4 * 4 * 64 + 2 * 32 + 2
-    assert "Trained whole: classifier.bias" in tell(capsys, "inspect", judge)
+    assert "Trained in full: classifier.bias" in tell(capsys, "inspect", judge)
     targets = ask(capsys, "inspect", tiny_bert, "--targets")["targets"]
     assert {
         "name": "encoder.layer.0.attention.self.query",
@@ -688,3 +688,10 @@ def test_inspect_lays_two_adapters_beside_each_other_and_draws_them(
     assert all(p["cosine"] == pytest.approx(1) for p in found["pairs"])
     out = tell(capsys, "inspect", writer, "--with", writer)
     assert "opposite signs" in out and "0 of 14 modules dead" in out
+
+
+def test_the_package_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lorakit", "--version"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, f"lorakit {lorakit.__version__}\n")

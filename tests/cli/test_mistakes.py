@@ -123,7 +123,7 @@ CASES = {
     "inspect without a subject": (["inspect"], "the following arguments are required: SUBJECT"),
     "targets and a model": (
         ["inspect", "{model}", "--targets", "--model", "x"],
-        "name the model alone",
+        "give only the model",
     ),
     "intruders without a base": (
         ["inspect", "x", "--intruders"],

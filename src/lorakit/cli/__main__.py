@@ -1,64 +1,81 @@
-"""`lorakit <command>`: each name leads to a module that is imported when it is asked for."""
+"""`lorakit <command>`: the module of a command is imported when it runs."""
 
 import argparse
 import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import NamedTuple, Protocol, cast
 
 from lorakit.cli.flags import Parser
+from lorakit.cli.request import Result
 from lorakit.errors import LorakitError, SpecError
 from lorakit.text import near_misses
 
-COMMANDS = {  # name -> (module in this package, what it does)
-    "train": ("train", "train an adapter and write it, with a report, to a folder"),
-    "eval": (
-        "evaluate",
-        "loss and perplexity, or accuracy, F1 and correlations, with or without an adapter",
+FAILED, INTERRUPTED = 1, 130
+TRACEBACK = "LORAKIT_TRACEBACK"
+
+
+class Command(NamedTuple):
+    """The module of a command, and a line about it."""
+
+    module: str
+    about: str
+
+
+class Module(Protocol):
+    """The functions of a command's module."""
+
+    def add(self, parser: argparse.ArgumentParser) -> None:
+        """Add the flags."""
+
+    def main(self, args: argparse.Namespace) -> Result:
+        """Run the command, and return the JSON object of its result."""
+        ...
+
+    def show(self, result: Result) -> None:
+        """Print a result for people."""
+
+
+COMMANDS = {
+    "train": Command("train", "train an adapter and write it to a folder, with a report"),
+    "eval": Command(
+        "evaluate", "loss and perplexity, or accuracy, F1 and correlations of a model or adapter"
     ),
-    "generate": ("generate", "what a model writes after a prompt, with or without an adapter"),
-    "preview": (
-        "preview",
-        "which tokens are trained, what is cut, how long rows are: before a step is spent",
+    "generate": Command("generate", "text that a model writes after a prompt"),
+    "preview": Command(
+        "preview", "trained tokens, cuts and lengths of rows, before any step is run"
     ),
-    "plan": (
-        "plan",
-        "parameters, memory by part, time and what fits where, before anything is downloaded or run",
+    "plan": Command(
+        "plan", "parameters, memory, time and what fits where, before weights are loaded"
     ),
-    "rank": (
-        "rank",
-        "which rank is enough: one run, a curve of quality by rank, a recommendation, the small adapter",
+    "rank": Command("rank", "the rank that is enough: quality by rank, and the small adapter"),
+    "inspect": Command("inspect", "the content of an adapter, or with --targets of a model"),
+    "resize": Command(
+        "resize", "a smaller adapter: the best of a rank, an energy or a budget, with its error"
     ),
-    "inspect": (
-        "inspect",
-        "what is in an adapter; or, with --targets, what of a model can be named",
+    "combine": Command(
+        "combine", "the weighted sum of adapters: exact, or by TIES, DARE or pruning"
     ),
-    "resize": (
-        "resize",
-        "a smaller adapter: the best of a rank, of an energy, or under a budget, with its error",
-    ),
-    "combine": (
-        "combine",
-        "one adapter that does the weighted sum of what several do: exact, TIES, DARE or pruned",
-    ),
-    "extract": ("extract", "an adapter out of a full fine-tune, with its error"),
-    "merge": ("merge", "a plain model on disk, read back and compared before it is called done"),
-    "explain": (
-        "explain",
-        "how LoRA works: worked examples with their numbers, and what is often said and not so",
-    ),
+    "extract": Command("extract", "an adapter from a full fine-tune, with its error"),
+    "merge": Command("merge", "a plain model on disk, read back and compared"),
+    "explain": Command("explain", "worked examples of LoRA, with their numbers"),
 }
 
 
-def parser_for(command: str) -> argparse.ArgumentParser:
+def load_command(name: str) -> Module:
+    """Return the module of a command."""
+    return cast(Module, import_module(f"lorakit.cli.{COMMANDS[name].module}"))
+
+
+def parser_for(name: str) -> argparse.ArgumentParser:
     """Return the parser of one command, with the flags that all commands share."""
-    module, text = COMMANDS[command]
-    parser = Parser(
-        prog=f"lorakit {command}", description=text[0].upper() + text[1:] + ".", allow_abbrev=False
-    )
-    import_module(f"lorakit.cli.{module}").add(parser)
+    about = COMMANDS[name].about
+    description = f"{about[0].upper()}{about[1:]}."
+    parser = Parser(prog=f"lorakit {name}", description=description, allow_abbrev=False)
+    load_command(name).add(parser)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -69,11 +86,13 @@ def parser_for(command: str) -> argparse.ArgumentParser:
 
 
 def main_help() -> str:
-    rows = "\n".join(f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items())
-    return (
-        f"usage: lorakit <command> [flags]\n\nLow-rank adaptation (LoRA) of any PyTorch model.\n\ncommands:\n{rows}\n\n"
-        "`lorakit <command> --help` tells the flags of one; `lorakit --version` the version.\n"
-    )
+    """Return the help of lorakit itself."""
+    lines = ["usage: lorakit <command> [flags]", ""]
+    lines += ["Low-rank adaptation (LoRA) of any PyTorch model.", "", "commands:"]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<9} {command.about}")
+    lines += ["", "`lorakit <command> --help` lists the flags of one; `lorakit --version`."]
+    return "\n".join(lines) + "\n"
 
 
 def help_pages() -> dict[str, str]:
@@ -81,82 +100,79 @@ def help_pages() -> dict[str, str]:
     return {"": main_help(), **{name: parser_for(name).format_help() for name in COMMANDS}}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 wrong request, 1 failed while running, 130
-    interrupted.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Returns:
+        0 done, 2 wrong request, 1 failed while running, 130 interrupted.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    as_json = "--json" in argv
-    # Models come from the hub by name alone; its library's warnings about symlinks or accounts say
-    # nothing of the work.
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    # Forks of tokenizers warn on stderr without this.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return _run(argv, as_json)
+        return _run(words, as_json)
     except LorakitError as error:
-        _tell(error, as_json)
+        _print_error(error, as_json)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout went away, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:  # the machine's, not ours: a full disk, a folder that went away
-        if os.environ.get("LORAKIT_TRACEBACK"):
-            traceback.print_exc()
-        advice = "Is there room on the disk, and may you read and write there? LORAKIT_TRACEBACK=1 shows where it happened."
-        _tell(LorakitError(f"{type(error).__name__}: {error}", advice=advice), as_json)
-        return 1
-    except Exception as error:  # the last resort: no traceback for a user, unless asked for
-        if os.environ.get("LORAKIT_TRACEBACK"):
-            traceback.print_exc()
-        advice = "LORAKIT_TRACEBACK=1 shows where. Please report it."
-        _tell(LorakitError(f"{type(error).__name__}: {error}", advice=advice), as_json)
-        return 1
+        return FAILED
+    except OSError as error:
+        # Of the machine: a full disk, a folder that went away.
+        advice = (
+            "Is there room on the disk, and may you read and write there? "
+            f"{TRACEBACK}=1 shows where it happened."
+        )
+        return _fail(error, advice, as_json)
+    except Exception as error:
+        return _fail(error, f"{TRACEBACK}=1 shows where. Please report it.", as_json)
 
 
-def _run(argv: list[str], as_json: bool) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+def _run(words: list[str], as_json: bool) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
         print(main_help(), end="")
-        return 0 if argv else 2
-    if argv[0] in ("--version", "-V"):
+        return 0 if words else 2
+    if words[0] in ("--version", "-V"):
         import lorakit
 
         print(f"lorakit {lorakit.__version__}")
         return 0
-    if argv[0] not in COMMANDS:
-        raise SpecError(
-            f"There is no command {argv[0]!r}. {near_misses(argv[0], COMMANDS)}".rstrip(),
-            advice=f"Commands: {', '.join(COMMANDS)}.",
-        )
-    args = parser_for(argv[0]).parse_args(argv[1:])
-    module = import_module(f"lorakit.cli.{COMMANDS[argv[0]][0]}")
+    name, *rest = words
+    if name not in COMMANDS:
+        message = f"There is no command {name!r}. {near_misses(name, COMMANDS)}"
+        raise SpecError(message.rstrip(), advice=f"Commands: {', '.join(COMMANDS)}.")
+    args = parser_for(name).parse_args(rest)
     args.__dict__.pop("json", None)
-    from lorakit.cli import quieting
+    from lorakit.cli.quiet import silence_libraries
 
-    quieting.calm()
-    result: dict[str, Any] = module.main(args)
+    silence_libraries()
+    command = load_command(name)
+    result = command.main(args)
     if as_json:
         print(json.dumps(result, default=str))
     else:
-        module.show(result)
+        command.show(result)
     return 0
 
 
-def _tell(error: LorakitError, as_json: bool) -> None:
+def _fail(error: Exception, advice: str, as_json: bool) -> int:
+    """Print an error that is not one of ours, without a traceback unless one is asked for."""
+    if os.environ.get(TRACEBACK):
+        traceback.print_exc()
+    _print_error(LorakitError(f"{type(error).__name__}: {error}", advice=advice), as_json)
+    return FAILED
+
+
+def _print_error(error: LorakitError, as_json: bool) -> None:
     kind = "error" if type(error) is LorakitError else type(error).__name__
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "error": kind,
-                    "message": error.message,
-                    "faults": error.faults,
-                    "advice": error.advice,
-                }
-            )
-        )
+        fields = {"message": error.message, "faults": error.faults, "advice": error.advice}
+        print(json.dumps({"error": kind, **fields}))
     print(f"{kind}: {error}", file=sys.stderr)
 
 

@@ -1,24 +1,33 @@
 """`lorakit combine`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lorakit.cli import flags, writing
-from lorakit.cli.evaluate import needed
+from lorakit.cli import flags
+from lorakit.cli.outcome import check_new_folder, load_base, save_outcome, show_outcome
+from lorakit.cli.request import Result, require
 from lorakit.errors import SpecError
 from lorakit.spec import DTYPES, option
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lorakit.adapter import Adapter
+
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
-class Combining:
-    """How they are combined, and where to."""
+class CombineRequest:
+    """The method of the sum, and its folder."""
 
     output: str = option("", "a new folder for the sum", required=True)
     method: str = option(
         "exact",
-        "what is summed: the changes as they are; or trimmed, thinned or pruned",
+        "sum the changes exactly; or trim (ties), thin (dare) or prune (magnitude) them first",
         choices=("exact", "ties", "dare", "magnitude"),
     )
     rank: int | None = option(
@@ -35,7 +44,7 @@ class Combining:
     seed: int = option(0, "of DARE's draw")
     whole: str = option(
         "sum",
-        "heads and biases trained whole: their changes summed, the first adapter's, or left out",
+        "heads and biases trained in full: sum their changes, take the first adapter's, or drop",
         choices=("sum", "first", "drop"),
     )
     model: str | None = option(
@@ -52,15 +61,15 @@ def add(parser: argparse.ArgumentParser) -> None:
         "adapters",
         metavar="ADAPTER:WEIGHT",
         nargs="+",
-        help="adapter folders, each with its weight (1 where none is given)",
+        help="adapter folders, each with its weight (1 by default)",
     )
-    flags.add_fields(parser, Combining, "how, and where to")
+    flags.add_fields(parser, CombineRequest, "the sum")
 
 
-def weighted(word: str) -> tuple[str, float]:
+def parse_weight(word: str) -> tuple[str, float]:
     """Return the folder and the weight of one word.
 
-    >>> weighted("out/style:0.5"), weighted("style"), weighted("style:-1")
+    >>> parse_weight("out/style:0.5"), parse_weight("style"), parse_weight("style:-1")
     (('out/style', 0.5), ('style', 1.0), ('style', -1.0))
     """
     folder, colon, number = word.rpartition(":")
@@ -70,60 +79,61 @@ def weighted(word: str) -> tuple[str, float]:
         return folder, float(number)
     except ValueError as error:
         raise SpecError(
-            f"{word!r}: {number!r} is no number; a weight follows the last colon, as in {folder}:0.5.",
+            f"{word!r}: {number!r} is no number; a weight follows the last colon, as in "
+            f"{folder}:0.5.",
             advice="Nothing was made.",
         ) from error
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    (values,) = flags.values(args, Combining)
-    needed(values, "output")
-    asked = Combining(**values)
-    output = writing.fresh(asked.output)
-    named = [weighted(word) for word in args.adapters]
+def main(args: argparse.Namespace) -> Result:
+    (values,) = flags.values(args, CombineRequest)
+    require(values, "output")
+    request = CombineRequest(**values)
+    output = check_new_folder(request.output)
+    weights = [parse_weight(word) for word in args.adapters]
     import torch
 
     from lorakit.adapter import Adapter
     from lorakit.algebra import combine
 
-    adapters = [(Adapter.load(folder), weight) for folder, weight in named]
-    base = _base(asked.model, adapters) if asked.model else None
-    told = combine(
+    adapters = [(Adapter.load(folder), weight) for folder, weight in weights]
+    outcome = combine(
         adapters,
-        rank=asked.rank,
-        energy=asked.energy,
-        method=asked.method,
-        density=asked.density,
-        seed=asked.seed,
-        whole=asked.whole,
-        base=base,
-        any_base=asked.any_base,
-        dtype=getattr(torch, asked.dtype) if asked.dtype else None,
+        rank=request.rank,
+        energy=request.energy,
+        method=request.method,
+        density=request.density,
+        seed=request.seed,
+        whole=request.whole,
+        base=_load_base(request.model, adapters) if request.model else None,
+        any_base=request.any_base,
+        dtype=getattr(torch, request.dtype) if request.dtype else None,
     )
-    return {
-        **writing.written(told, output),
-        "method": asked.method,
-        "of": [list(pair) for pair in named],
-    }
+    result = save_outcome(outcome, output)
+    return {**result, "method": request.method, "of": [list(pair) for pair in weights]}
 
 
-def _base(model: str, adapters: list[tuple[Any, float]]) -> Any:
+def _load_base(model: str, adapters: Sequence[tuple["Adapter", float]]) -> "nn.Module":
     """Return the base; a new head of random weights is no base for a sum of heads."""
-    holder = next((adapter for adapter, _ in adapters if adapter.full_parameters), adapters[0][0])
-    loaded = writing.base_of(model, holder)
-    for path in {path for adapter, _ in adapters for path in adapter.full_parameters}:
-        total = sum(weight for adapter, weight in adapters if path in adapter.full_parameters)
-        if abs(total - 1) > 1e-9 and any(path.startswith(f"{m}.") for m in loaded.new_modules):
+    with_heads = [adapter for adapter, _ in adapters if adapter.full_parameters]
+    loaded = load_base(model, with_heads[0] if with_heads else adapters[0][0])
+    totals: dict[str, float] = {}
+    for adapter, weight in adapters:
+        for path in adapter.full_parameters:
+            totals[path] = totals.get(path, 0.0) + weight
+    for path, total in totals.items():
+        is_new = any(path.startswith(f"{module}.") for module in loaded.new_modules)
+        if is_new and abs(total - 1) > ROUNDING:
             raise SpecError(
-                f"{path} is trained whole at weights that add up to {total:g}, and {model} has only random weights for it.",
-                advice="Weights that add up to 1 need none; or decide with --whole. Nothing was made.",
+                f"{path} is trained in full at weights that add up to {total:g}, and {model} has "
+                "only random weights for it.",
+                advice="Weights that add up to 1 need no base; or decide with --whole. Nothing was "
+                "made.",
             )
     return loaded.model
 
 
-def show(result: dict[str, Any]) -> None:
-    print(
-        " + ".join(f"{weight:g} × {folder}" for folder, weight in result["of"])
-        + f", {result['method']}"
-    )
-    writing.show(result, "energy of the sum")
+def show(result: Result) -> None:
+    terms = [f"{weight:g} × {folder}" for folder, weight in result["of"]]
+    print(f"{' + '.join(terms)}, {result['method']}")
+    show_outcome(result, "energy of the sum")

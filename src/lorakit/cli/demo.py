@@ -1,4 +1,4 @@
-"""`python -m lorakit.cli.demo`: the main job on what is on every machine; `make demo` runs it.
+"""`python -m lorakit.cli.demo`: the demo, without any download; `make demo` runs it.
 
 A real encoder (all-MiniLM-L6-v2) learns to proofread: which sentences of Python's own docstrings
 are intact, and in which have two words changed places? A linear head on the frozen encoder can
@@ -6,9 +6,11 @@ hardly tell; a LoRA of 0.8 million parameters can.
 """
 
 import sys
-from typing import Any
+from typing import NamedTuple
 
-from lorakit.cli import quieting, show
+from lorakit.cli.quiet import silence_libraries
+from lorakit.cli.request import Result
+from lorakit.cli.tables import print_metrics
 from lorakit.cli.train import show_files, show_next
 from lorakit.errors import LorakitError
 from lorakit.spec import Spec
@@ -17,12 +19,21 @@ from lorakit.train.config import TrainSpec
 OUTPUT = "lorakit-demo"
 STEPS = 200
 SHOWN = 5
-FITTED = 4000  # rows that the linear head is fitted on: more does not help it
+FITTED = 4000  # rows that the linear head is fitted on: more do not help it
+
+
+class Judgement(NamedTuple):
+    """A sentence, its label, and the label that the adapter gives, with its probability."""
+
+    text: str
+    truth: str
+    label: str
+    probability: float
 
 
 def main() -> int:
-    """Train, compare and tell; returns the exit code."""
-    quieting.calm()
+    """Train and compare; return the exit code."""
+    silence_libraries()
     try:
         _run()
     except LorakitError as error:
@@ -32,6 +43,8 @@ def main() -> int:
 
 
 def _run() -> None:
+    from lorakit.train.run import train_adapter
+
     settings = TrainSpec(
         model="builtin:minilm",
         data="builtin:stdlib-docs",
@@ -44,32 +57,36 @@ def _run() -> None:
         overwrite=True,
     )
     print(
-        "The task: is this sentence of Python's documentation intact, or have two of its words changed places?\n"
+        "The task: is this sentence of Python's documentation intact, or have two of its words "
+        "changed places?\n"
     )
-    from lorakit.train.run import train_adapter
-
-    report = train_adapter(settings, Spec(rank=16), say=print)
-    head, said = _compared(report)
+    report = dict(train_adapter(settings, Spec(rank=16), say=print))
+    head, judgements = _compare(report)
+    rate = f"{report['tokens_per_second']:,.0f} tokens/s"
+    print(f"\n{report['steps']} steps in {report['seconds']:.0f} s ({rate})\n")
+    columns = {"before": report["before"], "linear head": head, "after": report["after"]}
+    print_metrics(columns)
     print(
-        f"\n{report['steps']} steps in {report['seconds']:.0f} s ({report['tokens_per_second']:,.0f} tokens/s)\n"
+        "before: the encoder with a new head. linear head: logistic regression on the frozen "
+        f"encoder, {FITTED:,} rows.\n"
     )
-    show.measures(report["before"], report["after"], ("linear head", head))
-    print(
-        f"before: the encoder with a new head. linear head: logistic regression on the frozen encoder, {FITTED:,} rows.\n"
-    )
-    print(f"{SHOWN} held-out sentences, as the adapter read back from disk sees them:")
-    for text, truth, told, sure in said:
-        right = "right" if truth == told else f"wrong, it is {truth}"
-        print(f"  {text}\n      {told}, {100 * sure:.0f} % sure ({right})")
+    print(f"{SHOWN} held-out sentences, judged by the adapter as read back from disk:")
+    for judgement in judgements:
+        _print_judgement(judgement)
     print()
     show_files(report)
     show_next(report)
 
 
-def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str, str, float]]]:
-    """Fit the linear head on the base, and let the written adapter judge the first held-out
-    sentences.
-    """
+def _print_judgement(judgement: Judgement) -> None:
+    is_right = judgement.truth == judgement.label
+    verdict = "right" if is_right else f"wrong, it is {judgement.truth}"
+    percent = 100 * judgement.probability
+    print(f"  {judgement.text}\n      {judgement.label}, {percent:.0f} % sure ({verdict})")
+
+
+def _compare(report: Result) -> tuple[Result, list[Judgement]]:
+    """Return the metrics of a linear head on the base, and the adapter's first judgements."""
     from lorakit.adapter import Adapter
     from lorakit.compare.methods.linear_head import fit_linear_head
     from lorakit.data.rows import read_rows
@@ -80,25 +97,22 @@ def _compared(report: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, s
     from lorakit.train.log import progress_bar
 
     loaded = open_model(report["model"], Adapter.load(report["output"]), "classify")
-    rows, held_out = (
-        read_rows(report["settings"]["data"], split=split) for split in ("train", "test")
-    )
-    examples, asked, pad = (
-        encode_rows(rows, loaded)[:FITTED],
-        encode_rows(held_out, loaded),
-        pad_id(loaded.tokenizer),
-    )
-    found = evaluate(loaded.model, asked[:SHOWN], "classify", pad=pad, classes=2).predictions
+    data = report["settings"]["data"]
+    held_out = read_rows(data, split="test")
+    fitted = encode_rows(read_rows(data, split="train"), loaded)[:FITTED]
+    scored = encode_rows(held_out, loaded)
+    pad = pad_id(loaded.tokenizer)
+    found = evaluate(loaded.model, scored[:SHOWN], "classify", pad=pad, classes=2).predictions
     enable(loaded.model, None)
-    with progress_bar("fitting a linear head", len(examples) + len(asked)) as advance:
+    with progress_bar("fitting a linear head", len(fitted) + len(scored)) as advance:
         head = fit_linear_head(
-            loaded.model.base_model, examples, asked, pad=pad, classes=2, progress=advance
+            loaded.model.base_model, fitted, scored, pad=pad, classes=2, progress=advance
         )
-    names = loaded.labels
-    return head, [
-        (row["text"], row["label"], names[int(label)], sure)
-        for row, (label, sure) in zip(held_out.rows[:SHOWN], found, strict=True)
-    ]
+    judgements = []
+    for row, (label, probability) in zip(held_out.rows[:SHOWN], found, strict=True):
+        name = loaded.labels[int(label)]
+        judgements.append(Judgement(row["text"], row["label"], name, probability))
+    return dict(head), judgements
 
 
 if __name__ == "__main__":

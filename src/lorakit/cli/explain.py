@@ -1,10 +1,11 @@
 """`lorakit explain`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lorakit.cli import flags
+from lorakit.cli.request import Result
 from lorakit.errors import MissingExtra, SpecError
 from lorakit.explain import TOPICS, topic
 from lorakit.spec import option
@@ -12,8 +13,8 @@ from lorakit.text import near_misses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explaining:
-    """What is drawn."""
+class ExplainRequest:
+    """The picture to draw."""
 
     plot: str | None = option(
         None, "a file for the picture of one topic (.png, .svg, .pdf)", type=str
@@ -26,67 +27,71 @@ def add(parser: argparse.ArgumentParser) -> None:
         "topics",
         metavar="TOPIC",
         nargs="*",
-        help=f"one or several of: {about}; all where none is named",
+        help=f"one or several of: {about}; all by default",
     )
-    flags.add_fields(parser, Explaining, "what is drawn")
+    flags.add_fields(parser, ExplainRequest, "a picture")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    asked = Explaining(**flags.values(args, Explaining)[0])
-    faults = [
-        f"{name!r}   {near_misses(name, TOPICS)}".rstrip()
-        for name in args.topics
-        if name not in TOPICS
-    ]
-    if faults:
-        raise SpecError(
-            "Nothing is explained under this name.", faults, f"Topics: {', '.join(TOPICS)}."
-        )
-    if asked.plot:
-        _check(args.topics, asked.plot)
-    found = {
-        name: {"title": TOPICS[name], **_numbers(name, bool(args.topics))}
-        for name in args.topics or TOPICS
-    }
-    told: dict[str, Any] = {"topics": found}
-    if asked.plot:
+def main(args: argparse.Namespace) -> Result:
+    (values,) = flags.values(args, ExplainRequest)
+    request = ExplainRequest(**values)
+    _check_topics(args.topics)
+    if request.plot:
+        _check_picture(args.topics, request.plot)
+    found = {}
+    for name in args.topics or TOPICS:
+        numbers = _numbers(name, by_name=bool(args.topics))
+        found[name] = {"title": TOPICS[name], **numbers}
+    result: Result = {"topics": found}
+    if request.plot:
         from lorakit import plots
 
         (name,) = args.topics
-        told["plot"] = str(plots.save_figure(topic(name).draw(found[name]), asked.plot))
-    return told
+        figure = topic(name).draw(found[name])
+        result["plot"] = str(plots.save_figure(figure, request.plot))
+    return result
 
 
-def _numbers(name: str, wanted: bool) -> dict[str, Any]:
-    """Return a topic's numbers; where all topics are shown, one that needs what is not installed
-    says so in its place.
-    """
+def _check_topics(names: Sequence[str]) -> None:
+    faults = []
+    for name in names:
+        if name not in TOPICS:
+            faults.append(f"{name!r}   {near_misses(name, TOPICS)}".rstrip())
+    if faults:
+        raise SpecError("There is no such topic.", faults, f"Topics: {', '.join(TOPICS)}.")
+
+
+def _numbers(name: str, *, by_name: bool) -> Result:
+    """Return a topic's numbers; among all topics, one without its extra says so in its place."""
     try:
-        return topic(name).numbers()
+        return dict(topic(name).numbers())
     except MissingExtra as error:
-        if wanted:
+        if by_name:
             raise
         return {"left_out": str(error)}
 
 
-def _check(names: list[str], path: str) -> None:
+def _check_picture(names: Sequence[str], path: str) -> None:
     from lorakit import plots
 
-    drawn = [name for name in TOPICS if "draw" in vars(topic(name))]
-    if len(names) != 1 or names[0] not in drawn:
+    with_picture = [name for name in TOPICS if "draw" in vars(topic(name))]
+    if len(names) != 1 or names[0] not in with_picture:
         raise SpecError(
-            f"A picture is of one topic, and of {', '.join(names) or 'all'} there is none.",
-            advice=f"Topics with a picture: {', '.join(drawn)}. Nothing was written.",
+            f"A picture is of one topic; there is none of {', '.join(names) or 'all'}.",
+            advice=f"Topics with a picture: {', '.join(with_picture)}. Nothing was written.",
         )
     plots.check_path(path)
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Result) -> None:
     topics = result["topics"]
     if len(topics) == len(TOPICS):
-        print("\n".join(f"  {name:<15} {title}" for name, title in TOPICS.items()), end="\n\n")
-    for name, told in topics.items():
-        text = told.get("left_out") or topic(name).tell(told)
-        print(f"{name}: {told['title']}\n{'─' * (len(name) + 2 + len(told['title']))}\n\n{text}\n")
+        for name, title in TOPICS.items():
+            print(f"  {name:<15} {title}")
+        print()
+    for name, numbers in topics.items():
+        text = numbers.get("left_out") or topic(name).tell(numbers)
+        head = f"{name}: {numbers['title']}"
+        print(f"{head}\n{'─' * len(head)}\n\n{text}\n")
     if result.get("plot"):
         print(f"picture: {result['plot']}")

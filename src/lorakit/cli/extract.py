@@ -2,106 +2,119 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lorakit.cli import flags, writing
-from lorakit.cli.evaluate import needed
-from lorakit.cli.merge import texts
+from lorakit.cli import flags
+from lorakit.cli.merge import read_texts
+from lorakit.cli.outcome import check_new_folder, save_outcome, show_outcome
+from lorakit.cli.request import Result, require
 from lorakit.spec import DTYPES, option
+
+if TYPE_CHECKING:
+    from lorakit.algebra import Outcome
+    from lorakit.models.load import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extracting:
-    """Out of what, how small, and where to."""
+class ExtractRequest:
+    """The two models, the size of the adapter, and its folder."""
 
-    base: str = option("", "the model before: a folder or a hub id", required=True)
-    tuned: str = option("", "the model afterwards", required=True)
+    base: str = option("", "the model before fine-tuning: a folder or a hub id", required=True)
+    tuned: str = option("", "the model after it", required=True)
     output: str = option("", "a new folder for the adapter", required=True)
     rank: int | None = option(None, "rank of every matrix at most", type=int)
     energy: float | None = option(
         None, "or the share of each difference's squared norm that is kept, such as 0.9", type=float
     )
-    size_bytes: int | None = option(None, "or what all of its tensors may take", type=int)
+    size_bytes: int | None = option(None, "or the bytes of all tensors together", type=int)
     leave_out: tuple[str, ...] = option(
-        (), "modules or parameters of which the difference is not wanted", several=True
+        (), "modules or parameters whose difference is left out", several=True
     )
     dtype: str = option("float32", "of the adapter's tensors", choices=DTYPES)
     data: str | None = option(
-        None, "texts to compare the models on (default: four of our own)", type=str
+        None, "texts to compare the models on (default: four built-in ones)", type=str
     )
     columns: tuple[str, ...] = option((), "names of columns of --data, as key=column", several=True)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    flags.add_fields(parser, Extracting, "out of what, how small, and where to")
+    flags.add_fields(parser, ExtractRequest, "the models and the adapter")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    (values,) = flags.values(args, Extracting)
-    needed(values, "base", "tuned", "output")
-    asked = Extracting(**values)
-    output = writing.fresh(asked.output)
+def main(args: argparse.Namespace) -> Result:
+    (values,) = flags.values(args, ExtractRequest)
+    require(values, "base", "tuned", "output")
+    request = ExtractRequest(**values)
+    output = check_new_folder(request.output)
+    from lorakit.evaluate.logits import TEXTS
+
+    base, tuned = _load_pair(request)
+    texts = read_texts(request.data, request.columns) if request.data else list(TEXTS)
+    outcome = _extract(base, tuned, request)
+    # Compared before anything is written: a failure leaves no folder.
+    comparison = _compare(base, tuned, outcome, texts)
+    return {**save_outcome(outcome, output), **comparison}
+
+
+def _extract(base: "Loaded", tuned: "Loaded", request: ExtractRequest) -> "Outcome":
     import torch
 
     from lorakit.algebra import extract
-    from lorakit.evaluate.logits import TEXTS, batch_texts, compute_logits, divergence
-    from lorakit.inject.attach import attach
 
-    base, tuned = _pair(asked)
-    found = texts(asked.data, asked.columns) if asked.data else list(TEXTS)
-    told = extract(
+    outcome = extract(
         base.model,
         tuned.model,
-        rank=asked.rank,
-        energy=asked.energy,
-        size_bytes=asked.size_bytes,
-        leave_out=tuple(asked.leave_out),
+        rank=request.rank,
+        energy=request.energy,
+        size_bytes=request.size_bytes,
+        leave_out=tuple(request.leave_out),
         heads=base.new_modules,
-        dtype=getattr(torch, asked.dtype),
+        dtype=getattr(torch, request.dtype),
     )
-    told.adapter.provenance |= {
-        "base_model": base.name,
-        "task": tuned.task,
-        "tuned_model": tuned.name,
-    }
+    provenance = outcome.adapter.provenance
+    provenance["base_model"] = base.name
+    provenance["task"] = tuned.task
+    provenance["tuned_model"] = tuned.name
     if tuned.labels:
-        told.adapter.provenance["labels"] = tuned.labels
-    batches = batch_texts(tuned, found)
-    wanted, before = compute_logits(tuned.model, batches), compute_logits(base.model, batches)
-    attach(base.model, told.adapter.copy(), trainable=False)
-    kl, same = divergence(wanted, compute_logits(base.model.eval(), batches))
-    return {
-        **writing.written(told, output),
-        "kl": kl,
-        "top1_agreement": same,
-        "base_kl": divergence(wanted, before)[0],
-    }
+        provenance["labels"] = tuned.labels
+    return outcome
 
 
-def _pair(asked: Extracting) -> tuple[Any, Any]:
-    """Return both models, of the class that the tuned one's config names."""
+def _compare(base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: list[str]) -> Result:
+    """Return how far base + adapter, and the base alone, are from the tuned model."""
+    from lorakit.evaluate.logits import batch_texts, compute_logits, divergence
+    from lorakit.inject.attach import attach
+
+    batches = batch_texts(tuned, texts)
+    wanted = compute_logits(tuned.model, batches)
+    before = compute_logits(base.model, batches)
+    attach(base.model, outcome.adapter.copy(), trainable=False)
+    kl, agreement = divergence(wanted, compute_logits(base.model.eval(), batches))
+    base_kl, _ = divergence(wanted, before)
+    return {"kl": kl, "top1_agreement": agreement, "base_kl": base_kl}
+
+
+def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
+    """Return both models, of the class in the tuned one's config."""
     from lorakit.errors import ModelError
     from lorakit.models.load import load, load_config
 
-    config = load_config(asked.tuned)
-    task, labels = "causal-lm", []
+    config = load_config(request.tuned)
+    task = "causal-lm"
+    labels: list[str] = []
     if any("SequenceClassification" in name for name in config.architectures or ()):
         task = "regress" if config.num_labels == 1 else "classify"
-        labels = (
-            [name for _, name in sorted((config.id2label or {}).items())]
-            if task == "classify"
-            else []
-        )
-    base, tuned = (
-        load(name, task, labels=labels, dtype="float32") for name in (asked.base, asked.tuned)
-    )
+    if task == "classify":
+        labels = [name for _, name in sorted((config.id2label or {}).items())]
+    base = load(request.base, task, labels=labels, dtype="float32")
+    tuned = load(request.tuned, task, labels=labels, dtype="float32")
     if tuned.new_modules:
         raise ModelError(
-            f"{asked.tuned} has no trained weights for {', '.join(tuned.new_modules)}.",
+            f"{request.tuned} has no trained weights for {', '.join(tuned.new_modules)}.",
             advice="Name the folder that the training wrote. Nothing was extracted.",
         )
     return base, tuned
 
 
-def show(result: dict[str, Any]) -> None:
-    writing.show(result, "energy captured")
+def show(result: Result) -> None:
+    show_outcome(result, "energy captured")

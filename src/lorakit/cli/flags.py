@@ -1,32 +1,36 @@
-"""Flags, YAML and help text made from the fields of Spec, TrainSpec and their like: one field, one
-place.
-"""
+"""Flags, YAML and help text from the fields of dataclasses: each setting is written down once."""
 
 import argparse
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import MISSING, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lorakit.errors import OutputError, SpecError
-from lorakit.text import near_misses, plural
+from lorakit.text import first_line, near_misses, plural
+
+Values = dict[str, Any]
+METAVARS = {int: "N", float: "X"}
+PATTERNS = ("targets", "exclude")
+SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?e[+-]?\d+", re.IGNORECASE)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose refusals are SpecErrors, with near misses of a mistyped flag."""
+    """An ArgumentParser that refuses with a SpecError, and offers near misses of a flag."""
 
-    def error(self, message: str) -> Any:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        hints = [
-            hint
-            for word in re.findall(r"--[\w-]+", message.partition("unrecognized arguments:")[2])
-            if (hint := near_misses(word, known))
-        ]
+    def error(self, message: str) -> NoReturn:
+        known: list[str] = []
+        for action in self._actions:
+            known += action.option_strings
+        unknown = message.partition("unrecognized arguments:")[2]
+        hints = []
+        for word in re.findall(r"--[\w-]+", unknown):
+            hints.append(near_misses(word, known))
         raise SpecError(
             f"{self.prog}: {message}.",
-            hints,
+            [hint for hint in hints if hint],
             f"`{self.prog} --help` lists the flags. Nothing was started.",
         )
 
@@ -34,150 +38,175 @@ class Parser(argparse.ArgumentParser):
 def add_fields(
     parser: argparse.ArgumentParser, cls: type, title: str, *, only: Iterable[str] | None = None
 ) -> None:
-    """Add a flag for each field of a dataclass, in its order; a flag that is not given leaves no
-    value.
+    """Add a flag for each field of a dataclass, in its order.
+
+    A flag that is not given leaves no value, so that the defaults stay with the dataclass.
+
+    Args:
+        parser: gets a group of flags.
+        cls: a dataclass whose fields are made by `spec.option`.
+        title: of the group.
+        only: names of fields; all by default.
     """
     group = parser.add_argument_group(title)
-    for f in fields(cls):
-        if f.metadata.get("flag") is False or (only is not None and f.name not in only):
-            continue
-        kind = f.metadata.get("type") or type(_default(f))
-        more: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": f.name}
-        if kind is bool:
-            more["action"] = argparse.BooleanOptionalAction
-        elif f.metadata.get("several"):
-            more |= (
-                {"nargs": "+", "metavar": "NAME"}
-                if kind is not int
-                else {"nargs": "+", "metavar": "N", "type": int}
-            )
-        else:
-            more |= {"type": kind, "choices": f.metadata.get("choices")}
-            if not more["choices"]:
-                more["metavar"] = {int: "N", float: "X"}.get(kind, "TEXT")
-        group.add_argument(
-            f.metadata.get("flag") or "--" + f.name.replace("_", "-"), help=_help(f), **more
-        )
+    for one in fields(cls):
+        is_flag = one.metadata.get("flag") is not False
+        if is_flag and (only is None or one.name in only):
+            group.add_argument(_flag_of(one), help=_help(one), **_arguments(one))
 
 
-def _default(f: Any) -> Any:
-    return f.default_factory() if f.default is MISSING else f.default
+def _flag_of(one: Field[Any]) -> str:
+    return one.metadata.get("flag") or flag_name(one.name)
 
 
-def _help(f: Any) -> str:
-    value, text = _default(f), f.metadata["help"].replace("%", "%%")
-    if (
-        f.metadata.get("required")
-        or value is None
-        or value is False
-        or value in ("", ())
-        or "default" in text
-    ):
+def flag_name(field: str) -> str:
+    """Return the flag of a field.
+
+    >>> flag_name("batch_size")
+    '--batch-size'
+    """
+    return "--" + field.replace("_", "-")
+
+
+def _arguments(one: Field[Any]) -> Values:
+    """Return how argparse reads the flag of a field."""
+    kind = one.metadata.get("type") or type(_default(one))
+    arguments: Values = {"default": argparse.SUPPRESS, "dest": one.name}
+    if kind is bool:
+        return {**arguments, "action": argparse.BooleanOptionalAction}
+    if one.metadata.get("several"):
+        if kind is int:
+            return {**arguments, "nargs": "+", "metavar": "N", "type": int}
+        return {**arguments, "nargs": "+", "metavar": "NAME"}
+    choices = one.metadata.get("choices")
+    arguments |= {"type": kind, "choices": choices}
+    if not choices:
+        arguments["metavar"] = METAVARS.get(kind, "TEXT")
+    return arguments
+
+
+def _default(one: Field[Any]) -> object:
+    return one.default if one.default_factory is MISSING else one.default_factory()
+
+
+def _help(one: Field[Any]) -> str:
+    text = one.metadata["help"].replace("%", "%%")
+    value = _default(one)
+    is_plain = value is None or value is False or value in ("", ())
+    if one.metadata.get("required") or is_plain or "default" in text:
         return text
-    return f"{text} (default: {'yes' if value is True else f'{value:g}' if isinstance(value, float) else value})"
+    if value is True:
+        return f"{text} (default: yes)"
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return f"{text} (default: {shown})"
 
 
-def values(args: argparse.Namespace, *classes: type) -> list[dict[str, Any]]:
-    """Return what was set of each class's fields: by --config first, then by flags.
+def values(args: argparse.Namespace, *classes: type) -> list[Values]:
+    """Return the values that were given for each class's fields: from --config, then from flags.
 
     Raises:
         SpecError: the YAML file is missing or broken, or has a key that is no field of any class;
-            or a number is below the least that its field has.
+            or a number is below the least that its field allows.
+        OutputError: the output could not be made.
     """
-    given: dict[str, Any] = {
-        **_yaml(getattr(args, "config", None), classes),
-        **{k: v for k, v in vars(args).items() if k != "config"},
-    }
-    least = {
-        f.name: f.metadata["least"] for cls in classes for f in fields(cls) if "least" in f.metadata
-    }
-    faults = [
-        f"--{name.replace('_', '-')}: at least {bound} is needed, got {given[name]}"
-        for name, bound in least.items()
-        if given.get(name) is not None and given[name] < bound
-    ]
-    if faults:
-        raise SpecError(
-            f"{plural(len(faults), 'number')} too small.", faults, "Nothing was started."
-        )
-    # A shell has expanded `~` already; a YAML file has not.
-    given |= {
-        k: os.path.expanduser(v)
-        for k, v in given.items()
-        if isinstance(v, str) and v.startswith("~/")
-    }
+    flagged = {key: value for key, value in vars(args).items() if key != "config"}
+    given = {**_read_yaml(getattr(args, "config", None), classes), **flagged}
+    _check_least(given, classes)
+    for key, value in given.items():
+        # A shell has expanded `~` already; a YAML file has not.
+        if isinstance(value, str) and value.startswith("~/"):
+            given[key] = os.path.expanduser(value)
+    for key in PATTERNS:
+        if isinstance(flagged.get(key), list):
+            given[key] = parse_names(flagged[key])
     _check_place(given.get("output"))
-    out = []
+    return [_of_class(given, cls) for cls in classes]
+
+
+def _of_class(given: Mapping[str, Any], cls: type) -> Values:
+    return {one.name: given[one.name] for one in fields(cls) if one.name in given}
+
+
+def _check_least(given: Mapping[str, Any], classes: Iterable[type]) -> None:
+    faults = []
     for cls in classes:
-        chosen = {f.name: given[f.name] for f in fields(cls) if f.name in given}
-        for name in ("targets", "exclude"):
-            if isinstance(chosen.get(name), list) and f"--{name}" in _flagged(args):
-                chosen[name] = names(chosen[name])
-        out.append(chosen)
-    return out
+        for one in fields(cls):
+            least = one.metadata.get("least")
+            value = given.get(one.name)
+            if least is not None and value is not None and value < least:
+                faults.append(f"{flag_name(one.name)}: at least {least} is needed, got {value}")
+    if faults:
+        count = plural(len(faults), "number")
+        raise SpecError(f"{count} too small.", list(dict.fromkeys(faults)), "Nothing was started.")
 
 
-def _check_place(output: Any) -> None:
-    """Refuse, before an hour is spent, an output that could not be made where it was asked for."""
+def _check_place(output: object) -> None:
+    """Refuse an output that could not be made, before an hour is spent."""
     if not isinstance(output, str) or not output:
         return
     path = Path(output).absolute()
-    above = next(p for p in path.parents if p.exists())
-    if not above.is_dir():
+    existing = path if path.is_dir() else next(one for one in path.parents if one.exists())
+    if not existing.is_dir():
         raise OutputError(
-            f"{output} cannot be made: {above} is a file.", advice="Nothing was started."
+            f"{output} cannot be made: {existing} is a file.", advice="Nothing was started."
         )
-    if not os.access(path if path.is_dir() else above, os.W_OK | os.X_OK):
+    if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(
-            f"{output} cannot be made: there is no permission to write in {path if path.is_dir() else above}.",
+            f"{output} cannot be made: there is no permission to write in {existing}.",
             advice="Nothing was started.",
         )
 
 
-def _flagged(args: argparse.Namespace) -> set[str]:
-    return {f"--{key}" for key in vars(args)}
+def parse_names(words: list[str]) -> str | tuple[str, ...]:
+    """Return the value of --targets: a preset, name or regular expression, or several names.
 
-
-def names(given: list[str]) -> Any:
-    """Return what the words after --targets mean: one word is a preset, a name or a regular
-    expression; several are names.
-
-    >>> names(["qv"]), names(["q_proj,v_proj"]), names(["*.q_proj"])
+    >>> parse_names(["qv"]), parse_names(["q_proj,v_proj"]), parse_names(["*.q_proj"])
     ('qv', ('q_proj', 'v_proj'), ('*.q_proj',))
     """
-    expression = any(c in given[0] for c in r"\^$|()[]{}+") or ".*" in given[0]
-    if len(given) == 1 and expression:
-        return given[0]
-    words = [word for item in given for word in item.split(",") if word]
-    return words[0] if len(words) == 1 and not any(c in words[0] for c in "*?") else tuple(words)
+    first = words[0]
+    if len(words) == 1 and _is_expression(first):
+        return first
+    names: list[str] = []
+    for word in words:
+        names += [name for name in word.split(",") if name]
+    if len(names) == 1 and not set("*?") & set(names[0]):
+        return names[0]
+    return tuple(names)
 
 
-def _yaml(path: str | None, classes: tuple[type, ...]) -> dict[str, Any]:
+def _is_expression(word: str) -> bool:
+    has_sign = any(sign in word for sign in r"\^$|()[]{}+")
+    return has_sign or ".*" in word
+
+
+def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
     if path is None:
         return {}
     import yaml
 
     try:
-        found = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise SpecError(
-            f"{path} cannot be read: {str(error).splitlines()[0]}.", advice="Nothing was started."
+            f"{path} cannot be read: {first_line(error)}.", advice="Nothing was started."
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise SpecError(f"{path} holds no `key: value` lines.", advice="Nothing was started.")
-    found = {str(key).replace("-", "_"): value for key, value in found.items()}
-    known = [f.name for cls in classes for f in fields(cls)]
-    faults = [
-        f"{key!r} is no setting {near_misses(key, known)}".rstrip()
-        for key in found
-        if key not in known
-    ]
+    given = {str(key).replace("-", "_"): _as_number(value) for key, value in content.items()}
+    known: list[str] = []
+    for cls in classes:
+        known += [one.name for one in fields(cls)]
+    faults = []
+    for key in given:
+        if key not in known:
+            faults.append(f"{key!r} is no setting {near_misses(key, known)}".rstrip())
     if faults:
         raise SpecError(f"{len(faults)} unknown keys in {path}.", faults, "Nothing was started.")
-    # YAML 1.1 reads 1e-4 as text.
-    return {
-        k: float(v)
-        if isinstance(v, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", v, re.I)
-        else v
-        for k, v in found.items()
-    }
+    return given
+
+
+def _as_number(value: object) -> object:
+    """Return 1e-4 as a number: YAML 1.1 reads it as text."""
+    if isinstance(value, str) and SCIENTIFIC.fullmatch(value):
+        return float(value)
+    return value

@@ -1,21 +1,28 @@
 """`lorakit generate`."""
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.evaluate import Source, Subject, add_decoding, needed, rows_of
+from lorakit.cli.request import DataRequest, ModelRequest, Result, require
 from lorakit.errors import DataError, OutputError, SpecError
+from lorakit.evaluate.decoding import Decoding
+from lorakit.files import write_json_lines
 from lorakit.spec import option
+
+if TYPE_CHECKING:
+    from lorakit.models.load import Loaded
+
+Prompt = str | list[dict[str, str]]  # a text, or the turns of a conversation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
-    """What is asked, and where the answers go."""
+class GenerateRequest:
+    """The prompts, and the file for the answers."""
 
     prompt: tuple[str, ...] = option((), "one or more prompts", several=True)
     output: str | None = option(None, "JSONL file for the answers to --data", type=str)
@@ -27,101 +34,107 @@ class Asking:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    flags.add_fields(parser, Subject, "the model")
-    flags.add_fields(parser, Asking, "the prompts")
-    flags.add_fields(parser, Source, "prompts from a file, instead of --prompt")
-    add_decoding(parser, "how to write")
+    flags.add_fields(parser, ModelRequest, "the model")
+    flags.add_fields(parser, GenerateRequest, "the prompts")
+    flags.add_fields(parser, DataRequest, "prompts from a file, instead of --prompt")
+    flags.add_fields(parser, Decoding, "generation")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    from lorakit.evaluate.decoding import Decoding
-
-    a, b, c, d = flags.values(args, Subject, Asking, Source, Decoding)
-    needed(a, "model")
-    subject, asking, source, how = Subject(**a), Asking(**b), Source(**c), Decoding(**d)
-    if bool(asking.prompt) == bool(source.data):
+def main(args: argparse.Namespace) -> Result:
+    model, prompts, data, decoding = flags.values(
+        args, ModelRequest, GenerateRequest, DataRequest, Decoding
+    )
+    require(model, "model")
+    request, source = GenerateRequest(**prompts), DataRequest(**data)
+    how = Decoding(**decoding)
+    if bool(request.prompt) == bool(source.data):
         raise SpecError("Give either --prompt or --data.", advice="Nothing was started.")
-    if asking.output and Path(asking.output).exists():
+    if request.output and Path(request.output).exists():
         raise OutputError(
-            f"{asking.output} exists already.", advice="Name a new file. Nothing was written."
+            f"{request.output} exists already.", advice="Name a new file. Nothing was written."
         )
-    import torch
+    return _generate(ModelRequest(**model), request, source, how)
 
-    from lorakit.adapter import Adapter
+
+def _generate(
+    model: ModelRequest, request: GenerateRequest, data: DataRequest, decoding: Decoding
+) -> Result:
     from lorakit.evaluate.generate import generate
-    from lorakit.models.open import open_model
     from lorakit.train.log import progress_bar
 
-    if subject.threads:
-        torch.set_num_threads(subject.threads)
-    prompts = list(asking.prompt) if asking.prompt else _prompts(source)
-    adapter = Adapter.load(subject.adapter) if subject.adapter else None
-    loaded = open_model(
-        subject.model,
-        adapter,
-        "causal-lm",
-        dtype=subject.dtype,
-        device=subject.device,
-        any_base=subject.any_base,
-    )
-    turns = [
-        [{"role": "user", "content": p}] if asking.chat and isinstance(p, str) else p
-        for p in prompts
-    ]
-    if any(isinstance(t, list) for t in turns) and not getattr(
-        loaded.tokenizer, "chat_template", None
-    ):
-        raise DataError(
-            f"{subject.model} has no chat template.",
-            advice="Ask it without --chat, with plain prompts.",
-        )
+    adapter = model.load_adapter()
+    prompts = list(request.prompt) if request.prompt else _read_prompts(data)
+    loaded = model.open(adapter, "causal-lm")
+    turns = _as_turns(prompts, loaded, model.model, chat=request.chat)
     with progress_bar("generating", len(turns)) as advance:
         texts = generate(
-            loaded, turns, how, batch_size=asking.batch_size, seed=asking.seed, progress=advance
+            loaded,
+            turns,
+            decoding,
+            batch_size=request.batch_size,
+            seed=request.seed,
+            progress=advance,
         )
-    answers = [
-        {"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)
-    ]
-    if asking.output:
-        part = Path(asking.output).with_name(f".{Path(asking.output).name}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
-        part.replace(asking.output)
+    answers = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        answers.append({"prompt": prompt, "text": text})
+    if request.output:
+        path = Path(request.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_lines(path, answers)
     return {
         "answers": answers,
-        "output": asking.output,
-        "model": subject.model,
-        "adapter": subject.adapter,
+        "output": request.output,
+        "model": model.model,
+        "adapter": model.adapter,
     }
 
 
-def _prompts(source: Source) -> list[Any]:
-    """Return what the rows ask: a prompt, a text to go on with, or the turns before the last
-    answer; each once.
-    """
-    rows = rows_of(source)
+def _as_turns(
+    prompts: Sequence[Prompt], loaded: "Loaded", name: str, *, chat: bool
+) -> list[Prompt]:
+    """Return the prompts as `generate` takes them; with `chat`, texts become a user's turn."""
+    turns: list[Prompt] = []
+    for prompt in prompts:
+        is_text = isinstance(prompt, str)
+        turns.append([{"role": "user", "content": prompt}] if chat and is_text else prompt)
+    needs_template = any(isinstance(turn, list) for turn in turns)
+    if needs_template and not getattr(loaded.tokenizer, "chat_template", None):
+        raise DataError(
+            f"{name} has no chat template.", advice="Use plain prompts, without --chat."
+        )
+    return turns
+
+
+def _read_prompts(data: DataRequest) -> list[Prompt]:
+    """Return each different prompt or text, or the turns before the last answer of each row."""
+    rows = data.read()
     if rows.kind not in ("completion", "messages", "text"):
         raise DataError(
-            f"The rows of {source.data} hold no prompts.",
+            f"The rows of {data.data} hold no prompts.",
             advice="Name the column: --columns prompt=…",
         )
-    if rows.kind != "messages":
-        return list(
-            dict.fromkeys(
-                row["prompt" if rows.kind == "completion" else "text"] for row in rows.rows
-            )
-        )
-    return [
-        row["messages"][: max(i for i, t in enumerate(row["messages"]) if t["role"] == "assistant")]
-        for row in rows.rows
-    ]
+    if rows.kind == "messages":
+        return [_before_last_answer(row["messages"]) for row in rows.rows]
+    key = "prompt" if rows.kind == "completion" else "text"
+    return list(dict.fromkeys(row[key] for row in rows.rows))
 
 
-def show(result: dict[str, Any]) -> None:
+def _before_last_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    last = 0
+    for index, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            last = index
+    return messages[:last]
+
+
+def show(result: Result) -> None:
+    answers = result["answers"]
     if result["output"]:
-        print(f"{len(result['answers'])} answers are in {result['output']}", file=sys.stderr)
+        print(f"{len(answers)} answers are in {result['output']}", file=sys.stderr)
         return
-    for i, answer in enumerate(result["answers"]):
-        if len(result["answers"]) > 1:
-            print(("" if i == 0 else "\n") + f"> {answer['prompt']}")
+    for index, answer in enumerate(answers):
+        if len(answers) > 1:
+            space = "\n" if index else ""
+            print(f"{space}> {answer['prompt']}")
         print(answer["text"])

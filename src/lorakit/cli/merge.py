@@ -2,18 +2,22 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lorakit.cli import flags
-from lorakit.cli.evaluate import needed
+from lorakit.cli.request import Result, require
+from lorakit.cli.tables import print_table
 from lorakit.spec import option
 from lorakit.text import format_bytes
 
+COMPARED_ROWS = 16
+TEXT_KEYS = ("text", "text_a", "text_b", "prompt", "completion")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Merging:
-    """What is merged into what."""
+class MergeRequest:
+    """The base, the adapter, and the merged model."""
 
     model: str = option("", "the base: a folder, a hub id, or builtin:minilm", required=True)
     adapter: str = option("", "an adapter folder", required=True)
@@ -23,89 +27,83 @@ class Merging:
         "dtype on disk; auto is that of the base, or its int8 or 4 bits",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
-    device: str = option("auto", "where it is computed: cpu, cuda, …")
+    device: str = option("auto", "device of the computation: cpu, cuda, …")
     data: str | None = option(
-        None, "texts to compare the models on (default: four of our own)", type=str
+        None, "texts to compare the models on (default: four built-in ones)", type=str
     )
     columns: tuple[str, ...] = option((), "names of columns of --data, as key=column", several=True)
-    any_base: bool = option(False, "take an adapter that was trained on other base weights")
+    any_base: bool = option(False, "accept an adapter that was trained on other base weights")
     allow_loss: bool = option(
-        False, "write it even where rounding moves the output as much as the adapter does, or more"
+        False, "write even if rounding changes the output as much as the adapter does, or more"
     )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    flags.add_fields(parser, Merging, "what is merged")
+    flags.add_fields(parser, MergeRequest, "the merge")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    (values,) = flags.values(args, Merging)
-    needed(values, "model", "adapter", "output")
-    asked = Merging(**values)
+def main(args: argparse.Namespace) -> Result:
+    (values,) = flags.values(args, MergeRequest)
+    require(values, "model", "adapter", "output")
+    request = MergeRequest(**values)
     from lorakit.adapter import Adapter
     from lorakit.merging.export import export
 
-    found = texts(asked.data, asked.columns) if asked.data else ()
-    adapter = Adapter.load(asked.adapter)
-    print(f"Merging {asked.adapter} into {asked.model}", file=sys.stderr)
+    texts = read_texts(request.data, request.columns) if request.data else ()
+    adapter = Adapter.load(request.adapter)
+    print(f"Merging {request.adapter} into {request.model}", file=sys.stderr)
     return export(
-        asked.model,
+        request.model,
         adapter,
-        asked.output,
-        dtype=asked.dtype,
-        device=asked.device,
-        texts=found,
-        any_base=asked.any_base,
-        allow_loss=asked.allow_loss,
+        request.output,
+        dtype=request.dtype,
+        device=request.device,
+        texts=texts,
+        any_base=request.any_base,
+        allow_loss=request.allow_loss,
     )
 
 
-def texts(data: str, columns: tuple[str, ...]) -> list[str]:
+def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
     """Return the texts of the first rows of a file, to compare models on."""
     from lorakit.data.rows import read_rows
 
-    rows = read_rows(data, columns=columns, split="test").rows[:16]
-    joined = (
-        " ".join(
-            str(row[key])
-            for key in ("text", "text_a", "text_b", "prompt", "completion")
-            if key in row
-        )
-        for row in rows
-    )
-    return [
-        text or "\n".join(turn["content"] for turn in row["messages"])
-        for text, row in zip(joined, rows, strict=True)
-    ]
+    texts = []
+    for row in read_rows(data, columns=columns, split="test").rows[:COMPARED_ROWS]:
+        text = " ".join(str(row[key]) for key in TEXT_KEYS if key in row)
+        if not text:
+            text = "\n".join(turn["content"] for turn in row["messages"])
+        texts.append(text)
+    return texts
 
 
-def show(result: dict[str, Any]) -> None:
-    from lorakit.cli import show as shown
-
+def show(result: Result) -> None:
+    size = format_bytes(result["bytes"])
     print(
-        f"{result['output']}: a plain model in {result['dtype']}, {format_bytes(result['bytes'])}, written, read back, compared"
+        f"{result['output']}: a plain model in {result['dtype']}, {size}, written, read back, "
+        "compared"
     )
-    shown.table(
-        ["compared with base + adapter", ""],
-        [
-            ["largest difference of a logit", result["max_logit_difference"]],
-            ["what the adapter itself moves", result["adapter_moves"]],
-            ["KL divergence (nats)", result["kl"]],
-            ["same most probable output", f"{100 * result['top1_agreement']:.2f} %"],
-            ["weights that differ from the base", result["differs_from_base"]],
-            *coarse(result.get("rounding")),
-        ],
-    )
+    rows = [
+        ["largest difference of a logit", result["max_logit_difference"]],
+        ["effect of the adapter itself", result["adapter_moves"]],
+        ["KL divergence (nats)", result["kl"]],
+        ["same most probable output", f"{100 * result['top1_agreement']:.2f} %"],
+        ["weights that differ from the base", result["differs_from_base"]],
+        *_rounding_rows(result.get("rounding") or {}),
+    ]
+    print_table(["compared with base + adapter", ""], rows)
 
 
-def coarse(rounding: dict[str, dict[str, float]] | None) -> list[list[Any]]:
-    """Return what rounding to int8 or 4 bits moved, in the weight where that is most beside the
-    adapter.
-    """
+def _rounding_rows(rounding: Mapping[str, Mapping[str, float]]) -> list[list[object]]:
+    """Return the error of rounding to int8 or 4 bits, in the weight where it counts most."""
     if not rounding:
         return []
-    told = max(rounding.values(), key=lambda told: told["rounding"] / max(told["adapter"], 1e-30))
+    worst = max(rounding.values(), key=_share_of_adapter)
     return [
-        ["rounding moves a weight by, relative", told["rounding"]],
-        ["the adapter moves that weight by", told["adapter"]],
+        ["rounding changes a weight by, relative", worst["rounding"]],
+        ["the adapter changes that weight by", worst["adapter"]],
     ]
+
+
+def _share_of_adapter(change: Mapping[str, float]) -> float:
+    return change["rounding"] / max(change["adapter"], 1e-30)

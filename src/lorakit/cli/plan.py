@@ -1,10 +1,10 @@
 """`lorakit plan`."""
 
 import argparse
-from typing import Any
 
 from lorakit.cli import flags
-from lorakit.cli.evaluate import needed
+from lorakit.cli.request import Result, require
+from lorakit.cli.tables import print_table
 from lorakit.plan.config import PlanRequest
 from lorakit.spec import Spec
 from lorakit.text import format_bytes
@@ -25,6 +25,18 @@ RUN = (
     "ranks",
     "rank_budget",
 )
+METHODS = ("full", "lora", "lora-8bit", "lora-4bit")
+DEVICE_HEADS = (
+    "device",
+    "for tensors",
+    "full",
+    "LoRA",
+    "LoRA, 8-bit base",
+    "LoRA, 4-bit base",
+    "length",
+    "rank",
+)
+RANK_HEADS = ("rank", "trained", "of the base", "file", "in training", "layers past break-even")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -39,88 +51,79 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add_fields(parser, Spec, "the adapter")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    asked_values, run_values, spec_values = flags.values(args, PlanRequest, TrainSpec, Spec)
-    needed(asked_values, "model")
-    asked, spec = PlanRequest(**asked_values), Spec(**spec_values)
-    run_values = {k: v for k, v in run_values.items() if k in RUN}
-    run = TrainSpec(
-        **{**run_values, "model": asked.model, "data": "not read", "output": "not written"}
-    )
+def main(args: argparse.Namespace) -> Result:
+    request_values, run_values, spec_values = flags.values(args, PlanRequest, TrainSpec, Spec)
+    require(request_values, "model")
+    request, spec = PlanRequest(**request_values), Spec(**spec_values)
+    settings = {key: value for key, value in run_values.items() if key in RUN}
+    # A plan reads and writes nothing of these two, which a run cannot be without.
+    run = TrainSpec(**settings, model=request.model, data="not read", output="not written")
     from lorakit.plan.report import make_report
 
-    return make_report(asked, run, spec)
+    return dict(make_report(request, run, spec))
 
 
-def show(result: dict[str, Any]) -> None:
-    from lorakit.cli import show as shown
-
-    def sized(count: int | None) -> str:
-        return f"{'not known' if count is None else format_bytes(count):>10}"
-
+def show(result: Result) -> None:
     print(f"\n{result['summary']}\n")
     print(result["coverage"])
-    parts = {
-        "weights": f"of the base, {result['base_dtype']}",
-        "adapters": "and what is trained whole beside them",
-        "gradients": "of what trains",
-        "optimizer": "AdamW's two moments",
-        "activations": "kept for the backward pass, without logits",
-        "logits": "with what the loss makes of them, at most",
-        "peak": "at the moment when it is most: gradients come while activations go",
-    }
-    title = f"\nMemory of the largest batch: {result['batch']} sequences of {result['length']:,} tokens, on {result['device']}"
-    shown.table(
-        ["part", "memory", ""],
-        [[k, sized(result["memory"][k]), text] for k, text in parts.items()],
-        title=title,
-    )
+    _show_memory(result)
     if result["devices"]:
-        print(
-            f"What fits: the largest batch of {result['length']:,} tokens (0: none), and for LoRA at a batch of "
-            f"{result['batch']} the longest sequence\nand the highest rank"
-        )
-        rows = []
-        for d in result["devices"]:
-            batches = [d["methods"][m]["batch"] for m in ("full", "lora", "lora-8bit", "lora-4bit")]
-            rows.append(
-                [
-                    d["device"],
-                    sized(d["usable"]),
-                    *batches,
-                    *(d["methods"]["lora"].get(k, 0) for k in ("length", "rank")),
-                ]
-            )
-        shown.table(
-            [
-                "device",
-                "for tensors",
-                "full",
-                "LoRA",
-                "LoRA, 8-bit base",
-                "LoRA, 4-bit base",
-                "length",
-                "rank",
-            ],
-            rows,
-        )
+        _show_devices(result)
     if result["ranks"]:
-        rows = [
-            [
-                r["rank"],
-                r["trainable_parameters"],
-                f"{100 * r['share']:>9.4f} %",
-                sized(r["adapter_bytes"]),
-                sized(r["training_bytes"]),
-                r["past_break_even"],
-            ]
-            for r in result["ranks"]
-        ]
-        shown.table(
-            ["rank", "trained", "of the base", "file", "in training", "layers past break-even"],
-            rows,
-        )
+        _show_ranks(result["ranks"])
     if result["others"]:
-        shown.table(["other methods", "trained"], list(result["others"].items()))
+        print_table(["other methods", "trained"], list(result["others"].items()))
     for note in result["notes"]:
         print(f"note: {note}")
+
+
+def _show_memory(result: Result) -> None:
+    parts = {
+        "weights": f"of the base, {result['base_dtype']}",
+        "adapters": "with full parameters",
+        "gradients": "of the trained parameters",
+        "optimizer": "AdamW's two moments",
+        "activations": "kept for the backward pass, without logits",
+        "logits": "and what the loss computes from them, at most",
+        "peak": "at one moment: gradients come while activations go",
+    }
+    rows = [[part, _bytes(result["memory"][part]), text] for part, text in parts.items()]
+    title = (
+        f"\nMemory of the largest batch: {result['batch']} sequences of {result['length']:,} "
+        f"tokens, on {result['device']}"
+    )
+    print_table(["part", "memory", ""], rows, title=title)
+
+
+def _show_devices(result: Result) -> None:
+    print(
+        f"The largest batch of {result['length']:,} tokens that fits (0: none); for LoRA at a "
+        f"batch of {result['batch']}\nalso the longest sequence and the highest rank"
+    )
+    rows = []
+    for device in result["devices"]:
+        methods = device["methods"]
+        batches = [methods[method]["batch"] for method in METHODS]
+        length, rank = (methods["lora"].get(key, 0) for key in ("length", "rank"))
+        rows.append([device["device"], _bytes(device["usable"]), *batches, length, rank])
+    print_table(DEVICE_HEADS, rows)
+
+
+def _show_ranks(ranks: list[Result]) -> None:
+    rows = []
+    for row in ranks:
+        cells = [
+            row["rank"],
+            row["trainable_parameters"],
+            f"{100 * row['share']:>9.4f} %",
+            _bytes(row["adapter_bytes"]),
+            _bytes(row["training_bytes"]),
+            row["past_break_even"],
+        ]
+        rows.append(cells)
+    print_table(RANK_HEADS, rows)
+
+
+def _bytes(count: int | None) -> str:
+    text = "not known" if count is None else format_bytes(count)
+    return f"{text:>10}"

@@ -1,26 +1,29 @@
 """`lorakit preview`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lorakit.cli import flags
-from lorakit.cli.evaluate import Source, needed, rows_of
+from lorakit.cli.request import DataRequest, Result, require
+from lorakit.cli.tables import print_table
 from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
 
+BAR = 40  # characters of the longest bar
+
 
 @dataclass(frozen=True, kw_only=True)
-class Looking:
-    """At what, and how closely."""
+class PreviewRequest:
+    """The model whose tokens are shown, and the number of rows."""
 
     model: str = option(
-        "", "a folder, a hub id, or builtin:minilm; its tokenizer alone is loaded", required=True
+        "", "a folder, a hub id, or builtin:minilm; only its tokenizer is loaded", required=True
     )
-    task: str = option("auto", "what is learned; auto tells by the rows", choices=CHOICES)
+    task: str = option("auto", "task of the training; auto: that of the rows", choices=CHOICES)
     loss_on: str = option(
         "completion",
-        "train completions and assistant turns alone, or all tokens",
+        "train only completions and assistant turns, or all tokens",
         choices=("completion", "all"),
     )
     max_length: int | None = option(
@@ -30,46 +33,31 @@ class Looking:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    flags.add_fields(parser, Looking, "what is shown")
-    flags.add_fields(parser, Source, "the data")
+    flags.add_fields(parser, PreviewRequest, "what is shown")
+    flags.add_fields(parser, DataRequest, "the data")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    looking_values, source_values = flags.values(args, Looking, Source)
-    needed({**looking_values, **source_values}, "model", "data")
-    looking, source = Looking(**looking_values), Source(**{"split": "train", **source_values})
+def main(args: argparse.Namespace) -> Result:
+    request_values, data_values = flags.values(args, PreviewRequest, DataRequest)
+    require({**request_values, **data_values}, "model", "data")
+    request = PreviewRequest(**request_values)
+    data = DataRequest(**{"split": "train", **data_values})
     from lorakit.evaluate.preview import preview
 
-    return preview(
-        rows_of(source),
-        looking.model,
-        looking.task,
-        looking.loss_on,
-        looking.max_length,
-        looking.show,
+    return dict(
+        preview(
+            data.read(),
+            request.model,
+            request.task,
+            request.loss_on,
+            request.max_length,
+            request.show,
+        )
     )
 
 
-def show(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    from lorakit.cli import show as shown
-
-    console = Console(highlight=False, soft_wrap=True)
-    for row in result["shown"]:
-        line = Text(f"{row['where']}\n", style="dim")
-        for piece, trained in row["pieces"]:
-            mark = piece if console.is_terminal or not trained else f"[{piece}]"
-            line.append(mark, style="bold black on green" if trained else "")
-        if row["target"] is not None:
-            line.append(f"\n-> {row['target']}", style="bold green")
-        console.print(line, end="\n\n")
-    if result["shown"] and result["task"] == "causal-lm":
-        console.print(
-            "Trained tokens are " + ("green." if console.is_terminal else "in [brackets].") + "\n",
-            markup=False,
-        )
+def show(result: Result) -> None:
+    _show_rows(result)
     facts = [
         ["rows", result["rows"]],
         ["sequences", result["sequences"]],
@@ -77,19 +65,41 @@ def show(result: dict[str, Any]) -> None:
         ["trained tokens", result["trained_tokens"]],
         ["rows that are cut", result["rows_cut"]],
         ["tokens that are cut off", result["tokens_cut"]],
-        ["rows that stand there twice", result["rows_repeated"]],
+        ["rows that occur twice", result["rows_repeated"]],
         ["longest sequence allowed", result["max_length"]],
     ]
     if result["eos_trained"] is not None:
-        facts.append(
-            ["sequences whose EOS is trained", f"{result['eos_trained']:,} ({result['eos']})"]
-        )
-    shown.table([result["task"], ""], facts)
+        count = f"{result['eos_trained']:,} ({result['eos']})"
+        facts.append(["sequences whose EOS is trained", count])
+    print_table([result["task"], ""], facts)
     if result["labels"]:
-        shown.table(["label", "rows"], list(result["labels"].items()))
-    most = max(h["count"] for h in result["histogram"])
+        print_table(["label", "rows"], list(result["labels"].items()))
+    _show_lengths(result["histogram"])
+
+
+def _show_rows(result: Result) -> None:
+    """Print rows token by token: trained ones in green, or in [brackets] without colour."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for row in result["shown"]:
+        line = Text(f"{row['where']}\n", style="dim")
+        for piece, trained in row["pieces"]:
+            bracketed = trained and not console.is_terminal
+            text = f"[{piece}]" if bracketed else piece
+            line.append(text, style="bold black on green" if trained else "")
+        if row["target"] is not None:
+            line.append(f"\n-> {row['target']}", style="bold green")
+        console.print(line, end="\n\n")
+    if result["shown"] and result["task"] == "causal-lm":
+        marked = "green" if console.is_terminal else "in [brackets]"
+        console.print(f"Trained tokens are {marked}.\n", markup=False)
+
+
+def _show_lengths(histogram: Sequence[Result]) -> None:
+    most = max(one["count"] for one in histogram)
     print("length in tokens")
-    for h in result["histogram"]:
-        print(
-            f"  {h['from']:>6} – {h['to']:<6} {'█' * round(40 * h['count'] / most):<40} {h['count']:,}"
-        )
+    for one in histogram:
+        bar = "█" * round(BAR * one["count"] / most)
+        print(f"  {one['from']:>6} – {one['to']:<6} {bar:<{BAR}} {one['count']:,}")

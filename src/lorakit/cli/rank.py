@@ -3,13 +3,16 @@
 import argparse
 import sys
 from dataclasses import fields
-from typing import Any
 
 from lorakit.cli import flags
+from lorakit.cli.request import Result
+from lorakit.cli.tables import print_table
 from lorakit.rank_search.config import HIGHEST, RankSearchSpec
 from lorakit.spec import Spec
 from lorakit.text import format_bytes
 from lorakit.train.config import TrainSpec
+
+NOT_IN_A_SEARCH = {"resume", "overwrite", "ranks", "rank_budget"}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -20,79 +23,84 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="YAML file with any of these settings, and `overrides`; flags win",
     )
     flags.add_fields(parser, RankSearchSpec, "the search")
-    training = {f.name for f in fields(TrainSpec)} - {"resume", "overwrite", "ranks", "rank_budget"}
-    flags.add_fields(
-        parser,
-        TrainSpec,
-        "the run (--output: a new folder for the small adapter; without it nothing is kept)",
-        only=training,
-    )
-    flags.add_fields(parser, Spec, "the adapter", only={f.name for f in fields(Spec)} - {"rank"})
+    run = {one.name for one in fields(TrainSpec)} - NOT_IN_A_SEARCH
+    title = "the run (--output: a new folder for the small adapter; without it nothing is kept)"
+    flags.add_fields(parser, TrainSpec, title, only=run)
+    adapter = {one.name for one in fields(Spec)} - {"rank"}
+    flags.add_fields(parser, Spec, "the adapter", only=adapter)
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    asked_values, run_values, spec_values = flags.values(args, RankSearchSpec, TrainSpec, Spec)
-    asked, spec = RankSearchSpec(**asked_values), Spec(**{"rank": HIGHEST, **spec_values})
+def main(args: argparse.Namespace) -> Result:
+    search_values, run, spec_values = flags.values(args, RankSearchSpec, TrainSpec, Spec)
+    search = RankSearchSpec(**search_values)
+    spec = Spec(**{"rank": HIGHEST, **spec_values})
     from lorakit.rank_search.search import search_rank
 
-    return search_rank(run_values, spec, asked, say=lambda text: print(text, file=sys.stderr))
+    return dict(search_rank(run, spec, search, say=lambda text: print(text, file=sys.stderr)))
 
 
-def show(result: dict[str, Any]) -> None:
-    from lorakit.cli import show as shown
-
+def show(result: Result) -> None:
     if result["way"] == "threshold":
-        heads = ["module", "most", "of W", *(["of the change"] if result["adapter"] else [])]
-        rows = [list(row.values()) for row in result["modules"]]
-        shown.table(
-            heads, rows, title=f"rank that holds {result['threshold']:g} of the {result['energy']}s"
-        )
+        _show_threshold(result)
     elif result["way"] == "advice":
         for reason in result["reasons"]:
             print(f"- {reason}")
     else:
-        _curve(result)
+        _show_curve(result)
     rank = result["recommended_rank"]
     print(f"Recommended: {'no rank' if rank is None else f'rank {rank}'}.")
     if result["way"] != "advice":
         print(result["reason"])
 
 
-def _curve(result: dict[str, Any]) -> None:
-    from lorakit.cli import show as shown
+def _show_threshold(result: Result) -> None:
+    heads = ["module", "most", "of W"]
+    if result["adapter"]:
+        heads.append("of the change")
+    rows = [list(row.values()) for row in result["modules"]]
+    title = f"rank that holds {result['threshold']:g} of the {result['energy']}s"
+    print_table(heads, rows, title=title)
 
-    name, rows = result["metric_name"], []
-    for p in result["curve"]:
-        mark = (
-            "recommended"
-            if p["rank"] == result["recommended_rank"]
-            else "best"
-            if p["rank"] == result["best_rank"]
-            else ""
-        )
-        rows.append(
-            [
-                p["rank"],
-                p["parameters"],
-                p["metric"],
-                f"{p['low']:.4f} to {p['high']:.4f}",
-                p["behind"],
-                *([p["train"]] if "train" in p else []),
-                mark,
-            ]
-        )
-    heads = ["rank", "parameters", name, "95 % interval", "behind the best"]
-    heads += ["on rows trained on"] if "train" in result["curve"][0] else []
-    shown.table([*heads, ""], rows, title=f"\n{result['model']}, held-out {name} by rank")
-    if (other := result.get("by_module")) is not None:
-        low, high = min(other["ranks"].values()), max(other["ranks"].values())
-        print(
-            f"The same number of parameters with ranks {low} to {high} by module: {name} {other['metric']:.4f}, "
-            f"{'taken' if other['taken'] else 'not better'}."
-        )
+
+def _show_curve(result: Result) -> None:
+    metric = result["metric_name"]
+    with_train = "train" in result["curve"][0]
+    rows = []
+    for point in result["curve"]:
+        row = [
+            point["rank"],
+            point["parameters"],
+            point["metric"],
+            f"{point['low']:.4f} to {point['high']:.4f}",
+            point["behind"],
+        ]
+        if with_train:
+            row.append(point["train"])
+        rows.append([*row, _mark(point["rank"], result)])
+    heads = ["rank", "parameters", metric, "95 % interval", "behind the best"]
+    heads += ["on rows trained on"] if with_train else []
+    title = f"\n{result['model']}, held-out {metric} by rank"
+    print_table([*heads, ""], rows, title=title)
+    if result.get("by_module") is not None:
+        _show_by_module(result["by_module"], metric)
     if "cost" in result:
         print(f"{result['seconds']:.1f} s, {result['cost']:.2f} times the one run.")
     if result["output"]:
-        print(
-            f"Adapter: {result['output']} ({result['trainable_parameters']:,} parameters, {format_bytes(result['bytes'])})"
-        )
+        size = format_bytes(result["bytes"])
+        count = f"{result['trainable_parameters']:,} parameters"
+        print(f"Adapter: {result['output']} ({count}, {size})")
+
+
+def _mark(rank: int, result: Result) -> str:
+    if rank == result["recommended_rank"]:
+        return "recommended"
+    return "best" if rank == result["best_rank"] else ""
+
+
+def _show_by_module(other: Result, metric: str) -> None:
+    low, high = min(other["ranks"].values()), max(other["ranks"].values())
+    verdict = "taken" if other["taken"] else "not better"
+    print(
+        f"The same number of parameters with ranks {low} to {high} by module: "
+        f"{metric} {other['metric']:.4f}, {verdict}."
+    )

@@ -2,58 +2,58 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
 
-from lorakit.cli import flags, writing
-from lorakit.cli.evaluate import needed
+from lorakit.cli import flags
+from lorakit.cli.outcome import check_new_folder, load_base, save_outcome, show_outcome
+from lorakit.cli.request import Result, require
 from lorakit.spec import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resizing:
-    """How small, and where to."""
+class ResizeRequest:
+    """The size of the smaller adapter, and its folder."""
 
     output: str = option("", "a new folder for the smaller adapter", required=True)
     rank: int | None = option(None, "rank of every module at most", type=int)
     energy: float | None = option(
         None, "or the share of each module's squared norm that is kept, such as 0.95", type=float
     )
-    parameters: int | None = option(
-        None, "or how many parameters all factors may have together", type=int
-    )
+    parameters: int | None = option(None, "or the parameters of all factors together", type=int)
     model: str | None = option(
-        None, "the base: only DoRA needs it, which is then made plain", type=str
+        None, "the base: needed only for DoRA, which becomes plain LoRA", type=str
     )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder")
-    flags.add_fields(parser, Resizing, "how small, and where to")
+    flags.add_fields(parser, ResizeRequest, "the smaller adapter")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    (values,) = flags.values(args, Resizing)
-    needed(values, "output")
-    asked = Resizing(**values)
-    output = writing.fresh(asked.output)
+def main(args: argparse.Namespace) -> Result:
+    (values,) = flags.values(args, ResizeRequest)
+    require(values, "output")
+    request = ResizeRequest(**values)
+    output = check_new_folder(request.output)
     from lorakit.adapter import Adapter
     from lorakit.algebra import resize
 
     adapter = Adapter.load(args.adapter)
-    base = writing.base_of(asked.model, adapter).model if asked.model else None
-    told = resize(
-        adapter, rank=asked.rank, energy=asked.energy, parameters=asked.parameters, base=base
+    base = load_base(request.model, adapter).model if request.model else None
+    outcome = resize(
+        adapter,
+        rank=request.rank,
+        energy=request.energy,
+        parameters=request.parameters,
+        base=base,
     )
-    before = {name: delta.rank for name, delta in adapter.deltas.items()}
     return {
-        **writing.written(told, output),
-        "ranks_before": before,
+        **save_outcome(outcome, output),
+        "ranks_before": {name: delta.rank for name, delta in adapter.deltas.items()},
         "parameters_before": adapter.parameters_count,
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    print(
-        f"{result['parameters_before']:,} parameters before, {result['trainable_parameters']:,} now"
-    )
-    writing.show(result, "energy kept")
+def show(result: Result) -> None:
+    before, now = result["parameters_before"], result["trainable_parameters"]
+    print(f"{before:,} parameters before, {now:,} now")
+    show_outcome(result, "energy kept")

@@ -3,12 +3,15 @@
 import argparse
 import shlex
 import sys
-from typing import Any
 
 from lorakit.cli import flags
+from lorakit.cli.request import Result
+from lorakit.cli.tables import print_metrics
 from lorakit.spec import Spec
 from lorakit.text import format_bytes, plural
 from lorakit.train.config import TrainSpec
+
+SHOWN_JUMPS = 5
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,76 +25,80 @@ def add(parser: argparse.ArgumentParser) -> None:
     flags.add_fields(parser, Spec, "the adapter")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
+def main(args: argparse.Namespace) -> Result:
     run_values, spec_values = flags.values(args, TrainSpec, Spec)
     settings, spec = TrainSpec(**run_values), Spec(**spec_values)
     from lorakit.train.run import train_adapter
 
-    return train_adapter(settings, spec, say=lambda text: print(text, file=sys.stderr))
+    return dict(train_adapter(settings, spec, say=lambda text: print(text, file=sys.stderr)))
 
 
-def show_next(report: dict[str, Any]) -> None:
-    """Print the commands that a user would type next, quoted for a shell."""
-    data = report["settings"]["eval_data"] or report["settings"]["data"]
-    model, data, out, merged = (
-        shlex.quote(word)
-        for word in (report["model"], data, report["output"], f"{report['output']}-merged")
-    )
-    columns = " ".join(shlex.quote(column) for column in report["settings"]["columns"])
-    print("Next:")
-    if (
-        report["rows_held_out"]
-        and not report["settings"]["eval_data"]
-        and not data.startswith("builtin:")
-    ):
-        print(
-            "  # these rows are mostly those it was trained on; the table above is of the held-out ones"
-        )
-    print(
-        f"  lorakit eval --model {model} --adapter {out} --data {data}{f' --columns {columns}' if columns else ''}"
-    )
-    print(f"  lorakit inspect {out}")
-    print(f"  lorakit merge --model {model} --adapter {out} --output {merged}")
-
-
-def show_files(report: dict[str, Any]) -> None:
-    out = report["output"]
-    print(
-        f"Adapter: {out}/adapter_model.safetensors ({report['trainable_parameters']:,} trained parameters, "
-        f"{100 * report['trainable_parameters'] / report['total_parameters']:.2f} % of the model)"
-    )
-    print(f"Report:  {out}/report.json   each step: {out}/metrics.jsonl   card: {out}/README.md\n")
-
-
-def show(report: dict[str, Any]) -> None:
-    from lorakit.cli import show as shown
-
-    best = (
-        f", best at step {report['best_step']}"
-        if report["best_step"] not in (None, report["steps"])
-        else ""
-    )
-    early = ", stopped early" if report["stopped_early"] else ""
-    rate, peak = (
-        f"{report['tokens_per_second']:,.0f} tokens/s",
-        format_bytes(report["peak_memory_bytes"]),
-    )
-    print(
-        f"\n{report['steps']} steps{best}{early}, {report['seconds']:.1f} s, {rate}, {peak} peak, "
-        f"loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}"
-    )
-    if jumps := report["loss_spikes"]:
-        print(
-            f"note: the loss jumped at {plural(len(jumps), 'step')} ({', '.join(map(str, jumps[:5]))}"
-            f"{', …' if len(jumps) > 5 else ''}); often, and --lr is too high"
-        )
-    if report["loss_climbed"]:
-        print("note: the loss ended above where it began: --lr is too high, or --clip is 0")
+def show(report: Result) -> None:
+    _show_steps(report)
+    _show_loss(report)
     if report["after"]:
-        shown.measures(report["before"], report["after"])
+        print_metrics({"before": report["before"] or {}, "after": report["after"]})
     else:
         print(
-            "Nothing was held out, so nothing was measured: give --eval-data, or a larger --eval-fraction."
+            "Nothing was held out, so nothing was measured: give --eval-data, or a larger "
+            "--eval-fraction."
         )
     show_files(report)
     show_next(report)
+
+
+def _show_steps(report: Result) -> None:
+    steps = f"{report['steps']} steps"
+    if report["best_step"] not in (None, report["steps"]):
+        steps += f", best at step {report['best_step']}"
+    if report["stopped_early"]:
+        steps += ", stopped early"
+    rate = f"{report['tokens_per_second']:,.0f} tokens/s"
+    peak = format_bytes(report["peak_memory_bytes"])
+    loss = f"loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}"
+    print(f"\n{steps}, {report['seconds']:.1f} s, {rate}, {peak} peak, {loss}")
+
+
+def _show_loss(report: Result) -> None:
+    jumps = report["loss_spikes"]
+    if jumps:
+        shown = [str(step) for step in jumps[:SHOWN_JUMPS]]
+        if len(jumps) > SHOWN_JUMPS:
+            shown.append("…")
+        print(
+            f"note: the loss jumped at {plural(len(jumps), 'step')} ({', '.join(shown)}); many "
+            "jumps mean that --lr is too high"
+        )
+    if report["loss_climbed"]:
+        print("note: the loss ended above its start: --lr is too high, or --clip is 0")
+
+
+def show_files(report: Result) -> None:
+    """Print the files that a run has written."""
+    folder, trained = report["output"], report["trainable_parameters"]
+    share = 100 * trained / report["total_parameters"]
+    print(
+        f"Adapter: {folder}/adapter_model.safetensors ({trained:,} trained parameters, "
+        f"{share:.2f} % of the model)"
+    )
+    print(
+        f"Report:  {folder}/report.json   each step: {folder}/metrics.jsonl   "
+        f"card: {folder}/README.md\n"
+    )
+
+
+def show_next(report: Result) -> None:
+    """Print the commands that a user would type next, quoted for a shell."""
+    settings = report["settings"]
+    model, adapter = shlex.quote(report["model"]), shlex.quote(report["output"])
+    data = shlex.quote(settings["eval_data"] or settings["data"])
+    merged = shlex.quote(f"{report['output']}-merged")
+    columns = " ".join(shlex.quote(column) for column in settings["columns"])
+    named = f" --columns {columns}" if columns else ""
+    print("Next:")
+    is_builtin = data.startswith("builtin:")
+    if report["rows_held_out"] and not settings["eval_data"] and not is_builtin:
+        print("  # most of these rows were trained on; the table above is of the held-out ones")
+    print(f"  lorakit eval --model {model} --adapter {adapter} --data {data}{named}")
+    print(f"  lorakit inspect {adapter}")
+    print(f"  lorakit merge --model {model} --adapter {adapter} --output {merged}")

@@ -1,0 +1,110 @@
+"""Adapters that a command has computed: their folder, and what is printed about them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.cli.request import Result
+from lorakit.cli.tables import print_table
+from lorakit.errors import ModelError, OutputError
+from lorakit.text import format_bytes, plural
+
+if TYPE_CHECKING:
+    from lorakit.adapter import Adapter
+    from lorakit.algebra import Outcome
+    from lorakit.models.load import Loaded
+
+WORST = 3  # modules whose residual is printed
+NEGLIGIBLE = 1e-6  # residual of rounding
+LONGEST_NOTE = 400
+COMPARISONS = {
+    "kl": "KL to the tuned model, nats",
+    "base_kl": "KL of the base itself",
+    "top1_agreement": "same first choice as the tuned model",
+}
+
+
+def check_new_folder(output: str) -> Path:
+    """Return the folder to write, which must not exist or be empty.
+
+    Raises:
+        OutputError: it is a file, or not empty.
+    """
+    path = Path(output)
+    if path.exists() and not path.is_dir():
+        raise OutputError(
+            f"{path} is a file; an adapter is a folder.", advice="Nothing was written."
+        )
+    if path.exists() and any(path.iterdir()):
+        raise OutputError(f"{path} is not empty.", advice="Name a new folder. Nothing was written.")
+    return path
+
+
+def save_outcome(outcome: "Outcome", path: Path) -> Result:
+    """Save the adapter of an outcome, and return its fields, the bytes on disk and the folder."""
+    outcome.adapter.save(path)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    return {**outcome.to_dict(), "bytes": size, "output": str(path)}
+
+
+def load_base(model: str, adapter: "Adapter") -> "Loaded":
+    """Return the base model in float32, without the adapter, for what depends on its weights.
+
+    Raises:
+        ModelError: it has no weights for a module that the adapter does not hold either.
+    """
+    from lorakit.models.load import load
+    from lorakit.models.open import resolve_task
+
+    labels = list(adapter.provenance.get("labels") or ())
+    loaded = load(model, resolve_task(adapter), labels=labels, dtype="float32")
+    unknown = []
+    for module in loaded.new_modules:
+        is_held = any(path.startswith(f"{module}.") for path in adapter.full_parameters)
+        if not is_held:
+            unknown.append(module)
+    if unknown:
+        raise ModelError(
+            f"{model} has no trained weights for {', '.join(unknown)}.", advice="Nothing was made."
+        )
+    return loaded
+
+
+def show_outcome(result: Result, energy: str) -> None:
+    """Print an outcome: ranks, sizes, residuals and notes.
+
+    Args:
+        result: of `save_outcome`, with what the command added.
+        energy: label of the energy.
+    """
+    rows = [
+        ["modules", result["modules"]],
+        ["parameters", result["trainable_parameters"]],
+        ["on disk", format_bytes(result["bytes"])],
+        [energy, f"{100 * result['energy']:.4g} %"],
+        ["residual, relative in ΔW", f"{result['residual']:.3g}"],
+        ["best possible residual", f"{result['at_best']:.3g}"],
+    ]
+    for key, text in COMPARISONS.items():
+        if key in result:
+            rows.append([text, f"{result[key]:.4g}"])
+    title = f"{result['output']}: {_describe_ranks(result['ranks'])}"
+    print_table(["the adapter", ""], rows, title=title)
+    _print_worst(result["residuals"])
+    for note in result["notes"]:
+        is_long = len(note) >= LONGEST_NOTE
+        print(f"{note[:LONGEST_NOTE]} … (--json has all)" if is_long else note)
+
+
+def _describe_ranks(ranks: Mapping[str, int]) -> str:
+    if not ranks:
+        return "no matrix"
+    low, high = min(ranks.values()), max(ranks.values())
+    return f"rank {low}" if low == high else f"ranks {low} to {high}"
+
+
+def _print_worst(residuals: Mapping[str, float]) -> None:
+    worst = sorted(residuals.items(), key=lambda item: -item[1])[:WORST]
+    if worst and worst[0][1] > NEGLIGIBLE:
+        shown = ", ".join(f"{name} {residual:.3g}" for name, residual in worst)
+        print(f"worst of {plural(len(residuals), 'module')}: {shown}")

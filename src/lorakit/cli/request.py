@@ -1,0 +1,92 @@
+"""Settings that several commands share: the model, the rows, and the flags that are required."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lorakit.errors import SpecError
+from lorakit.spec import option
+from lorakit.text import plural
+
+if TYPE_CHECKING:
+    from lorakit.adapter import Adapter
+    from lorakit.data.rows import Rows
+    from lorakit.models.load import Loaded
+
+
+Result = dict[str, Any]  # the JSON object of a command
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """The model to use, with or without an adapter."""
+
+    model: str = option("", "a folder, a hub id, or builtin:minilm", required=True)
+    adapter: str | None = option(None, "an adapter folder; without it the base alone", type=str)
+    any_base: bool = option(False, "accept an adapter that was trained on other base weights")
+    dtype: str = option(
+        "auto", "dtype of the base", choices=("auto", "float32", "bfloat16", "float16")
+    )
+    device: str = option("auto", "cpu, cuda, …")
+    threads: int | None = option(None, "threads of torch on the CPU", type=int, least=1)
+
+    def load_adapter(self) -> "Adapter | None":
+        """Return the adapter, or None for the base alone; set the number of threads first."""
+        import torch
+
+        from lorakit.adapter import Adapter
+
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return Adapter.load(self.adapter) if self.adapter else None
+
+    def open(self, adapter: "Adapter | None", task: str) -> "Loaded":
+        """Return the base for a task, with the adapter on it."""
+        from lorakit.models.open import open_model
+
+        return open_model(
+            self.model,
+            adapter,
+            task,
+            dtype=self.dtype,
+            device=self.device,
+            any_base=self.any_base,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest:
+    """The rows to use."""
+
+    data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
+    columns: tuple[str, ...] = option(
+        (), "names of columns, as key=column, e.g. text=review label=stars", several=True
+    )
+    quotes: bool | None = option(
+        None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool
+    )
+    split: str = option("test", "of a builtin, or of data on a hub", choices=("train", "test"))
+    limit: int | None = option(None, "use only the first N rows", type=int, least=1)
+
+    def read(self) -> "Rows":
+        """Return the rows."""
+        from lorakit.data.rows import read_rows
+
+        rows = read_rows(self.data, columns=self.columns, quotes=self.quotes, split=self.split)
+        if self.limit is None:
+            return rows
+        return rows.take(range(min(self.limit, len(rows))))
+
+
+def require(values: Mapping[str, object], *names: str) -> None:
+    """Refuse a request without these settings.
+
+    Raises:
+        SpecError: one is missing; all are named.
+    """
+    missing = []
+    for name in names:
+        if not values.get(name):
+            missing.append(f"--{name.replace('_', '-')} is needed")
+    if missing:
+        raise SpecError(f"{plural(len(missing), 'flag')} missing.", missing, "Nothing was started.")
