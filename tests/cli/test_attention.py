@@ -51,7 +51,7 @@ def test_the_maps_are_told(
     assert (
         f"attention without and with the adapter: {found['distance']:.3f} bits apart" in out
     )
-    assert f"Layer {layer}, head {head}, where it moved most:" in out
+    assert f"Layer {layer}, head {head}, which changed most:" in out
     count = len(found["tokens"])
     assert found["text"] == TEXT and [len(row) for row in found["after"]] == [count] * count
     first = found["moves"][0]

@@ -4,11 +4,14 @@ commands fit together.
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lorakit
 from lorakit import Adapter
 from lorakit.cli.__main__ import COMMANDS, help_pages, main
 
