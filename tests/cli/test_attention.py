@@ -48,9 +48,7 @@ def test_the_maps_are_told(
     layer, head = found["most"]
     assert len(found["by_head"]) == 2 and len(found["by_head"][0]) == 4
     assert found["by_head"][layer][head] == max(max(row) for row in found["by_head"]) > 0
-    assert (
-        f"attention without and with the adapter: {found['distance']:.3f} bits apart" in out
-    )
+    assert f"attention without and with the adapter: {found['distance']:.3f} bits apart" in out
     assert f"Layer {layer}, head {head}, which changed most:" in out
     count = len(found["tokens"])
     assert found["text"] == TEXT and [len(row) for row in found["after"]] == [count] * count
