@@ -47,7 +47,7 @@ class TiedLowRank(LowRank):
 
     @property
     def is_transposed(self) -> bool:
-        """Whether the matrix is that of the embedding transposed."""
+        """True if the matrix is the embedding's transposed."""
         return self.kind != "embedding"
 
     @property

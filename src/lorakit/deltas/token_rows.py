@@ -180,7 +180,7 @@ class TiedTokenRows(Delta):
 
     @property
     def is_transposed(self) -> bool:
-        """Whether the matrix is that of the other layer transposed."""
+        """True if the matrix is the other layer's transposed."""
         return (self.kind == "embedding") != (self.source.kind == "embedding")
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
