@@ -228,7 +228,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     ),
     "A the same for every name": (
         edit(classic, "generator_for", "{seed}:{name}", "{seed}"),
-        law.start_depends_on_seed_and_name_alone,
+        law.starts_of_layers_differ,
         "linear-float64",
     ),
     "seed ignored": (
@@ -436,22 +436,22 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "start of B not taken off": (
         edit(OffsetLowRank, "factors", "self.B - self.B0", "self.B"),
         law.fresh_equals_base,
-        "moved:linear-float64",
+        "offset:linear-float64",
     ),
     "start of A not taken off": (
         edit(OffsetLowRank, "factors", "self.A - self.A0", "self.A"),
         law.fresh_equals_base,
-        "moved:embedding-bfloat16",
+        "offset:embedding-bfloat16",
     ),
     "merge forgets the start": (
         edit(OffsetLowRank, "matrix", "self.factors()", "(self.A, self.B)"),
         law.merged_equals_attached,
-        "moved:convolution3d-float64",
+        "offset:convolution3d-float64",
     ),
     "start written with the wrong sign": (
         edit(OffsetLowRank, "to_low_rank", "-self.B0", "self.B0"),
         law.written_equals_read,
-        "moved:conv1d-float32",
+        "offset:conv1d-float32",
     ),
     "row of the next token": (
         edit(
@@ -536,7 +536,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "start of A is a view of A": (
         edit(OffsetLowRank, "factors", "[self.A, self.A - self.A0]", "[self.A, self.A - self.A]"),
         law.attached_equals_dense,
-        "moved:transposed2d-float64",
+        "offset:transposed2d-float64",
     ),
 }
 

@@ -16,7 +16,7 @@ from lorakit import Adapter, Spec
 from ..laws.table import Patches, error, fill, randn, same_bits, state
 
 PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TURNED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KERNELS = {1: [(1,), (3,), (2,)], 2: [(1, 1), (3, 3), (2, 3)], 3: [(1, 1, 1), (3, 3, 3), (2, 1, 3)]}
 SIZE = {1: (9,), 2: (5, 6), 3: (3, 4, 5)}
 MODES = {
@@ -60,7 +60,7 @@ def holds(layer: nn.Module, formula: Patches, x: Tensor, **call: object) -> None
     )
     delta = change(adapter, ALPHA / rank)
     want = formula.dense(
-        before + (delta.T if formula.turned else delta).reshape(before.shape), layer.bias, x
+        before + (delta.T if formula.transposed else delta).reshape(before.shape), layer.bias, x
     )
     assert error(formula.dense(before, layer.bias, x), want) > 0.01
     assert error(layer(x, **call), want) < 1e-9
@@ -113,7 +113,7 @@ def test_transposed_attached_and_merged_equal_dense(dims: int) -> None:
     ):
         if extra >= max(stride, dilation):
             continue  # torch refuses it
-        layer = TURNED[dims - 1](
+        layer = TRANSPOSED[dims - 1](
             4,
             8 if groups == 2 else 4,
             kernel,
@@ -130,7 +130,7 @@ def test_transposed_attached_and_merged_equal_dense(dims: int) -> None:
             (dilation,) * dims,
             ((padding, padding),) * dims,
             groups,
-            turned=True,
+            transposed=True,
             extra=(extra,) * dims,
         )
         holds(layer, formula, x)
@@ -142,13 +142,13 @@ def test_transposed_attached_and_merged_equal_dense(dims: int) -> None:
 def test_output_size_is_followed(dims: int) -> None:
     x = randn(2, 4, *SIZE[dims], seed=3)
     for extra in product((0, 1, 2), repeat=dims):
-        layer = TURNED[dims - 1](4, 6, 2, stride=3, padding=1, output_padding=1, groups=2)
+        layer = TRANSPOSED[dims - 1](4, 6, 2, stride=3, padding=1, output_padding=1, groups=2)
         formula = Patches(
-            (2,) * dims, (3,) * dims, (1,) * dims, ((1, 1),) * dims, 2, turned=True, extra=extra
+            (2,) * dims, (3,) * dims, (1,) * dims, ((1, 1),) * dims, 2, transposed=True, extra=extra
         )
         size = [(n - 1) * 3 - 2 + 2 + e for n, e in zip(SIZE[dims], extra, strict=True)]
         holds(layer, formula, x, output_size=size)
-    model = nn.Sequential(filled(TURNED[dims - 1](4, 6, 2, stride=3)))
+    model = nn.Sequential(filled(TRANSPOSED[dims - 1](4, 6, 2, stride=3)))
     fill(lorakit.attach(model, Spec(rank=2, targets=["0"], dtype="float64")))
     assert torch.equal(
         model[0](output_size=[n * 3 for n in SIZE[dims]], input=x),
@@ -156,13 +156,13 @@ def test_output_size_is_followed(dims: int) -> None:
     )
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_merge_writes_through_channels_last(dims: int, turned: bool) -> None:
+def test_merge_writes_through_channels_last(dims: int, transposed: bool) -> None:
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d
-    layer = filled((TURNED if turned else PLAIN)[dims - 1](6, 4, KERNELS[dims][2], groups=2)).to(
-        memory_format=layout
-    )
+    layer = filled(
+        (TRANSPOSED if transposed else PLAIN)[dims - 1](6, 4, KERNELS[dims][2], groups=2)
+    ).to(memory_format=layout)
     model = nn.Sequential(layer)
     before, strides = layer.weight.detach().clone(), layer.weight.stride()
     assert not layer.weight.is_contiguous()
@@ -172,7 +172,8 @@ def test_merge_writes_through_channels_last(dims: int, turned: bool) -> None:
     undo = lorakit.merge(model)
     assert layer.weight.stride() == strides
     assert (
-        error(layer.weight, before + (delta.T if turned else delta).reshape(before.shape)) < 1e-12
+        error(layer.weight, before + (delta.T if transposed else delta).reshape(before.shape))
+        < 1e-12
     )
     assert error(model(x), want.detach()) < 1e-9
     lorakit.unmerge(model, undo)
@@ -182,7 +183,7 @@ def test_merge_writes_through_channels_last(dims: int, turned: bool) -> None:
 @pytest.mark.parametrize(
     "layer",
     [nn.Conv1d(8, 6, 1, groups=2), nn.ConvTranspose1d(8, 6, 3, groups=2)],
-    ids=["plain", "turned"],
+    ids=["plain", "transposed"],
 )
 def test_start_is_scaled_by_the_inputs_of_one_group(layer: nn.Module) -> None:
     A = lorakit.attach(nn.Sequential(layer), Spec(rank=3, targets=["0"])).deltas["0"].A
