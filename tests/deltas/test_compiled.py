@@ -1,8 +1,7 @@
-"""Gradients of compiled layers against the plain expression in float64: a miscompiled backward pass
-gives wrong ones, silently.
+"""Gradients of compiled layers, against the plain expression in float64.
 
-What dropout dropped is read off the output: with A = 1 and a square B, the change is scale * (x *
-    mask) B^T.
+A miscompiled backward pass gives wrong gradients silently. The values that dropout has dropped are
+computed from the output: with A = 1 and a square B, the change is scale * (x * mask) B^T.
 """
 
 from collections.abc import Iterator
@@ -29,21 +28,46 @@ def compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def expected(
-    layer: nn.Linear, A: Tensor, B: Tensor, xs: list[Tensor], kept: list[Tensor], dtype: torch.dtype
-) -> list[Tensor]:
-    """Return the gradients of A, B and each x of the plain expression, all in one dtype."""
-    a, b = (t.detach().to(dtype).requires_grad_() for t in (A, B))
-    W, bias = layer.weight.detach().to(dtype), layer.bias.detach().to(dtype)
-    inputs = [x.detach().to(dtype).requires_grad_() for x in xs]
-    for x, keep in zip(inputs, kept, strict=True):
-        y = x @ W.T + bias + SCALE * ((x * keep.to(dtype)) @ a.T) @ b.T
-        (gelu(y) * weights(y)).sum().backward()
-    return [t.grad for t in (a, b, *inputs) if t.grad is not None]
-
-
 def weights(y: Tensor) -> Tensor:
     return randn(*y.shape, seed=9).to(y.dtype)
+
+
+def plain_gradients(
+    layer: nn.Linear,
+    factors: list[Tensor],
+    inputs: list[Tensor],
+    masks: list[Tensor],
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Return the gradients of A, B and each input of the plain expression, all in one dtype."""
+    A, B = (factor.detach().to(dtype).requires_grad_() for factor in factors)
+    leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    weight = layer.weight.detach().to(dtype)
+    bias = layer.bias.detach().to(dtype)
+    for x, mask in zip(leaves, masks, strict=True):
+        dropped = x * mask.to(dtype)
+        y = x @ weight.T + bias + SCALE * (dropped @ A.T) @ B.T
+        (gelu(y) * weights(y)).sum().backward()
+    return [leaf.grad for leaf in (A, B, *leaves) if leaf.grad is not None]
+
+
+def adapted_layer(dtype: torch.dtype, dropout: float) -> tuple[nn.Linear, list[Tensor]]:
+    """Return a layer in training mode, and its factors A = 1 and B orthogonal."""
+    layer = nn.Linear(WIDTH, WIDTH)
+    layer.weight.data = randn(WIDTH, WIDTH, seed=1).to(dtype)
+    layer.bias.data = randn(WIDTH, seed=2).to(dtype)
+    spec = Spec(rank=WIDTH, alpha=SCALE * WIDTH, dropout=dropout, targets=".*")
+    A, B = lorakit.attach(layer, spec).parameters()
+    A.data = torch.eye(WIDTH)
+    B.data = torch.linalg.qr(randn(WIDTH, WIDTH, seed=3))[0].float()
+    return layer.train(), [A, B]
+
+
+def read_mask(layer: nn.Linear, B: Tensor, x: Tensor, y: Tensor, dropout: float) -> Tensor:
+    """Return the dropout mask that an output shows, divided by the kept share."""
+    base = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    change = (y.double() - base) @ B.double() / SCALE
+    return (change / x.double() > 0.5) / (1 - dropout)
 
 
 @pytest.mark.slow
@@ -55,38 +79,28 @@ def weights(y: Tensor) -> Tensor:
 def test_gradients_of_a_compiled_layer(
     dtype: torch.dtype, dropout: float, again: bool, backend: str
 ) -> None:
-    layer = nn.Linear(WIDTH, WIDTH)
-    layer.weight.data, layer.bias.data = (
-        randn(WIDTH, WIDTH, seed=1).to(dtype),
-        randn(WIDTH, seed=2).to(dtype),
-    )
-    adapter = lorakit.attach(
-        layer, Spec(rank=WIDTH, alpha=SCALE * WIDTH, dropout=dropout, targets=".*")
-    )
-    A, B = adapter.parameters()
-    A.data, B.data = torch.eye(WIDTH), torch.linalg.qr(randn(WIDTH, WIDTH, seed=3))[0].float()
-    layer.train()
+    layer, factors = adapted_layer(dtype, dropout)
 
     def step(x: Tensor) -> tuple[Tensor, Tensor]:
         y = checkpoint(layer, x, use_reentrant=False) if again else layer(x)
         return y, gelu(y)
 
     compiled = torch.compile(step, fullgraph=True, backend=backend)
-    far = [
-        randn(3, 5, WIDTH, seed=seed) for seed in (4, 5)
-    ]  # from zero: in bfloat16 a mask is read off no small value
-    xs, kept = [(x + x.sign()).to(dtype).requires_grad_() for x in far], []
-    for x in xs:  # the second adds its gradients to those of the first
+    inputs: list[Tensor] = []
+    masks: list[Tensor] = []
+    for seed in (4, 5):  # the second adds its gradients to those of the first
+        values = randn(3, 5, WIDTH, seed=seed)
+        # Far from zero: in bfloat16 a small value does not show its mask.
+        x = (values + values.sign()).to(dtype).requires_grad_()
         y, out = compiled(x)
         (out * weights(y)).sum().backward()
+        inputs.append(x)
         with torch.no_grad():
-            change = y.double() - nn.functional.linear(
-                x.double(), layer.weight.double(), layer.bias.double()
-            )
-            kept.append(((change @ B.double()) / SCALE / x.double() > 0.5) / (1 - dropout))
-    assert all(bool((k == 0).any()) is bool(dropout) for k in kept)
-    got = [t.grad for t in (A, B, *xs) if t.grad is not None]
-    want, same = (expected(layer, A, B, xs, kept, wide) for wide in (torch.float64, dtype))
+            masks.append(read_mask(layer, factors[1], x, y, dropout))
+    assert all(bool((mask == 0).any()) is bool(dropout) for mask in masks)
+    got = [leaf.grad for leaf in (*factors, *inputs) if leaf.grad is not None]
+    want = plain_gradients(layer, factors, inputs, masks, torch.float64)
+    same = plain_gradients(layer, factors, inputs, masks, dtype)
     assert len(got) == 4
     for mine, exact, simple in zip(got, want, same, strict=True):
         assert within(mine, exact, simple, dtype)

@@ -1,6 +1,4 @@
-"""What each parameterisation is by itself: what it refuses in which words, what it shares, and how
-it starts.
-"""
+"""Each parameterisation: its refusals and their text, its shared factors, and its start."""
 
 from typing import Any
 
@@ -90,39 +88,38 @@ def test_refused_by_name(case: str) -> None:
     net = model()
     with pytest.raises(SpecError, match="cannot be adapted with these settings") as caught:
         lorakit.attach(net, Spec(**{"rank": 2, "targets": ["1", "2", "3"], **fields}))
-    assert text in str(caught.value) and lorakit.attached(net) == {}
+    assert text in str(caught.value)
+    assert lorakit.attached(net) == {}
 
 
-def test_vera_has_one_pair_for_all_layers_and_its_scale_is_in_it() -> None:
-    def pair(**fields: Any) -> nn.Module:
-        adapter = lorakit.attach(
-            llama(), Spec(delta="vera", rank=4, **fields), seed=fields.get("rank", 0)
-        )
-        assert len({id(delta.pair) for delta in adapter.deltas.values()}) == 1
-        assert (
-            adapter.copy() == adapter
-            and len({id(delta.pair) for delta in adapter.copy().deltas.values()}) == 1
-        )
-        return next(iter(adapter.deltas.values())).pair
+def vera_pair(**fields: Any) -> nn.Module:
+    """Attach VeRA, and return its pair after checking that all layers share it."""
+    seed = fields.get("rank", 0)
+    adapter = lorakit.attach(llama(), Spec(delta="vera", rank=4, **fields), seed=seed)
+    copied = adapter.copy()
+    assert copied == adapter
+    for each in (adapter, copied):
+        assert len({id(delta.pair) for delta in each.deltas.values()}) == 1
+    return next(iter(adapter.deltas.values())).pair
 
-    one, two, rooted = pair(alpha=4), pair(alpha=8), pair(alpha=4, scale_rule="alpha/sqrt(rank)")
-    assert tuple(one.A.shape) == (4, 24) and tuple(one.B.shape) == (24, 4)
-    assert (
-        torch.equal(one.A, two.A)
-        and torch.equal(2 * one.B, two.B)
-        and torch.equal(2 * one.B, rooted.B)
-    )
-    assert (
-        0.9 < one.A.abs().max() / (6 / 24) ** 0.5 <= 1
-        and 0.9 < one.B.abs().max() / (6 / 4) ** 0.5 <= 1
-    )
+
+def test_vera_has_one_pair_for_all_layers_with_its_scale() -> None:
+    one = vera_pair(alpha=4)
+    two = vera_pair(alpha=8)
+    rooted = vera_pair(alpha=4, scale_rule="alpha/sqrt(rank)")
+    assert tuple(one.A.shape) == (4, 24)
+    assert tuple(one.B.shape) == (24, 4)
+    assert torch.equal(one.A, two.A)
+    assert torch.equal(2 * one.B, two.B)
+    assert torch.equal(2 * one.B, rooted.B)
+    assert 0.9 < one.A.abs().max() / (6 / 24) ** 0.5 <= 1
+    assert 0.9 < one.B.abs().max() / (6 / 4) ** 0.5 <= 1
 
 
 def test_counts_are_those_of_the_papers() -> None:
     def count(delta: str, rank: int) -> int:
-        return lorakit.attach(
-            nn.Sequential(nn.Linear(64, 48)), Spec(delta=delta, rank=rank)
-        ).parameters_count
+        model = nn.Sequential(nn.Linear(64, 48))
+        return lorakit.attach(model, Spec(delta=delta, rank=rank)).parameters_count
 
     assert count("vera", 32) == 48 + 32  # b and d
     assert count("loha", 3) == 2 * 3 * (64 + 48)
@@ -133,9 +130,11 @@ def test_counts_are_those_of_the_papers() -> None:
 def test_adalora_prunes_without_changing_anything() -> None:
     net = nn.Sequential(nn.Linear(7, 5))
     adapter = fill(lorakit.attach(net, Spec(delta="adalora", rank=4)))
-    delta, x = adapter.deltas["0"], torch.randn(3, 7)
+    delta = adapter.deltas["0"]
+    x = torch.randn(3, 7)
     delta.E.data[[0, 2]] = 0
-    want, scale = net(x), delta.scale
+    want = net(x)
+    scale = delta.scale
     delta.prune()
     assert (delta.rank, delta.initial_rank, delta.scale) == (2, 4, scale)
     assert delta.kept.tolist() == [False, True, False, True]

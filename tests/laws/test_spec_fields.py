@@ -11,68 +11,89 @@ from torch import nn
 
 import lorakit
 from lorakit import Adapter, Spec
+from lorakit.deltas.base import Delta
 from lorakit.inject.places import find_places
 from lorakit.spec import Settings
 
 from .models import bert
 
+QUERY = "bert.encoder.layer.0.attention.self.query"
+EMBEDDING = "bert.embeddings.word_embeddings"
+ROOT_SCALE = 32 / 2**0.5  # of alpha 32 and rank 2
 
-def attached(**fields: Any) -> tuple[nn.Module, Adapter]:
-    model = bert()
-    return model, lorakit.attach(model, Spec(**{"rank": 2, "targets": "qv", **fields}))
+
+def attached(**fields: Any) -> Adapter:
+    return lorakit.attach(bert(), Spec(**{"rank": 2, "targets": "qv", **fields}))
 
 
 def deltas(**fields: Any) -> list[Any]:
-    return list(attached(**fields)[1].deltas.values())
+    return list(attached(**fields).deltas.values())
 
 
-def shared(**fields: Any) -> list[Any]:
+def all_deltas(is_shown: Callable[[Any], bool]) -> Callable[..., bool]:
+    """Return a check that attaches with some fields and looks at every delta."""
+
+    def check(**fields: Any) -> bool:
+        return all(is_shown(delta) for delta in deltas(**fields))
+
+    return check
+
+
+def parameters_of_tied_layers(**fields: Any) -> list[int]:
+    """Return how many parameters an embedding and a head with its weight have."""
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
-    return list(lorakit.attach(model, Spec(rank=2, targets=["0", "1"], **fields)).deltas.values())
+    adapter = lorakit.attach(model, Spec(rank=2, targets=["0", "1"], **fields))
+    return [len(list(delta.parameters())) for delta in adapter.deltas.values()]
 
 
-QUERY = "bert.encoder.layer.0.attention.self.query"
-# field -> (what it is flipped to, what must be so then, and not before)
+def std_of_gaussian_is_large(**fields: Any) -> bool:
+    return all(delta.A.std() > 5 for delta in deltas(**{"init": "gaussian", **fields}))
+
+
+def query_has_parts(**fields: Any) -> bool:
+    return f"{QUERY}.one" in find_places(bert(), fields.get("parts"))
+
+
+# field -> (another value, a check that holds with it and not without)
 FLIPS: dict[str, tuple[Any, Callable[..., bool]]] = {
-    "delta": ("dora", lambda **f: all(type(d).__name__ == "DoRA" for d in deltas(**f))),
-    "rank": (3, lambda **f: all(d.A.shape[0] == d.B.shape[1] == 3 for d in deltas(**f))),
-    "alpha": (5.0, lambda **f: all(d.scale == 2.5 for d in deltas(**f))),
+    "delta": ("dora", all_deltas(lambda delta: type(delta).__name__ == "DoRA")),
+    "rank": (3, all_deltas(lambda delta: delta.A.shape[0] == delta.B.shape[1] == 3)),
+    "alpha": (5.0, all_deltas(lambda delta: delta.scale == 2.5)),
     "scale_rule": (
         "alpha/sqrt(rank)",
-        lambda **f: all(abs(d.scale - 32 / 2**0.5) < 1e-9 for d in deltas(**f)),
+        all_deltas(lambda delta: abs(delta.scale - ROOT_SCALE) < 1e-9),
     ),
-    "targets": ("mlp", lambda **f: all(n.endswith("dense") for n in attached(**f)[1].deltas)),
-    "exclude": (["layer.0.*"], lambda **f: len(deltas(**f)) == 2),
-    "dropout": (0.5, lambda **f: all(d.dropout == 0.5 for d in deltas(**f))),
-    "init": ("gaussian", lambda **f: all(0.3 < d.A.std() < 0.8 for d in deltas(**f))),
-    "init_std": (9.0, lambda **f: all(d.A.std() > 5 for d in deltas(**{"init": "gaussian", **f}))),
-    "bias": ("all", lambda **f: f"{QUERY}.bias" in attached(**f)[1].full_parameters),
+    "targets": (
+        "mlp",
+        lambda **fields: all(name.endswith("dense") for name in attached(**fields).deltas),
+    ),
+    "exclude": (["layer.0.*"], lambda **fields: len(deltas(**fields)) == 2),
+    "dropout": (0.5, all_deltas(lambda delta: delta.dropout == 0.5)),
+    "init": ("gaussian", all_deltas(lambda delta: 0.3 < delta.A.std() < 0.8)),
+    "init_std": (9.0, std_of_gaussian_is_large),
+    "bias": ("all", lambda **fields: f"{QUERY}.bias" in attached(**fields).full_parameters),
     "full_modules": (
         ["classifier"],
-        lambda **f: [*attached(**f)[1].full_parameters] == ["classifier.weight", "classifier.bias"],
+        lambda **fields: (
+            list(attached(**fields).full_parameters) == ["classifier.weight", "classifier.bias"]
+        ),
     ),
-    "token_rows": (
-        (3, 5),
-        lambda **f: "bert.embeddings.word_embeddings" in attached(**f)[1].deltas,
-    ),
-    "parts": (
-        {"query": {"one": 6, "two": 10}},
-        lambda **f: f"{QUERY}.one" in find_places(bert(), f.get("parts")),
-    ),
-    "tie": (True, lambda **f: [sum(1 for _ in d.parameters()) for d in shared(**f)] == [2, 0]),
+    "token_rows": ((3, 5), lambda **fields: EMBEDDING in attached(**fields).deltas),
+    "parts": ({"query": {"one": 6, "two": 10}}, query_has_parts),
+    "tie": (True, lambda **fields: parameters_of_tied_layers(**fields) == [2, 0]),
     "dtype": (
         "bfloat16",
-        lambda **f: {p.dtype for p in attached(**f)[1].parameters()} == {torch.bfloat16},
+        all_deltas(lambda delta: {p.dtype for p in delta.parameters()} == {torch.bfloat16}),
     ),
     "overrides": (
         {"query": {"rank": 4}},
-        lambda **f: [d.rank for d in deltas(**f)] == [4, 2, 4, 2],
+        lambda **fields: [delta.rank for delta in deltas(**fields)] == [4, 2, 4, 2],
     ),
 }
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Spec)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Spec)])
 def test_field_changes_something(name: str) -> None:
     value, shows = FLIPS[name]
     assert not shows()
@@ -80,21 +101,23 @@ def test_field_changes_something(name: str) -> None:
 
 
 SETTINGS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
-    "rank": (4, lambda d: d.rank == 4),
-    "alpha": (6.0, lambda d: d.scale == 3.0),
-    "scale_rule": ("alpha/sqrt(rank)", lambda d: abs(d.scale - 32 / 2**0.5) < 1e-9),
-    "dropout": (0.25, lambda d: d.dropout == 0.25),
-    "init": ("orthogonal", lambda d: bool(abs(d.A[0] @ d.A[1]) < 1e-6)),
-    "init_std": (9.0, lambda d: bool(d.A.std() > 5)),
+    "rank": (4, lambda delta: delta.rank == 4),
+    "alpha": (6.0, lambda delta: delta.scale == 3.0),
+    "scale_rule": ("alpha/sqrt(rank)", lambda delta: abs(delta.scale - ROOT_SCALE) < 1e-9),
+    "dropout": (0.25, lambda delta: delta.dropout == 0.25),
+    "init": ("orthogonal", lambda delta: bool(abs(delta.A[0] @ delta.A[1]) < 1e-6)),
+    "init_std": (9.0, lambda delta: bool(delta.A.std() > 5)),
 }
 
 
-@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(Settings)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
 def test_override_changes_its_layers_alone(name: str) -> None:
     value, shows = SETTINGS[name]
-    change = {name: value, **({"init": "gaussian"} if name == "init_std" else {})}
-    found = attached(overrides={"layer.0.*.query": change})[1].deltas
-    assert [n for n, d in found.items() if shows(d)] == [QUERY]
+    change = {name: value}
+    if name == "init_std":
+        change["init"] = "gaussian"
+    adapter = attached(overrides={"layer.0.*.query": change})
+    assert [layer for layer, delta in adapter.deltas.items() if shows(delta)] == [QUERY]
 
 
 def test_first_override_counts() -> None:
@@ -130,17 +153,21 @@ def test_spec_survives_its_dict() -> None:
 def test_starts_have_their_spread(rank: int) -> None:
     def start(**fields: Any) -> torch.Tensor:
         model = nn.Sequential(nn.Linear(4096, 16, bias=False))
-        return lorakit.attach(model, Spec(rank=rank, **fields)).deltas["0"].A.detach()
+        delta: Delta = lorakit.attach(model, Spec(rank=rank, **fields)).deltas["0"]
+        return delta.get_parameter("A").detach()
 
-    kaiming, bound = start(init="kaiming"), 4096**-0.5
-    assert 0.99 * bound < kaiming.abs().max() <= bound and abs(kaiming.mean()) < bound / 10
+    kaiming = start(init="kaiming")
+    bound = 4096**-0.5
+    assert 0.99 * bound < kaiming.abs().max() <= bound
+    assert abs(kaiming.mean()) < bound / 10
     gaussian = start(init="gaussian")
-    assert abs(gaussian.mean()) < 0.1 / rank and abs(gaussian.std() * rank - 1) < 0.05
+    assert abs(gaussian.mean()) < 0.1 / rank
+    assert abs(gaussian.std() * rank - 1) < 0.05
     gaussian = start(init="gaussian", init_std=0.02)
-    assert abs(gaussian.mean()) < 0.002 and abs(gaussian.std() / 0.02 - 1) < 0.05
+    assert abs(gaussian.mean()) < 0.002
+    assert abs(gaussian.std() / 0.02 - 1) < 0.05
     orthogonal = start(init="orthogonal")
+    # Orthonormal rows, with the spread of kaiming.
     product = (orthogonal @ orthogonal.T) * 3
-    assert torch.allclose(
-        product, torch.eye(rank), atol=1e-5
-    )  # orthonormal rows, at the spread of kaiming
+    assert torch.allclose(product, torch.eye(rank), atol=1e-5)
     assert abs(orthogonal.std() / kaiming.std() - 1) < 0.05
