@@ -19,7 +19,8 @@ from ..laws.table import fill
 
 
 def test_every_delta_has_a_name_a_class_and_a_row_of_laws() -> None:
-    assert tuple(DELTAS) == KINDS and [kind.name for kind in DELTAS.values()] == list(KINDS)
+    assert tuple(DELTAS) == KINDS
+    assert [kind.name for kind in DELTAS.values()] == list(KINDS)
     assert {fields.get("delta", "lora") for fields in ROWS.values()} == set(KINDS)
 
 

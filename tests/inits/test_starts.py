@@ -102,7 +102,8 @@ def test_fast_pissa_depends_on_the_seed_and_leaves_the_random_state() -> None:
 @pytest.mark.parametrize("kind", [*LAYERS, "embedding"])
 def test_olora_has_orthonormal_columns(kind: str) -> None:
     model, delta = started(kind, init="olora")
-    A, B = delta.A0, delta.B0
+    A = delta.A0
+    B = delta.B0
     assert error(B.T @ B, torch.eye(3).double()) < 1e-14
     # B A is M in the span of B, and A has the rows of a triangular matrix.
     assert error(B @ A, B @ B.T @ matrix(model)) < 1e-12

@@ -162,7 +162,8 @@ def starts_of_layers_differ(row: Row, folder: Path) -> None:
     """Each layer has its own random values, but for VeRA, whose layers share one pair."""
     alone = lorakit.attach(row.model(), row.spec(), seed=3).deltas["layer"]
     both = lorakit.attach(row.model(), row.spec(targets=["rest", "layer"]), seed=3).deltas
-    layer, rest = both["layer"], both["rest"]
+    layer = both["layer"]
+    rest = both["rest"]
     if row.delta == "vera":
         assert layer.pair is rest.pair
         most_inputs = max(delta.shape[1] for delta in both.values())

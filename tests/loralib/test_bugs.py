@@ -1,5 +1,4 @@
-"""What goes wrong with loralib 0.1.2, and does not here: first what loralib does today, then what
-we do.
+"""The bugs of loralib 0.1.2 that are not here: each test shows loralib's behaviour, then ours.
 
 Fixed in loralib itself before 0.1.2 and so not shown broken: a MergedLinear that trained only with
 fan_in_fan_out, `eval()` of a model that did not merge its layers, the missing transpose of a merged
@@ -25,10 +24,8 @@ from .layers import KINDS, Kind, fill, inputs, loralib, make, ours
 
 def pair(name: str, *args: Any, **options: Any) -> tuple[Any, Any]:
     """Return loralib's layer and ours, filled alike."""
-    theirs, mine = (
-        make(loralib, Kind(name, args, {}, None), **options),
-        make(ours, Kind(name, args, {}, None), **options),
-    )
+    theirs = make(loralib, Kind(name, args, {}, None), **options)
+    mine = make(ours, Kind(name, args, {}, None), **options)
     return fill(theirs), fill(mine)
 
 
@@ -60,7 +57,8 @@ def test_convolutions_of_one_and_three_dimensions(name: str, size: int):
         theirs.eval()
     kernel = mine.lora_B @ mine.lora_A / 2
     expected = getattr(F, name.lower())(x, mine.weight + kernel.view(mine.weight.shape), mine.bias)
-    assert close(mine(x), expected) and same_in_both_modes(mine, x)
+    assert close(mine(x), expected)
+    assert same_in_both_modes(mine, x)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +66,9 @@ def test_convolutions_of_one_and_three_dimensions(name: str, size: int):
     [("Conv1d", (3,)), ("Conv2d", (1, 3)), ("Conv2d", (3, 3)), ("Conv3d", (3, 1, 2))],
 )
 def test_a_tuple_is_a_kernel(name: str, kernel: tuple[int, ...]):
-    with pytest.raises(AssertionError) as told:
+    with pytest.raises(AssertionError) as caught:
         getattr(loralib, name)(4, 8, kernel, r=2)
-    assert str(told.value) == ""
+    assert str(caught.value) == ""
     layer = fill(getattr(ours, name)(4, 8, kernel, r=2, groups=2))
     assert same_in_both_modes(layer, draw(2, 4, *[6] * len(kernel)))
 
@@ -99,11 +97,14 @@ def test_the_rank_of_a_convolution_is_loralibs():
 def test_a_plain_convolutions_weights_load():
     base = nn.Conv2d(4, 8, 3)
     theirs, mine = pair("Conv2d", 4, 8, 3, r=2)
-    told = theirs.load_state_dict(base.state_dict(), strict=False)
-    assert told.unexpected_keys == ["weight", "bias"] and "conv.weight" in told.missing_keys
-    told = mine.load_state_dict(base.state_dict(), strict=False)
-    assert told.unexpected_keys == [] and told.missing_keys == ["lora_A", "lora_B"]
-    assert torch.equal(mine.weight, base.weight) and torch.equal(mine.conv.bias, base.bias)
+    result = theirs.load_state_dict(base.state_dict(), strict=False)
+    assert result.unexpected_keys == ["weight", "bias"]
+    assert "conv.weight" in result.missing_keys
+    result = mine.load_state_dict(base.state_dict(), strict=False)
+    assert result.unexpected_keys == []
+    assert result.missing_keys == ["lora_A", "lora_B"]
+    assert torch.equal(mine.weight, base.weight)
+    assert torch.equal(mine.conv.bias, base.bias)
 
 
 def test_keys_of_both_loralibs_load():
@@ -120,7 +121,8 @@ def test_keys_of_both_loralibs_load():
         model = nn.ModuleDict({"a": copy.deepcopy(mine)})
         nn.init.zeros_(model["a"].weight)
         model.load_state_dict(given)
-        assert torch.equal(model["a"].weight, theirs.conv.weight) and list(given) == keys
+        assert torch.equal(model["a"].weight, theirs.conv.weight)
+        assert list(given) == keys
     tensors = list(mine.state_dict().values())
     assert len({t.data_ptr() for t in tensors}) == len(tensors) == 4
 
@@ -140,17 +142,15 @@ def test_the_bias_of_a_convolution_trains_with_lora_only():
 
 @pytest.mark.parametrize("options", [{}, {"enable_lora": [False, False]}])
 def test_no_part_adapted_is_the_plain_layer(options: dict[str, Any]):
-    theirs, mine = (
-        loralib.MergedLinear(4, 6, r=2, **options),
-        ours.MergedLinear(4, 6, r=2, **options),
-    )
+    theirs = loralib.MergedLinear(4, 6, r=2, **options)
+    mine = ours.MergedLinear(4, 6, r=2, **options)
     x = draw(3, 4)
     with pytest.raises(AttributeError, match="lora_A"):
         theirs(x)
-    assert torch.equal(mine(x), F.linear(x, mine.weight, mine.bias)) and torch.equal(
-        mine.eval()(x), mine(x)
-    )
-    assert ours.lora_state_dict(mine) == {} and mine.weight.requires_grad
+    assert torch.equal(mine(x), F.linear(x, mine.weight, mine.bias))
+    assert torch.equal(mine.eval()(x), mine(x))
+    assert ours.lora_state_dict(mine) == {}
+    assert mine.weight.requires_grad
 
 
 @pytest.mark.parametrize("parts, out", [([True, False, True], 8), ([], 8)])
@@ -173,7 +173,8 @@ class Largest(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.values, self.known = 0, set[int]()
+        self.values = 0
+        self.known = set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -196,15 +197,17 @@ def test_no_step_of_training_builds_the_product_of_parts(stored: bool):
         with Largest() as largest:
             layer(draw(3, 40)).sum().backward()
         made.append(largest.values)
-    assert made[0] >= 40 * 60 and made[1] <= 3 * 60
+    assert made[0] >= 40 * 60
+    assert made[1] <= 3 * 60
 
 
-# 9 to 11: what is loaded, saved and trained while merged
+# 9 to 11: loading, saving and training while merged
 
 
 def test_an_adapter_loaded_while_merged_counts():
     theirs, mine = pair("Linear", 6, 5, r=2)
-    x, weight = draw(3, 6), mine.weight.clone()
+    x = draw(3, 6)
+    weight = mine.weight.clone()
     other = {
         key: tensor
         for key, tensor in fill(make(ours, KINDS["linear"], r=2), 7).state_dict().items()
@@ -219,11 +222,14 @@ def test_an_adapter_loaded_while_merged_counts():
     assert not theirs.changed and not close(
         theirs.weight, weight
     )  # stale, and then another change than was added is taken off
-    assert mine.changed and torch.equal(mine.weight, weight) and same_in_both_modes(mine, x)
+    assert mine.changed
+    assert torch.equal(mine.weight, weight)
+    assert same_in_both_modes(mine, x)
 
 
 def test_a_base_loaded_while_merged_counts():
-    mine, x = pair("Linear", 6, 5, r=2)[1].eval(), draw(3, 6)
+    mine = pair("Linear", 6, 5, r=2)[1].eval()
+    x = draw(3, 6)
     base = nn.Linear(6, 5)
     mine.load_state_dict(base.state_dict(), strict=False)
     assert close(mine(x), base(x) + x @ (mine.lora_B @ mine.lora_A).T / 2)
@@ -253,20 +259,23 @@ def test_a_state_dict_saved_in_eval_mode_is_the_bases(kind: Kind):
     )
 
 
-# 12: what is told by a name
+# 12: names
 
 
 class Explorer(nn.Module):
     def __init__(self, lora: Any):
         super().__init__()
-        self.explora_layer, self.layer = nn.Linear(3, 3), lora.Linear(3, 3, r=1)
+        self.explora_layer = nn.Linear(3, 3)
+        self.layer = lora.Linear(3, 3, r=1)
 
 
 def test_a_name_makes_no_adapter():
-    theirs, mine = Explorer(loralib), Explorer(ours)
+    theirs = Explorer(loralib)
+    mine = Explorer(ours)
     loralib.mark_only_lora_as_trainable(theirs)
     ours.mark_only_lora_as_trainable(mine)
-    assert theirs.explora_layer.weight.requires_grad and not mine.explora_layer.weight.requires_grad
+    assert theirs.explora_layer.weight.requires_grad
+    assert not mine.explora_layer.weight.requires_grad
     assert "explora_layer.weight" in loralib.lora_state_dict(theirs)
     assert ours.lora_state_dict(mine).keys() == {"layer.lora_A", "layer.lora_B"}
 
@@ -282,15 +291,18 @@ def test_a_layer_is_pickled_copied_and_saved(kind: Kind, mode: bool):
         layer.train(mode)
     with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
         pickle.dumps(theirs)
-    file, x = io.BytesIO(), inputs(kind)
+    file = io.BytesIO()
+    x = inputs(kind)
     torch.save(mine, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     for other in (pickle.loads(pickle.dumps(mine)), copy.deepcopy(mine), loaded):
-        assert type(other) is type(mine) and other.merged is mine.merged is not mode
+        assert type(other) is type(mine)
+        assert other.merged is mine.merged is not mode
         assert torch.equal(other(x), mine(x))
         fill(other, 9)  # its own factors now
-        assert not close(other(x), mine(x)) and same_in_both_modes(other, x)
+        assert not close(other(x), mine(x))
+        assert same_in_both_modes(other, x)
 
 
 def test_the_sum_is_in_no_file():
@@ -305,13 +317,13 @@ def test_the_sum_is_in_no_file():
 @pytest.mark.slow
 def test_a_layer_can_be_exported_and_compiled():
     """torch.jit.script takes neither loralib's layers nor ours; it is deprecated."""
-    mine, x = pair("Linear", 6, 5, r=2)[1], draw(3, 6)
+    mine = pair("Linear", 6, 5, r=2)[1]
+    x = draw(3, 6)
     for mode in (True, False):
         layer = mine.train(mode)
         compiled = torch.compile(layer, backend="eager", fullgraph=True)
-        assert close(compiled(x), layer(x)) and close(
-            torch.export.export(layer, (x,)).module()(x), layer(x)
-        )
+        assert close(compiled(x), layer(x))
+        assert close(torch.export.export(layer, (x,)).module()(x), layer(x))
         fill(layer, 5)
         assert close(compiled(x), layer(x))  # a change while merged is not frozen into it
 
@@ -336,7 +348,8 @@ def test_factors_in_float32_on_a_base_in_16_bits(kind: Kind, dtype: torch.dtype)
             theirs(x)
     y = mine(x)
     y.float().sum().backward()
-    assert y.dtype == dtype and mine.lora_A.grad.dtype == mine.lora_B.grad.dtype == torch.float32
+    assert y.dtype == dtype
+    assert mine.lora_A.grad.dtype == mine.lora_B.grad.dtype == torch.float32
     exact = copy.deepcopy(mine).float()(x if kind.shape is None else x.float())
     scale = 8 * torch.finfo(dtype).eps * exact.abs().max()
     assert (y.float() - exact).abs().max() < scale
@@ -354,7 +367,8 @@ def test_a_thousand_merges_leave_the_bits(dtype: torch.dtype):
         for _ in range(1000):
             layer.eval()
             layer.train()
-    assert not torch.equal(theirs.weight, weight) and torch.equal(mine.weight, weight)
+    assert not torch.equal(theirs.weight, weight)
+    assert torch.equal(mine.weight, weight)
 
 
 # 16: embeddings
@@ -367,12 +381,16 @@ def test_max_norm_scales_the_base_alone():
         layer.max_norm = 0.5
         layer.lora_A.data.mul_(10)
         layer.before = layer.lora_A.detach().clone()
-    assert not same_in_both_modes(theirs, x) and not torch.equal(theirs.lora_A, theirs.before)
-    assert same_in_both_modes(mine, x) and torch.equal(mine.lora_A, mine.before)
+    assert not same_in_both_modes(theirs, x)
+    assert not torch.equal(theirs.lora_A, theirs.before)
+    assert same_in_both_modes(mine, x)
+    assert torch.equal(mine.lora_A, mine.before)
     expected = (
         F.embedding(x, mine.weight.clone(), max_norm=0.5) + (mine.lora_B @ mine.lora_A).T[x] / 2
     )
-    assert not mine.merged and close(mine(x), expected) and mine.weight.norm(dim=1).max() < 0.5001
+    assert not mine.merged
+    assert close(mine(x), expected)
+    assert mine.weight.norm(dim=1).max() < 0.5001
 
 
 def test_sparse_gradients():
@@ -382,7 +400,8 @@ def test_sparse_gradients():
     with pytest.raises(RuntimeError, match="sparse transpose"):
         theirs(x).sum().backward()
     mine(x).sum().backward()
-    assert mine.lora_A.grad.shape == (2, 10) and mine.lora_A.grad.any()
+    assert mine.lora_A.grad.shape == (2, 10)
+    assert mine.lora_A.grad.any()
 
 
 @pytest.mark.parametrize("index", [3, -1])
@@ -393,7 +412,9 @@ def test_the_pad_row_stays_the_bases(index: int):
     for layer in (theirs, mine):
         nn.init.ones_(layer.lora_A)
     x = torch.arange(10)
-    assert theirs(x)[index].any() and not mine(x)[index].any() and same_in_both_modes(mine, x)
+    assert theirs(x)[index].any()
+    assert not mine(x)[index].any()
+    assert same_in_both_modes(mine, x)
     mine.train()(x).sum().backward()
     assert not mine.lora_A.grad[:, index].any()
 
@@ -411,7 +432,7 @@ def test_eval_changes_no_layer_that_shares_the_weight():
         assert model["head"].weight is model["embed"].weight
 
 
-# 17 to 19: what is asked for, and told
+# 17 to 19: arguments and their text
 
 
 def test_alpha_is_1_unless_given():
@@ -422,22 +443,23 @@ def test_alpha_is_1_unless_given():
         "Linear(\n  in_features=20, out_features=20, bias=True, r=16, lora_alpha=1, merged=False\n"
         "  (lora_dropout): Dropout(p=0.0, inplace=False)\n)"
     )
-    assert "lora_alpha=1, merged=True" in repr(mine.eval()) and "r=" not in repr(theirs)
+    assert "lora_alpha=1, merged=True" in repr(mine.eval())
+    assert "r=" not in repr(theirs)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("r", [-1, 1.5, True, "4"], ids=repr)
-def test_a_rank_that_is_none_is_refused(kind: Kind, r: Any):
+def test_an_invalid_rank_is_refused(kind: Kind, r: Any):
     assert not hasattr(make(loralib, kind, r=-1), "lora_A")
-    with pytest.raises(SpecError) as told:
+    with pytest.raises(SpecError) as caught:
         make(ours, kind, r=r)
-    assert str(told.value) == f"r: a whole number of at least 0 is needed, got {r!r}."
+    assert str(caught.value) == f"r: a whole number of at least 0 is needed, got {r!r}."
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_a_layer_tells_r_and_alpha(kind: Kind):
-    theirs, mine = make(loralib, kind, r=2, lora_alpha=6), make(ours, kind, r=2, lora_alpha=6)
+def test_a_printed_layer_has_r_and_alpha(kind: Kind):
+    theirs = make(loralib, kind, r=2, lora_alpha=6)
+    mine = make(ours, kind, r=2, lora_alpha=6)
     assert "alpha" not in repr(theirs)
-    assert repr(mine).startswith(f"{kind.name}(") and ", r=2, lora_alpha=6, merged=False" in repr(
-        mine
-    )
+    assert repr(mine).startswith(f"{kind.name}(")
+    assert ", r=2, lora_alpha=6, merged=False" in repr(mine)

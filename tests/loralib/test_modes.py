@@ -1,5 +1,6 @@
-"""A merged layer follows what happens to its parts: casts, copies, steps, new tensors. Nothing ever
-writes the weight.
+"""A merged layer uses every change of its parts: casts, copies, steps, new tensors.
+
+Nothing ever writes the weight.
 """
 
 import copy
@@ -36,8 +37,10 @@ def test_a_cast_rounds_the_base_itself(kind: Kind, mode: bool, dtype: torch.dtyp
     layer = fill(make(ours, kind, r=2)).train(mode)
     weight = layer.weight.detach().clone()
     layer.to(dtype)
-    assert torch.equal(layer.weight, weight.to(dtype)) and layer.lora_A.dtype == dtype
-    assert layer.merged is not mode and layer.merged_weight().dtype == dtype
+    assert torch.equal(layer.weight, weight.to(dtype))
+    assert layer.lora_A.dtype == dtype
+    assert layer.merged is not mode
+    assert layer.merged_weight().dtype == dtype
     assert_follows(layer, inputs(kind) if kind.shape is None else inputs(kind).to(dtype))
 
 
@@ -46,7 +49,8 @@ def test_half_float_meta_and_back():
     x = inputs(KINDS["linear"])
     before = layer(x)
     assert layer.half()(x.half()).dtype == torch.half
-    assert not torch.equal(layer.float()(x), before) and (layer(x) - before).abs().max() < 0.05
+    assert not torch.equal(layer.float()(x), before)
+    assert (layer(x) - before).abs().max() < 0.05
     state = layer.state_dict()
     layer.to("meta")
     assert layer(x.to("meta")).is_meta
@@ -91,8 +95,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 @kinds
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_what_changes_a_merged_layer_counts(kind: Kind, change: Callable[[Any], Any]):
-    layer, x = fill(make(ours, kind, r=2)).eval(), inputs(kind)
+def test_a_change_of_a_merged_layer_is_used(kind: Kind, change: Callable[[Any], Any]):
+    layer = fill(make(ours, kind, r=2)).eval()
+    x = inputs(kind)
     before = layer(x)
     change(layer)
     assert not torch.equal(layer(x), before)
@@ -101,11 +106,12 @@ def test_what_changes_a_merged_layer_counts(kind: Kind, change: Callable[[Any], 
     assert torch.equal(layer.train().weight, weight)
 
 
-def test_what_is_written_through_data_counts_when_eval_is_called():
+def test_a_write_through_data_is_used_after_eval():
     """PyTorch keeps no trace of it, and to compare the factors at each call would hold up a GPU.
     loralib is as blind.
     """
-    theirs, mine = loralib.Linear(6, 5, r=2), ours.Linear(6, 5, r=2)
+    theirs = loralib.Linear(6, 5, r=2)
+    mine = ours.Linear(6, 5, r=2)
     x = inputs(KINDS["linear"])
     for layer in (theirs, mine):
         fill(layer).eval()
@@ -114,19 +120,25 @@ def test_what_is_written_through_data_counts_when_eval_is_called():
         assert torch.equal(layer(x), before)
         layer.eval()
         layer.followed = not torch.equal(layer(x), before)
-    assert mine.followed and not theirs.followed
+    assert mine.followed
+    assert not theirs.followed
     assert_follows(mine, x)
 
 
 @kinds
 def test_nothing_writes_the_weight(kind: Kind):
-    layer, x = fill(make(ours, kind, r=2)), inputs(kind)
-    weight, bits, version = layer.weight, layer.weight.detach().clone(), layer.weight._version
+    layer = fill(make(ours, kind, r=2))
+    x = inputs(kind)
+    weight = layer.weight
+    bits = layer.weight.detach().clone()
+    version = layer.weight._version
     for mode in (False, False, True, True, False):
         layer.train(mode)
         layer(x)
         layer.merged_weight()
-    assert layer.weight is weight and weight._version == version and torch.equal(weight, bits)
+    assert layer.weight is weight
+    assert weight._version == version
+    assert torch.equal(weight, bits)
 
 
 @kinds
@@ -135,28 +147,32 @@ def test_the_sum_is_rounded_once(kind: Kind):
     exact = twin(layer).double()
     assert torch.equal(layer.merged_weight(), exact.merged_weight().float().bfloat16())
     assert layer.merged_weight() is layer.merged_weight()
-    assert torch.equal(layer.used_weight(), layer.merged_weight()) and not torch.equal(
-        layer.used_weight(), layer.weight
-    )
+    assert torch.equal(layer.used_weight(), layer.merged_weight())
+    assert not torch.equal(layer.used_weight(), layer.weight)
 
 
 @kinds
 def test_without_merge_weights_nothing_is_merged(kind: Kind):
-    layer, x = fill(make(ours, kind, r=2, merge_weights=False)), inputs(kind)
+    layer = fill(make(ours, kind, r=2, merge_weights=False))
+    x = inputs(kind)
     before = layer(x)
-    assert torch.equal(layer.eval()(x), before) and not layer.merged
+    assert torch.equal(layer.eval()(x), before)
+    assert not layer.merged
 
 
 def test_a_copy_has_factors_of_its_own():
-    layer, x = fill(ours.Linear(6, 5, r=2)).eval(), inputs(KINDS["linear"])
-    before, other = layer(x), copy.deepcopy(layer)
+    layer = fill(ours.Linear(6, 5, r=2)).eval()
+    x = inputs(KINDS["linear"])
+    before = layer(x)
+    other = copy.deepcopy(layer)
     in_place(other)
     assert torch.equal(layer(x), before)
     assert_follows(other, x)
 
 
 def test_merged_in_inference_mode_and_used_out_of_it():
-    layer, x = fill(ours.Linear(6, 5, r=2)), inputs(KINDS["linear"])
+    layer = fill(ours.Linear(6, 5, r=2))
+    x = inputs(KINDS["linear"])
     expected = layer(x)
     with torch.inference_mode():
         layer.eval()
@@ -173,7 +189,8 @@ def test_merged_in_inference_mode_and_used_out_of_it():
 
 
 def test_parameters_of_a_functional_call_count():
-    layer, x = fill(ours.Linear(6, 5, r=2)).eval(), inputs(KINDS["linear"])
+    layer = fill(ours.Linear(6, 5, r=2)).eval()
+    x = inputs(KINDS["linear"])
     before = layer(x)
     for factor in (2.0, 3.0):
         other = {"lora_A": layer.lora_A.detach() * factor}
@@ -188,7 +205,8 @@ def test_torchs_encoder_layer_uses_the_factors(lora: Any):
     hooks.
     """
     encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-    encoder.linear1, encoder.linear2 = fill(lora.Linear(8, 16, r=2)), fill(lora.Linear(16, 8, r=2))
+    encoder.linear1 = fill(lora.Linear(8, 16, r=2))
+    encoder.linear2 = fill(lora.Linear(16, 8, r=2))
     x = torch.randn(2, 5, 8)
     with torch.no_grad():
         expected = encoder(x)
@@ -199,7 +217,8 @@ def test_torchs_encoder_layer_uses_the_factors(lora: Any):
 @modes
 def test_a_replica_adapts(kind: Kind, mode: bool):
     """As nn.DataParallel makes one: a shallow copy whose parameters are plain tensors."""
-    layer, x = fill(make(ours, kind, r=2)).train(mode), inputs(kind)
+    layer = fill(make(ours, kind, r=2)).train(mode)
+    x = inputs(kind)
     replica = layer._replicate_for_data_parallel()
     for name, parameter in layer._parameters.items():
         if parameter is None:
@@ -212,15 +231,18 @@ def test_a_replica_adapts(kind: Kind, mode: bool):
 
 @kinds
 def test_autocast(kind: Kind):
-    layer, x = fill(make(ours, kind, r=2)), inputs(kind)
+    layer = fill(make(ours, kind, r=2))
+    x = inputs(kind)
     exact = layer(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
         trained = layer(x)
         trained.float().sum().backward()
         merged = layer.eval()(x)
-    assert trained.dtype == merged.dtype and layer.lora_B.grad.dtype == torch.float32
+    assert trained.dtype == merged.dtype
+    assert layer.lora_B.grad.dtype == torch.float32
     scale = 8 * torch.finfo(torch.bfloat16).eps * exact.abs().max()
-    assert (trained - exact).abs().max() < scale and (merged - exact).abs().max() < scale
+    assert (trained - exact).abs().max() < scale
+    assert (merged - exact).abs().max() < scale
     assert layer.merged_weight().dtype == torch.float32
 
 
@@ -243,7 +265,8 @@ class Custom(nn.Linear, ours.LoRALayer):
     def __init__(self):
         nn.Linear.__init__(self, 4, 4)
         ours.LoRALayer.__init__(self, r=2, lora_alpha=4, lora_dropout=0.0, merge_weights=True)
-        self.lora_A, self.lora_B = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(4, 2))
+        self.lora_A = nn.Parameter(torch.ones(2, 4))
+        self.lora_B = nn.Parameter(torch.ones(4, 2))
         self.merged = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -272,7 +295,8 @@ FAULTS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_planted_fault_is_seen(
     fault: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ):
-    layer, x = fill(ours.Linear(6, 5, r=2)).eval(), inputs(KINDS["linear"])
+    layer = fill(ours.Linear(6, 5, r=2)).eval()
+    x = inputs(KINDS["linear"])
     assert_follows(layer, x)
     right = ours.LoRALayer.product
     monkeypatch.setattr(ours.LoRALayer, "product", lambda self: fault(right(self)))

@@ -65,14 +65,12 @@ def test_the_published_file_lands_where_it_belongs(published: dict[str, Tensor])
         assert ours.lora_state_dict(model).keys() == factors.keys()
         shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
         assert {key: tensor.shape for key, tensor in published.items()}.items() <= shapes.items()
-        told = model.load_state_dict(published, strict=False)
-        assert (
-            told.unexpected_keys == []
-            and set(told.missing_keys) == shapes.keys() - published.keys()
-        )
+        result = model.load_state_dict(published, strict=False)
+        assert result.unexpected_keys == []
+        assert set(result.missing_keys) == shapes.keys() - published.keys()
         state = model.state_dict()
         assert all(torch.equal(state[key], tensor) for key, tensor in published.items())
-        assert all(torch.equal(state[key], own_head[key]) for key in told.missing_keys)
+        assert all(torch.equal(state[key], own_head[key]) for key in result.missing_keys)
 
         merged = model(ids).logits
         assert (merged - base).abs().max() > 0.01
@@ -85,13 +83,15 @@ def test_the_published_file_lands_where_it_belongs(published: dict[str, Tensor])
         del model, plain
         assert (changed - base).abs().max() > 1e-3
 
-        attached, by_name = roberta(), {}
+        attached = roberta()
+        by_name = {}
         for key, A in factors.items():
             if key.endswith("lora_A"):
                 by_name[key.removesuffix(".lora_A")] = LowRank(
                     A, factors[key.removesuffix("A") + "B"], alpha=16
                 )
-        assert {delta.scale for delta in by_name.values()} == {2.0} and len(by_name) == 24
+        assert {delta.scale for delta in by_name.values()} == {2.0}
+        assert len(by_name) == 24
         adapter = lorakit.Adapter(lorakit.Spec(rank=8, alpha=16, targets=TARGETS), by_name)
         lorakit.attach(attached, adapter, trainable=False)
         torch.testing.assert_close(attached(ids).logits, changed, rtol=0, atol=1e-5)

@@ -1,6 +1,4 @@
-"""What loralib does right, lorakit.loralib does as well: signatures, draws, outputs, gradients,
-files.
-"""
+"""The behaviour of loralib that lorakit.loralib keeps: signatures, draws, outputs, files."""
 
 import copy
 import inspect
@@ -18,8 +16,8 @@ kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
-def told(thing: Any, skip: int = 0) -> list[tuple[str, Any, Any]]:
-    """Return name, kind and default of each argument; a tuple as a default is as good as a list."""
+def arguments(thing: Any, skip: int = 0) -> list[tuple[str, Any, Any]]:
+    """Return name, kind and default of each argument; a tuple counts as a list."""
     found = list(inspect.signature(thing).parameters.values())[skip:]
     return [
         (p.name, p.kind, list(p.default) if isinstance(p.default, list | tuple) else p.default)
@@ -32,21 +30,21 @@ def told(thing: Any, skip: int = 0) -> list[tuple[str, Any, Any]]:
     ["Linear", "Embedding", "MergedLinear", "mark_only_lora_as_trainable", "lora_state_dict"],
 )
 def test_signatures_are_loralibs(name: str):
-    assert told(getattr(ours, name)) == told(getattr(loralib, name))
+    assert arguments(getattr(ours, name)) == arguments(getattr(loralib, name))
 
 
 @pytest.mark.parametrize("name", ["Conv1d", "Conv2d", "Conv3d"])
 def test_signatures_of_convolutions_are_loralibs(name: str):
     """Its Conv2d takes (*args, **kwargs), and gives them to ConvLoRA after torch's class."""
-    assert told(getattr(ours, name)) == told(loralib.ConvLoRA, skip=1)
+    assert arguments(getattr(ours, name)) == arguments(loralib.ConvLoRA, skip=1)
 
 
 @pytest.mark.parametrize(
     "name",
     ["LoRALayer", "ConvLoRA", "Linear", "Embedding", "MergedLinear", "Conv1d", "Conv2d", "Conv3d"],
 )
-def test_classes_stand_in_the_same_order(name: str):
-    """What `isinstance` says of one package, it says of the other."""
+def test_isinstance_is_the_same_for_both(name: str):
+    """Every class has the parents that the other package's class has."""
     parents = {parent.__name__ for parent in getattr(loralib, name).__mro__} & {
         "LoRALayer",
         "ConvLoRA",
@@ -58,8 +56,10 @@ def test_classes_stand_in_the_same_order(name: str):
 @kinds
 @pytest.mark.parametrize("r", [0, 1, 3])
 def test_same_seed_same_layer(kind: Kind, r: int):
-    theirs, mine = make(loralib, kind, r=r), make(ours, kind, r=r)
-    state, found = {plain(k): v for k, v in theirs.state_dict().items()}, mine.state_dict()
+    theirs = make(loralib, kind, r=r)
+    mine = make(ours, kind, r=r)
+    state = {plain(k): v for k, v in theirs.state_dict().items()}
+    found = mine.state_dict()
     assert state.keys() == found.keys()
     for key, tensor in state.items():
         assert torch.equal(found[key], tensor), key
@@ -86,14 +86,16 @@ def test_initial_values(name: str, args: tuple[int, ...]):
 def test_initial_values_of_an_embedding():
     layer = make(ours, Kind("Embedding", (40, 300), {}, None), r=8)
     assert not layer.lora_A.any()
-    assert abs(layer.lora_B.mean()) < 0.1 and abs(layer.lora_B.std() - 1) < 0.05
+    assert abs(layer.lora_B.mean()) < 0.1
+    assert abs(layer.lora_B.std() - 1) < 0.05
     fill(layer).reset_parameters()
     assert not layer.lora_A.any()
 
 
 @kinds
 def test_rank_0_is_the_plain_layer(kind: Kind):
-    layer, x = make(ours, kind, r=0), inputs(kind)
+    layer = make(ours, kind, r=0)
+    x = inputs(kind)
     before = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
     options = {k: v for k, v in kind.options.items() if k not in ("enable_lora", "fan_in_fan_out")}
     base = getattr(nn, "Linear" if kind.name == "MergedLinear" else kind.name)(
@@ -107,7 +109,8 @@ def test_rank_0_is_the_plain_layer(kind: Kind):
     )
     torch.testing.assert_close(layer(x), base(x), rtol=0, atol=1e-6)
     torch.testing.assert_close(layer.eval()(x), base(x), rtol=0, atol=1e-6)
-    assert layer.weight.requires_grad and layer.merged_weight().equal(before["weight"])
+    assert layer.weight.requires_grad
+    assert layer.merged_weight().equal(before["weight"])
 
 
 def assert_close(found: Tensor, expected: Tensor, what: str = "") -> None:
@@ -142,10 +145,8 @@ def run(layer: nn.Module, x: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
 def test_a_state_dict_means_the_same_in_both(
     kind: Kind, dtype: torch.dtype, options: dict[str, Any]
 ):
-    theirs, mine = (
-        fill(make(loralib, kind, **options).to(dtype)),
-        make(ours, kind, seed=5, **options).to(dtype),
-    )
+    theirs = fill(make(loralib, kind, **options).to(dtype))
+    mine = make(ours, kind, seed=5, **options).to(dtype)
     mine.load_state_dict(theirs.state_dict())  # strict
     x = inputs(kind, dtype)
     (expected, slopes), (found, gradients) = run(theirs, x), run(mine, x)
@@ -245,7 +246,8 @@ def test_quick_start_of_the_readme(bias: str, tmp_path: Path):
     with torch.random.fork_rng(devices=[]):
         losses, saved, y = quick_start(loralib, bias, tmp_path / "theirs")
         found, kept, z = quick_start(ours, bias, tmp_path / "ours")
-    assert losses[-1] < losses[0] and found == pytest.approx(losses, rel=1e-9)
+    assert losses[-1] < losses[0]
+    assert found == pytest.approx(losses, rel=1e-9)
     assert kept.keys() == saved.keys()
     for key, tensor in saved.items():
         torch.testing.assert_close(
@@ -261,7 +263,8 @@ def test_marking_is_loralibs(bias: str):
         model = Small(package)
         package.mark_only_lora_as_trainable(model, bias)
         marked.append({name for name, p in model.named_parameters() if p.requires_grad})
-    assert marked[0] == marked[1] and len(marked[0]) == {"none": 6, "all": 10, "lora_only": 8}[bias]
+    assert marked[0] == marked[1]
+    assert len(marked[0]) == {"none": 6, "all": 10, "lora_only": 8}[bias]
 
 
 @pytest.mark.parametrize("call", [ours.mark_only_lora_as_trainable, ours.lora_state_dict])
@@ -301,7 +304,8 @@ def test_a_layer_at_two_places_trains_and_is_saved_at_both():
 
 def test_biases_of_layers_without_factors_are_neither_trained_nor_saved():
     """loralib trains the bias of a layer of rank 0 with lora_only, and does not save it."""
-    theirs, mine = nn.ModuleList([loralib.Linear(2, 2)]), nn.ModuleList([ours.Linear(2, 2)])
+    theirs = nn.ModuleList([loralib.Linear(2, 2)])
+    mine = nn.ModuleList([ours.Linear(2, 2)])
     loralib.mark_only_lora_as_trainable(theirs, "lora_only")
     ours.mark_only_lora_as_trainable(mine, "lora_only")
     assert [p.requires_grad for p in theirs.parameters()] == [False, True]
