@@ -15,7 +15,7 @@ START_STD = 0.02  # of B
 
 
 class AdaLoRA(LowRank):
-    """W' = W + scale B diag(E) A: A and B stand for singular vectors, E for singular values.
+    """W' = W + scale B diag(E) A: A and B hold singular vectors, E the singular values.
 
     `lorakit.train.budget` decides which entries of E are zero; `prune` then removes those
     directions.

@@ -75,10 +75,10 @@ class DoRA(LowRank):
         """
         with torch.no_grad():
             wide = wide_dtype(M, self.A)
-            A, B, M = self.A.to(wide), self.B.to(wide), M.to(wide)
-            mixed = (B * (M @ A.T)).sum(1)
+            A, B, base = self.A.to(wide), self.B.to(wide), M.to(wide)
+            mixed = (B * (base @ A.T)).sum(1)
             square = ((B @ (A @ A.T)) * B).sum(1)
-            total = M.square().sum(1) + 2 * self.scale * mixed + self.scale**2 * square
+            total = base.square().sum(1) + 2 * self.scale * mixed + self.scale**2 * square
             return total.clamp_min(0).sqrt()
 
     def row_factor(self, M: Tensor) -> Tensor:

@@ -94,9 +94,9 @@ class OffsetLowRank(LowRank):
         cls, A: Tensor, B: Tensor, **options: Unpack[DeltaOptions]
     ) -> "OffsetLowRank":
         """Return the delta whose `to_low_rank` has these factors, bit for bit."""
-        A, A0 = A.chunk(2, -2)
-        B, B0 = B.chunk(2, -1)
-        return cls(A.clone(), B.clone(), A0=A0, B0=-B0, **options)
+        trained_A, A0 = A.chunk(2, -2)
+        trained_B, B0 = B.chunk(2, -1)
+        return cls(trained_A.clone(), trained_B.clone(), A0=A0, B0=-B0, **options)
 
 
 def alpha_at_double_rank(alpha: float, scale_rule: str) -> float:
