@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorakit.cli.__main__ import main
-from lorakit.explain import TOPICS, topic
+from lorakit.explain import TOPICS, load_topic
 from lorakit.explain.counts import break_even, count
 
 
@@ -22,7 +22,7 @@ def close(found: Any, known: Any, digits: float) -> bool:
 
 
 def test_the_example():
-    told = topic("example").numbers()
+    told = load_topic("example").numbers()
     assert told["W"] == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     assert told["change"] == [[1, 2, 1], [0, 1, 1], [1, 3, 2]]
     assert told["adapted"] == [[2, 4, 4], [4, 6, 7], [8, 11, 11]]
@@ -31,7 +31,7 @@ def test_the_example():
 
 
 def test_a_step_goes_along_true_gradients():
-    told = topic("step").numbers()
+    told = load_topic("step").numbers()
     assert told["formula_error"] < 1e-12 and told["gradient_formula_error_W"] < 1e-12
     assert told["difference_error"] < 1e-6
     assert told["scale"] == 2.0  # a formula without its scale would be seen
@@ -46,7 +46,7 @@ def test_a_step_goes_along_true_gradients():
 
 
 def test_counts():
-    rows = {(r["out"], r["rank"]): r for r in topic("counts").numbers()["examples"]}
+    rows = {(r["out"], r["rank"]): r for r in load_topic("counts").numbers()["examples"]}
     known = {
         (1000, 10): (1_000_000, 20_000, 50.0),
         (100, 5): (10_000, 1_000, 10.0),
@@ -62,7 +62,7 @@ def test_counts():
 
 
 def test_the_best_of_a_rank_is_what_is_left_out():
-    told = topic("best").numbers()
+    told = load_topic("best").numbers()
     assert close(told["singular_values"], [15.1157, 0.7126, 0.0928], 5e-5)
     for row in told["ranks"]:
         assert row["error"] == pytest.approx(row["tail"], abs=1e-12)
@@ -70,7 +70,7 @@ def test_the_best_of_a_rank_is_what_is_left_out():
 
 
 def test_training_reaches_the_best_of_each_rank_and_all_at_full_rank():
-    rows = topic("capacity").numbers()["ranks"]
+    rows = load_topic("capacity").numbers()["ranks"]
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         assert row["trained"] == pytest.approx(row["tail"], abs=1e-6)
@@ -78,7 +78,7 @@ def test_training_reaches_the_best_of_each_rank_and_all_at_full_rank():
 
 
 def test_the_graph_has_the_known_edges():
-    told = topic("graph").numbers()
+    told = load_topic("graph").numbers()
     assert close(told["first"], [[-0.24, -0.91], [-0.63, -0.11], [-0.74, 0.39]], 0.005)
     assert close(told["second"], [[-8.06, -11.04, -6.45], [-0.01, -0.35, 0.62]], 0.005)
     assert told["relative_error"] == pytest.approx(0.0061, abs=5e-5)
@@ -86,7 +86,7 @@ def test_the_graph_has_the_known_edges():
 
 
 def test_the_threshold_suggests_rank_one_by_both_ways_of_counting():
-    told = topic("threshold").numbers()
+    told = load_topic("threshold").numbers()
     assert close(told["singular_values"], [16.848, 1.068, 0.0], 5e-4)
     assert told["share_by_sum"][0] == pytest.approx(0.940, abs=5e-4)
     assert told["share_by_square"][0] == pytest.approx(0.996, abs=5e-4)
@@ -96,7 +96,7 @@ def test_the_threshold_suggests_rank_one_by_both_ways_of_counting():
 @pytest.mark.slow
 def test_an_image_gets_nearer_with_each_rank():
     pytest.importorskip("PIL")
-    told = topic("image").numbers()
+    told = load_topic("image").numbers()
     assert told["shape"] == [427, 640]
     nearness = [row["psnr"] for row in told["ranks"]]
     assert nearness == sorted(nearness) and nearness[0] > 15 and nearness[-1] > 25
@@ -104,7 +104,7 @@ def test_an_image_gets_nearer_with_each_rank():
 
 
 def test_misconceptions_are_told_with_what_is_so():
-    told = topic("misconceptions").numbers()
+    told = load_topic("misconceptions").numbers()
     assert told["lost"] == pytest.approx(94, abs=1) and told["damage"] == pytest.approx(
         100 * 8**0.5, rel=0.05
     )
@@ -130,7 +130,7 @@ def test_the_command_gives_the_same_numbers(capsys: pytest.CaptureFixture[str]):
     assert main(["explain", "counts", "graph", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["topics"]
     assert list(told) == ["counts", "graph"]
-    assert told["graph"] == {"title": TOPICS["graph"], **topic("graph").numbers()}
+    assert told["graph"] == {"title": TOPICS["graph"], **load_topic("graph").numbers()}
 
 
 def test_all_topics_are_listed_and_shown(
@@ -151,7 +151,7 @@ def test_all_topics_are_listed_and_shown(
     ("asked", "says"),
     [
         (["grpah"], "'grpah'   did you mean 'graph'?"),
-        (["counts", "graph", "--plot", "p.png"], "of counts, graph there is none"),
+        (["counts", "graph", "--plot", "p.png"], "there is none of counts, graph"),
         (["threshold", "--plot", "p.png"], "Topics with a picture: example, image,"),
         (["graph", "--plot", "p.pgn"], "did you mean 'png'"),
     ],

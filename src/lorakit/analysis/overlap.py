@@ -181,7 +181,7 @@ def amplification(
     rank: int | None = None,
     seed: int = 0,
 ) -> Amplification:
-    """Return how much a change amplifies directions that W itself does not emphasise.
+    """Return the amplification of directions that the change uses and W does not emphasise.
 
     Args:
         W: (out, in), the base matrix, any floating dtype.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lorakit.cli import flags
 from lorakit.cli.request import Result
 from lorakit.errors import MissingExtra, SpecError
-from lorakit.explain import TOPICS, topic
+from lorakit.explain import TOPICS, load_topic
 from lorakit.spec import option
 from lorakit.text import near_misses
 
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> Result:
         from lorakit import plots
 
         (name,) = args.topics
-        figure = topic(name).draw(found[name])
+        figure = load_topic(name).draw(found[name])
         result["plot"] = str(plots.save_figure(figure, request.plot))
     return result
 
@@ -64,7 +64,7 @@ def _check_topics(names: Sequence[str]) -> None:
 def _numbers(name: str, *, by_name: bool) -> Result:
     """Return a topic's numbers; among all topics, one without its extra says so in its place."""
     try:
-        return dict(topic(name).numbers())
+        return dict(load_topic(name).numbers())
     except MissingExtra as error:
         if by_name:
             raise
@@ -74,7 +74,7 @@ def _numbers(name: str, *, by_name: bool) -> Result:
 def _check_picture(names: Sequence[str], path: str) -> None:
     from lorakit import plots
 
-    with_picture = [name for name in TOPICS if "draw" in vars(topic(name))]
+    with_picture = [name for name in TOPICS if "draw" in vars(load_topic(name))]
     if len(names) != 1 or names[0] not in with_picture:
         raise SpecError(
             f"A picture is of one topic; there is none of {', '.join(names) or 'all'}.",
@@ -90,7 +90,7 @@ def show(result: Result) -> None:
             print(f"  {name:<15} {title}")
         print()
     for name, numbers in topics.items():
-        text = numbers.get("left_out") or topic(name).tell(numbers)
+        text = numbers.get("left_out") or load_topic(name).describe(numbers)
         head = f"{name}: {numbers['title']}"
         print(f"{head}\n{'─' * len(head)}\n\n{text}\n")
     if result.get("plot"):

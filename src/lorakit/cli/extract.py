@@ -81,7 +81,7 @@ def _extract(base: "Loaded", tuned: "Loaded", request: ExtractRequest) -> "Outco
 
 
 def _compare(base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: list[str]) -> Result:
-    """Return how far base + adapter, and the base alone, are from the tuned model."""
+    """Return the distances of base + adapter, and of the base alone, from the tuned model."""
     from lorakit.evaluate.logits import batch_texts, compute_logits, divergence
     from lorakit.inject.attach import attach
 

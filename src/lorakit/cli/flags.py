@@ -69,7 +69,7 @@ def flag_name(field: str) -> str:
 
 
 def _arguments(one: Field[Any]) -> Values:
-    """Return how argparse reads the flag of a field."""
+    """Return the arguments by which argparse reads the flag of a field."""
     kind = one.metadata.get("type") or type(_default(one))
     arguments: Values = {"default": argparse.SUPPRESS, "dest": one.name}
     if kind is bool:

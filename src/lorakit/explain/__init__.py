@@ -1,29 +1,43 @@
-"""The worked examples of LoRA, each computed on the spot: what `lorakit explain` prints and the
-tutorial shows.
+"""The worked examples of LoRA, each computed when it is shown.
+
+Each topic is a module with `numbers()`, the JSON object of its result, `describe(numbers)`, the
+text that `lorakit explain` prints, and mostly `draw(numbers)`, a figure.
 """
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
-# Name -> what it is about. Each is a module here: numbers() -> dict, tell(numbers) -> text, mostly
-# draw(numbers) -> figure.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lorakit.explain.text import Numbers
+
 TOPICS = {
     "example": "the 3 × 3 example: W stays, B A is added",
     "image": "a photograph cut to few directions: the analogy, and its limit",
-    "step": "one step of full fine-tuning beside one step of LoRA, with true gradients",
-    "counts": "how many parameters that is, and the rank above which it saves none",
-    "best": "the best that a rank can do (Eckart and Young)",
+    "step": "one step of full fine-tuning compared with one step of LoRA, with true gradients",
+    "counts": "the number of parameters, and the rank above which nothing is saved",
+    "best": "the best approximation of a rank (Eckart and Young)",
     "capacity": "trained LoRA reaches that best, and at full rank it is full fine-tuning",
     "graph": "a matrix as a graph, and through the rank as another",
     "threshold": "a rank from the singular values of W, and why they say little",
-    "misconceptions": "what is often said and not so",
+    "misconceptions": "frequent statements about LoRA that are wrong",
 }
 
 
-def topic(name: str) -> Any:
+class Topic(Protocol):
+    """The functions of a topic's module; `draw` is missing in some."""
+
+    numbers: "Callable[[], Numbers]"
+    describe: "Callable[[Numbers], str]"
+    draw: "Callable[[Numbers], Figure]"
+
+
+def load_topic(name: str) -> Topic:
     """Return the module of a topic.
 
-    >>> topic("counts").count(1000, 1000, 10)
+    >>> load_topic("counts").numbers()["examples"][0]["lora"]
     20000
     """
-    return import_module(f"lorakit.explain.{name}")
+    return cast(Topic, import_module(f"lorakit.explain.{name}"))

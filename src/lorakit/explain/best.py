@@ -1,18 +1,21 @@
 """The best approximation of a given rank, and its error before it is computed."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from lorakit.analysis.spectra import cumulative_energy
-from lorakit.explain.text import beside, paragraph
+from lorakit.explain.text import Numbers, paragraph, side_by_side
 from lorakit.linalg import factorize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 M = [[2.0, 3.0, 1.0], [5.0, 7.0, 4.0], [6.0, 8.0, 5.0]]
 
 
 def nearest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
-    """Return the matrix of this rank that is nearest to one given.
+    """Return the matrix of this rank that is nearest to a given one.
 
     Args:
         matrix: (out, in), any floating dtype.
@@ -28,59 +31,51 @@ def nearest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     return B @ A
 
 
-def numbers() -> dict[str, Any]:
-    """Return the error of each rank, beside what the singular values left out say it is."""
+def numbers() -> Numbers:
+    """Return the error of each rank, and the size of the singular values left out."""
     matrix = torch.tensor(M, dtype=torch.float64)
     values = torch.linalg.svdvals(matrix)
-    ranks: list[dict[str, Any]] = []
+    energy = cumulative_energy(values)
+    ranks = []
     for rank in (1, 2, 3):
-        error, tail = (
-            float((nearest(matrix, rank) - matrix).norm()),
-            float(values[rank:].square().sum().sqrt()),
-        )
-        ranks.append(
-            {
-                "rank": rank,
-                "error": error,
-                "tail": tail,
-                "relative_error": error / float(matrix.norm()),
-                "energy": float(cumulative_energy(values)[rank - 1]),
-            }
-        )
+        error = float((nearest(matrix, rank) - matrix).norm())
+        row = {
+            "rank": rank,
+            "error": error,
+            "tail": float(values[rank:].square().sum().sqrt()),
+            "relative_error": error / float(matrix.norm()),
+            "energy": float(energy[rank - 1]),
+        }
+        ranks.append(row)
     return {"matrix": M, "singular_values": values.tolist(), "ranks": ranks}
 
 
-def tell(told: dict[str, Any]) -> str:
-    values = "  ".join(f"{value:.4f}" for value in told["singular_values"])
-    lines = [
-        f"  rank {r['rank']}   error {r['error']:.6f}   = root of the sum of σ² left out {r['tail']:.6f}   "
-        f"{100 * r['relative_error']:.2f} % of |M|"
-        for r in told["ranks"]
-    ]
-    return "\n".join(
-        [
-            beside({"M": told["matrix"]}),
-            "",
-            f"  singular values σ  {values}",
-            "",
-            *lines,
-            "",
-            paragraph(
-                "Of all matrices of rank r none is nearer to M than the SVD cut after r values, and its error is known "
-                "before: the values that were left out. `lorakit.factorize` gives it as B and A. LoRA runs no SVD: it "
-                "learns B and A from data. The theorem says what the best it could reach is, if ΔW were known."
-            ),
-        ]
-    )
+def describe(found: Numbers) -> str:
+    """Return the numbers as text."""
+    values = "  ".join(f"{value:.4f}" for value in found["singular_values"])
+    lines = [side_by_side({"M": found["matrix"]}), "", f"  singular values σ  {values}", ""]
+    for row in found["ranks"]:
+        percent = 100 * row["relative_error"]
+        lines.append(
+            f"  rank {row['rank']}   error {row['error']:.6f}   "
+            f"= root of the sum of σ² left out {row['tail']:.6f}   {percent:.2f} % of |M|"
+        )
+    text = """
+        Of all matrices of rank r none is nearer to M than the SVD cut after r values, and its
+        error is known before: it is the size of the values left out. `lorakit.factorize` gives it
+        as B and A. LoRA runs no SVD: it learns B and A from data. The theorem gives the best that
+        it could reach if ΔW were known.
+    """
+    return "\n".join([*lines, "", paragraph(text)])
 
 
-def draw(told: dict[str, Any]) -> Any:
+def draw(found: Numbers) -> "Figure":
+    """Return a figure of M and its nearest matrices of rank 1 and 2."""
     from lorakit.plots import draw_matrices
 
-    matrix = torch.tensor(told["matrix"], dtype=torch.float64)
-    shown = {"M": told["matrix"]}
-    for row in told["ranks"][:2]:
-        shown[f"rank {row['rank']}: off by {100 * row['relative_error']:.1f} %"] = nearest(
-            matrix, row["rank"]
-        ).tolist()
+    matrix = torch.tensor(found["matrix"], dtype=torch.float64)
+    shown = {"M": matrix}
+    for row in found["ranks"][:2]:
+        name = f"rank {row['rank']}: error {100 * row['relative_error']:.1f} %"
+        shown[name] = nearest(matrix, row["rank"])
     return draw_matrices(shown, title="the nearest matrices of low rank", same_scale=True)

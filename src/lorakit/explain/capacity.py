@@ -1,52 +1,55 @@
-"""What trained LoRA reaches at each rank: the best that the rank can do, and at full rank the
-change itself.
-"""
+"""The error of trained LoRA at each rank: the least of that rank, and zero at full rank."""
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lorakit.explain.text import paragraph
+from lorakit.deltas.base import LowRank
+from lorakit.explain.text import Numbers, paragraph
 from lorakit.inject.attach import attach
 from lorakit.spec import Spec
 
-SPECTRUM = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125)  # of the change that is asked for
-STEPS = 400  # at most; it stops where the gradient is gone
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SPECTRUM = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125)  # singular values of the wanted change
+STEPS = 400  # at most; training stops when the gradient is zero
 
 
-def numbers() -> dict[str, Any]:
-    """Return, by rank, how far the trained change is from the one asked for, beside what an SVD
-    leaves.
-    """
-    size, draw = len(SPECTRUM), torch.Generator().manual_seed(0)
-    left, right = (
-        torch.linalg.qr(torch.randn(size, size, generator=draw, dtype=torch.float64)).Q
-        for _ in "lr"
-    )
-    asked = left @ torch.diag(torch.tensor(SPECTRUM, dtype=torch.float64)) @ right.T
-    rows: list[dict[str, Any]] = []
+def numbers() -> Numbers:
+    """Return the error of the trained change by rank, and the error of the SVD."""
+    size = len(SPECTRUM)
+    generator = torch.Generator().manual_seed(0)
+    left, right = _random_rotation(size, generator), _random_rotation(size, generator)
+    wanted = left @ torch.diag(torch.tensor(SPECTRUM, dtype=torch.float64)) @ right.T
+    rows = []
     for rank in range(1, size + 1):
         tail = sum(value**2 for value in SPECTRUM[rank:]) ** 0.5
-        rows.append({"rank": rank, "trained": train(asked, rank), "tail": tail})
+        rows.append({"rank": rank, "trained": train(wanted, rank), "tail": tail})
     return {"spectrum": list(SPECTRUM), "ranks": rows}
 
 
-def train(asked: torch.Tensor, rank: int) -> float:
-    """Train LoRA of this rank on linear regression until it is done; returns |s B A - asked|.
+def _random_rotation(size: int, generator: torch.Generator) -> Tensor:
+    gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q
+
+
+def train(wanted: Tensor, rank: int) -> float:
+    """Train LoRA of this rank on linear regression to its end, and return |s B A - wanted|.
 
     Args:
-        asked: (out, in), float64: what the frozen layer should be changed by.
+        wanted: (out, in), float64, the change of the frozen layer.
         rank: of the adapter.
     """
-    out, inputs = asked.shape
-    model = nn.Sequential(nn.Linear(inputs, out, bias=False, dtype=torch.float64))
-    layer: Any = model[0]
-    X = torch.eye(inputs, dtype=torch.float64)  # inputs that weigh every direction alike
-    target = (X @ (layer.weight + asked).T).detach()
-    delta: Any = attach(
-        model, Spec(rank=rank, alpha=rank, targets="all-linear", dtype="float64"), seed=1
-    ).deltas["0"]
+    out, inputs = wanted.shape
+    layer = nn.Linear(inputs, out, bias=False, dtype=torch.float64)
+    model = nn.Sequential(layer)
+    # Inputs that weigh every direction alike.
+    x = torch.eye(inputs, dtype=torch.float64)
+    target = (x @ (layer.weight + wanted).T).detach()
+    spec = Spec(rank=rank, alpha=rank, targets="all-linear", dtype="float64")
+    delta = cast(LowRank, attach(model, spec, seed=1).deltas["0"])
     optimizer = torch.optim.LBFGS(
         delta.parameters(),
         max_iter=STEPS,
@@ -55,41 +58,38 @@ def train(asked: torch.Tensor, rank: int) -> float:
         line_search_fn="strong_wolfe",
     )
 
-    def closure() -> torch.Tensor:
+    def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = 0.5 * (model(X) - target).square().sum()
+        loss = 0.5 * (model(x) - target).square().sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    return float((delta.matrix() - asked).norm().detach())
+    return float((delta.matrix() - wanted).norm().detach())
 
 
-def tell(told: dict[str, Any]) -> str:
-    lines = [
-        f"  rank {r['rank']}   trained {r['trained']:.6f}   best there is {r['tail']:.6f}"
-        for r in told["ranks"]
-    ]
-    return "\n".join(
-        [
-            paragraph(
-                "A layer should be changed by a ΔW with the singular values "
-                f"{', '.join(f'{value:g}' for value in told['spectrum'])}. LoRA of each rank is trained by gradients; "
-                f"how far is it from ΔW in the end?"
-            ),
-            "",
-            *lines,
-            "",
-            paragraph(
-                "Gradients alone find the best matrix of each rank. At full rank nothing is left: LoRA can then learn "
-                "whatever full fine-tuning of this matrix can. Below it, what is lost is the tail of ΔW's spectrum, so LoRA "
-                "works well where the change that the task needs, not W, has few directions that count."
-            ),
-        ]
-    )
+def describe(found: Numbers) -> str:
+    """Return the numbers as text."""
+    spectrum = ", ".join(f"{value:g}" for value in found["spectrum"])
+    question = f"""
+        A layer should change by a ΔW with the singular values {spectrum}. LoRA of each rank is
+        trained by gradients; how far is it from ΔW in the end?
+    """
+    answer = """
+        Gradients alone find the best matrix of each rank. At full rank the error is zero: LoRA
+        can then learn whatever full fine-tuning of this matrix can. Below it, the error is the
+        tail of ΔW's spectrum, so LoRA works well if the change that the task needs, not W, has
+        few large directions.
+    """
+    lines = [paragraph(question), ""]
+    for row in found["ranks"]:
+        trained, tail = row["trained"], row["tail"]
+        lines.append(f"  rank {row['rank']}   trained {trained:.6f}   least there is {tail:.6f}")
+    return "\n".join([*lines, "", paragraph(answer)])
 
 
-def draw(told: dict[str, Any]) -> Any:
+def draw(found: Numbers) -> "Figure":
+    """Return a figure of both errors by rank."""
     from lorakit.plots import draw_reached
 
-    return draw_reached(told["ranks"])
+    return draw_reached(found["ranks"])

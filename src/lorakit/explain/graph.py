@@ -1,21 +1,26 @@
-"""A matrix as a graph from inputs to outputs, and the same through the rank."""
+"""A matrix as a graph from inputs to outputs, and the same through the rank.
 
-from typing import Any
+Source: U, S and V are those of the SVD; Golub and Van Loan, Matrix Computations, 4th ed., 2.4.
+"""
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from lorakit.explain.best import M
-from lorakit.explain.text import beside, paragraph
+from lorakit.explain.text import Matrix, Numbers, paragraph, side_by_side
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RANK = 2
 
 
-def numbers() -> dict[str, Any]:
-    """Return the edges from inputs to outputs, and of the two layers of edges through the rank.
+def numbers() -> Numbers:
+    """Return the edges from inputs to outputs, and both layers of edges through the rank.
 
     Rows of M are inputs here: M is about `first` @ `second`. The sign of a direction is free; the
-        first input's edges are
-    negative.
+    first input's edges are negative.
 
     >>> [round(value, 4) for value in numbers()["singular_values"]]
     [15.1157, 0.7126, 0.0928]
@@ -23,7 +28,8 @@ def numbers() -> dict[str, Any]:
     matrix = torch.tensor(M, dtype=torch.float64)
     U, S, Vh = torch.linalg.svd(matrix)
     sign = torch.where(U[0, :RANK] > 0, -1.0, 1.0)
-    first, second = U[:, :RANK] * sign, (S[:RANK, None] * Vh[:RANK]) * sign[:, None]
+    first = U[:, :RANK] * sign
+    second = (S[:RANK, None] * Vh[:RANK]) * sign[:, None]
     error = float((first @ second - matrix).norm() / matrix.norm())
     return {
         "matrix": M,
@@ -37,31 +43,33 @@ def numbers() -> dict[str, Any]:
     }
 
 
-def tell(told: dict[str, Any]) -> str:
-    return "\n".join(
-        [
-            beside({"I → Q": told["matrix"]}),
-            "",
-            beside({"I → R (U)": told["first"], "R → Q (σ V)": told["second"]}, ".2f"),
-            "",
-            paragraph(
-                f"Inputs I, outputs Q, and a weight on each of {told['edges']} edges. With singular values "
-                f"{', '.join(f'{value:.4f}' for value in told['singular_values'])} two middle nodes R carry nearly all: "
-                f"I → R → Q has {told['edges_through_rank']} edges and is off by {told['relative_error']:.4f} of the whole. "
-                "`--plot FILE` draws both."
-            ),
-            paragraph(
-                "In LoRA it is the change that runs through the few nodes R; the edges of W stay beside them, all of them."
-            ),
-        ]
-    )
+def describe(found: Numbers) -> str:
+    """Return the numbers as text."""
+    values = ", ".join(f"{value:.4f}" for value in found["singular_values"])
+    layers = {"I → R (U)": found["first"], "R → Q (σ V)": found["second"]}
+    edges = f"""
+        Inputs I, outputs Q, and a weight on each of {found["edges"]} edges. With singular values
+        {values} two middle nodes R carry nearly all: I → R → Q has {found["edges_through_rank"]}
+        edges and a relative error of {found["relative_error"]:.4f}. `--plot FILE` draws both.
+    """
+    lora = "In LoRA the change runs through the few nodes R; all edges of W stay."
+    parts = [side_by_side({"I → Q": found["matrix"]}), "", side_by_side(layers, ".2f"), ""]
+    return "\n".join([*parts, paragraph(edges), paragraph(lora)])
 
 
-def draw(told: dict[str, Any]) -> Any:
+def draw(found: Numbers) -> "Figure":
+    """Return a figure of both graphs."""
     from lorakit.plots import draw_graph
 
-    # The library's matrices have a row an output.
-    M, A, B = (list(zip(*told[name], strict=True)) for name in ("matrix", "first", "second"))
+    title = f"rank {found['rank']}, relative error {found['relative_error']:.4f}"
+    # In the library a row is an output.
     return draw_graph(
-        M, A, B, title=f"rank {told['rank']}, relative error {told['relative_error']:.4f}"
+        _transposed(found["matrix"]),
+        _transposed(found["first"]),
+        _transposed(found["second"]),
+        title=title,
     )
+
+
+def _transposed(rows: Matrix) -> list[tuple[float, ...]]:
+    return list(zip(*rows, strict=True))

@@ -1,19 +1,23 @@
-"""A photograph as a matrix: how few directions are enough for it, as an analogy to a change of low
-rank.
-"""
+"""A photograph as a matrix of few directions: an analogy to a change of low rank."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lorakit.errors import MissingExtra
 from lorakit.explain.counts import count
-from lorakit.explain.text import paragraph
+from lorakit.explain.text import Numbers, paragraph
 from lorakit.linalg import factorize
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from lorakit.plots.images import Approximation
+
 RANKS = (2, 5, 20, 50, 100)
+LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 
 def photograph() -> Tensor:
@@ -27,18 +31,18 @@ def photograph() -> Tensor:
     from sklearn.datasets import load_sample_image
 
     try:
-        image: Any = load_sample_image("china.jpg")
+        image = load_sample_image("china.jpg")
     except ImportError as error:
         raise MissingExtra(
             "The photograph needs Pillow, which is not installed.",
             advice="pip install 'lorakit[plot]'",
         ) from error
-    grey = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)  # ITU-R BT.601
+    grey = torch.tensor(LUMINANCE, dtype=torch.float64)
     return torch.tensor(image).double() @ grey / 255
 
 
-def cuts(image: Tensor, ranks: Sequence[int] = RANKS) -> list[dict[str, Any]]:
-    """Return the best approximation of an image at each rank, what it takes, and how near it is.
+def cuts(image: Tensor, ranks: Sequence[int] = RANKS) -> list["Approximation"]:
+    """Return the best approximation of an image at each rank, with its size and error.
 
     Args:
         image: (height, width), floating, from 0 to 1.
@@ -54,59 +58,58 @@ def cuts(image: Tensor, ranks: Sequence[int] = RANKS) -> list[dict[str, Any]]:
     """
     height, width = image.shape
     A, B = factorize(image, max(ranks))
-    rows: list[dict[str, Any]] = []
+    rows: list[Approximation] = []
     for rank in ranks:
         cut = B[:, :rank] @ A[:rank]
-        numbers = count(height, width, rank)
-        psnr = float(-10 * (cut - image).square().mean().log10())
-        rows.append(
-            {
-                "rank": rank,
-                "numbers": numbers,
-                "share": numbers / image.numel(),
-                "psnr": psnr,
-                "image": cut,
-            }
-        )
+        values = count(height, width, rank)
+        error = (cut - image).square().mean()
+        row: Approximation = {
+            "rank": rank,
+            "numbers": values,
+            "share": values / image.numel(),
+            "psnr": float(-10 * error.log10()),
+            "image": cut,
+        }
+        rows.append(row)
     return rows
 
 
-def numbers() -> dict[str, Any]:
+def numbers() -> Numbers:
+    """Return the size and error of each approximation of the photograph."""
     image = photograph()
-    rows = [{name: value for name, value in row.items() if name != "image"} for row in cuts(image)]
+    rows = []
+    for cut in cuts(image):
+        rows.append({name: value for name, value in cut.items() if name != "image"})
     return {"shape": list(image.shape), "ranks": rows}
 
 
-def tell(told: dict[str, Any]) -> str:
-    height, width = told["shape"]
-    lines = [
-        f"  rank {r['rank']:>3}   {r['numbers']:>7,} numbers   {100 * r['share']:>4.1f} %   PSNR {r['psnr']:.1f} dB"
-        for r in told["ranks"]
-    ]
-    return "\n".join(
-        [
-            paragraph(
-                f"A grey photograph of {height} × {width} points is a matrix of {height * width:,} numbers. Cut to its "
-                f"first r singular values it is a product of two thin matrices, and a fraction of them will do "
-                "(PSNR: 10 log10 of 1 / mean squared error):"
-            ),
-            "",
-            *lines,
-            "",
-            paragraph(
-                "So much for the analogy. LoRA compresses no weights: it leaves W whole and bets that what a task adds to W "
-                "is of such a kind."
-            ),
-        ]
-    )
+def describe(found: Numbers) -> str:
+    """Return the numbers as text."""
+    height, width = found["shape"]
+    opening = f"""
+        A grey photograph of {height} × {width} points is a matrix of {height * width:,} numbers.
+        Cut to its first r singular values it is a product of two thin matrices, and a fraction of
+        the numbers is enough (PSNR: 10 log10 of 1 / mean squared error):
+    """
+    closing = """
+        This is only an analogy. LoRA compresses no weights: it leaves W whole, and assumes that
+        the change which a task needs is of this kind.
+    """
+    lines = [paragraph(opening), ""]
+    for row in found["ranks"]:
+        percent = 100 * row["share"]
+        lines.append(
+            f"  rank {row['rank']:>3}   {row['numbers']:>7,} numbers   {percent:>4.1f} %   "
+            f"PSNR {row['psnr']:.1f} dB"
+        )
+    return "\n".join([*lines, "", paragraph(closing)])
 
 
-def draw(told: dict[str, Any]) -> Any:
+def draw(found: Numbers) -> "Figure":
+    """Return a figure of the photograph, its approximations and its singular values."""
     from lorakit.plots import draw_compressed
 
     image = photograph()
-    return draw_compressed(
-        image,
-        cuts(image, [row["rank"] for row in told["ranks"]]),
-        torch.linalg.svdvals(image).tolist(),
-    )
+    ranks = [row["rank"] for row in found["ranks"]]
+    values = torch.linalg.svdvals(image).tolist()
+    return draw_compressed(image, cuts(image, ranks), values)

@@ -1,49 +1,46 @@
-"""A rank read off the singular values of W, as is often suggested; what it says, and what not."""
+"""A rank from the singular values of W, as it is often suggested, and why it says little.
 
-from typing import Any
+Source: the letter W is that of Hu et al., LoRA, arXiv 2106.09685, section 4.1.
+"""
 
 import torch
 
 from lorakit.explain.example import W
-from lorakit.explain.text import paragraph
+from lorakit.explain.text import Numbers, paragraph
 from lorakit.rank_search.threshold import LIMITS_OF_W, suggest_rank
 
 SHARE = 0.9
 
 
-def numbers() -> dict[str, Any]:
-    """Return the shares that the leading singular values of W hold, and the rank that each way of
-    counting suggests.
-    """
-    values = torch.linalg.svdvals(torch.tensor(W, dtype=torch.float64))
-    shares = {
-        "sum": values.cumsum(0) / values.sum(),
-        "square": values.square().cumsum(0) / values.square().sum(),
-    }
+def numbers() -> Numbers:
+    """Return the shares of the leading singular values of W, and the rank by each way to count."""
+    matrix = torch.tensor(W, dtype=torch.float64)
+    values = torch.linalg.svdvals(matrix)
+    squares = values.square()
+    single = torch.tensor(W)
     return {
         "matrix": W,
         "threshold": SHARE,
         "singular_values": [round(value, 12) for value in values.tolist()],
-        **{f"share_by_{name}": found.tolist() for name, found in shares.items()},
-        **{f"rank_by_{name}": suggest_rank(torch.tensor(W), SHARE, energy=name) for name in shares},
+        "share_by_sum": (values.cumsum(0) / values.sum()).tolist(),
+        "share_by_square": (squares.cumsum(0) / squares.sum()).tolist(),
+        "rank_by_sum": suggest_rank(single, SHARE, energy="sum"),
+        "rank_by_square": suggest_rank(single, SHARE, energy="square"),
     }
 
 
-def tell(told: dict[str, Any]) -> str:
-    values = ", ".join(f"{value:.3f}" for value in told["singular_values"])
-    return "\n".join(
-        [
-            paragraph(
-                f"W = {[[int(v) for v in row] for row in told['matrix']]} has the singular values {values}. The first holds "
-                f"{told['share_by_sum'][0]:.3f} of their sum and {told['share_by_square'][0]:.3f} of their squares "
-                f"(which is what variance would mean): with a threshold of {told['threshold']:g} both suggest rank "
-                f"{told['rank_by_sum']}."
-            ),
-            "",
-            paragraph(LIMITS_OF_W),
-            paragraph(
-                "`lorakit rank` measures which rank is enough: it trains once at a high rank, cuts to the lower ones "
-                "and looks at held-out data."
-            ),
-        ]
-    )
+def describe(found: Numbers) -> str:
+    """Return the numbers as text."""
+    values = ", ".join(f"{value:.3f}" for value in found["singular_values"])
+    rows = [[int(value) for value in row] for row in found["matrix"]]
+    shares = f"""
+        W = {rows} has the singular values {values}. The first holds
+        {found["share_by_sum"][0]:.3f} of their sum and {found["share_by_square"][0]:.3f} of their
+        squares (the share of the variance): with a threshold of {found["threshold"]:g} both
+        suggest rank {found["rank_by_sum"]}.
+    """
+    search = """
+        `lorakit rank` measures which rank is enough: it trains once at a high rank, cuts to the
+        lower ones, and evaluates each on held-out data.
+    """
+    return "\n".join([paragraph(shares), "", paragraph(LIMITS_OF_W), paragraph(search)])

@@ -40,7 +40,7 @@ class ModuleShape(NamedTuple):
 
 
 def trace_by_blocks(model: "PreTrainedModel", step: Step) -> Trace:
-    """Return what `trace_step` does; if blocks repeat, from two traces with 4 and 5 of them.
+    """Return the trace of a step; if blocks repeat, from two traces with 4 and 5 of them.
 
     A block takes and frees the same memory wherever it is, on top of an amount that grows by the
     same with every block (what is kept for the backward pass, gradients). So at any moment near the

@@ -77,7 +77,7 @@ class Description(TypedDict):
 
 
 class DeviceRow(TypedDict):
-    """What fits on one device, as JSON holds it."""
+    """The largest sizes that fit on one device, as JSON holds them."""
 
     device: str
     size: int

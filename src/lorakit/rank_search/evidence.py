@@ -159,7 +159,7 @@ def scores_by_row(scores: Scores, examples: Sequence[Example], metric: str) -> R
 
 
 def _class_fraction(metric: str, predicted: float, target: float) -> tuple[int, int]:
-    """Return what one example adds to the numerator and the denominator of a metric of classes."""
+    """Return one example's terms in numerator and denominator of a metric of classes."""
     is_hit = predicted == 1 and target == 1
     is_predicted, is_target = int(predicted == 1), int(target == 1)
     if metric == "f1":

@@ -1,1 +1,1 @@
-"""Where LoRA can act: each kind of layer, and how it holds its matrix."""
+"""Sites: the kinds of layers that can be adapted, and the way each stores its matrix."""

@@ -44,7 +44,7 @@ WeightedChange: TypeAlias = "tuple[float, Site, MatrixChange]"
 
 
 class Site(ABC, Generic[LayerT]):
-    """How layers of one class store the matrix M (out, in), with output M x + bias.
+    """The way layers of one class store the matrix M (out, in), with output M x + bias.
 
     An instance holds no layer: every method takes it. Methods that a subclass does not define work
     for a layer without padding, convolution kernel, quantisation or fused projections. `project`,

@@ -31,7 +31,7 @@ class RowRouter(Protocol):
 
 @dataclass
 class State:
-    """What is attached to one model; copied and pickled with it, because slots refer to it.
+    """The adapters of one model; copied and pickled with it, because slots refer to it.
 
     Attributes:
         adapters: every attached Adapter by name (a class of a higher layer).
@@ -262,7 +262,7 @@ def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def find_state(model: nn.Module) -> State | None:
-    """Return what is attached to this model; None if nothing is.
+    """Return the state of this model's adapters; None if it has none.
 
     Raises:
         AdapterNameError: `attach` was given another module, which contains this one or is part of

@@ -21,7 +21,7 @@ RandomState = dict[str, Any]  # by library
 
 
 class CheckpointState(TypedDict):
-    """What a checkpoint stores beside the adapter."""
+    """The content of a checkpoint beside the adapter."""
 
     optimizer: dict[str, Any]
     random: RandomState
