@@ -60,7 +60,9 @@ def lora_ga(G: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     U, _, Vh = torch.linalg.svd(widen(G), full_matrices=False)
     rank = settings.rank
     size = G.shape[-2] ** 0.25 / GAMMA**0.5
-    return Vh[..., :rank, :] * size, U[..., rank : 2 * rank] * size
+    A = Vh[..., :rank, :]
+    B = U[..., rank : 2 * rank]
+    return A * size, B * size
 
 
 class InputDirections:
@@ -97,10 +99,12 @@ class InputDirections:
         if len(rows) >= rows.shape[1]:
             squares, V = torch.linalg.eigh(rows.T @ rows)
             values = squares.clamp_min(0).sqrt().flip(0)
-            self.leading = values[: self.most, None] * V.T.flip(0)[: self.most]
+            vectors = V.T.flip(0)
+            self.leading = values[: self.most, None] * vectors[: self.most]
         else:
             _, U = torch.linalg.eigh(rows @ rows.T)
-            self.leading = U.T.flip(0)[: self.most] @ rows
+            vectors = U.T.flip(0)
+            self.leading = vectors[: self.most] @ rows
 
     def add_tokens(self, ids: Tensor, size: int) -> None:
         """Add the one-hot inputs of an embedding.
@@ -112,8 +116,9 @@ class InputDirections:
             counts = counts + self.leading.square().sum(0)
         self.total = float(counts.sum())
         kept = counts.argsort(descending=True, stable=True)[: self.most]
+        places = torch.arange(len(kept))
         self.leading = counts.new_zeros(len(kept), size)
-        self.leading[torch.arange(len(kept)), kept] = counts[kept].sqrt()
+        self.leading[places, kept] = counts[kept].sqrt()
 
     @property
     def direction_count(self) -> int:
@@ -136,8 +141,9 @@ class _InputHook:
         self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         x = _first_tensor([*args[:1], *kwargs.values()])
-        if self.mask is not None and self.mask.shape == x.shape[: self.mask.ndim]:
-            x = x[self.mask.bool()]
+        mask = self.mask
+        if mask is not None and mask.shape == x.shape[: mask.ndim]:
+            x = x[mask.bool()]
         if isinstance(layer, nn.Embedding) and self.place.site.kind == "embedding":
             if layer.padding_idx is not None:
                 x = x[x != layer.padding_idx]
@@ -257,7 +263,10 @@ def observe_gradients(
         for batch in batches:
             _add_gradients(sums, loss_of(model, batch), weights)
     _check_gradients(places, sums)
-    return {name: _as_matrix(place, sums[place.weight_name]) for name, place in places.items()}
+    matrices: dict[str, Tensor] = {}
+    for name, place in places.items():
+        matrices[name] = _as_matrix(place, sums[place.weight_name])
+    return matrices
 
 
 @contextmanager

@@ -130,20 +130,30 @@ def observe(
         SpecError: batches are needed and not given, or given and not needed; or they are not
             enough.
     """
-    needs = {name: needed_data(of_layer.init) for name, of_layer in settings.items()}
     _check_batches(settings, batches)
     if batches is None:
         return {}
     batch_list = as_batch_list(batches)
     observations: dict[str, Observation] = {}
-    by_inputs = {name: places[name] for name, need in needs.items() if need == "inputs"}
+    by_inputs = _select(places, settings, "inputs")
     if by_inputs:
         ranks = {name: settings[name].rank for name in by_inputs}
         observations |= observe_inputs(model, by_inputs, ranks, batch_list)
-    by_gradients = {name: places[name] for name, need in needs.items() if need == "gradients"}
+    by_gradients = _select(places, settings, "gradients")
     if by_gradients:
         observations |= observe_gradients(model, by_gradients, batch_list)
     return observations
+
+
+def _select(
+    places: Mapping[str, PlaceLike], settings: Mapping[str, Settings], need: str
+) -> dict[str, PlaceLike]:
+    """Return the places whose start needs this data."""
+    selected: dict[str, PlaceLike] = {}
+    for name, of_layer in settings.items():
+        if needed_data(of_layer.init) == need:
+            selected[name] = places[name]
+    return selected
 
 
 def _check_batches(settings: Mapping[str, Settings], batches: object | None) -> None:
@@ -186,12 +196,15 @@ def initial_factors(
     M = place.site.read(place.layer)
     start = STARTS[settings.init]
     if start is None:
-        A = initial_A(settings, M.shape, place.site.fan_in(place.layer), generator)
+        fan_in = place.site.fan_in(place.layer)
+        A = initial_A(settings, M.shape, fan_in, generator)
         B = None
     else:
         A, B = start.make(M, settings, generator, observation)
-    A = place.site.mask_padding(place.layer, _own_memory(A, M.device, dtype))
-    return A, None if B is None else _own_memory(B, M.device, dtype)
+    A = _own_memory(A, M.device, dtype)
+    if B is not None:
+        B = _own_memory(B, M.device, dtype)
+    return place.site.mask_padding(place.layer, A), B
 
 
 def _own_memory(factor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
