@@ -13,6 +13,7 @@ from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
 
 if TYPE_CHECKING:
+    from lorakit.data.encode import Example
     from lorakit.data.rows import Rows
     from lorakit.models.load import Loaded
 
@@ -103,7 +104,7 @@ def _check_completions(rows: "Rows", data: DataRequest) -> None:
         )
 
 
-def _score(loaded: "Loaded", examples: list, batch_size: int) -> Result:
+def _score(loaded: "Loaded", examples: "list[Example]", batch_size: int) -> Result:
     from lorakit.evaluate.score import evaluate
     from lorakit.models.load import pad_id
     from lorakit.train.log import progress_bar

@@ -1,6 +1,7 @@
 """`lorakit extract`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def _extract(base: "Loaded", tuned: "Loaded", request: ExtractRequest) -> "Outco
     return outcome
 
 
-def _compare(base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: list[str]) -> Result:
+def _compare(base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: Sequence[str]) -> Result:
     """Return the distances of base + adapter, and of the base alone, from the tuned model."""
     from lorakit.evaluate.logits import batch_texts, compute_logits, divergence
     from lorakit.inject.attach import attach

@@ -58,14 +58,14 @@ def _show_modules(result: Result) -> None:
     shared = _shared_start([module["name"] for module in modules])
     rows = []
     for module in modules:
-        row = [
+        row: list[object] = [
             module["name"].removeprefix(shared),
             _shape(module["shape"]),
             f"{module['scale']:g}",
             format_number(module["norm"]),
         ]
         if relative:
-            row += [f"{100 * module['relative_norm']:.2f} %", _amplification(module)]
+            row += [f"{100 * module.get('relative_norm', 0.0):.2f} %", _amplification(module)]
         if counted:
             row.append(module.get("intruders"))
         row += [

@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> Result:
     texts = read_texts(request.data, request.columns) if request.data else ()
     adapter = Adapter.load(request.adapter)
     print(f"Merging {request.adapter} into {request.model}", file=sys.stderr)
-    return export(
+    report = export(
         request.model,
         adapter,
         request.output,
@@ -62,6 +62,7 @@ def main(args: argparse.Namespace) -> Result:
         any_base=request.any_base,
         allow_loss=request.allow_loss,
     )
+    return dict(report)
 
 
 def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:

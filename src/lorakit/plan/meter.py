@@ -144,8 +144,10 @@ def _grouped_product(args: Arguments, keywords: Keywords) -> Tensor:
     """
     narrow = []
     for value in args:
-        is_float = isinstance(value, Tensor) and value.is_floating_point()
-        narrow.append(value.bfloat16() if is_float else value)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            narrow.append(value.bfloat16())
+        else:
+            narrow.append(value)
     out = GROUPED_PRODUCT(*narrow, **keywords)
     return out.to(args[0].dtype)  # type: ignore[attr-defined]
 

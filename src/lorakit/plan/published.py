@@ -30,7 +30,11 @@ class PublishedModel:
         return getattr(transformers, self.config_class)(**self.sizes)
 
 
-_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+_ROBERTA: dict[str, object] = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+}
 PUBLISHED = {
     "gpt2": PublishedModel("GPT2Config", {}),
     "gpt2-medium": PublishedModel("GPT2Config", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),

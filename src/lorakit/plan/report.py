@@ -258,7 +258,7 @@ def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example])
             advice="Raise it, or lower --max-length. Nothing was started.",
         )
     may_pack = run.packing != "off" and base.task == "causal-lm" and base.runs
-    packed = may_pack and packing_obstacle(base.model, longest) is None
+    packed = may_pack and packing_obstacle(base.transformer, longest) is None
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
 
@@ -318,7 +318,7 @@ def tokenise_rows(
     if tokenizer is None:
         tokenizer = load_tokenizer(base.name, advice="Without --data no tokenizer is needed.")
     longest = int(min(tokenizer.model_max_length, base.max_length or NO_LIMIT))
-    loaded = Loaded(base.model, tokenizer, base.task, list(labels), base.name, (), longest)
+    loaded = Loaded(base.transformer, tokenizer, base.task, list(labels), base.name, (), longest)
     return encode_rows(rows, loaded, max_length, loss_on)
 
 

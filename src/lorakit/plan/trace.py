@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from lorakit.text import first_line
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Table = dict[str, Tensor | None]  # parameters or buffers of a module
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Errors of a model that asks what the values of its tensors are.
 NEEDS_VALUES = (
@@ -165,7 +166,7 @@ def _run(model: "PreTrainedModel", step: Step, meter: Meter) -> Trace:
     )
 
 
-def _fake_batch(step: Step) -> dict[str, object]:
+def _fake_batch(step: Step) -> dict[str, Tensor]:
     """Return the inputs of a step, of tensors without values."""
     if step.packed:
         batch = concatenate_rows([[1] * length for length in step.packed])
@@ -206,25 +207,29 @@ def _quiet_fake_tensors() -> Iterator[None]:
 @contextmanager
 def _substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> Iterator[set[int]]:
     """Put fake CPU tensors in the place of all parameters and buffers; yield the storages' keys."""
-    before: list[tuple[dict[str, Tensor | None], dict[str, Tensor | None]]] = []
+    before: list[tuple[Table, Table]] = []
     substitutes: dict[int, Tensor] = {}
     for path, module in model.named_modules():
         in_slot = SLOT in path.split(".")
-        for table in (module._parameters, module._buffers):
+        for table in _tables(module):
             before.append((table, dict(table)))
             for key, tensor in table.items():
                 if tensor is None:
                     continue
                 if id(tensor) not in substitutes:
                     is_weight = table is module._parameters and tensor.is_floating_point()
-                    cast = dtype if is_weight and not in_slot else tensor.dtype
-                    substitutes[id(tensor)] = _substitute(tensor, cast, fake)
+                    wanted = dtype if is_weight and not in_slot else tensor.dtype
+                    substitutes[id(tensor)] = _substitute(tensor, wanted, fake)
                 table[key] = substitutes[id(tensor)]
     try:
         yield {tensor.untyped_storage()._cdata for tensor in substitutes.values()}
     finally:
         for table, values in before:
             table.update(values)
+
+
+def _tables(module: nn.Module) -> list[Table]:
+    return [cast(Table, module._parameters), module._buffers]
 
 
 def _substitute(tensor: Tensor, dtype: torch.dtype, fake: FakeTensorMode) -> Tensor:
@@ -236,7 +241,7 @@ def _substitute(tensor: Tensor, dtype: torch.dtype, fake: FakeTensorMode) -> Ten
 
 
 @contextmanager
-def _checkpointed(model: nn.Module, what: str) -> Iterator[None]:
+def _checkpointed(model: "PreTrainedModel", what: str) -> Iterator[None]:
     if not what:
         yield
         return

@@ -1,7 +1,7 @@
 """Lines: spectra, and quality with its band."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from lorakit.analysis.report import ModuleReport
 from lorakit.plots.matrices import shorten_names
@@ -64,7 +64,8 @@ def _spectra_by_kind(modules: Sequence[ModuleReport]) -> dict[str, list[list[flo
         values = module["singular_values"]
         is_stack = isinstance(values[0], list)
         if module["norm"] and not is_stack:
-            relative = [value / values[0] for value in values]
+            plain = cast(list[float], values)
+            relative = [value / plain[0] for value in plain]
             spectra.setdefault(_kind(module["name"]), []).append(relative)
     return spectra
 

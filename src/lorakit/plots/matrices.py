@@ -266,7 +266,7 @@ def draw_similarity(ax: "Axes", pairs: Sequence[PairReport], *, title: str = "")
     tables = [as_array(pair["similarity"]) for pair in pairs if "similarity" in pair]
     height = min(len(table) for table in tables)
     width = min(table.shape[1] for table in tables)
-    mean = sum(table[:height, :width] for table in tables) / len(tables)
+    mean = np.mean([table[:height, :width] for table in tables], axis=0)
     chance = sum(pair["random"] for pair in pairs if "random" in pair) / len(tables)
     image = draw_heatmap(
         ax,

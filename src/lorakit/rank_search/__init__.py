@@ -1,3 +1,1 @@
-"""Searches of the rank that is enough: one run and its truncations, growing, a threshold on singular values, and
-advice.
-"""
+"""Searches of the rank that is enough: truncations of one run, growing, thresholds, advice."""

@@ -14,6 +14,7 @@ from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make_plan
 from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.report import (
+    Description,
     allocate_run_ranks,
     describe_plan,
     make_batches,
@@ -43,7 +44,7 @@ class RunPlan:
 
     examples: list[Example]
     base_dtype: str
-    report: dict[str, Any] | None
+    report: Description | None
 
 
 def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPlan:
@@ -65,7 +66,10 @@ def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
     if settings.base_dtype != "auto":
         return settings.base_dtype
     chosen = auto_dtype(
-        device_of(settings.device), base.model.config, base.task, trains_base=trains_base(spec)
+        device_of(settings.device),
+        base.transformer.config,
+        base.task,
+        trains_base=trains_base(spec),
     )
     earlier: dict[str, Any] = {}
     if settings.resume:
@@ -77,8 +81,8 @@ def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
 
 def _plan_memory(
     settings: TrainSpec, spec: Spec, base: MetaModel, examples: Sequence[Example], say: Say
-) -> dict[str, Any] | None:
-    """Return the plan of the run and print its summary; None where shapes alone do not tell it.
+) -> Description | None:
+    """Return the plan of the run and print its summary; None if shapes alone do not give it.
 
     Raises:
         SpecError: the largest batch does not fit into the memory of this machine.
@@ -94,7 +98,7 @@ def _plan_memory(
         return None
     say(summarise(report))
     needed, usable = report["memory"]["peak"], report["usable_bytes"]
-    if needed > usable and not settings.beyond_memory:
+    if needed is not None and needed > usable and not settings.beyond_memory:
         raise SpecError(
             f"The largest batch, {report['batch']} sequences of {report['length']:,} tokens, "
             f"needs {needed:,} bytes; this machine has {usable:,} for tensors.",
