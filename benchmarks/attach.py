@@ -30,7 +30,8 @@ import lorakit
 BLOCKS = 143
 STARTED = {
     "import lorakit": "import lorakit",
-    "lorakit --help": "import sys; sys.argv = ['lorakit', '--help']\nfrom lorakit.cli.__main__ import main\nmain()",
+    "lorakit --help": "import sys; sys.argv = ['lorakit', '--help']\nfrom lorakit.cli.__main__ "
+    "import main\nmain()",
 }
 
 
@@ -102,7 +103,10 @@ def started(code: str) -> float:
         RuntimeError: it failed, or loaded torch.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    told = f"import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n{code}"
+    told = (
+        "import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, "
+        f"file=sys.stderr))\n{code}"
+    )
     done = subprocess.run(
         [sys.executable, "-c", told], capture_output=True, text=True, env=os.environ, check=False
     )

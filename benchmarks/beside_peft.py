@@ -48,7 +48,7 @@ NAMED_BY_PEFT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """All of a training but its seed and its side; alpha and the schedule are lorakit's defaults."""
+    """The settings of a training without its seed and side; alpha and schedule are the defaults."""
 
     model: str
     task: str
@@ -84,7 +84,8 @@ def folder() -> Path:
         if (path / "models").is_dir() and (path / "sets").is_dir():
             return path
     sys.exit(
-        "No real models and data here: set LORAKIT_SHARED to the folder whose data/ holds models/ and sets/."
+        "No real models and data here: set LORAKIT_SHARED to the folder whose data/ holds models/ "
+        "and sets/."
     )
 
 

@@ -53,9 +53,12 @@ def fewer(found: Found) -> tuple[str, str]:
     )
     return PARTLY, (
         f"GPT-3 at rank 4 on query and value, counted from its shape: {total / trained:,.0f} times "
-        f"({GPT3_PUBLISHED / trained:,.0f} of the published total). Trained here: MiniLM with its new head "
-        f"{MINILM / ours:,.0f} times, stories260K on all linear layers {STORIES / books:.1f} times. The ratio is about the "
-        "width over twice the rank, times the share of the matrices that are left alone: it belongs to large models."
+        f"({GPT3_PUBLISHED / trained:,.0f} of the published total). Trained here: MiniLM with its "
+        "new head "
+        f"{MINILM / ours:,.0f} times, stories260K on all linear layers {STORIES / books:.1f} "
+        "times. The ratio is about the "
+        "width over twice the rank, times the share of the matrices that are left alone: it "
+        "belongs to large models."
     )
 
 
@@ -64,9 +67,12 @@ def memory(found: Found) -> tuple[str, str]:
     full, ours, peft = (runs[f"{side}, dropout 0"] for side in ("full", "lorakit", "PEFT"))
     trained = of(found, "sst2", "lorakit", "trainable_parameters")
     return PARTLY, (
-        f"Gradient and AdamW's moments of MiniLM, counted: {12 * trained / 2**20:.1f} MiB instead of "
-        f"{12 * MINILM / 2**20:.0f} (12 bytes a trained value). What is kept for the backward pass, measured: {ours:.0f} MiB, "
-        f"full fine-tuning {full:.0f}, PEFT {peft:.0f}. How much less in all depends on which of the two is large."
+        f"Gradient and AdamW's moments of MiniLM, counted: {12 * trained / 2**20:.1f} MiB instead "
+        "of "
+        f"{12 * MINILM / 2**20:.0f} (12 bytes a trained value). What is kept for the backward "
+        f"pass, measured: {ours:.0f} MiB, "
+        f"full fine-tuning {full:.0f}, PEFT {peft:.0f}. How much less in all depends on which of "
+        "the two is large."
     )
 
 
@@ -76,7 +82,8 @@ def faster(found: Found) -> tuple[str, str]:
         runs["full, dropout 0"] / runs[f"{side}, dropout 0"] - 1 for side in ("lorakit", "PEFT")
     )
     return HOLDS if ours >= 0.25 else PARTLY, (
-        f"{100 * ours:+.0f} % steps a second beside full fine-tuning, on a CPU; PEFT on the same model {100 * peft:+.0f} %. "
+        f"{100 * ours:+.0f} % steps a second beside full fine-tuning, on a CPU; PEFT on the same "
+        f"model {100 * peft:+.0f} %. "
         "On GPUs: unproven here."
     )
 
@@ -100,7 +107,8 @@ def latency(found: Found) -> tuple[str, str]:
 def small_files(found: Found) -> tuple[str, str]:
     lora = of(found, "variants_sst2", "lora", "file_kib")
     return HOLDS, (
-        f"MiniLM on sst2 at rank 4, head included: {lora:.0f} KiB beside {4 * MINILM / 2**20:.0f} MiB of the model, "
+        f"MiniLM on sst2 at rank 4, head included: {lora:.0f} KiB beside {4 * MINILM / 2**20:.0f} "
+        "MiB of the model, "
         f"{4 * MINILM / 2**10 / lora:,.0f} times smaller."
     )
 
@@ -129,9 +137,11 @@ def as_good_as_full(found: Found) -> tuple[str, str]:
         trained_ranks(found, "perplexity"),
     )
     return HOLDS if min(lora.values()) <= 1.02 * full else NOT, (
-        f"stories260K on books, as many steps, rates chosen for each: perplexity {full:.2f} by full fine-tuning, by LoRA "
+        f"stories260K on books, as many steps, rates chosen for each: perplexity {full:.2f} by "
+        "full fine-tuning, by LoRA "
         + ", ".join(f"{v:.2f} at {rank}" for rank, v in lora.items())
-        + ". The model is tiny and the books are far from what it knows; on large models: unproven here."
+        + ". The model is tiny and the books are far from what it knows; on large models: "
+        "unproven here."
     )
 
 
@@ -162,7 +172,8 @@ def rank_one(found: Found) -> tuple[str, str]:
         error = mean(r["error"] for r in runs if r["rank"] == best)
         enough.append(sign * (means[1] - means[best]) <= error)
         said.append(
-            f"{search['task']} {search['metric']} {means[1]:.3f} at rank 1, {means[best]:.3f} at rank {best} "
+            f"{search['task']} {search['metric']} {means[1]:.3f} at rank 1, {means[best]:.3f} at "
+            f"rank {best} "
             f"(standard error {error:.3f})"
         )
     return HOLDS if all(enough) else PARTLY if any(
@@ -191,8 +202,10 @@ def low_rank(found: Found) -> tuple[str, str]:
         for start in ("W", "ΔW of full", "ΔW of LoRA")
     )
     return HOLDS if full < 0.5 * W else PARTLY, (
-        f"Directions that hold 90 % of the energy in layers of 64, on average: {full:.0f} of what full fine-tuning changed, "
-        f"{W:.0f} of W itself, {lora:.0f} of what LoRA changed where it could use all. The adapter that the paper's authors "
+        f"Directions that hold 90 % of the energy in layers of 64, on average: {full:.0f} of what "
+        "full fine-tuning changed, "
+        f"{W:.0f} of W itself, {lora:.0f} of what LoRA changed where it could use all. The "
+        "adapter that the paper's authors "
         "published (RoBERTa, MNLI, rank 8) needs 3.7 of 8 on the query, which a test holds."
     )
 
@@ -201,9 +214,11 @@ def forgets_less(found: Found) -> tuple[str, str]:
     before, full = (of(found, "extract", side, "stories") for side in ("base", "full fine-tuning"))
     lora = trained_ranks(found, "stories")
     return HOLDS if max(lora.values()) < full else PARTLY if min(lora.values()) < full else NOT, (
-        f"Perplexity on the base's own stories: {before:.1f} before, {full:.1f} after full fine-tuning on books, after LoRA "
+        f"Perplexity on the base's own stories: {before:.1f} before, {full:.1f} after full "
+        "fine-tuning on books, after LoRA "
         + ", ".join(f"{v:.1f} at {rank}" for rank, v in lora.items())
-        + ". Where LoRA forgets less it has learned less too. Detached, the base is back to the bit."
+        + ". Where LoRA forgets less it has learned less too. Detached, the base is back to the "
+        "bit."
     )
 
 
@@ -219,9 +234,12 @@ def general(found: Found) -> tuple[str, str]:
         return " to ".join(format(of(found, name, side, key), form) for side in (base, "lorakit"))
 
     return HOLDS, (
-        f"Real tasks: sentences (sst2 accuracy {of(found, 'sst2', 'lorakit', 'accuracy'):.3f}), prose (oz-books perplexity "
-        f"{way('oz_books', 'perplexity', '.1f')}), text from attributes (e2e BLEU {way('e2e', 'bleu', '.1f')}), images "
-        f"(ResNet-20 accuracy {way('resnet20', 'accuracy', '.3f', 'the base alone')}). Some forty families of models in tests, "
+        f"Real tasks: sentences (sst2 accuracy {of(found, 'sst2', 'lorakit', 'accuracy'):.3f}), "
+        "prose (oz-books perplexity "
+        f"{way('oz_books', 'perplexity', '.1f')}), text from attributes (e2e BLEU "
+        f"{way('e2e', 'bleu', '.1f')}), images "
+        f"(ResNet-20 accuracy {way('resnet20', 'accuracy', '.3f', 'the base alone')}). Some forty "
+        "families of models in tests, "
         "tiny and untrained."
     )
 
@@ -243,7 +261,8 @@ def personal(found: Found) -> tuple[str, str]:
 def transfers_badly(found: Found) -> tuple[str, str]:
     near, far = (100 * found["transfer"]["share"][k] for k in ("near", "far"))
     return HOLDS if far < near < 100 else PARTLY, (
-        f"Of what a task's own adapter gains, that of a task of the same kind gains {near:.0f} %, that of another kind "
+        f"Of what a task's own adapter gains, that of a task of the same kind gains {near:.0f} %, "
+        "that of another kind "
         f"{far:.0f} % (below 0 is harm), over four tasks."
     )
 
@@ -262,8 +281,10 @@ def unstable(found: Found) -> tuple[str, str]:
         f"{v:.3f} with {k.partition('scale ')[2].partition(':')[0]}" for k, v in spread.items()
     )
     return PARTLY, (
-        f"By the learning rate: runs that exploded, jumped or ended above where they began: {caught}. By rank: with one rate "
-        f"the losses of ranks 2, 8 and 32 lie {ranks} apart (standard deviation), and none exploded. {large_scale(found)}"
+        "By the learning rate: runs that exploded, jumped or ended above where they began: "
+        f"{caught}. By rank: with one rate "
+        f"the losses of ranks 2, 8 and 32 lie {ranks} apart (standard deviation), and none "
+        f"exploded. {large_scale(found)}"
     )
 
 
@@ -279,13 +300,17 @@ def large_scale(found: Found) -> str:
         " and ".join(f"{value:.3f}" for value in values)
         for values in (usual, [r["metric"] for r in part["gentle"]])
     )
-    return f"Rank 2 on q, k, v, o, sst2, two seeds: {wild} with a scale of 16, {calm} with 4: it is the scale."
+    return (
+        f"Rank 2 on q, k, v, o, sst2, two seeds: {wild} with a scale of 16, {calm} with 4: it "
+        "is the scale."
+    )
 
 
 def limited(found: Found) -> tuple[str, str]:
     sst2, e2e = (of(found, name, "lorakit", "cpu_seconds") for name in ("sst2", "e2e"))
     return PARTLY, (
-        f"Everything in [results](results.md) was measured on two CPU cores: sst2 takes {sst2:.0f} CPU seconds, e2e {e2e:.0f}. "
+        "Everything in [results](results.md) was measured on two CPU cores: sst2 takes "
+        f"{sst2:.0f} CPU seconds, e2e {e2e:.0f}. "
         "That a model too large to fine-tune whole can be adapted: unproven here."
     )
 
@@ -319,7 +344,8 @@ CLAIMS = {
             "state of the art on GLUE, SuperGLUE, SQuAD, COCO and ImageNet",
             "an article",
             nothing(
-                "The paper claims no such thing: it has GLUE with RoBERTa and DeBERTa, E2E with GPT-2, three tasks with "
+                "The paper claims no such thing: it has GLUE with RoBERTa and DeBERTa, E2E with "
+                "GPT-2, three tasks with "
                 "GPT-3, and no images."
             ),
         ),
@@ -344,7 +370,8 @@ CLAIMS = {
             "scales to the largest models",
             "the paper, articles",
             nothing(
-                f"Nothing above {MINILM / 1e6:.1f} million parameters was trained. Parameters and memory of larger "
+                f"Nothing above {MINILM / 1e6:.1f} million parameters was trained. Parameters and "
+                "memory of larger "
                 "models are planned from shapes, and the published counts are met by tests."
             ),
         ),

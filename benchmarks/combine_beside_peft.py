@@ -113,9 +113,12 @@ def main() -> None:
                 print(f"{case}, {how}: {refusal}")
     theirs = [100 * run["error"] for run in runs if "linear" in run["side"]]
     note = (
-        "1 is an error as large as the sum. Where 'linear' is missing PEFT refuses it: the ranks differ. 'svd' without a "
-        "rank keeps the larger of the two, so what it leaves is the tail of the sum; lorakit keeps the sum of the ranks. For "
-        "rsLoRA PEFT writes alpha = rank, which that rule does not turn into a scale of 1 but of the root of the rank."
+        "1 is an error as large as the sum. Where 'linear' is missing PEFT refuses it: the ranks "
+        "differ. 'svd' without a "
+        "rank keeps the larger of the two, so what it leaves is the tail of the sum; lorakit "
+        "keeps the sum of the ranks. For "
+        "rsLoRA PEFT writes alpha = rank, which that rule does not turn into a scale of 1 but of "
+        "the root of the rank."
     )
     measured = f"{max(ours):.1e} at most; PEFT 'linear' {min(theirs):.0f} to {max(theirs):.0f} %"
     judged = {

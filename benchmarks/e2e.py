@@ -135,7 +135,8 @@ def main() -> None:
     ]
     base, ours = written[0], written[1]
     lines = [
-        f"- `{prompts[i]}`\n  - before: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n  - a reference: {references[i][0]}"
+        f"- `{prompts[i]}`\n  - before: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n  - a "
+        f"reference: {references[i][0]}"
         for i in drawn(min(SHOWN, len(prompts)), len(prompts))
     ]
     notes = [

@@ -311,11 +311,13 @@ def main() -> None:
             "parameters": ["parameters", ",.0f"],
         },
         notes=[
-            f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of {setting.batch_size} "
+            f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of "
+            f"{setting.batch_size} "
             f"sequences of at most {setting.max_length} tokens each.",
             "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "
             + "; ".join(
-                f"{what}: {100 * s['first_8']:.0f} % in the first 8, 90 % in {s['rank_90']:.0f} directions"
+                f"{what}: {100 * s['first_8']:.0f} % in the first 8, 90 % in {s['rank_90']:.0f} "
+                "directions"
                 for what, s in spectra.items()
             )
             + ".",

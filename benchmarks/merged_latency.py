@@ -35,7 +35,7 @@ SHAPES = {"minilm": (8, 32), "stories260K": (4, 128)}
 
 
 def models(setting: Setting) -> dict[str, nn.Module]:
-    """Return the models that are compared; all adapted ones hold the same adapter, with B filled."""
+    """Return the models to compare; all adapted ones hold the same adapter, with B filled."""
 
     def base() -> nn.Module:
         return load(model_at(setting.model), setting.task, labels=setting.labels).model

@@ -145,7 +145,8 @@ def main() -> None:
         }
         criteria.append(
             {
-                "text": f"{name}: cut and trained on is nearer to one run per rank than nested, or better than it",
+                "text": f"{name}: cut and trained on is nearer to one run per rank than nested, "
+                "or better than it",
                 "met": worse["cut, trained on"] < worse["nested"],
                 "measured": ", ".join(f"{way}: {v:+.4f}" for way, v in worse.items()) + " worse",
             }

@@ -211,7 +211,7 @@ def folders() -> Iterator[Any]:
 
 
 def picture(drawn_figure: Any, name: str, *, quick: bool) -> str:
-    """Write a picture beside the docs, unless the run is quick; return what a page shows it with."""
+    """Write a picture for the docs, unless the run is quick; return the link to it."""
     if not quick:
         from lorakit import plots
 

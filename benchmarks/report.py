@@ -46,18 +46,21 @@ ORDER = (
 )
 OPENING = """# Results
 
-![Labelled tokens a second, activations kept for the backward pass, and quality by rank](pictures/overview.png)
+![Tokens a second, activations kept, and quality by rank](pictures/overview.png)
 
-On a CPU, `lorakit train` trains {speed:.1f} times as many labelled tokens a second as PEFT with transformers' Trainer, a training
-step with dropout keeps {memory:.0%} of the activations that it keeps with PEFT, and one run of `lorakit rank` gives the quality of
-every rank in {search:.2f} times the time of one training. Below is each benchmark with its setting, its criterion, the prediction made before it, and its figures. The table of
-all criteria, those that were not met included, is [at the end](#criteria).
+On a CPU, `lorakit train` trains {speed:.1f} times as many labelled tokens a second as PEFT with
+transformers' Trainer, a training step with dropout keeps {memory:.0%} of the activations that it
+keeps with PEFT, and one run of `lorakit rank` gives the quality of every rank in {search:.2f} times
+the time of one training. Below is each benchmark with its setting, its criterion, the prediction
+made before it, and its figures. The table of all criteria, those that were not met included, is [at
+the end](#criteria).
 
-Everything was measured on real models and real data, compared with PEFT if PEFT does the same. Both sides run in the same process,
-on the same batches in the same order, with the same learning rates. `benchmarks/report.py` writes this page from
-`benchmarks/results/`, which hold the numbers of every run; `make bench` measures the speed and memory again, `FULL=1 make bench`
-all of it. Figures are mean ± sample standard deviation over seeds. Speed: CPU seconds are those of the process, so that other work
-on the machine counts little.
+Everything was measured on real models and real data, compared with PEFT if PEFT does the same. Both
+sides run in the same process, on the same batches in the same order, with the same learning rates.
+`benchmarks/report.py` writes this page from `benchmarks/results/`, which hold the numbers of every
+run; `make bench` measures the speed and memory again, `FULL=1 make bench` all of it. Figures are
+mean ± sample standard deviation over seeds. Speed: CPU seconds are those of the process, so that
+other work on the machine counts little.
 """
 
 
@@ -138,8 +141,10 @@ def section(name: str, part: dict[str, Any]) -> str:
     if "setting" in part:
         s = part["setting"]
         lines += [
-            f"Learning rate {s['lr']:g} ({s['schedule']}, warm-up {s['warmup']:g}), {s['steps']} steps of "
-            f"{s['batch_size']} sequences of at most {s['max_length']} tokens, rank {s['rank']}, alpha {s['alpha']:g}, "
+            f"Learning rate {s['lr']:g} ({s['schedule']}, warm-up {s['warmup']:g}), {s['steps']} "
+            "steps of "
+            f"{s['batch_size']} sequences of at most {s['max_length']} tokens, rank {s['rank']}, "
+            f"alpha {s['alpha']:g}, "
             f"gradients clipped at {s['clip']:g}.",
             "",
         ]

@@ -222,7 +222,8 @@ def conclude(runs: list[dict], *, quick: bool) -> None:
     else:  # the standard error of the test part stands for the spread
         error = (theirs[0] * (1 - theirs[0]) / 5000) ** 0.5
         beside = {
-            "text": "accuracy: lorakit is not below PEFT by more than the standard error of 5,000 images",
+            "text": "accuracy: lorakit is not below PEFT by more than the standard error of 5,000 "
+            "images",
             "met": ours[0] >= theirs[0] - error,
             "measured": f"by {ours[0] - theirs[0]:+.4f}, standard error {error:.4f}",
         }

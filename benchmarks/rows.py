@@ -182,7 +182,8 @@ def main() -> None:
     ]
     size = sum(p.numel() for p in base().parameters())
     notes = [
-        f"Switching on this model ({size:,} parameters), CPU milliseconds: by `enable` {switch['enable']:.2f}, merged "
+        f"Switching on this model ({size:,} parameters), CPU milliseconds: by `enable` "
+        f"{switch['enable']:.2f}, merged "
         f"{switch['merged']:.1f}, reading the model from disk again {switch['read again']:.1f}."
     ]
     write(

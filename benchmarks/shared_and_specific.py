@@ -176,7 +176,8 @@ def main() -> None:
     allowed = max(spread(both), spread(best))
     criteria.append(
         {
-            "text": "8 sequences a task: shared + specific is not worse than the better of the two alone",
+            "text": "8 sequences a task: shared + specific is not worse than the better of the "
+            "two alone",
             "met": mean(both) <= mean(best) + allowed,
             "measured": f"better by {mean(best) - mean(both):+.4g}, spread {allowed:.4g}",
         }

@@ -39,9 +39,10 @@ from lorakit.models.open import encode_rows
 
 FULL = """Does it still, with all the training rows?
 
-Setting: as above, with all 60,614 rows and one thread; three seeds for lorakit, one for PEFT. The learning rate was chosen at
-this length, on the same 2,000 rows of dev.tsv: the one that is best for 188 steps ends far lower on both sides after 1,895.
-From one and the same initial A the two sides are one computation (see parity), so what differs here is the draw.
+Setting: as above, with all 60,614 rows and one thread; three seeds for lorakit, one for PEFT. The
+learning rate was chosen at this length, on the same 2,000 rows of dev.tsv: the one that is best for
+188 steps ends far lower on both sides after 1,895. From one and the same initial A the two sides
+are one computation (see parity), so what differs here is the draw.
 """
 FEW, CHOOSE = 6000, 2000
 SETTING = Setting(

@@ -271,7 +271,8 @@ def main() -> None:
         notes=[picture(drawn(found), "stability", quick=asked.quick)],
         criteria=[
             {
-                "text": "a hundred times the usual rate is noticed in every seed, the usual one in none",
+                "text": "a hundred times the usual rate is noticed in every seed, the usual one "
+                "in none",
                 "met": all(noticed[100.0]) and not any(noticed[1.0]),
                 "measured": ", ".join(
                     f"{t:g} times: {sum(n)} of {len(n)}" for t, n in noticed.items()

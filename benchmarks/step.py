@@ -222,7 +222,8 @@ def measure(
         first[name] = seconds(runs[-1].step, gpu=runs[-1].gpu)
     if len({run.trained for run in runs if run.name in ("PEFT", "lorakit")}) > 1:
         raise SystemExit(
-            f"{setting.model}: the two sides train {[(run.name, run.trained) for run in runs]} values."
+            f"{setting.model}: the two sides train {[(run.name, run.trained) for run in runs]} "
+            "values."
         )
     saved = {run.name: run.saved() / 2**20 for run in runs if not compiled}
     peaks = {run.name: run.peak() / 2**20 for run in runs if not compiled}
@@ -280,7 +281,8 @@ def criteria(
             0.65,
         ),
         met(
-            f"eager step, dropout 0.05: at most 0.50 of PEFT (the floor is {dropped['floor']['of_peft']:.2f})",
+            "eager step, dropout 0.05: at most 0.50 of PEFT (the floor is "
+            f"{dropped['floor']['of_peft']:.2f})",
             dropped["lorakit"]["of_peft"],
             0.50,
         ),

@@ -54,7 +54,8 @@ def drawn(runs: list[dict]):
         columns=NAMES,
         form=".2f",
         low=None,
-        title=f"as a start: loss saved after {FEWER} steps, beside a start from nothing (below 0 harm)",
+        title=f"as a start: loss saved after {FEWER} steps, beside a start from nothing (below 0 "
+        "harm)",
     )
     for ax in (left, right):
         ax.set(
@@ -128,7 +129,8 @@ def main() -> None:
         measures={name: [name, ".3f"] for name in NAMES},
         notes=[
             picture(drawn(rows), "transfer", quick=asked.quick),
-            f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} between the two kinds.",
+            f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} "
+            "between the two kinds.",
         ],
         criteria=[
             {

@@ -90,9 +90,11 @@ def judged(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     )
     gap, error = sign * (means[several] - means[single]), mean(r["error"] for r in mine)
     return {
-        "text": f"{task}: the best of several matrices is within one standard error of the best single one, or better",
+        "text": f"{task}: the best of several matrices is within one standard error of the best "
+        "single one, or better",
         "met": gap <= error,
-        "measured": f"{several} {means[several]:.4f}, {single} {means[single]:.4f}, error {error:.4f}",
+        "measured": f"{several} {means[several]:.4f}, {single} {means[single]:.4f}, error "
+        f"{error:.4f}",
     }
 
 

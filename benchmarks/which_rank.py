@@ -101,9 +101,11 @@ def judged(found: dict, runs: list[dict]) -> dict:
     error = mean(r["error"] for r in mine if r["rank"] == best)
     gap = sign * (means[found["recommended"]] - means[best])
     return {
-        "text": f"{found['task']}: honest quality at the recommended rank is within one standard error of the best",
+        "text": f"{found['task']}: honest quality at the recommended rank is within one standard "
+        "error of the best",
         "met": gap <= error,
-        "measured": f"rank {found['recommended']}: {gap:.4f} behind rank {best}, standard error {error:.4f}",
+        "measured": f"rank {found['recommended']}: {gap:.4f} behind rank {best}, standard error "
+        f"{error:.4f}",
     }
 
 
@@ -195,7 +197,8 @@ def main() -> None:
         notes=[
             picture(drawn(searches, each), "which_rank", quick=asked.quick),
             *(
-                f"{s['task']} ({s['metric']}, {s['rows']} sequences measured, {s['cost']:.2f} times one run): {s['reason']}"
+                f"{s['task']} ({s['metric']}, {s['rows']} sequences measured, {s['cost']:.2f} "
+                f"times one run): {s['reason']}"
                 for s in searches
             ),
         ],

@@ -122,7 +122,7 @@ def peft(examples: list[Example]) -> float:
 
 
 def ours(examples: list[Example], dtype: torch.dtype, spec: lorakit.Spec, **more: Any) -> float:
-    """Train with lorakit's loop; return CPU seconds, its rehearsal and last checkpoint counted in."""
+    """Train with lorakit's loop; return CPU seconds, with its rehearsal and last checkpoint."""
     base = model(dtype)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSpec(

@@ -27,12 +27,14 @@ def train(parameters, wanted: torch.Tensor, lr: float, steps: int) -> float:
 
 
 print(
-    f"the base learns sin(x):            loss {train(model.parameters(), torch.sin(x), 3e-3, 300):.5f}"
+    "the base learns sin(x):            loss "
+    f"{train(model.parameters(), torch.sin(x), 3e-3, 300):.5f}"
 )
 new = torch.sin(x) + 0.5 * torch.cos(2 * x)
 with torch.no_grad():
     print(
-        f"the base on the new wave:          loss {nn.functional.mse_loss(model(x), new).item():.5f}"
+        "the base on the new wave:          loss "
+        f"{nn.functional.mse_loss(model(x), new).item():.5f}"
     )
 
 # "2" is the name of the 128 x 128 layer. The others are 128 x 1 and 1 x 128: a change of rank 1 is
@@ -52,5 +54,6 @@ lorakit.merge(model)
 lorakit.detach(model)  # a merged model keeps its merged weights: a plain network now
 with torch.no_grad():
     print(
-        f"read from disk and merged:         loss {nn.functional.mse_loss(model(x), new).item():.5f}"
+        "read from disk and merged:         loss "
+        f"{nn.functional.mse_loss(model(x), new).item():.5f}"
     )

@@ -31,7 +31,10 @@ def shared() -> Path:
     return SHARED / "data"
 
 
-TEXT = "the cat sat on a mat and saw one small red dog run to its warm house in old town by two green trees"
+TEXT = (
+    "the cat sat on a mat and saw one small red dog run to its warm house in old town by two "
+    "green trees"
+)
 WORDS = TEXT.split()
 
 

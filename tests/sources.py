@@ -17,7 +17,8 @@ def short_name(path: Path) -> str:
 
 
 def imported_modules(source: str) -> dict[str, int]:
-    """Return every module that a source names in an import, with the line; those inside functions too.
+    """Return every module that a source names in an import, with the line; those inside functions
+    too.
 
     `from lorakit.train import loop` counts as `lorakit.train.loop`, and as `lorakit.train`.
     """

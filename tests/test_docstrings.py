@@ -83,7 +83,8 @@ def test_arguments_are_those_of_the_signature(path: Path):
 def test_wrong_arguments_are_seen(tmp_path: Path, args: str):
     path = tmp_path / "planted.py"
     path.write_text(
-        f'def scale(rank: int, alpha: float) -> float:\n    """Give the scale.\n\n    Args:\n        {args}\n    """\n'
+        'def scale(rank: int, alpha: float) -> float:\n    """Give the scale.\n\n    Args:\n     '
+        f'   {args}\n    """\n'
         "    return alpha / rank\n"
     )
     assert faults(path, path)

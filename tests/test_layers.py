@@ -142,6 +142,6 @@ def test_a_room_exports_no_function_under_the_name_of_its_module(path: Path) -> 
     through = {
         name
         for name in exported & modules & imported
-        if not f"lorakit.{module_of(path, SRC)}.{name}" in imported_modules(path.read_text("utf-8"))
+        if f"lorakit.{module_of(path, SRC)}.{name}" not in imported_modules(path.read_text("utf-8"))
     }
     assert through == set()

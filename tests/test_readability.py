@@ -1,4 +1,4 @@
-"""Lines of few tokens, functions that fit on a screen, plain docstrings: the figures of the house."""
+"""Lines of few tokens, functions that fit on a screen, and plain docstrings."""
 
 import ast
 import io
@@ -43,9 +43,9 @@ def docstring_lines(tree: ast.Module) -> set[int]:
     """Return the numbers of the lines of all docstrings, those under fields included."""
     found: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                found.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        value = node.value if isinstance(node, ast.Expr) else None
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            found.update(range(value.lineno, (value.end_lineno or value.lineno) + 1))
     return found
 
 

@@ -87,7 +87,8 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     print(
-        f"{sum(1 for _ in site.rglob('*.html')) - 1} pages: open {os.path.relpath(site / 'index.html')}"
+        f"{sum(1 for _ in site.rglob('*.html')) - 1} pages: open "
+        f"{os.path.relpath(site / 'index.html')}"
     )
     if "--serve" in argv:
         print("http://127.0.0.1:8000")

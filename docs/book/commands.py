@@ -12,9 +12,9 @@ EXAMPLE = re.compile(r"^\$ (lorakit (\w+)(?:.*\\\n)*.*)", re.MULTILINE)
 COMMAND = re.compile(r"^  (\w+) +(.+)$", re.MULTILINE)
 HEAD = """# Command line
 
-Each command prints tables for people, or one JSON object with `--json` and nothing else. A wrong request ends with exit code 2
-before anything is written, a failure while running with 1. If a command has settings, `--config FILE` reads them from YAML;
-flags win.
+Each command prints tables for people, or one JSON object with `--json` and nothing else. A wrong
+request ends with exit code 2 before anything is written, a failure while running with 1. If a
+command has settings, `--config FILE` reads them from YAML; flags win.
 """
 
 

@@ -10,7 +10,10 @@ from typing import Any
 from staging import CODE, FENCE, ROOT
 
 RUN = ROOT / "build" / "tutorial"  # where `make tutorial` writes them with what they gave
-UNRUN = "*This page shows no outputs: the notebooks were not run when it was made. `make docs` runs them.*"
+UNRUN = (
+    "*This page shows no outputs: the notebooks were not run when it was made. `make docs` "
+    "runs them.*"
+)
 
 
 def cells(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +76,8 @@ def page(path: Path, name: str, files: dict[str, bytes], faults: list[str]) -> s
             text = source(cell)
             if "$" in CODE.sub("", FENCE.sub("", text)):
                 faults.append(
-                    f"{path.name}, cell {at + 1}: formulas are not rendered; write them as text or code"
+                    f"{path.name}, cell {at + 1}: formulas are not rendered; write them as text "
+                    "or code"
                 )
             parts.append(text)
         else:

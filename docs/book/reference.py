@@ -217,7 +217,7 @@ class Writer:
         return "\n\n".join(done)
 
     def signature(self, thing: Any, name: str) -> str:
-        """Return how a function is called, as code; a line an argument where one line is too long."""
+        """Return the signature of a function as code; long ones have a line for each argument."""
         parts, star = [], False
         for p in thing.parameters:
             if p.name in ("self", "cls") and not parts:

@@ -143,7 +143,8 @@ def home_of(readme: str) -> str:
 def of_the_examples(root: Path = ROOT) -> str:
     """Return one page of all that is under examples/."""
     pages = [
-        "# Examples\n\nEach is one file of at most 60 lines that runs as it is; the tests run them all.\n"
+        "# Examples\n\nEach is one file of at most 60 lines that runs as it is; the tests run "
+        "them all.\n"
     ]
     for path in sorted((root / "examples").glob("*.py")):
         title, text = path.stem.replace("_", " ").replace("hf ", "HF "), path.read_text("utf-8")

@@ -54,8 +54,8 @@ def test_the_maps_are_told(
     assert found["text"] == TEXT and [len(row) for row in found["after"]] == [count] * count
     first = found["moves"][0]
     assert (
-        f"{first['token']!r} looks at {first['at']!r}: {first['before']:.2f} -> {first['after']:.2f}"
-        in out
+        f"{first['token']!r} looks at {first['at']!r}: {first['before']:.2f} -> "
+        f"{first['after']:.2f}" in out
     )
 
 

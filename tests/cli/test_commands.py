@@ -249,7 +249,8 @@ def test_a_config_file_gives_settings_and_flags_win(
 ) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"model: {tiny_llama}\ndata: {files / 'story.txt'}\nsteps: 2\nrank: 8\nlr: 1e-3\nbatch-size: 4\n"
+        f"model: {tiny_llama}\ndata: {files / 'story.txt'}\nsteps: 2\nrank: 8\nlr: "
+        "1e-3\nbatch-size: 4\n"
         "targets: [q_proj, up_proj]\noverrides: {up_proj: {rank: 2}}\n"
     )
     report = ask(capsys, "train", "--config", config, "--output", tmp_path / "o", "--rank", 4)

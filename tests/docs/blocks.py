@@ -100,7 +100,8 @@ def run(page: Path, folder: Path) -> None:
                 if done.returncode != wanted:
                     where = f"{page.name}, line {block.line}"
                     raise RuntimeError(
-                        f"{where}: `{command}` gave {done.returncode}, not {wanted}:\n{done.stdout[-4000:]}"
+                        f"{where}: `{command}` gave {done.returncode}, not "
+                        f"{wanted}:\n{done.stdout[-4000:]}"
                     )
 
 

@@ -1,4 +1,6 @@
-"""The README and the examples run; the README names every room, and the list of files is up to date."""
+"""The README and the examples run; the README names every room, and the list of files is up to
+date.
+"""
 
 import runpy
 import subprocess

@@ -128,7 +128,10 @@ def test_every_flag_of_every_command_is_on_its_page():
 
 
 def test_help_is_read_by_its_parts():
-    text = "usage: lorakit x [-h]\n                 [--a N]\n\nDo x.\n\noptions:\n  -h, --help  help\n\n"
+    text = (
+        "usage: lorakit x [-h]\n                 [--a N]\n\nDo x.\n\noptions:\n  -h, --help  "
+        "help\n\n"
+    )
     told = commands.parsed(
         text
         + "the run:\n  --a N       so\n              many\n  --long-flag {a,b}\n              one\n"
@@ -215,7 +218,10 @@ def test_a_notebook_that_was_run_shows_what_it_gave(
     files, faults = {}, []
     assert notebooks.UNRUN in notebooks.page(path, "t/1", files, faults)
     notebook(tmp_path / "run" / "1.ipynb", outputs=outputs)
-    shown = "# One\n\n```python\ndraw(\n)\n```\n\n```text\nsaid\n```\n\n![what the cell draws](1-2-2.png)\n"
+    shown = (
+        "# One\n\n```python\ndraw(\n)\n```\n\n```text\nsaid\n```\n\n![what the cell "
+        "draws](1-2-2.png)\n"
+    )
     assert notebooks.page(path, "t/1", files, faults) == shown
     assert (files, faults) == ({"t/1-2-2.png": b"picture"}, [])
 

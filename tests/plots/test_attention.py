@@ -43,7 +43,8 @@ def test_the_maps_are_shown(asked: dict[str, int], shown: tuple[int, int]) -> No
     [
         (
             {"layer": 2, "head": 0},
-            "There is no head 0 in layer 2: the model has 2 layers with 3 heads each, both counted from 0.",
+            "There is no head 0 in layer 2: the model has 2 layers with 3 heads each, both "
+            "counted from 0.",
         ),
         ({"layer": 1}, "A head needs both its layer and its number: give both, or neither."),
     ],

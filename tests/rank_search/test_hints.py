@@ -1,4 +1,4 @@
-"""What a threshold and rules of thumb say, and that each thing they look at changes what they say."""
+"""Thresholds and rules of thumb: their answers, which depend on each thing they look at."""
 
 import pytest
 import torch

@@ -104,7 +104,7 @@ def test_the_small_adapter_does_what_the_curve_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_was_cut_is_better_for_training_on(tmp_path: Path) -> None:
-    """Below the planted rank a cut is far from the best of its rank: a few steps bring it nearer."""
+    """Below the planted rank a cut is far from the best of its rank: a few steps help."""
     losses = []
     for share in (0.0, 0.3):
         found = truncate(

@@ -132,7 +132,8 @@ def test_a_part_with_dora_is_refused_before_it_trains() -> None:
         lorakit.attach(model, spec)
     assert str(caught.value) == (
         "1 layer cannot be adapted with these settings.\n"
-        "  qkv.k   delta 'dora': a part of a fused layer can only have delta 'lora'; use it, or name "
+        "  qkv.k   delta 'dora': a part of a fused layer can only have delta 'lora'; use it, or "
+        "name "
         "the whole layer\nNothing was attached."
     )
     assert not lorakit.attached(model)

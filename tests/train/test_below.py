@@ -1,4 +1,4 @@
-"""Below the lowest adapted layer nothing is kept for a backward pass, and no gradient is computed."""
+"""Below the lowest adapted layer nothing is kept for the backward pass, without a gradient."""
 
 from pathlib import Path
 from typing import Any

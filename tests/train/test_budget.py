@@ -1,4 +1,4 @@
-"""AdaLoRA's budget holds, moves between layers, and a run that is resumed ends with the same bits."""
+"""AdaLoRA's budget holds and moves between layers; a resumed run ends with the same bits."""
 
 import json
 from pathlib import Path

@@ -55,7 +55,8 @@ def test_the_plan_is_said_first_and_kept_in_the_report(settings: dict[str, Any])
     said: list[str] = []
     report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)
     assert said[0].startswith(
-        f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters train, "
+        f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters "
+        "train, "
     )
     assert said[1].startswith("Loading ")
     assert report["plan"]["memory"]["peak"] > report["plan"]["memory"]["activations"] > 0

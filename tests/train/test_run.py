@@ -84,7 +84,8 @@ def test_a_run_learns_and_writes_all_that_it_promises(
     assert report["after"]["perplexity"] == pytest.approx(math.exp(report["after"]["loss"]))
     assert json.loads((out / "report.json").read_text()) == report
     promised = (
-        "trainable_parameters total_parameters adapted_modules steps tokens seconds tokens_per_second peak_memory_bytes "
+        "trainable_parameters total_parameters adapted_modules steps tokens seconds "
+        "tokens_per_second peak_memory_bytes "
         "loss_first loss_last before after base_fingerprint data_hash seed spec versions output"
     )
     assert set(promised.split()) <= report.keys()
