@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 import torch
 
 import lorakit
+from lorakit.plan.report import Description
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
 Metrics = dict[str, Any]  # by name: numbers, as `evaluate` gives them
@@ -41,7 +42,7 @@ class RunFacts(TypedDict):
     base_fingerprint: str
     data_hash: str
     versions: dict[str, str]
-    plan: dict[str, Any] | None
+    plan: Description | None
 
 
 class RunStart(RunFacts):
