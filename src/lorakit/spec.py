@@ -100,45 +100,46 @@ class Spec:
 
     delta: str = option(
         "lora",
-        "parameterisation of the change of a matrix: B A, or another one",
+        "form of the change of a matrix: B A (lora), or that of another method",
         choices=KINDS,
     )
     rank: int = option(16, "rank of the change of each matrix")
-    alpha: float = option(32.0, "strength: B A is multiplied by alpha / rank (see --scale-rule)")
-    scale_rule: str = option("alpha/rank", "factor of B A", choices=tuple(SCALES))
+    alpha: float = option(32.0, "strength: the change is B A times alpha / rank (see --scale-rule)")
+    scale_rule: str = option("alpha/rank", "rule for the factor of B A", choices=tuple(SCALES))
     targets: str | tuple[str, ...] = option(
         "all-linear",
-        "layers to adapt: a preset (all-linear, conv, attention, mlp, q, k, v, o, qv, qkv, qkvo, "
-        "none), name patterns, or a regular expression",
+        "layers to adapt: a preset (all-linear, conv, attention, mlp, q, k, v, o, qv, qkv, "
+        "qkvo, none), name patterns, or one regular expression",
         several=True,
     )
     exclude: str | tuple[str, ...] = option(
-        (), "name patterns of layers to leave out", several=True
+        (), "name patterns of layers that are not adapted", several=True
     )
-    dropout: float = option(0.0, "dropout on the input of A, while training")
+    dropout: float = option(0.0, "probability of dropout on the input of A during training")
     init: str = option(
         "kaiming",
-        "initial values of A, with B zero; or of A and B, from the base's matrix",
+        "start of A and B: kaiming, gaussian and orthogonal draw A and set B to zero; the others "
+        "compute both from the base's weights or from data",
         choices=INITS,
     )
     init_std: float | None = option(
-        None, "standard deviation of a gaussian A (default 1 / rank)", type=float
+        None, "standard deviation of A for --init gaussian (default: 1 / rank)", type=float
     )
     bias: str = option(
         "none",
-        "biases that train: none, all of the model, or those of adapted layers",
+        "biases that are trained: none, all of the model, or those of adapted layers",
         choices=BIASES,
     )
     full_modules: tuple[str, ...] = option(
         (),
-        "names of modules that are trained in full and saved with the adapter; norms: all "
-        "normalisation layers",
+        "names of modules that are trained in full and saved with the adapter; the name norms "
+        "stands for all normalisation layers",
         several=True,
     )
     token_rows: tuple[int, ...] | Mapping[str, tuple[int, ...]] = option(
         (),
-        "ids of the tokens whose rows train in the input embedding, and in a head that is tied to "
-        "it; in Python and YAML also {module: ids}",
+        "ids of tokens whose rows of the input embedding are trained, also in a head that is tied "
+        "to it; in Python and YAML also {module: ids}",
         several=True,
         type=int,
     )
@@ -150,8 +151,8 @@ class Spec:
     )
     tie: bool = option(
         False,
-        "one pair of factors for an embedding and the layers that share its weight: merging keeps "
-        "them tied",
+        "train one pair of factors for an embedding and the layers that share its weight, so that "
+        "merging keeps them tied",
     )
     dtype: str = option("float32", "dtype of the adapter's parameters", choices=DTYPES)
     overrides: Mapping[str, Mapping[str, Any]] = option(

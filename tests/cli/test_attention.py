@@ -53,10 +53,8 @@ def test_the_maps_are_told(
     count = len(found["tokens"])
     assert found["text"] == TEXT and [len(row) for row in found["after"]] == [count] * count
     first = found["moves"][0]
-    assert (
-        f"{first['token']!r} looks at {first['at']!r}: {first['before']:.2f} -> "
-        f"{first['after']:.2f}" in out
-    )
+    weights = f"{first['before']:.2f} -> {first['after']:.2f}"
+    assert f"attention of {first['token']!r} to {first['at']!r}: {weights}" in out
 
 
 def test_they_are_drawn(

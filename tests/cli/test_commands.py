@@ -249,8 +249,8 @@ def test_a_config_file_gives_settings_and_flags_win(
 ) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"model: {tiny_llama}\ndata: {files / 'story.txt'}\nsteps: 2\nrank: 8\nlr: "
-        "1e-3\nbatch-size: 4\n"
+        f"model: {tiny_llama}\ndata: {files / 'story.txt'}\n"
+        "steps: 2\nrank: 8\nlr: 1e-3\nbatch-size: 4\n"
         "targets: [q_proj, up_proj]\noverrides: {up_proj: {rank: 2}}\n"
     )
     report = ask(capsys, "train", "--config", config, "--output", tmp_path / "o", "--rank", 4)
@@ -655,6 +655,34 @@ def test_merge_that_came_back_otherwise_from_disk_is_refused(
         and "q_proj.weight" in errors
     )
     assert not (tmp_path / "m").exists()
+
+
+def test_python_m_lorakit_is_the_command() -> None:
+    for words in (["--help"], ["merge", "--help"]):
+        run = [sys.executable, "-m", "lorakit", *words]
+        done = subprocess.run(run, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("usage: lorakit")
+
+
+def test_lines_of_help_fit_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, page in help_pages().items():
+        long_lines = [line for line in page.splitlines() if len(line) > 80]
+        assert long_lines == [], name
+
+
+def test_help_breaks_no_name_at_a_hyphen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name, page in help_pages().items():
+        broken = [line for line in page.splitlines() if line.rstrip().endswith("-")]
+        assert broken == [], name
+
+
+def test_required_flags_are_marked_in_the_help() -> None:
+    pages = {name: " ".join(page.split()) for name, page in help_pages().items()}
+    assert pages["merge"].count("(required)") == 3
+    assert pages["generate"].count("(required)") == 1
+    assert pages["explain"].count("(required)") == 0
 
 
 def test_help_of_every_command_names_every_flag_with_a_word() -> None:

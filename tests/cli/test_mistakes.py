@@ -34,8 +34,8 @@ CASES = {
     "an unknown choice": (["train", "--init", "pisa"], "argument --init: invalid choice: 'pisa'"),
     "nothing given": (
         ["train"],
-        "3 faults in the settings of the run.\n  model: is needed\n  data: is needed\n  output: "
-        "is needed",
+        "3 faults in the settings of the run.\n  model: is needed\n  data: is needed\n"
+        "  output: is needed",
     ),
     "a target that is not there": (
         ["train", "{llama}", "{rows}", "{out}", "--targets", "q_porj"],
@@ -206,8 +206,8 @@ def test_a_failure_nobody_foresaw_is_told_without_a_traceback(
 
 def test_help_answers_at_once_and_imports_no_torch() -> None:
     code = (
-        "import sys; from lorakit.cli.__main__ import help_pages; help_pages(); print('torch' "
-        "in sys.modules)"
+        "import sys; from lorakit.cli.__main__ import help_pages; help_pages(); "
+        "print('torch' in sys.modules)"
     )
     begun = time.process_time()
     assert (

@@ -5,12 +5,11 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
-from lorakit.cli.flags import Parser
-from lorakit.cli.request import Result
+from lorakit.cli.flags import HelpFormatter, Parser
 from lorakit.errors import LorakitError, SpecError
 from lorakit.text import near_misses
 
@@ -19,50 +18,53 @@ TRACEBACK = "LORAKIT_TRACEBACK"
 
 
 class Command(NamedTuple):
-    """The module of a command, and a line about it."""
+    """A command: its module, its purpose, and its positional arguments as the usage shows them."""
 
     module: str
-    about: str
+    purpose: str
+    arguments: str = ""
 
 
 class Module(Protocol):
     """The functions of a command's module."""
 
-    def add(self, parser: argparse.ArgumentParser) -> None:
-        """Add the flags."""
-
-    def main(self, args: argparse.Namespace) -> Result:
-        """Run the command, and return the JSON object of its result."""
+    def add_flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments."""
         ...
 
-    def show(self, result: Result) -> None:
-        """Print a result for people."""
+    def run(self, args: argparse.Namespace) -> Mapping[str, object]:
+        """Do the work, and return the JSON object of the result."""
+        ...
+
+    def show(self, result: Any) -> None:  # noqa: ANN401  each command has its own type of result
+        """Print the result of `run` for people."""
+        ...
 
 
 COMMANDS = {
-    "train": Command("train", "train an adapter and write it to a folder, with a report"),
-    "eval": Command(
-        "evaluate", "loss and perplexity, or accuracy, F1 and correlations of a model or adapter"
-    ),
-    "generate": Command("generate", "text that a model writes after a prompt"),
-    "preview": Command(
-        "preview", "trained tokens, cuts and lengths of rows, before any step is run"
-    ),
-    "plan": Command(
-        "plan", "parameters, memory, time and what fits where, before weights are loaded"
-    ),
-    "rank": Command("rank", "the rank that is enough: quality by rank, and the small adapter"),
-    "inspect": Command("inspect", "the content of an adapter, or with --targets of a model"),
-    "resize": Command(
-        "resize", "a smaller adapter: the best of a rank, an energy or a budget, with its error"
-    ),
-    "combine": Command(
-        "combine", "the weighted sum of adapters: exact, or by TIES, DARE or pruning"
-    ),
-    "extract": Command("extract", "an adapter from a full fine-tune, with its error"),
-    "merge": Command("merge", "a plain model on disk, read back and compared"),
-    "explain": Command("explain", "worked examples of LoRA, with their numbers"),
+    "train": Command("train", "train an adapter, and write it to a folder with a report"),
+    "eval": Command("evaluate", "score a model on a data set, with or without an adapter"),
+    "generate": Command("generate", "generate text, with or without an adapter"),
+    "preview": Command("preview", "show a data set as training reads it, before any step is run"),
+    "plan": Command("plan", "predict parameters, memory and time, before anything is loaded"),
+    "rank": Command("rank", "search for the smallest rank that is good enough"),
+    "inspect": Command("inspect", "analyse an adapter, or list the layers of a model", "SUBJECT"),
+    "resize": Command("resize", "reduce the ranks of an adapter", "ADAPTER"),
+    "combine": Command("combine", "add adapters up, each with a weight", "ADAPTER:WEIGHT [...]"),
+    "extract": Command("extract", "make an adapter from a full fine-tune of a model"),
+    "merge": Command("merge", "merge an adapter into its base, and write a plain model"),
+    "explain": Command("explain", "explain LoRA with worked examples", "[TOPIC ...]"),
 }
+HELP = """usage: lorakit COMMAND [flags]
+
+Train, inspect, evaluate and merge low-rank adapters (LoRA) of PyTorch models.
+
+commands:
+{commands}
+
+`lorakit COMMAND --help` lists the flags of a command,
+`lorakit --version` prints the version.
+"""
 
 
 def load_command(name: str) -> Module:
@@ -72,27 +74,29 @@ def load_command(name: str) -> Module:
 
 def parser_for(name: str) -> argparse.ArgumentParser:
     """Return the parser of one command, with the flags that all commands share."""
-    about = COMMANDS[name].about
-    description = f"{about[0].upper()}{about[1:]}."
-    parser = Parser(prog=f"lorakit {name}", description=description, allow_abbrev=False)
-    load_command(name).add(parser)
+    command = COMMANDS[name]
+    words = ["lorakit", name, command.arguments, "[flags]"]
+    parser = Parser(
+        prog=f"lorakit {name}",
+        usage=" ".join(word for word in words if word),
+        description=f"{command.purpose[0].upper()}{command.purpose[1:]}.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    load_command(name).add_flags(parser)
     parser.add_argument(
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="print one JSON object on stdout, and nothing else there",
+        help="print the result as one JSON object on stdout, and nothing else",
     )
     return parser
 
 
 def main_help() -> str:
     """Return the help of lorakit itself."""
-    lines = ["usage: lorakit <command> [flags]", ""]
-    lines += ["Low-rank adaptation (LoRA) of any PyTorch model.", "", "commands:"]
-    for name, command in COMMANDS.items():
-        lines.append(f"  {name:<9} {command.about}")
-    lines += ["", "`lorakit <command> --help` lists the flags of one; `lorakit --version`."]
-    return "\n".join(lines) + "\n"
+    lines = [f"  {name:<9} {command.purpose}" for name, command in COMMANDS.items()]
+    return HELP.format(commands="\n".join(lines))
 
 
 def help_pages() -> dict[str, str]:
@@ -152,7 +156,7 @@ def _run(words: list[str], as_json: bool) -> int:
 
     silence_libraries()
     command = load_command(name)
-    result = command.main(args)
+    result = command.run(args)
     if as_json:
         print(json.dumps(result, default=str))
     else:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.outcome import check_new_folder, load_base, save_outcome, show_outcome
-from lorakit.cli.request import Result, require
+from lorakit.cli.request import require
 from lorakit.errors import SpecError
 from lorakit.spec import DTYPES, option
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorakit.adapter import Adapter
+    from lorakit.cli.results import CombineResult
 
 ROUNDING = 1e-9
 
@@ -24,44 +25,51 @@ ROUNDING = 1e-9
 class CombineRequest:
     """The method of the sum, and its folder."""
 
-    output: str = option("", "a new folder for the sum", required=True)
+    output: str = option("", "new folder for the sum", required=True)
     method: str = option(
         "exact",
-        "sum the changes exactly; or trim (ties), thin (dare) or prune (magnitude) them first",
+        "exact adds the changes as they are; ties trims, dare thins and magnitude prunes them "
+        "first",
         choices=("exact", "ties", "dare", "magnitude"),
     )
     rank: int | None = option(
         None,
-        "rank of every module at most (default: the sum of the ranks, which is exact)",
+        "largest rank of a module (default: the sum of the ranks, which is exact)",
         type=int,
     )
     energy: float | None = option(
-        None, "or the share of each module's squared norm that is kept", type=float
+        None, "or the share of each module's squared norm to keep", type=float
     )
     density: float | None = option(
         None, "share of the weights of each change that ties, dare and magnitude keep", type=float
     )
-    seed: int = option(0, "of DARE's draw")
+    seed: int = option(0, "seed of dare")
     whole: str = option(
         "sum",
-        "heads and biases trained in full: sum their changes, take the first adapter's, or drop",
+        "heads and biases trained in full: add up their changes, take the first adapter's, or "
+        "leave them out",
         choices=("sum", "first", "drop"),
     )
     model: str | None = option(
-        None, "the base: for DoRA, and for heads at weights that do not add up to 1", type=str
+        None,
+        "base model; needed for DoRA, and for heads whose weights do not add up to 1",
+        type=str,
     )
     dtype: str | None = option(
-        None, "of the sum (default: the widest of the adapters')", type=str, choices=DTYPES
+        None,
+        "dtype of the sum (default: the widest dtype of the adapters)",
+        type=str,
+        choices=DTYPES,
     )
-    any_base: bool = option(False, "combine adapters of different base weights")
+    any_base: bool = option(False, "accept adapters of different base weights")
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapters",
         metavar="ADAPTER:WEIGHT",
         nargs="+",
-        help="adapter folders, each with its weight (1 by default)",
+        help="folders of adapters, each with its weight (default: 1)",
     )
     flags.add_fields(parser, CombineRequest, "the sum")
 
@@ -85,8 +93,8 @@ def parse_weight(word: str) -> tuple[str, float]:
         ) from error
 
 
-def main(args: argparse.Namespace) -> Result:
-    (values,) = flags.values(args, CombineRequest)
+def run(args: argparse.Namespace) -> "CombineResult":
+    (values,) = flags.read_settings(args, CombineRequest)
     require(values, "output")
     request = CombineRequest(**values)
     output = check_new_folder(request.output)
@@ -110,7 +118,7 @@ def main(args: argparse.Namespace) -> Result:
         dtype=getattr(torch, request.dtype) if request.dtype else None,
     )
     result = save_outcome(outcome, output)
-    return {**result, "method": request.method, "of": [list(pair) for pair in weights]}
+    return {**result, "method": request.method, "of": weights}
 
 
 def _load_base(model: str, adapters: Sequence[tuple["Adapter", float]]) -> "nn.Module":
@@ -133,7 +141,7 @@ def _load_base(model: str, adapters: Sequence[tuple["Adapter", float]]) -> "nn.M
     return loaded.model
 
 
-def show(result: Result) -> None:
+def show(result: "CombineResult") -> None:
     terms = [f"{weight:g} × {folder}" for folder, weight in result["of"]]
     print(f"{' + '.join(terms)}, {result['method']}")
     show_outcome(result, "energy of the sum")

@@ -6,15 +6,17 @@ hardly tell; a LoRA of 0.8 million parameters can.
 """
 
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorakit.cli.quiet import silence_libraries
-from lorakit.cli.request import Result
 from lorakit.cli.tables import print_metrics
 from lorakit.cli.train import show_files, show_next
 from lorakit.errors import LorakitError
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
+
+if TYPE_CHECKING:
+    from lorakit.train.report import Metrics, RunReport
 
 OUTPUT = "lorakit-demo"
 STEPS = 200
@@ -60,7 +62,7 @@ def _run() -> None:
         "The task: is this sentence of Python's documentation intact, or have two of its words "
         "changed places?\n"
     )
-    report = dict(train_adapter(settings, Spec(rank=16), say=print))
+    report = train_adapter(settings, Spec(rank=16), say=print)
     head, judgements = _compare(report)
     rate = f"{report['tokens_per_second']:,.0f} tokens/s"
     print(f"\n{report['steps']} steps in {report['seconds']:.0f} s ({rate})\n")
@@ -85,7 +87,7 @@ def _print_judgement(judgement: Judgement) -> None:
     print(f"  {judgement.text}\n      {judgement.label}, {percent:.0f} % sure ({verdict})")
 
 
-def _compare(report: Result) -> tuple[Result, list[Judgement]]:
+def _compare(report: "RunReport") -> tuple["Metrics", list[Judgement]]:
     """Return the metrics of a linear head on the base, and the adapter's first judgements."""
     from lorakit.adapter import Adapter
     from lorakit.compare.methods.linear_head import fit_linear_head

@@ -1,11 +1,12 @@
 """`lorakit eval`."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lorakit.cli import flags
-from lorakit.cli.request import DataRequest, ModelRequest, Result, require
+from lorakit.cli.request import DataRequest, ModelRequest, require
 from lorakit.cli.tables import print_table
 from lorakit.errors import DataError
 from lorakit.evaluate.decoding import Decoding
@@ -13,9 +14,11 @@ from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
 
 if TYPE_CHECKING:
+    from lorakit.cli.results import EvalResult
     from lorakit.data.encode import Example
     from lorakit.data.rows import Rows
     from lorakit.models.load import Loaded
+    from lorakit.train.report import Metrics
 
 METRICS = (
     "loss",
@@ -39,30 +42,39 @@ METRICS = (
 class EvalRequest:
     """The scores to compute."""
 
-    task: str = option("auto", "auto: that of the adapter, else that of the rows", choices=CHOICES)
+    task: str = option(
+        "auto",
+        "task to score; auto takes that of the adapter, otherwise that of the rows",
+        choices=CHOICES,
+    )
     loss_on: str = option(
         "completion",
-        "score only completions and assistant turns, or all tokens",
+        "tokens that are scored: only completions and assistant turns, or all",
         choices=("completion", "all"),
     )
     max_length: int | None = option(
-        None, "tokens of a sequence (default: 512, or what the model takes)", type=int, least=2
+        None,
+        "longest sequence in tokens; a longer text is split, other rows are cut (default: 512, "
+        "or fewer if the model "
+        "can read fewer)",
+        type=int,
+        least=2,
     )
-    batch_size: int = option(32, "sequences at once", least=1)
+    batch_size: int = option(32, "sequences in one forward pass", least=1)
     text_metrics: bool = option(
-        False, "also generate, and compare with the completions: BLEU, chrF, ROUGE-L"
+        False, "also generate texts, and compare them with the completions: BLEU, chrF, ROUGE-L"
     )
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_fields(parser, ModelRequest, "the model")
     flags.add_fields(parser, DataRequest, "the data")
     flags.add_fields(parser, EvalRequest, "the scores")
     flags.add_fields(parser, Decoding, "generation, with --text-metrics")
 
 
-def main(args: argparse.Namespace) -> Result:
-    model, data, scores, decoding = flags.values(
+def run(args: argparse.Namespace) -> "EvalResult":
+    model, data, scores, decoding = flags.read_settings(
         args, ModelRequest, DataRequest, EvalRequest, Decoding
     )
     require({**model, **data}, "model", "data")
@@ -73,7 +85,7 @@ def main(args: argparse.Namespace) -> Result:
 
 def _evaluate(
     model: ModelRequest, data: DataRequest, request: EvalRequest, decoding: Decoding
-) -> Result:
+) -> "EvalResult":
     from lorakit.models.open import encode_rows, resolve_task
 
     rows = data.read()
@@ -83,7 +95,7 @@ def _evaluate(
         _check_completions(rows, data)
     loaded = model.open(adapter, task)
     examples = encode_rows(rows, loaded, request.max_length, request.loss_on)
-    result = {
+    result: Metrics = {
         **_score(loaded, examples, request.batch_size),
         "task": task,
         "rows": len(rows),
@@ -93,7 +105,7 @@ def _evaluate(
     }
     if request.text_metrics:
         result |= _text_metrics(loaded, rows, decoding, request.batch_size)
-    return result
+    return cast("EvalResult", result)
 
 
 def _check_completions(rows: "Rows", data: DataRequest) -> None:
@@ -104,7 +116,7 @@ def _check_completions(rows: "Rows", data: DataRequest) -> None:
         )
 
 
-def _score(loaded: "Loaded", examples: "list[Example]", batch_size: int) -> Result:
+def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> "Metrics":
     from lorakit.evaluate.score import evaluate
     from lorakit.models.load import pad_id
     from lorakit.train.log import progress_bar
@@ -122,7 +134,7 @@ def _score(loaded: "Loaded", examples: "list[Example]", batch_size: int) -> Resu
     return dict(scores.metrics)
 
 
-def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size: int) -> Result:
+def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size: int) -> "Metrics":
     """Generate once for each different prompt; all its completions are its references."""
     from lorakit.evaluate.generate import generate
     from lorakit.evaluate.metrics import text
@@ -138,8 +150,8 @@ def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size
     return {**scores, "prompts": len(prompts), "decoding": asdict(decoding)}
 
 
-def show(result: Result) -> None:
-    rows = [[name.replace("_", " "), result[name]] for name in METRICS if name in result]
+def show(result: "EvalResult") -> None:
+    rows = [[name.replace("_", " "), result.get(name)] for name in METRICS if name in result]
     adapter = f" + {result['adapter']}" if result["adapter"] else ", the base alone"
     title = f"{result['model']}{adapter} ({result['task']})"
     print_table(["metric", "value"], rows, title=title)

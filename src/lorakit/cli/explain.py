@@ -3,13 +3,16 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import Result
 from lorakit.errors import MissingExtra, SpecError
 from lorakit.explain import TOPICS, load_topic
 from lorakit.spec import option
 from lorakit.text import near_misses
+
+if TYPE_CHECKING:
+    from lorakit.cli.results import ExplainResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,23 +20,23 @@ class ExplainRequest:
     """The picture to draw."""
 
     plot: str | None = option(
-        None, "a file for the picture of one topic (.png, .svg, .pdf)", type=str
+        None, "write the picture of one topic to this file (.png, .svg, .pdf)", type=str
     )
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     about = "; ".join(f"{name} ({title})" for name, title in TOPICS.items())
     parser.add_argument(
         "topics",
         metavar="TOPIC",
         nargs="*",
-        help=f"one or several of: {about}; all by default",
+        help=f"any of: {about} (default: all)",
     )
     flags.add_fields(parser, ExplainRequest, "a picture")
 
 
-def main(args: argparse.Namespace) -> Result:
-    (values,) = flags.values(args, ExplainRequest)
+def run(args: argparse.Namespace) -> "ExplainResult":
+    (values,) = flags.read_settings(args, ExplainRequest)
     request = ExplainRequest(**values)
     _check_topics(args.topics)
     if request.plot:
@@ -42,7 +45,7 @@ def main(args: argparse.Namespace) -> Result:
     for name in args.topics or TOPICS:
         numbers = _numbers(name, by_name=bool(args.topics))
         found[name] = {"title": TOPICS[name], **numbers}
-    result: Result = {"topics": found}
+    result: ExplainResult = {"topics": found}
     if request.plot:
         from lorakit import plots
 
@@ -61,7 +64,7 @@ def _check_topics(names: Sequence[str]) -> None:
         raise SpecError("There is no such topic.", faults, f"Topics: {', '.join(TOPICS)}.")
 
 
-def _numbers(name: str, *, by_name: bool) -> Result:
+def _numbers(name: str, *, by_name: bool) -> dict[str, object]:
     """Return a topic's numbers; among all topics, one without its extra says so in its place."""
     try:
         return dict(load_topic(name).numbers())
@@ -83,7 +86,7 @@ def _check_picture(names: Sequence[str], path: str) -> None:
     plots.check_path(path)
 
 
-def show(result: Result) -> None:
+def show(result: "ExplainResult") -> None:
     topics = result["topics"]
     if len(topics) == len(TOPICS):
         for name, title in TOPICS.items():
@@ -93,5 +96,6 @@ def show(result: Result) -> None:
         text = numbers.get("left_out") or load_topic(name).describe(numbers)
         head = f"{name}: {numbers['title']}"
         print(f"{head}\n{'─' * len(head)}\n\n{text}\n")
-    if result.get("plot"):
-        print(f"picture: {result['plot']}")
+    picture = result.get("plot")
+    if picture:
+        print(f"picture: {picture}")

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from lorakit.cli import flags
 from lorakit.cli.merge import read_texts
 from lorakit.cli.outcome import check_new_folder, save_outcome, show_outcome
-from lorakit.cli.request import Result, require
+from lorakit.cli.request import require
 from lorakit.spec import DTYPES, option
 
 if TYPE_CHECKING:
     from lorakit.algebra import Outcome
+    from lorakit.cli.results import Comparison, ExtractResult
     from lorakit.models.load import Loaded
 
 
@@ -20,37 +21,48 @@ if TYPE_CHECKING:
 class ExtractRequest:
     """The two models, the size of the adapter, and its folder."""
 
-    base: str = option("", "the model before fine-tuning: a folder or a hub id", required=True)
-    tuned: str = option("", "the model after it", required=True)
-    output: str = option("", "a new folder for the adapter", required=True)
-    rank: int | None = option(None, "rank of every matrix at most", type=int)
+    base: str = option("", "model before the fine-tuning: a folder or a hub id", required=True)
+    tuned: str = option("", "model after the fine-tuning", required=True)
+    output: str = option("", "new folder for the adapter", required=True)
+    rank: int | None = option(None, "size by rank: the largest rank of a matrix", type=int)
     energy: float | None = option(
-        None, "or the share of each difference's squared norm that is kept, such as 0.9", type=float
+        None,
+        "or by energy: the share of each difference's squared norm to keep, such as 0.9",
+        type=float,
     )
-    size_bytes: int | None = option(None, "or the bytes of all tensors together", type=int)
+    size_bytes: int | None = option(
+        None, "or by bytes: the largest size of all tensors together", type=int
+    )
     leave_out: tuple[str, ...] = option(
-        (), "modules or parameters whose difference is left out", several=True
+        (), "modules or parameters whose difference is ignored", several=True
     )
-    dtype: str = option("float32", "of the adapter's tensors", choices=DTYPES)
+    dtype: str = option("float32", "dtype of the adapter", choices=DTYPES)
     data: str | None = option(
-        None, "texts to compare the models on (default: four built-in ones)", type=str
+        None, "texts on which the models are compared (default: four built-in texts)", type=str
     )
-    columns: tuple[str, ...] = option((), "names of columns of --data, as key=column", several=True)
+    columns: tuple[str, ...] = option(
+        (),
+        "names of columns of --data that differ from the expected ones",
+        several=True,
+        metavar="KEY=COLUMN",
+    )
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_fields(parser, ExtractRequest, "the models and the adapter")
 
 
-def main(args: argparse.Namespace) -> Result:
-    (values,) = flags.values(args, ExtractRequest)
+def run(args: argparse.Namespace) -> "ExtractResult":
+    (values,) = flags.read_settings(args, ExtractRequest)
     require(values, "base", "tuned", "output")
     request = ExtractRequest(**values)
     output = check_new_folder(request.output)
     from lorakit.evaluate.logits import TEXTS
 
     base, tuned = _load_pair(request)
-    texts = read_texts(request.data, request.columns) if request.data else list(TEXTS)
+    texts: Sequence[str] = TEXTS
+    if request.data:
+        texts = read_texts(request.data, request.columns)
     outcome = _extract(base, tuned, request)
     # Compared before anything is written: a failure leaves no folder.
     comparison = _compare(base, tuned, outcome, texts)
@@ -81,7 +93,9 @@ def _extract(base: "Loaded", tuned: "Loaded", request: ExtractRequest) -> "Outco
     return outcome
 
 
-def _compare(base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: Sequence[str]) -> Result:
+def _compare(
+    base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: Sequence[str]
+) -> "Comparison":
     """Return the distances of base + adapter, and of the base alone, from the tuned model."""
     from lorakit.evaluate.logits import batch_texts, compute_logits, divergence
     from lorakit.inject.attach import attach
@@ -117,5 +131,5 @@ def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
     return base, tuned
 
 
-def show(result: Result) -> None:
+def show(result: "ExtractResult") -> None:
     show_outcome(result, "energy captured")

@@ -3,7 +3,8 @@
 import argparse
 import os
 import re
-from collections.abc import Iterable, Mapping
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,8 @@ from lorakit.text import first_line, near_misses, plural
 
 Values = dict[str, Any]
 METAVARS = {int: "N", float: "X"}
+LONGEST_CHOICES = 66  # characters in braces; longer choices are listed in the help text
+CONFIG_HELP = "YAML file with any of these settings, and `overrides`; flags take precedence"
 PATTERNS = ("targets", "exclude")
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?e[+-]?\d+", re.IGNORECASE)
 
@@ -35,8 +38,25 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Help texts whose lines are not broken at hyphens, which are part of names and flags."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def add_config(parser: argparse.ArgumentParser, text: str = CONFIG_HELP) -> None:
+    """Add the flag --config, a YAML file of settings."""
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help=text)
+
+
 def add_fields(
-    parser: argparse.ArgumentParser, cls: type, title: str, *, only: Iterable[str] | None = None
+    parser: argparse.ArgumentParser,
+    cls: type,
+    title: str,
+    *,
+    only: Collection[str] | None = None,
+    optional: Collection[str] = (),
 ) -> None:
     """Add a flag for each field of a dataclass, in its order.
 
@@ -47,12 +67,15 @@ def add_fields(
         cls: a dataclass whose fields are made by `spec.option`.
         title: of the group.
         only: names of fields; all by default.
+        optional: names of required fields that the command can do without.
     """
     group = parser.add_argument_group(title)
     for one in fields(cls):
         is_flag = one.metadata.get("flag") is not False
         if is_flag and (only is None or one.name in only):
-            group.add_argument(_flag_of(one), help=_help(one), **_arguments(one))
+            is_required = one.metadata.get("required", False) and one.name not in optional
+            text = _help(one, is_required=is_required)
+            group.add_argument(_flag_of(one), help=text, **_arguments(one))
 
 
 def _flag_of(one: Field[Any]) -> str:
@@ -75,33 +98,54 @@ def _arguments(one: Field[Any]) -> Values:
     if kind is bool:
         return {**arguments, "action": argparse.BooleanOptionalAction}
     if one.metadata.get("several"):
-        if kind is int:
-            return {**arguments, "nargs": "+", "metavar": "N", "type": int}
-        return {**arguments, "nargs": "+", "metavar": "NAME"}
+        arguments["nargs"] = "+"
+        arguments["metavar"] = one.metadata.get("metavar", "N" if kind is int else "NAME")
+        arguments["type"] = int if kind is int else str
+        return arguments
     choices = one.metadata.get("choices")
     arguments |= {"type": kind, "choices": choices}
     if not choices:
         arguments["metavar"] = METAVARS.get(kind, "TEXT")
+    elif _are_long(choices):
+        arguments["metavar"] = one.name.upper()
     return arguments
+
+
+def _are_long(choices: Iterable[str]) -> bool:
+    return len(",".join(choices)) > LONGEST_CHOICES
 
 
 def _default(one: Field[Any]) -> object:
     return one.default if one.default_factory is MISSING else one.default_factory()
 
 
-def _help(one: Field[Any]) -> str:
-    text = one.metadata["help"].replace("%", "%%")
-    value = _default(one)
-    is_plain = value is None or value is False or value in ("", ())
-    if one.metadata.get("required") or is_plain or "default" in text:
-        return text
+def _help(one: Field[Any], *, is_required: bool) -> str:
+    text: str = one.metadata["help"]
+    choices = one.metadata.get("choices") or ()
+    if _are_long(choices):
+        text += f". One of {', '.join(choices)}"
+    if is_required:
+        text += " (required)"
+    elif "default" not in text:
+        text += _default_text(_default(one))
+    return text.replace("%", "%%")
+
+
+def _default_text(value: object) -> str:
+    """Return a default in brackets, or an empty text for a value that is off or empty.
+
+    >>> _default_text(0.0), _default_text(True), _default_text(False)
+    (' (default: 0)', ' (default: yes)', '')
+    """
+    if value is None or value is False or value in ("", ()):
+        return ""
     if value is True:
-        return f"{text} (default: yes)"
+        return " (default: yes)"
     shown = f"{value:g}" if isinstance(value, float) else value
-    return f"{text} (default: {shown})"
+    return f" (default: {shown})"
 
 
-def values(args: argparse.Namespace, *classes: type) -> list[Values]:
+def read_settings(args: argparse.Namespace, *classes: type) -> list[Values]:
     """Return the values that were given for each class's fields: from --config, then from flags.
 
     Raises:
@@ -191,7 +235,7 @@ def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
             f"{path} cannot be read: {first_line(error)}.", advice="Nothing was started."
         ) from error
     if not isinstance(content, dict):
-        raise SpecError(f"{path} holds no `key: value` lines.", advice="Nothing was started.")
+        raise SpecError(f"{path} has no `key: value` lines.", advice="Nothing was started.")
     given = {str(key).replace("-", "_"): _as_number(value) for key, value in content.items()}
     known: list[str] = []
     for cls in classes:
@@ -201,7 +245,8 @@ def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
         if key not in known:
             faults.append(f"{key!r} is no setting {near_misses(key, known)}".rstrip())
     if faults:
-        raise SpecError(f"{len(faults)} unknown keys in {path}.", faults, "Nothing was started.")
+        count = plural(len(faults), "unknown key")
+        raise SpecError(f"{count} in {path}.", faults, "Nothing was started.")
     return given
 
 

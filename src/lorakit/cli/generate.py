@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import DataRequest, ModelRequest, Result, require
+from lorakit.cli.request import DataRequest, ModelRequest, require
 from lorakit.errors import DataError, OutputError, SpecError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.files import write_json_lines
 from lorakit.spec import option
 
 if TYPE_CHECKING:
+    from lorakit.cli.results import GenerateResult
     from lorakit.models.load import Loaded
 
 Prompt = str | list[dict[str, str]]  # a text, or the turns of a conversation
@@ -24,24 +25,28 @@ Prompt = str | list[dict[str, str]]  # a text, or the turns of a conversation
 class GenerateRequest:
     """The prompts, and the file for the answers."""
 
-    prompt: tuple[str, ...] = option((), "one or more prompts", several=True)
-    output: str | None = option(None, "JSONL file for the answers to --data", type=str)
-    chat: bool = option(
-        False, "each prompt is a user's turn, and goes through the model's chat template"
+    prompt: tuple[str, ...] = option((), "one or more prompts", several=True, metavar="TEXT")
+    output: str | None = option(
+        None, "write the answers to this JSONL file instead of the screen", type=str
     )
-    batch_size: int = option(16, "prompts at once", least=1)
-    seed: int = option(0, "of sampling", least=0)
+    chat: bool = option(
+        False, "treat each prompt as a user's turn, with the chat template of the model"
+    )
+    batch_size: int = option(16, "prompts in one batch", least=1)
+    seed: int = option(0, "seed of sampling", least=0)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_fields(parser, ModelRequest, "the model")
     flags.add_fields(parser, GenerateRequest, "the prompts")
-    flags.add_fields(parser, DataRequest, "prompts from a file, instead of --prompt")
+    flags.add_fields(
+        parser, DataRequest, "prompts from a file, instead of --prompt", optional=("data",)
+    )
     flags.add_fields(parser, Decoding, "generation")
 
 
-def main(args: argparse.Namespace) -> Result:
-    model, prompts, data, decoding = flags.values(
+def run(args: argparse.Namespace) -> "GenerateResult":
+    model, prompts, data, decoding = flags.read_settings(
         args, ModelRequest, GenerateRequest, DataRequest, Decoding
     )
     require(model, "model")
@@ -58,7 +63,7 @@ def main(args: argparse.Namespace) -> Result:
 
 def _generate(
     model: ModelRequest, request: GenerateRequest, data: DataRequest, decoding: Decoding
-) -> Result:
+) -> "GenerateResult":
     from lorakit.evaluate.generate import generate
     from lorakit.train.log import progress_bar
 
@@ -128,7 +133,7 @@ def _before_last_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     return messages[:last]
 
 
-def show(result: Result) -> None:
+def show(result: "GenerateResult") -> None:
     answers = result["answers"]
     if result["output"]:
         print(f"{len(answers)} answers are in {result['output']}", file=sys.stderr)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.inspect_tables import show_adapter, show_targets
-from lorakit.cli.request import Result
 from lorakit.errors import SpecError
 from lorakit.spec import option
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
     from lorakit.adapter import Adapter
     from lorakit.analysis.attention import AttentionComparison
+    from lorakit.cli.results import InspectResult, TargetsResult
     from lorakit.models.load import Loaded
 
 
@@ -24,43 +24,46 @@ class InspectRequest:
 
     model: str | None = option(
         None,
-        "the base: adds each change's norm relative to its matrix, and checks that it fits",
+        "base model of the adapter; adds the norm of each change relative to its matrix",
         type=str,
     )
     targets: bool = option(
-        False, "list what can be named as a target in a model (SUBJECT is a model)"
+        False, "list the layers of a model that can be adapted; SUBJECT is a model"
     )
     beside: str | None = option(
-        None, "a second adapter: compares the two module by module", type=str, flag="--with"
+        None,
+        "folder of a second adapter, which is compared module by module",
+        type=str,
+        flag="--with",
     )
     attention: str | None = option(
         None,
-        "a text: compares the attention maps of base and adapted model on it (with --model)",
+        "text on which the attention of base and adapted model is compared; needs --model",
         type=str,
     )
     plot: str | None = option(
         None,
-        "a file for one picture (.png, .svg, .pdf): norm, effective rank, spectrum, similarity; "
-        "with --attention the maps",
+        "write one picture to this file (.png, .svg, .pdf): norms, ranks and spectra, or the "
+        "attention",
         type=str,
     )
     intruders: bool = option(
-        False, "count intruder dimensions (with --model; a dense SVD of every matrix)"
+        False, "count intruder dimensions; needs --model, and a dense SVD of every matrix"
     )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "subject",
         metavar="SUBJECT",
-        help="an adapter folder; with --targets a model: folder, hub id or builtin:minilm",
+        help="folder of an adapter; with --targets a model: a folder, a hub id, or builtin:minilm",
     )
-    flags.add_fields(parser, InspectRequest, "what is shown")
+    flags.add_fields(parser, InspectRequest, "the analysis")
 
 
-def main(args: argparse.Namespace) -> Result:
-    (values,) = flags.values(args, InspectRequest)
+def run(args: argparse.Namespace) -> "InspectResult | TargetsResult":
+    (values,) = flags.read_settings(args, InspectRequest)
     request = InspectRequest(**values)
     if not request.targets:
         _check(request)
@@ -84,7 +87,7 @@ def _check(request: InspectRequest) -> None:
         plots.check_path(request.plot)
 
 
-def _list_targets(name: str) -> Result:
+def _list_targets(name: str) -> "TargetsResult":
     from lorakit.inject.places import find_places
     from lorakit.inject.targets import find_role
 
@@ -115,7 +118,7 @@ def _build_on_meta(name: str) -> "nn.Module":
         return known[0](config) if known else transformers.AutoModel.from_config(config)
 
 
-def _inspect_adapter(folder: str, request: InspectRequest) -> Result:
+def _inspect_adapter(folder: str, request: InspectRequest) -> "InspectResult":
     from lorakit.adapter import Adapter
     from lorakit.analysis import report
 
@@ -125,7 +128,7 @@ def _inspect_adapter(folder: str, request: InspectRequest) -> Result:
     base = loaded.model if loaded else None
     modules = report.describe_modules(adapter, base, intruders=request.intruders)
     shapes = {path: list(tensor.shape) for path, tensor in adapter.full_parameters.items()}
-    result: Result = {
+    result: InspectResult = {
         "modules": modules,
         **report.summarise_modules(modules),
         "trainable_parameters": adapter.parameters_count,
@@ -135,7 +138,7 @@ def _inspect_adapter(folder: str, request: InspectRequest) -> Result:
         "content_hash": adapter.content_hash(),
         "adapter": folder,
     }
-    if second is not None:
+    if second is not None and request.beside:
         result["with"] = request.beside
         result["pairs"] = report.compare_adapters(adapter, second, base)
     maps = None
@@ -160,7 +163,7 @@ def _compare_attention(loaded: "Loaded", text: str) -> "AttentionComparison":
     return compare_attention(loaded.model, loaded.tokenizer, text)
 
 
-def _draw(result: Result, maps: "AttentionComparison | None", path: str) -> str:
+def _draw(result: "InspectResult", maps: "AttentionComparison | None", path: str) -> str:
     from lorakit import plots
 
     title = result["adapter"]
@@ -173,7 +176,7 @@ def _draw(result: Result, maps: "AttentionComparison | None", path: str) -> str:
     return str(plots.save_figure(figure, path))
 
 
-def show(result: Result) -> None:
+def show(result: "InspectResult | TargetsResult") -> None:
     if "targets" in result:
         show_targets(result)
     else:

@@ -1,13 +1,13 @@
 """The tables of `lorakit inspect`."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lorakit.cli.request import Result
 from lorakit.cli.tables import format_number, print_table
 
 if TYPE_CHECKING:
     from lorakit.analysis.report import ModuleReport, PairReport
+    from lorakit.cli.results import AttentionResult, InspectResult, TargetsResult
 
 PROVENANCE = {
     "base_model": "base",
@@ -21,7 +21,7 @@ PROVENANCE = {
 SHOWN_VALUES = 4  # singular values of a module
 
 
-def show_targets(result: Result) -> None:
+def show_targets(result: "TargetsResult") -> None:
     """Print what of a model can be named as a target."""
     rows = []
     for target in result["targets"]:
@@ -31,15 +31,17 @@ def show_targets(result: Result) -> None:
     print_table(["name", "role", "kind", "in -> out"], rows, title=title)
 
 
-def show_adapter(result: Result) -> None:
+def show_adapter(result: "InspectResult") -> None:
     """Print an adapter: its modules, pairs, maps, and where it comes from."""
     _show_modules(result)
-    if result.get("pairs"):
-        _show_pairs(result["pairs"], result["with"])
+    pairs = result.get("pairs")
+    if pairs:
+        _show_pairs(pairs, result.get("with", ""))
     if "attention" in result:
         _show_maps(result["attention"])
-    if result.get("plot"):
-        print(f"picture: {result['plot']}")
+    picture = result.get("plot")
+    if picture:
+        print(f"picture: {picture}")
     if result["modules"] and not any(module["norm"] for module in result["modules"]):
         print("This adapter was never trained: every B is zero, so it changes nothing.")
     if result["whole"]:
@@ -51,7 +53,7 @@ def show_adapter(result: Result) -> None:
             print(f"{text}: {value}")
 
 
-def _show_modules(result: Result) -> None:
+def _show_modules(result: "InspectResult") -> None:
     modules: Sequence[ModuleReport] = result["modules"]
     relative = any("relative_norm" in module for module in modules)
     counted = any("intruders" in module for module in modules)
@@ -91,7 +93,7 @@ def _show_modules(result: Result) -> None:
         print("DoRA's change depends on the base: without --model only its B A is shown.")
 
 
-def _title(result: Result, shared: str) -> str:
+def _title(result: "InspectResult", shared: str) -> str:
     count = len(result["modules"])
     title = f"{result['adapter']}: {count} modules, {result['trainable_parameters']:,} parameters"
     return f"{title}; names begin with {shared}" if shared else title
@@ -139,7 +141,7 @@ def _show_pairs(pairs: Sequence["PairReport"], other: str) -> None:
     print_table(heads, rows, title=f"compared with {other}: {len(rows)} modules in both")
 
 
-def _show_maps(found: Mapping[str, Any]) -> None:
+def _show_maps(found: "AttentionResult") -> None:
     rows = []
     for layer, distances in enumerate(found["by_head"]):
         largest = max(distances)
@@ -155,7 +157,7 @@ def _show_maps(found: Mapping[str, Any]) -> None:
     print(f"Layer {layer}, head {head}, which changed most:")
     for move in found["moves"]:
         weights = f"{move['before']:.2f} -> {move['after']:.2f}"
-        print(f"  {move['token']!r} looks at {move['at']!r}: {weights}")
+        print(f"  attention of {move['token']!r} to {move['at']!r}: {weights}")
 
 
 def _shared_start(names: Sequence[str]) -> str:

@@ -4,12 +4,16 @@ import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import Result, require
+from lorakit.cli.request import require
 from lorakit.cli.tables import print_table
 from lorakit.spec import option
 from lorakit.text import format_bytes
+
+if TYPE_CHECKING:
+    from lorakit.merging.export import ExportReport, WeightRounding
 
 COMPARED_ROWS = 16
 TEXT_KEYS = ("text", "text_a", "text_b", "prompt", "completion")
@@ -19,31 +23,37 @@ TEXT_KEYS = ("text", "text_a", "text_b", "prompt", "completion")
 class MergeRequest:
     """The base, the adapter, and the merged model."""
 
-    model: str = option("", "the base: a folder, a hub id, or builtin:minilm", required=True)
-    adapter: str = option("", "an adapter folder", required=True)
-    output: str = option("", "a new folder for the merged model", required=True)
+    model: str = option("", "base model: a folder, a hub id, or builtin:minilm", required=True)
+    adapter: str = option("", "folder of the adapter", required=True)
+    output: str = option("", "new folder for the merged model", required=True)
     dtype: str = option(
         "auto",
-        "dtype on disk; auto is that of the base, or its int8 or 4 bits",
+        "dtype of the merged model; auto keeps that of the base, also int8 and 4 bits",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     device: str = option("auto", "device of the computation: cpu, cuda, …")
     data: str | None = option(
-        None, "texts to compare the models on (default: four built-in ones)", type=str
+        None, "texts on which the models are compared (default: four built-in texts)", type=str
     )
-    columns: tuple[str, ...] = option((), "names of columns of --data, as key=column", several=True)
+    columns: tuple[str, ...] = option(
+        (),
+        "names of columns of --data that differ from the expected ones",
+        several=True,
+        metavar="KEY=COLUMN",
+    )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
     allow_loss: bool = option(
-        False, "write even if rounding changes the output as much as the adapter does, or more"
+        False,
+        "write the model even if rounding changes its output as much as the adapter does, or more",
     )
 
 
-def add(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_fields(parser, MergeRequest, "the merge")
 
 
-def main(args: argparse.Namespace) -> Result:
-    (values,) = flags.values(args, MergeRequest)
+def run(args: argparse.Namespace) -> "ExportReport":
+    (values,) = flags.read_settings(args, MergeRequest)
     require(values, "model", "adapter", "output")
     request = MergeRequest(**values)
     from lorakit.adapter import Adapter
@@ -78,7 +88,7 @@ def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
     return texts
 
 
-def show(result: Result) -> None:
+def show(result: "ExportReport") -> None:
     size = format_bytes(result["bytes"])
     print(
         f"{result['output']}: a plain model in {result['dtype']}, {size}, written, read back, "
@@ -95,7 +105,7 @@ def show(result: Result) -> None:
     print_table(["compared with base + adapter", ""], rows)
 
 
-def _rounding_rows(rounding: Mapping[str, Mapping[str, float]]) -> list[list[object]]:
+def _rounding_rows(rounding: Mapping[str, "WeightRounding"]) -> list[list[object]]:
     """Return the error of rounding to int8 or 4 bits, in the weight where it counts most."""
     if not rounding:
         return []
@@ -106,5 +116,5 @@ def _rounding_rows(rounding: Mapping[str, Mapping[str, float]]) -> list[list[obj
     ]
 
 
-def _share_of_adapter(change: Mapping[str, float]) -> float:
+def _share_of_adapter(change: "WeightRounding") -> float:
     return change["rounding"] / max(change["adapter"], 1e-30)

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.cli.request import Result
 from lorakit.cli.tables import print_table
 from lorakit.errors import ModelError, OutputError
 from lorakit.text import format_bytes, plural
@@ -12,6 +11,7 @@ from lorakit.text import format_bytes, plural
 if TYPE_CHECKING:
     from lorakit.adapter import Adapter
     from lorakit.algebra import Outcome
+    from lorakit.cli.results import AdapterResult
     from lorakit.models.load import Loaded
 
 WORST = 3  # modules whose residual is printed
@@ -40,7 +40,7 @@ def check_new_folder(output: str) -> Path:
     return path
 
 
-def save_outcome(outcome: "Outcome", path: Path) -> Result:
+def save_outcome(outcome: "Outcome", path: Path) -> "AdapterResult":
     """Save the adapter of an outcome, and return its fields, the bytes on disk and the folder."""
     outcome.adapter.save(path)
     size = sum(file.stat().st_size for file in path.iterdir())
@@ -70,7 +70,7 @@ def load_base(model: str, adapter: "Adapter") -> "Loaded":
     return loaded
 
 
-def show_outcome(result: Result, energy: str) -> None:
+def show_outcome(result: "AdapterResult", energy: str) -> None:
     """Print an outcome: ranks, sizes, residuals and notes.
 
     Args:

@@ -1,14 +1,20 @@
 """`lorakit plan`."""
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import Result, require
+from lorakit.cli.request import require
 from lorakit.cli.tables import print_table
 from lorakit.plan.config import PlanRequest
 from lorakit.spec import Spec
 from lorakit.text import format_bytes
 from lorakit.train.config import TrainSpec
+
+if TYPE_CHECKING:
+    from lorakit.plan.estimate import RankRow
+    from lorakit.plan.report import Report
 
 RUN = (
     "max_length",
@@ -39,20 +45,17 @@ DEVICE_HEADS = (
 RANK_HEADS = ("rank", "trained", "of the base", "file", "in training", "layers past break-even")
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="YAML file of a run, as `lorakit train` takes it; flags win",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_config(parser, "YAML file of a run, as for `lorakit train`; flags take precedence")
     flags.add_fields(parser, PlanRequest, "the plan")
     flags.add_fields(parser, TrainSpec, "the run", only=RUN)
     flags.add_fields(parser, Spec, "the adapter")
 
 
-def main(args: argparse.Namespace) -> Result:
-    request_values, run_values, spec_values = flags.values(args, PlanRequest, TrainSpec, Spec)
+def run(args: argparse.Namespace) -> "Report":
+    request_values, run_values, spec_values = flags.read_settings(
+        args, PlanRequest, TrainSpec, Spec
+    )
     require(request_values, "model")
     request, spec = PlanRequest(**request_values), Spec(**spec_values)
     settings = {key: value for key, value in run_values.items() if key in RUN}
@@ -60,10 +63,10 @@ def main(args: argparse.Namespace) -> Result:
     run = TrainSpec(**settings, model=request.model, data="not read", output="not written")
     from lorakit.plan.report import make_report
 
-    return dict(make_report(request, run, spec))
+    return make_report(request, run, spec)
 
 
-def show(result: Result) -> None:
+def show(result: "Report") -> None:
     print(f"\n{result['summary']}\n")
     print(result["coverage"])
     _show_memory(result)
@@ -77,7 +80,7 @@ def show(result: Result) -> None:
         print(f"note: {note}")
 
 
-def _show_memory(result: Result) -> None:
+def _show_memory(result: "Report") -> None:
     parts = {
         "weights": f"of the base, {result['base_dtype']}",
         "adapters": "with full parameters",
@@ -95,7 +98,7 @@ def _show_memory(result: Result) -> None:
     print_table(["part", "memory", ""], rows, title=title)
 
 
-def _show_devices(result: Result) -> None:
+def _show_devices(result: "Report") -> None:
     print(
         f"The largest batch of {result['length']:,} tokens that fits (0: none); for LoRA at a "
         f"batch of {result['batch']}\nalso the longest sequence and the highest rank"
@@ -109,7 +112,7 @@ def _show_devices(result: Result) -> None:
     print_table(DEVICE_HEADS, rows)
 
 
-def _show_ranks(ranks: list[Result]) -> None:
+def _show_ranks(ranks: Sequence["RankRow"]) -> None:
     rows = []
     for row in ranks:
         cells = [

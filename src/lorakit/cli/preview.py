@@ -3,12 +3,16 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import DataRequest, Result, require
+from lorakit.cli.request import DataRequest, require
 from lorakit.cli.tables import print_table
 from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
+
+if TYPE_CHECKING:
+    from lorakit.evaluate.preview import Bin, Preview
 
 BAR = 40  # characters of the longest bar
 
@@ -18,45 +22,52 @@ class PreviewRequest:
     """The model whose tokens are shown, and the number of rows."""
 
     model: str = option(
-        "", "a folder, a hub id, or builtin:minilm; only its tokenizer is loaded", required=True
+        "",
+        "base model, of which only the tokenizer is loaded: a folder, a hub id, or builtin:minilm",
+        required=True,
     )
-    task: str = option("auto", "task of the training; auto: that of the rows", choices=CHOICES)
+    task: str = option(
+        "auto", "task to learn; auto chooses it by the keys of the rows", choices=CHOICES
+    )
     loss_on: str = option(
         "completion",
-        "train only completions and assistant turns, or all tokens",
+        "tokens that are trained: only completions and assistant turns, or all",
         choices=("completion", "all"),
     )
     max_length: int | None = option(
-        None, "tokens of a sequence (default: 512, or what the model takes)", type=int, least=2
+        None,
+        "longest sequence in tokens; a longer text is split, other rows are cut (default: 512, "
+        "or fewer if the model "
+        "can read fewer)",
+        type=int,
+        least=2,
     )
-    show: int = option(3, "rows to show token by token", least=0)
+    show: int = option(3, "number of rows to show token by token", least=0)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    flags.add_fields(parser, PreviewRequest, "what is shown")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_fields(parser, PreviewRequest, "the preview")
     flags.add_fields(parser, DataRequest, "the data")
 
 
-def main(args: argparse.Namespace) -> Result:
-    request_values, data_values = flags.values(args, PreviewRequest, DataRequest)
+def run(args: argparse.Namespace) -> "Preview":
+    request_values, data_values = flags.read_settings(args, PreviewRequest, DataRequest)
     require({**request_values, **data_values}, "model", "data")
     request = PreviewRequest(**request_values)
     data = DataRequest(**{"split": "train", **data_values})
     from lorakit.evaluate.preview import preview
 
-    return dict(
-        preview(
-            data.read(),
-            request.model,
-            request.task,
-            request.loss_on,
-            request.max_length,
-            request.show,
-        )
+    return preview(
+        data.read(),
+        request.model,
+        request.task,
+        request.loss_on,
+        request.max_length,
+        request.show,
     )
 
 
-def show(result: Result) -> None:
+def show(result: "Preview") -> None:
     _show_rows(result)
     facts = [
         ["rows", result["rows"]],
@@ -77,7 +88,7 @@ def show(result: Result) -> None:
     _show_lengths(result["histogram"])
 
 
-def _show_rows(result: Result) -> None:
+def _show_rows(result: "Preview") -> None:
     """Print rows token by token: trained ones in green, or in [brackets] without colour."""
     from rich.console import Console
     from rich.text import Text
@@ -97,7 +108,7 @@ def _show_rows(result: Result) -> None:
         console.print(f"Trained tokens are {marked}.\n", markup=False)
 
 
-def _show_lengths(histogram: Sequence[Result]) -> None:
+def _show_lengths(histogram: Sequence["Bin"]) -> None:
     most = max(one["count"] for one in histogram)
     print("length in tokens")
     for one in histogram:

@@ -3,57 +3,57 @@
 import argparse
 import sys
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import Result
 from lorakit.cli.tables import print_table
 from lorakit.rank_search.config import HIGHEST, RankSearchSpec
 from lorakit.spec import Spec
 from lorakit.text import format_bytes
 from lorakit.train.config import TrainSpec
 
+if TYPE_CHECKING:
+    from lorakit.cli.results import RankResult
+    from lorakit.rank_search.candidate import ByModule
+    from lorakit.rank_search.report import SearchReport, ThresholdReport
+
 NOT_IN_A_SEARCH = {"resume", "overwrite", "ranks", "rank_budget"}
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="YAML file with any of these settings, and `overrides`; flags win",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_config(parser)
     flags.add_fields(parser, RankSearchSpec, "the search")
     run = {one.name for one in fields(TrainSpec)} - NOT_IN_A_SEARCH
-    title = "the run (--output: a new folder for the small adapter; without it nothing is kept)"
-    flags.add_fields(parser, TrainSpec, title, only=run)
+    title = "the run (without --output, a new folder, nothing is kept)"
+    flags.add_fields(parser, TrainSpec, title, only=run, optional=("data", "output"))
     adapter = {one.name for one in fields(Spec)} - {"rank"}
     flags.add_fields(parser, Spec, "the adapter", only=adapter)
 
 
-def main(args: argparse.Namespace) -> Result:
-    search_values, run, spec_values = flags.values(args, RankSearchSpec, TrainSpec, Spec)
+def run(args: argparse.Namespace) -> "RankResult":
+    search_values, run, spec_values = flags.read_settings(args, RankSearchSpec, TrainSpec, Spec)
     search = RankSearchSpec(**search_values)
     spec = Spec(**{"rank": HIGHEST, **spec_values})
     from lorakit.rank_search.search import search_rank
 
-    return dict(search_rank(run, spec, search, say=lambda text: print(text, file=sys.stderr)))
+    return search_rank(run, spec, search, say=lambda text: print(text, file=sys.stderr))
 
 
-def show(result: Result) -> None:
-    if result["way"] == "threshold":
+def show(result: "RankResult") -> None:
+    if "threshold" in result:
         _show_threshold(result)
-    elif result["way"] == "advice":
+    elif "reasons" in result:
         for reason in result["reasons"]:
             print(f"- {reason}")
     else:
         _show_curve(result)
     rank = result["recommended_rank"]
     print(f"Recommended: {'no rank' if rank is None else f'rank {rank}'}.")
-    if result["way"] != "advice":
+    if "reasons" not in result:
         print(result["reason"])
 
 
-def _show_threshold(result: Result) -> None:
+def _show_threshold(result: "ThresholdReport") -> None:
     heads = ["module", "most", "of W"]
     if result["adapter"]:
         heads.append("of the change")
@@ -62,12 +62,12 @@ def _show_threshold(result: Result) -> None:
     print_table(heads, rows, title=title)
 
 
-def _show_curve(result: Result) -> None:
+def _show_curve(result: "SearchReport") -> None:
     metric = result["metric_name"]
     with_train = "train" in result["curve"][0]
     rows = []
     for point in result["curve"]:
-        row = [
+        row: list[object] = [
             point["rank"],
             point["parameters"],
             point["metric"],
@@ -75,29 +75,30 @@ def _show_curve(result: Result) -> None:
             point["behind"],
         ]
         if with_train:
-            row.append(point["train"])
+            row.append(point.get("train"))
         rows.append([*row, _mark(point["rank"], result)])
     heads = ["rank", "parameters", metric, "95 % interval", "behind the best"]
     heads += ["on rows trained on"] if with_train else []
     title = f"\n{result['model']}, held-out {metric} by rank"
     print_table([*heads, ""], rows, title=title)
-    if result.get("by_module") is not None:
-        _show_by_module(result["by_module"], metric)
+    by_module = result.get("by_module")
+    if by_module is not None:
+        _show_by_module(by_module, metric)
     if "cost" in result:
         print(f"{result['seconds']:.1f} s, {result['cost']:.2f} times the one run.")
     if result["output"]:
-        size = format_bytes(result["bytes"])
+        size = format_bytes(result.get("bytes", 0))
         count = f"{result['trainable_parameters']:,} parameters"
         print(f"Adapter: {result['output']} ({count}, {size})")
 
 
-def _mark(rank: int, result: Result) -> str:
+def _mark(rank: int, result: "SearchReport") -> str:
     if rank == result["recommended_rank"]:
         return "recommended"
     return "best" if rank == result["best_rank"] else ""
 
 
-def _show_by_module(other: Result, metric: str) -> None:
+def _show_by_module(other: "ByModule", metric: str) -> None:
     low, high = min(other["ranks"].values()), max(other["ranks"].values())
     verdict = "taken" if other["taken"] else "not better"
     print(

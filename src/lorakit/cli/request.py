@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorakit.errors import SpecError
 from lorakit.spec import option
@@ -14,21 +14,20 @@ if TYPE_CHECKING:
     from lorakit.models.load import Loaded
 
 
-Result = dict[str, Any]  # the JSON object of a command
-
-
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
     """The model to use, with or without an adapter."""
 
-    model: str = option("", "a folder, a hub id, or builtin:minilm", required=True)
-    adapter: str | None = option(None, "an adapter folder; without it the base alone", type=str)
+    model: str = option("", "base model: a folder, a hub id, or builtin:minilm", required=True)
+    adapter: str | None = option(
+        None, "folder of an adapter to attach (default: the base alone)", type=str
+    )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
     dtype: str = option(
         "auto", "dtype of the base", choices=("auto", "float32", "bfloat16", "float16")
     )
-    device: str = option("auto", "cpu, cuda, …")
-    threads: int | None = option(None, "threads of torch on the CPU", type=int, least=1)
+    device: str = option("auto", "cpu, cuda, …; auto takes a GPU if there is one")
+    threads: int | None = option(None, "CPU threads of torch", type=int, least=1)
 
     def load_adapter(self) -> "Adapter | None":
         """Return the adapter, or None for the base alone; set the number of threads first."""
@@ -60,12 +59,19 @@ class DataRequest:
 
     data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
     columns: tuple[str, ...] = option(
-        (), "names of columns, as key=column, e.g. text=review label=stars", several=True
+        (),
+        "names of columns that differ from the expected ones, e.g. text=review label=stars",
+        several=True,
+        metavar="KEY=COLUMN",
     )
     quotes: bool | None = option(
-        None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool
+        None,
+        "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",
+        type=bool,
     )
-    split: str = option("test", "of a builtin, or of data on a hub", choices=("train", "test"))
+    split: str = option(
+        "test", "split of builtin data, or of data from a hub", choices=("train", "test")
+    )
     limit: int | None = option(None, "use only the first N rows", type=int, least=1)
 
     def read(self) -> "Rows":

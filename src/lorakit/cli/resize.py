@@ -2,35 +2,43 @@
 
 import argparse
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.outcome import check_new_folder, load_base, save_outcome, show_outcome
-from lorakit.cli.request import Result, require
+from lorakit.cli.request import require
 from lorakit.spec import option
+
+if TYPE_CHECKING:
+    from lorakit.cli.results import ResizeResult
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeRequest:
     """The size of the smaller adapter, and its folder."""
 
-    output: str = option("", "a new folder for the smaller adapter", required=True)
-    rank: int | None = option(None, "rank of every module at most", type=int)
+    output: str = option("", "new folder for the smaller adapter", required=True)
+    rank: int | None = option(None, "size by rank: the largest rank of a module", type=int)
     energy: float | None = option(
-        None, "or the share of each module's squared norm that is kept, such as 0.95", type=float
+        None,
+        "or by energy: the share of each module's squared norm to keep, such as 0.95",
+        type=float,
     )
-    parameters: int | None = option(None, "or the parameters of all factors together", type=int)
+    parameters: int | None = option(
+        None, "or by parameters: the largest number of values of all factors together", type=int
+    )
     model: str | None = option(
-        None, "the base: needed only for DoRA, which becomes plain LoRA", type=str
+        None, "base model; only needed for DoRA, which is converted to plain LoRA", type=str
     )
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", help="an adapter folder")
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder of an adapter")
     flags.add_fields(parser, ResizeRequest, "the smaller adapter")
 
 
-def main(args: argparse.Namespace) -> Result:
-    (values,) = flags.values(args, ResizeRequest)
+def run(args: argparse.Namespace) -> "ResizeResult":
+    (values,) = flags.read_settings(args, ResizeRequest)
     require(values, "output")
     request = ResizeRequest(**values)
     output = check_new_folder(request.output)
@@ -53,7 +61,7 @@ def main(args: argparse.Namespace) -> Result:
     }
 
 
-def show(result: Result) -> None:
+def show(result: "ResizeResult") -> None:
     before, now = result["parameters_before"], result["trainable_parameters"]
     print(f"{before:,} parameters before, {now:,} now")
     show_outcome(result, "energy kept")

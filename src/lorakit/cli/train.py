@@ -3,37 +3,35 @@
 import argparse
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import Result
 from lorakit.cli.tables import print_metrics
 from lorakit.spec import Spec
 from lorakit.text import format_bytes, plural
 from lorakit.train.config import TrainSpec
 
+if TYPE_CHECKING:
+    from lorakit.train.report import RunReport
+
 SHOWN_JUMPS = 5
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="YAML file with any of these settings, and `overrides`; flags win",
-    )
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_config(parser)
     flags.add_fields(parser, TrainSpec, "the run")
     flags.add_fields(parser, Spec, "the adapter")
 
 
-def main(args: argparse.Namespace) -> Result:
-    run_values, spec_values = flags.values(args, TrainSpec, Spec)
+def run(args: argparse.Namespace) -> "RunReport":
+    run_values, spec_values = flags.read_settings(args, TrainSpec, Spec)
     settings, spec = TrainSpec(**run_values), Spec(**spec_values)
     from lorakit.train.run import train_adapter
 
-    return dict(train_adapter(settings, spec, say=lambda text: print(text, file=sys.stderr)))
+    return train_adapter(settings, spec, say=lambda text: print(text, file=sys.stderr))
 
 
-def show(report: Result) -> None:
+def show(report: "RunReport") -> None:
     _show_steps(report)
     _show_loss(report)
     if report["after"]:
@@ -47,7 +45,7 @@ def show(report: Result) -> None:
     show_next(report)
 
 
-def _show_steps(report: Result) -> None:
+def _show_steps(report: "RunReport") -> None:
     steps = f"{report['steps']} steps"
     if report["best_step"] not in (None, report["steps"]):
         steps += f", best at step {report['best_step']}"
@@ -59,7 +57,7 @@ def _show_steps(report: Result) -> None:
     print(f"\n{steps}, {report['seconds']:.1f} s, {rate}, {peak} peak, {loss}")
 
 
-def _show_loss(report: Result) -> None:
+def _show_loss(report: "RunReport") -> None:
     jumps = report["loss_spikes"]
     if jumps:
         shown = [str(step) for step in jumps[:SHOWN_JUMPS]]
@@ -73,7 +71,7 @@ def _show_loss(report: Result) -> None:
         print("note: the loss ended above its start: --lr is too high, or --clip is 0")
 
 
-def show_files(report: Result) -> None:
+def show_files(report: "RunReport") -> None:
     """Print the files that a run has written."""
     folder, trained = report["output"], report["trainable_parameters"]
     share = 100 * trained / report["total_parameters"]
@@ -87,7 +85,7 @@ def show_files(report: Result) -> None:
     )
 
 
-def show_next(report: Result) -> None:
+def show_next(report: "RunReport") -> None:
     """Print the commands that a user would type next, quoted for a shell."""
     settings = report["settings"]
     model, adapter = shlex.quote(report["model"]), shlex.quote(report["output"])

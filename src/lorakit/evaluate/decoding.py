@@ -17,14 +17,20 @@ class Decoding:
         SpecError: fields out of their range, or that the chosen way does not use; all are named.
     """
 
-    max_new_tokens: int = option(128, "tokens to generate at most")
-    temperature: float = option(0.0, "0 takes the most probable token; above 0 samples")
-    top_p: float = option(
-        1.0, "sample from the most probable tokens that together have this probability"
+    max_new_tokens: int = option(128, "largest number of tokens to generate")
+    temperature: float = option(
+        0.0, "0 always takes the most probable token; above 0 tokens are sampled"
     )
-    beams: int = option(1, "beams of a beam search; 1 is none")
-    length_penalty: float = option(1.0, "beam search: above 1 favours long, below 1 short texts")
-    no_repeat_ngram: int = option(0, "length of token sequences that must not repeat; 0 allows all")
+    top_p: float = option(
+        1.0, "sample only from the most probable tokens that together have this probability"
+    )
+    beams: int = option(1, "number of beams of a beam search; 1 turns it off")
+    length_penalty: float = option(
+        1.0, "beam search: above 1 favours long texts, below 1 short ones"
+    )
+    no_repeat_ngram: int = option(
+        0, "length of token sequences that may not be repeated; 0 allows all"
+    )
 
     def __post_init__(self) -> None:
         faults = list(self._faults())

@@ -12,38 +12,47 @@ class PlanRequest:
 
     model: str = option(
         "",
-        "a folder, a hub id (only its config is fetched), a safetensors file (only its header is "
-        "read), builtin:minilm, or a published model: card:gpt3, card:roberta-base, …",
+        "base model: a folder, a hub id (only its config is downloaded), a safetensors file (only "
+        "its header is read), builtin:minilm, or a published model: card:gpt3, card:roberta-base, "
+        "…",
         required=True,
     )
     data: str | None = option(
         None,
-        "a file, a hub id, or builtin:stdlib-docs, for the lengths of rows (default: all are the "
-        "longest)",
+        "data whose row lengths are used: a file, a hub id, or builtin:stdlib-docs (default: all "
+        "rows have the maximum length)",
         type=str,
     )
     columns: tuple[str, ...] = option(
-        (), "names of columns, as key=column, e.g. text=review label=stars", several=True
+        (),
+        "names of columns that differ from the expected ones, e.g. text=review label=stars",
+        several=True,
+        metavar="KEY=COLUMN",
     )
     quotes: bool | None = option(
-        None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool
+        None,
+        "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",
+        type=bool,
     )
     loss_on: str = option(
         "completion",
-        "train completions and assistant turns alone, or all tokens",
+        "tokens that are trained: only completions and assistant turns, or all",
         choices=("completion", "all"),
     )
     task: str = option(
-        "auto", "what is learned; auto tells by the rows, or by the config", choices=CHOICES
+        "auto",
+        "task to learn; auto chooses it by the rows, or by the config of the model",
+        choices=CHOICES,
     )
     device: str | None = option(
         None,
-        "machine of the run: T4, RTX 2080 Ti, RTX 3080, RTX 4090, L4, A100, H100, H200 (default: "
+        "device of the run: T4, RTX 2080 Ti, RTX 3080, RTX 4090, L4, A100, H100, H200 (default: "
         "this machine)",
         type=str,
     )
     teraflops: float | None = option(
         None,
-        "matrix products a second that are reached, in 10^12 (default: this machine's, measured)",
+        "speed of matrix products, in 10^12 operations a second (default: measured on this "
+        "machine)",
         type=float,
     )

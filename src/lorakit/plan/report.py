@@ -85,7 +85,7 @@ class DeviceRow(TypedDict):
     methods: dict[str, dict[str, int]]
 
 
-class Report(Description, total=False):
+class Report(Description):
     """The whole plan, as JSON holds it."""
 
     seconds_per_step: float | None
@@ -152,6 +152,7 @@ def make_report(request: PlanRequest, run: RunSettings, spec: Spec) -> Report:
         others=plan.other_methods(),
         spec=plan.spec.to_dict(),
         notes=_notes(planned, run, with_devices=bool(rows)),
+        summary="",
     )
     report["summary"] = summarise(report)
     return report

@@ -30,57 +30,56 @@ class RankSearchSpec:
 
     way: str = option(
         "truncate",
-        "truncate: one run at --rank, cut to every lower one; grid: one run for each rank; "
-        "grow: from small until it is enough; "
-        "threshold: by the singular values of W, or of an adapter; "
-        "advice: by task, data and memory",
+        "truncate trains once at --rank and cuts that adapter to every lower rank; grid trains "
+        "once for each rank; grow starts small and stops when the quality is sufficient; threshold "
+        "counts the singular values of W, or of an adapter; advice uses rules for task, data and "
+        "memory",
         choices=WAYS,
     )
-    rank: int = option(
-        HIGHEST, "the highest rank: that of the one run, of the grid, or where growing ends"
-    )
+    rank: int = option(HIGHEST, "the highest rank to try")
     try_ranks: tuple[int, ...] = option(
         (),
-        "ranks to try, the highest left out (default: 1, 2, 4, … below --rank)",
+        "lower ranks to try (default: 1, 2, 4, … below --rank)",
         several=True,
+        metavar="N",
         ways=TRAINING,
     )
     metric: str = option(
         "auto",
-        "metric that decides; auto: accuracy where rows have classes, else loss; "
-        "f1, precision and recall: of the second of two classes",
+        "metric to compare ranks by; auto is accuracy for classes and loss otherwise; f1, "
+        "precision and recall are those of the second of two classes",
         choices=METRICS,
         ways=TRAINING,
     )
     refine: float = option(
         0.12,
-        "truncate: steps that all cut adapters train on, together, as a share of the run's",
+        "truncate: steps of common training after the cut, as a share of the steps of the run",
         ways=("truncate",),
     )
     all_rows: bool = option(
-        False, "truncate: score on all held-out rows, whatever it costs", ways=("truncate",)
+        False, "truncate: score on all held-out rows, even if it takes long", ways=("truncate",)
     )
     good_enough: float | None = option(
-        None, "grow: stop once the metric is as good as this", type=float, ways=("grow",)
+        None, "grow: stop at this value of the metric", type=float, ways=("grow",)
     )
     threshold: float = option(
-        0.9, "threshold: the share of the singular values that is kept", ways=("threshold",)
+        0.9, "threshold: share of the singular values to keep", ways=("threshold",)
     )
     energy: str = option(
         "square",
-        "threshold: share of the sum of the squares, or of the sum of the values",
+        "threshold: the share is of the sum of their squares, or of their sum",
         choices=ENERGIES,
         ways=("threshold",),
     )
     adapter: str | None = option(
         None,
-        "threshold: an adapter folder, whose change is analysed beside W",
+        "threshold: folder of an adapter whose change is analysed in addition to W",
         type=str,
         ways=("threshold",),
     )
     plot: str | None = option(
         None,
-        "a file for the curve as a picture (.png, .svg, .pdf)",
+        "write the curve as a picture to this file (.png, .svg, .pdf)",
         type=str,
         ways=TRAINING,
     )

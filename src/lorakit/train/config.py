@@ -44,49 +44,63 @@ class TrainSpec:
         SpecError: values that a field does not take, or that exclude each other; all are named.
     """
 
-    model: str = option("", "a folder, a hub id, or builtin:minilm", required=True)
-    data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
-    output: str = option("", "folder for the adapter, its report and checkpoints", required=True)
-    task: str = option("auto", "task to learn; auto: by the keys of the rows", choices=CHOICES)
+    model: str = option("", "base model: a folder, a hub id, or builtin:minilm", required=True)
+    data: str = option("", "training data: a file, a hub id, or builtin:stdlib-docs", required=True)
+    output: str = option(
+        "", "folder for the adapter, its report and its checkpoints", required=True
+    )
+    task: str = option(
+        "auto", "task to learn; auto chooses it by the keys of the rows", choices=CHOICES
+    )
     eval_data: str | None = option(
-        None, "data to evaluate on (default: a share of --data is held out)", type=str
+        None, "evaluation data (default: a part of --data is held out)", type=str
     )
     eval_fraction: float = option(
         0.1,
-        "share of --data that is held out where there is no --eval-data (at most 2,000 rows)",
+        "share of --data that is held out if there is no --eval-data; at most 2,000 rows",
         minimum=0,
         below=1,
     )
     columns: tuple[str, ...] = option(
-        (), "names of columns, as key=column, e.g. text=review label=stars", several=True
+        (),
+        "names of columns that differ from the expected ones, e.g. text=review label=stars",
+        several=True,
+        metavar="KEY=COLUMN",
     )
     quotes: bool | None = option(
-        None, "quotation marks wrap fields of a .csv (default yes) or .tsv (default no)", type=bool
+        None,
+        "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",
+        type=bool,
     )
     loss_on: str = option(
         "completion",
-        "train completions and assistant turns alone, or all tokens",
+        "tokens that are trained: only completions and assistant turns, or all",
         choices=("completion", "all"),
     )
     max_length: int | None = option(
-        None, "tokens of a sequence (default: 512, or what the model takes)", type=int, minimum=2
+        None,
+        "longest sequence in tokens; a longer text is split, other rows are cut (default: 512, "
+        "or fewer if the model "
+        "can read fewer)",
+        type=int,
+        minimum=2,
     )
     epochs: float = option(3.0, "passes over the data", above=0)
-    steps: int | None = option(None, "optimizer steps, instead of epochs", type=int, minimum=1)
-    batch_size: int = option(16, "sequences of one forward pass", minimum=1)
+    steps: int | None = option(None, "optimizer steps; replaces --epochs", type=int, minimum=1)
+    batch_size: int = option(16, "sequences in one forward pass", minimum=1)
     packing: str = option(
         "auto",
-        "concatenate the rows of a batch instead of padding them (causal-lm); "
-        "auto: where the model is seen to keep them apart",
+        "put the rows of a batch one after the other instead of padding them (causal-lm only); "
+        "auto does so if the model keeps packed rows apart",
         choices=("auto", "on", "off"),
     )
     batch_tokens: int | None = option(
         None,
-        "tokens of packed rows in one forward pass, about; instead of batch_size sequences",
+        "approximate number of tokens in one forward pass of packed rows; replaces --batch-size",
         type=int,
         minimum=2,
     )
-    accumulate: int = option(1, "forward passes of one optimizer step", minimum=1)
+    accumulate: int = option(1, "forward passes for one optimizer step", minimum=1)
     lr: float | None = option(
         None,
         "peak learning rate (default: 5e-4 x sqrt(2000 / width of the model))",
@@ -95,78 +109,92 @@ class TrainSpec:
     )
     schedule: str = option(
         "cosine",
-        "course of the learning rate after warm-up",
+        "learning rate after the warm-up",
         choices=("constant", "linear", "cosine"),
     )
     warmup: float = option(
-        0.05, "warm-up: a share of the steps below 1, a number of steps from 1", minimum=0
+        0.05,
+        "length of the warm-up: below 1 a share of the steps, from 1 on a number of steps",
+        minimum=0,
     )
     weight_decay: float = option(0.0, "weight decay of A and B", minimum=0)
-    clip: float = option(1.0, "largest norm of the gradient; 0 does not clip", minimum=0)
+    clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", minimum=0)
     ranks: str = option(
         "even",
-        "allocation of ranks to layers, with the same number of values; "
-        "suggested: half of the values, on some layers",
+        "distribution of ranks over the layers, with the same number of values in total; "
+        "suggested spends half of them, on some of the layers",
         choices=RANKS,
     )
     rank_budget: int | None = option(
-        None, "values of A and B that --ranks allocates (default: those of --rank)", type=int
+        None,
+        "number of values of A and B that --ranks distributes (default: that of --rank)",
+        type=int,
     )
     base_dtype: str = option(
         "auto",
-        "dtype of the base, and of modules that are trained in full; "
-        "auto: bfloat16 on a GPU that has it, "
-        "and on a CPU with AMX or AVX-512 BF16 for a causal-lm at least 256 wide "
-        "of which nothing trains in full; else float32",
+        "dtype of the base and of modules that are trained in full; auto is bfloat16 on a GPU that "
+        "supports it, and on a CPU with AMX or AVX-512 BF16 for a causal-lm with a width of at "
+        "least 256 and no parameters trained in full; otherwise float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     target_rank: int | None = option(
         None, "AdaLoRA: average rank at the end (default: half of --rank)", type=int
     )
     budget_warmup: float = option(
-        0.1, "AdaLoRA: share of the steps before the budget of ranks begins to fall", minimum=0
+        0.1, "AdaLoRA: share of the steps before the ranks begin to fall", minimum=0
     )
     budget_final: float = option(
-        0.3, "AdaLoRA: share of the steps, at the end, in which no rank moves any more", minimum=0
+        0.3, "AdaLoRA: share of the steps at the end with constant ranks", minimum=0
     )
-    budget_every: int = option(10, "AdaLoRA: steps between two choices of the ranks that stay")
+    budget_every: int = option(10, "AdaLoRA: steps between two updates of the ranks")
     orthogonality: float = option(
-        0.1, "AdaLoRA: weight of the term that keeps its directions orthogonal", minimum=0
+        0.1, "AdaLoRA: weight of the loss term that keeps the directions orthogonal", minimum=0
     )
-    mixed_precision: str = option("no", "autocast while training", choices=("no", "bf16", "fp16"))
+    mixed_precision: str = option(
+        "no", "dtype of autocast during training", choices=("no", "bf16", "fp16")
+    )
     gradient_checkpointing: bool = option(
-        False, "compute activations again in the backward pass: less memory, more time"
+        False, "recompute all activations in the backward pass: less memory, more time"
     )
     light_checkpointing: bool = option(
         False,
-        "compute norms, activation functions and sums again, but no matrix product: "
-        "saves less memory, takes little time",
+        "recompute norms, activation functions and sums, but no matrix products: saves less "
+        "memory, takes little time",
     )
     eval_every: int | None = option(
         None,
-        "steps between evaluations on up to 256 held-out sequences (default: ten times a run)",
+        "steps between evaluations on up to 256 held-out sequences (default: ten evaluations in "
+        "a run)",
         type=int,
         minimum=1,
     )
-    eval_batch_size: int = option(32, "sequences at once while evaluating", minimum=1)
+    eval_batch_size: int = option(32, "sequences in one forward pass of an evaluation", minimum=1)
     checkpoint_every: int | None = option(
         None, "steps between checkpoints (default: at every evaluation)", type=int, minimum=1
     )
-    keep: int = option(2, "newest checkpoints to keep, beside the best", minimum=1)
-    patience: int | None = option(
-        None, "evaluations without a better loss after which the run stops", type=int, minimum=1
+    keep: int = option(
+        2, "number of newest checkpoints to keep; the best one is kept too", minimum=1
     )
-    final: str = option("best", "weights that are written at the end", choices=("best", "last"))
+    patience: int | None = option(
+        None, "stop after this number of evaluations without a better loss", type=int, minimum=1
+    )
+    final: str = option(
+        "best",
+        "weights to write at the end: those of the best evaluation, or the last ones",
+        choices=("best", "last"),
+    )
     beyond_memory: bool = option(
-        False, "start although the plan says that the largest batch does not fit into memory"
+        False, "start even if the largest batch will not fit into memory according to the plan"
     )
     seed: int = option(
-        0, "seed of the initial A, a new head, the order of the data, and dropout", minimum=0
+        0,
+        "seed of the initial A, of a new head, of the order of the data, and of dropout",
+        minimum=0,
     )
-    device: str = option("auto", "cpu, cuda, …")
-    threads: int | None = option(None, "threads of torch on the CPU", type=int, minimum=1)
-    resume: bool = option(False, "continue from the last checkpoint in --output")
-    overwrite: bool = option(False, "delete an earlier run in --output")
+    device: str = option("auto", "cpu, cuda, …; auto takes a GPU if there is one")
+    threads: int | None = option(None, "CPU threads of torch", type=int, minimum=1)
+    resume: bool = option(False, "continue an interrupted run from the last checkpoint in --output")
+    overwrite: bool = option(False, "delete an earlier run in --output first")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", _as_tuple(self.columns))
