@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> "ExportReport":
     texts = read_texts(request.data, request.columns) if request.data else ()
     adapter = Adapter.load(request.adapter)
     print(f"Merging {request.adapter} into {request.model}", file=sys.stderr)
-    report = export(
+    return export(
         request.model,
         adapter,
         request.output,
@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> "ExportReport":
         any_base=request.any_base,
         allow_loss=request.allow_loss,
     )
-    return dict(report)
 
 
 def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
