@@ -160,7 +160,7 @@ def test_a_threshold_on_w_recommends_nothing_and_on_a_change_a_rank(
     capsys: Any, tiny_llama: Path, data: Path, tmp_path: Path
 ) -> None:
     told = ask(capsys, "rank", "--model", tiny_llama, "--way", "threshold")
-    assert told["recommended_rank"] is None and "LoRA leaves W whole" in told["reason"]
+    assert told["recommended_rank"] is None and "LoRA leaves W unchanged" in told["reason"]
     assert len(told["modules"]) == 14 and all(
         1 <= m["rank_of_w"] <= m["most"] for m in told["modules"]
     )
