@@ -248,10 +248,12 @@ class Row:
         if self.delta in ("vera", "adalora"):
             A, B = self.factors(adapter, scale)
             return self.of.factors(A.to(self.dtype), B.to(self.dtype), self.x())
-        change = scale * self.apply_factors(delta.A, delta.B)
-        if self.delta == "offset":
-            return change - scale * self.apply_factors(delta.A0, delta.B0)
-        return change
+        if self.delta != "offset":
+            return scale * self.apply_factors(delta.A, delta.B)
+        # B A - B0 A0 in the form that is exactly zero at the start (deltas/offset.py): in the other
+        # form the roundings, and so the largest error, fall elsewhere on each processor.
+        first = self.apply_factors(delta.A, delta.B - delta.B0)
+        return scale * (first + self.apply_factors(delta.A - delta.A0, delta.B0))
 
     def apply_factors(self, A: Tensor, B: Tensor) -> Tensor:
         """Return (B A) x at the row's dtype."""

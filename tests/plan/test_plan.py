@@ -278,7 +278,7 @@ def test_headers_alone_give_the_counts(
             and found["fits"] == {}
             and found["seconds_per_step"] is None
         )
-        assert "headers tell shapes alone" in found["notes"][0]
+        assert "headers hold shapes alone" in found["notes"][0]
 
 
 def test_a_new_head_is_told_by_the_headers(tiny_bert: Path, tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_ranks_that_a_run_spreads_are_counted_where_they_are(
     assert len({change["rank"] for change in heavy["spec"]["overrides"].values()}) > 1
     suggested = run(capsys, *words, "--ranks", "suggested")
     assert 0.45 < suggested["trainable_parameters"] / plain["trainable_parameters"] <= 0.5
-    assert "--ranks suggested looks at data and weights" in suggested["notes"][0]
+    assert "--ranks suggested needs data and weights" in suggested["notes"][0]
     budget = run(capsys, *words, "--rank-budget", "3000")
     assert 2700 < budget["trainable_parameters"] <= 3000
     (tmp_path / "run.yaml").write_text("rank: 4\noutput: out\noverrides: {up_proj: {rank: 8}}\n")
