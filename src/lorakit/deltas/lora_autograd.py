@@ -81,8 +81,8 @@ def _add_product(
     y: Tensor, x: Tensor, A: Tensor, B: Tensor, factor: float, drop: Drop, in_place: bool
 ) -> Tensor:
     rows = x.reshape(-1, x.shape[-1]).to(y.dtype)
-    dropped = apply_mask(rows, dropout_mask(rows, *drop))
-    projected = dropped @ A.to(y.dtype).T
+    # No name for the masked rows: they are freed before `out` is made.
+    projected = apply_mask(rows, dropout_mask(rows, *drop)) @ A.to(y.dtype).T
     out = y if in_place else y.clone(memory_format=torch.contiguous_format)
     out.view(-1, out.shape[-1]).addmm_(projected, (B * factor).to(y.dtype).T)
     return out
@@ -171,9 +171,8 @@ class AddLowRank(torch.autograd.Function):
             if needs_A:
                 grad_A = (grad_projected.T @ dropped).to(A.dtype)
             if needs_B:
-                # A fifth faster than grad_rows.T @ projected.
-                projected = dropped @ cast_A.T
-                grad_B = (projected.T @ grad_rows).T.to(B.dtype) * ctx.factor
+                # A fifth faster than grad_rows.T @ projected; without a name, which would keep it.
+                grad_B = ((dropped @ cast_A.T).T @ grad_rows).T.to(B.dtype) * ctx.factor
         if needs_x:
             grad_x = apply_mask(grad_projected @ cast_A, mask).to(x.dtype).view(x.shape)
         return grad_y if needs_y else None, grad_x, grad_A, grad_B, None, None, None
