@@ -185,7 +185,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         edit(
             fused.AddLowRank,
             "backward",
-            "(projected.T @ grad_rows).T.to(B.dtype) * ctx.factor",
+            "((dropped @ cast_A.T).T @ grad_rows).T.to(B.dtype) * ctx.factor",
             "None",
         ),
         law.only_the_delta_trains,
