@@ -93,12 +93,16 @@ def linked(
         if re.match(r"[a-z]+:|#", target):
             return match[0]
         path, _, anchor = target.partition("#")
-        if (place := to.get(os.path.normpath(PurePosixPath(source).parent / path))) is None:
-            if not path.endswith((".png", ".svg")):
-                faults.append(f"{source}: {target} leads to no page")
-            return (
-                f"[{match[0]}]({target})" if words.startswith("!") else match[0]
-            )  # a picture opens at its full size
+        file = os.path.normpath(PurePosixPath(source).parent / path)
+        if path.endswith((".png", ".svg")):
+            picture = near(file.removeprefix("docs/"))
+            shown = f"{words}({picture})"
+            # A picture opens at its full size.
+            return f"[{shown}]({picture})" if words.startswith("!") else shown
+        place = to.get(file)
+        if place is None:
+            faults.append(f"{source}: {target} leads to no page")
+            return match[0]
         if place == COMMANDS and anchor.startswith("lorakit-"):
             place, anchor = f"commands/{anchor.removeprefix('lorakit-')}.md", ""
         place, _, inner = place.partition("#")
@@ -143,7 +147,7 @@ def home_of(readme: str) -> str:
 def of_the_examples(root: Path = ROOT) -> str:
     """Return one page of all that is under examples/."""
     pages = [
-        "# Examples\n\nEach is one file of at most 60 lines that runs as it is; the tests run "
+        "# Examples\n\nEach is one file of at most 90 lines that runs as it is; the tests run "
         "them all.\n"
     ]
     for path in sorted((root / "examples").glob("*.py")):
