@@ -42,19 +42,14 @@ record: .venv/dev.stamp ## write tests/surface.txt, docs/cli.md and docs/layout.
 	$(BIN)/python tests/test_surface.py
 	$(BIN)/python docs/book/layout.py
 
-docs: build/tutorial/stamp ## build the documentation, and say where it lies; a broken link or docstring fails
+docs: .venv/dev.stamp ## build the documentation, and say where it lies; a broken link or docstring fails
 	@$(BIN)/python docs/book
 
-docs-serve: build/tutorial/stamp ## the same, and show it on http://127.0.0.1:8000
+docs-serve: .venv/dev.stamp ## the same, and show it on http://127.0.0.1:8000
 	@$(BIN)/python docs/book --serve
 
-tutorial: .venv/dev.stamp ## run the notebooks, and write them with their pictures to build/tutorial
+tutorial: .venv/dev.stamp ## run the notebooks, and write them in place with their outputs
 	$(BIN)/python docs/tutorial/run.py
-
-build/tutorial/stamp: .venv/dev.stamp $(wildcard docs/tutorial/*.ipynb)
-	@echo "Running the tutorial, for its pictures; this takes some minutes."
-	@$(BIN)/python docs/tutorial/run.py
-	@touch $@
 
 ifdef FULL
 bench: .venv/dev.stamp ## speed and memory, in a few minutes, printed; FULL=1: all under benchmarks/, hours, written to docs/

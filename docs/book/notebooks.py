@@ -1,5 +1,5 @@
-"""The tutorial's notebooks as pages: cells, what they printed, and the pictures they drew, as files
-beside the page.
+"""The tutorial's notebooks as pages: cells and their outputs, with pictures as files in the folder
+of the page.
 """
 
 import base64
@@ -7,13 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from staging import CODE, FENCE, ROOT
-
-RUN = ROOT / "build" / "tutorial"  # where `make tutorial` writes them with what they gave
-UNRUN = (
-    "*This page shows no outputs: the notebooks were not run when it was made. `make docs` "
-    "runs them.*"
-)
+from staging import CODE, FENCE
 
 
 def cells(path: Path) -> list[dict[str, Any]]:
@@ -22,34 +16,24 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 
 def source(cell: dict[str, Any]) -> str:
-    """Return what a cell says."""
+    """Return the source of a cell."""
     return "".join(cell["source"]).strip("\n")
 
 
-def ran(path: Path) -> list[dict[str, Any]]:
-    """Return the cells as they were run, where that was done with these very cells and none failed;
-    else as they are.
-    """
-    there, plain = RUN / path.name, cells(path)
-    given = cells(there) if there.is_file() else []
-    failed = any(out["output_type"] == "error" for cell in given for out in cell.get("outputs", ()))
-    return (
-        plain
-        if failed or [source(cell) for cell in given] != [source(cell) for cell in plain]
-        else given
-    )
+def is_run(cell: dict[str, Any]) -> bool:
+    """Return True if a code cell was run without an error."""
+    kinds = [out["output_type"] for out in cell.get("outputs", ())]
+    return cell.get("execution_count") is not None and "error" not in kinds
 
 
 def fenced(text: str, language: str) -> str:
-    """Return text as a block, with a fence that it does not hold."""
+    """Return text as a block, between fences that the text does not contain."""
     fence = "```" if "```" not in text else "`````"
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def output(out: dict[str, Any], name: str, files: dict[str, bytes]) -> str:
-    """Return what a cell gave, as Markdown; a picture goes to `files` under a name that begins with
-    `name`.
-    """
+    """Return an output as Markdown; a picture is added to `files` under a name with this start."""
     if out["output_type"] == "stream":
         return fenced("".join(out["text"]), "text")
     data = out.get("data", {})
@@ -68,10 +52,10 @@ def page(path: Path, name: str, files: dict[str, bytes], faults: list[str]) -> s
         path: the notebook.
         name: of the page, without .md.
         files: pictures are added here: name -> bytes.
-        faults: what a page cannot show is added here.
+        faults: messages about cells that a page cannot show are added here.
     """
-    parts, found = [], ran(path)
-    for at, cell in enumerate(found):
+    parts: list[str] = []
+    for at, cell in enumerate(cells(path)):
         if cell["cell_type"] == "markdown":
             text = source(cell)
             if "$" in CODE.sub("", FENCE.sub("", text)):
@@ -81,11 +65,11 @@ def page(path: Path, name: str, files: dict[str, bytes], faults: list[str]) -> s
                 )
             parts.append(text)
         else:
+            if not is_run(cell):
+                faults.append(f"{path.name}, cell {at + 1}: not run; `make tutorial` runs it")
             parts.append(fenced(source(cell), "python"))
             parts += [
                 output(out, f"{name}-{at + 1}-{i + 1}", files)
                 for i, out in enumerate(cell.get("outputs", ()))
             ]
-    if not any(cell.get("outputs") for cell in found):
-        parts.insert(1, UNRUN)
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -198,26 +198,20 @@ def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path, body: str, fault: str
     assert checks.broken(tmp_path) == [fault] * bool(fault)
 
 
-def notebook(path: Path, **outputs: object) -> Path:
-    code = {"cell_type": "code", "source": ["draw(\n", ")"], **outputs}
+def notebook(path: Path, **run: object) -> Path:
+    code = {"cell_type": "code", "source": ["draw(\n", ")"], **run}
     path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": ["# One"]}, code]}))
     return path
 
 
-def test_a_notebook_that_was_run_shows_what_it_gave(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "run").mkdir()
+def test_a_page_shows_the_outputs_of_a_notebook(tmp_path: Path):
     data = {"image/png": base64.b64encode(b"picture").decode(), "text/plain": ["<Figure>"]}
     outputs = [
         {"output_type": "stream", "text": ["said\n"]},
         {"output_type": "display_data", "data": data},
     ]
-    path = notebook(tmp_path / "1.ipynb")
-    monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
+    path = notebook(tmp_path / "1.ipynb", outputs=outputs, execution_count=1)
     files, faults = {}, []
-    assert notebooks.UNRUN in notebooks.page(path, "t/1", files, faults)
-    notebook(tmp_path / "run" / "1.ipynb", outputs=outputs)
     shown = (
         "# One\n\n```python\ndraw(\n)\n```\n\n```text\nsaid\n```\n\n![what the cell "
         "draws](1-2-2.png)\n"
@@ -226,25 +220,18 @@ def test_a_notebook_that_was_run_shows_what_it_gave(
     assert (files, faults) == ({"t/1-2-2.png": b"picture"}, [])
 
 
-def test_outputs_of_other_cells_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "run").mkdir()
-    path = notebook(tmp_path / "1.ipynb")
-    ran = notebook(
-        tmp_path / "run" / "1.ipynb", outputs=[{"output_type": "stream", "text": ["old"]}]
-    )
-    ran.write_text(ran.read_text().replace("draw", "drew"))
-    monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
-    assert "old" not in notebooks.page(path, "1", {}, [])
-
-
-def test_outputs_of_a_run_that_failed_are_not_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "run").mkdir()
-    path = notebook(tmp_path / "1.ipynb")
-    notebook(
-        tmp_path / "run" / "1.ipynb",
-        outputs=[{"output_type": "stream", "text": ["half"]}, {"output_type": "error"}],
-    )
-    monkeypatch.setattr(notebooks, "RUN", tmp_path / "run")
-    assert "half" not in notebooks.page(path, "1", {}, [])
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"outputs": [], "execution_count": None},
+        {
+            "outputs": [{"output_type": "error"}],
+            "execution_count": 1,
+        },
+    ],
+)
+def test_a_cell_that_was_not_run_is_a_fault(run: dict[str, object], tmp_path: Path):
+    path = notebook(tmp_path / "1.ipynb", **run)
+    faults: list[str] = []
+    notebooks.page(path, "1", {}, faults)
+    assert faults == ["1.ipynb, cell 2: not run; `make tutorial` runs it"]

@@ -4,14 +4,12 @@ Each topic is a module with `numbers()`, the JSON object of its result, `describ
 text that `lorakit explain` prints, and mostly `draw(numbers)`, a figure.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from lorakit.explain.text import Numbers
 
 TOPICS = {
     "example": "the 3 × 3 example: W stays, B A is added",
@@ -27,11 +25,14 @@ TOPICS = {
 
 
 class Topic(Protocol):
-    """The functions of a topic's module; `draw` is missing in some."""
+    """The functions of a topic's module; `draw` is missing in some.
 
-    numbers: "Callable[[], Numbers]"
-    describe: "Callable[[Numbers], str]"
-    draw: "Callable[[Numbers], Figure]"
+    Each module declares the keys of its numbers in a TypedDict.
+    """
+
+    numbers: Callable[[], Mapping[str, Any]]
+    describe: Callable[[Mapping[str, Any]], str]
+    draw: "Callable[[Mapping[str, Any]], Figure]"
 
 
 def load_topic(name: str) -> Topic:

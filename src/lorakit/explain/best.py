@@ -1,17 +1,35 @@
 """The best approximation of a given rank, and its error before it is computed."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from lorakit.analysis.spectra import cumulative_energy
-from lorakit.explain.text import Numbers, paragraph, side_by_side
+from lorakit.explain.text import Matrix, paragraph, side_by_side
 from lorakit.linalg import factorize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 M = [[2.0, 3.0, 1.0], [5.0, 7.0, 4.0], [6.0, 8.0, 5.0]]
+
+
+class RankRow(TypedDict):
+    """The error of the nearest matrix of a rank."""
+
+    rank: int
+    error: float
+    tail: float
+    relative_error: float
+    energy: float
+
+
+class BestNumbers(TypedDict):
+    """A matrix, its singular values, and the error of each rank."""
+
+    matrix: Matrix
+    singular_values: list[float]
+    ranks: list[RankRow]
 
 
 def nearest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
@@ -31,15 +49,15 @@ def nearest(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     return B @ A
 
 
-def numbers() -> Numbers:
+def numbers() -> BestNumbers:
     """Return the error of each rank, and the size of the singular values left out."""
     matrix = torch.tensor(M, dtype=torch.float64)
     values = torch.linalg.svdvals(matrix)
     energy = cumulative_energy(values)
-    ranks = []
+    ranks: list[RankRow] = []
     for rank in (1, 2, 3):
         error = float((nearest(matrix, rank) - matrix).norm())
-        row = {
+        row: RankRow = {
             "rank": rank,
             "error": error,
             "tail": float(values[rank:].square().sum().sqrt()),
@@ -50,7 +68,7 @@ def numbers() -> Numbers:
     return {"matrix": M, "singular_values": values.tolist(), "ranks": ranks}
 
 
-def describe(found: Numbers) -> str:
+def describe(found: BestNumbers) -> str:
     """Return the numbers as text."""
     values = "  ".join(f"{value:.4f}" for value in found["singular_values"])
     lines = [side_by_side({"M": found["matrix"]}), "", f"  singular values σ  {values}", ""]
@@ -69,7 +87,7 @@ def describe(found: Numbers) -> str:
     return "\n".join([*lines, "", paragraph(text)])
 
 
-def draw(found: Numbers) -> "Figure":
+def draw(found: BestNumbers) -> "Figure":
     """Return a figure of M and its nearest matrices of rank 1 and 2."""
     from lorakit.plots import draw_matrices
 

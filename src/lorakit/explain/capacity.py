@@ -1,12 +1,12 @@
 """The error of trained LoRA at each rank: the least of that rank, and zero at full rank."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.deltas.base import LowRank
-from lorakit.explain.text import Numbers, paragraph
+from lorakit.explain.text import paragraph
 from lorakit.inject.attach import attach
 from lorakit.spec import Spec
 
@@ -17,13 +17,28 @@ SPECTRUM = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125)  # singular values of the wanted ch
 STEPS = 400  # at most; training stops when the gradient is zero
 
 
-def numbers() -> Numbers:
+class RankRow(TypedDict):
+    """The error of trained LoRA of a rank, and the least error of this rank."""
+
+    rank: int
+    trained: float
+    tail: float
+
+
+class CapacityNumbers(TypedDict):
+    """The singular values of the wanted change, and the errors by rank."""
+
+    spectrum: list[float]
+    ranks: list[RankRow]
+
+
+def numbers() -> CapacityNumbers:
     """Return the error of the trained change by rank, and the error of the SVD."""
     size = len(SPECTRUM)
     generator = torch.Generator().manual_seed(0)
     left, right = _random_rotation(size, generator), _random_rotation(size, generator)
     wanted = left @ torch.diag(torch.tensor(SPECTRUM, dtype=torch.float64)) @ right.T
-    rows = []
+    rows: list[RankRow] = []
     for rank in range(1, size + 1):
         tail = sum(value**2 for value in SPECTRUM[rank:]) ** 0.5
         rows.append({"rank": rank, "trained": train(wanted, rank), "tail": tail})
@@ -68,7 +83,7 @@ def train(wanted: Tensor, rank: int) -> float:
     return float((delta.matrix() - wanted).norm().detach())
 
 
-def describe(found: Numbers) -> str:
+def describe(found: CapacityNumbers) -> str:
     """Return the numbers as text."""
     spectrum = ", ".join(f"{value:g}" for value in found["spectrum"])
     question = f"""
@@ -88,7 +103,7 @@ def describe(found: Numbers) -> str:
     return "\n".join([*lines, "", paragraph(answer)])
 
 
-def draw(found: Numbers) -> "Figure":
+def draw(found: CapacityNumbers) -> "Figure":
     """Return a figure of both errors by rank."""
     from lorakit.plots import draw_reached
 

@@ -1,13 +1,33 @@
 """The number of parameters of a change of rank r: r (in + out) instead of in · out."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
-from lorakit.explain.text import Numbers, paragraph
+from lorakit.explain.text import paragraph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 EXAMPLES = ((1000, 1000, 10), (100, 100, 5), (1024, 1024, 4), (3, 3, 2))
+
+
+CountRow = TypedDict(
+    "CountRow",
+    {
+        "out": int,
+        "in": int,
+        "rank": int,
+        "full": int,
+        "lora": int,
+        "times_fewer": float,
+        "break_even": float,
+    },
+)
+
+
+class CountNumbers(TypedDict):
+    """The counts of a few matrices."""
+
+    examples: list[CountRow]
 
 
 def count(out: int, inputs: int, rank: int) -> int:
@@ -30,12 +50,12 @@ def break_even(out: int, inputs: int) -> float:
     return out * inputs / (out + inputs)
 
 
-def numbers() -> Numbers:
+def numbers() -> CountNumbers:
     """Return the counts of a few matrices."""
-    rows = []
+    rows: list[CountRow] = []
     for out, inputs, rank in EXAMPLES:
         full, lora = out * inputs, count(out, inputs, rank)
-        row = {
+        row: CountRow = {
             "out": out,
             "in": inputs,
             "rank": rank,
@@ -48,7 +68,7 @@ def numbers() -> Numbers:
     return {"examples": rows}
 
 
-def describe(found: Numbers) -> str:
+def describe(found: CountNumbers) -> str:
     """Return the numbers as text."""
     small = found["examples"][-1]
     size = f"{small['out']} × {small['in']}"
@@ -70,7 +90,7 @@ def describe(found: Numbers) -> str:
     return "\n".join([*lines, paragraph(growth), paragraph(closing)])
 
 
-def _line(row: Numbers) -> str:
+def _line(row: CountRow) -> str:
     shape = f"{row['out']:>5,} × {row['in']:<5,}"
     counts = f"{row['full']:>9,} → {row['lora']:>6,}"
     saving = f"{row['times_fewer']:>6g}× fewer"
@@ -82,7 +102,7 @@ def _line(row: Numbers) -> str:
     )
 
 
-def draw(found: Numbers) -> "Figure":
+def draw(found: CountNumbers) -> "Figure":
     """Return a figure of parameters by width and by rank."""
     from lorakit.plots import draw_sizes
 

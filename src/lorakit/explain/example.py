@@ -3,12 +3,12 @@
 Source: the letters W, A and B are those of Hu et al., LoRA, arXiv 2106.09685, section 4.1.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from lorakit.deltas.base import LowRank
-from lorakit.explain.text import Numbers, paragraph, side_by_side
+from lorakit.explain.text import Matrix, paragraph, side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,23 @@ A = [[1.0, 2.0, 1.0], [0.0, 1.0, 1.0]]
 RATE = 0.1
 
 
-def numbers() -> Numbers:
+class ExampleNumbers(TypedDict):
+    """The matrices of the example, before and after a step, and the counts of parameters."""
+
+    W: Matrix
+    B: Matrix
+    A: Matrix
+    change: Matrix
+    adapted: Matrix
+    B_after: Matrix
+    A_after: Matrix
+    adapted_after: Matrix
+    rank: int
+    full_parameters: int
+    lora_parameters: int
+
+
+def numbers() -> ExampleNumbers:
     """Return every matrix of the example, before and after a step with invented gradients.
 
     >>> numbers()["adapted"]
@@ -29,18 +45,15 @@ def numbers() -> Numbers:
     change = LowRank(down, up, alpha=2.0)  # alpha / rank = 1
     # The source invents the gradients: -B for B, and -1 everywhere for A.
     moved = LowRank(down + RATE * torch.ones_like(down), up + RATE * up, alpha=2.0)
-    matrices = {
-        "W": base,
-        "B": up,
-        "A": down,
-        "change": change.matrix(),
-        "adapted": base + change.matrix(),
-        "B_after": moved.B,
-        "A_after": moved.A,
-        "adapted_after": base + moved.matrix(),
-    }
     return {
-        **{name: _rounded(matrix) for name, matrix in matrices.items()},
+        "W": _rounded(base),
+        "B": _rounded(up),
+        "A": _rounded(down),
+        "change": _rounded(change.matrix()),
+        "adapted": _rounded(base + change.matrix()),
+        "B_after": _rounded(moved.B),
+        "A_after": _rounded(moved.A),
+        "adapted_after": _rounded(base + moved.matrix()),
         "rank": change.rank,
         "full_parameters": base.numel(),
         "lora_parameters": down.numel() + up.numel(),
@@ -51,7 +64,7 @@ def _rounded(matrix: torch.Tensor) -> list[list[float]]:
     return [[round(value, 12) for value in row] for row in matrix.tolist()]
 
 
-def describe(found: Numbers) -> str:
+def describe(found: ExampleNumbers) -> str:
     """Return the numbers as text."""
     before = {
         "W": found["W"],
@@ -80,7 +93,7 @@ def describe(found: Numbers) -> str:
     return "\n".join([*parts, paragraph(counts)])
 
 
-def draw(found: Numbers) -> "Figure":
+def draw(found: ExampleNumbers) -> "Figure":
     """Return a figure of W, B, A, the change and the sum."""
     from lorakit.plots import draw_change
 

@@ -3,12 +3,12 @@
 Source: U, S and V are those of the SVD; Golub and Van Loan, Matrix Computations, 4th ed., 2.4.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from lorakit.explain.best import M
-from lorakit.explain.text import Matrix, Numbers, paragraph, side_by_side
+from lorakit.explain.text import Matrix, paragraph, side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +16,20 @@ if TYPE_CHECKING:
 RANK = 2
 
 
-def numbers() -> Numbers:
+class GraphNumbers(TypedDict):
+    """A matrix, its factors as edges through the rank, and the number of edges."""
+
+    matrix: Matrix
+    rank: int
+    singular_values: list[float]
+    first: Matrix
+    second: Matrix
+    relative_error: float
+    edges: int
+    edges_through_rank: int
+
+
+def numbers() -> GraphNumbers:
     """Return the edges from inputs to outputs, and both layers of edges through the rank.
 
     Rows of M are inputs here: M is about `first` @ `second`. The sign of a direction is free; the
@@ -43,7 +56,7 @@ def numbers() -> Numbers:
     }
 
 
-def describe(found: Numbers) -> str:
+def describe(found: GraphNumbers) -> str:
     """Return the numbers as text."""
     values = ", ".join(f"{value:.4f}" for value in found["singular_values"])
     layers = {"I → R (U)": found["first"], "R → Q (σ V)": found["second"]}
@@ -57,7 +70,7 @@ def describe(found: Numbers) -> str:
     return "\n".join([*parts, paragraph(edges), paragraph(lora)])
 
 
-def draw(found: Numbers) -> "Figure":
+def draw(found: GraphNumbers) -> "Figure":
     """Return a figure of both graphs."""
     from lorakit.plots import draw_graph
 

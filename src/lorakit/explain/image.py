@@ -1,14 +1,14 @@
 """A photograph as a matrix of few directions: an analogy to a change of low rank."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from lorakit.errors import MissingExtra
 from lorakit.explain.counts import count
-from lorakit.explain.text import Numbers, paragraph
+from lorakit.explain.text import paragraph
 from lorakit.linalg import factorize
 
 if TYPE_CHECKING:
@@ -18,6 +18,22 @@ if TYPE_CHECKING:
 
 RANKS = (2, 5, 20, 50, 100)
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+
+
+class RankRow(TypedDict):
+    """The size and the error of an approximation; PSNR in dB."""
+
+    rank: int
+    numbers: int
+    share: float
+    psnr: float
+
+
+class ImageNumbers(TypedDict):
+    """The shape of the photograph, and its approximations."""
+
+    shape: list[int]
+    ranks: list[RankRow]
 
 
 def photograph() -> Tensor:
@@ -74,16 +90,22 @@ def cuts(image: Tensor, ranks: Sequence[int] = RANKS) -> list["Approximation"]:
     return rows
 
 
-def numbers() -> Numbers:
+def numbers() -> ImageNumbers:
     """Return the size and error of each approximation of the photograph."""
     image = photograph()
-    rows = []
+    rows: list[RankRow] = []
     for cut in cuts(image):
-        rows.append({name: value for name, value in cut.items() if name != "image"})
+        row: RankRow = {
+            "rank": cut["rank"],
+            "numbers": cut["numbers"],
+            "share": cut["share"],
+            "psnr": cut["psnr"],
+        }
+        rows.append(row)
     return {"shape": list(image.shape), "ranks": rows}
 
 
-def describe(found: Numbers) -> str:
+def describe(found: ImageNumbers) -> str:
     """Return the numbers as text."""
     height, width = found["shape"]
     opening = f"""
@@ -105,7 +127,7 @@ def describe(found: Numbers) -> str:
     return "\n".join([*lines, "", paragraph(closing)])
 
 
-def draw(found: Numbers) -> "Figure":
+def draw(found: ImageNumbers) -> "Figure":
     """Return a figure of the photograph, its approximations and its singular values."""
     from lorakit.plots import draw_compressed
 

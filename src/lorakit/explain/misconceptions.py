@@ -3,9 +3,11 @@
 Source: the letters W, A and B are those of Hu et al., LoRA, arXiv 2106.09685, section 4.1.
 """
 
+from typing import TypedDict
+
 import torch
 
-from lorakit.explain.text import Numbers, paragraph
+from lorakit.explain.text import paragraph
 from lorakit.linalg import factorize
 
 STATEMENTS = {
@@ -67,26 +69,42 @@ STATEMENTS = {
 SIZE, RANK = 256, 8
 
 
-def numbers() -> Numbers:
+Correction = TypedDict("Correction", {"said": str, "is": str})
+
+
+class MisconceptionNumbers(TypedDict):
+    """The corrected statements, and the numbers in the corrections."""
+
+    size: int
+    rank: int
+    lost: float
+    damage: float
+    misconceptions: list[Correction]
+
+
+def numbers() -> MisconceptionNumbers:
     """Return the statements with their corrections, and the numbers in these."""
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(SIZE, SIZE, generator=generator)
     A = torch.randn(RANK, SIZE, generator=generator)
     B = torch.randn(SIZE, RANK, generator=generator)
     down, up = factorize(W, RANK)
-    found = {
+    lost = 100 * float((up @ down - W).norm() / W.norm())
+    damage = 100 * float((B @ A).norm() / W.norm())
+    corrections: list[Correction] = []
+    for said, true in STATEMENTS.items():
+        correction = true.format(size=SIZE, rank=RANK, lost=lost, damage=damage)
+        corrections.append({"said": said, "is": correction})
+    return {
         "size": SIZE,
         "rank": RANK,
-        "lost": 100 * float((up @ down - W).norm() / W.norm()),
-        "damage": 100 * float((B @ A).norm() / W.norm()),
+        "lost": lost,
+        "damage": damage,
+        "misconceptions": corrections,
     }
-    corrections = []
-    for said, true in STATEMENTS.items():
-        corrections.append({"said": said, "is": true.format(**found)})
-    return {**found, "misconceptions": corrections}
 
 
-def describe(found: Numbers) -> str:
+def describe(found: MisconceptionNumbers) -> str:
     """Return the statements and corrections as text."""
     parts = []
     for row in found["misconceptions"]:

@@ -6,14 +6,14 @@ Source: W, A and B as in Hu et al., LoRA, arXiv 2106.09685, section 4.1; G, X by
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
 
 from lorakit.deltas.base import LowRank
 from lorakit.explain import example
-from lorakit.explain.text import Matrix, Numbers, paragraph, side_by_side
+from lorakit.explain.text import Matrix, paragraph, side_by_side
 from lorakit.inject.attach import attach
 from lorakit.spec import Spec
 
@@ -24,6 +24,38 @@ INPUTS = [[1.0, 0.0, 0.5], [0.0, 1.0, -0.5], [0.5, -1.0, 1.0], [-1.0, 0.5, 0.0]]
 WANTED = [[0.0, 1.0, -1.0], [2.0, 0.0, 1.0], [1.0, -1.0, 0.0]]  # the change of the layer
 RATE, ALPHA = 0.1, 4.0
 STEP = 1e-5  # of finite differences
+
+
+class FullStep(TypedDict):
+    """One step of W: its loss before and after, its gradient and the change."""
+
+    loss_base: float
+    gradient_W: Matrix
+    loss_after_full_step: float
+    rank_of_full_step: int
+    gradient_formula_error_W: float
+    step_W: Matrix
+    learning_rate: float
+
+
+class LoraStep(TypedDict):
+    """One step of A and B: losses, gradients, the change, and errors of the formulas."""
+
+    scale: float
+    fresh_gradient_A: float
+    fresh_gradient_B: Matrix
+    loss_before_lora_step: float
+    gradient_B: Matrix
+    gradient_A: Matrix
+    loss_after_lora_step: float
+    rank_of_lora_change: int
+    formula_error: float
+    difference_error: float
+    step_lora: Matrix
+
+
+class StepNumbers(FullStep, LoraStep):
+    """One step of full fine-tuning and one of LoRA."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +84,7 @@ class Problem:
         return (self.model(self.inputs).detach() - self.target) / len(self.inputs)
 
 
-def numbers() -> Numbers:
+def numbers() -> StepNumbers:
     """Return gradients and steps of both, and the error of the formulas.
 
     The formulas are compared with autograd and with finite differences.
@@ -73,7 +105,7 @@ def _make_problem() -> Problem:
     return Problem(nn.Sequential(layer), base, inputs, target)
 
 
-def _full_step(problem: Problem) -> Numbers:
+def _full_step(problem: Problem) -> FullStep:
     """Return a step of W itself, whose gradient is G^T X."""
     (weight,) = problem.model.parameters()
     loss = problem.loss()
@@ -91,7 +123,7 @@ def _full_step(problem: Problem) -> Numbers:
     }
 
 
-def _lora_step(problem: Problem) -> Numbers:
+def _lora_step(problem: Problem) -> LoraStep:
     """Return a step of A and B; with B = 0, as in a fresh adapter, A gets no gradient yet."""
     spec = Spec(rank=2, alpha=ALPHA, targets="all-linear", dtype="float64")
     delta = cast(LowRank, attach(problem.model, spec).deltas["0"])
@@ -150,7 +182,7 @@ def _differences(problem: Problem, values: Tensor) -> Tensor:
     return found
 
 
-def describe(found: Numbers) -> str:
+def describe(found: StepNumbers) -> str:
     """Return the numbers as text."""
     gradients = {"dW": found["gradient_W"], "dB": found["gradient_B"], "dA": found["gradient_A"]}
     steps = {
@@ -168,13 +200,14 @@ def describe(found: Numbers) -> str:
         step only B moves, and from the second on both do. If both were zero, nothing would ever
         move; if both were random, the layer would change before it has seen any data.
     """
+    full = _losses(found["loss_base"], found["loss_after_full_step"])
+    lora = _losses(found["loss_before_lora_step"], found["loss_after_lora_step"])
     setting = "A layer Y = X Wᵀ, four rows X, loss L = ½ |Y − target|² / 4, and G = dL/dY."
     parts = [
         setting,
         "",
-        f"  full fine-tuning   dW = Gᵀ X{' ' * 27}{_losses(found, 'base', 'full')}",
-        f"  LoRA, s = {found['scale']:g}        dB = s Gᵀ (X Aᵀ),  dA = s Bᵀ Gᵀ X    "
-        f"{_losses(found, 'before_lora_step', 'lora')}",
+        f"  full fine-tuning   dW = Gᵀ X{' ' * 27}{full}",
+        f"  LoRA, s = {found['scale']:g}        dB = s Gᵀ (X Aᵀ),  dA = s Bᵀ Gᵀ X    {lora}",
         "",
         side_by_side(gradients, ".3f"),
         "",
@@ -186,11 +219,11 @@ def describe(found: Numbers) -> str:
     return "\n".join(parts)
 
 
-def _losses(found: Numbers, before: str, method: str) -> str:
-    return f"loss {found[f'loss_{before}']:.4f} → {found[f'loss_after_{method}_step']:.4f}"
+def _losses(before: float, after: float) -> str:
+    return f"loss {before:.4f} → {after:.4f}"
 
 
-def draw(found: Numbers) -> "Figure":
+def draw(found: StepNumbers) -> "Figure":
     """Return a figure of both steps, and of the gradients."""
     from lorakit.plots import draw_matrices
 

@@ -2,10 +2,8 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 Matrix = Sequence[Sequence[float]]
-Numbers = dict[str, Any]  # the JSON object of a topic
 WIDTH = 100
 
 

@@ -3,16 +3,30 @@
 Source: the letter W is that of Hu et al., LoRA, arXiv 2106.09685, section 4.1.
 """
 
+from typing import TypedDict
+
 import torch
 
 from lorakit.explain.example import W
-from lorakit.explain.text import Numbers, paragraph
+from lorakit.explain.text import Matrix, paragraph
 from lorakit.rank_search.threshold import LIMITS_OF_W, suggest_rank
 
 SHARE = 0.9
 
 
-def numbers() -> Numbers:
+class ThresholdNumbers(TypedDict):
+    """The singular values of W, their cumulative shares, and the ranks these suggest."""
+
+    matrix: Matrix
+    threshold: float
+    singular_values: list[float]
+    share_by_sum: list[float]
+    share_by_square: list[float]
+    rank_by_sum: int
+    rank_by_square: int
+
+
+def numbers() -> ThresholdNumbers:
     """Return the shares of the leading singular values of W, and the rank by each way to count."""
     matrix = torch.tensor(W, dtype=torch.float64)
     values = torch.linalg.svdvals(matrix)
@@ -29,7 +43,7 @@ def numbers() -> Numbers:
     }
 
 
-def describe(found: Numbers) -> str:
+def describe(found: ThresholdNumbers) -> str:
     """Return the numbers as text."""
     values = ", ".join(f"{value:.3f}" for value in found["singular_values"])
     rows = [[int(value) for value in row] for row in found["matrix"]]
