@@ -122,6 +122,7 @@ def find_warnings(notebook: dict[str, Any]) -> str:
 def execute(notebook: dict[str, Any], limit: float) -> str:
     """Run the cells of a notebook, which keep their outputs; return the error or the warnings."""
     import nbclient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError
     from traitlets.config import Config
 
     with tempfile.TemporaryDirectory(prefix="tutorial-") as folder:
@@ -136,10 +137,7 @@ def execute(notebook: dict[str, Any], limit: float) -> str:
         )
         try:
             client.execute()
-        except (
-            nbclient.exceptions.CellExecutionError,
-            nbclient.exceptions.CellTimeoutError,
-        ) as error:
+        except (CellExecutionError, CellTimeoutError) as error:
             return str(error)
     return find_warnings(notebook)
 
