@@ -58,6 +58,26 @@ def output_text(output: dict[str, Any]) -> str:
     return "".join(lines)
 
 
+def expected_kinds(code: str) -> set[str]:
+    """Return the kinds of output that code must have: text if it prints, a picture if it draws."""
+    tree = ast.parse(code)
+    kinds: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            kinds.add("text")
+    last = tree.body[-1]
+    if isinstance(last, ast.Expr) and "draw" in ast.unparse(last):
+        kinds.add("picture")
+    return kinds
+
+
+def output_kinds(cell: dict[str, Any]) -> set[str]:
+    kinds: set[str] = set()
+    for output in cell["outputs"]:
+        kinds.add("picture" if "image/png" in output.get("data", ()) else "text")
+    return kinds
+
+
 def imported_packages(code: str) -> set[str]:
     names: list[str] = []
     for node in ast.walk(ast.parse(code)):
@@ -93,6 +113,13 @@ def test_every_code_cell_was_run_once_from_the_top(path: Path):
     code = [cell for cell in read(path)["cells"] if cell["cell_type"] == "code"]
     counts = [cell["execution_count"] for cell in code]
     assert counts == list(range(1, len(code) + 1)), "make tutorial"
+
+
+@notebooks
+def test_cells_that_print_or_draw_have_an_output(path: Path):
+    for cell in read(path)["cells"]:
+        if cell["cell_type"] == "code":
+            assert expected_kinds("".join(cell["source"])) <= output_kinds(cell), cell["source"]
 
 
 @notebooks
@@ -134,6 +161,20 @@ def test_it_draws_by_the_library_alone(path: Path):
 )
 def test_a_path_of_the_machine_is_seen(text: str):
     assert PATHS.search(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "kinds"),
+    [
+        ("x = 1", set()),
+        ("for x in y:\n    print(x)", {"text"}),
+        ("print(1)\nplots.draw_sizes()", {"text", "picture"}),
+        ("drawn = plots.new_figure(8, 4)\ndrawn", {"picture"}),
+    ],
+)
+def test_a_missing_output_is_seen(code: str, kinds: set[str]):
+    assert expected_kinds(code) == kinds
+    assert output_kinds({"outputs": []}) == set()
 
 
 @pytest.mark.slow
