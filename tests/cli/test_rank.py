@@ -120,9 +120,7 @@ def test_growing_tells_the_same_fields(
         "--output",
         tmp_path / "grown",
     )
-    assert (
-        told["recommended_rank"] == 1 and told["reason"] == "Rank 1 reached what was asked, loss 9."
-    )
+    assert told["recommended_rank"] == 1 and told["reason"] == "Rank 1 reached the goal, loss 9."
     assert [p["rank"] for p in told["curve"]] == [1] and told["steps"] == told["steps_a_rank"] == 10
     assert {d.rank for d in Adapter.load(tmp_path / "grown").deltas.values()} == {1}
 

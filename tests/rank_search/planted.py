@@ -1,6 +1,4 @@
-"""A task with a known rank: the next token is drawn by a frozen random network whose one matrix got
-a change of rank k.
-"""
+"""A task with a known rank: a random network writes text, after one of its matrices was changed."""
 
 from pathlib import Path
 from types import SimpleNamespace

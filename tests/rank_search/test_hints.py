@@ -1,4 +1,4 @@
-"""Thresholds and rules of thumb: their answers, which depend on each thing they look at."""
+"""A threshold and rules of thumb: each input changes the rank that they suggest."""
 
 import pytest
 import torch
@@ -26,14 +26,16 @@ def test_sum_and_squares_are_other_shares() -> None:
 
 def test_the_change_decides_where_there_is_one() -> None:
     W = {"q": torch.eye(8), "v": torch.eye(8)}
-    told = suggest_ranks(W, {}, 0.9, "square")
-    assert told["recommended_rank"] is None and told["reason"].startswith(
+    suggestion = suggest_ranks(W, {}, 0.9, "square")
+    assert suggestion["recommended_rank"] is None and suggestion["reason"].startswith(
         "0.9 of W's squares needs 100 % of all directions"
     )
-    told = suggest_ranks(
+    suggestion = suggest_ranks(
         W, {"q": torch.tensor([1.0, 0.0]), "v": torch.tensor([1.0, 1.0])}, 0.9, "square"
     )
-    assert told["recommended_rank"] == 2 and [m["rank_of_change"] for m in told["modules"]] == [
+    assert suggestion["recommended_rank"] == 2 and [
+        m["rank_of_change"] for m in suggestion["modules"]
+    ] == [
         1,
         2,
     ]
@@ -63,6 +65,8 @@ ADVICE = {
 @pytest.mark.parametrize("case", ADVICE)
 def test_each_thing_changes_the_advice(case: str) -> None:
     rank, says, more = ADVICE[case]
-    told = advise(**{"task": "causal-lm", "rows": 5000, "shapes": SHAPES, "memory": 10**9, **more})
-    assert told.rank == rank and any(says in reason for reason in told.reasons), told
-    assert "It is a start, not an answer" in told.reasons[-1]
+    advice = advise(
+        **{"task": "causal-lm", "rows": 5000, "shapes": SHAPES, "memory": 10**9, **more}
+    )
+    assert advice.rank == rank and any(says in reason for reason in advice.reasons), advice
+    assert "It is a start, not an answer" in advice.reasons[-1]

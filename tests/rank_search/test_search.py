@@ -1,6 +1,4 @@
-"""On a task with a known rank the search answers it; it says what decided, costs little, and writes
-what it says.
-"""
+"""On a task with a known rank the search finds it, gives its reason, and costs little."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ import lorakit
 from lorakit import Adapter, Spec
 from lorakit.data.encode import Example
 from lorakit.deltas.base import LowRank
+from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import AdapterMismatch, DataError, SpecError
 from lorakit.evaluate.metrics import classification
 from lorakit.evaluate.score import Scores, evaluate
@@ -46,73 +45,71 @@ def one_thread():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3, 6])
-def test_cutting_answers_the_planted_rank(rank: int, tmp_path: Path) -> None:
-    found = truncate(planted.job(rank, tmp_path), RankSearchSpec(rank=8, try_ranks=ALL))
-    assert found.choice.rank == rank == found.adapter.deltas["middle"].rank
-    at, best = found.choice.at(rank), found.choice.at(found.choice.best)
-    assert at.behind <= best.error and all(p.low < p.metric < p.high for p in found.choice.points)
+def test_truncation_finds_the_planted_rank(rank: int, tmp_path: Path) -> None:
+    result = truncate(planted.job(rank, tmp_path), RankSearchSpec(rank=8, try_ranks=ALL))
+    assert result.choice.rank == rank == result.adapter.deltas["middle"].rank
+    at, best = result.choice.at(rank), result.choice.at(result.choice.best)
+    assert at.behind <= best.error and all(p.low < p.metric < p.high for p in result.choice.points)
     if rank > 1:
-        assert found.choice.at(rank - 1).behind_low > 0
+        assert result.choice.at(rank - 1).behind_low > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 4])
 def test_growing_stops_at_the_planted_rank(rank: int, tmp_path: Path) -> None:
-    found = grow(
+    result = grow(
         planted.job(rank, tmp_path, highest=1, steps=1200),
         RankSearchSpec(way="grow", rank=8, try_ranks=ALL),
     )
-    assert found.choice.rank == rank == found.adapter.deltas["middle"].rank
-    assert [p.rank for p in found.choice.points] == list(range(1, rank + 2))
+    assert result.choice.rank == rank == result.adapter.deltas["middle"].rank
+    assert [p.rank for p in result.choice.points] == list(range(1, rank + 2))
     assert (
         f"Rank {rank + 1} is no better than rank {rank} by more than one standard error"
-        in found.choice.reason
+        in result.choice.reason
     )
 
 
 @pytest.mark.slow
 def test_growing_stops_at_what_is_good_enough_and_at_the_end(tmp_path: Path) -> None:
     goal = RankSearchSpec(way="grow", rank=4, good_enough=3.3)
-    found = grow(planted.job(4, tmp_path / "a", highest=1, steps=300), goal)
-    assert (
-        found.choice.rank == 2 and found.choice.reason == "Rank 2 reached what was asked, loss 3.3."
-    )
-    found = grow(
+    result = grow(planted.job(4, tmp_path / "a", highest=1, steps=300), goal)
+    assert result.choice.rank == 2 and result.choice.reason == "Rank 2 reached the goal, loss 3.3."
+    result = grow(
         planted.job(6, tmp_path / "b", highest=1, steps=300), RankSearchSpec(way="grow", rank=4)
     )
     assert (
-        found.choice.rank == 4
-        and found.choice.reason == "The highest rank, 4, was reached while it still helped."
+        result.choice.rank == 4
+        and result.choice.reason == "The highest rank, 4, was reached while it still helped."
     )
 
 
 @pytest.mark.slow
-def test_the_small_adapter_does_what_the_curve_says(tmp_path: Path) -> None:
+def test_the_small_adapter_has_the_metric_of_the_curve(tmp_path: Path) -> None:
     job = planted.job(2, tmp_path)
-    found = truncate(job, RankSearchSpec(rank=8, try_ranks=(1, 2), all_rows=True))
+    result = truncate(job, RankSearchSpec(rank=8, try_ranks=(1, 2), all_rows=True))
     model = planted.Network()
-    lorakit.attach(model, found.adapter, trainable=False, any_base=True)
+    lorakit.attach(model, result.adapter, trainable=False, any_base=True)
     loss = evaluate(model, job.held_out, "causal-lm", pad=0).metrics["loss"]
     taken = (
-        found.facts["by_module"]["metric"]
-        if found.facts["by_module"]["taken"]
-        else found.choice.at(2).metric
+        result.facts["by_module"]["metric"]
+        if result.facts["by_module"]["taken"]
+        else result.choice.at(2).metric
     )
     assert loss == pytest.approx(taken, rel=1e-6)
     assert not lorakit.attached(job.model)
 
 
 @pytest.mark.slow
-def test_what_was_cut_is_better_for_training_on(tmp_path: Path) -> None:
-    """Below the planted rank a cut is far from the best of its rank: a few steps help."""
+def test_training_improves_a_cut_adapter(tmp_path: Path) -> None:
+    """Below the planted rank a cut is far from the best of its rank; a few steps help."""
     losses = []
     for share in (0.0, 0.3):
-        found = truncate(
+        result = truncate(
             planted.job(6, tmp_path / str(share)),
             RankSearchSpec(rank=8, try_ranks=(1, 3), refine=share),
         )
-        assert found.facts["refined_steps"] == round(share * 100)
-        losses.append(found.choice.at(3).metric)
+        assert result.facts["refined_steps"] == round(share * 100)
+        losses.append(result.choice.at(3).metric)
     assert losses[1] < losses[0] - 0.01, losses
 
 
@@ -131,12 +128,17 @@ def test_ranks_by_module_take_no_more_parameters(tmp_path: Path) -> None:
     job = planted.job(2, tmp_path, steps=100)
     lorakit.detach(job.model)
     adapter = lorakit.attach(job.model, Spec(rank=8, alpha=8, targets=("middle", "out")))
-    found = truncate(replace(job, adapter=adapter), RankSearchSpec(rank=8, try_ranks=(1, 2, 3)))
-    told = found.facts["by_module"]
-    uniform = next(e for r, e in found.details.items() if r == found.choice.rank)
-    assert told["parameters"] <= uniform["parameters"] and set(told["ranks"]) == {"middle", "out"}
-    assert {n: d.rank for n, d in found.adapter.deltas.items()} == (
-        told["ranks"] if told["taken"] else dict.fromkeys(told["ranks"], found.choice.rank)
+    result = truncate(replace(job, adapter=adapter), RankSearchSpec(rank=8, try_ranks=(1, 2, 3)))
+    by_module = result.facts["by_module"]
+    uniform = next(e for r, e in result.details.items() if r == result.choice.rank)
+    assert by_module["parameters"] <= uniform["parameters"] and set(by_module["ranks"]) == {
+        "middle",
+        "out",
+    }
+    assert {n: d.rank for n, d in result.adapter.deltas.items()} == (
+        by_module["ranks"]
+        if by_module["taken"]
+        else dict.fromkeys(by_module["ranks"], result.choice.rank)
     )
 
 
@@ -153,7 +155,7 @@ def test_the_smallest_within_one_standard_error_of_the_best_is_taken() -> None:
     assert choose_rank(rows(0.0, 1.0, 0.5 * error), "accuracy").best == 2
 
 
-def test_the_highest_rank_is_told_to_be_the_end_of_what_was_tried() -> None:
+def test_the_reason_says_that_the_best_rank_is_the_highest_tried() -> None:
     assert choose_rank(rows(1.0, 0.5, 0.0)).reason.endswith(
         "Rank 4 is the highest that was tried: a higher one may be better still."
     )
@@ -163,7 +165,7 @@ def test_the_highest_rank_is_told_to_be_the_end_of_what_was_tried() -> None:
     )
 
 
-def test_of_what_was_cut_the_rows_must_show_it() -> None:
+def test_of_cut_adapters_the_rows_must_prove_it() -> None:
     """Within one standard error by the numbers, but not by the rows: the difference is too
     uncertain, or the rows are few.
     """
@@ -181,27 +183,27 @@ def test_of_what_was_cut_the_rows_must_show_it() -> None:
     )
 
 
-def test_where_classes_are_counted_the_losses_must_show_it() -> None:
+def test_for_metrics_of_classes_the_losses_must_prove_it() -> None:
     right, noise = np.ones(100), np.random.default_rng(0).normal(1, 0.3, size=100)
-    told = {
+    scores = {
         r: RowScores(right, right, {}, noise + gap) for r, gap in ((1, 0.1), (2, 0.001), (4, 0.0))
     }
     assert (
-        choose_rank(told, "accuracy").rank == 1
-        and choose_rank(told, "accuracy", held_out=100).rank == 2
+        choose_rank(scores, "accuracy").rank == 1
+        and choose_rank(scores, "accuracy", held_out=100).rank == 2
     )
 
 
 def test_intervals_are_those_of_the_rows() -> None:
-    told = choose_rank(rows(0.5, 0.0, count=1000))
-    at = told.at(2)
+    choice = choose_rank(rows(0.5, 0.0, count=1000))
+    at = choice.at(2)
     assert at.error == pytest.approx(1000**-0.5, rel=0.1)
     assert at.high - at.low == pytest.approx(2 * 1.96 * at.error, rel=0.1)
     # The same noise on both: the difference is known exactly, though neither metric is.
-    assert told.at(1).behind_low == pytest.approx(0.5) == told.at(1).behind_high
+    assert choice.at(1).behind_low == pytest.approx(0.5) == choice.at(1).behind_high
 
 
-def test_a_difference_that_the_rows_do_tell_is_told() -> None:
+def test_the_reason_says_that_a_difference_is_real() -> None:
     assert "On the same rows the difference is real" in choose_rank(rows(0.02, 0.0)).reason
     assert "real" not in choose_rank(rows(0.0, 0.0)).reason
 
@@ -210,9 +212,9 @@ def test_a_long_text_is_one_row(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path)
     examples = [replace(e, row=i // 5) for i, e in enumerate(job.held_out[:20])]
     scores = evaluate(job.model, examples, "causal-lm", pad=0)
-    told = scores_by_row(scores, examples, "loss")
-    assert told.totals.shape == (4,) and told.counts.sum() == 20 * planted.LONG
-    assert told.metric == pytest.approx(scores.metrics["loss"])
+    row_scores = scores_by_row(scores, examples, "loss")
+    assert row_scores.totals.shape == (4,) and row_scores.counts.sum() == 20 * planted.LONG
+    assert row_scores.metric == pytest.approx(scores.metrics["loss"])
 
 
 @pytest.mark.slow
@@ -220,9 +222,9 @@ def test_a_long_text_is_one_row(tmp_path: Path) -> None:
 def test_the_loss_of_each_row_adds_up(task: str, tmp_path: Path) -> None:
     class Head(planted.Network):
         def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
-            told = super().forward(input_ids)
-            told.logits = told.logits[:, -1, : 3 if task == "classify" else 1]
-            return told
+            output = super().forward(input_ids)
+            output.logits = output.logits[:, -1, : 3 if task == "classify" else 1]
+            return output
 
     examples = [
         replace(e, labels=[], target=i % 3)
@@ -241,7 +243,7 @@ def test_the_loss_of_each_row_adds_up(task: str, tmp_path: Path) -> None:
             scores_by_row(scores, examples, "accuracy")
 
 
-def test_extending_changes_nothing_that_the_adapter_does() -> None:
+def test_an_extended_adapter_does_the_same() -> None:
     small, large = (
         Adapter(Spec(rank=r), {"q": LowRank(torch.randn(r, 6), torch.randn(5, r), alpha=8.0)})
         for r in (2, 4)
@@ -252,6 +254,15 @@ def test_extending_changes_nothing_that_the_adapter_does() -> None:
         AdapterMismatch, match=r"q   has rank 4, and 2 in the larger one\nNothing was changed\."
     ):
         extend(large, small)
+
+
+def test_rows_of_tokens_are_extended_as_they_are() -> None:
+    tokens = torch.tensor([3, 5])
+    small, large = (
+        Adapter(Spec(rank=rank), {"embed": TokenRows(torch.randn(2, 4), tokens)}) for rank in (1, 2)
+    )
+    extend(small, large)
+    assert torch.equal(large.deltas["embed"].new, small.deltas["embed"].new)
 
 
 @pytest.mark.parametrize(
@@ -270,15 +281,15 @@ def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
     draw = np.random.default_rng(0)
     classes = 3 if metric == "accuracy" else 2
     true, said = draw.integers(classes, size=40).tolist(), draw.integers(classes, size=40).tolist()
-    told = classification(true, said, classes)
+    metrics = classification(true, said, classes)
     examples = [Example(ids=[1], row=i, target=float(t)) for i, t in enumerate(true)]
-    scored = scores_by_row(Scores(told, [(s, 1.0) for s in said], [0.0] * 40), examples, metric)
-    assert scored.metric == pytest.approx(told[metric]) and scored.metrics is told
+    scored = scores_by_row(Scores(metrics, [(s, 1.0) for s in said], [0.0] * 40), examples, metric)
+    assert scored.metric == pytest.approx(metrics[metric]) and scored.metrics is metrics
     assert choose_rank({1: scored, 2: scored}, metric).points[0].error == pytest.approx(
         0.08, abs=0.04
     )
     none = scores_by_row(
-        Scores(told, [(0, 1.0)] * 40, [0.0] * 40),
+        Scores(metrics, [(0, 1.0)] * 40, [0.0] * 40),
         [replace(e, target=0.0) for e in examples],
         metric,
     )
@@ -287,18 +298,18 @@ def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
 
 @pytest.mark.slow
 def test_a_grid_trains_every_rank_as_a_run_by_itself(tmp_path: Path) -> None:
-    found = search_grid(
+    result = search_grid(
         planted.job(2, tmp_path, highest=1, steps=100),
         RankSearchSpec(way="grid", rank=4, try_ranks=(1, 2)),
     )
-    assert found.choice.rank == 2 and found.facts["steps"] == 300
+    assert result.choice.rank == 2 and result.facts["steps"] == 300
     alone = planted.job(2, tmp_path / "alone", highest=2, steps=100)
     fit(alone, lambda start: Log(tmp_path / "metrics.jsonl", start, 100, quiet=True))
     assert torch.equal(
-        found.adapter.deltas["middle"].matrix(), alone.adapter.deltas["middle"].matrix()
+        result.adapter.deltas["middle"].matrix(), alone.adapter.deltas["middle"].matrix()
     )
-    assert [point["metrics"]["loss"] for point in found.details.values()] == [
-        p.metric for p in found.choice.points
+    assert [point["metrics"]["loss"] for point in result.details.values()] == [
+        p.metric for p in result.choice.points
     ]
 
 
@@ -306,8 +317,8 @@ def test_a_grid_takes_what_cannot_be_cut(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path, steps=3)
     lorakit.detach(job.model)
     adapter = lorakit.attach(job.model, Spec(rank=1, delta="dora", targets=("middle",)))
-    found = search_grid(replace(job, adapter=adapter), RankSearchSpec(way="grid", rank=2))
-    assert found.adapter.spec.delta == "dora" and [p.rank for p in found.choice.points] == [1, 2]
+    result = search_grid(replace(job, adapter=adapter), RankSearchSpec(way="grid", rank=2))
+    assert result.adapter.spec.delta == "dora" and [p.rank for p in result.choice.points] == [1, 2]
 
 
 WRONG = {

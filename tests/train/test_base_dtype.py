@@ -1,6 +1,4 @@
-"""The dtype of a base for which none was asked: by one rule, told, kept in the report, and the same
-when a run is resumed.
-"""
+"""The dtype of a base for `auto`: chosen by one rule, reported, and kept when a run is resumed."""
 
 import json
 from pathlib import Path
@@ -55,7 +53,7 @@ def test_the_rule(
 
 
 @pytest.mark.slow
-def test_a_run_tells_its_dtype_and_goes_on_in_it(
+def test_a_run_reports_its_dtype_and_resumes_in_it(
     tiny_llama: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(models, "PAYS", 32)
@@ -73,9 +71,9 @@ def test_a_run_tells_its_dtype_and_goes_on_in_it(
         "checkpoint_every": 2,
         "eval_fraction": 0.0,
     }
-    told: list[str] = []
+    messages: list[str] = []
     report = train_adapter(
-        TrainSpec(**settings, output=str(tmp_path / "straight")), Spec(rank=2), say=told.append
+        TrainSpec(**settings, output=str(tmp_path / "straight")), Spec(rank=2), say=messages.append
     )
     assert (
         report["base_dtype"],
@@ -86,7 +84,7 @@ def test_a_run_tells_its_dtype_and_goes_on_in_it(
         "bfloat16",
         "auto",
     )
-    assert ", the base in bfloat16; " in told[0]
+    assert ", the base in bfloat16; " in messages[0]
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3, RuntimeError("the power went out"))
         with pytest.raises(RuntimeError, match="power"):

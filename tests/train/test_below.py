@@ -1,4 +1,4 @@
-"""Below the lowest adapted layer nothing is kept for the backward pass, without a gradient."""
+"""Below the lowest adapted layer no activation is kept, and no gradient is computed."""
 
 from pathlib import Path
 from typing import Any

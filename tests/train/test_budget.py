@@ -1,4 +1,4 @@
-"""AdaLoRA's budget holds and moves between layers; a resumed run ends with the same bits."""
+"""AdaLoRA's budget holds, moves between layers, and a resumed run ends with the same bits."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_the_budget_holds_within_one_rank_at_every_step() -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def test_ranks_move_between_layers_and_stand_still_at_the_end() -> None:
+def test_ranks_move_between_layers_and_are_fixed_at_the_end() -> None:
     adapter, budget, *_ = trained()
     ranks = budget.ranks()
     assert max(ranks.values()) > 2 > min(ranks.values()), ranks
@@ -64,12 +64,18 @@ def test_ranks_move_between_layers_and_stand_still_at_the_end() -> None:
     assert {n: d.rank for n, d in adapter.deltas.items()} == ranks
 
 
-def test_between_two_decisions_the_last_is_not_undone_after_the_end() -> None:
+def test_the_last_decision_holds_after_the_end() -> None:
     _, budget, counts, _ = trained(every=10)
     assert counts[budget.end - 1 :] == [8] * (120 - budget.end + 1)
 
 
-def test_orthogonality_is_pulled_at() -> None:
+def test_a_schedule_that_falls_within_one_step_is_kept() -> None:
+    _, budget, counts, _ = trained(2, warmup=0.5, final=0.4)
+    assert budget.begin == budget.end == 1
+    assert counts == [16, 8] and budget.is_settled
+
+
+def test_the_orthogonality_term_makes_rows_more_orthogonal() -> None:
     def off(weight: float) -> float:
         adapter, *_ = trained(orthogonality=weight, rank=4)
         grams = [d.A.detach() @ d.A.detach().T for d in adapter.deltas.values()]

@@ -1,6 +1,4 @@
-"""Training on packed rows: the same losses as on padded ones, seen in the report, refused where it
-would be wrong.
-"""
+"""Training on packed rows has the losses of padded rows; it is reported, or refused."""
 
 import json
 import re
@@ -62,7 +60,7 @@ def test_batches_by_tokens_train_every_row_once_an_epoch(settings: dict[str, Any
     assert report["tokens"] == whole["tokens"] and report["steps"] == whole["tokens"] // 100
 
 
-def test_the_model_has_its_own_attention_back(
+def test_the_attention_of_the_model_is_restored(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Any] = []
@@ -93,25 +91,28 @@ def test_what_cannot_be_packed_is_refused(
     assert caught.value.message == said.replace("DATA", settings["data"])
 
 
-def test_rows_are_padded_where_packing_was_not_asked_for(
+def test_rows_are_padded_where_the_model_cannot_pack_them(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparing, "find_leak", lambda model: "a packed row sees the others")
-    told: list[str] = []
-    assert train_adapter(TrainSpec(**settings), Spec(rank=4), say=told.append)["packed"] is False
-    assert "note: rows are padded, not packed: a packed row sees the others" in told
+    messages: list[str] = []
+    assert (
+        train_adapter(TrainSpec(**settings), Spec(rank=4), say=messages.append)["packed"] is False
+    )
+    assert "note: rows are padded, not packed: a packed row sees the others" in messages
 
 
 @pytest.mark.slow
-def test_a_run_tells_whether_its_loss_is_taken_in_chunks(
+def test_a_run_reports_whether_its_loss_is_computed_in_chunks(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     settings |= {"steps": 1}
     assert (
-        train_adapter(TrainSpec(**settings), Spec(rank=4), say=told.append)["logits"] == "in chunks"
+        train_adapter(TrainSpec(**settings), Spec(rank=4), say=messages.append)["logits"]
+        == "in chunks"
     )
-    assert not any("logits" in line for line in told)
+    assert not any("logits" in line for line in messages)
     real = preparing.load
 
     def hooked(*args: Any, **more: Any) -> Any:
@@ -120,18 +121,18 @@ def test_a_run_tells_whether_its_loss_is_taken_in_chunks(
         return loaded
 
     monkeypatch.setattr(preparing, "load", hooked)
-    report = train_adapter(TrainSpec(**settings, overwrite=True), Spec(rank=4), say=told.append)
+    report = train_adapter(TrainSpec(**settings, overwrite=True), Spec(rank=4), say=messages.append)
     assert report["logits"] == "all at once: a hook on the model itself would be skipped"
-    notes = [line for line in told if "logits" in line]
+    notes = [line for line in messages if "logits" in line]
     assert len(notes) == 1 and re.fullmatch(
-        r"note: the loss is taken of all logits at once, not in chunks: a hook on the model "
-        r"itself would be skipped; "
+        r"note: the loss is taken of all logits at once, not in chunks: "
+        r"a hook on the model itself would be skipped; "
         r"those of the largest batch, 8 sequences of \d+ tokens, take [\d,]+ bytes in float32",
         notes[0],
     )
 
 
-def test_tokens_of_padded_rows_are_not_counted() -> None:
+def test_batches_by_tokens_need_packing() -> None:
     with pytest.raises(SpecError, match="1 fault in the settings of the run") as caught:
         TrainSpec(model="m", data="d", output="o", packing="off", batch_tokens=64)
     assert caught.value.faults == [

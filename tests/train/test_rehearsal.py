@@ -1,6 +1,4 @@
-"""A run says first what it will take, refuses what cannot fit, and does its longest batch first,
-without a trace.
-"""
+"""A run reports its plan first, refuses what cannot fit, and rehearses its longest batch."""
 
 import json
 from dataclasses import replace
@@ -51,14 +49,14 @@ def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
     )
 
 
-def test_the_plan_is_said_first_and_kept_in_the_report(settings: dict[str, Any]) -> None:
-    said: list[str] = []
-    report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)
-    assert said[0].startswith(
-        f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} parameters "
-        "train, "
+def test_the_plan_is_the_first_message_and_in_the_report(settings: dict[str, Any]) -> None:
+    messages: list[str] = []
+    report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=messages.append)
+    assert messages[0].startswith(
+        f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} "
+        "parameters train, "
     )
-    assert said[1].startswith("Loading ")
+    assert messages[1].startswith("Loading ")
     assert report["plan"]["memory"]["peak"] > report["plan"]["memory"]["activations"] > 0
 
 
@@ -106,12 +104,14 @@ def test_a_model_that_cannot_be_planned_trains(
         raise PlanError("A step of Odd cannot be run on shapes alone.")
 
     monkeypatch.setattr(planning, "describe_plan", untold)
-    said: list[str] = []
+    messages: list[str] = []
     assert (
-        train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=said.append)["plan"]
+        train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=messages.append)[
+            "plan"
+        ]
         is None
     )
-    assert said[0] == "note: no plan: A step of Odd cannot be run on shapes alone."
+    assert messages[0] == "note: no plan: A step of Odd cannot be run on shapes alone."
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_gradients_buffers_and_random_numbers_are_as_before(settings: dict[str, 
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )
-def test_memory_that_runs_out_is_told_before_the_first_step(
+def test_running_out_of_memory_is_reported_before_the_first_step(
     error: Exception, settings: dict[str, Any]
 ) -> None:
     def full(*args: Any) -> None:
@@ -201,7 +201,7 @@ def test_memory_that_runs_out_is_told_before_the_first_step(
         rehearsed(settings, full)
 
 
-def test_other_errors_are_not_taken_for_memory(settings: dict[str, Any]) -> None:
+def test_other_errors_are_not_reported_as_memory(settings: dict[str, Any]) -> None:
     def broken(*args: Any) -> None:
         raise RuntimeError("a shape that does not fit")
 

@@ -1,6 +1,4 @@
-"""A run learns, reports what it did, checks itself, and gives the same weights whichever way it got
-to its end.
-"""
+"""A run learns, reports, checks itself, and has the same weights when it was interrupted."""
 
 import json
 import math
@@ -85,8 +83,8 @@ def test_a_run_learns_and_writes_all_that_it_promises(
     assert json.loads((out / "report.json").read_text()) == report
     promised = (
         "trainable_parameters total_parameters adapted_modules steps tokens seconds "
-        "tokens_per_second peak_memory_bytes "
-        "loss_first loss_last before after base_fingerprint data_hash seed spec versions output"
+        "tokens_per_second peak_memory_bytes loss_first loss_last before after "
+        "base_fingerprint data_hash seed spec versions output"
     )
     assert set(promised.split()) <= report.keys()
     assert report["steps"] == 20 == len(lines(out))
@@ -172,7 +170,7 @@ def test_a_low_precision_base_and_autocast_train_float32_adapters(
 
 
 @pytest.mark.slow
-def test_classification_trains_its_head_and_tells_its_labels(
+def test_classification_trains_its_head_and_reports_its_labels(
     tiny_bert: Path, labelled_rows: Path, tmp_path: Path
 ) -> None:
     report = train_adapter(
@@ -209,7 +207,7 @@ def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(
 
 
 @pytest.mark.slow
-def test_regression_is_told_by_its_labels(tiny_bert: Path, tmp_path: Path) -> None:
+def test_numbers_as_labels_make_a_regression(tiny_bert: Path, tmp_path: Path) -> None:
     data = tmp_path / "d.jsonl"
     data.write_text(
         "".join(
@@ -388,7 +386,7 @@ def test_resuming_with_other_settings_is_refused(
 
 
 @pytest.mark.slow
-def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(
+def test_a_moved_run_is_resumed_and_a_damaged_one_is_refused(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     settings = {**settings, "steps": 3}
@@ -409,7 +407,7 @@ def test_a_run_whose_folder_was_moved_is_resumed_and_a_damaged_one_is_told(
 
 
 @pytest.mark.slow
-def test_an_earlier_run_is_kept_unless_told(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_an_earlier_run_is_kept_without_overwrite(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"There is no run in .* to resume"):
@@ -440,12 +438,12 @@ def test_the_best_weights_are_written_and_patience_ends_a_run(
 ) -> None:
     real, losses = loop.evaluate, iter([5.0, 3.0, 4.0, 4.5, 2.0])
 
-    def told(*args: Any, **kwargs: Any) -> Any:
+    def planned_losses(*args: Any, **kwargs: Any) -> Any:
         scores = real(*args, **kwargs)
         scores.metrics["loss"] = next(losses)
         return scores
 
-    monkeypatch.setattr(loop, "evaluate", told)
+    monkeypatch.setattr(loop, "evaluate", planned_losses)
     report = train_adapter(TrainSpec(**settings, patience=2), Spec(rank=4))
     assert (report["steps"], report["best_step"], report["stopped_early"]) == (8, 4, True)
     assert equal(tmp_path / "out", tmp_path / "out" / "checkpoints" / "step-000004")
@@ -626,14 +624,14 @@ def test_a_new_head_depends_on_the_seed_alone(tiny_bert: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", ["top-heavy", "explained-variance", "suggested"])
-def test_a_run_spreads_its_ranks(ranks: str, settings: dict[str, Any]) -> None:
+def test_a_run_allocates_its_ranks(ranks: str, settings: dict[str, Any]) -> None:
     spec = Spec(rank=4)
     plain = prepare_run(TrainSpec(**settings), spec).job.adapter
     chosen = prepare_run(TrainSpec(**settings, ranks=ranks), spec).job.adapter
-    asked = prepare_run(
+    smaller = prepare_run(
         TrainSpec(**settings, ranks=ranks, rank_budget=plain.parameters_count // 3), spec
     )
-    few, planned = asked.job.adapter, asked.facts["plan"]["trainable_parameters"]
+    few, planned = smaller.job.adapter, smaller.facts["plan"]["trainable_parameters"]
     assert (
         planned == few.parameters_count
         if ranks == "top-heavy"

@@ -1,4 +1,4 @@
-"""A jump of the loss is seen, noise is none, and the report tells the jumps of its run."""
+"""A spike of the loss is found, noise is none, and the report has the spikes of its run."""
 
 import json
 import random
@@ -20,18 +20,18 @@ def losses(seed: int, count: int = 300, noise: float = 0.15) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_noise_is_no_jump(seed: int) -> None:
+def test_noise_is_no_spike(seed: int) -> None:
     assert find_spikes(losses(seed)) == []
 
 
 @pytest.mark.parametrize("at", [30, 150, 299])
-def test_a_jump_is_seen_where_it_is(at: int) -> None:
+def test_a_spike_is_found_at_its_step(at: int) -> None:
     found = losses(0)
     found[at] += 4
     assert find_spikes(found) == [at + 1]
 
 
-def test_a_rise_that_stays_is_told_once_the_window_has_not_forgotten() -> None:
+def test_a_lasting_rise_is_a_spike_while_most_of_the_window_is_lower() -> None:
     found = [2.0] * 30 + [5.0] * 30
     assert find_spikes(found) == list(range(31, 41))
 
@@ -42,7 +42,7 @@ def test_nothing_is_judged_before_there_is_enough_to_compare() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_loss_that_ends_above_its_beginning_is_told_and_noise_is_not(seed: int) -> None:
+def test_a_loss_that_ends_above_its_beginning_has_climbed_and_noise_has_not(seed: int) -> None:
     draw = random.Random(seed)
     flat = [3 + draw.gauss(0, 0.15) for _ in range(60)]
     assert not has_climbed(losses(seed)) and not has_climbed(flat)
@@ -51,7 +51,7 @@ def test_a_loss_that_ends_above_its_beginning_is_told_and_noise_is_not(seed: int
 
 
 @pytest.mark.slow
-def test_the_report_tells_the_jumps_of_its_run(
+def test_the_report_has_the_spikes_of_its_run(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "text.jsonl").write_text(

@@ -103,7 +103,7 @@ def _rank_for_task(task: str, rows: int) -> tuple[int, str]:
 
 
 def _describe_capacity(rank: int, values: int, trained: int) -> str:
-    """Return True if an adapter of this rank has room for the information in the data."""
+    """Compare the information that an adapter can hold with that in the data."""
     bits = values * BITS
     if bits >= trained:
         verdict = "more than a bit for each, so data, not rank, is the limit."

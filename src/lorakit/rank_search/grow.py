@@ -148,7 +148,7 @@ def _find_end(
     rank = max(candidates)
     scores = candidates[rank].scores
     if good_enough is not None and is_reached(scores.metric, good_enough, metric):
-        return Stop(rank, f"Rank {rank} reached what was asked, {metric} {good_enough:g}.")
+        return Stop(rank, f"Rank {rank} reached the goal, {metric} {good_enough:g}.")
     if len(candidates) < 2:
         return None
     before = sorted(candidates)[-2]
