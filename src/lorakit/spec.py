@@ -177,10 +177,8 @@ class Spec:
 
     def override_for(self, name: str) -> dict[str, Any]:
         """Return the first override that matches the layer; an empty one if none does."""
-        for pattern, change in self.overrides.items():
-            if matches(pattern, name):
-                return dict(change)
-        return {}
+        pattern = first_match(self.overrides, name)
+        return {} if pattern is None else dict(self.overrides[pattern])
 
     def settings(self, name: str) -> Settings:
         """Return the settings of the layer called `name`, with its override applied."""
@@ -406,3 +404,20 @@ def full_name(path: str, key: str) -> str:
     ('layers.0.weight', 'weight')
     """
     return f"{path}.{key}" if path else key
+
+
+def is_inside(name: str, modules: Iterable[str]) -> bool:
+    """Return True if a name is one of these modules, or of something in one of them.
+
+    >>> is_inside("head.weight", ["head"]), is_inside("header.weight", ["head"])
+    (True, False)
+    """
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def first_match(patterns: Iterable[str], name: str) -> str | None:
+    """Return the first pattern that matches a name, or None."""
+    for pattern in patterns:
+        if matches(pattern, name):
+            return pattern
+    return None

@@ -29,11 +29,17 @@ def near_misses(word: str, known: Iterable[str], count: int = 3) -> str:
     >>> near_misses("k_porj", ["q_proj", "k_proj"], count=1)
     "did you mean 'k_proj'?"
     """
-    words = nearest(word, known, count)
-    if not words:
-        return ""
+    return did_you_mean(nearest(word, known, count))
+
+
+def did_you_mean(words: Iterable[str]) -> str:
+    """Return `did you mean …?` with these words, or an empty string if there are none.
+
+    >>> did_you_mean(["k_proj", "q_proj"])
+    "did you mean 'k_proj' or 'q_proj'?"
+    """
     names = " or ".join(repr(name) for name in words)
-    return f"did you mean {names}?"
+    return f"did you mean {names}?" if names else ""
 
 
 def format_bytes(count: float) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lorakit
-from lorakit import Spec
+from lorakit import Adapter, Spec
 from lorakit.algebra.qkv import fuse_adapter, fuse_qkv, split_adapter, split_qkv
 from lorakit.errors import AdapterMismatch
 from lorakit.sites.fused_parts import Layout
@@ -60,6 +60,17 @@ def test_fusing_a_split_adapter_restores_its_bits_and_the_parts_act_the_same() -
         logits(gpt2()), logits(model), atol=1e-2
     )
     assert fuse_adapter(apart, LAYOUTS) == adapter
+
+
+def test_the_part_that_comes_first_in_the_adapter_gives_the_settings() -> None:
+    model = gpt2()
+    whole = fill(lorakit.attach(model, Spec(rank=3, targets=["c_attn"])))
+    apart = split_adapter(whole, LAYOUTS)
+    last_first = dict(reversed(apart.deltas.items()))
+    for delta in last_first.values():
+        delta.dropout = 0.25 if delta.output_slice[2] == 32 else 0.0
+    fused = fuse_adapter(Adapter(apart.spec, last_first), LAYOUTS)
+    assert [delta.dropout for delta in fused.deltas.values()] == [0.25, 0.25]
 
 
 def test_missing_or_different_parts_are_refused() -> None:

@@ -1,6 +1,7 @@
 """The picture of methods holds the numbers of each, and their costs."""
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
@@ -52,6 +53,13 @@ def test_quality_and_costs_are_shown() -> None:
     assert [bar.get_width() for bar in costs[0].patches] == [30, 15, 9]
     assert [bar.get_width() for bar in costs[1].patches] == [400, 80, 0]
     assert quality.get_ylim()[0] > quality.get_ylim()[1]  # the first is on top
+
+
+def test_a_cost_of_zero_is_a_number_and_an_absent_one_is_not() -> None:
+    rows = [ROWS[0], {**ROWS[1], "seconds": torch.tensor(0.0)}, ROWS[2]]
+    seconds, memory = plots.draw_methods(rows).axes[1:3]
+    assert "0" in [text.get_text() for text in seconds.texts]
+    assert "0" not in [text.get_text() for text in memory.texts]
 
 
 def test_methods_that_reach_the_best_are_blue() -> None:

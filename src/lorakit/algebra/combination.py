@@ -20,7 +20,6 @@ from lorakit.algebra.outcome import (
 )
 from lorakit.algebra.sparse import SPARSE_METHODS, WeightedFactors
 from lorakit.algebra.truncation import (
-    dense_rank_for_energy,
     size_faults,
     truncate_dense,
     truncate_product,
@@ -286,13 +285,10 @@ def _merge_dense(
 ) -> Approximation:
     merge = SPARSE_METHODS[settings.method]
     dense = merge(parts, settings.density or 1.0, settings.seed, name)
-    if settings.energy is None:
-        rank = min(settings.rank or full_rank, full_rank)
-        svd = randomised_svd(dense, rank)
-    else:
-        svd = randomised_svd(dense, min(dense.shape[-2:]))
-        rank = dense_rank_for_energy(dense, svd, settings.energy)
-    return truncate_dense(dense, svd, rank, settings.dtype)
+    rank = min(settings.rank or full_rank, full_rank)
+    directions = rank if settings.energy is None else min(dense.shape[-2:])
+    svd = randomised_svd(dense, directions)
+    return truncate_dense(dense, svd, rank, settings.energy, settings.dtype)
 
 
 def _combined_spec(adapters: Sequence[Adapter], *, has_full_parameters: bool) -> Spec:

@@ -15,24 +15,23 @@ from lorakit.algebra.outcome import (
     Ledger,
     Outcome,
     build_adapter,
+    empty_delta,
     pool_spectra,
 )
 from lorakit.algebra.truncation import (
     choose_ranks,
-    dense_rank_for_energy,
     left_out_note,
     size_faults,
     squared_norm,
     truncate_dense,
 )
-from lorakit.deltas.base import LowRank
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place, find_places
 from lorakit.linalg import Factors, Svd, randomised_svd
 from lorakit.sites.slot import base_modules
-from lorakit.spec import Spec, full_name, matches
+from lorakit.spec import Spec, full_name, is_inside, matches
 from lorakit.text import plural
 
 FIRST_DIRECTIONS = 32  # computed first for an energy; doubled until they hold it
@@ -48,20 +47,15 @@ class PlacePair:
     @property
     def base_matrix(self) -> Tensor:
         """M (out, in) of the base, or a stack."""
-        return self.base.site.read(self.base.layer)
+        return self.base.matrix
 
     def difference(self) -> Tensor:
         """Return the change of the matrix: (out, in), float32, or float64 if the weights are."""
         M = self.base_matrix
-        tuned = self.tuned.site.read(self.tuned.layer)
+        tuned = self.tuned.matrix
         wide = torch.promote_types(M.dtype, tuned.dtype)
         wide = torch.promote_types(wide, torch.float32)
         return tuned.to(M.device, wide) - M.to(wide)
-
-    def direction_cost(self) -> int:
-        """Return the number of parameters that one more rank takes."""
-        matrices = self.base_matrix.shape[:-2].numel()
-        return sum(self.base.shape) * matrices
 
 
 @dataclass
@@ -166,20 +160,19 @@ def _approximate(
     """Return factors of a difference by rank, or by energy if the rank is None."""
     if rank is None:
         share = energy or 1.0
-        svd = directions_for_energy(dense, share)
-        rank = dense_rank_for_energy(dense, svd, share)
-    elif rank == 0:
+        return truncate_dense(dense, directions_for_energy(dense, share), 0, share, dtype)
+    if rank == 0:
         return Approximation.left_out(squared_norm(dense))
-    else:
-        svd = leading_directions(dense, rank)
-    return truncate_dense(dense, svd, rank, dtype)
+    return truncate_dense(dense, leading_directions(dense, rank), rank, None, dtype)
 
 
 def _ranks_within(size_bytes: int, plan: ExtractionPlan, dtype: torch.dtype) -> dict[str, int]:
     """Return the ranks whose factors fit, with the full parameters, into a number of bytes."""
     full_values = sum(tensor.numel() for tensor in plan.full_parameters.values())
     full_bytes = full_values * dtype.itemsize
-    costs = {name: dtype.itemsize * pair.direction_cost() for name, pair in plan.matrices.items()}
+    costs = {
+        name: dtype.itemsize * pair.base.values_per_rank for name, pair in plan.matrices.items()
+    }
     cheapest = min(costs.values(), default=0)
     budget = size_bytes - full_bytes
     if budget < cheapest:
@@ -296,7 +289,7 @@ class _Sorter:
     def add(self, path: str) -> None:
         """Sort one tensor that differs."""
         layer, _, key = path.rpartition(".")
-        if any(_is_inside(path, head) for head in self.heads):
+        if is_inside(path, self.heads):
             return
         if path in self.place_of_weight:
             name = self.place_of_weight[path]
@@ -305,7 +298,7 @@ class _Sorter:
             self.faults.append(f"{path}   changed, and is a buffer: an adapter holds none")
         elif key == "bias" and layer in self.layers:
             self.biases.append(path)
-        elif not layer or any(_is_inside(adapted, layer) for adapted in self.layers):
+        elif not layer or any(is_inside(adapted, [layer]) for adapted in self.layers):
             self.faults.append(
                 f"{path}   changed, but its module contains adapted layers, so it cannot be "
                 "stored in full"
@@ -330,10 +323,6 @@ class _Sorter:
         adapted = {pair.base.layer_name for pair in self.matrices.values()}
         layers = {path.rpartition(".")[0] for path in self.biases}
         return "adapted" if layers <= adapted else "all"
-
-
-def _is_inside(path: str, module: str) -> bool:
-    return f"{path}.".startswith(f"{module}.")
 
 
 def _unused_patterns(paths: Sequence[str], leave_out: tuple[str, ...]) -> list[str]:
@@ -392,7 +381,7 @@ def _is_equal(one: Tensor, two: Tensor) -> bool:
 def _build(
     base: nn.Module, plan: ExtractionPlan, factors: Mapping[str, Factors], dtype: torch.dtype
 ) -> Adapter:
-    like = {name: _empty_delta(pair.base) for name, pair in plan.matrices.items()}
+    like = {name: empty_delta(pair.base) for name, pair in plan.matrices.items()}
     full_modules = tuple(plan.full_modules)
     spec = Spec(targets=tuple(like) or "none", full_modules=full_modules, bias=plan.bias)
     counted_out = find_full_modules(base, full_modules, require_match=False)
@@ -403,15 +392,3 @@ def _build(
     facts["extracted"] = True
     parameters = {path: tensor.to(dtype) for path, tensor in plan.full_parameters.items()}
     return build_adapter(like, spec, factors, parameters, facts, dtype)
-
-
-def _empty_delta(place: Place) -> LowRank:
-    """Return a delta that carries the kind and kernel of a place."""
-    outputs, inputs = place.shape
-    return LowRank(
-        torch.zeros(1, inputs),
-        torch.zeros(outputs, 1),
-        alpha=1.0,
-        kind=place.site.kind,
-        kernel=place.site.kernel(place.layer),
-    )

@@ -18,6 +18,7 @@ from lorakit.deltas.base import Delta, LowRank
 from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import SpecError
+from lorakit.inject.places import Place
 from lorakit.linalg import Factors
 from lorakit.spec import Spec
 from lorakit.text import dtype_name, plural
@@ -222,18 +223,25 @@ def build_adapter(
     return Adapter(plain, deltas, parameters, provenance)
 
 
+def empty_delta(place: Place) -> LowRank:
+    """Return a delta of rank 1 without a change, for the layer of a place."""
+    site, (outputs, inputs) = place.site, place.shape
+    return LowRank(
+        torch.zeros(1, inputs),
+        torch.zeros(outputs, 1),
+        alpha=1.0,
+        kind=site.kind,
+        kernel=site.kernel(place.layer),
+        output_slice=site.output_slice,
+    )
+
+
 def _lowrank_like(delta: Delta, factors: Factors) -> LowRank:
     """Return a low-rank delta of these factors at scale 1, for the layer of another delta."""
     A, B = factors
-    return LowRank(
-        A,
-        B,
-        alpha=float(A.shape[-2]),
-        dropout=delta.dropout,
-        kind=delta.kind,
-        kernel=delta.kernel,
-        output_slice=delta.output_slice,
-    )
+    options = delta.options()
+    options |= {"alpha": float(A.shape[-2]), "scale_rule": "alpha/rank"}
+    return LowRank(A, B, **options)
 
 
 def _tied_deltas(like: Mapping[str, Delta], deltas: Mapping[str, LowRank]) -> dict[str, LowRank]:

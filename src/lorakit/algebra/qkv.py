@@ -172,7 +172,8 @@ def fuse_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
             faults.append(f"{name}   has another A or scale than the other parts, or is alone")
         elif layer not in deltas:
             B = _fuse_outputs([part.B.detach() for part in parts], layout).contiguous()
-            deltas[layer] = _like(parts[0], parts[0].A.detach().clone(), B, ())
+            # The part that comes first in the adapter gives the settings.
+            deltas[layer] = _like(delta, parts[0].A.detach().clone(), B, ())
     if faults:
         raise AdapterMismatch(
             f"{plural(len(faults), 'part')} cannot be fused.", faults, "Nothing was fused."
@@ -205,13 +206,7 @@ def _with_deltas(adapter: Adapter, deltas: Mapping[str, Delta]) -> Adapter:
     return changed.copy()
 
 
-def _like(delta: LowRank, A: Tensor, B: Tensor, output_slice: tuple[int, ...]) -> LowRank:
-    return LowRank(
-        A,
-        B,
-        alpha=delta.alpha,
-        scale_rule=delta.scale_rule,
-        dropout=delta.dropout,
-        kind=delta.kind,
-        output_slice=output_slice,
-    )
+def _like(delta: Delta, A: Tensor, B: Tensor, output_slice: tuple[int, ...]) -> LowRank:
+    options = delta.options()
+    options["output_slice"] = output_slice
+    return LowRank(A, B, **options)

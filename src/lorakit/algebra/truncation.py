@@ -252,36 +252,31 @@ def truncate_product(
     return Approximation(factors, requested, error, min(least_error, error))
 
 
-def truncate_dense(dense: Tensor, svd: Svd, rank: int, dtype: torch.dtype) -> Approximation:
-    """Return factors of a rank of a dense change, and their error.
+def truncate_dense(
+    dense: Tensor, svd: Svd, rank: int, energy: float | None, dtype: torch.dtype
+) -> Approximation:
+    """Return factors of a dense change, of a rank or of the smallest rank that keeps an energy.
 
     Args:
         dense: (out, in), or a stack.
-        svd: of `dense`, of all or the leading directions.
+        svd: of `dense`, of all or the leading directions; what they leave is the energy of the
+            others.
         rank: to keep.
+        energy: share of the squared norm to keep; it replaces `rank`. None to use `rank`.
         dtype: of the factors once stored; the error includes their rounding.
     """
     U, S, Vh = svd
     spectrum = pool_spectra(S)
+    requested = squared_norm(dense)
+    if energy is not None:
+        rest = max(0.0, requested - float(spectrum.square().sum()))
+        complete = torch.cat([spectrum, spectrum.new_tensor([rest**0.5])])
+        rank = max(1, rank_for_energy(complete, energy))
     factors = split_singular_values(U, S, Vh, min(rank, S.shape[-1]))
     stored_A, stored_B = (factor.double() for factor in round_as_stored(factors, dtype))
     error = float((dense.double() - stored_B @ stored_A).square().sum())
     least_error = float(spectrum[rank:].square().sum())
-    return Approximation(factors, squared_norm(dense), error, min(least_error, error))
-
-
-def dense_rank_for_energy(dense: Tensor, svd: Svd, energy: float) -> int:
-    """Return the smallest rank, at least 1, that keeps this share of a dense change's energy.
-
-    Args:
-        dense: (out, in), or a stack.
-        svd: of its leading directions; the energy of the others is what they leave.
-        energy: share of the squared norm, above 0 and at most 1.
-    """
-    spectrum = pool_spectra(svd.S)
-    rest = max(0.0, squared_norm(dense) - float(spectrum.square().sum()))
-    complete = torch.cat([spectrum, spectrum.new_tensor([rest**0.5])])
-    return max(1, rank_for_energy(complete, energy))
+    return Approximation(factors, requested, error, min(least_error, error))
 
 
 def squared_norm(dense: Tensor) -> float:

@@ -6,6 +6,7 @@ Source: Golub and Van Loan, Matrix Computations, 4th ed., section 2.4 (U, S, V).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from statistics import median
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
@@ -162,7 +163,7 @@ def base_matrices(adapter: Adapter, base: nn.Module | None) -> dict[str, Tensor]
     matrices: dict[str, Tensor] = {}
     for name in adapter.deltas:
         place = places[name]
-        matrices[name] = place.site.read(place.layer)
+        matrices[name] = place.matrix
     return matrices
 
 
@@ -311,6 +312,7 @@ def _weighted_rows(directions: Tensor, S: Tensor) -> Tensor:
     return directions * S[:, None]
 
 
+@cache
 def _random_level(rank1: int, rank2: int, width: int) -> float:
     """Return phi(rank 1, rank 2) of random subspaces, as a mean over several pairs."""
     levels = [
@@ -338,7 +340,7 @@ def grid_by_layer(modules: Sequence[Mapping[str, object]], key: str) -> LayerGri
     cells: dict[tuple[str, str], float] = {}
     for module in modules:
         if key in module:
-            cell = _split_name(str(module["name"]))
+            cell = split_name(str(module["name"]))
             cells[cell] = cast(float, module[key])
     layers = list(dict.fromkeys(layer for layer, _ in cells))
     kinds = list(dict.fromkeys(kind for _, kind in cells))
@@ -346,7 +348,7 @@ def grid_by_layer(modules: Sequence[Mapping[str, object]], key: str) -> LayerGri
     return LayerGrid(layers, kinds, values)
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """Return the number of a module's layer and its name within the layer."""
     words = name.split(".")
     for position, word in enumerate(words):

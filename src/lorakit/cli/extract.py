@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.merge import read_texts
 from lorakit.cli.outcome import check_new_folder, save_outcome, show_outcome
-from lorakit.cli.request import require
+from lorakit.cli.request import read_texts, require
 from lorakit.spec import DTYPES, option
 
 if TYPE_CHECKING:
@@ -113,6 +112,7 @@ def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
     """Return both models, of the class in the tuned one's config."""
     from lorakit.errors import ModelError
     from lorakit.models.load import load, load_config
+    from lorakit.models.open import config_labels
 
     config = load_config(request.tuned)
     task = "causal-lm"
@@ -120,7 +120,7 @@ def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
     if any("SequenceClassification" in name for name in config.architectures or ()):
         task = "regress" if config.num_labels == 1 else "classify"
     if task == "classify":
-        labels = [name for _, name in sorted((config.id2label or {}).items())]
+        labels = config_labels(config)
     base = load(request.base, task, labels=labels, dtype="float32")
     tuned = load(request.tuned, task, labels=labels, dtype="float32")
     if tuned.new_modules:
@@ -132,4 +132,9 @@ def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
 
 
 def show(result: "ExtractResult") -> None:
-    show_outcome(result, "energy captured")
+    rows = [
+        ["KL to the tuned model, nats", f"{result['kl']:.4g}"],
+        ["KL of the base itself", f"{result['base_kl']:.4g}"],
+        ["same first choice as the tuned model", f"{result['top1_agreement']:.4g}"],
+    ]
+    show_outcome(result, "energy captured", rows)

@@ -178,7 +178,7 @@ def _check_least(given: Mapping[str, Any], classes: Iterable[type]) -> None:
             least = one.metadata.get("least")
             value = given.get(one.name)
             if least is not None and value is not None and value < least:
-                faults.append(f"{flag_name(one.name)}: at least {least} is needed, got {value}")
+                faults.append(f"{_flag_of(one)}: at least {least} is needed, got {value}")
     if faults:
         count = plural(len(faults), "number")
         raise SpecError(f"{count} too small.", list(dict.fromkeys(faults)), "Nothing was started.")

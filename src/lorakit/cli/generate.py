@@ -16,9 +16,8 @@ from lorakit.spec import option
 
 if TYPE_CHECKING:
     from lorakit.cli.results import GenerateResult
+    from lorakit.evaluate.generate import Prompt
     from lorakit.models.load import Loaded
-
-Prompt = str | list[dict[str, str]]  # a text, or the turns of a conversation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +95,8 @@ def _generate(
 
 
 def _as_turns(
-    prompts: Sequence[Prompt], loaded: "Loaded", name: str, *, chat: bool
-) -> list[Prompt]:
+    prompts: Sequence["Prompt"], loaded: "Loaded", name: str, *, chat: bool
+) -> list["Prompt"]:
     """Return the prompts as `generate` takes them; with `chat`, texts become a user's turn."""
     turns: list[Prompt] = []
     for prompt in prompts:
@@ -111,7 +110,7 @@ def _as_turns(
     return turns
 
 
-def _read_prompts(data: DataRequest) -> list[Prompt]:
+def _read_prompts(data: DataRequest) -> list["Prompt"]:
     """Return each different prompt or text, or the turns before the last answer of each row."""
     rows = data.read()
     if rows.kind not in ("completion", "messages", "text"):

@@ -48,7 +48,9 @@ class InspectRequest:
         type=str,
     )
     intruders: bool = option(
-        False, "count intruder dimensions; needs --model, and a dense SVD of every matrix"
+        False,
+        "count intruder dimensions: main directions of the adapted matrix that resemble none of "
+        "the base's; needs --model, and a dense SVD of every matrix",
     )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
 

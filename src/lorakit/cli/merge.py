@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import require
+from lorakit.cli.request import read_texts, require
 from lorakit.cli.tables import print_table
 from lorakit.spec import option
 from lorakit.text import format_bytes
 
 if TYPE_CHECKING:
     from lorakit.merging.export import ExportReport, WeightRounding
-
-COMPARED_ROWS = 16
-TEXT_KEYS = ("text", "text_a", "text_b", "prompt", "completion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,19 +69,6 @@ def run(args: argparse.Namespace) -> "ExportReport":
         any_base=request.any_base,
         allow_loss=request.allow_loss,
     )
-
-
-def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
-    """Return the texts of the first rows of a file, to compare models on."""
-    from lorakit.data.rows import read_rows
-
-    texts = []
-    for row in read_rows(data, columns=columns, split="test").rows[:COMPARED_ROWS]:
-        text = " ".join(str(row[key]) for key in TEXT_KEYS if key in row)
-        if not text:
-            text = "\n".join(turn["content"] for turn in row["messages"])
-        texts.append(text)
-    return texts
 
 
 def show(result: "ExportReport") -> None:

@@ -1,6 +1,6 @@
 """Adapters that a command has computed: their folder, and what is printed about them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 WORST = 3  # modules whose residual is printed
 NEGLIGIBLE = 1e-6  # residual of rounding
 LONGEST_NOTE = 400
-COMPARISONS = {
-    "kl": "KL to the tuned model, nats",
-    "base_kl": "KL of the base itself",
-    "top1_agreement": "same first choice as the tuned model",
-}
 
 
 def check_new_folder(output: str) -> Path:
@@ -54,15 +49,11 @@ def load_base(model: str, adapter: "Adapter") -> "Loaded":
         ModelError: it has no weights for a module that the adapter does not hold either.
     """
     from lorakit.models.load import load
-    from lorakit.models.open import resolve_task
+    from lorakit.models.open import resolve_task, untrained_modules
 
     labels = list(adapter.provenance.get("labels") or ())
     loaded = load(model, resolve_task(adapter), labels=labels, dtype="float32")
-    unknown = []
-    for module in loaded.new_modules:
-        is_held = any(path.startswith(f"{module}.") for path in adapter.full_parameters)
-        if not is_held:
-            unknown.append(module)
+    unknown = untrained_modules(loaded, adapter.full_parameters)
     if unknown:
         raise ModelError(
             f"{model} has no trained weights for {', '.join(unknown)}.", advice="Nothing was made."
@@ -70,12 +61,15 @@ def load_base(model: str, adapter: "Adapter") -> "Loaded":
     return loaded
 
 
-def show_outcome(result: "AdapterResult", energy: str) -> None:
+def show_outcome(
+    result: "AdapterResult", energy: str, more: Sequence[Sequence[object]] = ()
+) -> None:
     """Print an outcome: ranks, sizes, residuals and notes.
 
     Args:
         result: of `save_outcome`, with what the command added.
         energy: label of the energy.
+        more: further rows of the table.
     """
     rows = [
         ["modules", result["modules"]],
@@ -84,10 +78,8 @@ def show_outcome(result: "AdapterResult", energy: str) -> None:
         [energy, f"{100 * result['energy']:.4g} %"],
         ["residual, relative in ΔW", f"{result['residual']:.3g}"],
         ["best possible residual", f"{result['at_best']:.3g}"],
+        *more,
     ]
-    for key, text in COMPARISONS.items():
-        if key in result:
-            rows.append([text, f"{result[key]:.4g}"])
     title = f"{result['output']}: {_describe_ranks(result['ranks'])}"
     print_table(["the adapter", ""], rows, title=title)
     _print_worst(result["residuals"])

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from lorakit.data.rows import Rows
     from lorakit.models.load import Loaded
 
+COMPARED_ROWS = 16
+TEXT_KEYS = ("text", "text_a", "text_b", "prompt", "completion")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
@@ -82,6 +85,19 @@ class DataRequest:
         if self.limit is None:
             return rows
         return rows.take(range(min(self.limit, len(rows))))
+
+
+def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
+    """Return the texts of the first rows of a file, to compare models on."""
+    from lorakit.data.rows import read_rows
+
+    texts = []
+    for row in read_rows(data, columns=columns, split="test").rows[:COMPARED_ROWS]:
+        text = " ".join(str(row[key]) for key in TEXT_KEYS if key in row)
+        if not text:
+            text = "\n".join(turn["content"] for turn in row["messages"])
+        texts.append(text)
+    return texts
 
 
 def require(values: Mapping[str, object], *names: str) -> None:

@@ -93,9 +93,6 @@ class AdapterResult(OutcomeRow):
 
     bytes: int
     output: str
-    kl: NotRequired[float]
-    top1_agreement: NotRequired[float]
-    base_kl: NotRequired[float]
 
 
 class ResizeResult(AdapterResult):
@@ -120,7 +117,8 @@ class Comparison(TypedDict):
     base_kl: float
 
 
-ExtractResult = AdapterResult  # with the fields of Comparison
+class ExtractResult(AdapterResult, Comparison):
+    """Result of `extract`."""
 
 
 class ExplainResult(TypedDict):

@@ -80,6 +80,17 @@ class Delta(nn.Module):
         self.output_slice = tuple(output_slice)
         self.scale: float = SCALES[scale_rule](alpha, max(rank, 1))
 
+    def options(self) -> DeltaOptions:
+        """Return the keyword arguments that give a new delta these settings."""
+        return {
+            "alpha": self.alpha,
+            "scale_rule": self.scale_rule,
+            "dropout": self.dropout,
+            "kind": self.kind,
+            "kernel": self.kernel,
+            "output_slice": self.output_slice,
+        }
+
     @classmethod
     def faults(cls, site: Site, settings: Settings, spec: Spec) -> list[str]:
         """Return the reasons why the matrix of a site cannot be changed with these settings."""

@@ -78,16 +78,9 @@ class OffsetLowRank(LowRank):
         """Return the same change as a LowRank of twice the rank, from [A; A0] and [B, -B0]."""
         A = torch.cat([self.A.detach(), self.A0], -2)
         B = torch.cat([self.B.detach(), -self.B0], -1)
-        return LowRank(
-            A,
-            B,
-            alpha=alpha_at_double_rank(self.alpha, self.scale_rule),
-            scale_rule=self.scale_rule,
-            dropout=self.dropout,
-            kind=self.kind,
-            kernel=self.kernel,
-            output_slice=self.output_slice,
-        )
+        options = self.options()
+        options["alpha"] = alpha_at_double_rank(self.alpha, self.scale_rule)
+        return LowRank(A, B, **options)
 
     @classmethod
     def from_low_rank(

@@ -67,14 +67,7 @@ class TiedLowRank(LowRank):
         """Return the same change as a LowRank with its own factors, as a file stores it."""
         A = self.A.detach().clone(memory_format=torch.contiguous_format)
         B = self.B.detach().clone(memory_format=torch.contiguous_format)
-        return LowRank(
-            A,
-            B,
-            alpha=self.alpha,
-            scale_rule=self.scale_rule,
-            dropout=self.dropout,
-            kind=self.kind,
-        )
+        return LowRank(A, B, **self.options())
 
 
 def retie(deltas: Mapping[str, Delta]) -> dict[str, Delta]:

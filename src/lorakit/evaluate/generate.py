@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lorakit.data.batches import sort_into_batches
 from lorakit.data.encode import encode_prompt
 from lorakit.data.templates import Turn, encode_turns
 from lorakit.errors import DataError
@@ -46,13 +47,11 @@ def generate(
     _check_lengths(ids, loaded.max_length)
     settings = _generation_settings(decoding, tokenizer)
     texts = [""] * len(ids)
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     device = next(loaded.model.parameters()).device
     random_devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=random_devices), torch.inference_mode():
         torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            positions = order[start : start + batch_size]
+        for positions in sort_into_batches([len(row) for row in ids], batch_size):
             chosen = [ids[i] for i in positions]
             room = loaded.max_length - max(len(row) for row in chosen)
             settings["max_new_tokens"] = min(decoding.max_new_tokens, room)

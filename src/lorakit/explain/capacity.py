@@ -13,23 +13,17 @@ from lorakit.spec import Spec
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from lorakit.plots.sizes import Reached
+
 SPECTRUM = (4.0, 2.0, 1.0, 0.5, 0.25, 0.125)  # singular values of the wanted change
 STEPS = 400  # at most; training stops when the gradient is zero
-
-
-class RankRow(TypedDict):
-    """The error of trained LoRA of a rank, and the least error of this rank."""
-
-    rank: int
-    trained: float
-    tail: float
 
 
 class CapacityNumbers(TypedDict):
     """The singular values of the wanted change, and the errors by rank."""
 
     spectrum: list[float]
-    ranks: list[RankRow]
+    ranks: list["Reached"]
 
 
 def numbers() -> CapacityNumbers:
@@ -38,7 +32,7 @@ def numbers() -> CapacityNumbers:
     generator = torch.Generator().manual_seed(0)
     left, right = _random_rotation(size, generator), _random_rotation(size, generator)
     wanted = left @ torch.diag(torch.tensor(SPECTRUM, dtype=torch.float64)) @ right.T
-    rows: list[RankRow] = []
+    rows: list[Reached] = []
     for rank in range(1, size + 1):
         tail = sum(value**2 for value in SPECTRUM[rank:]) ** 0.5
         rows.append({"rank": rank, "trained": train(wanted, rank), "tail": tail})

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from lorakit.plots.images import Approximation
 
 RANKS = (2, 5, 20, 50, 100)
-LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 
 
 class RankRow(TypedDict):
@@ -45,6 +44,8 @@ def photograph() -> Tensor:
         MissingExtra: Pillow, which reads it, is not installed.
     """
     from sklearn.datasets import load_sample_image
+
+    from lorakit.plots.matrices import LUMINANCE
 
     try:
         image = load_sample_image("china.jpg")

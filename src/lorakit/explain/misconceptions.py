@@ -38,7 +38,7 @@ STATEMENTS = {
     ),
     "normalisation layers are adapted by low rank": (
         "Their scale and bias are vectors: there is nothing to factor. They can be trained "
-        'whole (full_modules=["norms"]), 2 d values each.'
+        'in full (full_modules=["norms"]), 2 d values each.'
     ),
     "LoRA makes the model smaller": (
         "It makes what is trained and stored for each task smaller. The base keeps its size."

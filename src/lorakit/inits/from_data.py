@@ -312,7 +312,7 @@ def _as_matrix(place: PlaceLike, gradient: Tensor) -> Tensor:
     It is computed through the site's own way from the matrix to the stored weight.
     """
     M = torch.zeros_like(
-        place.site.read(place.layer),
+        place.matrix,
         dtype=gradient.dtype,
         memory_format=torch.contiguous_format,
     ).requires_grad_(True)

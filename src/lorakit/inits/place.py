@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.sites.base import Site
 
@@ -19,6 +19,11 @@ class PlaceLike(Protocol):
     @property
     def weight_name(self) -> str:
         """Full name of the stored weight."""
+        ...
+
+    @property
+    def matrix(self) -> Tensor:
+        """The matrix (out, in), or the stack of matrices of experts."""
         ...
 
     @property

@@ -106,7 +106,7 @@ def start_faults(delta: str, settings: Settings, place: PlaceLike) -> list[str]:
     if start.needs == "inputs" and place.site.swaps_weight:
         layer = type(place.layer).__name__
         faults.append(f"needs the layer's input, but {layer} reads this weight itself")
-    M = place.site.read(place.layer)
+    M = place.matrix
     if not start.needs and not M.is_meta and not torch.isfinite(M).all():
         faults.append("needs a finite matrix, this one has NaN or infinity")
     return [f"init {settings.init!r} {fault}" for fault in faults]
@@ -193,7 +193,7 @@ def initial_factors(
     Returns:
         A (rank, in), and B (out, rank); None for a B of zeros.
     """
-    M = place.site.read(place.layer)
+    M = place.matrix
     start = STARTS[settings.init]
     if start is None:
         fan_in = place.site.fan_in(place.layer)

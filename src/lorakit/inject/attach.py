@@ -4,7 +4,6 @@ Every function checks the whole request first and changes the model only then.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import cast
 
 from torch import nn
 
@@ -13,7 +12,14 @@ from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecEr
 from lorakit.inject.build import build_adapter
 from lorakit.inject.fit import fit_adapter
 from lorakit.inject.places import Place, find_places
-from lorakit.inject.state import get_places, get_state
+from lorakit.inject.state import (
+    AdapterRequest,
+    attached_names,
+    get_places,
+    get_state,
+    hint_of_name,
+    requested_weights,
+)
 from lorakit.inject.tying import tie_token_rows
 from lorakit.sites.quantised import allow_packing, prevent_packing, without_packing
 from lorakit.sites.slot import (
@@ -29,7 +35,6 @@ from lorakit.sites.slot import (
     set_enabled,
 )
 from lorakit.spec import Spec, is_number
-from lorakit.text import near_misses
 
 
 def attach(
@@ -103,9 +108,8 @@ def attach(
     # All is checked: from here on the model is changed.
     _freeze_base(model, state)
     _add_deltas(state, name, adapter, places)
-    if adapter is what or not trainable:  # the parameters of a new adapter require gradients
-        for parameter in adapter.parameters():
-            parameter.requires_grad_(trainable)
+    for parameter in adapter.parameters():
+        parameter.requires_grad_(trainable)
     _add_full_parameters(model, state, name, adapter)
     state.adapters[name] = adapter
     set_enabled(model, state, weights)
@@ -138,7 +142,7 @@ def _check_name(name: object, state: State) -> None:
     if name in state.adapters:
         raise AdapterNameError(
             f"An adapter {name!r} is attached already.",
-            advice=f"{_attached_names(state)} Give another name.",
+            advice=f"{attached_names(state)} Give another name.",
         )
 
 
@@ -208,7 +212,7 @@ def _adapted_weights(adapter: Adapter, places: Mapping[str, Place]) -> Iterator[
             yield places[name].weight_name
 
 
-def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | None) -> None:
+def enable(model: nn.Module, which: AdapterRequest) -> None:
     """Switch adapters on and off; those that are not named are off.
 
     Args:
@@ -230,7 +234,7 @@ def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | 
         "The model is merged: its weights hold the adapters already.",
         "Call unmerge first.",
     )
-    weights = _requested_weights(which)
+    weights = requested_weights(which)
     _check_weights(weights, state)
     faults = _find_clashes(state.adapters, weights, get_places(model, state))
     for name, weight in weights.items():
@@ -248,22 +252,10 @@ def enable(model: nn.Module, which: str | Iterable[str] | Mapping[str, float] | 
     set_enabled(model, state, {name: float(weight) for name, weight in weights.items()})
 
 
-def _requested_weights(
-    which: str | Iterable[str] | Mapping[str, float] | None,
-) -> dict[str, float]:
-    if which is None:
-        return {}
-    if isinstance(which, str):
-        return {which: 1.0}
-    if isinstance(which, Mapping):
-        return dict(cast("Mapping[str, float]", which))
-    return dict.fromkeys(which, 1.0)
-
-
 def _check_weights(weights: Mapping[str, float], state: State) -> None:
     """Refuse unknown names, and weights that are not finite numbers."""
     faults = [
-        f"{name!r}   is not attached   {near_misses(str(name), state.adapters)}".rstrip()
+        f"{name!r}   is not attached   {hint_of_name(state, name)}".rstrip()
         for name in weights
         if name not in state.adapters
     ]
@@ -276,7 +268,7 @@ def _check_weights(weights: Mapping[str, float], state: State) -> None:
         raise AdapterNameError(
             "These adapters cannot be enabled.",
             faults,
-            f"{_attached_names(state)} Nothing was switched.",
+            f"{attached_names(state)} Nothing was switched.",
         )
 
 
@@ -296,10 +288,9 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     """
     state = get_state(model)
     if name is not None and name not in state.adapters:
-        hint = near_misses(str(name), state.adapters)
         raise AdapterNameError(
-            f"No adapter {name!r} is attached. {hint}".rstrip(),
-            advice=f"{_attached_names(state)} Nothing was detached.",
+            f"No adapter {name!r} is attached. {hint_of_name(state, name)}".rstrip(),
+            advice=f"{attached_names(state)} Nothing was detached.",
         )
     names = list(state.adapters) if name is None else [name]
     if len(names) < len(state.adapters):
@@ -340,7 +331,3 @@ def enabled(model: nn.Module) -> dict[str, float]:
     """Return the weights of the enabled adapters by name; empty if there are none."""
     state = find_state(model)
     return {} if state is None else dict(state.enabled)
-
-
-def _attached_names(state: State) -> str:
-    return f"Attached: {', '.join(map(repr, state.adapters))}."

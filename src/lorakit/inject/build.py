@@ -16,12 +16,12 @@ from lorakit.inits import start
 from lorakit.inits.classic import generator_for
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import copy_full_parameters, expand_norms, find_full_modules
-from lorakit.inject.places import Place, check_parts, suggest_names
+from lorakit.inject.places import Place, check_parts, unmatched_patterns
 from lorakit.inject.targets import select, short_names
 from lorakit.inject.token_rows import start_token_rows
 from lorakit.inject.tying import tie_factors
 from lorakit.sites.slot import base_modules
-from lorakit.spec import Settings, Spec, matches
+from lorakit.spec import Settings, Spec
 from lorakit.text import plural
 
 
@@ -121,16 +121,11 @@ def check_overrides(spec: Spec, chosen: Mapping[str, Place]) -> None:
     Raises:
         TargetError: the message names each of them.
     """
-    unmatched = [
-        pattern for pattern in spec.overrides if not any(matches(pattern, name) for name in chosen)
-    ]
+    unmatched = unmatched_patterns(spec.overrides, chosen)
     if unmatched:
         raise TargetError(
             f"{len(unmatched)} of {len(spec.overrides)} overrides match no adapted layer.",
-            [
-                f"{pattern!r}   0 layers   {suggest_names(pattern, chosen)}".rstrip()
-                for pattern in unmatched
-            ],
+            unmatched,
             "Nothing was attached.",
         )
 
@@ -213,7 +208,7 @@ def start_delta(
     }
     if B is not None:
         return OffsetLowRank(A, B, **options)
-    M = place.site.read(place.layer)
+    M = place.matrix
     return DELTAS[spec.delta].start(A, M, generator, shared=shared, **options)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from torch import nn
 
+from lorakit.deltas.base import Delta
 from lorakit.inject.places import Place
 from lorakit.inject.state import get_places
 from lorakit.sites.slot import State, base_modules, base_parameters, find_state
@@ -111,17 +112,17 @@ class Group(NamedTuple):
 
 def _group(layers: Sequence[Layer]) -> list[Group]:
     """Return the groups of layers that differ only in the first parts of their names."""
-    names: dict[tuple[str, Group], list[str]] = {}
+    members: dict[Group, list[str]] = {}
     for layer in layers:
         out, inputs = layer["shape"]
         last = layer["name"].split(".")[-1]
         kind = f"{layer['kind']} {inputs} -> {out}"
         adapters = _describe_adapters(layer.get("adapters", {}))
         alike = Group(kind, last, adapters)
-        names.setdefault((last, alike), []).append(layer["name"])
+        members.setdefault(alike, []).append(layer["name"])
     groups: list[Group] = []
-    for (last, alike), members in names.items():
-        label = members[0] if len(members) == 1 else f"{last} ({len(members)} layers)"
+    for alike, names in members.items():
+        label = names[0] if len(names) == 1 else f"{alike.names} ({len(names)} layers)"
         groups.append(alike._replace(names=label))
     return groups
 
@@ -188,11 +189,12 @@ def coverage(model: nn.Module) -> Coverage:
     full_parameters: set[str] = set()
     for adapter in state.adapters.values():
         full_parameters |= adapter.full_parameters.keys()
+    deltas = {name: adapter.deltas_by_place for name, adapter in state.adapters.items()}
     adapted: dict[str, AdaptedLayer] = {}
     others: dict[str, Layer] = {}
     for name, place in places.items():
         layer = Layer(name=name, kind=place.site.kind, shape=list(place.shape))
-        adapters = _find_adapters(name, state)
+        adapters = _find_adapters(name, deltas)
         if adapters:
             adapted[name] = {**layer, "adapters": adapters}
         else:
@@ -210,11 +212,18 @@ def coverage(model: nn.Module) -> Coverage:
     )
 
 
-def _find_adapters(place_name: str, state: State) -> dict[str, AdapterEntry]:
-    """Return the adapters of a place by name."""
+def _find_adapters(
+    place_name: str, deltas: Mapping[str, Mapping[str, Delta]]
+) -> dict[str, AdapterEntry]:
+    """Return the adapters of a place by name.
+
+    Args:
+        place_name: of the place.
+        deltas: by adapter and place.
+    """
     adapters: dict[str, AdapterEntry] = {}
-    for name, adapter in state.adapters.items():
-        delta = adapter.deltas_by_place.get(place_name)
+    for name, by_place in deltas.items():
+        delta = by_place.get(place_name)
         if delta is None:
             continue
         entry = AdapterEntry(rank=delta.rank, alpha=delta.alpha, scale=delta.scale)

@@ -11,7 +11,7 @@ from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place
 from lorakit.sites.slot import base_modules, base_parameters
-from lorakit.text import near_misses, plural
+from lorakit.text import did_you_mean, near_misses, plural
 
 SAME_FACTORS = {"linear", "conv1d"}  # kinds of sites whose factors fit one another
 
@@ -89,7 +89,7 @@ def _settle(
     }
     for name, delta in adapter.deltas.items():
         place = places[name]
-        delta.to(place.site.read(place.layer).device)
+        delta.to(place.matrix.device)
         delta.complete_for_layer(place.site.kind, place.site.kernel(place.layer), place.shape)
 
 
@@ -106,7 +106,7 @@ def _delta_faults(model: nn.Module, adapter: Adapter, places: Mapping[str, Place
 def _explain_absence(model: nn.Module, name: str, places: Mapping[str, Place]) -> str:
     """Return the reason why the model has no place of this name, and the nearest that it has."""
     longer = [known for known in places if known.endswith(f".{name}") or name.endswith(f".{known}")]
-    hint = f"did you mean {longer[0]!r}?" if longer else near_misses(name, places, 1)
+    hint = did_you_mean(longer[:1]) if longer else near_misses(name, places, 1)
     if name in dict(base_modules(model)):
         return f"is of a kind that cannot be adapted   {hint}"
     return f"is not in the model   {hint}"

@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.errors import TargetError
 from lorakit.sites.base import Site
 from lorakit.sites.find import FUSED_KINDS, sites_of
 from lorakit.sites.fused_parts import Layout
 from lorakit.sites.slot import base_modules
-from lorakit.spec import full_name, matches
+from lorakit.spec import first_match, full_name, matches
 from lorakit.text import near_misses, plural
 
 
@@ -58,8 +58,18 @@ class Place:
     @property
     def shape(self) -> tuple[int, int]:
         """(out, in) of the matrix, or of each matrix of a stack."""
-        outputs, inputs = self.site.read(self.layer).shape[-2:]
+        outputs, inputs = self.matrix.shape[-2:]
         return outputs, inputs
+
+    @property
+    def matrix(self) -> Tensor:
+        """The matrix (out, in), or the stack of matrices of experts."""
+        return self.site.read(self.layer)
+
+    @property
+    def values_per_rank(self) -> int:
+        """Number of values of one rank: a row of A and a column of B, for each matrix."""
+        return sum(self.shape) * self.matrix.shape[:-2].numel()
 
 
 def find_places(
@@ -97,17 +107,19 @@ def make_layout(sizes: Mapping[str, int]) -> Layout:
     return Layout(outputs, sizes.get("groups", 1))
 
 
-def first_match(patterns: Iterable[str], name: str) -> str | None:
-    """Return the first pattern that matches a name, or None."""
-    for pattern in patterns:
-        if matches(pattern, name):
-            return pattern
-    return None
-
-
 def suggest_names(pattern: str, names: Iterable[str]) -> str:
     """Return `did you mean …?` with the nearest last parts of some names, or an empty string."""
     return near_misses(pattern, {name.split(".")[-1] for name in names})
+
+
+def unmatched_patterns(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return a line for each pattern that matches no name, with the nearest names."""
+    known = list(names)
+    lines: list[str] = []
+    for pattern in patterns:
+        if not any(matches(pattern, name) for name in known):
+            lines.append(f"{pattern!r}   0 layers   {suggest_names(str(pattern), known)}".rstrip())
+    return lines
 
 
 def check_parts(parts: Mapping[str, Mapping[str, int]], places: Mapping[str, Place]) -> None:

@@ -6,7 +6,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, TypeAlias, cast
+from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +14,25 @@ from torch import Tensor, nn
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsError
 from lorakit.inject.mixed_batch import AdapterWeights, PlaceRouting, RoutingTable, build_table
-from lorakit.inject.state import get_state
+from lorakit.inject.state import (
+    AdapterRequest,
+    attached_names,
+    get_state,
+    hint_of_name,
+    requested_weights,
+)
 from lorakit.sites.base import Site
 from lorakit.sites.slot import Slot, State, base_modules, get_slot, set_enabled
 from lorakit.spec import full_name, is_number
-from lorakit.text import near_misses, plural
+from lorakit.text import plural
 
 ONE_THREAD = "One at a time: hold a lock around the block, or give each thread a copy of the model."
-RowAdapters: TypeAlias = str | Iterable[str] | Mapping[str, float] | None
 """One row's adapters: a name, several names, names with weights, or None for the base alone."""
 
 
 @contextmanager
 def route(
-    model: nn.Module, rows: Sequence[RowAdapters], *, batch_first: bool = False
+    model: nn.Module, rows: Sequence[AdapterRequest], *, batch_first: bool = False
 ) -> Iterator[None]:
     """Route each row of the batches in this block to its own adapters.
 
@@ -104,9 +109,9 @@ def _parse_rows(state: State, rows: object) -> list[AdapterWeights]:
             f"rows must hold one entry for each row of the batch, got {rows!r}.",
             advice="enable(model, ...) switches adapters for all rows.",
         )
-    given = cast(Iterable[RowAdapters], rows)
-    entries = [_parse_row(row) for row in given]
-    advice = f"Attached: {', '.join(map(repr, state.adapters))}. Nothing was routed."
+    given = cast(Iterable[AdapterRequest], rows)
+    entries = [requested_weights(row) for row in given]
+    advice = f"{attached_names(state)} Nothing was routed."
     faults: dict[str, list[int]] = {}
     for number, entry in enumerate(entries):
         for name, weight in entry.items():
@@ -122,17 +127,6 @@ def _parse_rows(state: State, rows: object) -> list[AdapterWeights]:
     return weights
 
 
-def _parse_row(row: RowAdapters) -> AdapterWeights:
-    """Return one row's adapters with their weights, not checked."""
-    if row is None:
-        return {}
-    if isinstance(row, Mapping):
-        return dict(row)
-    if isinstance(row, Iterable) and not isinstance(row, str):
-        return dict.fromkeys(row, 1.0)
-    return {row: 1.0}
-
-
 def _drop_zeros(entry: AdapterWeights) -> AdapterWeights:
     return {name: weight for name, weight in entry.items() if weight}
 
@@ -140,8 +134,7 @@ def _drop_zeros(entry: AdapterWeights) -> AdapterWeights:
 def _entry_fault(state: State, name: object, weight: object) -> str:
     """Return the reason why an adapter with this weight cannot be used; empty if it can."""
     if name not in state.adapters:
-        hint = near_misses(str(name), state.adapters)
-        return f"{name!r} is not attached   {hint}".rstrip()
+        return f"{name!r} is not attached   {hint_of_name(state, name)}".rstrip()
     if not is_number(weight):
         return f"{name!r} has weight {weight!r}, which is no finite number"
     return ""

@@ -1,12 +1,17 @@
 """State of a model with adapters, and its places with the parts that they use."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias, cast
 
 from torch import nn
 
 from lorakit.errors import AdapterNameError
 from lorakit.inject.places import Place, find_places
 from lorakit.sites.slot import State, find_state
+from lorakit.text import near_misses
+
+# Names of adapters, or weights by name; None for the base alone.
+AdapterRequest: TypeAlias = str | Iterable[str] | Mapping[str, float] | None
 
 
 def get_state(model: nn.Module) -> State:
@@ -21,6 +26,27 @@ def get_state(model: nn.Module) -> State:
             f"No adapter is attached to this {type(model).__name__}.", advice="Call attach first."
         )
     return state
+
+
+def requested_weights(request: AdapterRequest) -> dict[str, float]:
+    """Return the weights of the adapters of a request by name, not checked."""
+    if request is None:
+        return {}
+    if isinstance(request, Mapping):
+        return dict(cast(Mapping[str, float], request))
+    if isinstance(request, Iterable) and not isinstance(request, str):
+        return dict.fromkeys(request, 1.0)
+    return {request: 1.0}
+
+
+def hint_of_name(state: State, name: object) -> str:
+    """Return `did you mean …?` with the nearest names of attached adapters, or an empty string."""
+    return near_misses(str(name), state.adapters)
+
+
+def attached_names(state: State) -> str:
+    """Return the names of the attached adapters as a sentence of a message."""
+    return f"Attached: {', '.join(map(repr, state.adapters))}."
 
 
 def get_places(model: nn.Module, state: State) -> dict[str, Place]:

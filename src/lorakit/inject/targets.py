@@ -13,7 +13,7 @@ from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.find import SITES
 from lorakit.sites.slot import base_modules
 from lorakit.spec import matches
-from lorakit.text import nearest, plural
+from lorakit.text import did_you_mean, nearest, plural
 
 ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
 # Roles of projections, by the last parts of their names in the model families of transformers.
@@ -233,7 +233,7 @@ def _explain_miss(model: nn.Module, pattern: str, usable: Mapping[str, Place]) -
         return ""
     places = [place for name, place in usable.items() if matches(near[0], name)]
     if not places:
-        return f"did you mean {near[0]!r}?"
+        return did_you_mean(near)
     outputs, inputs = places[0].shape
     return f"did you mean {near[0]!r} ({plural(len(places), 'layer')}, {inputs} -> {outputs})?"
 

@@ -10,7 +10,7 @@ from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import TargetError
 from lorakit.inject.places import Place
 from lorakit.sites.slot import base_parameters
-from lorakit.spec import Spec, matches
+from lorakit.spec import Spec, is_inside, matches
 from lorakit.text import plural
 
 VOCABULARY_KINDS = ("embedding", "linear")  # kinds of sites that have one row per token
@@ -166,15 +166,10 @@ def _conflicts(
 ) -> Iterator[str]:
     """Yield the places of a weight that the adapter also trains in another way."""
     for other in sharing:
-        if not _is_inside(other, otherwise_adapted):
+        if not is_inside(other, otherwise_adapted):
             continue
         relation = "is" if other == name else f"shares the weight of {name} and is"
         yield (
             f"{other}   {relation} trained in another way by this adapter: leave one out, or "
             "attach two adapters"
         )
-
-
-def _is_inside(name: str, outer: Collection[str]) -> bool:
-    """Return True if a name is one of these, or of something in one of them."""
-    return any(name == module or name.startswith(f"{module}.") for module in outer)

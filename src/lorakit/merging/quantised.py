@@ -125,9 +125,8 @@ def _refuse_loss(roundings: Mapping[str, Rounding]) -> None:
 def quantised_form(model: nn.Module) -> str:
     """Return the storage of a model's layers in int8 or 4 bits; "" if none is quantised."""
     for place in find_places(model).values():
-        form = place.site.quantised_form(place.layer)
-        if form:
-            return form
+        if place.site.is_quantised:
+            return place.site.quantised_form(place.layer)
     return ""
 
 
@@ -135,18 +134,17 @@ def dequantised_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters by name, those in int8 or 4 bits as the matrix that they stand for."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())
     for place in find_places(model).values():
-        is_quantised = place.site.quantised_form(place.layer) != ""
-        if is_quantised and not place.is_part and place.weight_name in parameters:
-            parameters[place.weight_name] = place.site.read(place.layer)
+        if place.site.is_quantised and not place.is_part and place.weight_name in parameters:
+            parameters[place.weight_name] = place.matrix
     return parameters
 
 
 def dequantise(model: "PreTrainedModel") -> None:
     """Replace every layer in int8 or 4 bits by a plain one with the same values, in float32."""
     for name, place in find_places(model).items():
-        if place.is_part or not place.site.quantised_form(place.layer):
+        if place.is_part or not place.site.is_quantised:
             continue
-        M, bias = place.site.read(place.layer).float(), place.site.bias(place.layer)
+        M, bias = place.matrix.float(), place.site.bias(place.layer)
         outputs, inputs = M.shape
         plain = nn.Linear(inputs, outputs, bias is not None, device="meta")
         plain.weight = nn.Parameter(M, requires_grad=False)

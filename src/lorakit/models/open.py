@@ -1,5 +1,8 @@
 """A base model with an adapter on it, and the encoded rows of its task."""
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from lorakit.adapter import Adapter
 from lorakit.data.encode import LABELLED, Example, encode_causal, encode_labelled
 from lorakit.data.rows import Rows
@@ -7,6 +10,10 @@ from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
 from lorakit.models.load import Loaded, load, load_config
 from lorakit.models.tasks import task_of_peft_type
+from lorakit.spec import is_inside
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 DEFAULT_LENGTH = 512  # tokens of a sequence, where the model can read as many
 
@@ -58,7 +65,7 @@ def open_model(
     labels = _class_names(model, adapter) if task == "classify" else []
     trained = tuple(adapter.full_parameters) if adapter else ()
     loaded = load(model, task, labels=labels, dtype=dtype, trains_base=bool(trained), device=device)
-    untrained = [name for name in loaded.new_modules if not _has_any(name, trained)]
+    untrained = untrained_modules(loaded, trained)
     if untrained:
         raise ModelError(
             f"{model} has no trained weights for {', '.join(untrained)}: its answers would be "
@@ -71,15 +78,20 @@ def open_model(
     return loaded
 
 
-def _has_any(module: str, parameters: tuple[str, ...]) -> bool:
-    """Return True if one of these parameters is in the module."""
-    return any(parameter.startswith(f"{module}.") for parameter in parameters)
+def untrained_modules(loaded: Loaded, trained: Iterable[str]) -> list[str]:
+    """Return the new modules of a model that none of these trained parameters is in."""
+    parameters = list(trained)
+    return [
+        module
+        for module in loaded.new_modules
+        if not any(is_inside(parameter, [module]) for parameter in parameters)
+    ]
 
 
 def _class_names(model: str, adapter: Adapter | None) -> list[str]:
     """Return the class names of the adapter's training, else those of the model's config."""
     if adapter is None:
-        return _config_labels(model)
+        return config_labels(load_config(model))
     names = adapter.provenance.get("labels")
     if names:
         return list(names)
@@ -90,11 +102,12 @@ def _class_names(model: str, adapter: Adapter | None) -> list[str]:
     ]
     if head_outputs:
         return [str(i) for i in range(head_outputs[-1])]
-    return _config_labels(model)
+    return config_labels(load_config(model))
 
 
-def _config_labels(model: str) -> list[str]:
-    names = load_config(model).id2label or {}
+def config_labels(config: "PretrainedConfig") -> list[str]:
+    """Return the class names of a config, in the order of the outputs."""
+    names = config.id2label or {}
     return [name for _, name in sorted(names.items())]
 
 

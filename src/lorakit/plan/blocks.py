@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from lorakit.plan.trace import Step, Trace, trace_step
+from lorakit.plan.trace import Step, Trace, own_tables, trace_step
 from lorakit.sites.slot import Slot
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def trace_by_blocks(model: "PreTrainedModel", step: Step) -> Trace:
 
     Args:
         model: as `trace_step` takes it.
-        step: its shape.
+        step: batch, length, task and dtypes of the pass.
 
     Raises:
         PlanError: as `trace_step`.
@@ -128,9 +128,8 @@ def _plain_settings(module: nn.Module) -> dict[str, object]:
 
 
 def _own_tensors(module: nn.Module) -> list[TensorShape]:
-    tables: list[dict[str, Tensor | None]] = [module._parameters, module._buffers]  # type: ignore[list-item]
     shapes = []
-    for table in tables:
+    for table in own_tables(module):
         for name, tensor in table.items():
             if tensor is not None:
                 shape = tuple(tensor.shape)

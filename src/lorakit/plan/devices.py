@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from lorakit.errors import SpecError
-from lorakit.text import near_misses
+from lorakit.text import did_you_mean, nearest
 
 HERE = "this machine"
 CONTEXT = 512 << 20  # bytes that CUDA, its libraries and PyTorch's kernels take of a GPU
@@ -60,10 +60,7 @@ def find_device(name: str) -> Device:
     known = _names_by_key()
     found = known.get(_key(name))
     if found is None:
-        hint = near_misses(_key(name), known)
-        # The keys in the hint become the names that tables show.
-        for key in re.findall(r"'(\w+)'", hint):
-            hint = hint.replace(f"'{key}'", f"'{known[key]}'")
+        hint = did_you_mean(known[key] for key in nearest(_key(name), known))
         raise SpecError(
             f"No device is called {name!r}. {hint}".rstrip(),
             advice=f"Devices: {', '.join((*GPUS, HERE))}.",

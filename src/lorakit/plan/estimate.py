@@ -159,7 +159,7 @@ class Plan:
         """Return the trace of a step, with the adapter or with every parameter trained.
 
         Args:
-            step: its shape.
+            step: batch, length, task and dtypes of the pass.
             rank: of the adapter, if it is not its own.
             full: train every parameter instead, without an adapter.
         """

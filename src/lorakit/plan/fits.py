@@ -71,7 +71,7 @@ def _largest_batch(plan: Plan, step: Step, method: str, gpu: bool, room: int) ->
             step = replace(step, mixed="bf16")
     size = Size("batch", samples=(2, 4), most=MOST_BATCH)
     peak = _peak_by(plan, step, size, full=full)
-    return find_largest(lambda batch: peak(batch) <= room, MOST_BATCH)
+    return find_largest(lambda batch: peak(batch) <= room, size.most)
 
 
 def _longest(plan: Plan, step: Step, room: int) -> int:

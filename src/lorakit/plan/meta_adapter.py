@@ -75,10 +75,6 @@ def _refuse_starts(
             faults.append(
                 f"{name}   has the factors of an embedding: init {one.init!r} cannot start it"
             )
-    _raise_if(faults)
-
-
-def _raise_if(faults: Sequence[str]) -> None:
     if faults:
         raise SpecError(
             f"{plural(len(faults), 'layer')} cannot be adapted with these settings.",
@@ -92,16 +88,7 @@ def _as_started(delta: Delta, settings: Settings) -> Delta:
     start = STARTS[settings.init]
     if start is None or not start.moves_B or not isinstance(delta, LowRank):
         return delta
-    return OffsetLowRank(
-        delta.A.detach(),
-        delta.B.detach(),
-        alpha=delta.alpha,
-        scale_rule=delta.scale_rule,
-        dropout=delta.dropout,
-        kind=delta.kind,
-        kernel=delta.kernel,
-        output_slice=delta.output_slice,
-    )
+    return OffsetLowRank(delta.A.detach(), delta.B.detach(), **delta.options())
 
 
 class _NothingDrawn(TorchDispatchMode):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.models.load import load_config, locate, quiet
+from lorakit.models.load import check_new_modules, find_positions, load_config, locate, quiet
 from lorakit.models.tasks import TASKS
 from lorakit.plan.headers import build_from_shapes, find_weight_files, read_shapes
 from lorakit.plan.published import PREFIX, PUBLISHED
@@ -111,14 +111,8 @@ def _from_config(
     model = _build(config, name, task)
     has_new_head = stored is not None or task != "causal-lm"
     new = _new_modules(model, stored) if has_new_head else ()
-    if new and task == "causal-lm":
-        raise ModelError(
-            f"{name} has no weights for {', '.join(new)}: it is no causal language model.",
-            advice="Language modelling needs one; a classifier needs rows with labels.",
-        )
-    positions = getattr(text, "max_position_embeddings", None)
-    longest = positions or getattr(text, "n_positions", None) or 0
-    return MetaModel(model, name, task, new, int(longest))
+    check_new_modules(name, task, new)
+    return MetaModel(model, name, task, new, find_positions(config))
 
 
 def _build(config: "PretrainedConfig", name: str, task: str) -> "PreTrainedModel":

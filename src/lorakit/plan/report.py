@@ -10,8 +10,8 @@ from lorakit.data.batches import Batches
 from lorakit.data.encode import Example, infer_task, list_labels
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import SpecError
-from lorakit.models.load import Loaded, auto_dtype, load_tokenizer
-from lorakit.models.open import encode_rows
+from lorakit.models.load import LONGEST, Loaded, auto_dtype, load_tokenizer
+from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_rows
 from lorakit.models.packing import packing_obstacle
 from lorakit.plan import devices
 from lorakit.plan.config import PlanRequest
@@ -25,9 +25,6 @@ from lorakit.text import dtype_name, format_bytes, format_duration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-LENGTH = 512  # tokens by default, as in training
-NO_LIMIT = 1 << 30
 
 
 class RunSettings(Protocol):
@@ -266,7 +263,7 @@ def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example])
 def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | None) -> Work:
     """Return the largest pass of a run: of its batches, or of the largest that there could be."""
     batch = run.batch_size
-    length = run.max_length or min(LENGTH, base.max_length or LENGTH)
+    length = run.max_length or choose_max_length(None, base.max_length or DEFAULT_LENGTH)
     padded = True
     packed: tuple[int, ...] = ()
     if batches is not None:
@@ -318,7 +315,7 @@ def tokenise_rows(
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(base.name, advice="Without --data no tokenizer is needed.")
-    longest = int(min(tokenizer.model_max_length, base.max_length or NO_LIMIT))
+    longest = int(min(tokenizer.model_max_length, base.max_length or LONGEST))
     loaded = Loaded(base.transformer, tokenizer, base.task, list(labels), base.name, (), longest)
     return encode_rows(rows, loaded, max_length, loss_on)
 

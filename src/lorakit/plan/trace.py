@@ -105,7 +105,7 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
 
     Args:
         model: of transformers, on any device, mostly meta; with adapters if some train.
-        step: its shape.
+        step: batch, length, task and dtypes of the pass.
 
     Returns:
         The trace. Scratch space of kernels (oneDNN, cuBLAS) is not in it.
@@ -136,16 +136,16 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
 
 def _run(model: "PreTrainedModel", step: Step, meter: Meter) -> Trace:
     batch = _fake_batch(step)
-    cast = nullcontext()
+    precision = nullcontext()
     if step.mixed != "no":
-        cast = torch.autocast("cpu", AUTOCAST[step.mixed])
+        precision = torch.autocast("cpu", AUTOCAST[step.mixed])
     packed = packed_attention(model) if step.packed else nullcontext()
     attention = RealAttention(step.fused, _is_masked(model, step))
     phases: list[int] = []
     kept = 0
     with meter, attention, packed:
         for _ in range(1 + step.again):
-            with cast:
+            with precision:
                 loss, out = batch_loss(model, batch, step.task)
                 loss = loss / step.batch
             kept = meter.now - meter.logits
@@ -211,7 +211,7 @@ def _substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> 
     substitutes: dict[int, Tensor] = {}
     for path, module in model.named_modules():
         in_slot = SLOT in path.split(".")
-        for table in _tables(module):
+        for table in own_tables(module):
             before.append((table, dict(table)))
             for key, tensor in table.items():
                 if tensor is None:
@@ -228,7 +228,8 @@ def _substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> 
             table.update(values)
 
 
-def _tables(module: nn.Module) -> list[Table]:
+def own_tables(module: nn.Module) -> list[Table]:
+    """Return the tables of a module's own parameters and buffers, by name."""
     return [cast(Table, module._parameters), module._buffers]
 
 

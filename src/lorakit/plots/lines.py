@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from lorakit.analysis.report import ModuleReport
+from lorakit.analysis.report import ModuleReport, split_name
 from lorakit.plots.matrices import shorten_names
 
 if TYPE_CHECKING:
@@ -66,17 +66,9 @@ def _spectra_by_kind(modules: Sequence[ModuleReport]) -> dict[str, list[list[flo
         if module["norm"] and not is_stack:
             plain = cast(list[float], values)
             relative = [value / plain[0] for value in plain]
-            spectra.setdefault(_kind(module["name"]), []).append(relative)
+            _, kind = split_name(module["name"])
+            spectra.setdefault(kind, []).append(relative)
     return spectra
-
-
-def _kind(name: str) -> str:
-    """Return the name behind the number of a layer, or the whole name without a number."""
-    parts = name.split(".")
-    for index, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[index + 1 :])
-    return name
 
 
 def draw_curves(

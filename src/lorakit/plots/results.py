@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import floor, log10
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, SupportsFloat, cast
 
 from lorakit.errors import SpecError
 from lorakit.plots.canvas import new_figure
@@ -92,14 +92,19 @@ def _check(rows: Sequence[Row], quality: str, reference: str) -> None:
 
 
 def _score(row: Row, quality: str) -> Score:
-    value = float(str(row[quality]))
-    low = float(str(row.get("low", value)))
-    high = float(str(row.get("high", value)))
+    value = _number(row[quality])
+    low = _number(row.get("low", value))
+    high = _number(row.get("high", value))
     return Score(str(row["method"]), value, low, high)
 
 
 def _divided(value: object, unit: float) -> float | None:
-    return float(str(value)) / unit if value else None
+    return None if value is None else _number(value) / unit
+
+
+def _number(value: object) -> float:
+    """Return a number, or a tensor or array of one number, as a float."""
+    return float(cast(SupportsFloat, value))
 
 
 def _draw_quality(ax: "Axes", scores: Sequence[Score], quality: str, reference: str) -> None:
@@ -133,7 +138,7 @@ def _draw_score(ax: "Axes", score: Score, height: int, colour: str) -> None:
 
 
 def _draw_cost(ax: "Axes", values: Sequence[float | None], cost: Cost) -> None:
-    known = [value for value in values if value]
+    known = [value for value in values if value] or [1.0]
     lengths = [value or 0.0 for value in values]
     ax.barh(range(len(values)), lengths, color=BAR, height=0.62)
     if "log" in cost.title:

@@ -212,7 +212,7 @@ def search_by_threshold(model: str, spec: Spec, search: RankSearchSpec) -> Thres
     else:
         known = find_places(base, adapter.spec.parts)
         places = {name: known[name] for name in adapter.deltas if name in known}
-    matrices = {name: place.site.read(place.layer) for name, place in places.items()}
+    matrices = {name: place.matrix for name, place in places.items()}
     if adapter is not None:
         for name, delta in adapter.deltas.items():
             M = None if is_plain(delta) else matrices.get(name)

@@ -12,9 +12,9 @@ from lorakit.errors import SpecError
 from lorakit.inits.from_data import as_batch_list, observe_inputs
 from lorakit.inits.start import STARTS
 from lorakit.inject.full_parameters import find_full_modules
-from lorakit.inject.places import Place
+from lorakit.inject.places import Place, unmatched_patterns
 from lorakit.inject.targets import select
-from lorakit.spec import SCALES, Settings, Spec, is_number, is_whole, matches
+from lorakit.spec import SCALES, Settings, Spec, first_match, is_number, is_whole
 from lorakit.text import near_misses, plural
 
 Places = Mapping[str, Place]
@@ -124,16 +124,10 @@ def count_rank_costs(model: nn.Module, spec: Spec, budget: int | None) -> RankCo
         raise SpecError(f"budget: a whole number of at least 1 is needed, got {budget!r}.")
     full_modules = tuple(find_full_modules(model, spec.full_modules))
     places = select(model, spec.targets, spec.exclude, without=full_modules, parts=spec.parts)
-    costs = {name: _rank_cost(place) for name, place in places.items()}
+    costs = {name: place.values_per_rank for name, place in places.items()}
     if budget is None:
         budget = sum(cost * spec.settings(name).rank for name, cost in costs.items())
     return RankCosts(places, costs, budget)
-
-
-def _rank_cost(place: Place) -> int:
-    """Return the number of values of one rank: a row of A and a column of B, for each expert."""
-    matrices = place.site.read(place.layer).shape[:-2].numel()
-    return sum(place.shape) * matrices
 
 
 def _largest_rank(place: Place, settings: Settings) -> int:
@@ -195,8 +189,11 @@ def _layer_weights(places: Places, shape: Shape) -> dict[str, float]:
     faults: list[str] = []
     weights: Mapping[str, float | None]
     if isinstance(shape, Mapping):
-        faults += _unused_patterns(places, shape)
-        weights = {name: _first_match(shape, name) for name in places}
+        faults += unmatched_patterns(shape, places)
+        patterns = {name: first_match(shape, name) for name in places}
+        weights = {
+            name: None if pattern is None else shape[pattern] for name, pattern in patterns.items()
+        }
     else:
         weigh = _shape_function(shape)
         weights = {name: weigh(depth) for name, depth in layer_depths(places).items()}
@@ -212,24 +209,6 @@ def _layer_weights(places: Places, shape: Shape) -> dict[str, float]:
     if faults:
         raise SpecError(f"{plural(len(faults), 'fault')} in the shape.", faults)
     return given
-
-
-def _unused_patterns(places: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    names = list(places)
-    last_words = {name.split(".")[-1] for name in names}
-    faults: list[str] = []
-    for pattern in patterns:
-        if not any(matches(pattern, name) for name in names):
-            hint = near_misses(str(pattern), last_words)
-            faults.append(f"{pattern!r}   0 layers   {hint}".rstrip())
-    return faults
-
-
-def _first_match(weights: Mapping[str, float], name: str) -> float | None:
-    for pattern, weight in weights.items():
-        if matches(pattern, name):
-            return weight
-    return None
 
 
 def _shape_function(shape: str | ShapeFunction) -> ShapeFunction:

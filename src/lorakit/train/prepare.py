@@ -18,7 +18,7 @@ from lorakit.inject.attach import attach
 from lorakit.inject.coverage import Coverage, coverage
 from lorakit.models.chunked_loss import chunking_obstacle
 from lorakit.models.load import Loaded, load, pad_id
-from lorakit.models.open import encode_rows
+from lorakit.models.open import choose_max_length, encode_rows
 from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 from lorakit.models.tasks import TASKS
 from lorakit.plan.trace import AUTOCAST
@@ -35,7 +35,6 @@ from lorakit.train.planning import RunPlan, plan_run
 from lorakit.train.report import RunFacts, versions
 
 FIRST_BATCHES = 8  # given to inits and rank allocations that look at data
-DEFAULT_LENGTH = 512  # tokens, where the model takes so many
 DEFAULT_WIDTH = 768  # of a config that does not name its width
 PROBE_DIVISOR = 3  # of the learning rate, while layers are selected
 
@@ -172,9 +171,7 @@ def load_run(settings: TrainSpec, spec: Spec, data: RunData, plan: RunPlan, say:
         device=settings.device,
         seed=settings.seed,
     )
-    max_length = settings.max_length
-    if max_length is None:
-        max_length = min(DEFAULT_LENGTH, base.max_length)
+    max_length = choose_max_length(settings.max_length, base.max_length)
     held_out = []
     if data.held_out:
         held_out = encode_rows(data.held_out, base, max_length, settings.loss_on)

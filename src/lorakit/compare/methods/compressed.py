@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.algebra.outcome import build_adapter
+from lorakit.algebra.outcome import build_adapter, empty_delta
 from lorakit.deltas.base import LowRank
 from lorakit.errors import SpecError
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.places import Place
 from lorakit.inject.targets import select
-from lorakit.linalg import Factors, randomised_svd, split_singular_values
+from lorakit.linalg import Factors, split_singular_values, thin_svd
 from lorakit.spec import Spec, is_whole
 
 
@@ -74,7 +74,7 @@ def truncate_weights(
     stored_values, full_values = 0, 0
     for name, place in select(model, targets).items():
         W = _matrix(name, place)
-        U, S, Vh = randomised_svd(W, min(W.shape))
+        U, S, Vh = thin_svd(W)
         full_values += W.numel()
         stored_values += min(rank * sum(W.shape), W.numel())
         squared_error += float(S[rank:].square().sum())
@@ -83,7 +83,7 @@ def truncate_weights(
         if left_out > 0:
             A, B = split_singular_values(U[:, rank:], S[rank:], Vh[rank:], left_out)
             factors[name] = (A, -B)
-            like[name] = _delta_of(place, A, B)
+            like[name] = empty_delta(place)
     if not factors:
         raise SpecError(
             f"Rank {rank} changes no matrix: none has a higher rank.",
@@ -97,23 +97,10 @@ def truncate_weights(
 
 
 def _matrix(name: str, place: Place) -> Tensor:
-    W = place.site.read(place.layer)
+    W = place.matrix
     if W.ndim != 2:
         raise SpecError(
             f"{name} is a stack of matrices, which cannot be truncated.",
             advice="Give other targets.",
         )
     return W
-
-
-def _delta_of(place: Place, A: Tensor, B: Tensor) -> LowRank:
-    """Return a delta with the kind, kernel and slice of a place."""
-    site = place.site
-    return LowRank(
-        A[:1].float(),
-        B[:, :1].float(),
-        alpha=1.0,
-        kind=site.kind,
-        kernel=site.kernel(place.layer),
-        output_slice=site.output_slice,
-    )
