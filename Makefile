@@ -14,7 +14,7 @@ SPEED = "step --short" "plan_time --short" "attach --short" "merged_latency --sh
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ON_JOBS = -n $(JOBS) --dist loadfile
 
-.PHONY: help demo test unit lint fix record docs docs-serve tutorial bench clean
+.PHONY: help demo test unit peers lint fix record docs docs-serve tutorial bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,8 @@ test: lint ## every check there is: lint, types, all tests (GPU tests only where
 
 unit: .venv/dev.stamp ## the fast tests
 	$(PYTEST) $(ON_JOBS) -m "not slow and not gpu"
+
+peers: .venv/peers.stamp ## fetch tools that cannot be installed beside ours, for the tests that read their source
 
 lint: .venv/dev.stamp ## style, format and types
 	$(BIN)/ruff check .
@@ -71,6 +73,7 @@ clean: ## take away .venv, caches and what was built
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 		{ rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing PyTorch and lorakit into .venv; the first time this takes some minutes."
+	$(BIN)/python -m pip install --quiet -c constraints.txt pip  # pip 23.0, of Debian 12, finds no end
 	$(BIN)/python -m pip install $(TORCH_INDEX:%=--index-url %) -c constraints.txt torch
 	@touch $@
 
@@ -81,3 +84,8 @@ clean: ## take away .venv, caches and what was built
 .venv/dev.stamp: .venv/torch.stamp pyproject.toml
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch .venv/demo.stamp $@
+
+# Without what they need, and not on the path of .venv: their pins exclude the versions of ours.
+.venv/peers.stamp: .venv/dev.stamp
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/peers -c constraints.txt llamafactory unsloth
+	@touch $@
