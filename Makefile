@@ -73,7 +73,6 @@ clean: ## take away .venv, caches and what was built
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 		{ rm -rf .venv; echo "$(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing PyTorch and lorakit into .venv; the first time this takes some minutes."
-	$(BIN)/python -m pip install --quiet -c constraints.txt pip  # pip 23.0, of Debian 12, finds no end
 	$(BIN)/python -m pip install $(TORCH_INDEX:%=--index-url %) -c constraints.txt torch
 	@touch $@
 
