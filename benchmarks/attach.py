@@ -1,12 +1,10 @@
-"""How long does attaching to a model of 1,000 linear layers take, beside PEFT; and how long do
-command and import?
+"""How long does it take to attach to 1,000 linear layers, to start the command, and to import?
 
 Setting: a Llama of random weights with 143 blocks (1,001 linear layers, width 64), rank 8 on all of
-    them but the head, one
-thread. Each side gets a new copy of the model each round, in turn; CPU seconds, of Python's garbage
-collection too, which is run before each side so that none pays for what was there. "load" reads the
-adapter's folder and attaches it. The command and the import are started as processes of their own;
-CPU seconds of these.
+them but the head, one thread. Each side gets a new copy of the model each round, in turn; CPU
+seconds, of Python's garbage collection too, which is run before each side so that none pays for
+what was there. "load" reads the adapter's folder and attaches it. The command and the import are
+started as processes of their own; CPU seconds of these.
 """
 
 import copy

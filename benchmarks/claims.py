@@ -1,5 +1,6 @@
-"""What the field says of LoRA beside what was measured here: the table of docs/claims.md. It
-measures nothing itself.
+"""The table of docs/claims.md: claims about LoRA, each with what was measured here.
+
+This script measures nothing itself.
 """
 
 import sys
@@ -24,8 +25,9 @@ GPT3_PUBLISHED = 175_255_800_000  # parameters of GPT-3, as the paper rounds the
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, who makes it, and what the results say of it; `told` fails where a result is
-    missing, which is unproven.
+    """A claim, its source, and a function that returns the verdict and the figures.
+
+    `told` raises an error if a result is missing; the claim is then unproven.
     """
 
     text: str
@@ -53,12 +55,10 @@ def fewer(found: Found) -> tuple[str, str]:
     )
     return PARTLY, (
         f"GPT-3 at rank 4 on query and value, counted from its shape: {total / trained:,.0f} times "
-        f"({GPT3_PUBLISHED / trained:,.0f} of the published total). Trained here: MiniLM with its "
-        "new head "
-        f"{MINILM / ours:,.0f} times, stories260K on all linear layers {STORIES / books:.1f} "
-        "times. The ratio is about the "
-        "width over twice the rank, times the share of the matrices that are left alone: it "
-        "belongs to large models."
+        f"({GPT3_PUBLISHED / trained:,.0f} times for the published total). Trained here: MiniLM "
+        f"with its new head {MINILM / ours:,.0f} times, stories260K on all linear layers "
+        f"{STORIES / books:.1f} times. The ratio is about width / (2 · rank), divided by the share "
+        "of the weights that is adapted. So it is high only for large models."
     )
 
 
@@ -67,12 +67,11 @@ def memory(found: Found) -> tuple[str, str]:
     full, ours, peft = (runs[f"{side}, dropout 0"] for side in ("full", "lorakit", "PEFT"))
     trained = of(found, "sst2", "lorakit", "trainable_parameters")
     return PARTLY, (
-        f"Gradient and AdamW's moments of MiniLM, counted: {12 * trained / 2**20:.1f} MiB instead "
-        "of "
-        f"{12 * MINILM / 2**20:.0f} (12 bytes a trained value). What is kept for the backward "
-        f"pass, measured: {ours:.0f} MiB, "
-        f"full fine-tuning {full:.0f}, PEFT {peft:.0f}. How much less in all depends on which of "
-        "the two is large."
+        "Gradients and AdamW's moments of MiniLM, counted (12 bytes for each trained value): "
+        f"{12 * trained / 2**20:.1f} MiB instead of {12 * MINILM / 2**20:.0f} MiB. Activations "
+        f"saved for the backward pass of another model, measured: lorakit {ours:.0f} MiB, full "
+        f"fine-tuning {full:.0f} MiB, PEFT {peft:.0f} MiB. The total saving depends on which of "
+        "the two is larger."
     )
 
 
@@ -82,9 +81,8 @@ def faster(found: Found) -> tuple[str, str]:
         runs["full, dropout 0"] / runs[f"{side}, dropout 0"] - 1 for side in ("lorakit", "PEFT")
     )
     return HOLDS if ours >= 0.25 else PARTLY, (
-        f"{100 * ours:+.0f} % steps a second beside full fine-tuning, on a CPU; PEFT on the same "
-        f"model {100 * peft:+.0f} %. "
-        "On GPUs: unproven here."
+        f"{100 * ours:+.0f} % steps a second compared with full fine-tuning, on a CPU; PEFT on the "
+        f"same model {100 * peft:+.0f} %. On GPUs: unproven here."
     )
 
 
@@ -95,30 +93,31 @@ def latency(found: Found) -> tuple[str, str]:
     }
     within = all(abs(ratio[m, sides[0]] - 1) < 0.02 for m in models)
     told = ", ".join(
-        f"{m} {ratio[m, sides[0]]:.3f} (the base again {ratio[m, sides[1]]:.3f})" for m in models
+        f"{m} {ratio[m, sides[0]]:.3f} (a second copy of the base {ratio[m, sides[1]]:.3f})"
+        for m in models
     )
     left_on = " and ".join(f"{ratio[m, sides[2]]:.2f}" for m in models)
     return (
         HOLDS if within else NOT,
-        f"Merged and detached, of the base's time: {told}. Not merged it costs: {left_on} times.",
+        f"Time of the merged and detached model, relative to the base: {told}. An adapter that is "
+        f"not merged costs time: {left_on} times that of the base.",
     )
 
 
 def small_files(found: Found) -> tuple[str, str]:
     lora = of(found, "variants_sst2", "lora", "file_kib")
     return HOLDS, (
-        f"MiniLM on sst2 at rank 4, head included: {lora:.0f} KiB beside {4 * MINILM / 2**20:.0f} "
-        "MiB of the model, "
-        f"{4 * MINILM / 2**10 / lora:,.0f} times smaller."
+        f"MiniLM on sst2 at rank 4, head included: the file has {lora:.0f} KiB. The model has "
+        f"{4 * MINILM / 2**20:.0f} MiB, {4 * MINILM / 2**10 / lora:,.0f} times as much."
     )
 
 
 def switching(found: Found) -> tuple[str, str]:
     note = next(n for n in found["rows"]["notes"] if n.startswith("Switching"))
     bits = next(c for c in found["rows"]["criteria"] if "switching" in c["text"])
-    return HOLDS if bits[
-        "met"
-    ] else NOT, f"{note} Switching there and back gives the same bits: {bits['measured']}."
+    return HOLDS if bits["met"] else NOT, (
+        f"{note} Equal bits after switching to another adapter and back: {bits['measured']}."
+    )
 
 
 def trained_ranks(found: Found, key: str) -> dict[str, float]:
@@ -137,10 +136,10 @@ def as_good_as_full(found: Found) -> tuple[str, str]:
         trained_ranks(found, "perplexity"),
     )
     return HOLDS if min(lora.values()) <= 1.02 * full else NOT, (
-        f"stories260K on books, as many steps, rates chosen for each: perplexity {full:.2f} by "
-        "full fine-tuning, by LoRA "
+        "stories260K on books, with equally many steps and a learning rate chosen for each "
+        f"method: perplexity {full:.2f} with full fine-tuning; with LoRA "
         + ", ".join(f"{v:.2f} at {rank}" for rank, v in lora.items())
-        + ". The model is tiny and the books are far from what it knows; on large models: "
+        + ". The model is tiny and the books are unlike its training data. On large models: "
         "unproven here."
     )
 
@@ -155,7 +154,7 @@ def as_good_as_peft(found: Found) -> tuple[str, str]:
     )
     return (
         HOLDS if met else PARTLY,
-        f"lorakit and PEFT: {'; '.join(told)}. Within the spread over seeds each.",
+        f"lorakit and PEFT: {'; '.join(told)}. Each difference is within the spread over seeds.",
     )
 
 
@@ -173,12 +172,10 @@ def rank_one(found: Found) -> tuple[str, str]:
         enough.append(sign * (means[1] - means[best]) <= error)
         said.append(
             f"{search['task']} {search['metric']} {means[1]:.3f} at rank 1, {means[best]:.3f} at "
-            f"rank {best} "
-            f"(standard error {error:.3f})"
+            f"rank {best} (standard error {error:.3f})"
         )
-    return HOLDS if all(enough) else PARTLY if any(
-        enough
-    ) else NOT, f"{'; '.join(said)}. Three seeds each."
+    verdict = HOLDS if all(enough) else PARTLY if any(enough) else NOT
+    return verdict, f"Means of three seeds: {'; '.join(said)}."
 
 
 def which_matrices(found: Found) -> tuple[str, str]:
@@ -192,7 +189,7 @@ def which_matrices(found: Found) -> tuple[str, str]:
         best.append((max if key == "accuracy" else min)((v, c) for c, v in means.items())[1])
         said.append(f"{task} {key}: " + ", ".join(f"{c} {v:.3f}" for c, v in means.items()))
     verdict = HOLDS if set(best) == {"qv"} else PARTLY if "qv" in best else NOT
-    return verdict, f"At one budget, {'; '.join(said)}."
+    return verdict, f"With equally many trained values: {'; '.join(said)}."
 
 
 def low_rank(found: Found) -> tuple[str, str]:
@@ -202,11 +199,10 @@ def low_rank(found: Found) -> tuple[str, str]:
         for start in ("W", "ΔW of full", "ΔW of LoRA")
     )
     return HOLDS if full < 0.5 * W else PARTLY, (
-        f"Directions that hold 90 % of the energy in layers of 64, on average: {full:.0f} of what "
-        "full fine-tuning changed, "
-        f"{W:.0f} of W itself, {lora:.0f} of what LoRA changed where it could use all. The "
-        "adapter that the paper's authors "
-        "published (RoBERTa, MNLI, rank 8) needs 3.7 of 8 on the query, which a test holds."
+        "Mean number of directions that hold 90 % of the energy, in layers of width 64: "
+        f"{full:.0f} for the change by full fine-tuning, {W:.0f} for W itself, {lora:.0f} for the "
+        "change by LoRA at rank 64. In the adapter that the authors of the paper published "
+        "(RoBERTa, MNLI, rank 8) it is 3.7 of 8 for the query; a test checks this."
     )
 
 
@@ -214,19 +210,18 @@ def forgets_less(found: Found) -> tuple[str, str]:
     before, full = (of(found, "extract", side, "stories") for side in ("base", "full fine-tuning"))
     lora = trained_ranks(found, "stories")
     return HOLDS if max(lora.values()) < full else PARTLY if min(lora.values()) < full else NOT, (
-        f"Perplexity on the base's own stories: {before:.1f} before, {full:.1f} after full "
-        "fine-tuning on books, after LoRA "
+        f"Perplexity on the base's own stories: {before:.1f} before training, {full:.1f} after "
+        "full fine-tuning on books, after LoRA on books "
         + ", ".join(f"{v:.1f} at {rank}" for rank, v in lora.items())
-        + ". Where LoRA forgets less it has learned less too. Detached, the base is back to the "
+        + ". Where LoRA forgets less, it has also learned less. `detach` restores the base bit for "
         "bit."
     )
 
 
 def combined(found: Found) -> tuple[str, str]:
     criterion = found["combine_beside_peft"]["criteria"][0]
-    return HOLDS if criterion[
-        "met"
-    ] else NOT, f"Error in the sum of two adapters: {criterion['measured']}."
+    verdict = HOLDS if criterion["met"] else NOT
+    return verdict, f"Error in the sum of two adapters: {criterion['measured']}."
 
 
 def general(found: Found) -> tuple[str, str]:
@@ -234,13 +229,12 @@ def general(found: Found) -> tuple[str, str]:
         return " to ".join(format(of(found, name, side, key), form) for side in (base, "lorakit"))
 
     return HOLDS, (
-        f"Real tasks: sentences (sst2 accuracy {of(found, 'sst2', 'lorakit', 'accuracy'):.3f}), "
-        "prose (oz-books perplexity "
+        "Real tasks: classification of sentences (sst2 accuracy "
+        f"{of(found, 'sst2', 'lorakit', 'accuracy'):.3f}), prose (oz-books perplexity "
         f"{way('oz_books', 'perplexity', '.1f')}), text from attributes (e2e BLEU "
-        f"{way('e2e', 'bleu', '.1f')}), images "
-        f"(ResNet-20 accuracy {way('resnet20', 'accuracy', '.3f', 'the base alone')}). Some forty "
-        "families of models in tests, "
-        "tiny and untrained."
+        f"{way('e2e', 'bleu', '.1f')}), images (ResNet-20 accuracy "
+        f"{way('resnet20', 'accuracy', '.3f', 'the base alone')}). Tests cover some forty "
+        "families of models, tiny and untrained."
     )
 
 
@@ -254,16 +248,17 @@ def personal(found: Found) -> tuple[str, str]:
         told.append(f"{text} {before:.0f} to {after:.0f}")
     return (
         HOLDS,
-        f"Perplexity of held-out text after 120 steps on a text of that kind: {', '.join(told)}.",
+        "Perplexity of held-out text before and after 120 steps on text of the same kind: "
+        f"{', '.join(told)}.",
     )
 
 
 def transfers_badly(found: Found) -> tuple[str, str]:
     near, far = (100 * found["transfer"]["share"][k] for k in ("near", "far"))
     return HOLDS if far < near < 100 else PARTLY, (
-        f"Of what a task's own adapter gains, that of a task of the same kind gains {near:.0f} %, "
-        "that of another kind "
-        f"{far:.0f} % (below 0 is harm), over four tasks."
+        "Gain from the adapter of another task, relative to the gain from the task's own adapter: "
+        f"{near:.0f} % if the other task is of the same kind, {far:.0f} % if it is of another kind "
+        "(below 0 is harm). Means over four tasks."
     )
 
 
@@ -275,21 +270,21 @@ def unstable(found: Found) -> tuple[str, str]:
     ]
     rates = {times: [bad for t, bad in runs if t == times] for times, _ in runs}
     caught = ", ".join(
-        f"{sum(bad)} of {len(bad)} at {times:g} times the usual" for times, bad in rates.items()
+        f"{sum(bad)} of {len(bad)} at {times:g} times the usual rate"
+        for times, bad in rates.items()
     )
     ranks = " and ".join(
         f"{v:.3f} with {k.partition('scale ')[2].partition(':')[0]}" for k, v in spread.items()
     )
     return PARTLY, (
-        "By the learning rate: runs that exploded, jumped or ended above where they began: "
-        f"{caught}. By rank: with one rate "
-        f"the losses of ranks 2, 8 and 32 lie {ranks} apart (standard deviation), and none "
-        f"exploded. {large_scale(found)}"
+        "Learning rate: runs that diverged, jumped, or ended above their initial loss: "
+        f"{caught}. Rank: with one learning rate, the standard deviation of the losses of ranks 2, "
+        f"8 and 32 is {ranks}, and no run diverged. {large_scale(found)}"
     )
 
 
 def large_scale(found: Found) -> str:
-    """Return what a low rank did with a large scale, and without."""
+    """Return the accuracy of a low rank with a large and with a small scale, as a sentence."""
     part = found["which_matrices"]
     usual = [
         r["metric"]
@@ -301,8 +296,8 @@ def large_scale(found: Found) -> str:
         for values in (usual, [r["metric"] for r in part["gentle"]])
     )
     return (
-        f"Rank 2 on q, k, v, o, sst2, two seeds: {wild} with a scale of 16, {calm} with 4: it "
-        "is the scale."
+        f"Scale: rank 2 on q, k, v and o, sst2, two seeds: accuracy {wild} with a scale of 16, "
+        f"{calm} with a scale of 4. So the cause is the scale, not the rank."
     )
 
 
@@ -310,13 +305,13 @@ def limited(found: Found) -> tuple[str, str]:
     sst2, e2e = (of(found, name, "lorakit", "cpu_seconds") for name in ("sst2", "e2e"))
     return PARTLY, (
         "Everything in [results](results.md) was measured on two CPU cores: sst2 takes "
-        f"{sst2:.0f} CPU seconds, e2e {e2e:.0f}. "
-        "That a model too large to fine-tune whole can be adapted: unproven here."
+        f"{sst2:.0f} CPU seconds, e2e {e2e:.0f}. Whether a model that is too large for full "
+        "fine-tuning can be adapted: unproven here."
     )
 
 
 def nothing(text: str) -> Callable[[Found], tuple[str, str]]:
-    """Return a claim's answer where nothing here speaks to it."""
+    """Return the function of a claim that no benchmark measures."""
     return lambda found: (UNPROVEN, text)
 
 
@@ -326,15 +321,19 @@ CLAIMS = {
         Claim("a third of the memory", "the paper, for GPT-3", memory),
         Claim("25 % faster training", "the paper, for GPT-3", faster),
         Claim("no additional inference latency", "the paper, loralib", latency),
-        Claim("small files: 100 tasks need little more than one model", "the paper", small_files),
+        Claim(
+            "small files: 100 tasks need little more storage than one model",
+            "the paper",
+            small_files,
+        ),
         Claim("large models become feasible on limited hardware", "tutorials", limited),
     ),
     "Performance": (
         Claim("on par with full fine-tuning, or better", "the paper, loralib", as_good_as_full),
-        Claim("as good as the library that most use", "this project", as_good_as_peft),
-        Claim("a rank as small as one suffices", "the paper, section 7.2", rank_one),
+        Claim("as good as PEFT", "this project", as_good_as_peft),
+        Claim("a rank as low as one is enough", "the paper, section 7.2", rank_one),
         Claim(
-            "query and value together give the best result at one budget",
+            "with a fixed number of trained values, adapting query and value is best",
             "the paper, section 7.1",
             which_matrices,
         ),
@@ -344,9 +343,8 @@ CLAIMS = {
             "state of the art on GLUE, SuperGLUE, SQuAD, COCO and ImageNet",
             "an article",
             nothing(
-                "The paper claims no such thing: it has GLUE with RoBERTa and DeBERTa, E2E with "
-                "GPT-2, three tasks with "
-                "GPT-3, and no images."
+                "The paper does not claim this. It has GLUE with RoBERTa and DeBERTa, E2E with "
+                "GPT-2, three tasks with GPT-3, and no images."
             ),
         ),
     ),
@@ -356,23 +354,23 @@ CLAIMS = {
         Claim(
             "can be combined with prefix tuning",
             "the paper",
-            nothing("No prefix was trained beside an adapter."),
+            nothing("No prefix was trained together with an adapter."),
         ),
     ),
     "Generality": (
         Claim("any kind of model and task", "articles", general),
         Claim("adapts a model to a person's own text", "an article", personal),
         Claim("does not transfer well to other tasks", "an article, as a limit", transfers_badly),
-        Claim("unstable, above all at a low rank", "an article, as a limit", unstable),
+        Claim("unstable, especially at a low rank", "an article, as a limit", unstable),
     ),
     "Scalability": (
         Claim(
             "scales to the largest models",
             "the paper, articles",
             nothing(
-                f"Nothing above {MINILM / 1e6:.1f} million parameters was trained. Parameters and "
-                "memory of larger "
-                "models are planned from shapes, and the published counts are met by tests."
+                f"No model of more than {MINILM / 1e6:.1f} million parameters was trained. "
+                "Parameters and memory of larger models are computed from shapes; tests compare "
+                "them with the published counts."
             ),
         ),
     ),
@@ -380,7 +378,7 @@ CLAIMS = {
 
 
 def answer(claim: Claim, found: Found) -> tuple[str, str]:
-    """Return the verdict and the figures; what was not measured is unproven."""
+    """Return the verdict and the figures; a claim without results is unproven."""
     try:
         return claim.told(found)
     except (KeyError, StopIteration, ValueError) as error:
@@ -394,7 +392,11 @@ def tables(found: Found) -> str:
     out = []
     for kind, claims in CLAIMS.items():
         rows = [[claim.text, claim.said_by, *answer(claim, found)] for claim in claims]
-        out += [f"## {kind}", "", table(["claim", "of", "", "measured here"], rows, "llll")]
+        out += [
+            f"## {kind}",
+            "",
+            table(["claim", "source", "verdict", "measured here"], rows, "llll"),
+        ]
     return "\n".join(out)
 
 

@@ -1,10 +1,9 @@
-"""How long does a step take beside what `lorakit plan` tells?
+"""How long does a step take, compared with the estimate of `lorakit plan`?
 
 Setting: three models of random weights, random tokens, rank 16 on all linear layers, float32,
-    AdamW, one thread. Told is
-`seconds_per_step` at the rates that half a second of measuring gave, each time anew; taken is the
-least CPU time of a step with lorakit's own loss: forward, backward and optimizer. Peaks are
-compared by tests/plan/test_memory.py.
+AdamW, one thread. The estimate is `seconds_per_step` at rates that are measured anew for each model
+in half a second. The measured time is the least CPU time of a step with lorakit's own loss:
+forward, backward and optimizer. tests/plan/test_memory.py compares the peaks of memory.
 """
 
 import time
@@ -48,7 +47,7 @@ def taken(setting: Setting, rounds: int) -> float:
 
 
 def told(setting: Setting) -> tuple[float, float]:
-    """Return the seconds that a plan tells, and the CPU seconds that telling took."""
+    """Return the seconds that a plan estimates, and the CPU seconds of planning."""
     begun = time.process_time()
     with torch.device("meta"):
         model: Any = base(replace(setting, device="meta"))
@@ -86,9 +85,9 @@ def main() -> None:
         one_row_a_run=True,
         notes=[],
         measures={
-            "told": ["told, s", ".3f"],
-            "taken": ["taken, s", ".3f"],
-            "ratio": ["taken / told", ".2f"],
+            "told": ["estimated, s", ".3f"],
+            "taken": ["measured, s", ".3f"],
+            "ratio": ["measured / estimated", ".2f"],
             "planning": ["planning, s", ".2f"],
         },
     )

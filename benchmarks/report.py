@@ -95,7 +95,7 @@ def opening(found: dict[str, Any]) -> str:
 
 
 def claims(page: Path, found: dict[str, Any]) -> None:
-    """Write what was measured of each claim between the marks of its page."""
+    """Write the tables of claims between the marks of their page."""
     if not page.is_file():
         return
     from claims import tables
@@ -106,7 +106,7 @@ def claims(page: Path, found: dict[str, Any]) -> None:
 
 
 def fill(page: Path, found: dict[str, Any]) -> None:
-    """Write the tables that a page of the docs asks for between its marks."""
+    """Write the tables that a page of the docs asks for, each between its marks."""
     text = page.read_text("utf-8")
     for names in re.findall(r"<!-- figures: (.*?) -->", text):
         tables = [
@@ -127,7 +127,7 @@ def summary(found: dict[str, Any]) -> str:
 
 
 def targets(part: dict[str, Any]) -> list[list[str]]:
-    """Return what was to be reached, what was, and whether it is met."""
+    """Return the text, the figure and the verdict of each criterion."""
     return [
         [c["text"], c["measured"], "met" if c["met"] else "**not met**"]
         for c in part.get("criteria", ())
@@ -136,8 +136,8 @@ def targets(part: dict[str, Any]) -> list[list[str]]:
 
 def section(name: str, part: dict[str, Any]) -> str:
     """Return one benchmark: its docstring, settings, table, and what else it shows."""
-    title, _, body = part["doc"].partition("\n")
-    lines = [f"## {title}", body.strip(), ""]
+    title, body = split_title(part["doc"])
+    lines = [f"## {title}", body, ""]
     if "setting" in part:
         s = part["setting"]
         lines += [
@@ -158,6 +158,12 @@ def section(name: str, part: dict[str, Any]) -> str:
     script = name.removesuffix("_full").removesuffix("_cuda")
     lines += [f"Measured by `benchmarks/{script}.py` on {machine(part)}", ""]
     return "\n".join(lines)
+
+
+def split_title(doc: str) -> tuple[str, str]:
+    """Return the first paragraph of a docstring as one line, and the rest."""
+    title, _, body = doc.partition("\n\n")
+    return " ".join(title.split()), body.strip()
 
 
 def machine(part: dict[str, Any]) -> str:
@@ -262,9 +268,7 @@ def runs_table(part: dict[str, Any]) -> str:
 
 
 def shown(part: dict[str, Any]) -> str:
-    """Return the tables of a benchmark that was not written: what was measured, and what was to be
-    reached.
-    """
+    """Return the tables of a benchmark that was not written: its figures and its criteria."""
     return "\n".join(
         [runs_table(part), *([PARTS["targets"](part)] if part.get("criteria") else [])]
     )
@@ -285,7 +289,7 @@ def figure(numbers: Sequence[float], form: str) -> str:
 
 
 PARTS = {  # after the name in a mark, as in `figures: step.targets`
-    "": lambda part: f"**{part['doc'].partition(chr(10))[0]}**\n\n{runs_table(part)}",
+    "": lambda part: f"**{split_title(part['doc'])[0]}**\n\n{runs_table(part)}",
     "runs": runs_table,
     "settings": settings_table,
     "growth": growth_table,

@@ -1,5 +1,4 @@
-"""What does it cost that each row of a batch has an adapter of its own, and what does switching
-between adapters?
+"""What does it cost if each row of a batch has its own adapter, and what does switching cost?
 
 Setting: a Llama made on the spot (1 layer, width 512, MLP 1024), rank 16 on all linear layers, one
     thread, no gradient.

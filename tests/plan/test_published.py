@@ -75,14 +75,14 @@ class Row:
     why: str = ""
 
 
-CUT = "cut off, not rounded"
+CUT = "truncated, not rounded"
 ROWS = [
     Row(
         "GPT-2 medium, whole",
         "354.92M",
         base("gpt2-medium"),
         354_823_168,
-        "digits slipped: it is 354.82M",
+        "a wrong digit: it is 354.82M",
     ),
     Row("GPT-2 large, whole", "774.03M", base("gpt2-large"), 774_030_080),
     Row("GPT-2 medium, top two blocks", "25.19M", lambda: blocks(1024, 2), 25_192_448),
@@ -112,10 +112,16 @@ ROWS = [
         "",
         head("roberta-base", 8),
         592_899,
-        "trained and saved, and counted nowhere",
+        "trained and saved, but not counted by any publication",
     ),
     Row("RoBERTa large, r = 8 on q and v", "0.8M", lora("roberta-large", 8), 786_432),
-    Row("RoBERTa large, its new head", "", head("roberta-large", 8), 1_052_675, "counted nowhere"),
+    Row(
+        "RoBERTa large, its new head",
+        "",
+        head("roberta-large", 8),
+        1_052_675,
+        "not counted by any publication",
+    ),
     Row(
         "DeBERTa XXL, r = 16 on q and v",
         "4.7M",
@@ -128,7 +134,7 @@ ROWS = [
         "",
         head("deberta-v2-xxlarge", 16),
         2_365_443,
-        "counted nowhere",
+        "not counted by any publication",
     ),
     Row(
         "GPT-3, whole",
@@ -142,7 +148,7 @@ ROWS = [
         "14.2M",
         bit_fit,
         12_988_416,
-        "12 d a block; a block has 11 d of them",
+        "assumes 12 d a block; a block has 11 d",
     ),
     Row("GPT-3, r = 1 on q and v", "4.7M", lora("gpt3", 1), 4_718_592),
     Row("GPT-3, r = 4 on q and v", "18.8M", lora("gpt3", 4), 18_874_368, CUT),
