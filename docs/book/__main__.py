@@ -1,7 +1,6 @@
-"""Builds the documentation: `python docs/book [FOLDER]` writes FOLDER/site (build/docs/site), and
-fails of any fault.
+"""Build the documentation: `python docs/book [FOLDER]` writes FOLDER/site (build/docs/site).
 
-`--serve` shows it on 127.0.0.1 afterwards.
+Any fault of a page, link or docstring stops it. `--serve` then shows the site on 127.0.0.1.
 """
 
 import contextlib
@@ -16,85 +15,124 @@ from pathlib import Path
 import checks
 import commands
 import notebooks
-import reference
+from api_package import load_package
 from pymdownx.slugs import slugify
-from staging import COMMANDS, ROOT, BookError, expanded, linked, places, stage
+from reference import make_reference
+from staging import (
+    COMMANDS,
+    ROOT,
+    BookError,
+    LinkRewriter,
+    expand_navigation,
+    map_pages,
+    stage,
+)
+
+# Colours, and a traceback up to its last line.
+NOISE = re.compile(r"\x1b\[[\d;]*m|^Traceback.*?^(?=\w)", re.MULTILINE | re.DOTALL)
+ADDRESS = ("127.0.0.1", 8000)
 
 
-def written(folder: Path) -> str:
-    """Write the pages of the site, as Markdown; returns the configuration that names them all.
+def write_pages(folder: Path) -> str:
+    """Write the pages of the site as Markdown; return the configuration that names them all.
 
     Raises:
         BookError: a link, a docstring or the navigation is at fault.
     """
-    slug = functools.partial(slugify(case="lower"), sep="-")
     faults: list[str] = []
     files: dict[str, bytes] = {}
-    to = places()
-    texts = {
-        page: (ROOT / source).read_text("utf-8")
-        for source, page in to.items()
-        if source.endswith(".md") and page != COMMANDS
-    }
-    made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), texts, slug)
-    api, names, unread = reference.pages(reference.loaded())
-    names |= {
-        "lorakit " + page.removeprefix("commands/").removesuffix(".md"): page
-        for page in made
-        if page != COMMANDS
-    }
-    for source, page in to.items():
-        if source.endswith(".ipynb"):
-            text = notebooks.page(ROOT / source, page.removesuffix(".md"), files, faults)
-            made[page] = linked(text, source, page, to, faults, names)
-    stage(folder, made | api, files, names)
+    reference = make_reference(load_package())
+    command_pages = make_command_pages()
+    names = reference.places | name_commands(command_pages)
+    notebook_pages = make_notebook_pages(names, files, faults)
+    stage(folder, command_pages | notebook_pages | reference.texts, files, names)
     pages = [path.relative_to(folder).as_posix() for path in folder.rglob("*.md")]
-    config = expanded((ROOT / "zensical.toml").read_text("utf-8"), pages)
-    if faults := faults + unread + checks.outside(pages, checks.navigation(config)):
+    config = expand_navigation((ROOT / "zensical.toml").read_text("utf-8"), pages)
+    faults += reference.faults
+    faults += checks.compare_navigation(pages, checks.read_navigation(config))
+    if faults:
         raise BookError(faults)
     return config
 
 
-def built(folder: Path) -> Path:
-    """Build the site in a folder, and return where it lies.
+def make_command_pages() -> dict[str, str]:
+    """Return the page of each command, with examples from the pages of the docs."""
+    texts = {}
+    for source, page in map_pages().items():
+        if source.endswith(".md") and page != COMMANDS:
+            texts[page] = (ROOT / source).read_text("utf-8")
+    cli = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    slug = functools.partial(slugify(case="lower"), sep="-")
+    return commands.make_pages(cli, texts, slug)
+
+
+def name_commands(pages: dict[str, str]) -> dict[str, str]:
+    """Return the page of each command by its name, as texts write it: `lorakit train`."""
+    names = {}
+    for page in pages:
+        if page != COMMANDS:
+            name = page.removeprefix("commands/").removesuffix(".md")
+            names[f"lorakit {name}"] = page
+    return names
+
+
+def make_notebook_pages(
+    names: dict[str, str], files: dict[str, bytes], faults: list[str]
+) -> dict[str, str]:
+    """Return the page of each notebook; add its pictures to `files`, its faults to `faults`."""
+    made = {}
+    pages = map_pages()
+    for source, page in pages.items():
+        if source.endswith(".ipynb"):
+            notebook = notebooks.make_page(ROOT / source, page.removesuffix(".md"))
+            files.update(notebook.pictures)
+            faults += notebook.faults
+            rewriter = LinkRewriter(source, page, pages, names, faults)
+            made[page] = rewriter.rewrite(notebook.text)
+    return made
+
+
+def build_site(folder: Path) -> Path:
+    """Build the site in a folder; return the folder of its HTML.
 
     Raises:
-        BookError: what is wrong with it.
+        BookError: the faults of the site.
     """
-    config = written(folder / "pages")
+    config = write_pages(folder / "pages")
     (folder / "zensical.toml").write_text(config, "utf-8")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        said = re.sub(
-            r"\x1b\[[\d;]*m|^Traceback.*?^(?=\w)",
-            "",
-            done.stdout + done.stderr,
-            flags=re.MULTILINE | re.DOTALL,
-        )
-        raise BookError([said.strip()])
-    if faults := checks.broken(folder / "site"):
+        output = NOISE.sub("", done.stdout + done.stderr)
+        raise BookError([output.strip()])
+    faults = checks.find_broken_links(folder / "site")
+    if faults:
         raise BookError(faults)
     return folder / "site"
 
 
-def main(argv: list[str]) -> int:
-    """Build, and show where told; returns the exit code."""
-    given = [word for word in argv if not word.startswith("-")]
+def serve_site(site: Path) -> None:
+    """Serve the site until the user stops it."""
+    host, port = ADDRESS
+    print(f"http://{host}:{port}")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with contextlib.suppress(KeyboardInterrupt):
+        http.server.ThreadingHTTPServer(ADDRESS, handler).serve_forever()
+
+
+def main(arguments: list[str]) -> int:
+    """Build the site, and serve it if asked; return the exit code."""
+    folders = [word for word in arguments if not word.startswith("-")]
+    folder = Path(folders[0]) if folders else ROOT / "build" / "docs"
     try:
-        site = built(Path(given[0] if given else ROOT / "build" / "docs").resolve())
+        site = build_site(folder.resolve())
     except BookError as error:
         print(error, file=sys.stderr)
         return 1
-    print(
-        f"{sum(1 for _ in site.rglob('*.html')) - 1} pages: open "
-        f"{os.path.relpath(site / 'index.html')}"
-    )
-    if "--serve" in argv:
-        print("http://127.0.0.1:8000")
-        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
-        with contextlib.suppress(KeyboardInterrupt):
-            http.server.ThreadingHTTPServer(("127.0.0.1", 8000), handler).serve_forever()
+    count = len(list(site.rglob("*.html"))) - 1  # without 404.html
+    print(f"{count} pages: open {os.path.relpath(site / 'index.html')}")
+    if "--serve" in arguments:
+        serve_site(site)
     return 0
 
 

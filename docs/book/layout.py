@@ -13,33 +13,34 @@ compares it.
 """
 
 
-def first_line(path: Path) -> str:
+def read_summary(path: Path) -> str:
     """Return the first paragraph of a file's docstring as one line."""
     text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
     paragraph = text.partition("\n\n")[0]
     return " ".join(paragraph.split())
 
 
-def table(folder: Path) -> list[str]:
+def make_table(folder: Path) -> list[str]:
     """Return the table of the files of one folder, its `__init__` left out."""
     lines = ["", "| file | |", "| --- | --- |"]
     for path in sorted(folder.glob("*.py")):
         if path.name != "__init__.py":
-            lines.append(f"| `{path.name}` | {first_line(path)} |")
+            lines.append(f"| `{path.name}` | {read_summary(path)} |")
     return lines
 
 
-def page() -> str:
+def make_page() -> str:
     """Return the whole page: the top level, then every room."""
-    lines = [OPENING.rstrip(), "", "## lorakit", "", first_line(SRC / "__init__.py"), *table(SRC)]
+    lines = [OPENING.rstrip(), "", "## lorakit", "", read_summary(SRC / "__init__.py")]
+    lines += make_table(SRC)
     for init in sorted(SRC.rglob("*/__init__.py")):
         folder = init.parent
         name = folder.relative_to(SRC).as_posix()
-        lines += ["", f"## {name}/", "", first_line(init)]
+        lines += ["", f"## {name}/", "", read_summary(init)]
         if len(list(folder.glob("*.py"))) > 1:
-            lines += table(folder)
+            lines += make_table(folder)
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
+    PAGE.write_text(make_page(), "utf-8")

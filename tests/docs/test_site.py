@@ -1,5 +1,6 @@
-"""The documentation site builds, and a fault is seen: a link, a page outside the navigation, a
-docstring, a missing name.
+"""The documentation site builds, and each kind of fault is found.
+
+Faults: broken links, pages outside the navigation, unreadable docstrings, undocumented names.
 """
 
 import base64
@@ -16,11 +17,15 @@ from lorakit.cli.__main__ import COMMANDS, parser_for
 from .blocks import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "book"))
+import api_package
 import checks
 import commands
 import notebooks
 import reference
 import staging
+
+CLI = (ROOT / "docs" / "cli.md").read_text("utf-8")
+FLAG = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 
 
 def slug(text: str) -> str:
@@ -29,31 +34,29 @@ def slug(text: str) -> str:
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_fault(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "docs" / "book"), str(tmp_path)], capture_output=True, text=True
-    )
+    command = [sys.executable, str(ROOT / "docs" / "book"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "site" / "index.html").is_file() and re.match(
-        r"\d+ pages: open ", done.stdout
-    )
+    assert (tmp_path / "site" / "index.html").is_file()
+    assert re.match(r"\d+ pages: open ", done.stdout)
+
+
+# --- navigation ----------------------------------------------------------------------------------
 
 
 def test_every_page_is_in_the_navigation():
-    pages = {page for page in staging.places().values() if "#" not in page} | {
-        "api/index.md",
-        *reference.PAGES,
-    }
+    pages = {page for page in staging.map_pages().values() if "#" not in page}
+    pages |= {"api/index.md", *api_package.PAGES}
     pages |= {f"commands/{name}.md" for name in COMMANDS}
-    config = staging.expanded((ROOT / "zensical.toml").read_text("utf-8"), pages)
-    assert checks.outside(pages, checks.navigation(config)) == []
+    config = staging.expand_navigation((ROOT / "zensical.toml").read_text("utf-8"), pages)
+    assert checks.compare_navigation(pages, checks.read_navigation(config)) == []
 
 
 def test_a_star_stands_for_the_pages_that_are_not_named():
     config = '[project]\nnav = [{ "A" = ["a/index.md", "a/*"] }, { "C" = ["c/*", "d.md"] }]\n'
-    named = checks.navigation(
-        staging.expanded(config, ["a/2.md", "b/1.md", "a/1.md", "a/index.md"])
-    )
-    assert named == ["a/index.md", "a/1.md", "a/2.md", "d.md"]
+    pages = ["a/2.md", "b/1.md", "a/1.md", "a/index.md"]
+    expanded = staging.expand_navigation(config, pages)
+    assert checks.read_navigation(expanded) == ["a/index.md", "a/1.md", "a/2.md", "d.md"]
 
 
 @pytest.mark.parametrize(
@@ -64,95 +67,131 @@ def test_a_star_stands_for_the_pages_that_are_not_named():
         (["a.md"], ["a.md", "a.md"], "a.md is in the navigation of zensical.toml twice"),
     ],
 )
-def test_a_page_outside_the_navigation_is_seen(pages: list[str], named: list[str], fault: str):
-    assert checks.outside(pages, named) == [fault]
+def test_a_fault_of_the_navigation_is_found(pages: list[str], named: list[str], fault: str):
+    assert checks.compare_navigation(pages, named) == [fault]
+
+
+# --- API pages -----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_every_public_name_is_on_an_api_page():
-    package = reference.loaded()
-    made, _, faults = reference.pages(package)
-    assert faults == []
-    texts = "".join(made.values())
-    assert [
-        name for name, path in reference.public(package).items() if f"{{ #{path} }}" not in texts
-    ] == []
+    package = api_package.load_package()
+    made = reference.make_reference(package)
+    assert made.faults == []
+    texts = "".join(made.texts.values())
+    paths = api_package.read_public_names(package).values()
+    assert [path for path in paths if f"{{ #{path} }}" not in texts] == []
 
 
 def test_every_room_is_on_an_api_page():
-    rooms = {path.parent.name for path in (ROOT / "src" / "lorakit").glob("*/__init__.py")} - {
-        "cli"
-    }
-    assert (
-        sorted(
-            rooms
-            - {name.partition(".")[0] for told in reference.PAGES.values() for name in told["of"]}
-        )
-        == []
-    )
+    package = ROOT / "src" / "lorakit"
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    documented = set()
+    for entry in api_package.PAGES.values():
+        documented |= {name.partition(".")[0] for name in entry["names"]}
+    assert rooms - documented == {"cli"}
 
 
-PLANTED = '''"""A package."""
+INIT = '''"""A package."""
 
 _HOME = {"attach": "attach"}
 __all__ = ["attach"]
 '''
+# The docstring describes an argument that the function does not have.
+ATTACH = '''"""Attach."""
 
 
-def test_a_name_without_a_page_and_a_docstring_that_cannot_be_read_are_seen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "lorakit").mkdir()
-    (tmp_path / "lorakit" / "__init__.py").write_text(PLANTED)
-    docstring = '"""Put it on.\n\n    Args:\n        modle: one.\n    """'
-    (tmp_path / "lorakit" / "attach.py").write_text(
-        f'"""Attach."""\n\n\ndef attach(model: int) -> None:\n    {docstring}\n'
-    )
-    package = reference.loaded(tmp_path)
-    monkeypatch.setattr(
-        reference, "PAGES", {"api/attach.md": {"title": "Attach", "says": "On.", "of": ["attach"]}}
-    )
-    assert any("modle" in fault for fault in reference.pages(package)[2])
-    monkeypatch.setattr(reference, "PAGES", {})
-    assert reference.pages(package)[2] == ["lorakit.attach stands on no API page"]
+def attach(model: int) -> None:
+    """Put it on.
+
+    Args:
+        modle: one.
+    """
+'''
 
 
-def test_every_flag_of_every_command_is_on_its_page():
-    made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {}, slug)
-    for name in COMMANDS:
-        told = re.findall(r"^`(.+)`$", made[f"commands/{name}.md"], re.MULTILINE)
-        flags = {flag for action in parser_for(name)._actions for flag in action.option_strings}
-        assert {
-            word for line in told for word in re.findall(r"(?<![\w-])--?[a-z][\w-]*", line)
-        } == flags, name
+@pytest.fixture
+def planted(tmp_path: Path):
+    """A package with one public function and a faulty docstring, as griffe reads it."""
+    folder = tmp_path / "lorakit"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(INIT)
+    (folder / "attach.py").write_text(ATTACH)
+    return api_package.load_package(tmp_path)
 
 
-def test_help_is_read_by_its_parts():
-    text = (
-        "usage: lorakit x [-h]\n                 [--a N]\n\nDo x.\n\noptions:\n  -h, --help  "
-        "help\n\n"
-    )
-    told = commands.parsed(
-        text
-        + "the run:\n  --a N       so\n              many\n  --long-flag {a,b}\n              one\n"
-    )
-    assert (told.usage, told.about) == ("lorakit x [-h]\n                 [--a N]", "Do x.")
-    assert told.groups == {
+def set_pages(monkeypatch: pytest.MonkeyPatch, pages: dict[str, object]):
+    """Replace the API pages, in both modules that read them."""
+    for module in (api_package, reference):
+        monkeypatch.setattr(module, "PAGES", pages)
+
+
+def test_a_docstring_that_cannot_be_read_is_found(planted, monkeypatch: pytest.MonkeyPatch):
+    entry = {"title": "Attach", "summary": "On.", "names": ["attach"]}
+    set_pages(monkeypatch, {"api/attach.md": entry})
+    faults = reference.make_reference(planted).faults
+    assert any("modle" in fault for fault in faults)
+
+
+def test_a_public_name_without_a_page_is_found(planted, monkeypatch: pytest.MonkeyPatch):
+    set_pages(monkeypatch, {})
+    assert reference.make_reference(planted).faults == ["lorakit.attach is on no API page"]
+
+
+# --- command pages -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_of_a_command_is_on_its_page(name: str):
+    page = commands.make_pages(CLI, {}, slug)[f"commands/{name}.md"]
+    shown = set()
+    for line in re.findall(r"^`(.+)`$", page, re.MULTILINE):
+        shown |= set(FLAG.findall(line))
+    flags = set()
+    for action in parser_for(name)._actions:
+        flags |= set(action.option_strings)
+    assert shown == flags
+
+
+HELP = """usage: lorakit x [-h]
+                 [--a N]
+
+Do x.
+
+options:
+  -h, --help  help
+
+the run:
+  --a N       so
+              many
+  --long-flag {a,b}
+              one
+"""
+
+
+def test_a_help_text_is_split_into_its_parts():
+    parsed = commands.parse_help(HELP)
+    assert parsed.usage == "lorakit x [-h]\n                 [--a N]"
+    assert parsed.purpose == "Do x."
+    assert parsed.groups == {
         "options": [("-h, --help", "help")],
         "the run": [("--a N", "so many"), ("--long-flag {a,b}", "one")],
     }
-    assert (
-        "```"
-        not in commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {}, slug)[
-            "commands/merge.md"
-        ].split("## Usage")[0]
-    )
 
 
-def test_a_command_leads_to_where_it_is_shown():
+def test_a_command_without_examples_has_no_block_above_its_usage():
+    page = commands.make_pages(CLI, {}, slug)["commands/merge.md"]
+    assert "```" not in page.partition("## Usage")[0]
+
+
+def test_a_command_links_to_the_section_that_shows_it():
     text = "# Guide\n\n## First run\n\n```console\n$ lorakit train --model tiny\n```\n"
-    made = commands.pages((ROOT / "docs" / "cli.md").read_text("utf-8"), {"guide.md": text}, slug)
+    made = commands.make_pages(CLI, {"guide.md": text}, slug)
     assert "[Guide: First run](../guide.md#first-run)" in made["commands/train.md"]
+
+
+# --- links ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -169,15 +208,18 @@ def test_a_command_leads_to_where_it_is_shown():
     ],
 )
 def test_links_of_the_repository_become_links_of_the_site(text: str, wanted: str):
-    faults: list[str] = []
     names = {"lorakit.attach": "api/attach.md#x"}
-    assert staging.linked(text, "README.md", "index.md", staging.places(), faults, names) == wanted
+    faults: list[str] = []
+    rewriter = staging.LinkRewriter("README.md", "index.md", staging.map_pages(), names, faults)
+    assert rewriter.rewrite(text) == wanted
     assert faults == []
 
 
-def test_a_link_to_what_is_no_page_is_seen():
+def test_a_link_to_no_page_is_found():
     faults: list[str] = []
-    staging.linked("[d](no.md)", "docs/files.md", "files.md", staging.places(), faults, {})
+    pages = staging.map_pages()
+    rewriter = staging.LinkRewriter("docs/files.md", "files.md", pages, {}, faults)
+    rewriter.rewrite("[d](no.md)")
     assert faults == ["docs/files.md: no.md leads to no page"]
 
 
@@ -190,18 +232,43 @@ def test_a_link_to_what_is_no_page_is_seen():
             '<script src="https://elsewhere/x.js">',
             "index.html loads https://elsewhere/x.js: it would not work offline",
         ),
-        ('<a href="https://elsewhere"><h2 id="yes"></h2><a href="#yes">', None),
     ],
 )
-def test_a_link_that_leads_nowhere_is_seen(tmp_path: Path, body: str, fault: str | None):
+def test_a_broken_link_of_the_site_is_found(tmp_path: Path, body: str, fault: str):
     (tmp_path / "index.html").write_text(body)
-    assert checks.broken(tmp_path) == [fault] * bool(fault)
+    assert checks.find_broken_links(tmp_path) == [fault]
 
 
-def notebook(path: Path, **run: object) -> Path:
+def test_links_elsewhere_and_to_headings_are_no_faults(tmp_path: Path):
+    body = '<a href="https://elsewhere"><h2 id="yes"></h2><a href="#yes">'
+    (tmp_path / "index.html").write_text(body)
+    assert checks.find_broken_links(tmp_path) == []
+
+
+# --- notebooks -----------------------------------------------------------------------------------
+
+
+def write_notebook(path: Path, **run: object) -> Path:
+    """Write a notebook of one heading and one cell of code, with these fields."""
+    text = {"cell_type": "markdown", "source": ["# One"]}
     code = {"cell_type": "code", "source": ["draw(\n", ")"], **run}
-    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": ["# One"]}, code]}))
+    path.write_text(json.dumps({"cells": [text, code]}))
     return path
+
+
+SHOWN = """# One
+
+```python
+draw(
+)
+```
+
+```text
+said
+```
+
+![what the cell draws](1-2-2.png)
+"""
 
 
 def test_a_page_shows_the_outputs_of_a_notebook(tmp_path: Path):
@@ -210,28 +277,27 @@ def test_a_page_shows_the_outputs_of_a_notebook(tmp_path: Path):
         {"output_type": "stream", "text": ["said\n"]},
         {"output_type": "display_data", "data": data},
     ]
-    path = notebook(tmp_path / "1.ipynb", outputs=outputs, execution_count=1)
-    files, faults = {}, []
-    shown = (
-        "# One\n\n```python\ndraw(\n)\n```\n\n```text\nsaid\n```\n\n![what the cell "
-        "draws](1-2-2.png)\n"
-    )
-    assert notebooks.page(path, "t/1", files, faults) == shown
-    assert (files, faults) == ({"t/1-2-2.png": b"picture"}, [])
+    path = write_notebook(tmp_path / "1.ipynb", outputs=outputs, execution_count=1)
+    page = notebooks.make_page(path, "t/1")
+    assert page.text == SHOWN
+    assert page.pictures == {"t/1-2-2.png": b"picture"}
+    assert page.faults == []
 
 
 @pytest.mark.parametrize(
     "run",
     [
         {"outputs": [], "execution_count": None},
-        {
-            "outputs": [{"output_type": "error"}],
-            "execution_count": 1,
-        },
+        {"outputs": [{"output_type": "error"}], "execution_count": 1},
     ],
+    ids=["not run", "failed"],
 )
 def test_a_cell_that_was_not_run_is_a_fault(run: dict[str, object], tmp_path: Path):
-    path = notebook(tmp_path / "1.ipynb", **run)
-    faults: list[str] = []
-    notebooks.page(path, "1", {}, faults)
-    assert faults == ["1.ipynb, cell 2: not run; `make tutorial` runs it"]
+    path = write_notebook(tmp_path / "1.ipynb", **run)
+    page = notebooks.make_page(path, "1")
+    assert page.faults == ["1.ipynb, cell 2: not run; `make tutorial` runs it"]
+
+
+@pytest.mark.parametrize(("text", "is_formula"), [("A costs $1$", True), ("`$HOME`", False)])
+def test_a_formula_is_found_outside_code(text: str, is_formula: bool):
+    assert notebooks.has_formula(text) is is_formula
