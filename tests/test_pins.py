@@ -27,5 +27,5 @@ def test_pins_install_on_the_oldest_promised_python() -> None:
 def read_pins() -> dict[str, str]:
     """Return the pinned versions by name."""
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
-    return {name: version for name, version in pins}
+    pins = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return dict(pins)
