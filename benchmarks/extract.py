@@ -41,7 +41,7 @@ from lorakit.algebra import extract
 from lorakit.analysis.overlap import amplification
 from lorakit.analysis.spectra import cumulative_energy, factors_of, rank_for_energy
 from lorakit.data.batches import Batches, collate
-from lorakit.evaluate.logits import compute_logits, divergence
+from lorakit.evaluate.logits import compare_logits, compute_logits
 from lorakit.linalg import factorize, singular_values
 from lorakit.models.load import load, pad_id
 from lorakit.train.optim import lr_factor, set_lr
@@ -218,7 +218,7 @@ def main() -> None:
         {
             "side": "base",
             "perplexity": perplexity(base),
-            "kl": divergence(goal, compute_logits(base.model, batches))[0],
+            "kl": compare_logits(goal, compute_logits(base.model, batches))[0],
             "stories": forgotten(base),
         },
         {
@@ -238,7 +238,7 @@ def main() -> None:
             {
                 "side": f"extracted, {what} {size}",
                 "perplexity": perplexity(replace(base, model=model)),
-                "kl": divergence(goal, compute_logits(model, batches))[0],
+                "kl": compare_logits(goal, compute_logits(model, batches))[0],
                 "energy": told.energy,
                 "residual": told.residual,
                 "parameters": told.adapter.parameters_count,
@@ -269,7 +269,7 @@ def main() -> None:
             {
                 "side": f"W of the tuned model cut to rank {rank}",
                 "perplexity": perplexity(replace(base, model=model)),
-                "kl": divergence(goal, compute_logits(model, batches))[0],
+                "kl": compare_logits(goal, compute_logits(model, batches))[0],
                 "parameters": left,
             }
         )
@@ -278,7 +278,7 @@ def main() -> None:
         {
             "side": f"student of {len(KEPT)} layers, distilled",
             "perplexity": perplexity(replace(base, model=student)),
-            "kl": divergence(goal, compute_logits(student, batches))[0],
+            "kl": compare_logits(goal, compute_logits(student, batches))[0],
             "parameters": sum(p.numel() for p in student.parameters()),
         }
     )

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lorakit.errors import OutputError
 from lorakit.files import (
+    check_new_folder,
+    folder_bytes,
     part_path,
     replace_file,
     replace_files,
@@ -202,3 +205,32 @@ def test_a_value_that_is_no_json_changes_nothing(tmp_path: Path) -> None:
         write_json(path, {1, 2})
     assert json.loads(path.read_text()) == 1
     assert names_in(tmp_path) == ["a.json"]
+
+
+# --- folders that are written to -----------------------------------------------------------------
+
+
+def test_a_folder_to_write_to_is_missing_or_empty(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("missing", "empty"):
+        check_new_folder(tmp_path / name, "an adapter", "Nothing was written.")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("file", "is a file; an adapter is a folder"), ("full", "is not empty")]
+)
+def test_another_path_is_no_folder_to_write_to(tmp_path: Path, name: str, fault: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(OutputError) as caught:
+        check_new_folder(tmp_path / name, "an adapter", "Nothing was written.")
+    path = tmp_path / name
+    assert str(caught.value) == f"{path} {fault}.\nName a new folder. Nothing was written."
+
+
+def test_the_size_of_a_folder_is_that_of_its_own_files(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for path, size in (("a", 3), ("b", 4), ("run/c", 100)):
+        (tmp_path / path).write_bytes(bytes(size))
+    assert folder_bytes(tmp_path) == 7

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 PRINTED_FAULTS = 12
+NOT_STARTED = "Nothing was started."  # ends the advice of a request that is refused
 
 
 class LorakitError(Exception):

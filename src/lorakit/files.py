@@ -1,4 +1,4 @@
-"""Atomic writing: a file or folder has its new content in full, or the old one."""
+"""Atomic writing (new content in full, or the old), and folders that are written to."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+from lorakit.errors import OutputError
 
 
 def part_path(path: Path) -> Path:
@@ -85,3 +87,28 @@ def write_json_lines(path: Path, values: Sequence[object]) -> None:
     """Write one line of JSON for each value, atomically."""
     lines = [json.dumps(value) + "\n" for value in values]
     write_text(path, "".join(lines))
+
+
+def check_new_folder(path: Path, what: str, unchanged: str) -> None:
+    """Check that a folder can be written to: it must not exist, or be empty.
+
+    Args:
+        path: the folder.
+        what: the thing that will be written there, with its article: "an adapter".
+        unchanged: a sentence for the message, such as "Nothing was written."
+
+    Raises:
+        OutputError: the path is a file, or a folder that is not empty.
+    """
+    fault = ""
+    if path.is_dir():
+        fault = "is not empty" if any(path.iterdir()) else ""
+    elif path.exists():
+        fault = f"is a file; {what} is a folder"
+    if fault:
+        raise OutputError(f"{path} {fault}.", advice=f"Name a new folder. {unchanged}")
+
+
+def folder_bytes(path: Path) -> int:
+    """Return the size of the files of a folder, without those in folders inside it."""
+    return sum(file.stat().st_size for file in path.iterdir() if file.is_file())

@@ -81,6 +81,21 @@ def option(default: object, text: str, **metadata: object) -> object:
     return field(default=default, metadata=metadata)
 
 
+def option_like(cls: type, name: str, **changes: object) -> Any:  # noqa: ANN401  of any type
+    """Return an option of another dataclass once more: its default, and its metadata with changes.
+
+    Args:
+        cls: the other dataclass.
+        name: the field of it.
+        changes: metadata that differs, such as `help`.
+
+    >>> option_like(Spec, "rank", help="rank of the smaller adapter").default
+    16
+    """
+    original = next(one for one in fields(cls) if one.name == name)
+    return field(default=original.default, metadata={**original.metadata, **changes})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """The layers that are adapted, and how. A Spec checks itself and reports all faults at once.

@@ -236,7 +236,7 @@ WRONG = {
             "--output",
             "{out}",
         ],
-        "init pissa is not",
+        "init pissa cannot be cut or grown",
     ),
     "nothing held out": (
         [

@@ -16,12 +16,14 @@ from lorakit.cli.__main__ import main
 from lorakit.errors import PlanError, SpecError
 from lorakit.models.load import load
 from lorakit.plan import devices
+from lorakit.plan.config import PlanRequest
 from lorakit.plan.curve import Curve, Sample
 from lorakit.plan.estimate import Plan, Work
 from lorakit.plan.fits import find_fits
 from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.report import summarise
 from lorakit.plan.trace import Step, trace_step
+from lorakit.train.config import TrainSpec
 
 from ..conftest import sentences
 from .models import bare, build
@@ -503,3 +505,15 @@ def test_wrong_requests_are_refused(
     words, text = REFUSED[case]
     places = {"llama": str(tiny_llama), "bert": str(tiny_bert), "cut": str(cut)}
     assert text in refusal(capsys, *(w.format(**places) for w in words))
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["columns", "quotes", "loss_on"])
+def test_settings_of_the_rows_are_those_of_training(name: str) -> None:
+    """A plan cannot import the settings of training, so they are written down twice."""
+    planned = PlanRequest.__dataclass_fields__[name]
+    trained = TrainSpec.__dataclass_fields__[name]
+    assert planned.metadata == trained.metadata
+    assert planned.default == trained.default

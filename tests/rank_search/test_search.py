@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,12 +124,35 @@ def test_fewer_rows_are_measured_where_all_would_cost_too_much(tmp_path: Path) -
     )
 
 
+def test_the_time_of_one_run_is_that_of_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = planted.job(1, tmp_path, steps=3)
+    now, save = [0.0], Adapter.save
+
+    def read_clock() -> float:
+        now[0] += 1
+        return now[0]
+
+    def save_slowly(self: Adapter, folder: Path) -> None:
+        now[0] += 1000 if folder == job.output else 0
+        save(self, folder)
+
+    clock = SimpleNamespace(perf_counter=read_clock)
+    monkeypatch.setattr("lorakit.rank_search.truncate.time", clock)
+    monkeypatch.setattr(Adapter, "save", save_slowly)
+    facts = truncate(job, RankSearchSpec(rank=8, refine=0.0)).facts
+    assert facts["seconds_of_one_run"] == 1
+    assert facts["seconds"] > 1000
+
+
 @pytest.mark.slow
 def test_ranks_by_module_take_no_more_parameters(tmp_path: Path) -> None:
     job = planted.job(2, tmp_path, steps=100)
     lorakit.detach(job.model)
     adapter = lorakit.attach(job.model, Spec(rank=8, alpha=8, targets=("middle", "out")))
     result = truncate(replace(job, adapter=adapter), RankSearchSpec(rank=8, try_ranks=(1, 2, 3)))
+    assert next(iter(result.facts)) == "by_module"
     by_module = result.facts["by_module"]
     uniform = next(e for r, e in result.details.items() if r == result.choice.rank)
     assert by_module["parameters"] <= uniform["parameters"] and set(by_module["ranks"]) == {
@@ -192,6 +216,16 @@ def test_for_metrics_of_classes_the_losses_must_prove_it() -> None:
         choose_rank(scores, "accuracy").rank == 1
         and choose_rank(scores, "accuracy", held_out=100).rank == 2
     )
+
+
+def test_without_losses_a_metric_of_classes_proves_nothing() -> None:
+    right = np.ones(100)
+    scores = {rank: RowScores(right, right) for rank in (1, 2)}
+    with pytest.raises(
+        SpecError,
+        match="losses: a metric of classes is proven by the loss of each row, and it is missing",
+    ):
+        choose_rank(scores, "accuracy", held_out=100)
 
 
 def test_intervals_are_those_of_the_rows() -> None:
@@ -358,7 +392,8 @@ def test_what_cannot_be_cut_or_measured_is_refused(tmp_path: Path) -> None:
     lorakit.detach(job.model)
     dora = lorakit.attach(job.model, Spec(rank=8, delta="dora", targets=("middle",)))
     with pytest.raises(
-        SpecError, match="Plain LoRA on an unmoved base is cut by its singular values; dora is not"
+        SpecError,
+        match="delta dora cannot be cut or grown: that needs plain LoRA, and a start that",
     ):
         truncate(replace(job, adapter=dora), RankSearchSpec(rank=8))
     with pytest.raises(

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig
 
 from lorakit.models import load as models
-from lorakit.models.load import PAYS, auto_dtype
+from lorakit.models.load import BFLOAT16_WIDTH, auto_dtype
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
 from lorakit.train.run import train_adapter
@@ -27,7 +27,7 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def says(flags: str) -> None:
         path = tmp_path / "cpuinfo"
         path.write_text(f"processor : 0\nflags : fpu avx512f {flags}\n")
-        monkeypatch.setattr(models, "CPU", path)
+        monkeypatch.setattr(models, "CPU_INFO", path)
 
     return says
 
@@ -35,12 +35,12 @@ def processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("flags", "width", "task", "trains_base", "want"),
     [
-        ("amx_bf16", PAYS, "causal-lm", False, torch.bfloat16),
-        ("avx512_bf16", PAYS, "causal-lm", False, torch.bfloat16),
-        ("", PAYS, "causal-lm", False, torch.float32),
-        ("amx_bf16", PAYS - 16, "causal-lm", False, torch.float32),
-        ("amx_bf16", PAYS, "classify", False, torch.float32),
-        ("amx_bf16", PAYS, "causal-lm", True, torch.float32),
+        ("amx_bf16", BFLOAT16_WIDTH, "causal-lm", False, torch.bfloat16),
+        ("avx512_bf16", BFLOAT16_WIDTH, "causal-lm", False, torch.bfloat16),
+        ("", BFLOAT16_WIDTH, "causal-lm", False, torch.float32),
+        ("amx_bf16", BFLOAT16_WIDTH - 16, "causal-lm", False, torch.float32),
+        ("amx_bf16", BFLOAT16_WIDTH, "classify", False, torch.float32),
+        ("amx_bf16", BFLOAT16_WIDTH, "causal-lm", True, torch.float32),
     ],
 )
 def test_the_rule(
@@ -56,7 +56,7 @@ def test_the_rule(
 def test_a_run_reports_its_dtype_and_resumes_in_it(
     tiny_llama: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "PAYS", 32)
+    monkeypatch.setattr(models, "BFLOAT16_WIDTH", 32)
     processor("avx512_bf16")
     (tmp_path / "d.jsonl").write_text(
         "".join(json.dumps({"text": s}) + "\n" for s in sentences(40))

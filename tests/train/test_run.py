@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from lorakit.adapter import Adapter
 from lorakit.errors import DataError, OutputError, SpecError, TrainingError
+from lorakit.evaluate.score import evaluate
 from lorakit.models.load import load
 from lorakit.spec import Spec
 from lorakit.train import checkpoints, loop
@@ -436,14 +437,15 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(
 def test_the_best_weights_are_written_and_patience_ends_a_run(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, losses = loop.evaluate, iter([5.0, 3.0, 4.0, 4.5, 2.0])
+    # Before the run, four times during it, and after it.
+    real, losses = evaluate, iter([9.0, 5.0, 3.0, 4.0, 4.5, 2.0])
 
     def planned_losses(*args: Any, **kwargs: Any) -> Any:
         scores = real(*args, **kwargs)
         scores.metrics["loss"] = next(losses)
         return scores
 
-    monkeypatch.setattr(loop, "evaluate", planned_losses)
+    monkeypatch.setattr("lorakit.train.job.evaluate", planned_losses)
     report = train_adapter(TrainSpec(**settings, patience=2), Spec(rank=4))
     assert (report["steps"], report["best_step"], report["stopped_early"]) == (8, 4, True)
     assert equal(tmp_path / "out", tmp_path / "out" / "checkpoints" / "step-000004")

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.outcome import check_new_folder, load_base, save_outcome, show_outcome
+from lorakit.cli.outcome import load_base, save_outcome, show_outcome
 from lorakit.cli.request import require
 from lorakit.errors import SpecError
+from lorakit.files import check_new_folder
 from lorakit.spec import DTYPES, option
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def run(args: argparse.Namespace) -> "CombineResult":
     (values,) = flags.read_settings(args, CombineRequest)
     require(values, "output")
     request = CombineRequest(**values)
-    output = check_new_folder(request.output)
+    output = Path(request.output)
+    check_new_folder(output, "an adapter", "Nothing was written.")
     weights = [parse_weight(word) for word in args.adapters]
     import torch
 

@@ -10,8 +10,8 @@ from lorakit.cli.request import DataRequest, ModelRequest, require
 from lorakit.cli.tables import print_table
 from lorakit.errors import DataError
 from lorakit.evaluate.decoding import Decoding
-from lorakit.models.tasks import CHOICES
-from lorakit.spec import option
+from lorakit.spec import option, option_like
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from lorakit.cli.results import EvalResult
@@ -42,24 +42,17 @@ METRICS = (
 class EvalRequest:
     """The scores to compute."""
 
-    task: str = option(
-        "auto",
-        "task to score; auto takes that of the adapter, otherwise that of the rows",
-        choices=CHOICES,
+    task: str = option_like(
+        TrainSpec,
+        "task",
+        help="task to score; auto takes that of the adapter, otherwise that of the rows",
     )
-    loss_on: str = option(
-        "completion",
-        "tokens that are scored: only completions and assistant turns, or all",
-        choices=("completion", "all"),
+    loss_on: str = option_like(
+        TrainSpec,
+        "loss_on",
+        help="tokens that are scored: only completions and assistant turns, or all",
     )
-    max_length: int | None = option(
-        None,
-        "longest sequence in tokens; a longer text is split, other rows are cut (default: 512, "
-        "or fewer if the model "
-        "can read fewer)",
-        type=int,
-        least=2,
-    )
+    max_length: int | None = option_like(TrainSpec, "max_length", least=2)
     batch_size: int = option(32, "sequences in one forward pass", least=1)
     text_metrics: bool = option(
         False, "also generate texts, and compare them with the completions: BLEU, chrF, ROUGE-L"

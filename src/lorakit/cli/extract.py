@@ -3,12 +3,15 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.outcome import check_new_folder, save_outcome, show_outcome
+from lorakit.cli.outcome import save_outcome, show_outcome
 from lorakit.cli.request import read_texts, require
-from lorakit.spec import DTYPES, option
+from lorakit.files import check_new_folder
+from lorakit.spec import DTYPES, option, option_like
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from lorakit.algebra import Outcome
@@ -39,11 +42,8 @@ class ExtractRequest:
     data: str | None = option(
         None, "texts on which the models are compared (default: four built-in texts)", type=str
     )
-    columns: tuple[str, ...] = option(
-        (),
-        "names of columns of --data that differ from the expected ones",
-        several=True,
-        metavar="KEY=COLUMN",
+    columns: tuple[str, ...] = option_like(
+        TrainSpec, "columns", help="names of columns of --data that differ from the expected ones"
     )
 
 
@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> "ExtractResult":
     (values,) = flags.read_settings(args, ExtractRequest)
     require(values, "base", "tuned", "output")
     request = ExtractRequest(**values)
-    output = check_new_folder(request.output)
+    output = Path(request.output)
+    check_new_folder(output, "an adapter", "Nothing was written.")
     from lorakit.evaluate.logits import TEXTS
 
     base, tuned = _load_pair(request)
@@ -96,15 +97,15 @@ def _compare(
     base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: Sequence[str]
 ) -> "Comparison":
     """Return the distances of base + adapter, and of the base alone, from the tuned model."""
-    from lorakit.evaluate.logits import batch_texts, compute_logits, divergence
+    from lorakit.evaluate.logits import batch_texts, compare_logits, compute_logits
     from lorakit.inject.attach import attach
 
     batches = batch_texts(tuned, texts)
     wanted = compute_logits(tuned.model, batches)
     before = compute_logits(base.model, batches)
     attach(base.model, outcome.adapter.copy(), trainable=False)
-    kl, agreement = divergence(wanted, compute_logits(base.model.eval(), batches))
-    base_kl, _ = divergence(wanted, before)
+    kl, agreement = compare_logits(wanted, compute_logits(base.model.eval(), batches))
+    base_kl, _ = compare_logits(wanted, before)
     return {"kl": kl, "top1_agreement": agreement, "base_kl": base_kl}
 
 

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lorakit.errors import OutputError, SpecError
+from lorakit.errors import NOT_STARTED, OutputError, SpecError
 from lorakit.text import first_line, near_misses, plural
 
 Values = dict[str, Any]
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         raise SpecError(
             f"{self.prog}: {message}.",
             [hint for hint in hints if hint],
-            f"`{self.prog} --help` lists the flags. Nothing was started.",
+            f"`{self.prog} --help` lists the flags. {NOT_STARTED}",
         )
 
 
@@ -181,7 +181,7 @@ def _check_least(given: Mapping[str, Any], classes: Iterable[type]) -> None:
                 faults.append(f"{_flag_of(one)}: at least {least} is needed, got {value}")
     if faults:
         count = plural(len(faults), "number")
-        raise SpecError(f"{count} too small.", list(dict.fromkeys(faults)), "Nothing was started.")
+        raise SpecError(f"{count} too small.", list(dict.fromkeys(faults)), NOT_STARTED)
 
 
 def _check_place(output: object) -> None:
@@ -191,13 +191,11 @@ def _check_place(output: object) -> None:
     path = Path(output).absolute()
     existing = path if path.is_dir() else next(one for one in path.parents if one.exists())
     if not existing.is_dir():
-        raise OutputError(
-            f"{output} cannot be made: {existing} is a file.", advice="Nothing was started."
-        )
+        raise OutputError(f"{output} cannot be made: {existing} is a file.", advice=NOT_STARTED)
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(
             f"{output} cannot be made: there is no permission to write in {existing}.",
-            advice="Nothing was started.",
+            advice=NOT_STARTED,
         )
 
 
@@ -232,10 +230,10 @@ def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeError, yaml.YAMLError) as error:
         raise SpecError(
-            f"{path} cannot be read: {first_line(error)}.", advice="Nothing was started."
+            f"{path} cannot be read: {first_line(error)}.", advice=NOT_STARTED
         ) from error
     if not isinstance(content, dict):
-        raise SpecError(f"{path} has no `key: value` lines.", advice="Nothing was started.")
+        raise SpecError(f"{path} has no `key: value` lines.", advice=NOT_STARTED)
     given = {str(key).replace("-", "_"): _as_number(value) for key, value in content.items()}
     known: list[str] = []
     for cls in classes:
@@ -246,7 +244,7 @@ def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
             faults.append(f"{key!r} is no setting {near_misses(key, known)}".rstrip())
     if faults:
         count = plural(len(faults), "unknown key")
-        raise SpecError(f"{count} in {path}.", faults, "Nothing was started.")
+        raise SpecError(f"{count} in {path}.", faults, NOT_STARTED)
     return given
 
 

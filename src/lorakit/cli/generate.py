@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.request import DataRequest, ModelRequest, require
-from lorakit.errors import DataError, OutputError, SpecError
+from lorakit.errors import NOT_STARTED, DataError, OutputError, SpecError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.files import write_json_lines
 from lorakit.spec import option
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> "GenerateResult":
     request, source = GenerateRequest(**prompts), DataRequest(**data)
     how = Decoding(**decoding)
     if bool(request.prompt) == bool(source.data):
-        raise SpecError("Give either --prompt or --data.", advice="Nothing was started.")
+        raise SpecError("Give either --prompt or --data.", advice=NOT_STARTED)
     if request.output and Path(request.output).exists():
         raise OutputError(
             f"{request.output} exists already.", advice="Name a new file. Nothing was written."

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.inspect_tables import show_adapter, show_targets
+from lorakit.cli.request import ModelRequest
 from lorakit.errors import SpecError
-from lorakit.spec import option
+from lorakit.spec import option, option_like
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +53,7 @@ class InspectRequest:
         "count intruder dimensions: main directions of the adapted matrix that resemble none of "
         "the base's; needs --model, and a dense SVD of every matrix",
     )
-    any_base: bool = option(False, "accept an adapter that was trained on other base weights")
+    any_base: bool = option_like(ModelRequest, "any_base")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

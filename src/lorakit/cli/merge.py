@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.request import read_texts, require
+from lorakit.cli.request import ModelRequest, read_texts, require
 from lorakit.cli.tables import print_table
-from lorakit.spec import option
+from lorakit.spec import option, option_like
 from lorakit.text import format_bytes
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from lorakit.merging.export import ExportReport, WeightRounding
@@ -20,25 +21,22 @@ if TYPE_CHECKING:
 class MergeRequest:
     """The base, the adapter, and the merged model."""
 
-    model: str = option("", "base model: a folder, a hub id, or builtin:minilm", required=True)
+    model: str = option_like(TrainSpec, "model")
     adapter: str = option("", "folder of the adapter", required=True)
     output: str = option("", "new folder for the merged model", required=True)
-    dtype: str = option(
-        "auto",
-        "dtype of the merged model; auto keeps that of the base, also int8 and 4 bits",
-        choices=("auto", "float32", "bfloat16", "float16"),
+    dtype: str = option_like(
+        TrainSpec,
+        "base_dtype",
+        help="dtype of the merged model; auto keeps that of the base, also int8 and 4 bits",
     )
     device: str = option("auto", "device of the computation: cpu, cuda, …")
     data: str | None = option(
         None, "texts on which the models are compared (default: four built-in texts)", type=str
     )
-    columns: tuple[str, ...] = option(
-        (),
-        "names of columns of --data that differ from the expected ones",
-        several=True,
-        metavar="KEY=COLUMN",
+    columns: tuple[str, ...] = option_like(
+        TrainSpec, "columns", help="names of columns of --data that differ from the expected ones"
     )
-    any_base: bool = option(False, "accept an adapter that was trained on other base weights")
+    any_base: bool = option_like(ModelRequest, "any_base")
     allow_loss: bool = option(
         False,
         "write the model even if rounding changes its output as much as the adapter does, or more",

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.cli.tables import print_table
-from lorakit.errors import ModelError, OutputError
+from lorakit.errors import ModelError
+from lorakit.files import folder_bytes
 from lorakit.text import format_bytes, plural
 
 if TYPE_CHECKING:
@@ -19,27 +20,10 @@ NEGLIGIBLE = 1e-6  # residual of rounding
 LONGEST_NOTE = 400
 
 
-def check_new_folder(output: str) -> Path:
-    """Return the folder to write, which must not exist or be empty.
-
-    Raises:
-        OutputError: it is a file, or not empty.
-    """
-    path = Path(output)
-    if path.exists() and not path.is_dir():
-        raise OutputError(
-            f"{path} is a file; an adapter is a folder.", advice="Nothing was written."
-        )
-    if path.exists() and any(path.iterdir()):
-        raise OutputError(f"{path} is not empty.", advice="Name a new folder. Nothing was written.")
-    return path
-
-
 def save_outcome(outcome: "Outcome", path: Path) -> "AdapterResult":
     """Save the adapter of an outcome, and return its fields, the bytes on disk and the folder."""
     outcome.adapter.save(path)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    return {**outcome.to_dict(), "bytes": size, "output": str(path)}
+    return {**outcome.to_dict(), "bytes": folder_bytes(path), "output": str(path)}
 
 
 def load_base(model: str, adapter: "Adapter") -> "Loaded":

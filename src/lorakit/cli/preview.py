@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from lorakit.cli import flags
 from lorakit.cli.request import DataRequest, require
 from lorakit.cli.tables import print_table
-from lorakit.models.tasks import CHOICES
-from lorakit.spec import option
+from lorakit.spec import option, option_like
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from lorakit.evaluate.preview import Bin, Preview
@@ -26,22 +26,9 @@ class PreviewRequest:
         "base model, of which only the tokenizer is loaded: a folder, a hub id, or builtin:minilm",
         required=True,
     )
-    task: str = option(
-        "auto", "task to learn; auto chooses it by the keys of the rows", choices=CHOICES
-    )
-    loss_on: str = option(
-        "completion",
-        "tokens that are trained: only completions and assistant turns, or all",
-        choices=("completion", "all"),
-    )
-    max_length: int | None = option(
-        None,
-        "longest sequence in tokens; a longer text is split, other rows are cut (default: 512, "
-        "or fewer if the model "
-        "can read fewer)",
-        type=int,
-        least=2,
-    )
+    task: str = option_like(TrainSpec, "task")
+    loss_on: str = option_like(TrainSpec, "loss_on")
+    max_length: int | None = option_like(TrainSpec, "max_length", least=2)
     show: int = option(3, "number of rows to show token by token", least=0)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.tables import print_table
-from lorakit.rank_search.config import HIGHEST, RankSearchSpec
+from lorakit.rank_search.config import HIGHEST, UNUSED, RankSearchSpec
 from lorakit.spec import Spec
 from lorakit.text import format_bytes
 from lorakit.train.config import TrainSpec
@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from lorakit.rank_search.candidate import ByModule
     from lorakit.rank_search.report import SearchReport, ThresholdReport
 
-NOT_IN_A_SEARCH = {"resume", "overwrite", "ranks", "rank_budget"}
-
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     flags.add_fields(parser, RankSearchSpec, "the search")
-    run = {one.name for one in fields(TrainSpec)} - NOT_IN_A_SEARCH
+    run = {one.name for one in fields(TrainSpec)} - UNUSED.keys()
     title = "the run (without --output, a new folder, nothing is kept)"
     flags.add_fields(parser, TrainSpec, title, only=run, optional=("data", "output"))
     adapter = {one.name for one in fields(Spec)} - {"rank"}

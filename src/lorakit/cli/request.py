@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorakit.errors import SpecError
-from lorakit.spec import option
+from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.spec import option, option_like
 from lorakit.text import plural
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from lorakit.adapter import Adapter
@@ -21,16 +22,14 @@ TEXT_KEYS = ("text", "text_a", "text_b", "prompt", "completion")
 class ModelRequest:
     """The model to use, with or without an adapter."""
 
-    model: str = option("", "base model: a folder, a hub id, or builtin:minilm", required=True)
+    model: str = option_like(TrainSpec, "model")
     adapter: str | None = option(
         None, "folder of an adapter to attach (default: the base alone)", type=str
     )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
-    dtype: str = option(
-        "auto", "dtype of the base", choices=("auto", "float32", "bfloat16", "float16")
-    )
-    device: str = option("auto", "cpu, cuda, …; auto takes a GPU if there is one")
-    threads: int | None = option(None, "CPU threads of torch", type=int, least=1)
+    dtype: str = option_like(TrainSpec, "base_dtype", help="dtype of the base")
+    device: str = option_like(TrainSpec, "device")
+    threads: int | None = option_like(TrainSpec, "threads", least=1)
 
     def load_adapter(self) -> "Adapter | None":
         """Return the adapter, or None for the base alone; set the number of threads first."""
@@ -61,17 +60,8 @@ class DataRequest:
     """The rows to use."""
 
     data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
-    columns: tuple[str, ...] = option(
-        (),
-        "names of columns that differ from the expected ones, e.g. text=review label=stars",
-        several=True,
-        metavar="KEY=COLUMN",
-    )
-    quotes: bool | None = option(
-        None,
-        "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",
-        type=bool,
-    )
+    columns: tuple[str, ...] = option_like(TrainSpec, "columns")
+    quotes: bool | None = option_like(TrainSpec, "quotes")
     split: str = option(
         "test", "split of builtin data, or of data from a hub", choices=("train", "test")
     )
@@ -111,4 +101,4 @@ def require(values: Mapping[str, object], *names: str) -> None:
         if not values.get(name):
             missing.append(f"--{name.replace('_', '-')} is needed")
     if missing:
-        raise SpecError(f"{plural(len(missing), 'flag')} missing.", missing, "Nothing was started.")
+        raise SpecError(f"{plural(len(missing), 'flag')} missing.", missing, NOT_STARTED)

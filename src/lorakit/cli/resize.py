@@ -2,11 +2,13 @@
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
-from lorakit.cli.outcome import check_new_folder, load_base, save_outcome, show_outcome
+from lorakit.cli.outcome import load_base, save_outcome, show_outcome
 from lorakit.cli.request import require
+from lorakit.files import check_new_folder
 from lorakit.spec import option
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> "ResizeResult":
     (values,) = flags.read_settings(args, ResizeRequest)
     require(values, "output")
     request = ResizeRequest(**values)
-    output = check_new_folder(request.output)
+    output = Path(request.output)
+    check_new_folder(output, "an adapter", "Nothing was written.")
     from lorakit.adapter import Adapter
     from lorakit.algebra import resize
 

@@ -38,12 +38,12 @@ def compute_logits(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) ->
         return [model(**batch).logits.float() for batch in batches]
 
 
-def divergence(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> tuple[float, float]:
+def compare_logits(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> tuple[float, float]:
     """Return the mean KL(expected, actual) in nats, and the share of equal first choices.
 
     Both are over all positions of all batches.
 
-    >>> divergence([torch.zeros(2, 4)], [torch.zeros(2, 4)])
+    >>> compare_logits([torch.zeros(2, 4)], [torch.zeros(2, 4)])
     (0.0, 1.0)
     """
     divergences: list[Tensor] = []

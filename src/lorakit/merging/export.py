@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.errors import MergeError, OutputError
-from lorakit.evaluate.logits import TEXTS, batch_texts, compute_logits, divergence
-from lorakit.files import replace_folder
+from lorakit.errors import MergeError
+from lorakit.evaluate.logits import TEXTS, batch_texts, compare_logits, compute_logits
+from lorakit.files import check_new_folder, folder_bytes, replace_folder
 from lorakit.inject.attach import attach, detach, enable
 from lorakit.merging.quantised import (
     Rounding,
@@ -167,7 +167,7 @@ def export(
             otherwise; or rounding moves more than the adapter does. Nothing is left behind.
     """
     output = Path(output)
-    _check_output(output)
+    check_new_folder(output, "a merged model", "Nothing was written.")
     task = resolve_task(adapter)
     subject = _load_subject(model, adapter, task, dtype, device, any_base=any_base)
     batches = batch_texts(subject.loaded, list(texts) or TEXTS)
@@ -177,20 +177,8 @@ def export(
         logits = _read_back(subject, folder, task, device, batches)
         comparison = _compare(merged, logits, is_quantised=subject.form != "")
         _judge(comparison, subject.storage, allow_loss=allow_loss)
-        _check_output(output)
+        check_new_folder(output, "a merged model", "Nothing was written.")
     return _report(subject, merged, comparison, output)
-
-
-def _check_output(output: Path) -> None:
-    """Refuse an output that is a file, or a folder that is not empty."""
-    if output.exists() and not output.is_dir():
-        raise OutputError(
-            f"{output} is a file; a merged model is a folder.", advice="Nothing was written."
-        )
-    if output.exists() and any(output.iterdir()):
-        raise OutputError(
-            f"{output} is not empty.", advice="Name a new folder. Nothing was written."
-        )
 
 
 def _load_subject(
@@ -338,7 +326,7 @@ def check_same_weights(written: nn.Module, read: nn.Module) -> None:
 def _compare(merged: Merged, logits: list[Tensor], *, is_quantised: bool) -> Comparison:
     """Compare the logits of the model that was read back with those before."""
     largest = max(float(values.abs().max()) for values in merged.attached)
-    kl, agreement = divergence(merged.attached, logits)
+    kl, agreement = compare_logits(merged.attached, logits)
     # Where the sum was rounded as it was merged, the model on disk is compared with the merged one
     # in memory instead.
     exact = logits if is_quantised else merged.attached
@@ -387,7 +375,7 @@ def _report(subject: Subject, merged: Merged, comparison: Comparison, output: Pa
         "dtype": subject.storage,
         "output": str(output),
         "adapter_moves": comparison.adapter_moves,
-        "bytes": sum(path.stat().st_size for path in output.iterdir()),
+        "bytes": folder_bytes(output),
     }
     if subject.form:
         report["rounding"] = {

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Read = TypeVar("Read")
-# Width of a model from which a step in bfloat16 is faster on a CPU (benchmarks/base_dtype.py).
-PAYS = 256
-CPU = Path("/proc/cpuinfo")
+# Least width of a model whose steps are faster in bfloat16 on a CPU (benchmarks/base_dtype.py).
+BFLOAT16_WIDTH = 256
+CPU_INFO = Path("/proc/cpuinfo")
 LONGEST = 1 << 30  # tokens: the limit of a model whose config has none
-REACH = "Name a model folder, a hub id within reach, or builtin:minilm."
+NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
 TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
 READ_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of transformers
 
@@ -174,7 +174,7 @@ def load(
     where, name_in_files = locate(name)
     target = device_of(device)
     if dtype == "auto":
-        config = load_config(where, REACH)
+        config = load_config(where, NAMING_ADVICE)
         weights_dtype = auto_dtype(target, config, task, trains_base=trains_base)
     else:
         weights_dtype = getattr(torch, dtype)
@@ -182,9 +182,9 @@ def load(
         model, missing = _load_model(where, task, labels, weights_dtype, seed)
     except READ_ERRORS as error:
         raise ModelError(
-            f"{name} cannot be loaded for {task}: {first_line(error)}", advice=REACH
+            f"{name} cannot be loaded for {task}: {first_line(error)}", advice=NAMING_ADVICE
         ) from error
-    tokenizer = load_tokenizer(where, REACH)
+    tokenizer = load_tokenizer(where, NAMING_ADVICE)
     new_modules = _outermost(model, missing)
     check_new_modules(name, task, new_modules)
     if task != "causal-lm" and model.config.pad_token_id is None:
@@ -343,8 +343,8 @@ def auto_dtype(
     """Return the dtype of a base for which none is given.
 
     It is bfloat16 on a GPU that supports it. On a CPU it is bfloat16 if the CPU multiplies in it
-    and the model is a causal language model at least PAYS wide of which nothing is trained, since
-    trained weights would be rounded to bfloat16 too. Else it is float32.
+    and the model is a causal language model at least BFLOAT16_WIDTH wide of which nothing is
+    trained, since trained weights would be rounded to bfloat16 too. Else it is float32.
 
     Args:
         device: of the model.
@@ -357,13 +357,13 @@ def auto_dtype(
     if device.type != "cpu" or task != "causal-lm" or trains_base:
         return torch.float32
     width = getattr(config.get_text_config(), "hidden_size", None) or 0
-    pays = width >= PAYS and multiplies_bfloat16()
-    return torch.bfloat16 if pays else torch.float32
+    is_faster = width >= BFLOAT16_WIDTH and multiplies_bfloat16()
+    return torch.bfloat16 if is_faster else torch.float32
 
 
 def multiplies_bfloat16() -> bool:
     """Return True if the CPU has instructions for products in bfloat16: AMX, or AVX-512 BF16."""
-    flags = CPU.read_text("utf-8").split() if CPU.is_file() else ()
+    flags = CPU_INFO.read_text("utf-8").split() if CPU_INFO.is_file() else ()
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 

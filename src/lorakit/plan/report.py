@@ -9,7 +9,7 @@ import torch
 from lorakit.data.batches import Batches
 from lorakit.data.encode import Example, infer_task, list_labels
 from lorakit.data.rows import Rows, read_rows
-from lorakit.errors import SpecError
+from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.load import LONGEST, Loaded, auto_dtype, load_tokenizer
 from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_rows
 from lorakit.models.packing import packing_obstacle
@@ -253,7 +253,7 @@ def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example])
     if run.batch_tokens is not None and run.batch_tokens < longest:
         raise SpecError(
             f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {longest:,} tokens.",
-            advice="Raise it, or lower --max-length. Nothing was started.",
+            advice=f"Raise it, or lower --max-length. {NOT_STARTED}",
         )
     may_pack = run.packing != "off" and base.task == "causal-lm" and base.runs
     packed = may_pack and packing_obstacle(base.transformer, longest) is None

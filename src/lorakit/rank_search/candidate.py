@@ -9,19 +9,14 @@ from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.data.encode import Example
-from lorakit.errors import DataError, SpecError
-from lorakit.evaluate.score import evaluate
+from lorakit.errors import NOT_STARTED, DataError, SpecError
 from lorakit.inject.attach import attach, attached, detach
-from lorakit.rank_search.evidence import (
-    CLASS_METRICS,
-    Choice,
-    RowScores,
-    scores_by_row,
-)
+from lorakit.rank_search.config import CLASS_METRICS
+from lorakit.rank_search.evidence import Choice, RowScores, choose_rank, scores_by_row
 from lorakit.spec import Spec
-from lorakit.train.config import NOT_STARTED, TrainSpec
+from lorakit.train.config import TrainSpec
 from lorakit.train.job import Job
-from lorakit.train.log import METRICS, Log
+from lorakit.train.log import METRICS, Log, Say
 from lorakit.train.loop import fit
 from lorakit.train.report import Metrics
 
@@ -47,6 +42,7 @@ class ByModule(TypedDict):
 class SearchFacts(TypedDict):
     """Facts of a search, as its report has them; some belong to one way of searching."""
 
+    by_module: NotRequired[ByModule]
     steps: int
     seconds: float
     steps_a_rank: NotRequired[int]
@@ -55,7 +51,6 @@ class SearchFacts(TypedDict):
     rows_measured: NotRequired[int]
     seconds_of_one_run: NotRequired[float]
     cost: NotRequired[float]
-    by_module: NotRequired[ByModule]
 
 
 @dataclass(frozen=True)
@@ -78,15 +73,20 @@ class SearchResult:
         choice: the curve and the recommended rank.
         adapter: the adapter of the recommended rank.
         metric: name of the metric that decided.
-        details: details of each rank of the curve.
+        candidates: the adapter of each rank of the curve.
         facts: facts of the search for its report.
     """
 
     choice: Choice
     adapter: Adapter
     metric: str
-    details: Mapping[int, RankDetails]
+    candidates: Mapping[int, Candidate]
     facts: SearchFacts
+
+    @property
+    def details(self) -> dict[int, RankDetails]:
+        """Details of each rank of the curve."""
+        return {rank: candidate.details() for rank, candidate in self.candidates.items()}
 
 
 def check_searchable(job: Job, spec: Spec, *, needs_plain: bool = True) -> None:
@@ -103,15 +103,17 @@ def check_searchable(job: Job, spec: Spec, *, needs_plain: bool = True) -> None:
     """
     changes_base = spec.init in ("pissa", "pissa-fast", "olora", "lora-ga")
     if needs_plain and (spec.delta != "lora" or changes_base):
-        kind = spec.delta if spec.delta != "lora" else f"init {spec.init}"
+        kind = f"init {spec.init}" if spec.delta == "lora" else f"delta {spec.delta}"
         raise SpecError(
-            f"Plain LoRA on an unmoved base is cut by its singular values; {kind} is not.",
-            advice="Leave --delta and --init as they are: the rank carries over. " + NOT_STARTED,
+            f"{kind} cannot be cut or grown: that needs plain LoRA, and a start that leaves the "
+            "base unchanged.",
+            advice="Search without --delta and --init, and train with them at the rank that is "
+            f"found; or use --way grid. {NOT_STARTED}",
         )
     if not job.held_out:
         raise DataError(
             "No rows are held out, so no rank can be measured.",
-            advice="Give --eval-data, or a larger --eval-fraction. " + NOT_STARTED,
+            advice=f"Give --eval-data, or a larger --eval-fraction. {NOT_STARTED}",
         )
 
 
@@ -152,9 +154,7 @@ def attached_alone(
 
 
 def attach_rank(job: Job, like: Adapter, rank: int) -> Adapter:
-    """Attach a new adapter of another rank in place of the one that is attached."""
-    if attached(job.model):
-        detach(job.model)
+    """Attach a new adapter of another rank to the model, which has none."""
     adapter = attach(job.model, replace(like.spec, rank=rank), seed=job.settings.seed)
     adapter.provenance |= like.provenance
     return adapter
@@ -222,12 +222,23 @@ def score_adapter(
 ) -> RowScores:
     """Return the scores of an adapter on examples, by row."""
     with attached_alone(job.model, adapter):
-        scores = evaluate(
-            job.model,
-            examples,
-            job.task,
-            pad=job.pad,
-            classes=job.classes,
-            batch_size=job.settings.eval_batch_size,
-        )
+        scores = job.evaluate(examples)
     return scores_by_row(scores, examples, metric)
+
+
+def try_rank(
+    job: Job, adapter: Adapter, rank: int, settings: TrainSpec, metric: str, say: Say
+) -> Candidate:
+    """Train an attached adapter of a rank, score it on all held-out rows, and detach it."""
+    train_candidate(job, adapter, f"rank-{rank}", settings)
+    scores = score_adapter(job, adapter, job.held_out, metric)
+    say(f"rank {rank}: {metric} {scores.metric:.4f}")
+    return Candidate(adapter, scores)
+
+
+def choose_candidate(
+    candidates: Mapping[int, Candidate], metric: str, seed: int, held_out: int = 0
+) -> Choice:
+    """Return the choice among candidates by rank, as `choose_rank` makes it from their scores."""
+    scores = {rank: candidate.scores for rank, candidate in candidates.items()}
+    return choose_rank(scores, metric, seed=seed, held_out=held_out)

@@ -6,15 +6,19 @@ Torch is not imported here, so that `--help` answers at once.
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from lorakit.errors import SpecError
+from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.spec import is_number, is_whole, option
 from lorakit.text import plural
 
 HIGHEST = 32
 WAYS = ("truncate", "grid", "grow", "threshold", "advice")
-METRICS = ("auto", "loss", "accuracy", "f1", "precision", "recall")
+CLASS_METRICS = ("accuracy", "f1", "precision", "recall")
+METRICS = ("auto", "loss", *CLASS_METRICS)
 ENERGIES = ("square", "sum")
 TRAINING = ("truncate", "grid", "grow")  # the ways that train, and need data
+NEW_RUN, BY_LAYER = "a search starts a new run", "the search itself finds ranks by layer"
+# Settings of a run that a search does not take, and why.
+UNUSED = {"resume": NEW_RUN, "overwrite": NEW_RUN, "ranks": BY_LAYER, "rank_budget": BY_LAYER}
 Fault = tuple[str, str]  # a field, and what is wrong with its value
 
 
@@ -53,7 +57,8 @@ class RankSearchSpec:
     )
     refine: float = option(
         0.12,
-        "truncate: steps of common training after the cut, as a share of the steps of the run",
+        "truncate: steps that the cut adapters train for, all together, as a share of the steps of "
+        "the run",
         ways=("truncate",),
     )
     all_rows: bool = option(
@@ -91,7 +96,7 @@ class RankSearchSpec:
             raise SpecError(
                 f"{plural(len(faults), 'fault')} in the settings of the search.",
                 faults,
-                "Nothing was started.",
+                NOT_STARTED,
             )
         ranks = {int(rank) for rank in self.try_ranks}
         object.__setattr__(self, "try_ranks", tuple(sorted(ranks)))

@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from lorakit.data.encode import Example
 from lorakit.errors import DataError, SpecError
 from lorakit.evaluate.score import Scores
+from lorakit.rank_search.config import CLASS_METRICS
 from lorakit.train.report import Metrics
 
 Floats = NDArray[np.float64]
 
 DRAWS = 2000  # resamplings of the rows
 LEVEL = 0.95  # of all intervals
-CLASS_METRICS = ("accuracy", "f1", "precision", "recall")
 HIGHER_IS_BETTER = CLASS_METRICS  # of "loss" less is better
 
 
@@ -46,6 +46,18 @@ class RowScores:
     def resample(self, draws: Floats) -> Floats:
         """Return the metric of each draw, (draws,), from the count of each row in it."""
         return ratio(draws @ self.totals, draws @ self.counts)
+
+    def by_loss(self) -> "RowScores":
+        """Return the scores of the mean loss of a row, from those of a metric of classes.
+
+        Raises:
+            SpecError: the losses are not known.
+        """
+        if self.losses is None:
+            raise SpecError(
+                "losses: a metric of classes is proven by the loss of each row, and it is missing."
+            )
+        return RowScores(self.losses, np.ones(len(self.losses)))
 
 
 def ratio(total: ArrayLike, count: ArrayLike) -> Floats:
@@ -213,12 +225,13 @@ def choose_rank(
             advice="Give --eval-data, or a larger --eval-fraction.",
         )
     points = _make_points(scores, metric, seed)
-    best = _point_of(points, _best_rank(scores, metric))
+    best = _point_of(points, best_rank(scores, metric))
     enough = {point.rank for point in points if point.behind <= best.error}
     if held_out:
         proving = points
         if metric in CLASS_METRICS:
-            proving = _make_points(_losses_alone(scores), "loss", seed)
+            by_loss = {rank: of_rank.by_loss() for rank, of_rank in scores.items()}
+            proving = _make_points(by_loss, "loss", seed)
         enough &= _proven_ranks(proving, math.sqrt(rows / held_out))
     rank = min(enough, default=best.rank)
     reason = _reason(points, rank, best, metric, rows, held_out)
@@ -234,7 +247,7 @@ def _make_points(scores: Mapping[int, RowScores], metric: str, seed: int) -> lis
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(rows, np.full(rows, 1 / rows), size=DRAWS).astype(float)
     samples = {rank: scores[rank].resample(draws) for rank in scores}
-    sign, best = _sign(metric), _best_rank(scores, metric)
+    sign, best = _sign(metric), best_rank(scores, metric)
     points = []
     for rank in ranks:
         low, high = _interval(samples[rank])
@@ -258,7 +271,7 @@ def _sign(metric: str) -> float:
     return -1.0 if metric in HIGHER_IS_BETTER else 1.0
 
 
-def _best_rank(scores: Mapping[int, RowScores], metric: str) -> int:
+def best_rank(scores: Mapping[int, RowScores], metric: str) -> int:
     """Return the rank with the best metric; of equal ones the smallest."""
     sign = _sign(metric)
     return min(scores, key=lambda rank: (sign * scores[rank].metric, rank))
@@ -267,15 +280,6 @@ def _best_rank(scores: Mapping[int, RowScores], metric: str) -> int:
 def _interval(values: Floats) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
-
-
-def _losses_alone(scores: Mapping[int, RowScores]) -> dict[int, RowScores]:
-    """Return the scores of the mean loss, from those of a metric of classes."""
-    by_rank = {}
-    for rank, of_rank in scores.items():
-        losses = of_rank.totals if of_rank.losses is None else of_rank.losses
-        by_rank[rank] = RowScores(losses, np.ones(len(losses)))
-    return by_rank
 
 
 def _proven_ranks(points: Sequence[Point], share: float) -> set[int]:
@@ -316,7 +320,7 @@ def _reason(
     if not lower:
         return f"{head}; none is smaller."
     below = lower[-1]
-    return f"{head}; rank {below.rank} is {below.behind:.4f} worse, which is more than that."
+    return f"{head}; rank {below.rank} is {below.behind:.4f} worse, which is more than that error."
 
 
 def _unproven(unproven: Point, chosen: Point, best: Point, held_out: int) -> str:
@@ -336,7 +340,7 @@ def _unproven(unproven: Point, chosen: Point, best: Point, held_out: int) -> str
 def _smaller_is_enough(chosen: Point, best: Point) -> str:
     """Return why a rank below the best was chosen, and whether the difference is real."""
     text = (
-        f"rank {chosen.rank} is the smallest within that of it "
+        f"rank {chosen.rank} is the smallest within one standard error of it "
         f"({chosen.metric:.4f}, {chosen.behind:.4f} worse)."
     )
     if not (chosen.behind_low > 0 and math.isfinite(chosen.behind_low)):

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 from lorakit.rank_search.candidate import (
     Candidate,
+    SearchFacts,
     SearchResult,
     attach_rank,
     check_searchable,
+    choose_candidate,
     deciding_metric,
-    score_adapter,
-    train_candidate,
+    try_rank,
 )
 from lorakit.rank_search.config import RankSearchSpec
-from lorakit.rank_search.evidence import choose_rank
 from lorakit.train.job import Job
 from lorakit.train.log import Say
 
@@ -42,19 +42,10 @@ def search_grid(job: Job, search: RankSearchSpec, say: Say = lambda message: Non
     candidates: dict[int, Candidate] = {}
     for rank in search.ranks:
         adapter = attach_rank(job, job.adapter, rank) if candidates else job.adapter
-        train_candidate(job, adapter, f"rank-{rank}", settings)
-        scores = score_adapter(job, adapter, job.held_out, metric)
-        candidates[rank] = Candidate(adapter, scores)
-        say(f"rank {rank}: {metric} {scores.metric:.4f}")
-    scores_by_rank = {rank: candidate.scores for rank, candidate in candidates.items()}
-    choice = choose_rank(scores_by_rank, metric, seed=job.settings.seed)
-    return SearchResult(
-        choice,
-        candidates[choice.rank].adapter,
-        metric,
-        {rank: candidate.details() for rank, candidate in candidates.items()},
-        {
-            "steps": job.steps * len(candidates),
-            "seconds": round(time.perf_counter() - begun, 3),
-        },
-    )
+        candidates[rank] = try_rank(job, adapter, rank, settings, metric, say)
+    choice = choose_candidate(candidates, metric, job.settings.seed)
+    facts: SearchFacts = {
+        "steps": job.steps * len(candidates),
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+    return SearchResult(choice, candidates[choice.rank].adapter, metric, candidates, facts)

@@ -12,15 +12,16 @@ from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterMismatch
 from lorakit.rank_search.candidate import (
     Candidate,
+    SearchFacts,
     SearchResult,
     attach_rank,
     check_searchable,
+    choose_candidate,
     deciding_metric,
-    score_adapter,
-    train_candidate,
+    try_rank,
 )
 from lorakit.rank_search.config import RankSearchSpec
-from lorakit.rank_search.evidence import choose_rank, is_reached
+from lorakit.rank_search.evidence import is_reached
 from lorakit.train.job import Job
 from lorakit.train.log import Say
 
@@ -93,8 +94,8 @@ def grow(job: Job, search: RankSearchSpec, say: Say = lambda message: None) -> S
     Growing ends at a metric that is good enough, at a rank that is better than the one before by no
     more than one standard error (the one before was enough), or at the highest rank. The steps of
     the run are divided evenly among the ranks, so that all of them together take no more steps than
-    one run. Growing cannot tell a gain by more rank from a gain by more steps: it rather ends too
-    late than too early.
+    one run. Growing cannot tell a gain by more rank from a gain by more steps, so it ends too late
+    more often than too early.
 
     Args:
         job: a job with an adapter of the smallest rank attached.
@@ -123,10 +124,7 @@ def grow(job: Job, search: RankSearchSpec, say: Say = lambda message: None) -> S
             checkpoint_every=steps,
             seed=job.settings.seed + len(candidates),
         )
-        train_candidate(job, adapter, f"rank-{rank}", settings)
-        scores = score_adapter(job, adapter, job.held_out, metric)
-        candidates[rank] = Candidate(adapter, scores)
-        say(f"rank {rank}: {metric} {scores.metric:.4f}")
+        candidates[rank] = try_rank(job, adapter, rank, settings, metric, say)
         end = _find_end(candidates, search.good_enough, metric, job.settings.seed)
         if end:
             stop = end
@@ -146,21 +144,21 @@ def _find_end(
 ) -> Stop | None:
     """Return the end of growing after the last candidate, or None to go on."""
     rank = max(candidates)
-    scores = candidates[rank].scores
-    if good_enough is not None and is_reached(scores.metric, good_enough, metric):
+    last = candidates[rank]
+    if good_enough is not None and is_reached(last.scores.metric, good_enough, metric):
         return Stop(rank, f"Rank {rank} reached the goal, {metric} {good_enough:g}.")
     if len(candidates) < 2:
         return None
     before = sorted(candidates)[-2]
-    earlier = candidates[before].scores
-    pair = choose_rank({before: earlier, rank: scores}, metric, seed=seed)
+    earlier = candidates[before]
+    pair = choose_candidate({before: earlier, rank: last}, metric, seed)
     if pair.rank != before:
         return None
     error = pair.at(pair.best).error
     return Stop(
         before,
         f"Rank {rank} is no better than rank {before} by more than one standard error, "
-        f"{error:.4f}: {metric} {earlier.metric:.4f}, then {scores.metric:.4f}.",
+        f"{error:.4f}: {metric} {earlier.scores.metric:.4f}, then {last.scores.metric:.4f}.",
     )
 
 
@@ -172,16 +170,11 @@ def _make_result(
     steps: int,
     begun: float,
 ) -> SearchResult:
-    scores = {rank: candidate.scores for rank, candidate in candidates.items()}
-    choice = choose_rank(scores, metric, seed=job.settings.seed)
-    return SearchResult(
-        replace(choice, rank=stop.rank, reason=stop.reason),
-        candidates[stop.rank].adapter,
-        metric,
-        {rank: candidate.details() for rank, candidate in candidates.items()},
-        {
-            "steps": steps * len(candidates),
-            "steps_a_rank": steps,
-            "seconds": round(time.perf_counter() - begun, 3),
-        },
-    )
+    choice = choose_candidate(candidates, metric, job.settings.seed)
+    choice = replace(choice, rank=stop.rank, reason=stop.reason)
+    facts: SearchFacts = {
+        "steps": steps * len(candidates),
+        "steps_a_rank": steps,
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+    return SearchResult(choice, candidates[stop.rank].adapter, metric, candidates, facts)

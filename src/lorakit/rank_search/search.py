@@ -14,20 +14,20 @@ from lorakit.adapter import Adapter
 from lorakit.analysis.spectra import factors_of, is_plain
 from lorakit.data.encode import infer_task, list_labels
 from lorakit.data.rows import read_rows
-from lorakit.errors import OutputError, SpecError
-from lorakit.evaluate.score import evaluate
-from lorakit.files import write_json
+from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.files import check_new_folder, folder_bytes, write_json
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import find_places
 from lorakit.inject.targets import select
 from lorakit.linalg import singular_values
 from lorakit.models.load import load
+from lorakit.models.open import resolve_task
 from lorakit.plan.devices import this_machine
 from lorakit.plan.meta_model import load_meta_model
 from lorakit.plan.report import tokenise_rows
 from lorakit.rank_search.advice import advise
 from lorakit.rank_search.candidate import SearchResult, check_searchable, deciding_metric
-from lorakit.rank_search.config import TRAINING, RankSearchSpec
+from lorakit.rank_search.config import BY_LAYER, TRAINING, UNUSED, RankSearchSpec
 from lorakit.rank_search.evidence import HIGHER_IS_BETTER
 from lorakit.rank_search.grid import search_grid
 from lorakit.rank_search.grow import grow
@@ -48,9 +48,6 @@ from lorakit.train.prepare import PreparedRun, prepare_run
 from lorakit.train.report import peak_memory, versions
 
 REPORT, RUN = "rank.json", "run"
-NEW_RUN, BY_LAYER = "a search starts a new run", "the search itself finds ranks by layer"
-# Settings of a run that a search does not take, and why.
-UNUSED = {"resume": NEW_RUN, "overwrite": NEW_RUN, "ranks": BY_LAYER, "rank_budget": BY_LAYER}
 SEARCHES = {"truncate": truncate, "grid": search_grid, "grow": grow}
 BASE_BYTES = {"float32": 4, "auto": 4}  # of a value of the base, by dtype; others have 2
 
@@ -80,7 +77,9 @@ def search_rank(
         return search_by_threshold(str(values["model"]), spec, search)
     if search.way == "advice":
         return search_by_advice(TrainSpec(**{**values, "output": "not written"}), spec)
-    output = _new_folder(values.get("output"))
+    output = Path(values["output"]) if values.get("output") else None
+    if output:
+        check_new_folder(output, "an adapter", NOT_STARTED)
     with _working_folder(output) as folder:
         settings = TrainSpec(**{**values, "output": str(folder / RUN)})
         return _search_by_training(settings, spec, search, output, say)
@@ -103,9 +102,7 @@ def check_request(values: Mapping[str, Any], spec: Spec, search: RankSearchSpec)
     if search.way not in TRAINING and values.get("output"):
         faults.append(f"output: --way {search.way} makes no adapter, so there is nothing to write")
     if faults:
-        raise SpecError(
-            f"{plural(len(faults), 'fault')} in the request.", faults, "Nothing was started."
-        )
+        raise SpecError(f"{plural(len(faults), 'fault')} in the request.", faults, NOT_STARTED)
 
 
 def _search_by_training(
@@ -122,14 +119,7 @@ def _search_by_training(
     check_searchable(job, job.adapter.spec, needs_plain=search.way != "grid")
     metric = deciding_metric(search.metric, job)
     Path(settings.output).mkdir(parents=True, exist_ok=True)
-    before = evaluate(
-        job.model,
-        job.eval_examples,
-        job.task,
-        pad=job.pad,
-        batch_size=settings.eval_batch_size,
-        classes=job.classes,
-    ).metrics
+    before = job.evaluate(job.eval_examples).metrics
     result = SEARCHES[search.way](job, search, say)
     report = _make_report(search, prepared, result, before.get(metric), output)
     if output:
@@ -148,8 +138,9 @@ def _make_report(
     output: Path | None,
 ) -> SearchReport:
     settings, facts = prepared.job.settings, prepared.facts
+    details = result.details
     curve: list[CurvePoint] = [
-        {**point.to_dict(), **result.details[point.rank]} for point in result.choice.points
+        {**point.to_dict(), **details[point.rank]} for point in result.choice.points
     ]
     return {
         "way": search.way,
@@ -191,7 +182,7 @@ def _write(result: SearchResult, report: SearchReport, output: Path) -> None:
     for key, value in facts.items():
         result.adapter.provenance.setdefault(key, value)
     result.adapter.save(output)
-    report["bytes"] = sum(path.stat().st_size for path in output.iterdir() if path.is_file())
+    report["bytes"] = folder_bytes(output)
     write_json(output / REPORT, report)
 
 
@@ -230,11 +221,8 @@ def search_by_threshold(model: str, spec: Spec, search: RankSearchSpec) -> Thres
 
 def _load_base(model: str, adapter: Adapter | None) -> nn.Module:
     """Return the model, with the head of the adapter's task."""
-    task, labels = "causal-lm", None
-    if adapter is not None:
-        task = adapter.provenance.get("task", "causal-lm")
-        labels = adapter.provenance.get("labels")
-    return load(model, task, labels=list(labels or ()), dtype="float32").model
+    labels = adapter.provenance.get("labels") if adapter else None
+    return load(model, resolve_task(adapter), labels=list(labels or ()), dtype="float32").model
 
 
 def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
@@ -268,25 +256,6 @@ def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
         "model": settings.model,
         "data": settings.data,
     }
-
-
-def _new_folder(output: str | None) -> Path | None:
-    """Return the folder to write to, or None.
-
-    Raises:
-        OutputError: a file, or a folder that is not empty.
-    """
-    if not output:
-        return None
-    path = Path(output)
-    fault = ""
-    if path.is_dir():
-        fault = "is not empty" if any(path.iterdir()) else ""
-    elif path.exists():
-        fault = "is a file"
-    if fault:
-        raise OutputError(f"{path} {fault}.", advice="Name a new folder. Nothing was started.")
-    return path
 
 
 @contextmanager

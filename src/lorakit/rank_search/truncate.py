@@ -20,12 +20,13 @@ from lorakit.rank_search.candidate import (
     SearchFacts,
     SearchResult,
     check_searchable,
+    choose_candidate,
     continue_training,
     deciding_metric,
     score_adapter,
 )
 from lorakit.rank_search.config import RankSearchSpec
-from lorakit.rank_search.evidence import RowScores, choose_rank
+from lorakit.rank_search.evidence import RowScores, best_rank
 from lorakit.text import plural
 from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log, Say
@@ -104,6 +105,7 @@ def truncate(job: Job, search: RankSearchSpec, say: Say = lambda message: None) 
     begun = time.perf_counter()
     progress = _train_full(job)
     one_run = time.perf_counter() - begun
+    full.save(job.output)
     scoring = _plan_scoring(job, search, metric, progress.tokens, len(lower))
     say(_describe(job, search.rank, lower, scoring, one_run))
 
@@ -114,9 +116,8 @@ def truncate(job: Job, search: RankSearchSpec, say: Say = lambda message: None) 
         cuts[rank] = (outcome.adapter, outcome.energy)
     cuts[search.rank] = (full, 1.0)
     candidates = _score_cuts(job, cuts, scoring)
-    scores = {rank: cut.scores for rank, cut in candidates.items()}
     held_out_rows = len({example.row for example in job.held_out})
-    choice = choose_rank(scores, metric, seed=job.settings.seed, held_out=held_out_rows)
+    choice = choose_candidate(candidates, metric, job.settings.seed, held_out_rows)
 
     adapter = candidates[choice.rank].adapter
     by_module: ByModule | None = None
@@ -133,9 +134,8 @@ def truncate(job: Job, search: RankSearchSpec, say: Say = lambda message: None) 
         "cost": round(seconds / one_run, 3),
     }
     if by_module is not None:
-        facts["by_module"] = by_module
-    details = {rank: cut.details() for rank, cut in candidates.items()}
-    return SearchResult(choice, adapter, metric, details, facts)
+        facts = {"by_module": by_module, **facts}
+    return SearchResult(choice, adapter, metric, candidates, facts)
 
 
 def _lower_ranks(search: RankSearchSpec, full: Adapter) -> list[int]:
@@ -148,11 +148,9 @@ def _lower_ranks(search: RankSearchSpec, full: Adapter) -> list[int]:
 
 
 def _train_full(job: Job) -> Progress:
-    """Train at the highest rank, and save the adapter."""
+    """Train at the highest rank."""
     job.output.mkdir(parents=True, exist_ok=True)
-    progress = fit(job, lambda start: Log(job.output / METRICS, start, job.steps))
-    job.adapter.save(job.output)
-    return progress
+    return fit(job, lambda start: Log(job.output / METRICS, start, job.steps))
 
 
 def _plan_scoring(job: Job, search: RankSearchSpec, metric: str, tokens: int, cuts: int) -> Scoring:
@@ -219,7 +217,7 @@ def _compare_by_module(
     outcome = resize(full, parameters=size)
     _refine(job, outcome, scoring, "by-module")
     scores = scoring.score(job, outcome.adapter)
-    is_better = choose_rank({0: chosen.scores, 1: scores}, scoring.metric).best == 1
+    is_better = best_rank({0: chosen.scores, 1: scores}, scoring.metric) == 1
     report: ByModule = {
         "metric": scores.metric,
         "taken": is_better,

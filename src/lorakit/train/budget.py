@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.deltas.adalora import AdaLoRA
-from lorakit.errors import SpecError
-from lorakit.train.config import NOT_STARTED, TrainSpec
+from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.train.config import TrainSpec
 
 
 class Steps(Protocol):

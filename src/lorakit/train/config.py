@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from typing import Any, cast
 
-from lorakit.errors import SpecError
+from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.tasks import CHOICES
 from lorakit.spec import is_number, is_whole, option
 from lorakit.text import near_misses, plural
@@ -21,7 +21,6 @@ RANKS = (
     "explained-variance",
     "suggested",
 )
-NOT_STARTED = "Nothing was started."
 Fault = tuple[str, str]  # a field, and what is wrong with its value
 # Settings that a resumed run may change: none of them changes the weights at the end.
 FREE = {

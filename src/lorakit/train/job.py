@@ -1,7 +1,7 @@
 """A job: everything that one training loop works on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from torch import Tensor
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate, pack_examples
 from lorakit.data.encode import Example
+from lorakit.evaluate.score import Scores, evaluate
 from lorakit.models.packing import packed_attention
 from lorakit.train.config import TrainSpec
 
@@ -99,6 +100,25 @@ class Job:
     def batch(self, index: int) -> list[Example]:
         """Return the examples of a batch of the run."""
         return [self.examples[i] for i in self.batches[index]]
+
+    def evaluate(
+        self, examples: Sequence[Example], progress: Callable[[int], None] | None = None
+    ) -> Scores:
+        """Return the scores of the model as it is on examples.
+
+        Args:
+            examples: sequences, mostly held-out ones.
+            progress: called with the number of examples done since the last call.
+        """
+        return evaluate(
+            self.model,
+            examples,
+            self.task,
+            pad=self.pad,
+            batch_size=self.settings.eval_batch_size,
+            classes=self.classes,
+            progress=progress,
+        )
 
     def attention(self) -> AbstractContextManager[None]:
         """Return a context in which the model keeps packed sequences apart."""

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 from lorakit.data.encode import Example
 from lorakit.errors import TrainingError
-from lorakit.evaluate.score import batch_loss, evaluate
+from lorakit.evaluate.score import batch_loss
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.train import checkpoints
 from lorakit.train.budget import Budget, make_budget
@@ -259,14 +259,7 @@ def _update_parameters(session: Session) -> None:
 def _evaluate(session: Session) -> dict[str, float]:
     """Return the metrics on held-out sequences, and count them as an evaluation."""
     job, progress = session.job, session.progress
-    metrics = evaluate(
-        job.model,
-        job.eval_examples,
-        job.task,
-        pad=job.pad,
-        batch_size=job.settings.eval_batch_size,
-        classes=job.classes,
-    ).metrics
+    metrics = job.evaluate(job.eval_examples).metrics
     loss = metrics["loss"]
     if not math.isfinite(loss):
         raise _stop(session, f"The held-out loss is {loss} at step {progress.step}.")

@@ -1,6 +1,5 @@
 """The plan of a run: tokenised rows, the dtype of the base, and the memory that it needs."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.encode import Example
-from lorakit.errors import PlanError, SpecError
+from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
 from lorakit.models.load import auto_dtype, device_of
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make_plan
@@ -25,10 +24,10 @@ from lorakit.plan.report import (
 )
 from lorakit.spec import Spec
 from lorakit.text import dtype_name
-from lorakit.train.config import NOT_STARTED, TrainSpec
+from lorakit.train.config import TrainSpec
 from lorakit.train.data import RunData
 from lorakit.train.log import Say
-from lorakit.train.output import RUN
+from lorakit.train.output import read_earlier_run
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
     earlier: dict[str, Any] = {}
     if settings.resume:
         # A damaged file is reported where the settings are compared.
-        with suppress(ValueError):
-            earlier = json.loads((Path(settings.output) / RUN).read_text("utf-8"))
+        with suppress(OutputError):
+            earlier = read_earlier_run(Path(settings.output))
     return earlier.get("base_dtype", dtype_name(chosen))
 
 

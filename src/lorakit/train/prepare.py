@@ -12,7 +12,7 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
-from lorakit.errors import SpecError
+from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import Coverage, coverage
@@ -26,7 +26,7 @@ from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
 from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
 from lorakit.train.budget import make_budget
-from lorakit.train.config import NOT_STARTED, TrainSpec
+from lorakit.train.config import TrainSpec
 from lorakit.train.data import RunData, read_data
 from lorakit.train.job import Job
 from lorakit.train.log import Say

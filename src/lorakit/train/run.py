@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from lorakit.evaluate.score import evaluate
 from lorakit.files import write_json, write_text
 from lorakit.spec import Spec
 from lorakit.train import checkpoints
@@ -62,7 +61,6 @@ def train_adapter(settings: TrainSpec, spec: Spec, say: Say = lambda message: No
     )
     begun = time.perf_counter()
     progress = fit(job, lambda step: Log(output / METRICS, step, job.steps), state)
-    job.model.eval()
     after = _measure(job, "measuring after")
     report = _make_report(start, progress, after, output, time.perf_counter() - begun)
     _write_results(job, report)
@@ -94,16 +92,7 @@ def _measure(job: Job, title: str) -> Metrics | None:
     if not job.held_out:
         return None
     with progress_bar(title, len(job.held_out)) as advance:
-        scores = evaluate(
-            job.model,
-            job.held_out,
-            job.task,
-            pad=job.pad,
-            batch_size=job.settings.eval_batch_size,
-            classes=job.classes,
-            progress=advance,
-        )
-    return scores.metrics
+        return job.evaluate(job.held_out, advance).metrics
 
 
 def _make_report(
