@@ -87,7 +87,7 @@ def option_like(cls: type, name: str, **changes: object) -> Any:  # noqa: ANN401
     Args:
         cls: the other dataclass.
         name: the field of it.
-        changes: metadata that differs, such as `help`.
+        **changes: metadata that differs, such as `help`.
 
     >>> option_like(Spec, "rank", help="rank of the smaller adapter").default
     16

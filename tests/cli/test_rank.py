@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lorakit import Adapter
+from lorakit import Adapter, Spec, attach
 from lorakit.cli.__main__ import main
+from lorakit.models.load import load
 
 from ..conftest import sentences
 from .test_commands import ask, tell
@@ -199,6 +200,26 @@ def test_a_threshold_on_w_recommends_nothing_and_on_a_change_a_rank(
     assert "of the change" in tell(
         capsys, "rank", "--model", tiny_llama, "--way", "threshold", "--adapter", tmp_path / "a"
     )
+
+
+def test_a_threshold_reads_the_task_of_an_adapter_of_peft(
+    capsys: Any, tiny_bert: Path, tmp_path: Path
+) -> None:
+    model = load(str(tiny_bert), "classify", labels=["no", "yes"], dtype="float32").model
+    adapter = attach(model, Spec(rank=2, targets=("query",)))
+    adapter.provenance = {"task_type": "SEQ_CLS"}
+    adapter.save(tmp_path / "adapter")
+    told = ask(
+        capsys,
+        "rank",
+        "--model",
+        tiny_bert,
+        "--way",
+        "threshold",
+        "--adapter",
+        tmp_path / "adapter",
+    )
+    assert [module["name"] for module in told["modules"]] == list(adapter.deltas)
 
 
 def test_advice_is_a_rank_with_its_reasons(capsys: Any, tiny_llama: Path, data: Path) -> None:

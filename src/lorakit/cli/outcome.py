@@ -33,10 +33,10 @@ def load_base(model: str, adapter: "Adapter") -> "Loaded":
         ModelError: it has no weights for a module that the adapter does not hold either.
     """
     from lorakit.models.load import load
-    from lorakit.models.open import resolve_task, untrained_modules
+    from lorakit.models.open import find_labels, resolve_task, untrained_modules
 
-    labels = list(adapter.provenance.get("labels") or ())
-    loaded = load(model, resolve_task(adapter), labels=labels, dtype="float32")
+    task = resolve_task(adapter)
+    loaded = load(model, task, labels=find_labels(model, adapter, task), dtype="float32")
     unknown = untrained_modules(loaded, adapter.full_parameters)
     if unknown:
         raise ModelError(

@@ -62,7 +62,7 @@ def open_model(
         ModelError: the base cannot be loaded, or has a head of random weights.
         AdapterMismatch: the adapter does not fit it.
     """
-    labels = _class_names(model, adapter) if task == "classify" else []
+    labels = find_labels(model, adapter, task)
     trained = tuple(adapter.full_parameters) if adapter else ()
     loaded = load(model, task, labels=labels, dtype=dtype, trains_base=bool(trained), device=device)
     untrained = untrained_modules(loaded, trained)
@@ -88,8 +88,13 @@ def untrained_modules(loaded: Loaded, trained: Iterable[str]) -> list[str]:
     ]
 
 
-def _class_names(model: str, adapter: Adapter | None) -> list[str]:
-    """Return the class names of the adapter's training, else those of the model's config."""
+def find_labels(model: str, adapter: Adapter | None, task: str) -> list[str]:
+    """Return the class names of the adapter's training, else those of the model's config.
+
+    Only classify has any.
+    """
+    if task != "classify":
+        return []
     if adapter is None:
         return config_labels(load_config(model))
     names = adapter.provenance.get("labels")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorakit import plots
 from lorakit.adapter import Adapter
@@ -21,7 +21,7 @@ from lorakit.inject.places import find_places
 from lorakit.inject.targets import select
 from lorakit.linalg import singular_values
 from lorakit.models.load import load
-from lorakit.models.open import resolve_task
+from lorakit.models.open import find_labels, resolve_task
 from lorakit.plan.devices import this_machine
 from lorakit.plan.meta_model import load_meta_model
 from lorakit.plan.report import tokenise_rows
@@ -196,7 +196,8 @@ def search_by_threshold(model: str, spec: Spec, search: RankSearchSpec) -> Thres
         LorakitError: a model or an adapter that cannot be read, or that do not fit.
     """
     adapter = Adapter.load(search.adapter) if search.adapter else None
-    base = _load_base(model, adapter)
+    task = resolve_task(adapter)
+    base = load(model, task, labels=find_labels(model, adapter, task), dtype="float32").model
     changes: dict[str, Tensor] = {}
     if adapter is None:
         places = select(base, spec.targets, spec.exclude, parts=spec.parts)
@@ -217,12 +218,6 @@ def search_by_threshold(model: str, spec: Spec, search: RankSearchSpec) -> Thres
         "model": model,
         "adapter": search.adapter,
     }
-
-
-def _load_base(model: str, adapter: Adapter | None) -> nn.Module:
-    """Return the model, with the head of the adapter's task."""
-    labels = adapter.provenance.get("labels") if adapter else None
-    return load(model, resolve_task(adapter), labels=list(labels or ()), dtype="float32").model
 
 
 def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
