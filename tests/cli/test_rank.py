@@ -95,7 +95,7 @@ def test_classes_are_decided_by_accuracy_and_nothing_is_kept(
     assert (
         "held-out accuracy by rank" in out
         and "Recommended: rank" in out
-        and "times the one run" in out
+        and "times as long as the one run" in out
     )
     assert list(tmp_path.iterdir()) == []
 

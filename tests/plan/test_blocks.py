@@ -14,13 +14,13 @@ from transformers import (
 )
 
 from lorakit import Spec
-from lorakit.plan.blocks import WORTH, find_repeated_blocks, trace_by_blocks
+from lorakit.plan.blocks import SHORTEST_RUN, find_repeated_blocks, trace_by_blocks
 from lorakit.plan.meta_adapter import attach_on_meta
 from lorakit.plan.trace import Step, trace_step
 
 from .models import build
 
-BLOCKS = WORTH + 2
+BLOCKS = SHORTEST_RUN + 2
 CONFIGS = {
     "llama": lambda: LlamaConfig(
         vocab_size=300,

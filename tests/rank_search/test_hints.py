@@ -53,7 +53,7 @@ ADVICE = {
     "few rows": (16, "16 up to 10,000 rows", {"rows": 10_000}),
     "more rows": (32, "32 up to 100,000", {"rows": 10_001}),
     "many rows": (64, "64 above", {"rows": 200_000, "shapes": [(512, 512)]}),
-    "classes": (8, "one answer a row teaches little", {"task": "classify"}),
+    "classes": (8, "one label a row holds little information", {"task": "classify"}),
     "a narrow matrix": (4, "The narrowest adapted matrix has 4 directions", {"shapes": [(4, 64)]}),
     "little memory": (4, "hold rank 5 at most", {"memory": 16 * 1120 * 5}),
     "no memory": (1, "adapt fewer layers", {"memory": 100}),

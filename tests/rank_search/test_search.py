@@ -198,8 +198,8 @@ def test_of_cut_adapters_the_rows_must_prove_it() -> None:
     loose = {1: RowScores(noise[0] + 0.02, np.ones(400)), 2: RowScores(noise[1], np.ones(400))}
     assert choose_rank(loose).rank == 1 and choose_rank(loose, held_out=400).rank == 2
     assert (
-        "rank 1 is 0.0200 worse, but these rows do not show it to be within the error of all 400"
-        in choose_rank(loose, held_out=400).reason
+        "rank 1 is 0.0200 worse, but these rows do not show that it is within the standard error "
+        "of all 400" in choose_rank(loose, held_out=400).reason
     )
     tight = rows(0.02, 0.0)
     assert (

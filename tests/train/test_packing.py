@@ -125,7 +125,7 @@ def test_a_run_reports_whether_its_loss_is_computed_in_chunks(
     assert report["logits"] == "all at once: a hook on the model itself would be skipped"
     notes = [line for line in messages if "logits" in line]
     assert len(notes) == 1 and re.fullmatch(
-        r"note: the loss is taken of all logits at once, not in chunks: "
+        r"note: the loss is computed from all logits at once, not in chunks: "
         r"a hook on the model itself would be skipped; "
         r"those of the largest batch, 8 sequences of \d+ tokens, take [\d,]+ bytes in float32",
         notes[0],

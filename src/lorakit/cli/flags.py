@@ -65,7 +65,7 @@ def add_fields(
     Args:
         parser: gets a group of flags.
         cls: a dataclass whose fields are made by `spec.option`.
-        title: of the group.
+        title: title of the group.
         only: names of fields; all by default.
         optional: names of required fields that the command can do without.
     """
@@ -151,7 +151,7 @@ def read_settings(args: argparse.Namespace, *classes: type) -> list[Values]:
     Raises:
         SpecError: the YAML file is missing or broken, or has a key that is no field of any class;
             or a number is below the least that its field allows.
-        OutputError: the output could not be made.
+        OutputError: the output cannot be made.
     """
     flagged = {key: value for key, value in vars(args).items() if key != "config"}
     given = {**_read_yaml(getattr(args, "config", None), classes), **flagged}
@@ -163,7 +163,7 @@ def read_settings(args: argparse.Namespace, *classes: type) -> list[Values]:
     for key in PATTERNS:
         if isinstance(flagged.get(key), list):
             given[key] = parse_names(flagged[key])
-    _check_place(given.get("output"))
+    _check_output(given.get("output"))
     return [_of_class(given, cls) for cls in classes]
 
 
@@ -184,8 +184,8 @@ def _check_least(given: Mapping[str, Any], classes: Iterable[type]) -> None:
         raise SpecError(f"{count} too small.", list(dict.fromkeys(faults)), NOT_STARTED)
 
 
-def _check_place(output: object) -> None:
-    """Refuse an output that could not be made, before an hour is spent."""
+def _check_output(output: object) -> None:
+    """Refuse an output that cannot be made, before any work is done."""
     if not isinstance(output, str) or not output:
         return
     path = Path(output).absolute()

@@ -51,7 +51,7 @@ def show_outcome(
     """Print an outcome: ranks, sizes, residuals and notes.
 
     Args:
-        result: of `save_outcome`, with what the command added.
+        result: result of `save_outcome`, with the fields that the command added.
         energy: label of the energy.
         more: further rows of the table.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lorakit.cli import flags
 from lorakit.cli.request import require
 from lorakit.cli.tables import print_table
-from lorakit.plan.config import PlanRequest
+from lorakit.plan.config import METHODS, PlanRequest
 from lorakit.spec import Spec
 from lorakit.text import format_bytes
 from lorakit.train.config import TrainSpec
@@ -31,7 +31,6 @@ RUN = (
     "ranks",
     "rank_budget",
 )
-METHODS = ("full", "lora", "lora-8bit", "lora-4bit")
 DEVICE_HEADS = (
     "device",
     "for tensors",

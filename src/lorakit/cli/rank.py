@@ -83,7 +83,7 @@ def _show_curve(result: "SearchReport") -> None:
     if by_module is not None:
         _show_by_module(by_module, metric)
     if "cost" in result:
-        print(f"{result['seconds']:.1f} s, {result['cost']:.2f} times the one run.")
+        print(f"{result['seconds']:.1f} s, {result['cost']:.2f} times as long as the one run.")
     if result["output"]:
         size = format_bytes(result.get("bytes", 0))
         count = f"{result['trainable_parameters']:,} parameters"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lorakit.cli.flags import flag_name
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.spec import option, option_like
 from lorakit.text import plural
@@ -96,9 +97,6 @@ def require(values: Mapping[str, object], *names: str) -> None:
     Raises:
         SpecError: one is missing; all are named.
     """
-    missing = []
-    for name in names:
-        if not values.get(name):
-            missing.append(f"--{name.replace('_', '-')} is needed")
+    missing = [f"{flag_name(name)} is needed" for name in names if not values.get(name)]
     if missing:
         raise SpecError(f"{plural(len(missing), 'flag')} missing.", missing, NOT_STARTED)

@@ -36,7 +36,7 @@ def generate(
         prompts: texts, or lists of chat turns (to which the chat template is applied).
         decoding: greedy, sampling or beam search.
         batch_size: prompts at once; they are ordered by length, so that padding is small.
-        seed: of sampling.
+        seed: seed of sampling.
         progress: called with the number of prompts done since the last call.
 
     Raises:

@@ -25,7 +25,7 @@ def batch_loss(
     """Return the summed loss of a batch, and the model's outputs.
 
     Args:
-        model: of transformers, with the head of the task.
+        model: a model of transformers with the head of the task.
         batch: a result of `collate` or `pack_examples`.
         task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error
             a row).
@@ -75,7 +75,7 @@ class Scores:
         metrics: by name.
         predictions: (class, probability) or (value, 1.0) of each example; empty for language
             modelling.
-        losses: of each example, summed over its trained tokens.
+        losses: loss of each example, summed over its trained tokens.
     """
 
     metrics: dict[str, Any]

@@ -49,7 +49,7 @@ def train(wanted: Tensor, rank: int) -> float:
 
     Args:
         wanted: (out, in), float64, the change of the frozen layer.
-        rank: of the adapter.
+        rank: rank of the adapter.
     """
     out, inputs = wanted.shape
     layer = nn.Linear(inputs, out, bias=False, dtype=torch.float64)

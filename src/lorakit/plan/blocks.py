@@ -13,11 +13,11 @@ from lorakit.sites.slot import Slot
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Blocks that are traced: two at either end of a run, whose neighbours are other layers, or the same
-# ones as in the whole model.
-FEW = 4
-# Blocks of a run from which on two short traces are quicker than the whole.
-WORTH = 3 * FEW
+# Blocks of a run that are traced: two at either end, so that each kind of neighbour that a block
+# has in the whole model is there.
+TRACED = 4
+# The shortest run of blocks for which two short traces take less time than one of the whole model.
+SHORTEST_RUN = 3 * TRACED
 COUNTS = ("activations", "logits", "flops", "moved", "calls")
 
 
@@ -49,7 +49,7 @@ def trace_by_blocks(model: "PreTrainedModel", step: Step) -> Trace:
     constant from its start on, by one up to its end, and the two stretches must overlap by a block.
 
     Args:
-        model: as `trace_step` takes it.
+        model: a model of transformers, as for `trace_step`.
         step: batch, length, task and dtypes of the pass.
 
     Raises:
@@ -60,10 +60,10 @@ def trace_by_blocks(model: "PreTrainedModel", step: Step) -> Trace:
         return trace_step(model, step)
     blocks, run = found
     traces = []
-    for count in (FEW, FEW + 1):
+    for count in (TRACED, TRACED + 1):
         with _shortened(blocks, run, count):
             traces.append(trace_step(model, step))
-    grown = _extrapolate(traces[0], traces[1], len(run) - FEW)
+    grown = _extrapolate(traces[0], traces[1], len(run) - TRACED)
     return grown or trace_step(model, step)
 
 
@@ -82,14 +82,14 @@ def find_repeated_blocks(model: nn.Module) -> tuple[nn.ModuleList, range] | None
         stop = start + len(list(group))
         longest = max(longest, range(start, stop), key=len)
         start = stop
-    return (blocks, longest) if len(longest) >= WORTH else None
+    return (blocks, longest) if len(longest) >= SHORTEST_RUN else None
 
 
 def _outermost_lists(model: nn.Module) -> list[nn.ModuleList]:
     """Return the long lists of modules that are in no other such list."""
     lists = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) >= WORTH:
+        if isinstance(module, nn.ModuleList) and len(module) >= SHORTEST_RUN:
             lists[name] = module
     outermost = []
     for name, module in lists.items():
@@ -139,7 +139,7 @@ def _own_tensors(module: nn.Module) -> list[TensorShape]:
 
 @contextmanager
 def _shortened(blocks: nn.ModuleList, run: Sequence[int], count: int) -> Iterator[None]:
-    """Leave so many blocks of a run while the context lasts."""
+    """Keep only `count` blocks of a run while the context lasts."""
     every = blocks._modules
     dropped = set(run[count:])
     kept = [module for index, module in enumerate(blocks) if index not in dropped]

@@ -1,9 +1,11 @@
-"""PlanRequest: what a plan is made for. Torch is not imported, so that `--help` is fast."""
+"""PlanRequest: the subject of a plan. Torch is not imported, so that `--help` is fast."""
 
 from dataclasses import dataclass
 
 from lorakit.models.tasks import CHOICES
 from lorakit.spec import option
+
+METHODS = ("full", "lora", "lora-8bit", "lora-4bit")  # of training, whose sizes are compared
 
 
 @dataclass(frozen=True, kw_only=True)

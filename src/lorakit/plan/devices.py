@@ -36,7 +36,7 @@ class Device:
     """A machine that may run a step.
 
     Attributes:
-        name: as tables show it.
+        name: the name that tables show.
         size: bytes of memory.
         usable: bytes that tensors may take.
         gpu: True for a GPU.
@@ -116,9 +116,9 @@ class Rate:
     """Speed of a machine.
 
     Attributes:
-        flops: of matrix products a second, a multiply-add being two.
+        flops: operations of matrix products a second; a multiply-add counts as two.
         moved: bytes that other operations read and write a second; 0 if they are not counted.
-        call: seconds that any operation takes of itself, autograd's part included.
+        call: seconds that each operation takes in addition, autograd's part included.
     """
 
     flops: float
@@ -138,9 +138,9 @@ def measure_rate(width: int, tokens: int, dtype: torch.dtype) -> Rate:
     A matrix product, a sum of large tensors and a tiny step are timed.
 
     Args:
-        width: of the model.
-        tokens: of a step.
-        dtype: that products are computed in.
+        width: width of the model.
+        tokens: tokens of a step.
+        dtype: dtype of the products.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     width = min(max(width, 16), 4096)

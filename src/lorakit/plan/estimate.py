@@ -22,8 +22,8 @@ from lorakit.plan.trace import Step, Trace
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Spec
 
-# As bitsandbytes stores a matrix: bytes a value, and float32 scales, one a row or one for 64
-# values.
+# Bytes a value as bitsandbytes stores a matrix, with a float32 scale for each row in 8 bits, and
+# for each 64 values in 4 bits.
 EIGHT_BIT, FOUR_BIT = 1.0, 0.5 + 4 / 64
 SCALE_BYTES = 4
 # Full fine-tuning in float32: weights and the two moments of AdamW; gradients are in the trace.
@@ -38,7 +38,7 @@ class Work:
     Attributes:
         batch: sequences of the largest batch.
         length: tokens of its longest sequence.
-        padded: whether its sequences differ in length.
+        padded: True if its sequences differ in length.
         packed: tokens of each sequence if they are concatenated in one row instead.
         accumulate: passes of one step.
         base_dtype: auto, float32, bfloat16 or float16.
@@ -132,7 +132,7 @@ class Plan:
 
     Args:
         base: the model; nothing may be attached to it.
-        spec: of the adapter; a new head trains in full beside it.
+        spec: spec of the adapter; a new head trains in full beside it.
         work: the largest pass of the run.
 
     Raises:
@@ -160,7 +160,7 @@ class Plan:
 
         Args:
             step: batch, length, task and dtypes of the pass.
-            rank: of the adapter, if it is not its own.
+            rank: rank of the adapter; that of the spec where None.
             full: train every parameter instead, without an adapter.
         """
         key = (step, 0 if full else rank)
@@ -194,7 +194,7 @@ class Plan:
         """Return the bytes of the base.
 
         Args:
-            dtype: of its weights.
+            dtype: dtype of its weights.
             method: "lora" or "full"; with "lora-8bit" and "lora-4bit" its linear layers but the
                 head are stored in 8 or 4 bits.
         """
@@ -271,10 +271,10 @@ class Plan:
         """Return the seconds of one optimizer step at this rate.
 
         Args:
-            rate: of the machine.
-            gpu: dtype and kernels are those of a GPU.
-            batch: sequences of a pass; those of the largest batch by default.
-            length: tokens of each; likewise.
+            rate: speed of the machine.
+            gpu: True for the dtype and the kernels of a GPU.
+            batch: sequences of a pass; those of the largest batch where None.
+            length: tokens of a sequence; those of the largest batch where None.
         """
         step = replace(self.work.step(self.base.task, gpu), again=False)
         if batch:

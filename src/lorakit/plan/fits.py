@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from lorakit.models.chunked_loss import chunk_rows
+from lorakit.plan.config import METHODS
 from lorakit.plan.curve import Curve, Sample, find_largest
 from lorakit.plan.devices import Device
 from lorakit.plan.estimate import Plan
 from lorakit.plan.trace import Step
 
-METHODS = ("full", "lora", "lora-8bit", "lora-4bit")
 MOST_BATCH, MOST_LENGTH = 1 << 16, 1 << 20
 Bytes = Callable[[int], int]
 
@@ -38,8 +38,8 @@ def find_fits(plan: Plan, device: Device) -> dict[str, dict[str, int]]:
     GPU.
 
     Args:
-        plan: of the run; the batch is for its length, length and rank are for its batch.
-        device: where it would run.
+        plan: plan of the run; the batch is for its length, length and rank are for its batch.
+        device: device that it would run on.
 
     Returns:
         By method "bytes" in use all the time and "batch"; for "lora" also "length" and "rank".

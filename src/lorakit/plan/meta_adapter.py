@@ -25,13 +25,13 @@ COPY = torch.ops.aten._to_copy.default
 def attach_on_meta(model: nn.Module, spec: Spec) -> Adapter:
     """Attach a new adapter to a model of the meta device.
 
-    No random number is drawn, which takes seconds for large models. A start that reads weights or
-    data has none here; only one thing of it counts, whether B starts at something else than zero.
+    No random number is drawn: that takes seconds for large models. A start that needs weights or
+    data cannot be computed here; only whether B then starts at something else than zero counts.
 
     Raises:
         SpecError, TargetError: as `attach`.
     """
-    with _NothingDrawn():
+    with _NoRandomNumbers():
         adapter = attach(model, _with_random_starts(spec))
         settings = _settings_of(adapter, spec)
         if any(STARTS[one.init] for one in settings.values()):
@@ -91,8 +91,8 @@ def _as_started(delta: Delta, settings: Settings) -> Delta:
     return OffsetLowRank(delta.A.detach(), delta.B.detach(), **delta.options())
 
 
-class _NothingDrawn(TorchDispatchMode):
-    """Gives tensors without values where random ones are asked for."""
+class _NoRandomNumbers(TorchDispatchMode):
+    """A mode in which operations that draw random numbers give tensors without values."""
 
     def __torch_dispatch__(
         self,

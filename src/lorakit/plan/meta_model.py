@@ -95,8 +95,8 @@ def _from_config(
     """Return a model of this config.
 
     Args:
-        config: of transformers; the number of labels is set in it.
-        name: that the user gave.
+        config: config of transformers; the number of labels is set in it.
+        name: the name that the user gave.
         task: as in `load_meta_model`.
         labels: as in `load_meta_model`.
         stored: names of the tensors of its checkpoint, if they are known.

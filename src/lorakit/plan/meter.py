@@ -56,7 +56,7 @@ class Meter(TorchDispatchMode):
         logits: bytes of logits, and of what is made of them, in use.
         most_logits: the largest value of `logits`.
         timeline: `now` after each allocation.
-        flops: of matrix products, a multiply-add being two.
+        flops: operations of matrix products; a multiply-add counts as two.
         moved: bytes that other operations read and write.
         calls: operations of any kind.
     """

@@ -14,9 +14,9 @@ class PublishedModel:
     """A published model.
 
     Attributes:
-        config_class: of transformers.
+        config_class: name of a config class of transformers.
         sizes: settings that differ from the defaults of that class.
-        task: that the publication used it for.
+        task: task that the publication used it for.
     """
 
     config_class: str

@@ -119,7 +119,7 @@ def make_report(request: PlanRequest, run: RunSettings, spec: Spec) -> Report:
     Args:
         request: model, data and device.
         run: the settings of training.
-        spec: of the adapter.
+        spec: spec of the adapter.
 
     Raises:
         SpecError: no such device, or a rate that is not above 0.
@@ -307,11 +307,11 @@ def tokenise_rows(
 
     Args:
         base: the model.
-        rows: of the data.
-        max_length: tokens of a row; as in training by default.
+        rows: rows of the data.
+        max_length: tokens of a sequence; as in training where None.
         labels: class names, for classify.
         loss_on: completion or all.
-        tokenizer: of the model, if it is loaded already.
+        tokenizer: tokenizer of the model, if it is loaded already.
     """
     if tokenizer is None:
         tokenizer = load_tokenizer(base.name, advice="Without --data no tokenizer is needed.")

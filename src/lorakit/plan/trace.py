@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Table = dict[str, Tensor | None]  # parameters or buffers of a module
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Errors of a model that asks what the values of its tensors are.
+# Errors of a model whose forward reads values of its tensors.
 NEEDS_VALUES = (
     RuntimeError,
     NotImplementedError,
@@ -48,14 +48,14 @@ class Step:
         batch: sequences.
         length: tokens of each, padding included.
         task: causal-lm, classify or regress.
-        dtype: of the base's weights.
+        dtype: dtype of the base's weights.
         mixed: no, bf16 or fp16.
-        padded: sequences differ in length, so that attention gets a mask.
+        padded: True if sequences differ in length, so that attention gets a mask.
         packed: tokens of each sequence if they are concatenated in one row; batch and length do
             not count then.
         checkpointing: what is computed again in the backward pass, as `checkpoint_blocks` takes it.
-        fused: attention's own dropout costs no memory, as in the kernels of GPUs.
-        again: gradients of an earlier pass are there already (accumulation).
+        fused: True if attention's own dropout takes no memory, as in the kernels of GPUs.
+        again: True if gradients of an earlier pass are in memory already (accumulation).
     """
 
     batch: int
@@ -80,7 +80,7 @@ class Trace:
         activations: bytes kept for the backward pass at the end of the forward, without logits.
         logits: most bytes that logits and what is made of them (float32 copy, log-probabilities,
             gradient) take at once.
-        flops: of all matrix products, a multiply-add being two.
+        flops: operations of all matrix products; a multiply-add counts as two.
         moved: bytes that everything else reads and writes.
         calls: operations of any kind.
         phases: index in the timeline at which each forward pass, and each backward pass, ends.
@@ -104,7 +104,7 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
     """Run one step of a model on fake tensors, and put the model's own tensors back.
 
     Args:
-        model: of transformers, on any device, mostly meta; with adapters if some train.
+        model: a model of transformers on any device, mostly meta; with adapters if some train.
         step: batch, length, task and dtypes of the pass.
 
     Returns:

@@ -69,7 +69,7 @@ def advise(
         rank = narrowest
         reasons.append(
             f"The narrowest adapted matrix has {narrowest} directions: "
-            "no rank above that means anything."
+            "a rank above that adds nothing."
         )
     if memory is not None and rank * values_per_rank * BYTES_PER_VALUE > memory:
         rank, reason = _rank_for_memory(rank, values_per_rank, memory)
@@ -88,7 +88,7 @@ def _rank_for_task(task: str, rows: int) -> tuple[int, str]:
     """Return the usual rank for a task and a number of rows, and why."""
     if task != "causal-lm":
         return RANK_OF_CLASSES, (
-            f"{task}: one answer a row teaches little; "
+            f"{task}: one label a row holds little information; "
             f"rank 1 to {RANK_OF_CLASSES} did as well as 64 on query and value "
             "(arXiv 2106.09685, table 6)."
         )
@@ -110,7 +110,7 @@ def _describe_capacity(rank: int, values: int, trained: int) -> str:
     else:
         verdict = "less than a bit for each, so a higher rank may pay; measure it."
     return (
-        f"Room: at rank {rank} the adapter has {values:,} values, about {bits:,.0f} bits "
+        f"Capacity: at rank {rank} the adapter has {values:,} values, about {bits:,.0f} bits "
         f"at {BITS:g} a value (arXiv 2404.05405), for {trained:,} trained tokens or labels: "
         f"{verdict}"
     )

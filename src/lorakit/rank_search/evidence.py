@@ -1,4 +1,4 @@
-"""Evidence for a rank: metrics of held-out rows with intervals, and the smallest rank enough."""
+"""Evidence for a rank: metrics of held-out rows with intervals, and the smallest good rank."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -192,9 +192,9 @@ def choose_rank(
     its interval, and the difference of two ranks has one that is narrower, because both ranks saw
     the same rows.
 
-    With `held_out` the rows have to prove it, which is stricter. The allowed error is that of all
+    With `held_out` the rows must prove it, which is stricter. The allowed error is that of all
     held-out rows, so that scoring fewer of them allows no more; and the whole interval of the
-    difference has to lie within it. Whether a class is right is too coarse for that: of a metric of
+    difference must lie within it. Whether a class is right is too coarse for that: of a metric of
     classes the value itself has to lie within the error, and the interval of the difference in loss
     within the error of the loss.
 
@@ -326,13 +326,13 @@ def _reason(
 def _unproven(unproven: Point, chosen: Point, best: Point, held_out: int) -> str:
     """Return why a rank within the error was not chosen."""
     text = (
-        f"rank {unproven.rank} is {unproven.behind:.4f} worse, but these rows do not show it "
-        f"to be within the error of all {held_out:,}"
+        f"rank {unproven.rank} is {unproven.behind:.4f} worse, but these rows do not show that it "
+        f"is within the standard error of all {held_out:,}"
     )
     if chosen.rank == best.rank:
         return f"{text}, nor any other below {best.rank}."
     return (
-        f"{text}; rank {chosen.rank} is the smallest that they do "
+        f"{text}; rank {chosen.rank} is the smallest for which they do "
         f"({chosen.metric:.4f}, {chosen.behind:.4f} worse)."
     )
 

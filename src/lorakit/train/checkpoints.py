@@ -113,7 +113,7 @@ def all_checkpoints(output: Path) -> list[Path]:
 
 
 def prune(output: Path, keep: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and the best, and what a killed run left."""
+    """Delete all checkpoints but the newest `keep` and the best, and parts of a killed run."""
     for part in (output / FOLDER).glob(".step-*.part"):
         shutil.rmtree(part, ignore_errors=True)
     best = None if best_step is None else checkpoint_folder(output, best_step)

@@ -23,7 +23,7 @@ RANKS = (
 )
 Fault = tuple[str, str]  # a field, and what is wrong with its value
 # Settings that a resumed run may change: none of them changes the weights at the end.
-FREE = {
+CHANGEABLE = {
     "output",
     "resume",
     "overwrite",
@@ -250,7 +250,7 @@ class TrainSpec:
         return [
             f"{name}: was {earlier.get(name)!r}, now {value!r}"
             for name, value in self.to_dict().items()
-            if name not in FREE and value != earlier.get(name)
+            if name not in CHANGEABLE and value != earlier.get(name)
         ]
 
 

@@ -104,7 +104,7 @@ class Job:
     def evaluate(
         self, examples: Sequence[Example], progress: Callable[[int], None] | None = None
     ) -> Scores:
-        """Return the scores of the model as it is on examples.
+        """Return the scores of the model on examples, with the adapter as it is now.
 
         Args:
             examples: sequences, mostly held-out ones.

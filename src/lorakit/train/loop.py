@@ -74,7 +74,7 @@ def fit(job: Job, log_for: Callable[[int], Log], state: CheckpointState | None =
 
 @contextmanager
 def _accelerator_for(job: Job) -> Iterator[Accelerator]:
-    """Yield an Accelerator; its state goes at the end, so that the next run may have another."""
+    """Yield an Accelerator, and reset its global state at the end, so that runs do not share it."""
     is_shared = AcceleratorState._shared_state != {}
     accelerator = Accelerator(
         mixed_precision=job.settings.mixed_precision, cpu=job.device.type == "cpu"
@@ -152,7 +152,7 @@ def _save_checkpoint(session: Session) -> None:
 
 
 def _choose_weights(session: Session) -> None:
-    """Load the best weights into the adapter where they are not the last, and prune its ranks."""
+    """Load the best weights into the adapter if they are not the last, and prune its ranks."""
     job, best_step = session.job, session.progress.best_step
     is_last = best_step == session.progress.step
     if job.settings.final == "best" and best_step is not None and not is_last:

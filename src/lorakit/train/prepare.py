@@ -130,7 +130,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
 
 
 def check_request(settings: TrainSpec, spec: Spec) -> None:
-    """Check what settings, spec and machine ask of each other.
+    """Check that settings, spec and machine go together.
 
     Raises:
         SpecError: fp16 without a GPU, a rank budget without AdaLoRA, or float16 parameters.
@@ -316,7 +316,7 @@ def _describe_logits(job: Job, base: Loaded, say: Say) -> str:
     vocabulary = base.model.config.get_text_config().vocab_size
     size = 4 * job.batches.width(index) * vocabulary
     say(
-        f"note: the loss is taken of all logits at once, not in chunks: {obstacle}; those of the "
-        f"largest batch, {rows} sequences of {length:,} tokens, take {size:,} bytes in float32"
+        f"note: the loss is computed from all logits at once, not in chunks: {obstacle}; those of "
+        f"the largest batch, {rows} sequences of {length:,} tokens, take {size:,} bytes in float32"
     )
     return f"all at once: {obstacle}"

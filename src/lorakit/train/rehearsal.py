@@ -45,13 +45,13 @@ def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple
                 f"Memory ran out on the longest batch of the run: {rows} sequences of "
                 f"{length:,} tokens. No step was taken.",
                 advice="Lower --batch-size (--accumulate makes up for it) or --max-length, or give "
-                "--gradient-checkpointing; `lorakit plan` tells what fits.",
+                "--gradient-checkpointing; `lorakit plan` shows what fits.",
             ) from error
     return rows, length
 
 
 def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> None:
-    # The first step makes the two moments of AdamW; a later batch needs memory beside them.
+    # From the second step on, the two moments of AdamW are in memory beside the batch.
     parameters = job.adapter.parameters()
     moments = [_two_like(parameter) for parameter in parameters]
     with accelerator.autocast():

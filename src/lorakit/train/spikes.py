@@ -3,9 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
-WINDOW = 20  # losses before a step that it is compared with
-LEAST = 8  # losses before a step that is judged
-FAR = 8.0  # spreads above the median from which on a loss is a spike
+WINDOW = 20  # number of losses before a step that it is compared with
+LEAST = 8  # a step with fewer losses before it is not judged
+FAR = 8.0  # a loss that is more spreads above the median than this is a spike
 FLAT = 0.01  # least spread, as a share of the median: for losses that hardly vary
 
 

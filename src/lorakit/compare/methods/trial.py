@@ -24,10 +24,10 @@ from lorakit.models.load import Loaded, pad_id
 from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import Job
-from lorakit.train.log import Log
+from lorakit.train.log import METRICS, Log
 from lorakit.train.loop import fit
 
-VALUES_PER_PARAMETER = 3  # besides itself: its gradient, and the two moments of AdamW
+VALUES_PER_PARAMETER = 3  # beside itself: its gradient, and the two moments of AdamW
 FIRST_BATCHES = 10  # the longest of them is measured
 FLOAT32_BYTES = 4
 
@@ -37,15 +37,15 @@ class Trial:
     """The accuracy of one training, and its cost.
 
     Attributes:
-        method: its name.
+        method: name of the method.
         accuracy: share of correct held-out rows.
         low: lower end of the 95 % interval for these rows; it does not cover other seeds.
         high: upper end.
         parameters: number of trained values.
         seconds: CPU time of training only, over all threads.
-        memory_bytes: in addition to the weights: gradients, moments, and the tensors that the
+        memory_bytes: memory beside the weights: gradients, moments, and the tensors that the
             longest of the first batches saves for the backward pass.
-        seed: of the initialisation and of the order of the rows.
+        seed: seed of the initialisation and of the order of the rows.
     """
 
     method: str
@@ -78,14 +78,14 @@ def run_trial(
 
     Args:
         loaded: a classifier that `models.load` returned; a new head of it is trained in full.
-        spec: of the adapter; `full_finetuning_spec` returns that of full fine-tuning.
-        examples: to train on.
-        held_out: to score on.
+        spec: spec of the adapter; `full_finetuning_spec` returns that of full fine-tuning.
+        examples: examples to train on.
+        held_out: examples to score on.
         method: name of the trial.
-        steps: of the optimizer.
+        steps: optimizer steps.
         lr: peak learning rate; warm-up and schedule are those of `TrainSpec`.
         batch_size: sequences a step.
-        seed: of the adapter's initialisation, the order of the rows, and dropout.
+        seed: seed of the adapter's initialisation, the order of the rows, and dropout.
 
     Raises:
         DataError: the task has no classes.
@@ -147,7 +147,7 @@ def _train(job: Job) -> float:
     """Train without progress bars, and return the CPU time in seconds."""
 
     def open_log(start: int) -> Log:
-        return Log(job.output / "metrics.jsonl", start, job.settings.steps or 0, quiet=True)
+        return Log(job.output / METRICS, start, job.settings.steps or 0, quiet=True)
 
     start_seconds = time.process_time()
     fit(job, open_log)
@@ -165,8 +165,8 @@ def run_linear_head(
 
     Args:
         loaded: a classifier with no adapter enabled.
-        examples: to fit on.
-        held_out: to score on.
+        examples: examples to fit on.
+        held_out: examples to score on.
         method: name of the trial.
 
     Raises:
@@ -205,12 +205,12 @@ def score_classifier(
 
     Args:
         loaded: the classifier.
-        held_out: to score on.
+        held_out: examples to score on.
         method: name of the trial.
         parameters: number of values that were trained.
         seconds: time of the training.
         memory_bytes: memory of the training.
-        seed: of the training.
+        seed: seed of the training.
 
     Raises:
         DataError: the task has no classes.
@@ -281,10 +281,10 @@ def saved_bytes(loaded: Loaded, examples: Sequence[Example], batch_size: int, se
     The longest of the first ten batches is measured.
 
     Args:
-        loaded: with the adapter to train attached and enabled.
-        examples: to train on.
+        loaded: the model, with the adapter to train attached and enabled.
+        examples: examples to train on.
         batch_size: sequences a step.
-        seed: of the order of the rows.
+        seed: seed of the order of the rows.
     """
     model = loaded.model
     longest = _longest_batch(examples, batch_size, seed)
@@ -298,7 +298,7 @@ def saved_bytes(loaded: Loaded, examples: Sequence[Example], batch_size: int, se
 
 
 def _longest_batch(examples: Sequence[Example], batch_size: int, seed: int) -> list[Example]:
-    """Return the one of the first batches that has the longest example."""
+    """Return the batch with the longest example among the first batches."""
     lengths = [len(example.ids) for example in examples]
     order = Batches(lengths, batch_size, seed)
     first = [order[number] for number in range(min(FIRST_BATCHES, order.per_epoch))]
