@@ -1,4 +1,4 @@
-"""Atomic writing: new content in full, or the old one, and never a temporary file left behind."""
+"""Atomic writing: new content in full, or the old one, and no temporary file stays for good."""
 
 import json
 import os
@@ -15,6 +15,7 @@ from lorakit.files import (
     check_new_folder,
     folder_bytes,
     part_path,
+    remove_leftovers,
     replace_file,
     replace_files,
     replace_folder,
@@ -172,9 +173,8 @@ def test_two_writers_do_not_mix(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["a.txt"]
 
 
-def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
+def killed_writer(path: Path) -> int:
+    """Kill another process after it has written its content, and return its number."""
     command = [sys.executable, "-c", SLOW_WRITER, str(path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -182,7 +182,62 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "written\n"
         process.kill()
+    return process.pid
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    killed_writer(path)
     assert path.read_text() == "old"
+
+
+def test_the_next_writer_of_a_file_removes_the_part_of_a_killed_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    pid = killed_writer(path)
+    assert names_in(tmp_path) == [f".a.txt.{pid}.part"]
+    write_text(path, "new")
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_the_next_writer_of_a_folder_removes_the_part_of_a_killed_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    pid = killed_writer(tmp_path / "a.txt")
+    left = tmp_path / f".run.{pid}.part"
+    left.mkdir()
+    (left / "half").write_text("half")
+    with replace_folder(path) as part:
+        assert not left.exists()
+        part.mkdir()
+    assert names_in(path) == []
+
+
+def test_the_parts_of_living_processes_stay(tmp_path: Path) -> None:
+    living = tmp_path / f".run.{os.getppid()}.part"
+    living.mkdir()
+    with replace_folder(tmp_path / "run") as part:
+        part.mkdir()
+    assert living.is_dir()
+
+
+def test_only_parts_of_matching_names_are_removed(tmp_path: Path) -> None:
+    pid = os.getpid()
+    kept = [".step-1.part", f".step-a.{pid}.part.txt", f".other.{pid}.part", f"step-1.{pid}.part"]
+    for name in (*kept, f".step-1.{pid}.part"):
+        (tmp_path / name).write_text("half")
+    remove_leftovers(tmp_path, "step-*")
+    assert names_in(tmp_path) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", ["a[1].txt", "a*", "a?"])
+def test_a_name_is_no_pattern(name: str, tmp_path: Path) -> None:
+    pid = os.getpid()
+    for other in ("a1.txt", "ab", "a.b"):
+        (tmp_path / f".{other}.{pid}.part").write_text("half")
+    before = names_in(tmp_path)
+    (tmp_path / f".{name}.{pid}.part").write_text("half")
+    write_text(tmp_path / name, "new")
+    assert names_in(tmp_path) == sorted([*before, name])
 
 
 def test_the_part_is_in_the_same_folder_and_is_of_this_process(tmp_path: Path) -> None:

@@ -1,13 +1,24 @@
-"""Atomic writing (new content in full, or the old), and folders that are written to."""
+"""Atomic writing: a file has its old or its new content; a folder is moved when it is complete.
 
+The new content is written under a temporary name in the same folder. A process that is killed
+leaves its temporary files; the next writer of the same file removes them.
+"""
+
+import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+import psutil
+
 from lorakit.errors import OutputError
+
+PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.part")  # names that `part_path` gives
 
 
 def part_path(path: Path) -> Path:
@@ -16,6 +27,33 @@ def part_path(path: Path) -> Path:
     It contains the number of this process, so that two processes have two temporary paths.
     """
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove the temporary files and folders of processes that have ended, and of this one.
+
+    Those of other living processes stay. Processes of other machines count as ended.
+
+    Args:
+        folder: the folder that the content is written to.
+        pattern: glob pattern of the names that the content gets.
+    """
+    for part in folder.glob(".*.part"):
+        found = PART.fullmatch(part.name)
+        if found is None or not fnmatchcase(found["name"], pattern):
+            continue
+        pid = int(found["pid"])
+        if pid == os.getpid() or not psutil.pid_exists(pid):
+            _remove(part)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder if this user may."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -41,6 +79,8 @@ def replace_files(folder: Path, names: Sequence[str]) -> Iterator[Mapping[str, P
     All files are complete and on the disk before the first one is moved. After an exception in the
     block the folder is unchanged and the temporary files are removed.
     """
+    for name in names:
+        remove_leftovers(folder, glob.escape(name))
     parts = {name: part_path(folder / name) for name in names}
     with ExitStack() as stack:
         for part in parts.values():
@@ -62,8 +102,8 @@ def replace_folder(path: Path) -> Iterator[Path]:
     The block creates the folder. After an exception in the block `path` is unchanged and the
     temporary folder is removed.
     """
+    remove_leftovers(path.parent, glob.escape(path.name))
     part = part_path(path)
-    shutil.rmtree(part, ignore_errors=True)
     try:
         yield part
         shutil.rmtree(path, ignore_errors=True)

@@ -250,6 +250,13 @@ def test_other_files_are_not_taken_for_one(tmp_path: Path) -> None:
             file.read(tmp_path / name, alpha=1)
 
 
+def test_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "missing.pt"
+    with pytest.raises(AdapterFileError) as caught:
+        file.read(path, alpha=1)
+    assert str(caught.value) == f"There is no file {path}.\nNothing was loaded."
+
+
 def test_loading_one_without_alpha_says_how(tmp_path: Path) -> None:
     path = tmp_path / "lora.pt"
     torch.save({"a.lora_A": A, "a.lora_B": B}, path)

@@ -14,8 +14,10 @@ def read_pickle(path: Path) -> object:
     """Return the content of a file of `torch.save`; no code in it is run.
 
     Raises:
-        AdapterFileError: the file cannot be read; the message names the reason.
+        AdapterFileError: there is no such file, or it cannot be read; the message names the reason.
     """
+    if not path.is_file():
+        raise AdapterFileError(f"There is no file {path}.", advice="Nothing was loaded.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a faulty file can raise any exception

@@ -178,6 +178,8 @@ def export(
         comparison = _compare(merged, logits, is_quantised=subject.form != "")
         _judge(comparison, subject.storage, allow_loss=allow_loss)
         check_new_folder(output, "a merged model", "Nothing was written.")
+        if output.is_dir():
+            output.rmdir()  # unlike the removal of a tree, it fails if a file has come in meanwhile
     return _report(subject, merged, comparison, output)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from lorakit.adapter import Adapter
 from lorakit.errors import OutputError
-from lorakit.files import replace_folder, sync
+from lorakit.files import remove_leftovers, replace_folder, sync
 from lorakit.text import first_line
 from lorakit.train.budget import Budget, BudgetState
 from lorakit.train.progress import Progress
@@ -113,9 +113,8 @@ def all_checkpoints(output: Path) -> list[Path]:
 
 
 def prune(output: Path, keep: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` and the best, and parts of a killed run."""
-    for part in (output / FOLDER).glob(".step-*.part"):
-        shutil.rmtree(part, ignore_errors=True)
+    """Delete all checkpoints but the newest `keep` and the best, and what a killed run left."""
+    remove_leftovers(output / FOLDER, "step-*")
     best = None if best_step is None else checkpoint_folder(output, best_step)
     for folder in all_checkpoints(output)[:-keep]:
         if folder != best:

@@ -1,0 +1,58 @@
+"""The folder of an exported model: new or empty before, and nobody else's files are removed."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import lorakit
+from lorakit.adapter import Adapter
+from lorakit.errors import OutputError
+from lorakit.merging.export import export
+
+from ..laws.table import fill
+
+
+@pytest.fixture
+def adapter(tiny_llama: Path) -> Adapter:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    return fill(lorakit.attach(model, lorakit.Spec(rank=2, targets="q"), any_base=True))
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_empty_folder_is_replaced(tiny_llama: Path, adapter: Adapter, tmp_path: Path) -> None:
+    output = tmp_path / "merged"
+    output.mkdir()
+    export(str(tiny_llama), adapter, output)
+    assert "model.safetensors" in names_in(output)
+    assert names_in(tmp_path) == ["merged"]
+
+
+def test_a_folder_that_is_not_empty_is_refused_before_anything_is_loaded(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(OutputError) as caught:
+        export("no model", adapter, tmp_path)
+    assert str(caught.value) == f"{tmp_path} is not empty.\nName a new folder. Nothing was written."
+
+
+def test_a_file_that_comes_in_meanwhile_is_kept(
+    tiny_llama: Path, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "merged"
+    output.mkdir()
+    remove = Path.rmdir
+
+    def remove_after_a_write(folder: Path) -> None:
+        (folder / "mine").write_text("mine")
+        remove(folder)
+
+    monkeypatch.setattr(Path, "rmdir", remove_after_a_write)
+    with pytest.raises(OSError, match="not empty"):
+        export(str(tiny_llama), adapter, output)
+    assert names_in(output) == ["mine"]
+    assert names_in(tmp_path) == ["merged"]
