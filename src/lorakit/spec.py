@@ -23,6 +23,20 @@ Value = TypeVar("Value")
 Fault = tuple[str, str]  # the name of a field, and what is wrong with its value
 
 
+def alpha_for_scale(scale: float, rank: int, rule: str) -> float:
+    """Return the alpha that gives a scale at a rank.
+
+    Args:
+        scale: the factor of B A.
+        rank: of B A.
+        rule: a name from `SCALES`.
+
+    >>> alpha_for_scale(2.0, 8, "alpha/rank"), SCALES["alpha/rank"](16.0, 8)
+    (16.0, 2.0)
+    """
+    return scale * (rank if rule == "alpha/rank" else rank**0.5)
+
+
 def is_whole(value: object, least: int | None = None) -> TypeGuard[int]:
     """Return True if a value is a whole number, not a bool, and not below `least`.
 

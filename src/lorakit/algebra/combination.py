@@ -33,7 +33,7 @@ from lorakit.spec import Spec, is_number
 from lorakit.text import near_misses, plural
 
 METHODS = ("exact", *SPARSE_METHODS)
-BIASES = ("none", "adapted", "all")  # of Spec.bias, each trains more than the one before
+BIASES_BY_SIZE = ("none", "adapted", "all")  # values of Spec.bias, the fewest biases first
 SHARED_FACTS = ("base_model", "task", "task_type", "labels")  # of the provenance, if all agree
 
 Weighted = Sequence[tuple[Adapter, float]]
@@ -301,7 +301,7 @@ def _combined_spec(adapters: Sequence[Adapter], *, has_full_parameters: bool) ->
         parts |= adapter.spec.parts
     bias = "none"
     if has_full_parameters:
-        bias = max((adapter.spec.bias for adapter in adapters), key=BIASES.index)
+        bias = max((adapter.spec.bias for adapter in adapters), key=BIASES_BY_SIZE.index)
     first = adapters[0].spec
     return replace(first, full_modules=tuple(full_modules), bias=bias, parts=parts)
 

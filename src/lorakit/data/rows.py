@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -37,18 +37,17 @@ class Rows:
         rows: the rows with the keys of the kind alone; `label` has the value that the file has.
         where: "file:line" or "file, row n" of each row.
         source: the source as it was named by the user.
-        repeated: number of rows that are equal to an earlier one.
     """
 
     kind: str
     rows: list[dict[str, Any]]
     where: list[str]
     source: str
-    repeated: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        different = {json.dumps(row, sort_keys=True) for row in self.rows}
-        self.repeated = len(self.rows) - len(different)
+    @property
+    def repeated(self) -> int:
+        """Number of rows that are equal to an earlier one."""
+        return len(self.rows) - len({row_key(row) for row in self.rows})
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,8 +63,17 @@ class Rows:
         """Return a SHA-256 over the rows in their order."""
         digest = hashlib.sha256(self.kind.encode())
         for row in self.rows:
-            digest.update(json.dumps(row, sort_keys=True).encode())
+            digest.update(row_key(row).encode())
         return digest.hexdigest()
+
+
+def row_key(row: Mapping[str, object]) -> str:
+    """Return a text that is the same for equal rows, and no others.
+
+    >>> row_key({"b": 1, "a": "x"})
+    '{"a": "x", "b": 1}'
+    """
+    return json.dumps(row, sort_keys=True)
 
 
 def read_rows(

@@ -27,6 +27,30 @@ class DeltaOptions(TypedDict, total=False):
     output_slice: tuple[int, ...]
 
 
+def options_of(
+    settings: Settings,
+    kind: str,
+    kernel: tuple[int, ...],
+    output_slice: tuple[int, ...] = (),
+) -> DeltaOptions:
+    """Return the keyword arguments of the delta of a layer with these settings.
+
+    Args:
+        settings: of the layer.
+        kind: of the site; see Delta for this and the next two.
+        kernel: size of the convolution kernel.
+        output_slice: outputs of a fused layer that are changed.
+    """
+    return {
+        "alpha": settings.alpha,
+        "scale_rule": settings.scale_rule,
+        "dropout": settings.dropout,
+        "kind": kind,
+        "kernel": kernel,
+        "output_slice": output_slice,
+    }
+
+
 class Delta(nn.Module):
     """A change of a matrix (out, in), in any parameterisation.
 

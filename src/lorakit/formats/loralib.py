@@ -25,7 +25,7 @@ from lorakit.deltas.tied import TiedLowRank
 from lorakit.errors import AdapterFileError
 from lorakit.files import replace_file
 from lorakit.formats.parts import AdapterParts
-from lorakit.formats.tensor_files import check_named_tensors, find_value_fault, read_pickle
+from lorakit.formats.tensor_files import check_named_tensors, find_value_faults, read_pickle
 from lorakit.linalg import split_singular_values
 from lorakit.sites.find import site_of
 from lorakit.spec import Spec, full_name, matches
@@ -172,10 +172,7 @@ def _find_file_faults(
     enabled: Mapping[str, Sequence[bool]],
 ) -> Iterator[str]:
     """Yield the faults of the file as a whole."""
-    for key, tensor in tensors.items():
-        fault = find_value_fault(tensor)
-        if fault:
-            yield f"{key}   {fault}"
+    yield from find_value_faults(tensors)
     if not factors:
         yield "no key ends in lora_A"
     with_weight = [name for name in factors if _has_weight(name, rest)]

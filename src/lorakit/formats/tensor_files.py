@@ -1,5 +1,6 @@
 """Tensors in files: reading of pickled ones, and the checks that all formats share."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -46,12 +47,23 @@ def check_named_tensors(path: Path, content: object) -> dict[str, Tensor]:
     raise AdapterFileError(f"{path} does not hold tensors by name.", advice="Nothing was loaded.")
 
 
-def find_value_fault(tensor: Tensor) -> str:
-    """Return why a tensor cannot be a part of an adapter, or an empty string.
+def find_value_faults(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Yield the tensors that cannot be a part of an adapter, each with the reason.
 
-    >>> find_value_fault(torch.tensor([1.0, float("nan")]))
-    '1 of 2 values are NaN or infinite'
+    Args:
+        tensors: by key.
+
+    >>> list(find_value_faults({"q": torch.tensor([1.0, float("nan")]), "v": torch.ones(2)}))
+    ['q   1 of 2 values are NaN or infinite']
     """
+    for key, tensor in tensors.items():
+        fault = _find_value_fault(tensor)
+        if fault:
+            yield f"{key}   {fault}"
+
+
+def _find_value_fault(tensor: Tensor) -> str:
+    """Return why a tensor cannot be a part of an adapter, or an empty string."""
     if tensor.is_meta:
         return "has no values: it is on the meta device"
     if not tensor.is_floating_point():

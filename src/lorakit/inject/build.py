@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.deltas.base import Delta, DeltaOptions
+from lorakit.deltas.base import Delta, options_of
 from lorakit.deltas.kinds import DELTAS
 from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError, TargetError
@@ -198,14 +198,8 @@ def start_delta(
         shared: the module that all deltas of the adapter share.
     """
     A, B = start.initial_factors(place, settings, generator, observed, getattr(torch, spec.dtype))
-    options: DeltaOptions = {
-        "alpha": settings.alpha,
-        "dropout": settings.dropout,
-        "scale_rule": settings.scale_rule,
-        "kind": place.site.kind,
-        "kernel": place.site.kernel(place.layer),
-        "output_slice": place.site.output_slice,
-    }
+    site = place.site
+    options = options_of(settings, site.kind, site.kernel(place.layer), site.output_slice)
     if B is not None:
         return OffsetLowRank(A, B, **options)
     M = place.matrix

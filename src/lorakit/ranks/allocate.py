@@ -14,7 +14,7 @@ from lorakit.inits.start import STARTS
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place, unmatched_patterns
 from lorakit.inject.targets import select
-from lorakit.spec import SCALES, Settings, Spec, first_match, is_number, is_whole
+from lorakit.spec import Settings, Spec, alpha_for_scale, first_match, is_number, is_whole
 from lorakit.text import near_misses, plural
 
 Places = Mapping[str, Place]
@@ -139,8 +139,7 @@ def _largest_rank(place: Place, settings: Settings) -> int:
 
 def _settings_at(settings: Settings, rank: int) -> RequestedSettings:
     """Return settings with another rank and the same scale."""
-    scale_of_one = SCALES[settings.scale_rule](1.0, rank)
-    alpha = round(settings.scale / scale_of_one, 10)
+    alpha = round(alpha_for_scale(settings.scale, rank, settings.scale_rule), 10)
     return replace(requested_settings(settings), rank=rank, alpha=alpha)
 
 

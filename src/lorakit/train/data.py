@@ -1,12 +1,11 @@
 """The rows of a run: read, held out, and the task they are for."""
 
-import json
 from dataclasses import dataclass
 
 import torch
 
 from lorakit.data.encode import infer_task, list_labels
-from lorakit.data.rows import Rows, read_rows
+from lorakit.data.rows import Rows, read_rows, row_key
 from lorakit.errors import DataError
 from lorakit.train.config import TrainSpec
 
@@ -39,8 +38,8 @@ class RunData:
         """Return the number of held-out rows that are in the training data too."""
         if not self.held_out:
             return 0
-        trained = {json.dumps(row, sort_keys=True) for row in self.rows.rows}
-        return sum(json.dumps(row, sort_keys=True) in trained for row in self.held_out.rows)
+        trained = {row_key(row) for row in self.rows.rows}
+        return sum(row_key(row) in trained for row in self.held_out.rows)
 
 
 def read_data(settings: TrainSpec) -> RunData:

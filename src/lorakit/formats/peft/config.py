@@ -6,7 +6,7 @@ Source: huggingface/peft 0.21, `tuners/*/config.py`; `methods` lists the keys of
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,7 +22,7 @@ from lorakit.formats.peft.methods import (
     Method,
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
-from lorakit.spec import Settings, Spec
+from lorakit.spec import Settings, Spec, full_name
 from lorakit.text import dtype_name, near_misses
 
 CONFIG = "adapter_config.json"
@@ -95,25 +95,24 @@ class PeftConfig:
         """
         rank = _find_first(self.ranks, name, self.rank)
         alpha = rank if self.alpha is None else _find_first(self.alphas, name, self.alpha)
-        dropout = 0.0 if kind == "embedding" else self.dropout
-        return self._make_settings(rank, alpha, dropout)
-
-    def default_settings(self) -> Settings:
-        """Return the settings of a module that no pattern matches."""
-        alpha = self.rank if self.alpha is None else self.alpha
-        return self._make_settings(self.rank, alpha, self.dropout)
-
-    def _make_settings(self, rank: int, alpha: float, dropout: float) -> Settings:
         if self.method is ADALORA:
             alpha = alpha * rank / (rank + EPSILON)
         return Settings(
             rank=rank,
             alpha=alpha,
             scale_rule=self.scale_rule,
-            dropout=dropout,
+            dropout=0.0 if kind == "embedding" else self.dropout,
             init=self.init,
             init_std=None,
         )
+
+    def default_settings(self) -> Settings:
+        """Return the settings of a module that no pattern matches."""
+        return replace(self, ranks={}, alphas={}).settings("")
+
+    def kept(self, name: str) -> object:
+        """Return the value that the config has for the kept directions of a module, or None."""
+        return self.kept_directions.get(full_name(name, "lora_E"))
 
 
 def _find_first(values: Mapping[str, Setting], name: str, default: Setting) -> Setting:

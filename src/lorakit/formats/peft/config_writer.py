@@ -17,7 +17,7 @@ from lorakit.formats.peft.config import EPSILON
 from lorakit.formats.peft.methods import ADALORA, LOKR, METHODS_BY_DELTA, TYING, Method
 from lorakit.formats.peft.packed import attention_name
 from lorakit.formats.peft.token_rows import IDS_KEY, NO_TARGETS, list_token_ids
-from lorakit.spec import Settings, Spec, full_name, matches
+from lorakit.spec import Settings, Spec, alpha_for_scale, full_name, matches
 
 
 def format_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) -> str:
@@ -35,7 +35,7 @@ def format_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) 
     targets = parts.target_names
     if not isinstance(targets, str):
         targets = [name for name in targets if name not in stacks and name not in token_ids]
-    full_modules = find_full_modules(parts.full_parameters, spec.full_modules)
+    full_modules = _find_full_modules(parts.full_parameters, spec.full_modules)
     config: dict[str, object] = {
         "peft_type": method.peft_type,
         "task_type": parts.provenance.get("task_type"),
@@ -87,7 +87,7 @@ def _alpha_under_rule(layer: Delta | Settings, rule: str, method: Method) -> flo
     rank = requested_settings(layer).rank
     alpha = layer.alpha
     if layer.scale_rule != rule:
-        alpha = layer.scale * (rank if rule == "alpha/rank" else rank**0.5)
+        alpha = alpha_for_scale(layer.scale, rank, rule)
     if method is ADALORA:
         return alpha * (rank + EPSILON) / rank
     return alpha
@@ -146,7 +146,7 @@ def _list_adalora_values(deltas: Mapping[str, Delta]) -> dict[str, object]:
     return {"rank_pattern": None if is_complete else kept, "target_r": round(mean_rank)}
 
 
-def find_full_modules(parameters: Iterable[str], patterns: Iterable[str]) -> list[str]:
+def _find_full_modules(parameters: Iterable[str], patterns: Iterable[str]) -> list[str]:
     """Return the full names of the outermost modules that the patterns match.
 
     Other readers do not understand `*` in a name.
@@ -155,7 +155,7 @@ def find_full_modules(parameters: Iterable[str], patterns: Iterable[str]) -> lis
         parameters: names of the fully trained parameters.
         patterns: `Spec.full_modules`.
 
-    >>> find_full_modules(["model.score.dense.weight", "model.score.out.weight"], ["sc*"])
+    >>> _find_full_modules(["model.score.dense.weight", "model.score.out.weight"], ["sc*"])
     ['model.score']
     """
     patterns = tuple(patterns)

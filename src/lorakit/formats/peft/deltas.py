@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lorakit.deltas.base import Delta
+from lorakit.deltas.base import Delta, options_of
 from lorakit.deltas.kinds import DELTAS
 from lorakit.deltas.vera import SharedPair
 from lorakit.formats.peft.config import PeftConfig
@@ -15,7 +15,7 @@ from lorakit.formats.peft.header import Header, MatrixShape
 from lorakit.formats.peft.methods import LOKR, VERA
 from lorakit.formats.peft.module_tensors import ModuleTensors
 from lorakit.formats.peft.packed import unpack
-from lorakit.spec import Settings, Spec, full_name
+from lorakit.spec import Settings, Spec
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,8 @@ def _find_kind(name: str, module: Module, config: PeftConfig, header: Header) ->
 
 def _build_low_rank(module: Module, kind: str, spec: Spec) -> Delta:
     tensors = cast(Mapping[str, Any], module.tensors.tensors)
-    return DELTAS[spec.delta](
-        **tensors, **_shared_arguments(module.settings), kind=kind, kernel=module.tensors.kernel
-    )
-
-
-def _shared_arguments(settings: Settings) -> dict[str, Any]:
-    """Return the arguments that the settings are for every delta."""
-    return {
-        "alpha": settings.alpha,
-        "scale_rule": settings.scale_rule,
-        "dropout": settings.dropout,
-    }
+    options = options_of(module.settings, kind, module.tensors.kernel)
+    return DELTAS[spec.delta](**tensors, **options)
 
 
 def _build_parameter_delta(
@@ -98,13 +88,14 @@ def _build_parameter_delta(
     method = config.method
     shape = (header.shapes or {}).get(name, MatrixShape())
     kernel = module.tensors.kernel if shape.kernel is None else shape.kernel
-    arguments: dict[str, Any] = {**module.tensors.tensors, **_shared_arguments(module.settings)}
+    options = options_of(module.settings, kind, kernel)
+    arguments: dict[str, Any] = {**module.tensors.tensors, **options}
     if method is VERA:
         arguments["pair"] = pair
         arguments["inputs"] = shape.inputs
     elif method is LOKR:
         arguments["rank"] = module.settings.rank
-    kept = config.kept_directions.get(full_name(name, "lora_E"))
+    kept = config.kept(name)
     if kept is not None:
         arguments["kept"] = torch.tensor(kept, dtype=torch.bool)
-    return DELTAS[method.delta](**arguments, kind=kind, kernel=kernel)
+    return DELTAS[method.delta](**arguments)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lorakit.deltas.base import Delta, LowRank
+from lorakit.deltas.base import Delta, LowRank, options_of
 from lorakit.deltas.offset import OffsetLowRank, alpha_at_double_rank
 from lorakit.errors import AdapterFileError
 from lorakit.formats.peft.header import PackedPart
 from lorakit.formats.peft.module_tensors import ModuleTensors
-from lorakit.spec import Settings, Spec, full_name
+from lorakit.spec import Settings, Spec, alpha_for_scale, full_name
 
 OUT_PROJ_PATH = "base_layer.out_proj"  # of an nn.MultiheadAttention, in the keys
 # A ratio can be multiplied into values of these dtypes, and divided out again, without loss.
@@ -143,7 +143,7 @@ def _join_parts(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
     return LowRank(
         A,
         B,
-        alpha=like.scale * (rank if like.scale_rule == "alpha/rank" else rank**0.5),
+        alpha=alpha_for_scale(like.scale, rank, like.scale_rule),
         scale_rule=like.scale_rule,
         dropout=like.dropout,
         kind=first.kind,
@@ -190,19 +190,14 @@ def unpack(
         deltas[part_name] = make(
             A[..., columns, :].clone(),
             (part_B.double() / part.ratio).to(A.dtype),
-            alpha=settings.alpha,
-            scale_rule=settings.scale_rule,
-            dropout=settings.dropout,
-            kind=kind,
-            kernel=module.kernel,
-            output_slice=part.output_slice,
+            **options_of(settings, kind, module.kernel, part.output_slice),
         )
         column += part.rank
     return deltas
 
 
 def _check_scale(name: str, part_name: str, settings: Settings, scale: float) -> None:
-    if abs(settings.scale - scale) > 1e-9 * abs(settings.scale):
+    if not math.isclose(settings.scale, scale):
         raise AdapterFileError(
             f"{name}   the scale of {part_name} is {settings.scale:g} in the header, {scale:g} "
             "in the config: one of them was edited",

@@ -6,6 +6,7 @@ modules, and the provenance. All faults of a file are found before it is refused
 Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.py`.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,8 +40,8 @@ from lorakit.formats.peft.parameter_tensors import sort_parameters
 from lorakit.formats.peft.spec_header import spec_from_header
 from lorakit.formats.peft.token_rows import IDS_KEY, split_token_rows
 from lorakit.formats.peft.weights import read_weights
-from lorakit.formats.tensor_files import find_value_fault
-from lorakit.spec import Settings, Spec, full_name, setting_faults
+from lorakit.formats.tensor_files import find_value_faults
+from lorakit.spec import Settings, Spec, setting_faults
 from lorakit.text import plural
 
 
@@ -124,19 +125,12 @@ def _open_folder(folder: Path) -> FolderContents:
     tensors, entry = read_weights(folder)
     header, header_faults = parse_header(entry)
     description_faults = [*find_config_faults(config, method), *header_faults]
-    value_faults = list(_find_value_faults(tensors))
+    value_faults = list(find_value_faults(tensors))
     if not tensors:
         value_faults.append("the file holds no tensor")
     return FolderContents(
         folder, config, method, tensors, header, tuple(description_faults), tuple(value_faults)
     )
-
-
-def _find_value_faults(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    for key, tensor in tensors.items():
-        fault = find_value_fault(tensor)
-        if fault:
-            yield f"{key}   {fault}"
 
 
 def _sort_contents(contents: FolderContents) -> SortedContents:
@@ -249,7 +243,7 @@ def _find_rank_faults(
     name: str, module: ModuleTensors, rank: int, config: PeftConfig
 ) -> Iterator[str]:
     """Yield the differences between the tensors of a module and the config's rank and method."""
-    kept = config.kept_directions.get(full_name(name, "lora_E"))
+    kept = config.kept(name)
     if kept is not None:
         if not _is_mask(kept, rank):
             yield f"{PREFIX}{name}   rank_pattern {kept!r} is not a list of {rank} truth values"
@@ -322,9 +316,7 @@ def _find_scale_faults(
     name: str, own: Settings, in_config: Settings, config: PeftConfig
 ) -> Iterator[str]:
     """Yield a fault if a module has another scale in the header than in the config."""
-    if config.alpha is None:
-        return
-    if abs(own.scale - in_config.scale) > 1e-9 * abs(in_config.scale):
+    if config.alpha is not None and not math.isclose(own.scale, in_config.scale):
         yield (
             f"{PREFIX}{name}   scale is {own.scale:g} in the header, {in_config.scale:g} by "
             f"{CONFIG}: one of them was edited"

@@ -31,7 +31,7 @@ from lorakit.formats.peft.token_rows import (
     select_token_rows,
 )
 from lorakit.formats.peft.weights import WEIGHTS, save_weights
-from lorakit.formats.tensor_files import find_value_fault
+from lorakit.formats.tensor_files import find_value_faults
 from lorakit.spec import Spec, full_name
 from lorakit.text import plural
 
@@ -91,10 +91,7 @@ def _find_faults(parts: AdapterParts, layout: Layout) -> Iterator[str]:
     is_tied = any(isinstance(delta, TiedLowRank) for delta in parts.deltas.values())
     if parts.spec.tie and not is_tied:
         yield "spec   tie is on, but no delta has the factors of an embedding"
-    for key, tensor in layout.tensors.items():
-        fault = find_value_fault(tensor)
-        if fault:
-            yield f"{key}   {fault}"
+    yield from find_value_faults(layout.tensors)
 
 
 def _build_header(parts: AdapterParts, layout: Layout) -> Header:
