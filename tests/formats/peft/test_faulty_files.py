@@ -231,6 +231,20 @@ def test_another_delta_in_the_header_is_seen(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("delta", ["vera", "loha", "lokr", "adalora"])
+@pytest.mark.parametrize("other", ["lora", "dora"])
+def test_lora_in_the_header_of_another_type_is_seen(delta: str, other: str, tmp_path: Path) -> None:
+    model = nn.ModuleDict({"q": nn.Linear(6, 6)})
+    adapter = fill(lorakit.attach(model, Spec(rank=2, targets="q", delta=delta)))
+    folder = adapter.save(tmp_path / "adapter")
+    spec = {**spec_to_header(adapter.spec), "delta": other}
+    retensor(folder, lambda t: None, spec=spec)
+    assert refused(folder) == [
+        f"header: delta = {other!r}, adapter_config.json describes {delta.upper()}: "
+        "one of them was edited"
+    ]
+
+
 @pytest.mark.parametrize("spec", [{"rank": 2, "rnk": 3}, {"rank": 2.5, "alpha": "x"}])
 def test_spec_of_the_header_is_checked(folder: Path, spec: dict[str, Any]) -> None:
     retensor(folder, lambda t: None, spec=spec)

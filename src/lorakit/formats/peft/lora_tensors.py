@@ -15,17 +15,17 @@ from lorakit.deltas.base import LowRank
 from lorakit.deltas.dora import DoRA
 from lorakit.formats.peft.expert_stacks import flatten_stack
 from lorakit.formats.peft.methods import PREFIX
-from lorakit.formats.peft.module_tensors import (
-    ModuleTensors,
-    SortedTensors,
-    base_parameter_name,
-    strip_prefix,
-)
+from lorakit.formats.peft.module_tensors import ModuleTensors, SortedTensors, group_by_module
 from lorakit.spec import full_name
 
 LINEAR_ENDINGS = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
 EMBEDDING_ENDINGS = {"A": ".lora_embedding_A", "B": ".lora_embedding_B"}
 MAGNITUDE_ENDING = ".lora_magnitude_vector"
+PARAMETERS = {  # by the ending of the key
+    **{ending: factor for factor, ending in LINEAR_ENDINGS.items()},
+    **{ending: factor for factor, ending in EMBEDDING_ENDINGS.items()},
+    MAGNITUDE_ENDING: "magnitude",
+}
 GROUPS_HINT = (
     "; in PEFT's files of a convolution with groups A mixes the channels of all groups, "
     "which no change of its weight does"
@@ -70,26 +70,11 @@ def sort_lora_tensors(tensors: Mapping[str, Tensor]) -> SortedTensors:
     Args:
         tensors: by key.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
-    embeddings: set[str] = set()
-    rest: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        path = strip_prefix(key)
-        ending = _find_ending(path)
-        if ending is not None:
-            end, parameter = ending
-            name = path.removesuffix(end)[1:]
-            groups.setdefault(name, {})[parameter] = tensor
-            if end in EMBEDDING_ENDINGS.values():
-                embeddings.add(name)
-            continue
-        base_name = base_parameter_name(path)
-        if base_name is not None:
-            rest[base_name] = tensor
+    groups, rest = group_by_module(tensors, PARAMETERS)
     faults: list[str] = []
     modules: dict[str, ModuleTensors] = {}
     for name, group in groups.items():
-        module = _shape_module(group, "embedding" if name in embeddings else "")
+        module = _shape_module(group)
         faults += _find_factor_faults(name, module)
         if all(_is_matrix(module.tensors.get(factor)) for factor in "AB"):
             modules[name] = module
@@ -99,35 +84,32 @@ def sort_lora_tensors(tensors: Mapping[str, Tensor]) -> SortedTensors:
     return SortedTensors(modules, rest, tuple(faults))
 
 
-def _find_ending(path: str) -> tuple[str, str] | None:
-    """Return the ending of a key and its parameter; None if it is not part of a delta."""
-    for endings in (LINEAR_ENDINGS, EMBEDDING_ENDINGS, {"magnitude": MAGNITUDE_ENDING}):
-        for parameter, end in endings.items():
-            if path.endswith(end):
-                return end, parameter
-    return None
+def _shape_module(group: Mapping[str, Tensor]) -> ModuleTensors:
+    """Return the tensors of a module by parameter, those of a convolution as matrices.
 
-
-def _shape_module(group: Mapping[str, Tensor], kind: str) -> ModuleTensors:
-    """Return the tensors of a module, those of a convolution as matrices."""
-    shaped = dict(group)
-    kernel = _find_kernel(group)
+    Args:
+        group: by ending of the key.
+    """
+    tensors = {PARAMETERS[ending]: tensor for ending, tensor in group.items()}
+    is_embedding = not group.keys().isdisjoint(EMBEDDING_ENDINGS.values())
+    kind = "embedding" if is_embedding else ""
+    kernel = _find_kernel(tensors)
     if kernel:
-        shaped["A"] = group["A"].flatten(1)
-        shaped["B"] = group["B"].flatten(1)
+        tensors["A"] = tensors["A"].flatten(1)
+        tensors["B"] = tensors["B"].flatten(1)
         kind = f"convolution{len(kernel)}d"
-    if "magnitude" in group:
-        shaped["magnitude"] = group["magnitude"].flatten()
-    A = shaped.get("A")
+    if "magnitude" in tensors:
+        tensors["magnitude"] = tensors["magnitude"].flatten()
+    A = tensors.get("A")
     rank = A.shape[0] if A is not None and A.ndim == 2 else None
-    return ModuleTensors(shaped, kind, kernel, rank)
+    return ModuleTensors(tensors, kind, kernel, rank)
 
 
-def _find_kernel(group: Mapping[str, Tensor]) -> tuple[int, ...]:
+def _find_kernel(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Return the axes of the kernel if these are the factors of a convolution."""
-    if not {"A", "B"} <= group.keys():
+    if not {"A", "B"} <= tensors.keys():
         return ()
-    A, B = group["A"], group["B"]
+    A, B = tensors["A"], tensors["B"]
     if A.ndim not in (3, 4, 5) or B.ndim != A.ndim:
         return ()
     if any(size > 1 for size in B.shape[2:]):

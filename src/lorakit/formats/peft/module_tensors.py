@@ -1,6 +1,6 @@
 """Tensors of a file by module: the result of sorting the keys of a weights file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -42,12 +42,36 @@ class SortedTensors:
     shared_factors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-def strip_prefix(key: str) -> str:
-    """Return a key without PEFT's prefix, with a leading dot so that endings begin at a dot."""
-    return "." + key.removeprefix(PREFIX)
+def group_by_module(
+    tensors: Mapping[str, Tensor], endings: Iterable[str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return the tensors of deltas, and the other tensors.
+
+    Args:
+        tensors: by key.
+        endings: of the keys of deltas, each with its leading dot.
+
+    Returns:
+        Tensors of deltas by module name and ending; other tensors by the name of the base parameter
+        that they replace.
+    """
+    endings = tuple(endings)
+    groups: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        path = "." + key.removeprefix(PREFIX)  # a leading dot, since endings begin with one
+        found = [ending for ending in endings if path.endswith(ending)]
+        if found:
+            name = path.removesuffix(found[0])[1:]
+            groups.setdefault(name, {})[found[0]] = tensor
+            continue
+        base_name = _base_parameter_name(path)
+        if base_name is not None:
+            rest[base_name] = tensor
+    return groups, rest
 
 
-def base_parameter_name(path: str) -> str | None:
+def _base_parameter_name(path: str) -> str | None:
     """Return the base model's name of a tensor that is no part of a delta.
 
     With bias="all" PEFT also writes the biases of its wrapper around a fully trained module, and
@@ -56,11 +80,11 @@ def base_parameter_name(path: str) -> str | None:
     Args:
         path: the key without its prefix, with a leading dot.
 
-    >>> base_parameter_name(".score.modules_to_save.weight")
+    >>> _base_parameter_name(".score.modules_to_save.weight")
     'score.weight'
-    >>> base_parameter_name(".q.base_layer.bias")
+    >>> _base_parameter_name(".q.base_layer.bias")
     'q.bias'
-    >>> base_parameter_name(".score.original_module.bias") is None
+    >>> _base_parameter_name(".score.original_module.bias") is None
     True
     """
     if ".original_module." in path:

@@ -10,12 +10,7 @@ from torch import Tensor
 from lorakit.deltas.base import Delta
 from lorakit.deltas.vera import VeRA
 from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX, SHARED_FACTORS, VERA, Method
-from lorakit.formats.peft.module_tensors import (
-    ModuleTensors,
-    SortedTensors,
-    base_parameter_name,
-    strip_prefix,
-)
+from lorakit.formats.peft.module_tensors import ModuleTensors, SortedTensors, group_by_module
 from lorakit.spec import full_name
 
 AXIS_NAMES = {"r": "rank", "o": "out", "i": "in"}
@@ -43,48 +38,41 @@ def sort_parameters(method: Method, tensors: Mapping[str, Tensor]) -> SortedTens
         method: the type of the file, not LoRA.
         tensors: by key.
     """
-    shared = _find_shared_factors(method, tensors)
-    shared_keys = SHARED_FACTORS.keys() if shared else set[str]()
-    groups: dict[str, dict[str, Tensor]] = {}
-    kernels: dict[str, tuple[int, ...]] = {}
-    rest: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        path = strip_prefix(key)
-        parameter = _find_parameter(method, path)
-        if parameter is not None:
-            name = path.removesuffix(method.key_endings[parameter])[1:]
-            if parameter == "w2" and tensor.ndim > 2:
-                kernels[name] = tuple(tensor.shape[2:])
-                tensor = tensor.flatten(1)
-            groups.setdefault(name, {})[parameter] = tensor
-            continue
-        base_name = base_parameter_name(path)
-        if base_name is not None and key not in shared_keys:
-            rest[base_name] = tensor
+    shared, own = _split_shared_factors(method, tensors)
+    parameters = {ending: parameter for parameter, ending in method.key_endings.items()}
+    groups, rest = group_by_module(own, parameters)
     faults = list(_find_missing_factors(method, shared))
     modules: dict[str, ModuleTensors] = {}
-    for name, group in groups.items():
+    for name, tensors_by_ending in groups.items():
+        group = {parameters[ending]: tensor for ending, tensor in tensors_by_ending.items()}
+        kernel = _flatten_kernel(group)
         faults += _find_set_faults(method, name, group)
         sizes, size_faults = _measure_axes(method, name, group)
         faults += size_faults
         faults += _find_shared_faults(name, shared, sizes)
-        kernel = kernels.get(name, ())
         modules[name] = ModuleTensors(group, kernel=kernel, rank=sizes.get("r"))
     return SortedTensors(modules, rest, tuple(faults), shared)
 
 
-def _find_shared_factors(method: Method, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if method is not VERA:
-        return {}
-    return {SHARED_FACTORS[key]: tensor for key, tensor in tensors.items() if key in SHARED_FACTORS}
+def _split_shared_factors(
+    method: Method, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the factors that all layers share, by name, and the other tensors by key."""
+    shared: dict[str, Tensor] = {}
+    own = dict(tensors)
+    for key, factor in SHARED_FACTORS.items():
+        if method is VERA and key in own:
+            shared[factor] = own.pop(key)
+    return shared, own
 
 
-def _find_parameter(method: Method, path: str) -> str | None:
-    """Return the parameter of a key; None if it is not part of a delta."""
-    for parameter, ending in method.key_endings.items():
-        if path.endswith(ending):
-            return parameter
-    return None
+def _flatten_kernel(group: dict[str, Tensor]) -> tuple[int, ...]:
+    """Make the w2 of a convolution a matrix, and return the axes of its kernel."""
+    w2 = group.get("w2")
+    if w2 is None or w2.ndim <= 2:
+        return ()
+    group["w2"] = w2.flatten(1)
+    return tuple(w2.shape[2:])
 
 
 def _find_missing_factors(method: Method, shared: Mapping[str, Tensor]) -> Iterator[str]:

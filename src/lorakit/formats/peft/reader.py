@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ from lorakit.formats.peft.deltas import Module, build_deltas
 from lorakit.formats.peft.expert_stacks import restore_stacks
 from lorakit.formats.peft.header import Header, parse_header
 from lorakit.formats.peft.lora_tensors import sort_lora_tensors
-from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX, Method
+from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX
 from lorakit.formats.peft.module_tensors import ModuleTensors, SortedTensors
 from lorakit.formats.peft.packed import attention_name, find_attention_paths
 from lorakit.formats.peft.parameter_tensors import sort_parameters
@@ -46,41 +46,24 @@ from lorakit.text import plural
 
 
 @dataclass(frozen=True)
-class FolderContents:
-    """The two files of an adapter folder, opened.
+class Contents:
+    """The contents of an adapter folder.
 
     Attributes:
         folder: the folder.
-        config: values of the config, without nulls.
-        method: the PEFT type of the config.
-        tensors: by key.
+        config: the typed config.
         header: lorakit's entry; empty if there is none.
-        description_faults: faults of config and header.
-        value_faults: faults of single tensors.
+        tensors: all tensors by key.
+        by_module: the tensors by module, and fully trained parameters by name.
+        token_rows: trained token rows by layer name.
+        faults: faults of the tensors.
     """
 
     folder: Path
-    config: Mapping[str, Any]
-    method: Method
-    tensors: Mapping[str, Tensor]
-    header: Header
-    description_faults: tuple[str, ...]
-    value_faults: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SortedContents:
-    """The contents of a folder, with the tensors sorted.
-
-    Attributes:
-        config: the typed config.
-        tensors: tensors of modules and fully trained parameters.
-        token_rows: trained token rows by layer name.
-        faults: all faults so far.
-    """
-
     config: PeftConfig
-    tensors: SortedTensors
+    header: Header
+    tensors: Mapping[str, Tensor]
+    by_module: SortedTensors
     token_rows: Mapping[str, TokenRows]
     faults: tuple[str, ...]
 
@@ -93,18 +76,17 @@ def read(folder: str | Path) -> AdapterParts:
             extra key, a value that is not finite, a config key that changes the meaning and is not
             understood; all faults are named.
     """
-    contents = _open_folder(Path(folder))
-    sorted_contents = _sort_contents(contents)
-    modules = _resolve_modules(contents, sorted_contents)
-    spec, modules = _resolve_spec(contents, sorted_contents, modules)
-    config, header = sorted_contents.config, contents.header
-    tensors = sorted_contents.tensors
-    deltas = build_deltas(modules, spec, config, header, tensors.shared_factors)
+    contents = _read_contents(Path(folder))
+    modules = _resolve_modules(contents)
+    spec, modules = _resolve_spec(contents, modules)
+    config, header = contents.config, contents.header
+    deltas = build_deltas(modules, spec, config, header, contents.by_module.shared_factors)
     spec, deltas = _retie_deltas(contents, spec, deltas)
+    full_parameters = contents.by_module.rest
     return AdapterParts(
         spec=spec,
-        deltas={**deltas, **sorted_contents.token_rows},
-        full_parameters={name: nn.Parameter(tensor) for name, tensor in tensors.rest.items()},
+        deltas={**deltas, **contents.token_rows},
+        full_parameters={name: nn.Parameter(tensor) for name, tensor in full_parameters.items()},
         provenance=_collect_provenance(config, header),
         target_names=find_target_names(config, header.kinds or modules),
     )
@@ -119,51 +101,42 @@ def _refusal(folder: Path, faults: Iterable[str]) -> AdapterFileError:
     )
 
 
-def _open_folder(folder: Path) -> FolderContents:
-    """Step 1: open the files, and check everything that needs one of them only."""
-    config, method = read_config(folder)
+def _read_contents(folder: Path) -> Contents:
+    """Step 1: read both files, and refuse a config or header that is not understood."""
+    values, method = read_config(folder)
     tensors, entry = read_weights(folder)
     header, header_faults = parse_header(entry)
-    description_faults = [*find_config_faults(config, method), *header_faults]
-    value_faults = list(find_value_faults(tensors))
-    if not tensors:
-        value_faults.append("the file holds no tensor")
-    return FolderContents(
-        folder, config, method, tensors, header, tuple(description_faults), tuple(value_faults)
-    )
-
-
-def _sort_contents(contents: FolderContents) -> SortedContents:
-    """Step 2: sort the tensors, and refuse a config or header that cannot be compared with them."""
-    header, method = contents.header, contents.method
-    split = split_token_rows(contents.tensors, contents.config.get(IDS_KEY), header.token_layers)
+    split = split_token_rows(tensors, values.get(IDS_KEY), header.token_layers)
     if method.is_lora:
-        tensors = sort_lora_tensors(split.rest)
+        by_module = sort_lora_tensors(split.rest)
     else:
-        tensors = sort_parameters(method, split.rest)
-    faults = (*contents.value_faults, *split.faults, *tensors.faults)
-    if contents.description_faults:
-        raise _refusal(contents.folder, (*contents.description_faults, *faults))
-    config = parse_config(contents.config, method)
-    return SortedContents(config, tensors, split.deltas, faults)
+        by_module = sort_parameters(method, split.rest)
+    faults = list(find_value_faults(tensors))
+    if not tensors:
+        faults.append("the file holds no tensor")
+    faults += [*split.faults, *by_module.faults]
+    description_faults = [*find_config_faults(values, method), *header_faults]
+    if description_faults:
+        raise _refusal(folder, [*description_faults, *faults])
+    config = parse_config(values, method)
+    return Contents(folder, config, header, tensors, by_module, split.deltas, tuple(faults))
 
 
-def _resolve_modules(
-    contents: FolderContents, sorted_contents: SortedContents
-) -> dict[str, Module]:
-    """Step 3: give every module its name in lorakit and its settings; refuse all faults so far."""
-    config, header = sorted_contents.config, contents.header
-    tensors = sorted_contents.tensors
-    faults = list(sorted_contents.faults)
+def _resolve_modules(contents: Contents) -> dict[str, Module]:
+    """Step 2: give every module its name in lorakit and its settings; refuse all faults so far."""
+    config, header = contents.config, contents.header
+    faults = list(contents.faults)
     modules, stack_faults = restore_stacks(
-        tensors.modules, config.target_parameters, lambda name: config.settings(name).rank
+        contents.by_module.modules,
+        config.target_parameters,
+        lambda name: config.settings(name).rank,
     )
     faults += stack_faults
     # Without notes on packed deltas PEFT wrote the file: an attention has both weights, and both
     # have one rank.
     paths = {} if header.packed else find_attention_paths(modules)
     modules = _rename_attention(modules, paths)
-    faults += _find_foreign_parameters(tensors.rest, config, header, modules)
+    faults += _find_foreign_parameters(contents.by_module.rest, config, header, modules)
     faults += _find_listing_faults(modules, header)
     settings = _resolve_settings(modules, paths, config)
     faults += _find_setting_faults(settings.values())
@@ -269,19 +242,19 @@ def _is_mask(kept: object, rank: int) -> TypeGuard[list[bool]]:
 
 
 def _resolve_spec(
-    contents: FolderContents, sorted_contents: SortedContents, modules: Mapping[str, Module]
+    contents: Contents, modules: Mapping[str, Module]
 ) -> tuple[Spec, dict[str, Module]]:
-    """Step 4: take the spec of the header, or make one from the config.
+    """Step 3: take the spec of the header, or make one from the config.
 
     Returns:
         The spec, and the modules with its settings.
     """
-    header, config = contents.header, sorted_contents.config
+    header, config = contents.header, contents.config
     try:
         if header.spec is None:
             settings = {name: module.settings for name, module in modules.items()}
             dtype = next(iter(contents.tensors.values())).dtype
-            spec = build_spec(config, settings, dtype, sorted_contents.token_rows)
+            spec = build_spec(config, settings, dtype, contents.token_rows)
             return spec, dict(modules)
         spec = spec_from_header(header.spec)
     except SpecError as error:
@@ -299,17 +272,17 @@ def _resolve_spec(
 
 
 def _find_delta_faults(spec: Spec, config: PeftConfig) -> Iterator[str]:
-    """Yield a fault if the header's delta has other tensors than the config's."""
+    """Yield a fault if the header has another delta than the config."""
     method = config.method
     is_dora = spec.delta == "dora"
-    if method.is_lora and (
-        METHODS_BY_DELTA[spec.delta] is not method or is_dora != config.use_dora
-    ):
-        described = f"{method.peft_type} with use_dora = {config.use_dora}"
-        yield (
-            f"header: delta = {spec.delta!r}, {CONFIG} describes {described}: "
-            "one of them was edited"
-        )
+    if METHODS_BY_DELTA[spec.delta] is method and is_dora == config.use_dora:
+        return
+    described = method.peft_type
+    if method.is_lora:
+        described += f" with use_dora = {config.use_dora}"
+    yield (
+        f"header: delta = {spec.delta!r}, {CONFIG} describes {described}: one of them was edited"
+    )
 
 
 def _find_scale_faults(
@@ -324,9 +297,9 @@ def _find_scale_faults(
 
 
 def _retie_deltas(
-    contents: FolderContents, spec: Spec, deltas: Mapping[str, Delta]
+    contents: Contents, spec: Spec, deltas: Mapping[str, Delta]
 ) -> tuple[Spec, dict[str, Delta]]:
-    """Step 5: let tied layers share one pair of factors again."""
+    """Step 4: let tied layers share one pair of factors again."""
     if not spec.tie:
         return spec, dict(deltas)
     tied = retie(deltas)
@@ -335,10 +308,8 @@ def _retie_deltas(
     if contents.header.spec is None:
         # PEFT, too, takes the option back if no layer shares a weight.
         return replace(spec, tie=False), tied
-    fault = (
-        "header: tie is on, but no layer has the factors of an embedding: one of them was edited"
-    )
-    raise _refusal(contents.folder, [fault])
+    fault = "header: tie is on, but no layer has the factors of an embedding"
+    raise _refusal(contents.folder, [f"{fault}: one of them was edited"])
 
 
 def _collect_provenance(config: PeftConfig, header: Header) -> dict[str, object]:
