@@ -167,9 +167,8 @@ WRONG = {
     "merged on eval": (
         {"a.lora_A": A, "a.lora_B": B, "a.weight": torch.ones(6, 4)},
         {},
-        "a   has its weight in the file, and so have 0 more: in eval mode loralib "
-        "adds the change to the weight, and the file does not say whether it did; "
-        "save lora.lora_state_dict(model)",
+        "a   has its weight in the file, and in eval mode loralib adds the change to it: save "
+        "lora.lora_state_dict(model)",
     ),
     "parts": (
         {"a.lora_A": torch.ones(4, 4), "a.lora_B": B},
@@ -284,7 +283,7 @@ def test_what_loralib_has_no_layer_for_is_not_written(tmp_path: Path) -> None:
         file.write(tmp_path / "lora.pt", adapter.spec, adapter.deltas, adapter.full_parameters)
     assert str(told.value) == (
         "2 layers cannot be written for loralib.\n"
-        "  conv   lora of a convolution2d layer: loralib's factors stand for another change there\n"
+        "  conv   is lora of a convolution2d layer, which loralib's layout cannot hold\n"
         "  fused   its parts are not equal blocks of outputs of one rank, as those of a "
         "MergedLinear are\n"
         "Nothing was written."

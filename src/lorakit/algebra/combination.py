@@ -26,8 +26,6 @@ from lorakit.algebra.truncation import (
 )
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, SpecError
-from lorakit.inject.fingerprint import fingerprint
-from lorakit.inject.full_parameters import find_full_modules
 from lorakit.linalg import Factors, randomised_svd
 from lorakit.spec import Spec, is_number
 from lorakit.text import near_misses, plural
@@ -183,8 +181,8 @@ def combine(
     )
     parts = _parts_by_module(weighted, first, base)
     ledger = _sum_modules(parts, first, settings)
-    spec = _combined_spec(adapters, has_full_parameters=bool(full.tensors))
-    facts = _combined_provenance(weighted, base, spec, method)
+    spec = _combine_specs(adapters, has_full_parameters=bool(full.tensors))
+    facts = _combine_provenance(weighted, base, spec, method)
     combined = build_adapter(first, spec, ledger.factors, full.tensors, facts, settings.dtype)
     notes: list[str] = []
     for adapter in adapters:
@@ -291,7 +289,7 @@ def _merge_dense(
     return truncate_dense(dense, svd, rank, settings.energy, settings.dtype)
 
 
-def _combined_spec(adapters: Sequence[Adapter], *, has_full_parameters: bool) -> Spec:
+def _combine_specs(adapters: Sequence[Adapter], *, has_full_parameters: bool) -> Spec:
     """Return the first spec, with the full modules, biases and fused parts of all."""
     full_modules: dict[str, None] = {}
     parts: dict[str, Mapping[str, int]] = {}
@@ -306,15 +304,15 @@ def _combined_spec(adapters: Sequence[Adapter], *, has_full_parameters: bool) ->
     return replace(first, full_modules=tuple(full_modules), bias=bias, parts=parts)
 
 
-def _combined_provenance(
+def _combine_provenance(
     weighted: Weighted, base: nn.Module | None, spec: Spec, method: str
 ) -> dict[str, object]:
     """Return the facts that all adapters share, the base's fingerprint, and the adapters summed."""
     adapters = [adapter for adapter, _ in weighted]
-    facts = _shared_facts(adapters)
-    print_of_base = _base_fingerprint(adapters, base, spec)
-    if print_of_base:
-        facts["base_fingerprint"] = print_of_base
+    facts = _find_shared_facts(adapters)
+    fingerprint = _find_base_fingerprint(adapters, base, spec)
+    if fingerprint:
+        facts["base_fingerprint"] = fingerprint
     summands = [
         {"content_hash": adapter.content_hash(), "weight": weight} for adapter, weight in weighted
     ]
@@ -322,7 +320,7 @@ def _combined_provenance(
     return facts
 
 
-def _shared_facts(adapters: Sequence[Adapter]) -> dict[str, object]:
+def _find_shared_facts(adapters: Sequence[Adapter]) -> dict[str, object]:
     first = adapters[0].provenance
     facts: dict[str, object] = {}
     for key in SHARED_FACTS:
@@ -331,13 +329,12 @@ def _shared_facts(adapters: Sequence[Adapter]) -> dict[str, object]:
     return facts
 
 
-def _base_fingerprint(
+def _find_base_fingerprint(
     adapters: Sequence[Adapter], base: nn.Module | None, spec: Spec
 ) -> str | None:
     """Return the fingerprint of the base without the full modules of the spec, if it is known."""
     if base is not None:
-        full = find_full_modules(base, spec.full_modules, require_match=False)
-        return fingerprint(base, without=full)
+        return compatibility.base_fingerprint(base, spec.full_modules)
     # Without a base only an adapter that trains the same modules in full has this fingerprint.
     for adapter in adapters:
         own = adapter.provenance.get("base_fingerprint")

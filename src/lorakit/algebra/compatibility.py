@@ -1,6 +1,6 @@
 """Checks that several adapters can be combined: the same layers, trained on the same base."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -48,6 +48,22 @@ def _layer_fault(delta: Delta, first: Delta, number: int) -> str:
     return ""
 
 
+def base_fingerprint(
+    base: nn.Module,
+    full_modules: Sequence[str],
+    rows: Mapping[str, Iterable[int]] | None = None,
+) -> str:
+    """Return the fingerprint of a base, without the parameters that an adapter trains.
+
+    Args:
+        base: the model.
+        full_modules: `Spec.full_modules`; those that the base does not have are ignored.
+        rows: numbers of the rows that train by themselves, by the name of their weight.
+    """
+    full = find_full_modules(base, full_modules, require_match=False)
+    return fingerprint(base, without=full, rows=rows)
+
+
 def base_faults(adapters: Sequence[Adapter], base: nn.Module | None) -> list[str]:
     """Return the faults of adapters whose fingerprint is not that of the base, or of one another.
 
@@ -69,8 +85,7 @@ def base_faults(adapters: Sequence[Adapter], base: nn.Module | None) -> list[str
             expected = first_prints.setdefault(modules, own)
             source = "an adapter before it"
         else:
-            full = find_full_modules(base, modules, require_match=False)
-            expected = fingerprint(base, without=full, rows=adapter.trained_tokens)
+            expected = base_fingerprint(base, modules, adapter.trained_tokens)
             source = "the model's"
         # The fingerprint of a model without values (on the meta device) is empty.
         if expected and own != expected:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
+from lorakit.algebra.compatibility import base_fingerprint
 from lorakit.algebra.outcome import (
     Approximation,
     Ledger,
@@ -26,8 +27,6 @@ from lorakit.algebra.truncation import (
     truncate_dense,
 )
 from lorakit.errors import AdapterMismatch, SpecError
-from lorakit.inject.fingerprint import fingerprint
-from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place, find_places
 from lorakit.linalg import Factors, Svd, randomised_svd
 from lorakit.sites.slot import base_modules
@@ -384,8 +383,7 @@ def _build(
     like = {name: empty_delta(pair.base) for name, pair in plan.matrices.items()}
     full_modules = tuple(plan.full_modules)
     spec = Spec(targets=tuple(like) or "none", full_modules=full_modules, bias=plan.bias)
-    counted_out = find_full_modules(base, full_modules, require_match=False)
-    facts: dict[str, object] = {"base_fingerprint": fingerprint(base, without=counted_out)}
+    facts: dict[str, object] = {"base_fingerprint": base_fingerprint(base, full_modules)}
     model_name = getattr(base, "name_or_path", "")  # of transformers
     if model_name:
         facts["base_model"] = model_name

@@ -211,7 +211,7 @@ def build_adapter(
         dtype: of the factors.
     """
     deltas: dict[str, LowRank] = {
-        name: _lowrank_like(like[name], round_as_stored(pair, dtype))
+        name: _make_low_rank(like[name], round_as_stored(pair, dtype))
         for name, pair in factors.items()
     }
     tied = _tied_deltas(like, deltas)
@@ -236,7 +236,7 @@ def empty_delta(place: Place) -> LowRank:
     )
 
 
-def _lowrank_like(delta: Delta, factors: Factors) -> LowRank:
+def _make_low_rank(delta: Delta, factors: Factors) -> LowRank:
     """Return a low-rank delta of these factors at scale 1, for the layer of another delta."""
     A, B = factors
     options = delta.options()

@@ -135,7 +135,7 @@ def split_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
             deltas[name] = delta
         else:
             deltas |= _split_delta(name, delta, layouts[name])
-    return _with_deltas(adapter, deltas)
+    return _replace_deltas(adapter, deltas)
 
 
 def _split_delta(name: str, delta: LowRank, layout: Layout) -> dict[str, Delta]:
@@ -144,7 +144,7 @@ def _split_delta(name: str, delta: LowRank, layout: Layout) -> dict[str, Delta]:
         size = layout.sizes[part]
         output_slice = (layout.groups, layout.group_size, layout.start(part), size)
         A = delta.A.detach().clone()
-        parts[f"{name}.{part}"] = _like(delta, A, B.clone(), output_slice)
+        parts[f"{name}.{part}"] = _replace_factors(delta, A, B.clone(), output_slice)
     return parts
 
 
@@ -173,12 +173,12 @@ def fuse_adapter(adapter: Adapter, layouts: Layouts) -> Adapter:
         elif layer not in deltas:
             B = _fuse_outputs([part.B.detach() for part in parts], layout).contiguous()
             # The part that comes first in the adapter gives the settings.
-            deltas[layer] = _like(delta, parts[0].A.detach().clone(), B, ())
+            deltas[layer] = _replace_factors(delta, parts[0].A.detach().clone(), B, ())
     if faults:
         raise AdapterMismatch(
             f"{plural(len(faults), 'part')} cannot be fused.", faults, "Nothing was fused."
         )
-    return _with_deltas(adapter, deltas)
+    return _replace_deltas(adapter, deltas)
 
 
 def _matching_parts(
@@ -198,7 +198,7 @@ def _matching_parts(
     return parts
 
 
-def _with_deltas(adapter: Adapter, deltas: Mapping[str, Delta]) -> Adapter:
+def _replace_deltas(adapter: Adapter, deltas: Mapping[str, Delta]) -> Adapter:
     """Return a copy of an adapter with other deltas."""
     changed = Adapter(
         adapter.spec, deltas, adapter.full_parameters, adapter.provenance, adapter.target_names
@@ -206,7 +206,7 @@ def _with_deltas(adapter: Adapter, deltas: Mapping[str, Delta]) -> Adapter:
     return changed.copy()
 
 
-def _like(delta: Delta, A: Tensor, B: Tensor, output_slice: tuple[int, ...]) -> LowRank:
+def _replace_factors(delta: Delta, A: Tensor, B: Tensor, output_slice: tuple[int, ...]) -> LowRank:
     options = delta.options()
     options["output_slice"] = output_slice
     return LowRank(A, B, **options)

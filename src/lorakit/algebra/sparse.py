@@ -38,7 +38,7 @@ def ties(parts: Parts, density: float, seed: int, name: str) -> Tensor:
     The elected sign is that of the weighted sum. The mean of the changes with this sign is taken
     with their weights and multiplied by the sum of all absolute weights, so it equals the weighted
     sum if nothing is trimmed and all signs agree. If the weights add up to 1 it is the paper's mean
-    with lambda = 1. Each module is trimmed by itself, not the model as a whole.
+    with lambda = 1. Each module is trimmed separately.
 
     Args:
         parts: factors and weight of each change.
@@ -53,7 +53,7 @@ def ties(parts: Parts, density: float, seed: int, name: str) -> Tensor:
     >>> ties([one, two], 1.0, 0, "").tolist()
     [[3.0], [3.0]]
     """
-    changes = _weighted_and_pruned(parts, density)
+    changes = _weigh_and_prune(parts, density)
     sizes = changes.new_tensor([abs(part.weight) for part in parts])
     elected_sign = changes.sum(0).sign()
     agrees = (changes.sign() == elected_sign) & (changes != 0)
@@ -111,10 +111,10 @@ def magnitude(parts: Parts, density: float, seed: int, name: str) -> Tensor:
     >>> magnitude([change], 0.5, 0, "").tolist()
     [[0.0], [6.0]]
     """
-    return _weighted_and_pruned(parts, density).sum(0)
+    return _weigh_and_prune(parts, density).sum(0)
 
 
-def _weighted_and_pruned(parts: Parts, density: float) -> Tensor:
+def _weigh_and_prune(parts: Parts, density: float) -> Tensor:
     """Return the largest entries of each change times its weight: (parts, out, in)."""
     changes: list[Tensor] = []
     for part in parts:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # The implementation of transformers that returns its maps; the fast kernels never compute them.
 EXACT_IMPLEMENTATION = "eager"
 SPACE_MARKS = ("▁", "Ġ")  # of SentencePiece and of byte-level BPE
-SMALLEST = 1e-300  # divisor of a probability that is zero
+SMALLEST = 1e-300  # divisor of a probability, in place of zero
 
 
 class AttentionChange(TypedDict):

@@ -17,7 +17,7 @@ from lorakit.errors import SpecError
 from lorakit.linalg import Factors, product_norm, randomised_svd, svd_of_product, thin_svd
 
 BLOCK = 1 << 22  # entries of a dense product that are computed at once
-DIGITS = 12  # of a cosine that are not rounding
+DIGITS = 12  # decimals of a cosine; those after them are rounding errors
 
 
 def subspace_similarity(A1: Tensor, A2: Tensor) -> Tensor:

@@ -285,8 +285,8 @@ def _compare(name: str, one: Factors, two: Factors) -> PairReport:
     is_stack = one[0].ndim > 2
     if is_stack or not product_norm(*one) or not product_norm(*two):
         return pair
-    first = _without_noise(svd_of_product(*one))
-    second = _without_noise(svd_of_product(*two))
+    first = _remove_noise(svd_of_product(*one))
+    second = _remove_noise(svd_of_product(*two))
     inputs = subspace_similarity(
         _weighted_rows(first.Vh, first.S), _weighted_rows(second.Vh, second.S)
     )
@@ -300,7 +300,7 @@ def _compare(name: str, one: Factors, two: Factors) -> PairReport:
     return pair
 
 
-def _without_noise(svd: Svd) -> Svd:
+def _remove_noise(svd: Svd) -> Svd:
     """Return the directions that are not rounding errors, which would point anywhere."""
     U, S, Vh = svd
     count = int((S[0] * NOISE < S).sum())

@@ -17,7 +17,8 @@ from lorakit.errors import SpecError
 from lorakit.linalg import Factors, split_singular_values, thin_svd
 
 ROUNDING = 1e-12  # tolerance of a share of energy, for the rounding of its sum
-NOISE = 1e-15  # singular values below this share of the largest, times the size, are rounding
+# Singular values below this share of the largest, times the longer side, are rounding errors.
+NOISE = 1e-15
 
 
 def factors_of(name: str, delta: Delta, M: Tensor | None = None) -> Factors:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lorakit.data.encode import IGNORED, Example
 
-# Batches: examples of like length within a shuffled window of so many share a batch, to pad less.
+# Batches in a window of shuffled examples. Within a window, examples of similar length share a
+# batch, so that little is padded.
 WINDOW = 32
 
 
@@ -23,11 +24,10 @@ class Batches:
         lengths: length of each example, tokens.
         size: examples a batch; the last of an epoch may be smaller.
         seed: of the order.
-        tokens: where given, a batch has about so many tokens instead of `size` examples, at least
-            as many as the longest example; each epoch then has the same number of batches, cut from
-            its order where the tokens are even.
-        packed: examples are concatenated, so that nothing is padded and like lengths need not share
-            a batch.
+        tokens: if given, a batch has about this number of tokens instead of `size` examples, and at
+            least those of the longest example. Each epoch then has the same number of batches, and
+            each batch an equal share of the tokens.
+        packed: examples are concatenated: nothing is padded, so the lengths in a batch may differ.
 
     >>> batches = Batches([3, 1, 2], size=2, seed=0)
     >>> sorted(batches[0] + batches[1])
@@ -123,7 +123,9 @@ class Batches:
 
 
 def sort_into_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return batches of like length, longest first: for evaluation, where order does not matter.
+    """Return batches of examples of similar length, the longest first.
+
+    They are for evaluation, whose order does not matter.
 
     >>> sort_into_batches([1, 3, 2], size=2)
     [[1, 2], [0]]
@@ -202,18 +204,18 @@ def collate(
     """
     width = max(len(example.ids) for example in examples)
 
-    def padded(rows: Sequence[list[int]], fill: int) -> Tensor:
+    def pad_rows(rows: Sequence[list[int]], fill: int) -> Tensor:
         filled = [row + [fill] * (width - len(row)) for row in rows]
         return torch.tensor(filled, device=device)
 
     batch = {
-        "input_ids": padded([example.ids for example in examples], pad),
-        "attention_mask": padded([[1] * len(example.ids) for example in examples], 0),
+        "input_ids": pad_rows([example.ids for example in examples], pad),
+        "attention_mask": pad_rows([[1] * len(example.ids) for example in examples], 0),
     }
     if examples[0].types is not None:
-        batch["token_type_ids"] = padded([example.types or [] for example in examples], 0)
+        batch["token_type_ids"] = pad_rows([example.types or [] for example in examples], 0)
     if examples[0].labels:
-        batch["labels"] = padded([example.labels for example in examples], IGNORED)
+        batch["labels"] = pad_rows([example.labels for example in examples], IGNORED)
     else:
         batch["labels"] = torch.tensor([example.target for example in examples], device=device)
     return batch

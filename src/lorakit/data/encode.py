@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a token that is read but not trained
-LABELLED = ("labelled", "pair")  # kinds of rows
+LABELLED = ("labelled", "pair")  # kinds of rows with labels
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Records of data files, of data sets on the hub and of the builtin data set.
 
-A record is read as the file means it; rows.py checks its keys and values.
+A record has the keys and values of the file; rows.py checks them.
 """
 
 import csv

@@ -130,7 +130,7 @@ def _is_prose(sentence: str) -> bool:
 def find_swaps(words: list[str]) -> list[tuple[int, int]]:
     """Return the pairs of positions whose words may be exchanged.
 
-    The first and the last word never are: a capital or a full stop would betray them.
+    The first and the last word stay: a capital letter or a full stop would show the exchange.
     """
     movable = [i for i in range(1, len(words) - 1) if _MOVABLE.fullmatch(words[i])]
     return [

@@ -3,9 +3,9 @@
 Keys are `<module>.lora_A` and `<module>.lora_B`; biases or a head may be in the same file. The file
 holds neither alpha nor the kinds of layers: the caller gives alpha, and a model gives kinds and
 kernels; without a model every layer counts as linear. A MergedLinear has its factors part after
-part: A (rank * parts, in), B (outputs of a part * parts, rank). Those of a convolution are B A
-viewed as the kernel, whose matrix has another rank; they are factored again, exactly, by its
-singular value decomposition.
+part: A (rank * parts, in), B (outputs of a part * parts, rank). The product B A of a convolution is
+viewed as its kernel; as a matrix the kernel has another rank, so it is factored again, exactly, by
+a singular value decomposition.
 
 Source: github.com/microsoft/LoRA, loralib 0.1.2, `layers.py` and `utils.py`.
 """
@@ -107,9 +107,11 @@ def read(
     factors, rest = _split_tensors(tensors)
     enabled = enable_lora or {}
     faults = list(_find_file_faults(tensors, factors, rest, enabled))
+    if faults:
+        raise _refusal(path, faults)
     deltas: dict[str, LowRank] = {}
     parts: dict[str, dict[str, int]] = {}
-    for name, pair in factors.items() if not faults else ():
+    for name, pair in factors.items():
         try:
             layer = _read_layer(name, pair, alpha, model, _find_enabled(name, enabled))
         except AdapterFileError as error:
@@ -119,17 +121,21 @@ def read(
         if layer.part_sizes:
             parts[name] = layer.part_sizes
     if faults:
-        raise AdapterFileError(
-            f"{path} cannot be read as a file of loralib: {plural(len(faults), 'fault')}.",
-            faults,
-            "Nothing was loaded.",
-        )
+        raise _refusal(path, faults)
     return AdapterParts(
         spec=_build_spec(alpha, deltas, parts, rest, factors),
         deltas=deltas,
         full_parameters={key: nn.Parameter(tensor) for key, tensor in rest.items()},
         provenance={},
         target_names=tuple(factors),
+    )
+
+
+def _refusal(path: Path, faults: list[str]) -> AdapterFileError:
+    return AdapterFileError(
+        f"{path} cannot be read as a file of loralib: {plural(len(faults), 'fault')}.",
+        faults,
+        "Nothing was loaded.",
     )
 
 
@@ -175,14 +181,12 @@ def _find_file_faults(
     yield from find_value_faults(tensors)
     if not factors:
         yield "no key ends in lora_A"
-    with_weight = [name for name in factors if _has_weight(name, rest)]
-    if with_weight:
-        others = len(with_weight) - 1
-        yield (
-            f"{with_weight[0]}   has its weight in the file, and so have {others} more: in eval "
-            "mode loralib adds the change to the weight, and the file does not say whether it did; "
-            "save lora.lora_state_dict(model)"
-        )
+    for name in factors:
+        if _has_weight(name, rest):
+            yield (
+                f"{name}   has its weight in the file, and in eval mode loralib adds the change to "
+                "it: save lora.lora_state_dict(model)"
+            )
     for pattern in enabled:
         if not any(matches(pattern, name) for name in factors):
             yield f"enable_lora: {pattern!r} matches none of the factors"
@@ -212,29 +216,32 @@ def _read_layer(
         if factor not in pair:
             raise _misfit(f"{name}   {factor} is missing")
     A, B = pair["lora_A"], pair["lora_B"]
-    layer = _find_layer(name, model)
-    site = site_of(layer) if layer is not None else None
-    if layer is not None and site is None:
-        raise _misfit(f"{name}   is a {type(layer).__name__}, which cannot be adapted")
-    shapes = _format_shapes(name, A, B)
     if not _share_rank(A, B):
+        shapes = _format_shapes(name, A, B)
         raise _misfit(f"{shapes}: matrices with one rank are needed")
-    shape = LayerShape(B.shape[0], A.shape[1])
-    if layer is not None and site is not None:
-        out, inputs = site.read(layer).shape
-        shape = LayerShape(out, inputs, site.kind, site.kernel(layer), is_known=True)
-    if shape.kernel:
-        return LayerDeltas({name: _factor_kernel(name, A, B, alpha, shape)}, {})
-    return _read_linear(name, A, B, alpha, shape, enabled)
+    layer = LayerShape(B.shape[0], A.shape[1])
+    if model is not None:
+        layer = _find_layer(name, model)
+    if layer.kernel:
+        return LayerDeltas({name: _factor_kernel(name, A, B, alpha, layer)}, {})
+    return _read_linear(name, A, B, alpha, layer, enabled)
 
 
-def _find_layer(name: str, model: nn.Module | None) -> nn.Module | None:
-    if model is None:
-        return None
+def _find_layer(name: str, model: nn.Module) -> LayerShape:
+    """Return the shape of a layer of the model.
+
+    Raises:
+        AdapterFileError: there is no such layer, or it cannot be adapted.
+    """
     try:
-        return model.get_submodule(name)
+        layer = model.get_submodule(name)
     except AttributeError:
         raise _misfit(f"{name}   is not in {type(model).__name__}") from None
+    site = site_of(layer)
+    if site is None:
+        raise _misfit(f"{name}   is a {type(layer).__name__}, which cannot be adapted")
+    out, inputs = site.read(layer).shape
+    return LayerShape(out, inputs, site.kind, site.kernel(layer), is_known=True)
 
 
 def _share_rank(A: Tensor, B: Tensor) -> bool:
@@ -286,22 +293,22 @@ def _split_parts(
     name: str, A: Tensor, B: Tensor, alpha: float, kind: str, enabled: list[bool]
 ) -> LayerDeltas:
     """Return one delta for each enabled part of a MergedLinear."""
-    words = ["q", "k", "v"]
+    part_names = ["q", "k", "v"]
     if len(enabled) != 3:
-        words = [f"part{position}" for position in range(len(enabled))]
+        part_names = [f"part{position}" for position in range(len(enabled))]
     count = sum(enabled)
     size = B.shape[0] // count
     positions = [position for position, is_enabled in enumerate(enabled) if is_enabled]
     deltas: dict[str, LowRank] = {}
     for position, A_part, B_part in zip(positions, A.chunk(count), B.chunk(count), strict=True):
-        deltas[f"{name}.{words[position]}"] = LowRank(
+        deltas[f"{name}.{part_names[position]}"] = LowRank(
             A_part.clone(),
             B_part.clone(),
             alpha=alpha,
             kind=kind,
             output_slice=(1, size * len(enabled), position * size, size),
         )
-    return LayerDeltas(deltas, dict.fromkeys(words, size))
+    return LayerDeltas(deltas, dict.fromkeys(part_names, size))
 
 
 def _factor_kernel(name: str, A: Tensor, B: Tensor, alpha: float, layer: LayerShape) -> LowRank:
@@ -343,10 +350,12 @@ def _build_spec(
     """Return the spec of a file: the most common rank, and overrides for the others."""
     ranks = Counter(delta.rank for delta in deltas.values())
     bias_keys = _find_bias_keys(rest)
-    bias = "none"
-    if bias_keys:
-        are_adapted = all(_split_key(key)[0] in factors for key in bias_keys)
-        bias = "adapted" if are_adapted else "all"
+    if not bias_keys:
+        bias = "none"
+    elif all(_split_key(key)[0] in factors for key in bias_keys):
+        bias = "adapted"
+    else:
+        bias = "all"
     full_modules = dict.fromkeys(_split_key(key)[0] for key in rest if key not in bias_keys)
     first = next(iter(deltas.values()))
     spec = Spec(
@@ -358,9 +367,8 @@ def _build_spec(
         full_modules=tuple(full_modules),
         dtype=dtype_name(first.A.dtype),
     )
-    return write_overrides(
-        spec, {name: requested_settings(delta) for name, delta in deltas.items()}
-    )
+    wanted = {name: requested_settings(delta) for name, delta in deltas.items()}
+    return write_overrides(spec, wanted)
 
 
 def _find_bias_keys(rest: Mapping[str, Tensor]) -> set[str]:
@@ -422,7 +430,10 @@ def write(
 
 
 def _group_by_layer(deltas: Mapping[str, Delta]) -> tuple[dict[str, list[LowRank]], list[str]]:
-    """Return the deltas of each layer in the order of its outputs, and the unsuitable ones."""
+    """Return the deltas of each layer in the order of its outputs, and the faults of other deltas.
+
+    Plain LoRA has a layout in loralib, except in convolutions.
+    """
     layers: dict[str, list[LowRank]] = {}
     faults: list[str] = []
     for name, delta in deltas.items():
@@ -430,7 +441,7 @@ def _group_by_layer(deltas: Mapping[str, Delta]) -> tuple[dict[str, list[LowRank
             delta = delta.to_low_rank()
         if type(delta) is not LowRank or delta.kernel or delta.A.ndim != 2:
             what = f"{delta.name} of a {delta.kind} layer"
-            faults.append(f"{name}   {what}: loralib's factors stand for another change there")
+            faults.append(f"{name}   is {what}, which loralib's layout cannot hold")
         layer = name.rpartition(".")[0] if delta.output_slice else name
         layers.setdefault(layer, []).append(cast(LowRank, delta))
     for parts in layers.values():
@@ -443,7 +454,7 @@ def _first_output(delta: LowRank) -> int:
 
 
 def _are_equal_blocks(parts: Iterable[LowRank]) -> bool:
-    """Return True if parts are blocks of one size and rank, as a MergedLinear needs them."""
+    """Return True if the parts are blocks of one size and rank, like those of a MergedLinear."""
     if len({(part.rank, part.shape[0]) for part in parts}) > 1:
         return False
     slices = [part.output_slice for part in parts if part.output_slice]

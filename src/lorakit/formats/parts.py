@@ -1,4 +1,4 @@
-"""AdapterParts: the contents of an adapter as a file format takes and gives them."""
+"""AdapterParts: the contents of an adapter, as file formats read and write them."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

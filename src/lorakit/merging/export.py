@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 # Relative to the largest logit: the difference that another order of the same sums may make.
 ROUNDING = 1e-4
 FAULT = (
-    "Nothing was left behind. This is a fault: of the disk, of the model's loading, or of lorakit."
+    "Nothing was left behind. The cause is the disk, the loading of the model, or lorakit itself."
 )
 
 Batches = Sequence[Mapping[str, Tensor]]
@@ -179,7 +179,8 @@ def export(
         _judge(comparison, subject.storage, allow_loss=allow_loss)
         check_new_folder(output, "a merged model", "Nothing was written.")
         if output.is_dir():
-            output.rmdir()  # unlike the removal of a tree, it fails if a file has come in meanwhile
+            # Unlike the removal of a tree, it fails if a file was written there since the check.
+            output.rmdir()
     return _report(subject, merged, comparison, output)
 
 

@@ -21,7 +21,7 @@ class Undo:
     """Everything that `unmerge` needs to restore a model.
 
     Attributes:
-        token: of the merge.
+        token: it identifies the merge.
         weights: copies of the base's values, by the name of the weight.
         enabled: weights of the adapters that were on, by name.
         untied: shared parameters that the merge replaced by separate ones, by name.
@@ -62,7 +62,7 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
             or 4 bits.
 
     Raises:
-        MergeError: nothing is on, the model is merged already, a weight is computed by a
+        MergeError: no adapter is on, the model is merged already, a weight is computed by a
             parametrization, a sum is not finite, or rounding to int8 or 4 bits moves as much as the
             adapter; nothing is changed.
     """

@@ -306,7 +306,7 @@ def cross_entropy(
 
 
 def chunk_rows(width: int, dtype: torch.dtype) -> int:
-    """Return the number of rows of a chunk, for a head with so many outputs.
+    """Return the number of rows of a chunk, for a head with `width` outputs.
 
     In float32 the loss is computed in the memory of the logits. In 16 bits a float32 copy and the
     gradient of the logits are needed too.

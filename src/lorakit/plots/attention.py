@@ -33,7 +33,7 @@ def draw_attention(
         SpecError: there is no such layer or head, or one is given without the other.
         MissingExtra: matplotlib is not installed.
     """
-    layer, head = _chosen_head(found, layer, head)
+    layer, head = _choose_head(found, layer, head)
     before, after = found.before[layer, head], found.after[layer, head]
     difference = after - before
     size = min(16.0, max(9.0, 5 + 0.5 * len(found.tokens)))
@@ -60,7 +60,7 @@ def draw_attention(
     return figure
 
 
-def _chosen_head(
+def _choose_head(
     found: AttentionComparison, layer: int | None, head: int | None
 ) -> tuple[int, int]:
     if (layer is None) != (head is None):

@@ -41,12 +41,12 @@ def new_figure(width: float = 12, height: float = 7) -> "Figure":
             "Pictures need matplotlib, which is not installed.",
             advice="pip install 'lorakit[plot]'",
         ) from error
-    return _shown_by_notebooks(Figure)(figsize=(width, height), layout="constrained")
+    return _make_picture_class(Figure)(figsize=(width, height), layout="constrained")
 
 
 @cache
-def _shown_by_notebooks(kind: "type[Figure]") -> "type[Figure]":
-    """Return a kind of figure that a notebook shows by itself."""
+def _make_picture_class(kind: "type[Figure]") -> "type[Figure]":
+    """Return a class of figures that a notebook shows as pictures."""
 
     class Picture(kind):
         def _repr_png_(self) -> bytes:

@@ -110,7 +110,7 @@ def draw_layers(
     if normalised:
         largest = max(abs(table).max() for table in tables)
         tables = [table / largest for table in tables]
-    edges = [_strongest_edges(table, strongest) for table in tables]
+    edges = [_find_strongest_edges(table, strongest) for table in tables]
     layers = _place_layers(tables, edges, names)
     tallest = max(len(layer.heights) for layer in layers)
     small = tallest <= SMALL
@@ -130,7 +130,7 @@ def draw_layers(
     _frame(ax, len(tables), tallest, small=small)
 
 
-def _strongest_edges(table: np.ndarray, count: int) -> list[Edge]:
+def _find_strongest_edges(table: np.ndarray, count: int) -> list[Edge]:
     """Return (row, column) of the largest values, the smallest first: the largest is drawn last."""
     order = np.argsort(abs(table), axis=None)[-count:]
     places = zip(*np.unravel_index(order, table.shape), strict=True)

@@ -1,4 +1,4 @@
-"""An image beside its approximations of lower and lower rank."""
+"""An image next to its approximations of lower ranks."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
@@ -25,7 +25,7 @@ class Approximation(TypedDict):
 def draw_compressed(
     image: Numbers, cuts: Sequence[Approximation], values: Sequence[float]
 ) -> "Figure":
-    """Return a figure of an image beside its approximations, and of its singular values.
+    """Return a figure of an image next to its approximations, and of its singular values.
 
     Args:
         image: (height, width), grey, from 0 to 1.

@@ -34,7 +34,7 @@ def draw_spectrum(
         modules: of `analysis.report.describe_modules`; stacks and zero changes are left out.
         title: above it.
     """
-    spectra = _spectra_by_kind(modules)
+    spectra = _group_spectra(modules)
     names = shorten_names(list(spectra))
     for index, lines in enumerate(spectra.values()):
         colour = f"C{index % COLOURS}"
@@ -58,7 +58,7 @@ def draw_spectrum(
         ax.set_xticks(range(1, longest + 1, max(1, longest // 8)))
 
 
-def _spectra_by_kind(modules: Sequence[ModuleReport]) -> dict[str, list[list[float]]]:
+def _group_spectra(modules: Sequence[ModuleReport]) -> dict[str, list[list[float]]]:
     spectra: dict[str, list[list[float]]] = {}
     for module in modules:
         values = module["singular_values"]

@@ -21,7 +21,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 OUTLIERS = 0.995  # quantile of a large matrix that gets the darkest colour
 # Inches of matrices side by side: the longest side, the gap with room for a sign, the bottom.
 SIDE, GAP, BOTTOM = 2.1, 0.5, 0.5
-SMALLEST_SHARE = 0.25  # of a side, beside the longest one
+SMALLEST_SHARE = 0.25  # of the longest side, which a short one has at least
 
 
 def draw_heatmap(
@@ -171,15 +171,15 @@ def _panel(name: str, table: np.ndarray, longest: int, numbered: bool) -> Panel:
 
 
 def _draw_panel(ax: "Axes", panel: Panel, numbered: bool) -> None:
-    # Paler than the ends of the map if numbers are in the cells.
-    reach = panel.top * 1.6 if numbered else panel.top
+    # With numbers in the cells the colours are paler than the ends of the map.
+    limit = panel.top * 1.6 if numbered else panel.top
     draw_heatmap(
         ax,
         panel.table.tolist(),
         title=panel.name,
         form=".3g",
-        low=-reach,
-        high=reach,
+        low=-limit,
+        high=limit,
         colours=SIGNS,
         bar=False,
     )

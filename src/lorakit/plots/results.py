@@ -72,7 +72,7 @@ def draw_methods(
     )[0]
     _draw_quality(axes[0], scores, quality, reference)
     for ax, (key, cost) in zip(axes[1:], shown.items(), strict=True):
-        values = [_divided(row.get(key), cost.unit) for row in rows]
+        values = [_divide(row.get(key), cost.unit) for row in rows]
         _draw_cost(ax, values, cost)
     axes[0].set_yticks(range(len(rows)), [score.method for score in scores])
     axes[0].set_ylim(len(rows) - 0.5, -0.5)
@@ -98,7 +98,7 @@ def _score(row: Row, quality: str) -> Score:
     return Score(str(row["method"]), value, low, high)
 
 
-def _divided(value: object, unit: float) -> float | None:
+def _divide(value: object, unit: float) -> float | None:
     return None if value is None else _number(value) / unit
 
 

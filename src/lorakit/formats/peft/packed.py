@@ -129,7 +129,7 @@ def _join_parts(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
     groups, block = first.output_slice[:2] or (1, first.shape[0])
     ratios = [part.scale / like.scale for part in parts]
     B_shape = (groups * block, rank)
-    B = first.B.detach().new_zeros(B_shape, dtype=_joined_dtype(first.B.dtype, ratios))
+    B = first.B.detach().new_zeros(B_shape, dtype=_choose_joined_dtype(first.B.dtype, ratios))
     B_by_group = B.view(groups, block, rank)
     column = 0
     for part, ratio in zip(parts, ratios, strict=True):
@@ -150,7 +150,7 @@ def _join_parts(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
     )
 
 
-def _joined_dtype(dtype: torch.dtype, ratios: Iterable[float]) -> torch.dtype:
+def _choose_joined_dtype(dtype: torch.dtype, ratios: Iterable[float]) -> torch.dtype:
     """Return the dtype in which no bit is lost: a wider one unless all ratios are powers of two."""
     if all(abs(math.frexp(ratio)[0]) == 0.5 for ratio in ratios):
         return dtype
