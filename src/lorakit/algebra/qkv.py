@@ -207,6 +207,7 @@ def _replace_deltas(adapter: Adapter, deltas: Mapping[str, Delta]) -> Adapter:
 
 
 def _replace_factors(delta: Delta, A: Tensor, B: Tensor, output_slice: tuple[int, ...]) -> LowRank:
+    """Return a low-rank delta of these factors, with the other settings of a delta."""
     options = delta.options()
     options["output_slice"] = output_slice
     return LowRank(A, B, **options)
