@@ -96,7 +96,7 @@ def parse_weight(word: str) -> tuple[str, float]:
 
 def run(args: argparse.Namespace) -> "CombineResult":
     (values,) = flags.read_settings(args, CombineRequest)
-    require(values, "output")
+    require(values, CombineRequest)
     request = CombineRequest(**values)
     output = Path(request.output)
     check_new_folder(output, "an adapter", "Nothing was written.")

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> "EvalResult":
     model, data, scores, decoding = flags.read_settings(
         args, ModelRequest, DataRequest, EvalRequest, Decoding
     )
-    require({**model, **data}, "model", "data")
+    require({**model, **data}, ModelRequest, DataRequest)
     return _evaluate(
         ModelRequest(**model), DataRequest(**data), EvalRequest(**scores), Decoding(**decoding)
     )

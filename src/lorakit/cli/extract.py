@@ -53,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> "ExtractResult":
     (values,) = flags.read_settings(args, ExtractRequest)
-    require(values, "base", "tuned", "output")
+    require(values, ExtractRequest)
     request = ExtractRequest(**values)
     output = Path(request.output)
     check_new_folder(output, "an adapter", "Nothing was written.")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> "GenerateResult":
     model, prompts, data, decoding = flags.read_settings(
         args, ModelRequest, GenerateRequest, DataRequest, Decoding
     )
-    require(model, "model")
+    require(model, ModelRequest)
     request, source = GenerateRequest(**prompts), DataRequest(**data)
     how = Decoding(**decoding)
     if bool(request.prompt) == bool(source.data):

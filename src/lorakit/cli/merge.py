@@ -49,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> "ExportReport":
     (values,) = flags.read_settings(args, MergeRequest)
-    require(values, "model", "adapter", "output")
+    require(values, MergeRequest)
     request = MergeRequest(**values)
     from lorakit.adapter import Adapter
     from lorakit.merging.export import export

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> "Report":
     request_values, run_values, spec_values = flags.read_settings(
         args, PlanRequest, TrainSpec, Spec
     )
-    require(request_values, "model")
+    require(request_values, PlanRequest)
     request, spec = PlanRequest(**request_values), Spec(**spec_values)
     settings = {key: value for key, value in run_values.items() if key in RUN}
     # A plan reads and writes nothing of these two, which a run cannot be without.

@@ -39,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> "Preview":
     request_values, data_values = flags.read_settings(args, PreviewRequest, DataRequest)
-    require({**request_values, **data_values}, "model", "data")
+    require({**request_values, **data_values}, PreviewRequest, DataRequest)
     request = PreviewRequest(**request_values)
     data = DataRequest(**{"split": "train", **data_values})
     from lorakit.evaluate.preview import preview

@@ -1,7 +1,7 @@
 """Settings that several commands share: the model, the rows, and the flags that are required."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from lorakit.cli.flags import flag_name
@@ -91,12 +91,20 @@ def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
     return texts
 
 
-def require(values: Mapping[str, object], *names: str) -> None:
-    """Refuse a request without these settings.
+def require(values: Mapping[str, object], *classes: type) -> None:
+    """Refuse a request without the settings that its classes require.
+
+    Args:
+        values: settings by name.
+        *classes: dataclasses whose fields are made by `spec.option`.
 
     Raises:
         SpecError: one is missing; all are named.
     """
-    missing = [f"{flag_name(name)} is needed" for name in names if not values.get(name)]
+    missing = []
+    for cls in classes:
+        for one in fields(cls):
+            if one.metadata.get("required") and not values.get(one.name):
+                missing.append(f"{flag_name(one.name)} is needed")
     if missing:
         raise SpecError(f"{plural(len(missing), 'flag')} missing.", missing, NOT_STARTED)

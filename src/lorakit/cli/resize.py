@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> "ResizeResult":
     (values,) = flags.read_settings(args, ResizeRequest)
-    require(values, "output")
+    require(values, ResizeRequest)
     request = ResizeRequest(**values)
     output = Path(request.output)
     check_new_folder(output, "an adapter", "Nothing was written.")
