@@ -14,6 +14,7 @@ from lorakit import Adapter, Spec
 from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError
 from lorakit.inits import start as inits
+from lorakit.inits.classic import draw_orthonormal, generator_for
 from lorakit.inject.places import find_places
 from lorakit.spec import INITS
 
@@ -70,6 +71,13 @@ def test_pissa_takes_the_largest_singular_values(kind: str, fields: dict[str, An
     sizes_of_A = delta.A0.norm(dim=1)
     sizes_of_B = delta.B0.norm(dim=0)
     assert torch.allclose(sizes_of_A, sizes_of_B, rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (2, 4, 4)], ids=str)
+def test_a_square_orthonormal_start_is_q_and_not_its_transpose(size: tuple[int, ...]) -> None:
+    gaussian = torch.randn(size, generator=generator_for(1, "a"), dtype=torch.float64)
+    Q = torch.linalg.qr(gaussian)[0].float()
+    assert torch.equal(draw_orthonormal(size, generator_for(1, "a")), Q)
 
 
 @pytest.mark.parametrize(("fall", "bound"), [(0.0, 1.01), (1.0, 1.001)])

@@ -201,3 +201,11 @@ def test_parameters_that_come_later_keep_their_own_flag() -> None:
     model[1].bias.requires_grad_(False)
     lorakit.detach(model)
     assert [p.requires_grad for p in model.parameters()] == [True, True, True, False]
+
+
+def test_parameters_that_wait_keep_the_order_of_the_layer() -> None:
+    model = nn.Sequential(nn.LSTM(2, 2, num_layers=2))
+    names = list(model.state_dict())
+    lorakit.attach(model, Spec(targets="none", full_modules=["0"]))
+    waiting = [name for name in model.state_dict() if "lorakit" in name]
+    assert waiting == [name.replace("0.", "0.lorakit.:") for name in names]

@@ -58,6 +58,6 @@ def draw_orthonormal(size: Sequence[int], generator: torch.Generator) -> Tensor:
     tall = (*size[:-2], max(rows, columns), min(rows, columns))
     gaussian = torch.randn(tall, generator=generator, dtype=torch.float64)
     orthonormal = torch.linalg.qr(gaussian)[0].float()
-    if rows <= columns:
+    if rows < columns:
         orthonormal = orthonormal.mT
     return orthonormal.contiguous()

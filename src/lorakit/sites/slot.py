@@ -307,7 +307,8 @@ def set_enabled(model: nn.Module, state: State, enabled: dict[str, float]) -> No
         slot = get_slot(layer)
         if slot is None:
             continue
-        keys = {waiting.partition(":")[2] for waiting in slot._parameters}
+        # Not a set: its order, which is random, would be that of the state dict.
+        keys = dict.fromkeys(waiting.partition(":")[2] for waiting in slot._parameters)
         for key in keys:
             owners = _owners_of(full_name(name, key), state)
             wanted = next((owner for owner in owners if owner in enabled), "")
