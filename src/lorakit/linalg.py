@@ -37,6 +37,17 @@ def widen(M: Tensor) -> Tensor:
     return M.to(wide_dtype(M))
 
 
+def multiply_wide(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right, computed in float32, or float64 if a factor is.
+
+    >>> left, right = torch.tensor([[256.0, 1.0]]), torch.ones(2, 1)
+    >>> multiply_wide(left.bfloat16(), right.bfloat16())
+    tensor([[257.]])
+    """
+    wide = wide_dtype(left, right)
+    return left.to(wide) @ right.to(wide)
+
+
 def check_factors(A: Tensor, B: Tensor) -> None:
     """Raise SpecError if A (rank, in) and B (out, rank) do not share a rank, or a stack."""
     is_matrix = A.ndim >= 2 and A.ndim == B.ndim

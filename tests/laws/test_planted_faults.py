@@ -117,12 +117,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "embedding-float64",
     ),
     "merged transposed": (
-        edit(LowRank, "matrix", "self.A.to(wide))", "self.A.to(wide)).T"),
+        edit(LowRank, "matrix", "multiply_wide(B, A)", "multiply_wide(B, A).T"),
         law.merged_equals_attached,
         "linear-square-float64",
     ),
     "merge drops scale": (
-        edit(LowRank, "matrix", "self.scale * (", "("),
+        edit(LowRank, "matrix", "self.scale * ", ""),
         law.merged_equals_attached,
         "linear-bfloat16",
     ),
@@ -424,7 +424,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "swapped-float64",
     ),
     "swapped in without a gradient of A": (
-        edit(LowRank, "matrix", "self.A.to(wide)", "self.A.detach().to(wide)"),
+        edit(LowRank, "matrix", "multiply_wide(B, A)", "multiply_wide(B, A.detach())"),
         law.only_the_delta_trains,
         "swapped-float32",
     ),

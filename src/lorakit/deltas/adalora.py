@@ -4,10 +4,9 @@ from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lorakit.deltas.base import DeltaOptions, LowRank, overridden_names
-from lorakit.linalg import wide_dtype
+from lorakit.deltas.base import DeltaOptions, LowRank, override_faults
+from lorakit.linalg import multiply_wide, wide_dtype
 from lorakit.sites.base import Site
 from lorakit.spec import SCALES, Settings, Spec
 
@@ -69,11 +68,8 @@ class AdaLoRA(LowRank):
     @classmethod
     def faults(cls, site: Site, settings: Settings, spec: Spec) -> list[str]:
         faults = super().faults(site, settings, spec)
-        names = overridden_names(settings, spec, ("rank", "alpha", "scale_rule"))
-        if names:
-            reason = "all layers start with the same rank, and training moves the budget"
-            faults.append(f"delta 'adalora': {reason}, so {', '.join(names)} cannot be overridden")
-        return faults
+        reason = "all layers start with the same rank, and training moves the budget"
+        return faults + override_faults(cls.name, settings, spec, reason)
 
     @classmethod
     def start(
@@ -105,12 +101,11 @@ class AdaLoRA(LowRank):
             setattr(self, key, nn.Parameter(values, requires_grad=parameter.requires_grad))
         return self
 
-    def matrix(self, M: Tensor | None = None) -> Tensor:
-        wide = wide_dtype(self.A)
-        return self.scale * (self.B.to(wide) @ (self.E.to(wide) * self.A.to(wide)))
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.E * self.A, self.B
 
-    def forward(self, site: Site, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
-        projected = site.project(layer, (self.E * self.A).to(y.dtype), x)
-        return site.expand(layer, self.B.to(y.dtype), projected * self.scale, y)
+    def matrix(self, M: Tensor | None = None) -> Tensor:
+        # Not from `factors`, which rounds E A to the dtype of the parameters.
+        wide = wide_dtype(self.A)
+        A = self.E.to(wide) * self.A.to(wide)
+        return self.scale * multiply_wide(self.B, A)

@@ -3,7 +3,7 @@
 A delta knows no layer: a Site reads the layer's matrix and applies factors to the layer's input.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Required, TypedDict, Unpack
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.deltas.lora_autograd import add_low_rank, is_traced
-from lorakit.linalg import check_factors, wide_dtype
+from lorakit.linalg import check_factors, multiply_wide
 from lorakit.sites.base import Site
 from lorakit.spec import SCALES, Settings, Spec
 
@@ -238,9 +238,20 @@ class Delta(nn.Module):
         return f"{size}, dropout={self.dropout:g}, kind={self.kind}"
 
 
-def overridden_names(settings: Settings, spec: Spec, names: Iterable[str]) -> list[str]:
-    """Return those of the names whose setting for a layer differs from the spec's."""
-    return [name for name in names if getattr(settings, name) != getattr(spec, name)]
+def override_faults(delta: str, settings: Settings, spec: Spec, reason: str) -> list[str]:
+    """Return the fault of a layer with another rank, alpha or scale rule than the spec's.
+
+    Args:
+        delta: name of the delta whose layers must agree in them.
+        settings: of the layer.
+        spec: of the adapter.
+        reason: the reason why they must agree.
+    """
+    names = ("rank", "alpha", "scale_rule")
+    different = [name for name in names if getattr(settings, name) != getattr(spec, name)]
+    if not different:
+        return []
+    return [f"delta {delta!r}: {reason}, so {', '.join(different)} cannot be overridden"]
 
 
 def draw_uniform(like: Tensor, generator: torch.Generator | None, *size: int) -> Tensor:
@@ -339,9 +350,13 @@ class LowRank(Delta):
         if self.shape[0] != out:
             yield f"B is {tuple(self.B.shape)}, the layer gives {out}"
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A and B of the change scale * B @ A, as the forward pass uses them."""
+        return self.A, self.B
+
     def matrix(self, M: Tensor | None = None) -> Tensor:
-        wide = wide_dtype(self.A, self.B)
-        return self.scale * (self.B.to(wide) @ self.A.to(wide))
+        A, B = self.factors()
+        return self.scale * multiply_wide(B, A)
 
     def add_change(
         self,
@@ -371,5 +386,6 @@ class LowRank(Delta):
         """
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
-        projected = site.project(layer, self.A.to(y.dtype), x)
-        return site.expand(layer, self.B.to(y.dtype), projected * self.scale, y)
+        A, B = self.factors()
+        projected = site.project(layer, A.to(y.dtype), x)
+        return site.expand(layer, B.to(y.dtype), projected * self.scale, y)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.deltas.base import Delta, DeltaOptions, draw_uniform
-from lorakit.linalg import wide_dtype
+from lorakit.linalg import multiply_wide
 
 
 class LoHa(Delta):
@@ -75,7 +75,6 @@ class LoHa(Delta):
         return self.w1_a.shape[0], self.w1_b.shape[1]
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
-        wide = wide_dtype(self.w1_a)
-        w1 = self.w1_a.to(wide) @ self.w1_b.to(wide)
-        w2 = self.w2_a.to(wide) @ self.w2_b.to(wide)
+        w1 = multiply_wide(self.w1_a, self.w1_b)
+        w2 = multiply_wide(self.w2_a, self.w2_b)
         return self.scale * (w1 * w2)

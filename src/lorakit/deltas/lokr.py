@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.deltas.base import Delta, DeltaOptions, draw_uniform
-from lorakit.linalg import wide_dtype
+from lorakit.linalg import multiply_wide, widen
 
 
 class LoKr(Delta):
@@ -93,10 +93,10 @@ class LoKr(Delta):
         """Return w1 or w2, in float32 or better."""
         full = self._parameters[key]
         if full is not None:
-            return full.to(wide_dtype(full))
+            return widen(full)
         left = self.get_parameter(f"{key}_a")
         right = self.get_parameter(f"{key}_b")
-        return left.to(wide_dtype(left)) @ right.to(wide_dtype(right))
+        return multiply_wide(left, right)
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
         w1, w2 = self.factor("w1"), self.factor("w2")

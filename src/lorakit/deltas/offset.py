@@ -3,12 +3,9 @@
 from typing import Unpack
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from lorakit.deltas.base import DeltaOptions, LowRank
-from lorakit.linalg import wide_dtype
-from lorakit.sites.base import Site
 
 
 class OffsetLowRank(LowRank):
@@ -61,18 +58,6 @@ class OffsetLowRank(LowRank):
         A = torch.cat([self.A, self.A - self.A0], -2)
         B = torch.cat([self.B - self.B0, self.B0], -1)
         return A, B
-
-    def matrix(self, M: Tensor | None = None) -> Tensor:
-        A, B = self.factors()
-        wide = wide_dtype(A)
-        return self.scale * (B.to(wide) @ A.to(wide))
-
-    def forward(self, site: Site, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        if self.dropout:
-            x = F.dropout(x, self.dropout, self.training)
-        A, B = self.factors()
-        projected = site.project(layer, A.to(y.dtype), x)
-        return site.expand(layer, B.to(y.dtype), projected * self.scale, y)
 
     def to_low_rank(self) -> LowRank:
         """Return the same change as a LowRank of twice the rank, from [A; A0] and [B, -B0]."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.deltas.base import Delta, DeltaOptions, draw_uniform, overridden_names
+from lorakit.deltas.base import Delta, DeltaOptions, draw_uniform, override_faults
 from lorakit.errors import SpecError
 from lorakit.linalg import wide_dtype
 from lorakit.sites.base import Site
@@ -71,11 +71,8 @@ class VeRA(Delta):
     @classmethod
     def faults(cls, site: Site, settings: Settings, spec: Spec) -> list[str]:
         faults = super().faults(site, settings, spec)
-        names = overridden_names(settings, spec, ("rank", "alpha", "scale_rule"))
-        if names:
-            reason = "all layers share one pair of factors"
-            faults.append(f"delta 'vera': {reason}, so {', '.join(names)} cannot be overridden")
-        return faults
+        reason = "all layers share one pair of factors"
+        return faults + override_faults(cls.name, settings, spec, reason)
 
     @classmethod
     def make_shared(
@@ -141,13 +138,17 @@ class VeRA(Delta):
         wide = wide_dtype(self.b)
         A = self.pair.A[:, :inputs].to(self.d.device, wide)
         B = self.pair.B[: len(self.b)].to(self.b.device, wide)
-        return (self.b.to(wide).unsqueeze(1) * B) @ (self.d.to(wide).unsqueeze(1) * A)
+        scaled_A = self.d.to(wide).unsqueeze(1) * A
+        scaled_B = self.b.to(wide).unsqueeze(1) * B
+        return scaled_B @ scaled_A
 
     def forward(self, site: Site, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         if self.dropout:
             x = F.dropout(x, self.dropout, self.training)
+        outputs, inputs = self.shape
         # The pair can be on another device than this layer if the model is spread over several.
-        A = self.pair.A[:, : self.shape[1]].to(y)
-        B = self.pair.B[: len(self.b)].to(self.b.device)
+        A = self.pair.A[:, :inputs].to(y)
+        B = self.pair.B[:outputs].to(self.b.device)
         projected = site.project(layer, A, x) * self.d.to(y.dtype)
-        return site.expand(layer, (self.b.unsqueeze(1) * B).to(y.dtype), projected, y)
+        scaled_B = self.b.unsqueeze(1) * B
+        return site.expand(layer, scaled_B.to(y.dtype), projected, y)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import SpecError
-from lorakit.linalg import wide_dtype
+from lorakit.linalg import multiply_wide
 from lorakit.spec import is_whole
 
 # Names of loralib 0.1.2, whose convolutions hold torch's layer as a child.
@@ -79,8 +79,7 @@ class LoRALayer:
 
     def product(self) -> Tensor:
         """Return scaling * lora_B @ lora_A, in float32 or better."""
-        wide = wide_dtype(self.lora_A)
-        return self.scaling * (self.lora_B.detach().to(wide) @ self.lora_A.detach().to(wide))
+        return self.scaling * multiply_wide(self.lora_B.detach(), self.lora_A.detach())
 
     def has_factors(self) -> bool:
         """Return True if the layer has lora_A and lora_B."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.errors import SpecError
-from lorakit.linalg import wide_dtype
+from lorakit.linalg import multiply_wide, wide_dtype
 from lorakit.loralib.layer import LoRALayer, LoRAModule
 
 
@@ -128,11 +128,10 @@ class MergedLinear(Linear):
             yield i * self.part_size, A, B
 
     def change(self) -> Tensor:
-        wide = wide_dtype(self.lora_A)
         size = (self.out_features, self.in_features)
-        full = torch.zeros(size, dtype=wide, device=self.weight.device)
+        full = torch.zeros(size, dtype=wide_dtype(self.lora_A), device=self.weight.device)
         for first, A, B in self.parts():
-            product = B.detach().to(wide) @ A.detach().to(wide)
+            product = multiply_wide(B.detach(), A.detach())
             full[first : first + len(B)] = self.scaling * product
         return full.T if self.fan_in_fan_out else full
 
