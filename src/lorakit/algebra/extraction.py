@@ -27,6 +27,7 @@ from lorakit.algebra.truncation import (
     truncate_dense,
 )
 from lorakit.errors import AdapterMismatch, SpecError
+from lorakit.inject.fingerprint import describe_base
 from lorakit.inject.places import Place, find_places
 from lorakit.linalg import Factors, Svd, randomised_svd
 from lorakit.sites.slot import base_modules
@@ -383,10 +384,10 @@ def _build(
     like = {name: empty_delta(pair.base) for name, pair in plan.matrices.items()}
     full_modules = tuple(plan.full_modules)
     spec = Spec(targets=tuple(like) or "none", full_modules=full_modules, bias=plan.bias)
-    facts: dict[str, object] = {"base_fingerprint": base_fingerprint(base, full_modules)}
-    model_name = getattr(base, "name_or_path", "")  # of transformers
-    if model_name:
-        facts["base_model"] = model_name
-    facts["extracted"] = True
+    facts: dict[str, object] = {
+        "base_fingerprint": base_fingerprint(base, full_modules),
+        **describe_base(base),
+        "extracted": True,
+    }
     parameters = {path: tensor.to(dtype) for path, tensor in plan.full_parameters.items()}
     return build_adapter(like, spec, factors, parameters, facts, dtype)

@@ -1,8 +1,8 @@
-"""The functions that attach calls to start A and B, and the table of all starts."""
+"""The table of all starts, and the functions with which attach starts A and B."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,21 @@ from lorakit.inits.place import PlaceLike
 from lorakit.inits.spectral import olora, pissa, pissa_fast
 from lorakit.spec import Settings, Spec
 
-Observation = InputDirections | Tensor  # of the inputs of a layer, or the gradient of its matrix
+# Of the inputs of a layer, or the gradient of its matrix.
+Observation: TypeAlias = InputDirections | Tensor
+# A (rank, in) and B (out, rank), or None for a B of zeros, from the matrix (out, in), the settings,
+# a generator, and the observation that the start needs.
+MakeFactors: TypeAlias = Callable[
+    [Tensor, Settings, torch.Generator, Any], tuple[Tensor, Tensor | None]
+]
 
 
 @dataclass(frozen=True)
 class Start:
-    """A start that uses weights or data.
+    """A start of A and B; without arguments a random one, which uses neither weights nor data.
 
     Attributes:
-        make: returns A (rank, in) and B (out, rank) from the matrix (out, in), the settings, a
-            generator and the observation; None for a B of zeros.
+        make: the function that computes A and B; None for a random start.
         deltas: names of the deltas that can start in this way; empty for all.
         needs: "inputs" of the layer, or "gradients" of its matrix, from batches; empty if it needs
             no data.
@@ -38,62 +43,63 @@ class Start:
         moves_B: whether B does not start at zero.
     """
 
-    make: Callable[[Tensor, Settings, torch.Generator, Any], tuple[Tensor, Tensor | None]]
+    make: MakeFactors | None = None
     deltas: tuple[str, ...] = ()
     needs: str = ""
     vectors_per_rank: int = 1
-    moves_B: bool = True
+    moves_B: bool = False
+
+    @property
+    def is_random(self) -> bool:
+        """True if A is drawn at random, and B is zero: see classic.py."""
+        return self.make is None
 
 
-STARTS: dict[str, Start | None] = {
-    # Without weights and data: see classic.py.
-    "kaiming": None,
-    "gaussian": None,
-    "orthogonal": None,
+STARTS: dict[str, Start] = {
+    "kaiming": Start(),
+    "gaussian": Start(),
+    "orthogonal": Start(),
     "pissa": Start(
         lambda M, settings, generator, observation: pissa(M, settings),
         deltas=("lora",),
+        moves_B=True,
     ),
     "pissa-fast": Start(
         lambda M, settings, generator, observation: pissa_fast(M, settings, generator),
         deltas=("lora",),
+        moves_B=True,
     ),
     "olora": Start(
         lambda M, settings, generator, observation: olora(M, settings),
         deltas=("lora",),
+        moves_B=True,
     ),
     "eva": Start(
         lambda M, settings, generator, observation: (eva(observation, settings), None),
         deltas=("lora", "dora"),
         needs="inputs",
-        moves_B=False,
     ),
     "lora-ga": Start(
         lambda M, settings, generator, observation: lora_ga(observation, settings),
         deltas=("lora",),
         needs="gradients",
         vectors_per_rank=2,
+        moves_B=True,
     ),
 }
-
-
-def needed_data(init: str) -> str:
-    """Return the data that a start needs: "inputs", "gradients", or an empty string."""
-    start = STARTS[init]
-    return start.needs if start else ""
 
 
 def needs_batches(spec: Spec) -> bool:
     """Return True if any layer of this spec starts from data, so that `attach` needs batches."""
     inits = [spec.init]
     inits += [change.get("init", spec.init) for change in spec.overrides.values()]
-    return any(needed_data(init) for init in inits)
+    return any(STARTS[init].needs for init in inits)
 
 
 def start_faults(delta: str, settings: Settings, place: PlaceLike) -> list[str]:
     """Return the reasons why a layer cannot start in this way."""
     start = STARTS[settings.init]
-    if start is None:
+    if start.is_random:
         return []
     faults: list[str] = []
     if start.deltas and delta not in start.deltas:
@@ -151,7 +157,7 @@ def _select(
     """Return the places whose start needs this data."""
     selected: dict[str, PlaceLike] = {}
     for name, of_layer in settings.items():
-        if needed_data(of_layer.init) == need:
+        if STARTS[of_layer.init].needs == need:
             selected[name] = places[name]
     return selected
 
@@ -159,7 +165,7 @@ def _select(
 def _check_batches(settings: Mapping[str, Settings], batches: object | None) -> None:
     """Raise SpecError if batches are needed and not given, or given and not needed."""
     inits = sorted({of_layer.init for of_layer in settings.values()})
-    with_data = [init for init in inits if needed_data(init)]
+    with_data = [init for init in inits if STARTS[init].needs]
     if with_data and batches is None:
         raise SpecError(
             f"init {' and '.join(map(repr, with_data))} needs data.",
@@ -194,13 +200,13 @@ def initial_factors(
         A (rank, in), and B (out, rank); None for a B of zeros.
     """
     M = place.matrix
-    start = STARTS[settings.init]
-    if start is None:
+    make = STARTS[settings.init].make
+    if make is None:
         fan_in = place.site.fan_in(place.layer)
         A = initial_A(settings, M.shape, fan_in, generator)
         B = None
     else:
-        A, B = start.make(M, settings, generator, observation)
+        A, B = make(M, settings, generator, observation)
     A = _own_memory(A, M.device, dtype)
     if B is not None:
         B = _own_memory(B, M.device, dtype)

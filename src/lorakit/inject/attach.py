@@ -14,11 +14,11 @@ from lorakit.inject.fit import fit_adapter
 from lorakit.inject.places import Place, find_places
 from lorakit.inject.state import (
     AdapterRequest,
-    attached_names,
     get_places,
     get_state,
-    hint_of_name,
-    requested_weights,
+    list_attached,
+    read_request,
+    suggest_adapter,
 )
 from lorakit.inject.tying import tie_token_rows
 from lorakit.sites.quantised import allow_packing, prevent_packing, without_packing
@@ -142,7 +142,7 @@ def _check_name(name: object, state: State) -> None:
     if name in state.adapters:
         raise AdapterNameError(
             f"An adapter {name!r} is attached already.",
-            advice=f"{attached_names(state)} Give another name.",
+            advice=f"{list_attached(state)} Give another name.",
         )
 
 
@@ -234,7 +234,7 @@ def enable(model: nn.Module, which: AdapterRequest) -> None:
         "The model is merged: its weights hold the adapters already.",
         "Call unmerge first.",
     )
-    weights = requested_weights(which)
+    weights = read_request(which)
     _check_weights(weights, state)
     faults = _find_clashes(state.adapters, weights, get_places(model, state))
     for name, weight in weights.items():
@@ -255,7 +255,7 @@ def enable(model: nn.Module, which: AdapterRequest) -> None:
 def _check_weights(weights: Mapping[str, float], state: State) -> None:
     """Refuse unknown names, and weights that are not finite numbers."""
     faults = [
-        f"{name!r}   is not attached   {hint_of_name(state, name)}".rstrip()
+        f"{name!r}   is not attached   {suggest_adapter(state, name)}".rstrip()
         for name in weights
         if name not in state.adapters
     ]
@@ -268,7 +268,7 @@ def _check_weights(weights: Mapping[str, float], state: State) -> None:
         raise AdapterNameError(
             "These adapters cannot be enabled.",
             faults,
-            f"{attached_names(state)} Nothing was switched.",
+            f"{list_attached(state)} Nothing was switched.",
         )
 
 
@@ -289,8 +289,8 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     state = get_state(model)
     if name is not None and name not in state.adapters:
         raise AdapterNameError(
-            f"No adapter {name!r} is attached. {hint_of_name(state, name)}".rstrip(),
-            advice=f"{attached_names(state)} Nothing was detached.",
+            f"No adapter {name!r} is attached. {suggest_adapter(state, name)}".rstrip(),
+            advice=f"{list_attached(state)} Nothing was detached.",
         )
     names = list(state.adapters) if name is None else [name]
     if len(names) < len(state.adapters):

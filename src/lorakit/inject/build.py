@@ -14,9 +14,9 @@ from lorakit.deltas.offset import OffsetLowRank
 from lorakit.errors import SpecError, TargetError
 from lorakit.inits import start
 from lorakit.inits.classic import generator_for
-from lorakit.inject.fingerprint import fingerprint
+from lorakit.inject.fingerprint import describe_base, fingerprint
 from lorakit.inject.full_parameters import copy_full_parameters, expand_norms, find_full_modules
-from lorakit.inject.places import Place, check_parts, unmatched_patterns
+from lorakit.inject.places import Place, check_parts, explain_unmatched
 from lorakit.inject.targets import select, short_names
 from lorakit.inject.token_rows import start_token_rows
 from lorakit.inject.tying import tie_factors
@@ -121,7 +121,7 @@ def check_overrides(spec: Spec, chosen: Mapping[str, Place]) -> None:
     Raises:
         TargetError: the message names each of them.
     """
-    unmatched = unmatched_patterns(spec.overrides, chosen)
+    unmatched = explain_unmatched(spec.overrides, chosen)
     if unmatched:
         raise TargetError(
             f"{len(unmatched)} of {len(spec.overrides)} overrides match no adapted layer.",
@@ -210,11 +210,8 @@ def describe_origin(
     model: nn.Module, adapter: Adapter, full_modules: Iterable[str], seed: int
 ) -> dict[str, Any]:
     """Return the provenance of a fresh adapter: its base and the seed."""
-    origin: dict[str, Any] = {
+    return {
         "base_fingerprint": fingerprint(model, without=full_modules, rows=adapter.trained_tokens),
         "seed": seed,
+        **describe_base(model),
     }
-    base_model = getattr(model, "name_or_path", "")  # set by transformers
-    if base_model:
-        origin["base_model"] = base_model
-    return origin

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.sites.quantised import dequantise_weight, is_from_package
 from lorakit.sites.slot import base_parameters
+from lorakit.spec import is_inside
 
 SAMPLES = 16  # sampled values of each tensor
 
@@ -40,21 +41,32 @@ def fingerprint(
     >>> fingerprint(layer) == fingerprint(layer), fingerprint(layer) == fingerprint(nn.Linear(2, 2))
     (True, False)
     """
-    prefixes = tuple(f"{name}." for name in without)
+    without = tuple(without)
     rows_by_id = _rows_by_parameter(model, rows or {})
     digest = hashlib.sha256()
     visited: set[int] = set()
     parameters = sorted(base_parameters(model), key=itemgetter(0))
     for name, parameter in parameters:
-        if name.startswith(prefixes) or id(parameter) in visited:
+        if is_inside(name, without) or id(parameter) in visited:
             continue
         visited.add(id(parameter))
         if parameter.is_meta:
             return ""
-        left_out = rows_by_id.get(id(parameter), set())
-        values = _sample(parameter, left_out)
+        values = _sample(parameter, rows_by_id.get(id(parameter), set()))
         digest.update(f"{name} {tuple(parameter.shape)} {values}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def describe_base(model: nn.Module) -> dict[str, str]:
+    """Return the name under which transformers loads the base, as an entry of the provenance.
+
+    It is empty for other models.
+
+    >>> describe_base(nn.Linear(2, 2))
+    {}
+    """
+    name = getattr(model, "name_or_path", "")
+    return {"base_model": name} if name else {}
 
 
 def _rows_by_parameter(model: nn.Module, rows: Mapping[str, Iterable[int]]) -> dict[int, set[int]]:

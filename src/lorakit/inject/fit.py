@@ -1,6 +1,6 @@
 """Check that an adapter fits a model, and prepare it for that model."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place
 from lorakit.sites.slot import base_modules, base_parameters
+from lorakit.spec import is_inside
 from lorakit.text import did_you_mean, near_misses, plural
 
 SAME_FACTORS = {"linear", "conv1d"}  # kinds of sites whose factors fit one another
@@ -140,17 +141,16 @@ def _full_parameter_faults(
 
 
 def _missing_layers(
-    adapter: Adapter, places: Mapping[str, Place], full_modules: Iterable[str]
+    adapter: Adapter, places: Mapping[str, Place], full_modules: Collection[str]
 ) -> Iterator[str]:
     """Yield the layers that the adapter's target names select but that have no factors."""
     if isinstance(adapter.target_names, str):
         return
     # A full name is that of a delta; a shorter one selects every layer that ends in it.
     endings = tuple(f".{name}" for name in adapter.target_names if name not in adapter.deltas)
-    inside = tuple(f"{name}." for name in full_modules)
     adapted = {places[name].layer_name for name in adapter.deltas if name in places}
     for name, place in places.items():
         if name != place.layer_name or name in adapted:
             continue
-        if f".{name}".endswith(endings) and not f"{name}.".startswith(inside):
+        if f".{name}".endswith(endings) and not is_inside(name, full_modules):
             yield f"{name}   is named by its targets, but the adapter has no factors for it"

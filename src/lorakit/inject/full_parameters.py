@@ -8,7 +8,7 @@ from lorakit.errors import TargetError
 from lorakit.inject.places import suggest_names
 from lorakit.inject.targets import short_names
 from lorakit.sites.slot import SLOT, base_modules, base_parameters
-from lorakit.spec import matches
+from lorakit.spec import is_inside, matches
 
 
 def find_full_modules(
@@ -96,7 +96,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def copy_full_parameters(
-    model: nn.Module, modules: Iterable[str], bias: str, adapted: Collection[str]
+    model: nn.Module, modules: Collection[str], bias: str, adapted: Collection[str]
 ) -> dict[str, nn.Parameter]:
     """Return copies of the base's parameters that train in full, by name.
 
@@ -106,12 +106,11 @@ def copy_full_parameters(
         bias: `Spec.bias`.
         adapted: names of the adapted layers, whose biases train with bias="adapted".
     """
-    inside = tuple(f"{name}." for name in modules)
-    if bias == "none" and not inside:
+    if bias == "none" and not modules:
         return {}
     copies: dict[str, nn.Parameter] = {}
     for name, parameter in base_parameters(model):
-        trains = name.startswith(inside) or _is_trained_bias(name, bias, adapted)
+        trains = is_inside(name, modules) or _is_trained_bias(name, bias, adapted)
         if trains and parameter.is_floating_point():
             copies[name] = nn.Parameter(parameter.detach().clone())
     return copies

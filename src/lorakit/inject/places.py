@@ -112,7 +112,7 @@ def suggest_names(pattern: str, names: Iterable[str]) -> str:
     return near_misses(pattern, {name.split(".")[-1] for name in names})
 
 
-def unmatched_patterns(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
+def explain_unmatched(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
     """Return a line for each pattern that matches no name, with the nearest names."""
     known = list(names)
     lines: list[str] = []

@@ -16,10 +16,10 @@ from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsEr
 from lorakit.inject.mixed_batch import AdapterWeights, PlaceRouting, RoutingTable, build_table
 from lorakit.inject.state import (
     AdapterRequest,
-    attached_names,
     get_state,
-    hint_of_name,
-    requested_weights,
+    list_attached,
+    read_request,
+    suggest_adapter,
 )
 from lorakit.sites.base import Site
 from lorakit.sites.slot import Slot, State, base_modules, get_slot, set_enabled
@@ -27,7 +27,6 @@ from lorakit.spec import full_name, is_number
 from lorakit.text import plural
 
 ONE_THREAD = "One at a time: hold a lock around the block, or give each thread a copy of the model."
-"""One row's adapters: a name, several names, names with weights, or None for the base alone."""
 
 
 @contextmanager
@@ -110,8 +109,8 @@ def _parse_rows(state: State, rows: object) -> list[AdapterWeights]:
             advice="enable(model, ...) switches adapters for all rows.",
         )
     given = cast(Iterable[AdapterRequest], rows)
-    entries = [requested_weights(row) for row in given]
-    advice = f"{attached_names(state)} Nothing was routed."
+    entries = [read_request(row) for row in given]
+    advice = f"{list_attached(state)} Nothing was routed."
     faults: dict[str, list[int]] = {}
     for number, entry in enumerate(entries):
         for name, weight in entry.items():
@@ -134,7 +133,7 @@ def _drop_zeros(entry: AdapterWeights) -> AdapterWeights:
 def _entry_fault(state: State, name: object, weight: object) -> str:
     """Return the reason why an adapter with this weight cannot be used; empty if it can."""
     if name not in state.adapters:
-        return f"{name!r} is not attached   {hint_of_name(state, name)}".rstrip()
+        return f"{name!r} is not attached   {suggest_adapter(state, name)}".rstrip()
     if not is_number(weight):
         return f"{name!r} has weight {weight!r}, which is no finite number"
     return ""

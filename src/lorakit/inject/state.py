@@ -28,7 +28,7 @@ def get_state(model: nn.Module) -> State:
     return state
 
 
-def requested_weights(request: AdapterRequest) -> dict[str, float]:
+def read_request(request: AdapterRequest) -> dict[str, float]:
     """Return the weights of the adapters of a request by name, not checked."""
     if request is None:
         return {}
@@ -39,12 +39,12 @@ def requested_weights(request: AdapterRequest) -> dict[str, float]:
     return {request: 1.0}
 
 
-def hint_of_name(state: State, name: object) -> str:
+def suggest_adapter(state: State, name: object) -> str:
     """Return `did you mean …?` with the nearest names of attached adapters, or an empty string."""
     return near_misses(str(name), state.adapters)
 
 
-def attached_names(state: State) -> str:
+def list_attached(state: State) -> str:
     """Return the names of the attached adapters as a sentence of a message."""
     return f"Attached: {', '.join(map(repr, state.adapters))}."
 

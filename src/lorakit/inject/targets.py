@@ -12,7 +12,7 @@ from lorakit.inject.places import Place, find_places
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.find import SITES
 from lorakit.sites.slot import base_modules
-from lorakit.spec import matches
+from lorakit.spec import is_inside, matches
 from lorakit.text import did_you_mean, nearest, plural
 
 ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
@@ -92,7 +92,8 @@ def select(
     """
     if places is None:
         places = find_places(model, parts)
-    usable = _places_outside(places, without)
+    without = tuple(without)
+    usable = {name: place for name, place in places.items() if not is_inside(name, without)}
     matched = _match_request(model, targets, usable, "targets")
     selected = set[str]().union(*matched.values())
     remaining = selected
@@ -148,17 +149,6 @@ def short_names(chosen: Collection[str], names: Collection[str]) -> tuple[str, .
     if not any(name.endswith(endings) for name in names if name not in wanted):
         return tuple(chosen)
     return "|".join(re.escape(name) for name in chosen)
-
-
-def _places_outside(places: Mapping[str, Place], without: Iterable[str]) -> dict[str, Place]:
-    """Return the places that are neither in these modules nor one of them."""
-    modules = set(without)
-    inside = tuple(f"{name}." for name in modules)
-    return {
-        name: place
-        for name, place in places.items()
-        if name not in modules and not name.startswith(inside)
-    }
 
 
 def _match_request(

@@ -13,10 +13,9 @@ from lorakit.deltas.token_rows import TiedTokenRows, TokenRows
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inits.start import STARTS
 from lorakit.inject.places import Place
+from lorakit.inject.token_rows import VOCABULARY_KINDS
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Settings, Spec
-
-TIED_KINDS = ("embedding", "linear")  # kinds of sites that can share a weight
 
 
 def tie_token_rows(
@@ -44,7 +43,7 @@ def tie_token_rows(
     ]
     for name, owner in owners.items():
         kind = places[name].site.kind
-        if kind not in TIED_KINDS:
+        if kind not in VOCABULARY_KINDS:
             faults.append(
                 f"{name}   shares the weight of {owner}, whose rows train, and is of kind {kind}"
             )
@@ -165,7 +164,7 @@ def _group_faults(
             )
     for name in others:
         kind = places[name].site.kind
-        if kind not in TIED_KINDS:
+        if kind not in VOCABULARY_KINDS:
             yield (
                 f"{name}   shares the weight of {embedding}, and is of kind {kind}: an embedding "
                 "and linear layers can have one pair"
@@ -198,6 +197,6 @@ def _cause_of_other_factors(spec: Spec, settings: Settings | None) -> str:
     """Return the option that makes the change more than plain low rank, or an empty string."""
     if spec.delta != "lora":
         return f"delta {spec.delta!r}"
-    if settings is not None and STARTS[settings.init] is not None:
+    if settings is not None and not STARTS[settings.init].is_random:
         return f"init {settings.init!r}"
     return ""

@@ -29,14 +29,26 @@ class ConvLoRA(LoRAModule):
     """loralib's convolution: lora_B @ lora_A viewed as the kernel, so its rank is up to r * kernel.
 
     Any dimension and kernel works.
+
+    Attributes:
+        torch_class: the plain convolution of torch.
     """
 
+    torch_class: Any
     kernel_size: tuple[int, ...]
 
-    def add_factors(
-        self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool
-    ) -> None:
-        """Make a plain convolution one with factors."""
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        r: int = 0,
+        lora_alpha: int = 1,
+        lora_dropout: float = 0.0,
+        merge_weights: bool = True,
+        **kwargs: Unpack[ConvOptions],
+    ):
+        self.torch_class.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         if r:
             first, last = self.kernel_size[0], self.kernel_size[-1]
@@ -67,52 +79,16 @@ class ConvLoRA(LoRAModule):
 class Conv1d(ConvLoRA, nn.Conv1d):  # pyright: ignore  (loralib's name of the argument)
     """`loralib.Conv1d`: nn.Conv1d with lora_A and lora_B; see ConvLoRA."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int],
-        r: int = 0,
-        lora_alpha: int = 1,
-        lora_dropout: float = 0.0,
-        merge_weights: bool = True,
-        **kwargs: Unpack[ConvOptions],
-    ):
-        nn.Conv1d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        self.add_factors(r, lora_alpha, lora_dropout, merge_weights)
+    torch_class = nn.Conv1d
 
 
 class Conv2d(ConvLoRA, nn.Conv2d):  # pyright: ignore  (loralib's name of the argument)
     """`loralib.Conv2d`: nn.Conv2d with lora_A and lora_B; see ConvLoRA."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int],
-        r: int = 0,
-        lora_alpha: int = 1,
-        lora_dropout: float = 0.0,
-        merge_weights: bool = True,
-        **kwargs: Unpack[ConvOptions],
-    ):
-        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        self.add_factors(r, lora_alpha, lora_dropout, merge_weights)
+    torch_class = nn.Conv2d
 
 
 class Conv3d(ConvLoRA, nn.Conv3d):  # pyright: ignore  (loralib's name of the argument)
     """`loralib.Conv3d`: nn.Conv3d with lora_A and lora_B; see ConvLoRA."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | tuple[int, int, int],
-        r: int = 0,
-        lora_alpha: int = 1,
-        lora_dropout: float = 0.0,
-        merge_weights: bool = True,
-        **kwargs: Unpack[ConvOptions],
-    ):
-        nn.Conv3d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        self.add_factors(r, lora_alpha, lora_dropout, merge_weights)
+    torch_class = nn.Conv3d

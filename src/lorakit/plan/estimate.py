@@ -320,8 +320,7 @@ class Plan:
     def highest_rank(self) -> int:
         """Return the highest rank that all adapted layers can have."""
         most = min((min(module["shape"]) for module in self.coverage.modules), default=0)
-        start = STARTS[self.spec.init]
-        return most // start.vectors_per_rank if start else most
+        return most // STARTS[self.spec.init].vectors_per_rank
 
     def other_methods(self) -> dict[str, int]:
         """Return the values that other methods would train, by name; empty without a config."""

@@ -34,7 +34,7 @@ def attach_on_meta(model: nn.Module, spec: Spec) -> Adapter:
     with _NoRandomNumbers():
         adapter = attach(model, _with_random_starts(spec))
         settings = _settings_of(adapter, spec)
-        if any(STARTS[one.init] for one in settings.values()):
+        if not all(STARTS[one.init].is_random for one in settings.values()):
             detach(model)
             _refuse_starts(model, adapter, spec, settings)
             for name, one in settings.items():
@@ -45,11 +45,11 @@ def attach_on_meta(model: nn.Module, spec: Spec) -> Adapter:
 
 def _with_random_starts(spec: Spec) -> Spec:
     """Return the spec with a random start in place of each that needs weights or data."""
-    init = "kaiming" if STARTS[spec.init] else spec.init
+    init = spec.init if STARTS[spec.init].is_random else "kaiming"
     overrides = {}
     for pattern, change in spec.overrides.items():
-        needs_values = STARTS[change.get("init", init)] is not None
-        overrides[pattern] = {**change, "init": "kaiming"} if needs_values else change
+        is_random = STARTS[change.get("init", init)].is_random
+        overrides[pattern] = change if is_random else {**change, "init": "kaiming"}
     return replace(spec, init=init, overrides=overrides)
 
 
@@ -71,7 +71,7 @@ def _refuse_starts(
         faults += [f"{name}   {fault}" for fault in start_faults(spec.delta, one, known[name])]
     for name, one in settings.items():
         is_tied = spec.tie and isinstance(adapter.deltas[name], TiedLowRank)
-        if is_tied and STARTS[one.init]:
+        if is_tied and not STARTS[one.init].is_random:
             faults.append(
                 f"{name}   has the factors of an embedding: init {one.init!r} cannot start it"
             )
@@ -85,8 +85,7 @@ def _refuse_starts(
 
 def _as_started(delta: Delta, settings: Settings) -> Delta:
     """Return the delta as its start leaves it: with an offset if B does not start at zero."""
-    start = STARTS[settings.init]
-    if start is None or not start.moves_B or not isinstance(delta, LowRank):
+    if not STARTS[settings.init].moves_B or not isinstance(delta, LowRank):
         return delta
     return OffsetLowRank(delta.A.detach(), delta.B.detach(), **delta.options())
 

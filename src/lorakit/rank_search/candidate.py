@@ -10,6 +10,7 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.data.encode import Example
 from lorakit.errors import NOT_STARTED, DataError, SpecError
+from lorakit.inits.start import STARTS
 from lorakit.inject.attach import attach, attached, detach
 from lorakit.rank_search.config import CLASS_METRICS
 from lorakit.rank_search.evidence import Choice, RowScores, choose_rank, scores_by_row
@@ -101,8 +102,7 @@ def check_searchable(job: Job, spec: Spec, *, needs_plain: bool = True) -> None:
         SpecError: an adapter that is not plain low rank from its start on.
         DataError: nothing is held out.
     """
-    changes_base = spec.init in ("pissa", "pissa-fast", "olora", "lora-ga")
-    if needs_plain and (spec.delta != "lora" or changes_base):
+    if needs_plain and (spec.delta != "lora" or STARTS[spec.init].moves_B):
         kind = f"init {spec.init}" if spec.delta == "lora" else f"delta {spec.delta}"
         raise SpecError(
             f"{kind} cannot be cut or grown: that needs plain LoRA, and a start that leaves the "

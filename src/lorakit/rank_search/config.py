@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.spec import is_number, is_whole, option
+from lorakit.spec import Fault, is_number, is_whole, option
 from lorakit.text import plural
 
 HIGHEST = 32
@@ -19,7 +19,6 @@ TRAINING = ("truncate", "grid", "grow")  # the ways that train, and need data
 NEW_RUN, BY_LAYER = "a search starts a new run", "the search itself finds ranks by layer"
 # Settings of a run that a search does not take, and why.
 UNUSED = {"resume": NEW_RUN, "overwrite": NEW_RUN, "ranks": BY_LAYER, "rank_budget": BY_LAYER}
-Fault = tuple[str, str]  # a field, and what is wrong with its value
 
 
 @dataclass(frozen=True, kw_only=True)

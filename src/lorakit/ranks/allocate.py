@@ -12,7 +12,7 @@ from lorakit.errors import SpecError
 from lorakit.inits.from_data import as_batch_list, observe_inputs
 from lorakit.inits.start import STARTS
 from lorakit.inject.full_parameters import find_full_modules
-from lorakit.inject.places import Place, unmatched_patterns
+from lorakit.inject.places import Place, explain_unmatched
 from lorakit.inject.targets import select
 from lorakit.spec import Settings, Spec, alpha_for_scale, first_match, is_number, is_whole
 from lorakit.text import near_misses, plural
@@ -132,9 +132,7 @@ def count_rank_costs(model: nn.Module, spec: Spec, budget: int | None) -> RankCo
 
 def _largest_rank(place: Place, settings: Settings) -> int:
     """Return the largest rank for which the initialisation has enough singular vectors."""
-    start = STARTS[settings.init]
-    vectors_per_rank = start.vectors_per_rank if start else 1
-    return min(place.shape) // vectors_per_rank
+    return min(place.shape) // STARTS[settings.init].vectors_per_rank
 
 
 def _settings_at(settings: Settings, rank: int) -> RequestedSettings:
@@ -188,7 +186,7 @@ def _layer_weights(places: Places, shape: Shape) -> dict[str, float]:
     faults: list[str] = []
     weights: Mapping[str, float | None]
     if isinstance(shape, Mapping):
-        faults += unmatched_patterns(shape, places)
+        faults += explain_unmatched(shape, places)
         patterns = {name: first_match(shape, name) for name in places}
         weights = {
             name: None if pattern is None else shape[pattern] for name, pattern in patterns.items()

@@ -27,14 +27,18 @@ class SwappedWeightSite(Site[LayerT]):
 
     def __init__(self, kind: str, name: str):
         self.kind, self.name = kind, name
+        self.owner_name, _, self.key = name.rpartition(".")
+
+    def owner(self, layer: LayerT) -> nn.Module:
+        """Return the module that holds the weight: the layer, or one in it."""
+        return layer.get_submodule(self.owner_name)
 
     def weight_name(self) -> str:
         return self.name
 
     def stored_weight(self, layer: LayerT) -> nn.Parameter:
         """Return the layer's own parameter, also while another weight is swapped in."""
-        owner, _, key = self.name.rpartition(".")
-        weight = layer.get_submodule(owner)._parameters[key]
+        weight = self.owner(layer)._parameters[self.key]
         if weight is None:
             raise KeyError(self.name)
         return weight
@@ -54,15 +58,12 @@ class SwappedWeightSite(Site[LayerT]):
 
     def swap_in(self, layer: LayerT, changes: list[WeightedChange]) -> None:
         """Let the layer read its weight plus these changes, of the matrix or of slices of it."""
-        owner, _, key = self.name.rpartition(".")
-        module = layer.get_submodule(owner)
         # An attribute of the instance hides the parameter of the same name.
-        module.__dict__[key] = self.changed_weight(layer, changes)
+        self.owner(layer).__dict__[self.key] = self.changed_weight(layer, changes)
 
     def swap_out(self, layer: LayerT) -> None:
         """Let the layer read its own weight again."""
-        owner, _, key = self.name.rpartition(".")
-        layer.get_submodule(owner).__dict__.pop(key, None)
+        self.owner(layer).__dict__.pop(self.key, None)
 
     def matrix_faults(self, layer: LayerT, settings: Settings) -> list[str]:
         """Return the reasons that hold for the matrix, swapped or not."""
@@ -83,9 +84,8 @@ class NamedWeightSite(SwappedWeightSite[nn.Module]):
     """A weight with a name that is known beforehand."""
 
     def supports(self, layer: nn.Module) -> bool:
-        owner, _, key = self.name.rpartition(".")
         try:
-            weight = layer.get_submodule(owner)._parameters.get(key)
+            weight = self.owner(layer)._parameters.get(self.key)
         except AttributeError:
             return False
         return weight is not None and weight.is_floating_point()

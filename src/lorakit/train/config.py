@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.tasks import CHOICES
-from lorakit.spec import is_number, is_whole, option
+from lorakit.spec import Fault, is_number, is_whole, option
 from lorakit.text import near_misses, plural
 
 RANKS = (
@@ -21,7 +21,6 @@ RANKS = (
     "explained-variance",
     "suggested",
 )
-Fault = tuple[str, str]  # a field, and what is wrong with its value
 # Settings that a resumed run may change: none of them changes the weights at the end.
 CHANGEABLE = {
     "output",
