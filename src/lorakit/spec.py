@@ -394,8 +394,8 @@ def setting_faults(values: Mapping[str, object]) -> Iterator[Fault]:
     for name, allowed in (("scale_rule", tuple(SCALES)), ("init", INITS)):
         value = values[name]
         if value not in allowed:
-            choices = f"{value!r} is none of {', '.join(allowed)}"
-            yield name, f"{choices} {near_misses(str(value), allowed)}".rstrip()
+            fault = f"{value!r} is none of {', '.join(allowed)}"
+            yield name, f"{fault} {near_misses(str(value), allowed)}".rstrip()
 
 
 def _init_std_faults(init_std: object, init: object) -> Iterator[Fault]:

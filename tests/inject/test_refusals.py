@@ -248,6 +248,14 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             "  model.layers.1.self_attn.v_proj   rank 9 is above min(in, out) = 8 (16 -> 8)\n"
             "Nothing was attached.",
         ),
+        "two faults of one layer": (
+            lambda: nn.Sequential(nn.Linear(4, 4)),
+            Spec(targets=["0"], rank=9, delta="dora", init="pissa"),
+            SpecError,
+            "1 layer cannot be adapted with these settings.\n"
+            "  0   rank 9 is above min(in, out) = 4 (4 -> 4)\n"
+            "  0   init 'pissa' cannot start delta 'dora', only 'lora'\nNothing was attached.",
+        ),
         "rank above a convolution's": (
             lambda: nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(4, 4, 1, groups=4)),
             Spec(targets="conv", rank=9),

@@ -339,12 +339,14 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "transposed2d-float16",
     ),
     "rows get the ranks of others": (
-        edit(PlaceRouting, "stacked", "projected.masked_fill(masked, 0.0)", "projected"),
+        edit(PlaceRouting, "multiply_stacked", "projected.masked_fill(masked, 0.0)", "projected"),
         law.rows_equal_alone,
         "linear-float64",
     ),
     "a row's weights dropped": (
-        edit(PlaceRouting, "stacked", "projected * weight.to(projected.dtype)", "projected"),
+        edit(
+            PlaceRouting, "multiply_stacked", "projected * weight.to(projected.dtype)", "projected"
+        ),
         law.rows_equal_alone,
         "conv1d-bfloat16",
     ),
@@ -356,7 +358,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "sorted rows not put back": (
         edit(
             PlaceRouting,
-            "grouped",
+            "multiply_grouped",
             "zeros.index_copy(0, self.table.order_n, sorted_change)",
             "sorted_change",
         ),
@@ -366,7 +368,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "rows of an adapter mixed up": (
         edit(
             PlaceRouting,
-            "one_by_one",
+            "add_one_by_one",
             "x.index_select(0, index)",
             "x.index_select(0, index.flip(0))",
         ),

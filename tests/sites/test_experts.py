@@ -154,7 +154,7 @@ def test_no_dense_change_is_made(monkeypatch: pytest.MonkeyPatch):
     def summed(self: UnsummedWeight) -> Tensor:
         raise AssertionError("the change was summed")
 
-    monkeypatch.setattr(UnsummedWeight, "summed", summed)
+    monkeypatch.setattr(UnsummedWeight, "build_sum", summed)
     for family, way in FORMS:
         model, _ = adapted(family, way)
         logits(model).sum().backward()
@@ -240,7 +240,7 @@ USES = {
 
 @pytest.mark.parametrize("use", USES)
 def test_an_unsummed_weight_equals_the_sum_in_every_use(use: str):
-    got, want = USES[use](unsummed), USES[use](lambda *batch: unsummed(*batch).summed())
+    got, want = USES[use](unsummed), USES[use](lambda *batch: unsummed(*batch).build_sum())
     assert got.shape == want.shape and error(got, want) < 1e-12
 
 

@@ -106,9 +106,11 @@ class TokenRows(Delta):
         if site.kind != "embedding":
             return self.add_change(site, layer, x, y, torch.zeros_like(y), 1.0, in_place=False)
         change = self.difference(site.read(layer), transposed=True).to(y.dtype)
-        matches = x.unsqueeze(-1) == self.tokens
-        rows = F.embedding(matches.to(torch.uint8).argmax(-1), change)
-        return torch.where(matches.any(-1, keepdim=True), rows, torch.zeros_like(rows))
+        matches = x.unsqueeze(-1) == self.tokens  # (..., tokens)
+        numbers = matches.to(torch.uint8).argmax(-1)  # 0 also where no token matches
+        is_trained = matches.any(-1, keepdim=True)
+        rows = F.embedding(numbers, change)
+        return torch.where(is_trained, rows, torch.zeros_like(rows))
 
     def add_change(
         self,

@@ -325,7 +325,7 @@ def loss_of(model: nn.Module, batch: object) -> Tensor:
     """Return the model's loss for a batch.
 
     Raises:
-        SpecError: the output is no loss with a gradient, and has none.
+        SpecError: neither the output nor its `loss` is one value with a gradient.
     """
     out = run_batch(model, batch)
     loss = out if isinstance(out, Tensor) else getattr(out, "loss", None)

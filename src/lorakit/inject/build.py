@@ -137,11 +137,15 @@ def check_layers(selection: Selection) -> None:
         SpecError: the message names each layer and fault.
     """
     faults: list[str] = []
+    refused: list[str] = []
     for name in selection.places:
-        faults += [f"{name}   {fault}" for fault in _layer_faults(selection, name)]
+        faults_of_layer = [f"{name}   {fault}" for fault in _layer_faults(selection, name)]
+        if faults_of_layer:
+            refused.append(name)
+            faults += faults_of_layer
     if faults:
         raise SpecError(
-            f"{plural(len(faults), 'layer')} cannot be adapted with these settings.",
+            f"{plural(len(refused), 'layer')} cannot be adapted with these settings.",
             faults,
             "Nothing was attached.",
         )

@@ -51,7 +51,7 @@ def fit_adapter(
             f"The adapter does not fit {type(model).__name__}: {counts}.", faults, advice
         )
     check_base(model, adapter, full_modules, any_base=any_base, advice=advice)
-    _settle(adapter, places, parameters)
+    _move_to_layers(adapter, places, parameters)
     return adapter
 
 
@@ -78,7 +78,7 @@ def check_base(
         )
 
 
-def _settle(
+def _move_to_layers(
     adapter: Adapter, places: Mapping[str, Place], parameters: Mapping[str, nn.Parameter]
 ) -> None:
     """Order an adapter as the model is, and move its deltas to their layers."""

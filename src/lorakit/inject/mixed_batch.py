@@ -180,8 +180,8 @@ class PlaceRouting:
         deltas: delta of each adapter at this place, by the adapter's name.
 
     Attributes:
-        table: the adapters of each row. Whoever builds this object sets it: one table serves all
-            places with the same `ranks`.
+        table: the adapters of each row. It is set later, because all places with the same `ranks`
+            share one.
         is_stackable: whether the factors of several adapters can be joined in one pair.
         products: the deltas, to be used only if stackable: then each is a plain product B A.
     """
@@ -223,30 +223,30 @@ class PlaceRouting:
             out: y, and the changes added before.
         """
         if not self.is_stackable or self.table.is_uniform:
-            return self.one_by_one(layer, x, y, out)
+            return self.add_one_by_one(layer, x, y, out)
         if not x.numel() or self._drops_inputs():
-            return self.one_by_one(layer, x, y, out)
+            return self.add_one_by_one(layer, x, y, out)
         first = next(iter(self.products.values()))
         outputs, inputs = first.shape
         vectors = x.numel() // inputs if self.is_dense else x.numel()
         waste = vectors * self.table.wasted_rank * (inputs + outputs)
         if waste <= MAX_WASTE.get(y.dtype, 0):
-            return out + self.stacked(layer, x, y)
+            return out + self.multiply_stacked(layer, x, y)
         if not self.is_dense:
-            return self.one_by_one(layer, x, y, out)
+            return self.add_one_by_one(layer, x, y, out)
         rows = x.shape[0]
         x_nti = x.reshape(rows, vectors // rows, inputs)
         if _grouped_is_faster(x_nti, outputs, y.dtype):
-            change_nto = self.grouped(x_nti, y.dtype)
+            change_nto = self.multiply_grouped(x_nti, y.dtype)
         else:
-            change_nto = self.batched(x_nti, y.dtype)
+            change_nto = self.multiply_batched(x_nti, y.dtype)
         change = change_nto.view(*x.shape[:-1], outputs)
         return out + self.site.scatter_outputs(change, 0.0)
 
     def _drops_inputs(self) -> bool:
         return any(delta.dropout and delta.training for delta in self.deltas.values())
 
-    def one_by_one(self, layer: nn.Module, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    def add_one_by_one(self, layer: nn.Module, x: Tensor, y: Tensor, out: Tensor) -> Tensor:
         """Return `out` plus each adapter's change of its own rows, by the forward of its delta."""
         for name, (index, weight) in self.table.adapter_rows.items():
             delta = self.deltas[name]
@@ -261,7 +261,7 @@ class PlaceRouting:
                 out = out.index_add(0, index, change)
         return out
 
-    def stacked(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    def multiply_stacked(self, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """Return the change: all ranks of all adapters, those of other rows' adapters masked."""
         A_si, B_os = self.join_factors("stacked", y.dtype)
         projected = self.site.project(layer, A_si, x)  # (n, ..., s)
@@ -275,7 +275,7 @@ class PlaceRouting:
             projected = projected * weight.to(projected.dtype)
         return self.site.expand(layer, B_os, projected, y)
 
-    def grouped(self, x_nti: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply_grouped(self, x_nti: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the change (n, t, o): rows sorted by group, one product for each group."""
         A_gri, B_gor = self.join_factors("grouped", dtype)
         rows, per_row, _ = x_nti.shape
@@ -288,7 +288,7 @@ class PlaceRouting:
         zeros = torch.zeros_like(sorted_change)
         return zeros.index_copy(0, self.table.order_n, sorted_change)
 
-    def batched(self, x_nti: Tensor, dtype: torch.dtype) -> Tensor:
+    def multiply_batched(self, x_nti: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the change (n, t, o): each row with a copy of its group's factors."""
         A_gri, B_gor = self.join_factors("grouped", dtype)
         A_nri = A_gri.index_select(0, self.table.group_n)

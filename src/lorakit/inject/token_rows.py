@@ -124,7 +124,10 @@ def _count_fault(pattern: str, count: int, places: Mapping[str, Place]) -> str:
 def _places_of_weight(
     place: Place, places: Mapping[str, Place], parameters: Mapping[str, nn.Parameter]
 ) -> list[str]:
-    """Return the names of the places that are all of the same parameter; empty if it is none."""
+    """Return the names of the layers that share the stored weight of a place, itself included.
+
+    The result is empty if the weight is not a parameter.
+    """
     parameter = parameters.get(place.weight_name)
     if parameter is None:
         return []

@@ -206,7 +206,7 @@ class DenseSite(Site[LayerT]):
 
 
 def rank_faults(rank: int, inputs: int, outputs: int, name: str = "out") -> list[str]:
-    """Return the fault of a rank above both sizes of the matrix, if there is one.
+    """Return the fault of a rank above the smaller size of the matrix, if there is one.
 
     Args:
         rank: the rank.

@@ -78,17 +78,17 @@ class UnsummedWeight:
             experts = cast(Tensor, index)
             pairs = [(left[experts], right[experts]) for left, right in self.pairs]
             return UnsummedWeight(self.base[experts], pairs)
-        return self.summed()[cast(Any, index)]
+        return self.build_sum()[cast(Any, index)]
 
     def transpose(self, one: int, two: int) -> "UnsummedWeight | Tensor":
         """Return it with its last two axes exchanged; any other exchange builds the sum."""
         axes = self.base.ndim
         if {one % axes, two % axes} != {axes - 2, axes - 1}:
-            return self.summed().transpose(one, two)
+            return self.build_sum().transpose(one, two)
         pairs = [(right.mT, left.mT) for left, right in self.pairs]
         return UnsummedWeight(self.base.mT, pairs)
 
-    def summed(self) -> Tensor:
+    def build_sum(self) -> Tensor:
         """Return the sum, as a merge builds it except that it is in the base's dtype."""
         changes = [left @ right for left, right in self.pairs]
         terms = torch.stack([self.base, *changes])
@@ -100,7 +100,7 @@ class UnsummedWeight:
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  any attribute of a tensor
         if name.startswith("__") or name in ("base", "pairs"):
             raise AttributeError(name)
-        tensor = self.base if name in METADATA else self.summed()
+        tensor = self.base if name in METADATA else self.build_sum()
         return getattr(tensor, name)
 
     @classmethod
@@ -118,8 +118,8 @@ class UnsummedWeight:
             return _multiply_by(function, name, args, kwargs)
         if positions == [0] and name in PRODUCTS_BY_LEFT:
             return _multiply(function, *args)
-        summed_args = [_sum(value) for value in args]
-        summed_kwargs = {key: _sum(value) for key, value in kwargs.items()}
+        summed_args = [_replace_by_sum(value) for value in args]
+        summed_kwargs = {key: _replace_by_sum(value) for key, value in kwargs.items()}
         return function(*summed_args, **summed_kwargs)
 
 
@@ -156,8 +156,8 @@ def _multiply(function: Callable[..., Tensor], weight: UnsummedWeight, x: Tensor
     return y
 
 
-def _sum(value: object) -> object:
-    return value.summed() if isinstance(value, UnsummedWeight) else value
+def _replace_by_sum(value: object) -> object:
+    return value.build_sum() if isinstance(value, UnsummedWeight) else value
 
 
 def _pad_rank(factor: Tensor, axis: int) -> Tensor:
