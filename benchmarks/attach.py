@@ -5,6 +5,9 @@ them but the head, one thread. Each side gets a new copy of the model each round
 seconds, of Python's garbage collection too, which is run before each side so that none pays for
 what was there. "load" reads the adapter's folder and attaches it. The command and the import are
 started as processes of their own; CPU seconds of these.
+
+Run: `python benchmarks/attach.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 import copy

@@ -2,12 +2,14 @@
 width of the model.
 
 Setting: a step as `lorakit train` takes it (loss, backward, AdamW on float32 adapters of rank 16 on
-    all linear layers, no
-dropout) of stories260K, MiniLM and Llamas of random weights (2 blocks, 1,024 tokens of vocabulary),
-on 1,024 tokens in rows of 128, one thread, the two dtypes in turn. Time is CPU time. From a width
-of `lorakit.models.load.BFLOAT16_WIDTH` bfloat16 is the default.
+all linear layers, no dropout) of stories260K, MiniLM and Llamas of random weights (2 blocks, 1,024
+tokens of vocabulary), on 1,024 tokens in rows of 128, one thread, the two dtypes in turn. Time is
+CPU time. From a width of `lorakit.models.load.BFLOAT16_WIDTH` bfloat16 is the default.
 
 Criterion: at that width and above bfloat16 is faster, on a processor that multiplies in it.
+
+Run: `python benchmarks/base_dtype.py`; `--help` lists its flags; with `--quick` it only shows that
+it works.
 """
 
 import sys

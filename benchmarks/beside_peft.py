@@ -297,7 +297,7 @@ def write(
     import report
 
     if quick:
-        print(f"{parts['doc'].partition(chr(10))[0]}\n")
+        print(f"{report.split_doc(doc)[0]}\n")
         print(
             report.shown(parts) if "measures" in parts else json.dumps(parts, indent=1, default=str)
         )

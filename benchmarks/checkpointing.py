@@ -2,9 +2,11 @@
 all of a block?
 
 Setting: that of `step.py`. "kept" is what PyTorch's allocator has given out and not taken back when
-    the forward pass ends,
-"peak" the most that it has given out at once until the backward pass ends; weights and AdamW's
-moments are in neither.
+the forward pass ends, "peak" the most that it has given out at once until the backward pass ends;
+weights and AdamW's moments are in neither.
+
+Run: `python benchmarks/checkpointing.py`; `--help` lists its flags; with `--quick` it only shows
+that it works.
 """
 
 import time

@@ -4,6 +4,9 @@ Two adapters with random factors on four layers of 512 x 512, combined by PEFT '
 'cat' and by `lorakit combine`, from the same files. The error is that of ΔW against the weighted
 sum of the two ΔW in float64, relative, over all layers. 'linear' sums factors, and (B1 + B2)(A1 +
 A2) is not B1 A1 + B2 A2; 'svd' takes a dense SVD of every layer.
+
+Run: `python benchmarks/combine_beside_peft.py`; `--help` lists its flags; with `--quick` it only
+shows that it works.
 """
 
 import tempfile

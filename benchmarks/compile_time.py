@@ -1,9 +1,11 @@
 """How long does torch.compile take for a model with adapters, beside the frozen model?
 
 Setting: that of `step.py`; the first step of each is timed, in turn and in one process, CPU
-    seconds. What was compiled before
-is forgotten and the compiler's caches are off. The step itself is in it, and the C++ compiler that
-is started.
+seconds. What was compiled before is forgotten and the compiler's caches are off. The step itself is
+in it, and the C++ compiler that is started.
+
+Run: `python benchmarks/compile_time.py`; `--help` lists its flags; with `--quick` it only shows
+that it works.
 """
 
 import gc

@@ -3,24 +3,25 @@ model and a distilled one
 
 stories260K, all of it fine-tuned on public-domain books (the split of `oz_books.py`), then
 extracted at several ranks: the truncated difference of every matrix, norms carried whole. Beside it
-    LoRA trained from the same base at the same rank, on the
-same batches with the same number of steps, the learning rates chosen on other passages (LoRA: of
-`oz_books.py`). Held-out perplexity of 45 passages; KL is that to the tuned model on those;
-forgetting is the perplexity on 60 of the stories that the base was made from. A rank of 64 is all
-that these matrices have. One thread, one seed.
+LoRA trained from the same base at the same rank, on the same batches with the same number of steps,
+the learning rates chosen on other passages (LoRA: of `oz_books.py`). Held-out perplexity of 45
+passages; KL is that to the tuned model on those; forgetting is the perplexity on 60 of the stories
+that the base was made from. A rank of 64 is all that these matrices have. One thread, one seed.
 
 Two other things that a low rank or a small model is used for, and that LoRA is not: the tuned
-    model's own matrices W cut to a
-rank by SVD (it compresses a model and learns nothing), and a student with three of the five layers
-that learns the tuned model's answers on the same batches (distillation: a new, smaller model that
-needs no base).
+model's own matrices W cut to a rank by SVD (it compresses a model and learns nothing), and a
+student with three of the five layers that learns the tuned model's answers on the same batches
+(distillation: a new, smaller model that needs no base).
 
 Predicted: extraction needs more rank than LoRA for the same perplexity, because no training chose
-    its directions; W cut to
-rank 8 is worse than the base before any training; LoRA at full rank (that of k and v is 32) comes
-near full fine-tuning and does not reach it, because embeddings and norms stay.
+its directions; W cut to rank 8 is worse than the base before any training; LoRA at full rank (that
+of k and v is 32) comes near full fine-tuning and does not reach it, because embeddings and norms
+stay.
 
 Read with care: the model is so small that rank 16 is a third of it.
+
+Run: `python benchmarks/extract.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 import copy

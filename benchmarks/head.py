@@ -2,12 +2,15 @@
 on all logits?
 
 Setting: hidden states of random values, width 896, a frozen head, one thread; forward and backward
-    to the hidden state, the
-two ways in turn, round by round; all positions labelled, and a quarter of them, as with masked
-prompts. Time is CPU time, the peak what PyTorch's allocator gives out at most while it runs.
+to the hidden state, the two ways in turn, round by round; all positions labelled, and a quarter of
+them, as with masked prompts. Time is CPU time, the peak what PyTorch's allocator gives out at most
+while it runs.
 
 Criteria: with all positions labelled a peak of at most a fifth of the plain way's, and no more time
-    (5 % for noise).
+(5 % for noise).
+
+Run: `python benchmarks/head.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 import sys

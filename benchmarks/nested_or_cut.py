@@ -1,16 +1,17 @@
 """Can one run serve every lower rank: nested ranks trained together, or a plain run that is cut?
 
 Nested: a rank drawn at each step, the first so many directions trained with one scale for all, so
-    that every prefix is an
-adapter of its own. Cut: a plain run at the highest rank, then the truncated SVD of every change;
-and the same trained on for a few steps (3 % of the run for each rank, half the learning rate).
-Beside one run per rank. All with the same steps, batches, learning rate and seed. oz-books on
-stories260K (loss), sst2 on MiniLM (accuracy, 400 rows), as in `which_rank.py` but shorter. One
-thread, one seed.
+that every prefix is an adapter of its own. Cut: a plain run at the highest rank, then the truncated
+SVD of every change; and the same trained on for a few steps (3 % of the run for each rank, half the
+learning rate). Beside one run per rank. All with the same steps, batches, learning rate and seed.
+oz-books on stories260K (loss), sst2 on MiniLM (accuracy, 400 rows), as in `which_rank.py` but
+shorter. One thread, one seed.
 
 Criterion: what `lorakit rank` does, cut and trained on, is nearer to one run per rank than nested
-    ranks are, on average over
-ranks.
+ranks are, on average over ranks.
+
+Run: `python benchmarks/nested_or_cut.py`; `--help` lists its flags; with `--quick` it only shows
+that it works.
 """
 
 from collections.abc import Iterator

@@ -4,6 +4,9 @@ Setting: three models of random weights, random tokens, rank 16 on all linear la
 AdamW, one thread. The estimate is `seconds_per_step` at rates that are measured anew for each model
 in half a second. The measured time is the least CPU time of a step with lorakit's own loss:
 forward, backward and optimizer. tests/plan/test_memory.py compares the peaks of memory.
+
+Run: `python benchmarks/plan_time.py`; `--help` lists its flags; with `--quick` it only shows that
+it works.
 """
 
 import time

@@ -1,19 +1,21 @@
 """Where should the rank be: in the lower layers, the upper ones, or where the gradient says?
 
 Setting: stories260K on the passages of oz_books.py, the values of rank 8 on all linear layers as
-    the budget, three seeds, one
-thread. `even`, `bottom-heavy` and `top-heavy` spend the whole budget on all layers
-(lorakit.allocate_ranks; the heavy half of the layers has three times the rank). `suggested` and
-`random` spend half of it, at rank 8: on the layers that lorakit.select_layers takes by a probe of
-eight batches, and on layers drawn by the seed in random order while they fit. The learning rate is
-that of oz_books.py; runs are short (40 steps of 8), so differences are those of the start of a
-training.
+the budget, three seeds, one thread. `even`, `bottom-heavy` and `top-heavy` spend the whole budget
+on all layers (lorakit.allocate_ranks; the heavy half of the layers has three times the rank).
+`suggested` and `random` spend half of it, at rank 8: on the layers that lorakit.select_layers takes
+by a probe of eight batches, and on layers drawn by the seed in random order while they fit. The
+learning rate is that of oz_books.py; runs are short (40 steps of 8), so differences are those of
+the start of a training.
 
 Criterion: the suggested layers give a lower held-out perplexity than random ones, on average and
-    with each seed.
+with each seed.
 
 Predicted: even is best or within the spread of the best; suggested beats random by more than the
-    spread over seeds.
+spread over seeds.
+
+Run: `python benchmarks/rank_schedules.py`; `--help` lists its flags; with `--quick` it only shows
+that it works.
 """
 
 from dataclasses import replace

@@ -134,10 +134,16 @@ def targets(part: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def split_doc(doc: str) -> tuple[str, str]:
+    """Return the question of a benchmark, in one line, and its text without the command."""
+    question, _, text = doc.strip().partition("\n\n")
+    return " ".join(question.split()), text.partition("Run: ")[0].strip()
+
+
 def section(name: str, part: dict[str, Any]) -> str:
     """Return one benchmark: its docstring, settings, table, and what else it shows."""
-    title, body = split_title(part["doc"])
-    lines = [f"## {title}", body, ""]
+    title, text = split_doc(part["doc"])
+    lines = [f"## {title}", text, ""]
     if "setting" in part:
         s = part["setting"]
         lines += [
@@ -158,12 +164,6 @@ def section(name: str, part: dict[str, Any]) -> str:
     script = name.removesuffix("_full").removesuffix("_cuda")
     lines += [f"Measured by `benchmarks/{script}.py` on {machine(part)}", ""]
     return "\n".join(lines)
-
-
-def split_title(doc: str) -> tuple[str, str]:
-    """Return the first paragraph of a docstring as one line, and the rest."""
-    title, _, body = doc.partition("\n\n")
-    return " ".join(title.split()), body.strip()
 
 
 def machine(part: dict[str, Any]) -> str:
@@ -289,7 +289,7 @@ def figure(numbers: Sequence[float], form: str) -> str:
 
 
 PARTS = {  # after the name in a mark, as in `figures: step.targets`
-    "": lambda part: f"**{split_title(part['doc'])[0]}**\n\n{runs_table(part)}",
+    "": lambda part: f"**{split_doc(part['doc'])[0]}**\n\n{runs_table(part)}",
     "runs": runs_table,
     "settings": settings_table,
     "growth": growth_table,

@@ -1,24 +1,22 @@
 """What does it cost if each row of a batch has its own adapter, and what does switching cost?
 
 Setting: a Llama made on the spot (1 layer, width 512, MLP 1024), rank 16 on all linear layers, one
-    thread, no gradient.
-Batches of 8 and 32 rows, of 1 token (as in generation) and of 128 (as in reading a prompt), with 1
-to 32 adapters, the rows dealt to them in turn (8 x 128: 8 rows of 128 tokens).
-Beside `route`: the base alone; one adapter for all rows (`enable`); and each adapter alone on its
-rows, one forward pass after the other. In every round each runs once, in turn; figures are medians
-over rounds of the ratio to the base in the same round. Other work on the machine makes single
-rounds noisy.
-Switching: on the same model, between two adapters by `enable`, and merged (`unmerge`, `enable`,
-    `merge`), against reading
-the model from disk again.
+thread, no gradient. Batches of 8 and 32 rows, of 1 token (as in generation) and of 128 (as in
+reading a prompt), with 1 to 32 adapters, the rows dealt to them in turn (8 x 128: 8 rows of 128
+tokens). Beside `route`: the base alone; one adapter for all rows (`enable`); and each adapter alone
+on its rows, one forward pass after the other. In every round each runs once, in turn; figures are
+medians over rounds of the ratio to the base in the same round. Other work on the machine makes
+single rounds noisy. Switching: on the same model, between two adapters by `enable`, and merged
+(`unmerge`, `enable`, `merge`), against reading the model from disk again.
 
 Criteria: with several adapters `route` takes less time than each alone on its rows; and there and
-    back again the
-weights and outputs have the same bits.
+back again the weights and outputs have the same bits.
 
 Predicted: at one token, 1.1 to 2 times the base with 8 adapters, where each alone takes 3 to 8
-    times; at 128 tokens about what
-one adapter for all takes.
+times; at 128 tokens about what one adapter for all takes.
+
+Run: `python benchmarks/rows.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 import tempfile

@@ -1,21 +1,22 @@
 """When does an adapter that all tasks share pay, beside one that is each task's own?
 
 Setting: stories260K (260,032 parameters) learns three kinds of text at once: prose (the Wizard of
-    Oz), plays (Tiny Shakespeare)
-and sums in words (GSM8K, question and answer). Every batch holds 2 sequences of 128 tokens of each,
-and `route` sends each row to its adapters. Three sides of as many parameters, on all linear layers,
-alpha 32: an adapter of rank 8 a task; one of rank 24 for all; one of rank 12 for all plus one of
-rank 4 a task. 32 steps of AdamW, one thread, two seeds. Twice: with 8 sequences a task, each seen 8
-times, and with 64, each seen once. The learning rate of each side was chosen from 0.001 and 0.003
-on 20 other sequences a task, with a seed that is not reported. Reported is perplexity on 40
-held-out sequences a task; `mean` is the geometric mean over tasks.
+Oz), plays (Tiny Shakespeare) and sums in words (GSM8K, question and answer). Every batch holds 2
+sequences of 128 tokens of each, and `route` sends each row to its adapters. Three sides of as many
+parameters, on all linear layers, alpha 32: an adapter of rank 8 a task; one of rank 24 for all; one
+of rank 12 for all plus one of rank 4 a task. 32 steps of AdamW, one thread, two seeds. Twice: with
+8 sequences a task, each seen 8 times, and with 64, each seen once. The learning rate of each side
+was chosen from 0.001 and 0.003 on 20 other sequences a task, with a seed that is not reported.
+Reported is perplexity on 40 held-out sequences a task; `mean` is the geometric mean over tasks.
 
 Criterion: with 8 sequences a task the side that shares and specialises is not worse than the better
-    of sharing alone and
-separate adapters, by more than the spread over seeds.
+of sharing alone and separate adapters, by more than the spread over seeds.
 
 Predicted: with 8 sequences sharing helps a little, because English is common to all; with 64
-    separate adapters are as good.
+separate adapters are as good.
+
+Run: `python benchmarks/shared_and_specific.py`; `--help` lists its flags; with `--quick` it only
+shows that it works.
 """
 
 import json

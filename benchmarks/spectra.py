@@ -4,6 +4,9 @@ The singular values and directions of one change of 4096 x 4096, rank 16. kohya'
 `add_weighted_adapter` build B A and take `torch.linalg.svd` of it in float32, all rows and columns
 of U and V with it; lorakit takes QR of the factors and the SVD of a 16 x 16 core, in float64. One
 thread, one process, the same factors; the error is against the core's own values in float64.
+
+Run: `python benchmarks/spectra.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 import time

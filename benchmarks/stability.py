@@ -3,23 +3,22 @@
 stories260K on oz-books, all linear layers, lorakit's own loop, one thread. Three questions.
 
 Rates: ranks 2, 8 and 32 with the scale alpha / r and alpha / sqrt(r), equally strong at rank 8, one
-    learning rate, 60 steps:
-the spread of the three loss curves, which is small where a learning rate found at one rank serves
-the others.
+learning rate, 60 steps: the spread of the three loss curves, which is small where a learning rate
+found at one rank serves the others.
 
 Instability: learning rates from a tenth of the usual to a hundred times it, three seeds each, 60
-    steps, gradients not
-clipped: what the loop's guard, the detector of jumps and that of a loss that ends above its
-    beginning say of each run. A run
-that explodes is stopped, its last good checkpoint kept.
+steps, gradients not clipped: what the loop's guard, the detector of jumps and that of a loss that
+ends above its beginning say of each run. A run that explodes is stopped, its last good checkpoint
+kept.
 
 Overfitting: 40 passages, 160 steps, so that each is read often: loss on them and on held-out ones
-    by rank, without dropout
-and with dropout 0.2 on the input of A.
+by rank, without dropout and with dropout 0.2 on the input of A.
 
 Criteria: a learning rate a hundred times the usual is noticed in every seed, the usual one in none;
-    the gap between held-out
-and trained loss is larger at rank 32 than at rank 1.
+the gap between held-out and trained loss is larger at rank 32 than at rank 1.
+
+Run: `python benchmarks/stability.py`; `--help` lists its flags; with `--quick` it only shows that
+it works.
 """
 
 from dataclasses import replace

@@ -2,14 +2,16 @@
 input-gradient, and beside PEFT?
 
 Setting: models of random weights on random tokens (MiniLM as it is), rank 16 on all linear layers,
-    AdamW on what trains, one
-thread. Adapters are float32 on both sides (PEFT's and lorakit's default), on the same layers, with
-as many values. "floor" is the frozen model with the gradient of its input and nothing else. All
-variants live in one process and take turns, round by round; the time is the CPU time of forward,
-backward and optimizer (on a GPU that between two events). Saved activations are the distinct
-storages that autograd keeps between forward and backward, those of parameters left out; the peak is
-what the allocator gives out at most in a step, beside weights, adapters and optimizer. Growth with
-rank and with length is that of two blocks of the first model.
+AdamW on what trains, one thread. Adapters are float32 on both sides (PEFT's and lorakit's default),
+on the same layers, with as many values. "floor" is the frozen model with the gradient of its input
+and nothing else. All variants live in one process and take turns, round by round; the time is the
+CPU time of forward, backward and optimizer (on a GPU that between two events). Saved activations
+are the distinct storages that autograd keeps between forward and backward, those of parameters left
+out; the peak is what the allocator gives out at most in a step, beside weights, adapters and
+optimizer. Growth with rank and with length is that of two blocks of the first model.
+
+Run: `python benchmarks/step.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 import gc

@@ -8,6 +8,9 @@ on all tokens that are trained; one seed, one thread. The share tells how much o
 own adapter gains another's does: 1 is all of it, below 0 is harm.
 
 Criterion: each task is served best by its own adapter.
+
+Run: `python benchmarks/transfer.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 from dataclasses import replace

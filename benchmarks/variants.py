@@ -5,6 +5,9 @@ than a layer allows; each init is tried with plain LoRA. All else is as in the b
 oz-books (stories260K; here 80 steps of 10 sequences) and sst2 (MiniLM; here 2,000 of the 6,000
 rows): same batches, same learning rate, which was chosen for LoRA and for the long form; a variant
 may do better with one of its own. One thread. Saved activations are those of the first step.
+
+Run: `python benchmarks/variants.py`; `--help` lists its flags; with `--quick` it only shows that it
+works.
 """
 
 import copy
@@ -21,6 +24,7 @@ import oz_books
 import sst2
 import torch
 from beside_peft import SEEDS, Setting, arguments, model_at, score, steps_of, write
+from report import split_doc
 from torch import nn
 
 import lorakit
@@ -162,7 +166,7 @@ def main() -> None:
         quality = {TASKS[task][1]: [TASKS[task][1], ".4f" if task == "sst2" else ".2f"]}
         write(
             f"variants_{task}",
-            f"{TITLES[task]}\n{__doc__.partition(chr(10))[2]}",
+            f"{TITLES[task]}\n\n{split_doc(__doc__)[1]}",
             quick=asked.quick,
             setting=setting,
             runs=runs,

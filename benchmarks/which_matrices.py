@@ -10,11 +10,13 @@ on q and v, and on all four; sst2, one seed. Same steps, batches and learning ra
 tried with alpha 8 too, the scale that rank 8 has.
 
 Predicted, from the paper: two matrices at half the rank are not worse than one at the whole; rank 1
-    is near rank 64 on q and v.
+is near rank 64 on q and v.
 
 Criterion: on both tasks the best of the choices with two or four matrices is not worse than the
-    best single one, by more than
-the standard error of the held-out rows.
+best single one, by more than the standard error of the held-out rows.
+
+Run: `python benchmarks/which_matrices.py`; `--help` lists its flags; with `--quick` it only shows
+that it works.
 """
 
 from dataclasses import replace

@@ -9,15 +9,16 @@ honest way trains each rank by itself with three seeds, on as many steps, at the
 and measures on all held-out rows. One thread.
 
 Tried first: the smallest rank that is within one standard error of the best on the rows that were
-    measured. On sst2, where 78
-rows are measured, that took rank 1, which trained by itself is 0.0164 behind the best, whose
-standard error is 0.0132; and with 15 % of the run's steps for training on and as much for
-measuring, oz-books took 1.31 times one run.
+measured. On sst2, where 78 rows are measured, that took rank 1, which trained by itself is 0.0164
+behind the best, whose standard error is 0.0132; and with 15 % of the run's steps for training on
+and as much for measuring, oz-books took 1.31 times one run.
 
 Criteria: at the rank that the search recommends, the honest way is within one standard error of its
-    best (that of the
-held-out rows, averaged over seeds); the search takes no more than 1.3 times the CPU time of the one
-run in it.
+best (that of the held-out rows, averaged over seeds); the search takes no more than 1.3 times the
+CPU time of the one run in it.
+
+Run: `python benchmarks/which_rank.py`; `--help` lists its flags; with `--quick` it only shows that
+it works.
 """
 
 import time

@@ -2,18 +2,19 @@
 with transformers' Trainer?
 
 Setting: a Llama of random weights (4 blocks, width 512, 32,768 tokens of vocabulary) and rows of
-    random tokens whose lengths
-are spread like those of instruction data: prompts, which are masked, of 60 tokens in the median,
-    answers of 40, both
-log-normal, cut at 512 together. One pass over 160 rows in batches of 16, AdamW, rank 16 on all
-linear layers, one thread. "PEFT" is what its documentation shows: `get_peft_model`, `Trainer`,
-`DataCollatorForSeq2Seq`, which pads each batch to its longest; its base is bfloat16, its dropout
-0.05. "lorakit" has the same dtype, dropout, rank and batches; "defaults" leaves all but the rows to
-lorakit, the dtype too. Sides take turns, each time on a new model; the time is CPU time of the
-whole training call, lorakit's rehearsal of the longest batch and last checkpoint counted in, and
-only tokens with a label count.
+random tokens whose lengths are spread like those of instruction data: prompts, which are masked, of
+60 tokens in the median, answers of 40, both log-normal, cut at 512 together. One pass over 160 rows
+in batches of 16, AdamW, rank 16 on all linear layers, one thread. "PEFT" is what its documentation
+shows: `get_peft_model`, `Trainer`, `DataCollatorForSeq2Seq`, which pads each batch to its longest;
+its base is bfloat16, its dropout 0.05. "lorakit" has the same dtype, dropout, rank and batches;
+"defaults" leaves all but the rows to lorakit, the dtype too. Sides take turns, each time on a new
+model; the time is CPU time of the whole training call, lorakit's rehearsal of the longest batch and
+last checkpoint counted in, and only tokens with a label count.
 
 Criteria: at least 2.5 times PEFT's tokens a second, with the same settings and by default.
+
+Run: `python benchmarks/whole_job.py`; `--help` lists its flags; with `--quick` it only shows that
+it works.
 """
 
 import logging
