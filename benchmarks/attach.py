@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from beside_peft import arguments, write
+from beside_peft import parse_arguments, write
 
 import lorakit
 
@@ -36,7 +36,7 @@ STARTED = {
 }
 
 
-def model(blocks: int) -> Any:
+def build_model(blocks: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(
@@ -51,7 +51,7 @@ def model(blocks: int) -> Any:
     )
 
 
-def ours(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+def prepare_lorakit(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield what lorakit does, by what it is called; a copy of the base is used for each but
     saving.
     """
@@ -66,7 +66,7 @@ def ours(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "load", lambda: lorakit.attach(base(), lorakit.Adapter.load(folder / "ours"))
 
 
-def peft(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+def prepare_peft(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Yield what PEFT does, likewise."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -81,10 +81,10 @@ def peft(base: Any, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "load", lambda: PeftModel.from_pretrained(base(), folder / "peft")
 
 
-SIDES = {"PEFT": peft, "lorakit": ours}
+SIDES = {"PEFT": prepare_peft, "lorakit": prepare_lorakit}
 
 
-def round_of(model: Any) -> Iterator[tuple[str, str, float]]:
+def run_round(model: Any) -> Iterator[tuple[str, str, float]]:
     """Yield side, what it did and the CPU seconds of each."""
     for side, steps in SIDES.items():
         with TemporaryDirectory() as folder:
@@ -97,7 +97,7 @@ def round_of(model: Any) -> Iterator[tuple[str, str, float]]:
                 yield side, what, time.process_time() - begun
 
 
-def started(code: str) -> float:
+def time_process(code: str) -> float:
     """Return the CPU seconds of a process that runs this, which must not load torch.
 
     Raises:
@@ -118,13 +118,13 @@ def started(code: str) -> float:
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     torch.set_num_threads(1)
-    base, rounds = model(2 if asked.quick else BLOCKS), 2 if asked.quick or asked.short else 5
-    list(round_of(model(1)))  # what is imported on the way is not counted
+    base, rounds = build_model(2 if asked.quick else BLOCKS), 2 if asked.quick or asked.short else 5
+    list(run_round(build_model(1)))  # what is imported on the way is not counted
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
-        for side, what, seconds in round_of(base):
+        for side, what, seconds in run_round(base):
             times.setdefault((side, what), []).append(seconds)
     rows = [
         {
@@ -136,7 +136,7 @@ def main() -> None:
         for (side, what), taken in times.items()
     ]
     for name, code in STARTED.items():
-        taken = [started(code) for _ in range(rounds)]
+        taken = [time_process(code) for _ in range(rounds)]
         rows.append(
             {"side": name, "min": min(taken), "median": median(taken), "of_peft": float("nan")}
         )

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from beside_peft import arguments, model_at, write
+from beside_peft import find_model, parse_arguments, write
 
 import lorakit
 from lorakit.data.batches import collate
@@ -30,7 +30,7 @@ WIDTHS, LENGTH, TOKENS = (128, 256, 384, 512, 768, 1024), 128, 1024
 DTYPES = ("float32", "bfloat16")
 
 
-def llama(width: int, dtype: torch.dtype) -> Any:
+def build_llama(width: int, dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = width // 64
@@ -55,12 +55,12 @@ class Step:
     def __init__(self, name: str, dtype: str, tokens: int):
         if name.startswith("Llama"):
             self.model, self.task = (
-                llama(int(name.rpartition(" ")[2]), getattr(torch, dtype)),
+                build_llama(int(name.rpartition(" ")[2]), getattr(torch, dtype)),
                 "causal-lm",
             )
         else:
             self.task = "classify" if name == "MiniLM" else "causal-lm"
-            where = "builtin:minilm" if name == "MiniLM" else model_at("models/stories260K")
+            where = "builtin:minilm" if name == "MiniLM" else find_model("models/stories260K")
             self.model = load(
                 where, self.task, labels=("a", "b") if self.task == "classify" else (), dtype=dtype
             ).model
@@ -100,7 +100,7 @@ def measure(name: str, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     torch.set_num_threads(1)
     names = ["stories260K", "MiniLM", *(f"Llama {width}" for width in WIDTHS)]
     runs = [

@@ -75,7 +75,7 @@ class Side:
     adapted: set[str]  # names of the adapted layers in the base model
 
 
-def folder() -> Path:
+def find_data() -> Path:
     """Return the folder of real models and data sets, or stop with a line that says what is
     missing.
     """
@@ -89,15 +89,17 @@ def folder() -> Path:
     )
 
 
-def model_at(path: str) -> str:
+def find_model(path: str) -> str:
     """Return what `load` takes for a model that is named relative to the data folder."""
-    return path if path.startswith("builtin:") else str(folder() / path)
+    return path if path.startswith("builtin:") else str(find_data() / path)
 
 
 def adapt(side: str, setting: Setting, seed: int, loaded: Loaded | None = None) -> Side:
     """Load the base (unless it is given) and let one side adapt it; a new head is trained whole."""
     torch.set_num_threads(setting.threads)
-    loaded = loaded or load(model_at(setting.model), setting.task, labels=setting.labels, seed=seed)
+    loaded = loaded or load(
+        find_model(setting.model), setting.task, labels=setting.labels, seed=seed
+    )
     head = loaded.new_modules
     if side == "lorakit":
         spec = lorakit.Spec(
@@ -226,35 +228,37 @@ def tune(
     return tuned
 
 
-def steps_of(rows: int, batch_size: int, epochs: float = 1) -> int:
+def count_steps(rows: int, batch_size: int, epochs: float = 1) -> int:
     """Return how many steps so many epochs take."""
     return round(epochs * -(-rows // batch_size))
 
 
-def drawn(count: int, of: int, seed: int = 0) -> list[int]:
+def draw_indices(count: int, of: int, seed: int = 0) -> list[int]:
     """Return `count` positions of `of`, drawn by a seed, in ascending order."""
     return sorted(
         torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count].tolist()
     )
 
 
-def values(runs: Sequence[dict[str, Any]], side: str, key: str) -> list[float]:
+def collect_values(runs: Sequence[dict[str, Any]], side: str, key: str) -> list[float]:
     """Return one measure of all runs of a side."""
     return [r[key] for r in runs if r["side"] == side and key in r]
 
 
-def spread(numbers: Sequence[float]) -> float:
+def measure_spread(numbers: Sequence[float]) -> float:
     """Return the sample standard deviation; 0 of a single number."""
     return stdev(numbers) if len(numbers) > 1 else 0.0
 
 
-def not_worse(runs: Sequence[dict[str, Any]], key: str, *, higher: bool = True) -> dict[str, Any]:
+def check_not_worse(
+    runs: Sequence[dict[str, Any]], key: str, *, higher: bool = True
+) -> dict[str, Any]:
     """Return the criterion that lorakit's mean is not worse than PEFT's by more than the larger of
     the two spreads.
     """
-    ours, theirs = values(runs, "lorakit", key), values(runs, "peft", key)
+    ours, theirs = collect_values(runs, "lorakit", key), collect_values(runs, "peft", key)
     gap = (mean(ours) - mean(theirs)) * (1 if higher else -1)
-    allowed = max(spread(ours), spread(theirs))
+    allowed = max(measure_spread(ours), measure_spread(theirs))
     return {
         "text": f"{key}: lorakit is not worse than PEFT by more than the spread over seeds",
         "met": gap >= -allowed,
@@ -262,7 +266,7 @@ def not_worse(runs: Sequence[dict[str, Any]], key: str, *, higher: bool = True) 
     }
 
 
-def arguments(doc: str, *more: str) -> argparse.Namespace:
+def parse_arguments(doc: str, *more: str) -> argparse.Namespace:
     """Return what a script was called with: --quick, --short, and the flags named in `more`."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -299,16 +303,18 @@ def write(
     if quick:
         print(f"{report.split_doc(doc)[0]}\n")
         print(
-            report.shown(parts) if "measures" in parts else json.dumps(parts, indent=1, default=str)
+            report.format_short(parts)
+            if "measures" in parts
+            else json.dumps(parts, indent=1, default=str)
         )
         return
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({**read(name), **parts, "machine": machine()}, indent=1)
+    text = json.dumps({**read(name), **parts, "machine": describe_machine()}, indent=1)
     (RESULTS / f"{name}.json").write_text(text + "\n", "utf-8")
     report.write()
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return what the numbers depend on beside the code."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []

@@ -14,8 +14,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from beside_peft import arguments, write
-from step import Run, Setting, met
+from beside_peft import parse_arguments, write
+from step import Run, Setting, make_criterion
 from torch.profiler import ProfilerActivity, profile
 
 from lorakit.models.checkpointing import checkpoint_blocks
@@ -23,7 +23,7 @@ from lorakit.models.checkpointing import checkpoint_blocks
 KINDS = {"floor": "", "lorakit": "", "lorakit, light": "light", "lorakit, full": "full"}
 
 
-def memory(run: Run) -> tuple[float, float]:
+def measure_memory(run: Run) -> tuple[float, float]:
     """Return what is kept after a forward pass, and the peak of a whole one, MiB."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward:
         loss = run.loss()
@@ -41,7 +41,7 @@ def memory(run: Run) -> tuple[float, float]:
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     torch.set_num_threads(1)
     setting = (
         Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32)
@@ -54,7 +54,7 @@ def main() -> None:
         if what:
             checkpoint_blocks(runs[name].model, what)
         runs[name].step()
-    held = {name: memory(run) for name, run in runs.items()}
+    held = {name: measure_memory(run) for name, run in runs.items()}
     for _ in range(2 if asked.quick else 5):
         for run in runs.values():
             begun = time.process_time()
@@ -73,7 +73,9 @@ def main() -> None:
         for name, run in runs.items()
     ]
     criteria = [
-        met("light: at most 150 MiB kept for the backward pass", held["lorakit, light"][0], 150)
+        make_criterion(
+            "light: at most 150 MiB kept for the backward pass", held["lorakit, light"][0], 150
+        )
     ]
     write(
         "checkpointing",

@@ -35,7 +35,7 @@ class Claim:
     told: Callable[[Found], tuple[str, str]]
 
 
-def of(found: Found, name: str, side: str, key: str) -> float:
+def get_figure(found: Found, name: str, side: str, key: str) -> float:
     """Return the mean of a measure over the runs of a side."""
     return mean(run[key] for run in found[name]["runs"] if run["side"] == side and key in run)
 
@@ -48,10 +48,10 @@ def count_gpt3() -> tuple[int, int]:
     return plan.base_parameters, plan.adapter.parameters_count
 
 
-def fewer(found: Found) -> tuple[str, str]:
+def check_fewer(found: Found) -> tuple[str, str]:
     total, trained = count_gpt3()
     ours, books = (
-        of(found, name, "lorakit", "trainable_parameters") for name in ("sst2", "oz_books")
+        get_figure(found, name, "lorakit", "trainable_parameters") for name in ("sst2", "oz_books")
     )
     return PARTLY, (
         f"GPT-3 at rank 4 on query and value, counted from its shape: {total / trained:,.0f} times "
@@ -62,10 +62,10 @@ def fewer(found: Found) -> tuple[str, str]:
     )
 
 
-def memory(found: Found) -> tuple[str, str]:
+def check_memory(found: Found) -> tuple[str, str]:
     runs = {run["side"]: run["saved_mib"] for run in found["step"]["runs"]}
     full, ours, peft = (runs[f"{side}, dropout 0"] for side in ("full", "lorakit", "PEFT"))
-    trained = of(found, "sst2", "lorakit", "trainable_parameters")
+    trained = get_figure(found, "sst2", "lorakit", "trainable_parameters")
     return PARTLY, (
         "Gradients and AdamW's moments of MiniLM, counted (12 bytes for each trained value): "
         f"{12 * trained / 2**20:.1f} MiB instead of {12 * MINILM / 2**20:.0f} MiB. Activations "
@@ -75,7 +75,7 @@ def memory(found: Found) -> tuple[str, str]:
     )
 
 
-def faster(found: Found) -> tuple[str, str]:
+def check_faster(found: Found) -> tuple[str, str]:
     runs = {run["side"]: run["median"] for run in found["step"]["runs"]}
     ours, peft = (
         runs["full, dropout 0"] / runs[f"{side}, dropout 0"] - 1 for side in ("lorakit", "PEFT")
@@ -86,10 +86,12 @@ def faster(found: Found) -> tuple[str, str]:
     )
 
 
-def latency(found: Found) -> tuple[str, str]:
+def check_latency(found: Found) -> tuple[str, str]:
     models, sides = ("minilm", "stories260K"), ("merged, detached", "base again", "attached")
     ratio = {
-        (m, s): of(found, "merged_latency", f"{m}: {s}", "ratio") for m in models for s in sides
+        (m, s): get_figure(found, "merged_latency", f"{m}: {s}", "ratio")
+        for m in models
+        for s in sides
     }
     within = all(abs(ratio[m, sides[0]] - 1) < 0.02 for m in models)
     told = ", ".join(
@@ -104,15 +106,15 @@ def latency(found: Found) -> tuple[str, str]:
     )
 
 
-def small_files(found: Found) -> tuple[str, str]:
-    lora = of(found, "variants_sst2", "lora", "file_kib")
+def check_small_files(found: Found) -> tuple[str, str]:
+    lora = get_figure(found, "variants_sst2", "lora", "file_kib")
     return HOLDS, (
         f"MiniLM on sst2 at rank 4, head included: the file has {lora:.0f} KiB. The model has "
         f"{4 * MINILM / 2**20:.0f} MiB, {4 * MINILM / 2**10 / lora:,.0f} times as much."
     )
 
 
-def switching(found: Found) -> tuple[str, str]:
+def check_switching(found: Found) -> tuple[str, str]:
     note = next(n for n in found["rows"]["notes"] if n.startswith("Switching"))
     bits = next(c for c in found["rows"]["criteria"] if "switching" in c["text"])
     return HOLDS if bits["met"] else NOT, (
@@ -120,7 +122,7 @@ def switching(found: Found) -> tuple[str, str]:
     )
 
 
-def trained_ranks(found: Found, key: str) -> dict[str, float]:
+def read_trained_ranks(found: Found, key: str) -> dict[str, float]:
     """Return a measure of LoRA by the rank it was trained at."""
     start = "LoRA trained at "
     return {
@@ -130,10 +132,10 @@ def trained_ranks(found: Found, key: str) -> dict[str, float]:
     }
 
 
-def as_good_as_full(found: Found) -> tuple[str, str]:
+def check_as_good_as_full(found: Found) -> tuple[str, str]:
     full, lora = (
-        of(found, "extract", "full fine-tuning", "perplexity"),
-        trained_ranks(found, "perplexity"),
+        get_figure(found, "extract", "full fine-tuning", "perplexity"),
+        read_trained_ranks(found, "perplexity"),
     )
     return HOLDS if min(lora.values()) <= 1.02 * full else NOT, (
         "stories260K on books, with equally many steps and a learning rate chosen for each "
@@ -144,12 +146,12 @@ def as_good_as_full(found: Found) -> tuple[str, str]:
     )
 
 
-def as_good_as_peft(found: Found) -> tuple[str, str]:
+def check_as_good_as_peft(found: Found) -> tuple[str, str]:
     rows = (("sst2", "accuracy", ".3f"), ("oz_books", "perplexity", ".2f"), ("e2e", "bleu", ".1f"))
     met = all(c["met"] for name, *_ in rows for c in found[name]["criteria"])
     told = (
         f"{name.replace('_', '-')} {key} "
-        + " and ".join(format(of(found, name, s, key), f) for s in ("lorakit", "peft"))
+        + " and ".join(format(get_figure(found, name, s, key), f) for s in ("lorakit", "peft"))
         for name, key, f in rows
     )
     return (
@@ -158,7 +160,7 @@ def as_good_as_peft(found: Found) -> tuple[str, str]:
     )
 
 
-def rank_one(found: Found) -> tuple[str, str]:
+def check_rank_one(found: Found) -> tuple[str, str]:
     said, enough = [], []
     for search in found["which_rank"]["searches"]:
         runs = [r for r in found["which_rank"]["honest"] if r["task"] == search["task"]]
@@ -178,7 +180,7 @@ def rank_one(found: Found) -> tuple[str, str]:
     return verdict, f"Means of three seeds: {'; '.join(said)}."
 
 
-def which_matrices(found: Found) -> tuple[str, str]:
+def check_which_matrices(found: Found) -> tuple[str, str]:
     each, said, best = found["which_matrices"]["each"], [], []
     for task, key in (("sst2", "accuracy"), ("oz-books", "loss")):
         choices = dict.fromkeys(r["choice"] for r in each)
@@ -192,7 +194,7 @@ def which_matrices(found: Found) -> tuple[str, str]:
     return verdict, f"With equally many trained values: {'; '.join(said)}."
 
 
-def low_rank(found: Found) -> tuple[str, str]:
+def check_low_rank(found: Found) -> tuple[str, str]:
     spectra = found["extract"]["spectra"]
     W, full, lora = (
         next(s["rank_90"] for name, s in spectra.items() if name.startswith(start))
@@ -206,9 +208,11 @@ def low_rank(found: Found) -> tuple[str, str]:
     )
 
 
-def forgets_less(found: Found) -> tuple[str, str]:
-    before, full = (of(found, "extract", side, "stories") for side in ("base", "full fine-tuning"))
-    lora = trained_ranks(found, "stories")
+def check_forgets_less(found: Found) -> tuple[str, str]:
+    before, full = (
+        get_figure(found, "extract", side, "stories") for side in ("base", "full fine-tuning")
+    )
+    lora = read_trained_ranks(found, "stories")
     return HOLDS if max(lora.values()) < full else PARTLY if min(lora.values()) < full else NOT, (
         f"Perplexity on the base's own stories: {before:.1f} before training, {full:.1f} after "
         "full fine-tuning on books, after LoRA on books "
@@ -218,19 +222,21 @@ def forgets_less(found: Found) -> tuple[str, str]:
     )
 
 
-def combined(found: Found) -> tuple[str, str]:
+def check_combined(found: Found) -> tuple[str, str]:
     criterion = found["combine_beside_peft"]["criteria"][0]
     verdict = HOLDS if criterion["met"] else NOT
     return verdict, f"Error in the sum of two adapters: {criterion['measured']}."
 
 
-def general(found: Found) -> tuple[str, str]:
+def check_general(found: Found) -> tuple[str, str]:
     def way(name: str, key: str, form: str, base: str = "base") -> str:
-        return " to ".join(format(of(found, name, side, key), form) for side in (base, "lorakit"))
+        return " to ".join(
+            format(get_figure(found, name, side, key), form) for side in (base, "lorakit")
+        )
 
     return HOLDS, (
         "Real tasks: classification of sentences (sst2 accuracy "
-        f"{of(found, 'sst2', 'lorakit', 'accuracy'):.3f}), prose (oz-books perplexity "
+        f"{get_figure(found, 'sst2', 'lorakit', 'accuracy'):.3f}), prose (oz-books perplexity "
         f"{way('oz_books', 'perplexity', '.1f')}), text from attributes (e2e BLEU "
         f"{way('e2e', 'bleu', '.1f')}), images (ResNet-20 accuracy "
         f"{way('resnet20', 'accuracy', '.3f', 'the base alone')}). Tests cover some forty "
@@ -238,11 +244,11 @@ def general(found: Found) -> tuple[str, str]:
     )
 
 
-def personal(found: Found) -> tuple[str, str]:
+def check_personal(found: Found) -> tuple[str, str]:
     told = []
     for text in ("oz-books", "tinyshakespeare"):
         before, after = (
-            exp(of(found, "transfer", side, text))
+            exp(get_figure(found, "transfer", side, text))
             for side in ("the base alone", f"adapter of {text}")
         )
         told.append(f"{text} {before:.0f} to {after:.0f}")
@@ -253,7 +259,7 @@ def personal(found: Found) -> tuple[str, str]:
     )
 
 
-def transfers_badly(found: Found) -> tuple[str, str]:
+def check_transfers_badly(found: Found) -> tuple[str, str]:
     near, far = (100 * found["transfer"]["share"][k] for k in ("near", "far"))
     return HOLDS if far < near < 100 else PARTLY, (
         "Gain from the adapter of another task, relative to the gain from the task's own adapter: "
@@ -262,7 +268,7 @@ def transfers_badly(found: Found) -> tuple[str, str]:
     )
 
 
-def unstable(found: Found) -> tuple[str, str]:
+def check_unstable(found: Found) -> tuple[str, str]:
     spread = {r["side"]: r["loss"] for r in found["stability"]["runs"] if "spread" in r["side"]}
     runs = [
         (r["times"], bool(r["stopped"] or r["jumps"] or r["worse"]))
@@ -279,11 +285,11 @@ def unstable(found: Found) -> tuple[str, str]:
     return PARTLY, (
         "Learning rate: runs that diverged, jumped, or ended above their initial loss: "
         f"{caught}. Rank: with one learning rate, the standard deviation of the losses of ranks 2, "
-        f"8 and 32 is {ranks}, and no run diverged. {large_scale(found)}"
+        f"8 and 32 is {ranks}, and no run diverged. {describe_large_scale(found)}"
     )
 
 
-def large_scale(found: Found) -> str:
+def describe_large_scale(found: Found) -> str:
     """Return the accuracy of a low rank with a large and with a small scale, as a sentence."""
     part = found["which_matrices"]
     usual = [
@@ -301,8 +307,8 @@ def large_scale(found: Found) -> str:
     )
 
 
-def limited(found: Found) -> tuple[str, str]:
-    sst2, e2e = (of(found, name, "lorakit", "cpu_seconds") for name in ("sst2", "e2e"))
+def check_limited(found: Found) -> tuple[str, str]:
+    sst2, e2e = (get_figure(found, name, "lorakit", "cpu_seconds") for name in ("sst2", "e2e"))
     return PARTLY, (
         "Everything in [results](results.md) was measured on two CPU cores: sst2 takes "
         f"{sst2:.0f} CPU seconds, e2e {e2e:.0f}. Whether a model that is too large for full "
@@ -310,64 +316,68 @@ def limited(found: Found) -> tuple[str, str]:
     )
 
 
-def nothing(text: str) -> Callable[[Found], tuple[str, str]]:
+def measure_nothing(text: str) -> Callable[[Found], tuple[str, str]]:
     """Return the function of a claim that no benchmark measures."""
     return lambda found: (UNPROVEN, text)
 
 
 CLAIMS = {
     "Efficiency": (
-        Claim("10,000 times fewer trainable parameters", "the paper", fewer),
-        Claim("a third of the memory", "the paper, for GPT-3", memory),
-        Claim("25 % faster training", "the paper, for GPT-3", faster),
-        Claim("no additional inference latency", "the paper, loralib", latency),
+        Claim("10,000 times fewer trainable parameters", "the paper", check_fewer),
+        Claim("a third of the memory", "the paper, for GPT-3", check_memory),
+        Claim("25 % faster training", "the paper, for GPT-3", check_faster),
+        Claim("no additional inference latency", "the paper, loralib", check_latency),
         Claim(
             "small files: 100 tasks need little more storage than one model",
             "the paper",
-            small_files,
+            check_small_files,
         ),
-        Claim("large models become feasible on limited hardware", "tutorials", limited),
+        Claim("large models become feasible on limited hardware", "tutorials", check_limited),
     ),
     "Performance": (
-        Claim("on par with full fine-tuning, or better", "the paper, loralib", as_good_as_full),
-        Claim("as good as PEFT", "this project", as_good_as_peft),
-        Claim("a rank as low as one is enough", "the paper, section 7.2", rank_one),
+        Claim(
+            "on par with full fine-tuning, or better", "the paper, loralib", check_as_good_as_full
+        ),
+        Claim("as good as PEFT", "this project", check_as_good_as_peft),
+        Claim("a rank as low as one is enough", "the paper, section 7.2", check_rank_one),
         Claim(
             "with a fixed number of trained values, adapting query and value is best",
             "the paper, section 7.1",
-            which_matrices,
+            check_which_matrices,
         ),
-        Claim("the update has a low rank", "the paper, section 7", low_rank),
-        Claim("less prone to forgetting", "tutorials", forgets_less),
+        Claim("the update has a low rank", "the paper, section 7", check_low_rank),
+        Claim("less prone to forgetting", "tutorials", check_forgets_less),
         Claim(
             "state of the art on GLUE, SuperGLUE, SQuAD, COCO and ImageNet",
             "an article",
-            nothing(
+            measure_nothing(
                 "The paper does not claim this. It has GLUE with RoBERTa and DeBERTa, E2E with "
                 "GPT-2, three tasks with GPT-3, and no images."
             ),
         ),
     ),
     "Flexibility": (
-        Claim("tasks are switched quickly", "the paper, loralib", switching),
-        Claim("adapters can be combined", "PEFT, tutorials", combined),
+        Claim("tasks are switched quickly", "the paper, loralib", check_switching),
+        Claim("adapters can be combined", "PEFT, tutorials", check_combined),
         Claim(
             "can be combined with prefix tuning",
             "the paper",
-            nothing("No prefix was trained together with an adapter."),
+            measure_nothing("No prefix was trained together with an adapter."),
         ),
     ),
     "Generality": (
-        Claim("any kind of model and task", "articles", general),
-        Claim("adapts a model to a person's own text", "an article", personal),
-        Claim("does not transfer well to other tasks", "an article, as a limit", transfers_badly),
-        Claim("unstable, especially at a low rank", "an article, as a limit", unstable),
+        Claim("any kind of model and task", "articles", check_general),
+        Claim("adapts a model to a person's own text", "an article", check_personal),
+        Claim(
+            "does not transfer well to other tasks", "an article, as a limit", check_transfers_badly
+        ),
+        Claim("unstable, especially at a low rank", "an article, as a limit", check_unstable),
     ),
     "Scalability": (
         Claim(
             "scales to the largest models",
             "the paper, articles",
-            nothing(
+            measure_nothing(
                 f"No model of more than {MINILM / 1e6:.1f} million parameters was trained. "
                 "Parameters and memory of larger models are computed from shapes; tests compare "
                 "them with the published counts."
@@ -387,7 +397,7 @@ def answer(claim: Claim, found: Found) -> tuple[str, str]:
         return UNPROVEN, "Its benchmark has not been run."
 
 
-def tables(found: Found) -> str:
+def format_tables(found: Found) -> str:
     """Return all claims as Markdown: a table for each kind."""
     out = []
     for kind, claims in CLAIMS.items():

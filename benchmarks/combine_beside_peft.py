@@ -16,7 +16,7 @@ from typing import Any
 
 import peft
 import torch
-from beside_peft import arguments, write
+from beside_peft import parse_arguments, write
 from torch import Tensor, nn
 
 from lorakit import Adapter
@@ -54,7 +54,7 @@ def pair(width: int, ranks: tuple[int, ...], **more: Any) -> Any:
     return model
 
 
-def changes(model: Any, name: str) -> dict[str, Tensor]:
+def read_changes(model: Any, name: str) -> dict[str, Tensor]:
     layers = {
         n: m
         for n, m in model.base_model.model.named_modules()
@@ -63,23 +63,23 @@ def changes(model: Any, name: str) -> dict[str, Tensor]:
     return {n: layer.get_delta_weight(name).detach().double() for n, layer in layers.items()}
 
 
-def exact(adapter: Adapter) -> dict[str, Tensor]:
+def compute_changes(adapter: Adapter) -> dict[str, Tensor]:
     return {
         n: delta.matrix().detach() for n, delta in adapter.copy().to(torch.float64).deltas.items()
     }
 
 
-def wrong(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+def measure_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     off = sum(float((found[n] - M).square().sum()) for n, M in wanted.items())
     return (off / sum(float(M.square().sum()) for M in wanted.values())) ** 0.5
 
 
-def row(case: str, how: str, error: float | None, seconds: float | None) -> dict[str, Any]:
+def make_row(case: str, how: str, error: float | None, seconds: float | None) -> dict[str, Any]:
     return {"side": f"{case}: {how}", "error": error, "seconds": seconds}
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "")
+    asked = parse_arguments(__doc__ or "")
     quick = asked.quick
     torch.set_num_threads(1)
     runs, ours = [], []
@@ -90,14 +90,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             adapters = [Adapter.load(Path(folder) / name) for name in ("first", "second")]
-        parts = [exact(adapter) for adapter in adapters]
+        parts = [compute_changes(adapter) for adapter in adapters]
         wanted = {n: weights[0] * M + weights[1] * parts[1][n] for n, M in parts[0].items()}
         begun = time.perf_counter()
         made = combine(list(zip(adapters, weights, strict=True)))
         seconds = time.perf_counter() - begun
-        error = wrong(exact(made.adapter), wanted)
+        error = measure_error(compute_changes(made.adapter), wanted)
         ours.append(error)
-        runs.append(row(case, "lorakit", error, seconds))
+        runs.append(make_row(case, "lorakit", error, seconds))
         for how in ("linear", "cat", "svd"):
             try:
                 begun = time.perf_counter()
@@ -105,10 +105,10 @@ def main() -> None:
                     ["first", "second"], list(weights), how, combination_type=how
                 )
                 runs.append(
-                    row(
+                    make_row(
                         case,
                         f"PEFT '{how}'",
-                        wrong(changes(model, how), wanted),
+                        measure_error(read_changes(model, how), wanted),
                         time.perf_counter() - begun,
                     )
                 )

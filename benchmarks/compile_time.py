@@ -18,11 +18,11 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # in this process, where they are counted
 
 import torch
-from beside_peft import arguments, write
-from step import Run, Setting, met
+from beside_peft import parse_arguments, write
+from step import Run, Setting, make_criterion
 
 
-def first(name: str, setting: Setting) -> float:
+def time_first_step(name: str, setting: Setting) -> float:
     """Return the CPU seconds of a compiled model's first step, those of the C++ compiler that it
     starts included.
     """
@@ -35,7 +35,7 @@ def first(name: str, setting: Setting) -> float:
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     torch.set_num_threads(1)
     setting = (
         Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32)
@@ -44,12 +44,12 @@ def main() -> None:
     )
     times: dict[str, list[float]] = {"floor": [], "lorakit": []}
     begun = time.time()
-    first(
+    time_first_step(
         "floor", Setting(blocks=1, width=64, inner=128, heads=2, vocabulary=128, tokens=32)
     )  # what is loaded on the way
     for _ in range(1 if asked.quick else 2):
         for name, taken in times.items():
-            taken.append(first(name, setting))
+            taken.append(time_first_step(name, setting))
     ratio = min(times["lorakit"]) / min(times["floor"])
     rows: list[dict[str, Any]] = [
         {
@@ -72,7 +72,7 @@ def main() -> None:
         runs=rows,
         one_row_a_run=True,
         seconds=time.time() - begun,
-        criteria=[met("time to compile: at most 2 of the frozen model's", ratio, 2)],
+        criteria=[make_criterion("time to compile: at most 2 of the frozen model's", ratio, 2)],
         measures=measures,
     )
 

@@ -29,16 +29,16 @@ from beside_peft import (
     SEEDS,
     Setting,
     Side,
-    arguments,
-    drawn,
-    folder,
-    model_at,
-    not_worse,
+    check_not_worse,
+    collect_values,
+    count_steps,
+    draw_indices,
+    find_data,
+    find_model,
+    parse_arguments,
     run,
     score,
-    steps_of,
     tune,
-    values,
     write,
 )
 
@@ -57,20 +57,20 @@ SETTING = Setting(
     targets=TARGETS,
     lr=0.0025,
     batch_size=8,
-    steps=steps_of(TRAINED, 8, EPOCHS),
+    steps=count_steps(TRAINED, 8, EPOCHS),
     max_length=512,
 )
 LRS = (2.5e-3, 5e-3)
 CHOOSE, SHOWN = 50, 10  # meanings
 
 
-def rows_of(part: str) -> Rows:
+def read_part(part: str) -> Rows:
     return read_rows(
-        str(folder() / f"sets/e2e/{part}.csv"), columns=("prompt=mr", "completion=ref")
+        str(find_data() / f"sets/e2e/{part}.csv"), columns=("prompt=mr", "completion=ref")
     )
 
 
-def meanings(rows: Rows) -> dict[str, list[str]]:
+def group_by_meaning(rows: Rows) -> dict[str, list[str]]:
     """Return the references of each meaning, in the file's order."""
     found: dict[str, list[str]] = {}
     for row in rows.rows:
@@ -79,11 +79,11 @@ def meanings(rows: Rows) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    asked = arguments(
+    asked = parse_arguments(
         __doc__, "--tune: choose the learning rate on meanings of devset.csv that are left out"
     )
-    loaded = load(model_at(SETTING.model), SETTING.task)
-    rows, test = rows_of("devset"), meanings(rows_of("testset_w_refs"))
+    loaded = load(find_model(SETTING.model), SETTING.task)
+    rows, test = read_part("devset"), group_by_meaning(read_part("testset_w_refs"))
     setting, how = SETTING, Decoding(max_new_tokens=128)
     if asked.quick:
         rows, test = rows.take(range(8)), dict(list(test.items())[:10])
@@ -97,21 +97,21 @@ def main() -> None:
         return metrics.text(written[-1], list(of.values()))
 
     if asked.tune:
-        names = list(meanings(rows))
-        apart = {names[i] for i in drawn(min(CHOOSE, len(names) // 2), len(names))}
+        names = list(group_by_meaning(rows))
+        apart = {names[i] for i in draw_indices(min(CHOOSE, len(names) // 2), len(names))}
         ours, held = (
             rows.take(i for i, row in enumerate(rows.rows) if (row["prompt"] in apart) == out)
             for out in (False, True)
         )
         if not asked.quick:
-            setting = replace(setting, steps=steps_of(len(ours), setting.batch_size, EPOCHS))
+            setting = replace(setting, steps=count_steps(len(ours), setting.batch_size, EPOCHS))
         tuned = tune(
             setting,
             LRS,
             encode_rows(ours, loaded),
             lambda side: {
                 "loss": score(side, encode_rows(held, loaded))["loss"],
-                "bleu": text_of(side, meanings(held))["bleu"],
+                "bleu": text_of(side, group_by_meaning(held))["bleu"],
             },
         )
         write("e2e", __doc__, quick=asked.quick, tuned=tuned)
@@ -129,16 +129,16 @@ def main() -> None:
         *(("lorakit", seed) for seed in SEEDS[1:] if not asked.quick),
     ]
     runs += [run(side, setting, seed, encode_rows(rows, loaded), measure) for side, seed in plan]
-    bleu = mean(values(runs, "lorakit", "bleu"))
+    bleu = mean(collect_values(runs, "lorakit", "bleu"))
     criteria = [
         {"text": "BLEU is at least 25", "met": bleu >= 25, "measured": f"{bleu:.1f}"},
-        not_worse(runs, "bleu"),
+        check_not_worse(runs, "bleu"),
     ]
     base, ours = written[0], written[1]
     lines = [
         f"- `{prompts[i]}`\n  - before: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n  - a "
         f"reference: {references[i][0]}"
-        for i in drawn(min(SHOWN, len(prompts)), len(prompts))
+        for i in draw_indices(min(SHOWN, len(prompts)), len(prompts))
     ]
     notes = [
         "Ten meanings of the test part, drawn by a fixed seed, with what seed 0 of lorakit wrote:",

@@ -31,9 +31,9 @@ from typing import Any
 
 import oz_books
 import torch
-from beside_peft import Setting, Side, arguments, model_at, score, train, write
-from markdown import table
-from real_tasks import picture
+from beside_peft import Setting, Side, find_model, parse_arguments, score, train, write
+from markdown import format_table
+from real_tasks import save_picture
 from torch import Tensor, nn
 
 import lorakit
@@ -66,7 +66,7 @@ QUERY, AMPLIFIED = (
 )  # as in table 7 of the paper: one query, a low and a high rank
 
 
-def matrices(model: nn.Module) -> dict[str, Tensor]:
+def collect_matrices(model: nn.Module) -> dict[str, Tensor]:
     """Return W of every linear layer."""
     return {
         name: place.site.read(place.layer)
@@ -74,7 +74,7 @@ def matrices(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def needed(values: Iterable[Tensor]) -> dict[str, float]:
+def count_directions(values: Iterable[Tensor]) -> dict[str, float]:
     """Return what singular values say, on average: the share of the energy in the first 8, and how
     many hold 90 %.
     """
@@ -83,7 +83,7 @@ def needed(values: Iterable[Tensor]) -> dict[str, float]:
     return {"first_8": first, "rank_90": sum(rank_for_energy(v, 0.9) for v in each) / len(each)}
 
 
-def table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:
+def format_table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:
     """Return how strongly W acts along the directions of its changes, its own and random ones, laid
     out as in the paper.
     """
@@ -103,15 +103,16 @@ def table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:
     ]
     heads = ["", "Uᵀ W V along ΔW", "along W", "along random", "norm of ΔW", "amplified"]
     norm = next(iter(told.values())).W_norm
-    return f"Table 7 of the paper, on `{QUERY}` (norm of W: {norm:.2f}):\n\n{table(heads, rows)}"
+    title = f"Table 7 of the paper, on `{QUERY}` (norm of W: {norm:.2f}):"
+    return f"{title}\n\n{format_table(heads, rows)}"
 
 
-def lora(setting: Setting, rank: int) -> Side:
+def train_lora(setting: Setting, rank: int) -> Side:
     """Return the base with a LoRA of this rank, or of the highest that k and v can take."""
-    loaded = load(model_at(setting.model), setting.task)
+    loaded = load(find_model(setting.model), setting.task)
     few = {
         name: {"rank": min(W.shape)}
-        for name, W in matrices(loaded.model).items()
+        for name, W in collect_matrices(loaded.model).items()
         if min(W.shape) < rank
     }
     spec = lorakit.Spec(rank=rank, alpha=setting.alpha, targets=setting.targets, overrides=few)
@@ -124,14 +125,14 @@ def cut(model: nn.Module, rank: int) -> tuple[nn.Module, int]:
     parameters that leaves.
     """
     small, left = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
-    for name, W in matrices(model).items():
+    for name, W in collect_matrices(model).items():
         A, B = factorize(W, min(rank, *W.shape))
         small.get_submodule(name).weight.data.copy_(B @ A)  # type: ignore[union-attr]
         left -= max(0, W.numel() - rank * sum(W.shape))
     return small, left
 
 
-def distilled(model: Any, base: Any, examples: list[Any], setting: Setting, pad: int) -> nn.Module:
+def distil(model: Any, base: Any, examples: list[Any], setting: Setting, pad: int) -> nn.Module:
     """Return a student with some of the base's layers that learned the model's answers, token by
     token.
     """
@@ -158,7 +159,7 @@ def distilled(model: Any, base: Any, examples: list[Any], setting: Setting, pad:
     return student.eval()
 
 
-def drawn(found: dict[str, dict[str, Any]]) -> Any:
+def draw_results(found: dict[str, dict[str, Any]]) -> Any:
     """Return perplexity against rank as one figure."""
     figure = plots.new_figure(8, 4.8)
     ax = figure.subplots()
@@ -187,11 +188,11 @@ def drawn(found: dict[str, dict[str, Any]]) -> Any:
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "")
+    asked = parse_arguments(__doc__ or "")
     setting = replace(SETTING, steps=2, batch_size=2) if asked.quick else SETTING
     torch.set_num_threads(1)
-    base = load(model_at(setting.model), setting.task)
-    parts = oz_books.examples(base)
+    base = load(find_model(setting.model), setting.task)
+    parts = oz_books.encode_examples(base)
     if asked.quick:
         parts = {name: some[:4] for name, some in parts.items()}
     pad = pad_id(base.tokenizer)
@@ -209,7 +210,7 @@ def main() -> None:
     def perplexity(loaded: object) -> float:
         return score(loaded, parts["test"])["perplexity"]  # type: ignore[arg-type]
 
-    old = oz_books.stories(base)[: 4 if asked.quick else OLD]
+    old = oz_books.encode_stories(base)[: 4 if asked.quick else OLD]
 
     def forgotten(loaded: object) -> float:
         return score(loaded, old)["perplexity"]  # type: ignore[arg-type]
@@ -249,7 +250,7 @@ def main() -> None:
     learned: list[Tensor] = []
     changes: dict[int, tuple[Tensor, Tensor]] = {}
     for rank in TRAINED:
-        side = lora(setting, rank)
+        side = train_lora(setting, rank)
         train(side, parts["train"], replace(setting, rank=rank), seed=0)
         runs.append(
             {
@@ -274,7 +275,7 @@ def main() -> None:
                 "parameters": left,
             }
         )
-    student = distilled(tuned.model, base.model, parts["train"], setting, pad)
+    student = distil(tuned.model, base.model, parts["train"], setting, pad)
     runs.append(
         {
             "side": f"student of {len(KEPT)} layers, distilled",
@@ -284,13 +285,13 @@ def main() -> None:
         }
     )
     print(*runs[-len(CUT) - 1 :], sep="\n", flush=True)
-    W, V = matrices(base.model), matrices(tuned.model)
+    W, V = collect_matrices(base.model), collect_matrices(tuned.model)
     spectra = {
-        "W": needed(torch.linalg.svdvals(m.double()) for m in W.values()),
-        "ΔW of full fine-tuning": needed(
+        "W": count_directions(torch.linalg.svdvals(m.double()) for m in W.values()),
+        "ΔW of full fine-tuning": count_directions(
             torch.linalg.svdvals((V[n] - m).double()) for n, m in W.items()
         ),
-        f"ΔW of LoRA at rank {TRAINED[-1]}": needed(learned),
+        f"ΔW of LoRA at rank {TRAINED[-1]}": count_directions(learned),
     }
     found = {run["side"]: run for run in runs}
     gap = abs(
@@ -322,8 +323,8 @@ def main() -> None:
                 for what, s in spectra.items()
             )
             + ".",
-            table_7(W[QUERY], changes),
-            picture(drawn(found), "extract", quick=asked.quick),
+            format_table_7(W[QUERY], changes),
+            save_picture(draw_results(found), "extract", quick=asked.quick),
         ],
         criteria=[
             {

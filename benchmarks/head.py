@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from beside_peft import arguments, write
+from beside_peft import parse_arguments, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -28,22 +28,22 @@ from torch.profiler import ProfilerActivity, profile
 from lorakit.models.chunked_loss import cross_entropy
 
 
-def plain(x: Tensor, labels: Tensor, layer: nn.Linear) -> Tensor:
+def compute_plain_loss(x: Tensor, labels: Tensor, layer: nn.Linear) -> Tensor:
     return F.cross_entropy(layer(x).float(), labels, ignore_index=-100, reduction="sum")
 
 
-def chunked(x: Tensor, labels: Tensor, layer: nn.Linear) -> Tensor:
+def compute_chunked_loss(x: Tensor, labels: Tensor, layer: nn.Linear) -> Tensor:
     at = (labels != -100).nonzero().squeeze(1)
     return cross_entropy(x[at], labels[at], layer)
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, nn.Linear], Tensor]] = {
-    "plain": plain,
-    "chunked": chunked,
+    "plain": compute_plain_loss,
+    "chunked": compute_chunked_loss,
 }
 
 
-def peak(run: Callable[[], Any]) -> int:
+def measure_peak(run: Callable[[], Any]) -> int:
     """Return the most bytes that PyTorch's CPU allocator had given out at once."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
         run()
@@ -72,7 +72,7 @@ def measure(
         WAYS[way](x, labels, layer).backward()
 
     times: dict[str, list[float]] = {way: [] for way in WAYS}
-    peaks = {way: peak(lambda way=way: step(way)) for way in WAYS}
+    peaks = {way: measure_peak(lambda way=way: step(way)) for way in WAYS}
     for _ in range(rounds):
         for way, taken in times.items():
             begun = time.process_time()
@@ -93,7 +93,7 @@ def measure(
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     torch.set_num_threads(1)
     tokens, rounds = (512, 1) if asked.quick else (1024, 7)
     runs: list[dict[str, Any]] = []

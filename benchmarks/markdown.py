@@ -5,7 +5,7 @@ from collections.abc import Sequence
 MARKS = {"l": "---", "r": "---:"}
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
     """Return a Markdown table; a cell's own bars are escaped.
 
     Args:
@@ -17,10 +17,10 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") 
     marks = [MARKS[letter] for letter in letters]
     lines = []
     for row in (heads, marks, *rows):
-        cells = [_cell(value) for value in row]
+        cells = [_format_cell(value) for value in row]
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
 
 
-def _cell(value: object) -> str:
+def _format_cell(value: object) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")

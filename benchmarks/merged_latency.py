@@ -26,7 +26,7 @@ from statistics import median, stdev
 import oz_books
 import sst2
 import torch
-from beside_peft import Setting, adapt, arguments, copy_start, model_at, write
+from beside_peft import Setting, adapt, copy_start, find_model, parse_arguments, write
 from torch import nn
 
 import lorakit
@@ -36,11 +36,11 @@ ROUNDS = {"minilm": 150, "stories260K": 400}
 SHAPES = {"minilm": (8, 32), "stories260K": (4, 128)}
 
 
-def models(setting: Setting) -> dict[str, nn.Module]:
+def build_models(setting: Setting) -> dict[str, nn.Module]:
     """Return the models to compare; all adapted ones hold the same adapter, with B filled."""
 
     def base() -> nn.Module:
-        return load(model_at(setting.model), setting.task, labels=setting.labels).model
+        return load(find_model(setting.model), setting.task, labels=setting.labels).model
 
     ours, theirs = (adapt(side, setting, seed=0) for side in ("lorakit", "peft"))
     merged, plain = (adapt("lorakit", setting, seed=0).loaded.model for _ in range(2))
@@ -85,18 +85,18 @@ def measure(
     return seconds
 
 
-def standard_error(numbers: list[float]) -> float:
+def estimate_standard_error(numbers: list[float]) -> float:
     """Return the standard error of the median, by resampling."""
     rng = random.Random(0)
     return stdev(median(rng.choices(numbers, k=len(numbers))) for _ in range(200))
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     few = 3 if asked.quick else 30 if asked.short else 0
     runs, criteria = [], []
     for name, setting in (("minilm", sst2.SETTING), ("stories260K", oz_books.SETTING)):
-        compared = models(setting)
+        compared = build_models(setting)
         torch.set_num_threads(1)
         ids = torch.randint(5, 500, SHAPES[name], generator=torch.Generator().manual_seed(0))
         extra = {"use_cache": False} if setting.task == "causal-lm" else {}
@@ -120,7 +120,7 @@ def main() -> None:
                 "min_ms": 1e3 * min(times),
                 "median_ms": 1e3 * median(times),
                 "ratio": median(ratios),
-                "error": standard_error(ratios),
+                "error": estimate_standard_error(ratios),
                 "seconds": times,
             }
             print({k: v for k, v in found[which].items() if k != "seconds"}, flush=True)

@@ -20,8 +20,8 @@ from dataclasses import replace
 from statistics import mean
 
 import torch
-from beside_peft import arguments, write
-from real_tasks import TASKS, folders, job_of, opened, score
+from beside_peft import parse_arguments, write
+from real_tasks import TASKS, make_folders, make_job, open_task, score
 from torch import nn
 
 import lorakit
@@ -35,7 +35,7 @@ RANKS, LENGTHS, SHARE = (1, 2, 4, 8, 16), {"oz-books": 60, "sst2": 90}, 0.03
 
 
 @contextmanager
-def first(adapter: lorakit.Adapter, rank: int) -> Iterator[None]:
+def use_first_directions(adapter: lorakit.Adapter, rank: int) -> Iterator[None]:
     """Let every change use its first directions alone while the block lasts; the scale stays."""
     whole = {name: (delta.A, delta.B) for name, delta in adapter.deltas.items()}
     for name, delta in adapter.deltas.items():
@@ -71,7 +71,7 @@ def learn(job: Job, *, nested: bool = False, gentle: bool = False) -> None:
         set_lr(optimizer, job.lr * factor)
         chosen = [job.examples[i] for i in batches[step]]
         rank = RANKS[int(torch.randint(len(RANKS), (1,), generator=draw))] if nested else RANKS[-1]
-        with first(job.adapter, rank):
+        with use_first_directions(job.adapter, rank):
             loss = batch_loss(job.model, collate(chosen, job.pad), job.task)[0] / sum(
                 e.trained for e in chosen
             )
@@ -82,14 +82,14 @@ def learn(job: Job, *, nested: bool = False, gentle: bool = False) -> None:
     job.model.eval()
 
 
-def curves(name: str, new, *, quick: bool) -> dict[str, list[float]]:
+def measure_curves(name: str, new, *, quick: bool) -> dict[str, list[float]]:
     """Return the metric at each rank, by way."""
-    loaded, parts, setting = opened(name, quick=quick)
+    loaded, parts, setting = open_task(name, quick=quick)
     metric, test = TASKS[name].metric, parts["test"][:400]
     setting = replace(setting, rank=RANKS[-1], steps=setting.steps if quick else LENGTHS[name])
 
     def job(**more) -> Job:
-        return job_of(
+        return make_job(
             loaded, parts, replace(setting, **more.pop("setting", {})), new(), whole=False, **more
         )
 
@@ -115,7 +115,7 @@ def curves(name: str, new, *, quick: bool) -> dict[str, list[float]]:
     learn(nested, nested=True)
     values = []
     for rank in RANKS:
-        with first(nested.adapter, rank):
+        with use_first_directions(nested.adapter, rank):
             values.append(score(nested, test, metric))
     out["nested"] = shown("nested", values)
     each = []
@@ -128,9 +128,9 @@ def curves(name: str, new, *, quick: bool) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "")
-    with folders() as new:
-        found = {name: curves(name, new, quick=asked.quick) for name in LENGTHS}
+    asked = parse_arguments(__doc__ or "")
+    with make_folders() as new:
+        found = {name: measure_curves(name, new, quick=asked.quick) for name in LENGTHS}
     rows = [
         {"side": f"{name}: {way}", **{str(r): v for r, v in zip(RANKS, values, strict=True)}}
         for name, ways in found.items()

@@ -16,18 +16,18 @@ PICTURE = ROOT / "docs" / "pictures" / "overview.png"
 GREY, PEFT, LORAKIT = "0.6", "C0", "C1"
 
 
-def result(name: str) -> dict:
+def read_result(name: str) -> dict:
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
 
 
-def run_of(runs: list[dict], side: str) -> dict:
+def find_run(runs: list[dict], side: str) -> dict:
     for run in runs:
         if run["side"] == side:
             return run
     raise LookupError(f"no run of {side}")
 
 
-def bars(ax: Axes, values: dict[str, float], colours: list[str], form: str) -> None:
+def draw_bars(ax: Axes, values: dict[str, float], colours: list[str], form: str) -> None:
     """Draw horizontal bars, the first at the top, each with its number."""
     names = list(values)[::-1]
     drawn = ax.barh(names, [values[name] for name in names], color=colours[::-1])
@@ -37,30 +37,30 @@ def bars(ax: Axes, values: dict[str, float], colours: list[str], form: str) -> N
 
 
 def draw_speed(ax: Axes) -> None:
-    runs = result("whole_job")["runs"]
+    runs = read_result("whole_job")["runs"]
     values = {
-        "PEFT with Trainer": run_of(runs, "PEFT with Trainer")["per_second"],
-        "lorakit, same settings": run_of(runs, "lorakit")["per_second"],
+        "PEFT with Trainer": find_run(runs, "PEFT with Trainer")["per_second"],
+        "lorakit, same settings": find_run(runs, "lorakit")["per_second"],
     }
-    bars(ax, values, [PEFT, LORAKIT], "%.0f")
+    draw_bars(ax, values, [PEFT, LORAKIT], "%.0f")
     ax.set_title("A whole training job on a CPU")
     ax.set_xlabel("labelled tokens a CPU second")
 
 
 def draw_memory(ax: Axes) -> None:
-    runs = result("step")["runs"]
+    runs = read_result("step")["runs"]
     values = {
-        "frozen model alone": run_of(runs, "floor, dropout 0.05")["saved_mib"],
-        "lorakit": run_of(runs, "lorakit, dropout 0.05")["saved_mib"],
-        "PEFT": run_of(runs, "PEFT, dropout 0.05")["saved_mib"],
+        "frozen model alone": find_run(runs, "floor, dropout 0.05")["saved_mib"],
+        "lorakit": find_run(runs, "lorakit, dropout 0.05")["saved_mib"],
+        "PEFT": find_run(runs, "PEFT, dropout 0.05")["saved_mib"],
     }
-    bars(ax, values, [GREY, LORAKIT, PEFT], "%.0f")
+    draw_bars(ax, values, [GREY, LORAKIT, PEFT], "%.0f")
     ax.set_title("Activations kept for the backward pass")
     ax.set_xlabel("MiB, rank 16, dropout 0.05")
 
 
 def draw_ranks(ax: Axes) -> None:
-    searches = {search["task"]: search for search in result("which_rank")["searches"]}
+    searches = {search["task"]: search for search in read_result("which_rank")["searches"]}
     curve = searches["oz-books"]["curve"]
     ranks = [point["rank"] for point in curve]
     ax.fill_between(

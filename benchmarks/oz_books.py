@@ -29,15 +29,15 @@ from beside_peft import (
     SIDES,
     Setting,
     Side,
-    arguments,
-    drawn,
-    folder,
-    model_at,
-    not_worse,
+    check_not_worse,
+    collect_values,
+    draw_indices,
+    find_data,
+    find_model,
+    parse_arguments,
     run,
     score,
     tune,
-    values,
     write,
 )
 
@@ -64,9 +64,9 @@ HELD_OUT, STORIES, REPEATED = (
 )  # REPEATED: characters, at most, that a passage repeats of the one before
 
 
-def passages() -> Rows:
+def read_passages() -> Rows:
     """Return the passages of the file, each without what it repeats of the one before."""
-    rows = read_rows(str(folder() / "sets/oz-books/tiny-open-domain-books.arrow"))
+    rows = read_rows(str(find_data() / "sets/oz-books/tiny-open-domain-books.arrow"))
     texts = [row["text"] for row in rows.rows]
     for i, (before, text) in enumerate(pairwise(texts), 1):
         shared = next((n for n in range(REPEATED, 9, -1) if before.endswith(text[:n])), 0)
@@ -74,10 +74,10 @@ def passages() -> Rows:
     return rows
 
 
-def examples(loaded: Loaded) -> dict[str, list[Example]]:
+def encode_examples(loaded: Loaded) -> dict[str, list[Example]]:
     """Return the sequences that train, choose and test."""
-    rows = passages()
-    apart = drawn(2 * HELD_OUT, len(rows))
+    rows = read_passages()
+    apart = draw_indices(2 * HELD_OUT, len(rows))
     train = encode_rows(
         rows.take(i for i in range(len(rows)) if i not in apart), loaded, SETTING.max_length
     )
@@ -88,13 +88,13 @@ def examples(loaded: Loaded) -> dict[str, list[Example]]:
     }
 
 
-def stories(loaded: Loaded) -> list[Example]:
+def encode_stories(loaded: Loaded) -> list[Example]:
     """Return a fixed sample of what the base knew."""
-    text = (folder() / "sets/tinystories/tinystories_2MB.txt").read_text("utf-8")
+    text = (find_data() / "sets/tinystories/tinystories_2MB.txt").read_text("utf-8")
     whole = [story.strip() for story in text.split("<|endoftext|>") if story.strip()]
     rows = Rows(
         "text",
-        [{"text": whole[i]} for i in drawn(STORIES, len(whole))],
+        [{"text": whole[i]} for i in draw_indices(STORIES, len(whole))],
         [""] * STORIES,
         "tinystories",
     )
@@ -102,10 +102,12 @@ def stories(loaded: Loaded) -> list[Example]:
 
 
 def main() -> None:
-    asked = arguments(__doc__, "--tune: choose the learning rate on the part that is not reported")
+    asked = parse_arguments(
+        __doc__, "--tune: choose the learning rate on the part that is not reported"
+    )
     setting = replace(SETTING, steps=2, batch_size=2) if asked.quick else SETTING
-    loaded = load(model_at(setting.model), setting.task)
-    parts, old = examples(loaded), stories(loaded)
+    loaded = load(find_model(setting.model), setting.task)
+    parts, old = encode_examples(loaded), encode_stories(loaded)
     if asked.quick:
         parts, old = {name: some[:4] for name, some in parts.items()}, old[:4]
     if asked.tune:
@@ -131,14 +133,14 @@ def main() -> None:
         for seed in SEEDS[: 1 if asked.quick else None]
         for side in SIDES
     ]
-    ours = mean(values(runs, "lorakit", "perplexity"))
+    ours = mean(collect_values(runs, "lorakit", "perplexity"))
     criteria = [
         {
             "text": "held-out perplexity is 12.7 or better",
             "met": ours <= 12.7,
             "measured": f"{ours:.2f}",
         },
-        not_worse(runs, "perplexity", higher=False),
+        check_not_worse(runs, "perplexity", higher=False),
     ]
     write(
         "oz_books",

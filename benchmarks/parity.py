@@ -20,7 +20,17 @@ from dataclasses import replace
 import oz_books
 import sst2
 import torch
-from beside_peft import SIDES, Setting, adapt, arguments, copy_start, model_at, score, train, write
+from beside_peft import (
+    SIDES,
+    Setting,
+    adapt,
+    copy_start,
+    find_model,
+    parse_arguments,
+    score,
+    train,
+    write,
+)
 
 from lorakit.data.encode import Example
 from lorakit.models.load import load
@@ -28,7 +38,7 @@ from lorakit.models.load import load
 STEPS, BOUND = 50, 1e-5
 
 
-def curves(setting: Setting, examples: list[Example]) -> dict[str, list[float]]:
+def train_curves(setting: Setting, examples: list[Example]) -> dict[str, list[float]]:
     """Train both sides from the same start; return the losses of every step."""
     sides = {side: adapt(side, setting, seed=0) for side in SIDES}
     if sides["lorakit"].adapted != sides["peft"].adapted:
@@ -47,7 +57,7 @@ def curves(setting: Setting, examples: list[Example]) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    quick = arguments(__doc__).quick
+    quick = parse_arguments(__doc__).quick
     runs, criteria = [], []
     for name, source, title in (
         ("stories260K", oz_books, "stories260K, all linear"),
@@ -56,11 +66,11 @@ def main() -> None:
         base = replace(
             source.SETTING, steps=3 if quick else STEPS, batch_size=4 if quick else 16, threads=1
         )
-        loaded = load(model_at(base.model), base.task, labels=base.labels)
+        loaded = load(find_model(base.model), base.task, labels=base.labels)
         examples = source.examples(loaded)["train"][:1600]
         for scale in (4.0, 1.3):
             setting = replace(base, alpha=scale * base.rank)
-            found = curves(setting, [cut(e) for e in examples])
+            found = train_curves(setting, [cut(e) for e in examples])
             gaps = [abs(a - b) for a, b in zip(found["lorakit"], found["peft"], strict=True)]
             row = {
                 "side": title,

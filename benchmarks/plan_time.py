@@ -26,7 +26,7 @@ from lorakit.plan.meta_model import MetaModel
 CHOSEN = tuple(m for m in MODELS if m.model != MINILM and not m.dropout)
 
 
-def taken(setting: Setting, rounds: int) -> float:
+def time_step(setting: Setting, rounds: int) -> float:
     """Return the least CPU seconds of a step."""
     model = base(setting)
     adapter = lorakit.attach(model, lorakit.Spec(rank=setting.rank))
@@ -49,7 +49,7 @@ def taken(setting: Setting, rounds: int) -> float:
     return min(times[1:])
 
 
-def told(setting: Setting) -> tuple[float, float]:
+def plan_step(setting: Setting) -> tuple[float, float]:
     """Return the seconds that a plan estimates, and the CPU seconds of planning."""
     begun = time.process_time()
     with torch.device("meta"):
@@ -68,8 +68,8 @@ def main() -> None:
     brief, runs = asked.quick or asked.short, []
     for m in CHOSEN[: 1 if asked.quick else None]:
         setting = replace(m, dtype="float32")
-        guess, planning = told(setting)
-        real = taken(setting, 2 if brief else 5)
+        guess, planning = plan_step(setting)
+        real = time_step(setting, 2 if brief else 5)
         runs.append(
             {
                 "side": setting.model,

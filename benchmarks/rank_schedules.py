@@ -22,9 +22,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from beside_peft import SEEDS, Side, arguments, model_at, run, score, values, write
+from beside_peft import SEEDS, Side, collect_values, find_model, parse_arguments, run, score, write
 from oz_books import SETTING as BOOKS
-from oz_books import examples
+from oz_books import encode_examples
 
 import lorakit
 from lorakit.data.batches import Batches, collate
@@ -35,7 +35,7 @@ WHOLE, HALF = ("even", "bottom-heavy", "top-heavy"), ("suggested", "random")
 BATCHES = 8  # that the suggestion looks at
 
 
-def spec_for(side: str, model: Any, batches: list[Any], seed: int) -> lorakit.Spec:
+def make_spec(side: str, model: Any, batches: list[Any], seed: int) -> lorakit.Spec:
     """Return the spec of one way to spend the budget."""
     spec = lorakit.Spec(rank=SETTING.rank, alpha=SETTING.alpha, targets=SETTING.targets)
     if side in WHOLE:
@@ -55,21 +55,23 @@ def spec_for(side: str, model: Any, batches: list[Any], seed: int) -> lorakit.Sp
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     setting = replace(SETTING, steps=2, batch_size=2) if asked.quick else SETTING
-    base = load(model_at(setting.model), setting.task)
-    parts = {name: some[:8] if asked.quick else some for name, some in examples(base).items()}
+    base = load(find_model(setting.model), setting.task)
+    parts = {
+        name: some[:8] if asked.quick else some for name, some in encode_examples(base).items()
+    }
 
     def adapt(side: str, setting: Any, seed: int) -> Side:
         torch.set_num_threads(setting.threads)
-        loaded = load(model_at(setting.model), setting.task, seed=seed)
+        loaded = load(find_model(setting.model), setting.task, seed=seed)
         order = Batches([len(e.ids) for e in parts["train"]], setting.batch_size, seed)
         batches = [
             collate([parts["train"][i] for i in order[k]], pad_id(loaded.tokenizer))
             for k in range(BATCHES)
         ]
         adapter = lorakit.attach(
-            loaded.model, spec_for(side, loaded.model, batches, seed), seed=seed
+            loaded.model, make_spec(side, loaded.model, batches, seed), seed=seed
         )
         return Side(loaded, list(adapter.parameters()), set(adapter.deltas))
 
@@ -82,7 +84,7 @@ def main() -> None:
         for seed in seeds
         for side in (*WHOLE, *HALF)
     ]
-    suggested, random = (values(runs, side, "perplexity") for side in HALF)
+    suggested, random = (collect_values(runs, side, "perplexity") for side in HALF)
     gaps = [r - s for s, r in zip(suggested, random, strict=True)]
     criteria = [
         {

@@ -16,7 +16,7 @@ import e2e
 import oz_books
 import sst2
 import torch
-from beside_peft import ROOT, Setting, drawn, folder, model_at
+from beside_peft import ROOT, Setting, draw_indices, find_data, find_model
 
 import lorakit
 from lorakit.data.encode import Example
@@ -42,41 +42,41 @@ class Task:
     metric: str = "loss"
 
 
-def _books() -> dict[str, Rows]:
-    rows = oz_books.passages()
-    apart = drawn(2 * oz_books.HELD_OUT, len(rows))
+def _read_books() -> dict[str, Rows]:
+    rows = oz_books.read_passages()
+    apart = draw_indices(2 * oz_books.HELD_OUT, len(rows))
     return {
         "train": rows.take(i for i in range(len(rows)) if i not in apart),
         "test": rows.take(apart),
     }
 
 
-def _shakespeare() -> dict[str, Rows]:
+def _read_shakespeare() -> dict[str, Rows]:
     """Return speeches, a thousand characters together; every tenth piece is held out."""
-    text = (folder() / "sets/tinyshakespeare/input.txt").read_text("utf-8")
+    text = (find_data() / "sets/tinyshakespeare/input.txt").read_text("utf-8")
     pieces, now = [], ""
     for speech in text.split("\n\n"):
         now += speech + "\n\n"
         if len(now) > 1000:
             pieces, now = [*pieces, now.strip()], ""
     return {
-        "train": _texts([p for i, p in enumerate(pieces) if i % 10]),
-        "test": _texts(pieces[::10]),
+        "train": _make_rows([p for i, p in enumerate(pieces) if i % 10]),
+        "test": _make_rows(pieces[::10]),
     }
 
 
-def _texts(texts: Sequence[str]) -> Rows:
+def _make_rows(texts: Sequence[str]) -> Rows:
     return Rows("text", [{"text": t} for t in texts], [""] * len(texts), "text")
 
 
-def _restaurants() -> dict[str, Rows]:
-    test = e2e.rows_of("testset_w_refs")
-    return {"train": e2e.rows_of("devset"), "test": test.take(drawn(400, len(test)))}
+def _read_restaurants() -> dict[str, Rows]:
+    test = e2e.read_part("testset_w_refs")
+    return {"train": e2e.read_part("devset"), "test": test.take(draw_indices(400, len(test)))}
 
 
-def _tables() -> dict[str, Rows]:
+def _read_tables() -> dict[str, Rows]:
     """Return DART's triples with their sentences; items of every tenth place are held out."""
-    items = json.loads((folder() / "sets/dart-dev/dart-v1.1.1-full-dev.json").read_text("utf-8"))
+    items = json.loads((find_data() / "sets/dart-dev/dart-v1.1.1-full-dev.json").read_text("utf-8"))
     parts: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
     for i, item in enumerate(items):
         prompt = " | ".join(" : ".join(triple) for triple in item["tripleset"])
@@ -88,30 +88,34 @@ def _tables() -> dict[str, Rows]:
     }
 
 
-def _sentences() -> dict[str, Rows]:
-    train = sst2.rows_of("train")
-    return {"train": train.take(drawn(3000, len(train))), "test": sst2.rows_of("test")}
+def _read_sentences() -> dict[str, Rows]:
+    train = sst2.read_part("train")
+    return {"train": train.take(draw_indices(3000, len(train))), "test": sst2.read_part("test")}
 
 
 TASKS = {
-    "oz-books": Task(STORIES, _books),
-    "tinyshakespeare": Task(STORIES, _shakespeare),
-    "e2e": Task(replace(e2e.SETTING, steps=300, max_length=256), _restaurants),
-    "dart": Task(replace(e2e.SETTING, steps=300, max_length=256), _tables),
+    "oz-books": Task(STORIES, _read_books),
+    "tinyshakespeare": Task(STORIES, _read_shakespeare),
+    "e2e": Task(replace(e2e.SETTING, steps=300, max_length=256), _read_restaurants),
+    "dart": Task(replace(e2e.SETTING, steps=300, max_length=256), _read_tables),
     "sst2": Task(
-        replace(sst2.SETTING, lr=2e-3, steps=188, batch_size=16, threads=1), _sentences, "accuracy"
+        replace(sst2.SETTING, lr=2e-3, steps=188, batch_size=16, threads=1),
+        _read_sentences,
+        "accuracy",
     ),
 }
 
 
-def opened(name: str, *, quick: bool = False) -> tuple[Loaded, dict[str, list[Example]], Setting]:
+def open_task(
+    name: str, *, quick: bool = False
+) -> tuple[Loaded, dict[str, list[Example]], Setting]:
     """Return the base of a task, its examples and how it is trained; with `quick` a handful of
     each, for two steps.
     """
     task = TASKS[name]
     setting = replace(task.setting, steps=4, batch_size=2) if quick else task.setting
     torch.set_num_threads(1)
-    loaded = load(model_at(setting.model), setting.task, labels=setting.labels)
+    loaded = load(find_model(setting.model), setting.task, labels=setting.labels)
     rows = {
         part: some.take(range(min(12, len(some)))) if quick else some
         for part, some in task.rows().items()
@@ -123,7 +127,7 @@ def opened(name: str, *, quick: bool = False) -> tuple[Loaded, dict[str, list[Ex
     )
 
 
-def job_of(
+def make_job(
     loaded: Loaded,
     parts: dict[str, list[Example]],
     setting: Setting,
@@ -190,7 +194,7 @@ def job_of(
     )
 
 
-def trained(job: Job) -> list[float]:
+def train_job(job: Job) -> list[float]:
     """Run a job; return the loss of every step, also of a run that stopped itself."""
     fit(job, lambda start: Log(job.output / METRICS, start, job.steps, quiet=True))
     job.model.eval()
@@ -203,14 +207,14 @@ def score(job: Job, examples: Sequence[Example], metric: str) -> float:
 
 
 @contextmanager
-def folders() -> Iterator[Any]:
+def make_folders() -> Iterator[Any]:
     """Yield a function that returns a new folder at each call; all of them go away."""
     with tempfile.TemporaryDirectory(prefix="lorakit-bench-") as place:
         count = iter(range(1 << 30))
         yield lambda: Path(place) / str(next(count))
 
 
-def picture(drawn_figure: Any, name: str, *, quick: bool) -> str:
+def save_picture(drawn_figure: Any, name: str, *, quick: bool) -> str:
     """Write a picture for the docs, unless the run is quick; return the link to it."""
     if not quick:
         from lorakit import plots

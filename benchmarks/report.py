@@ -75,9 +75,11 @@ def write() -> None:
         if (path := folder / f"{name}.json").is_file()
     }
     PAGE.parent.mkdir(exist_ok=True)
-    parts = [section(name, part) for name, part in found.items()]
-    PAGE.write_text("\n".join([opening(found), *parts, "## Criteria\n", summary(found)]), "utf-8")
-    claims(PAGE.parent / "claims.md", found)
+    parts = [format_section(name, part) for name, part in found.items()]
+    PAGE.write_text(
+        "\n".join([format_opening(found), *parts, "## Criteria\n", format_summary(found)]), "utf-8"
+    )
+    write_claims(PAGE.parent / "claims.md", found)
     if "curves" in found.get("step", {}):
         draw_growth(found["step"])
     for page in PAGE.parent.glob("*.md"):
@@ -85,7 +87,7 @@ def write() -> None:
             fill(page, found)
 
 
-def opening(found: dict[str, Any]) -> str:
+def format_opening(found: dict[str, Any]) -> str:
     """Return the head of the page, with the figures of its picture."""
     jobs = {run["side"]: run for run in found["whole_job"]["runs"]}
     steps = {run["side"]: run for run in found["step"]["runs"]}
@@ -94,7 +96,7 @@ def opening(found: dict[str, Any]) -> str:
     return OPENING.format(speed=jobs["lorakit"]["ratio"], memory=kept, search=max(costs))
 
 
-def claims(page: Path, found: dict[str, Any]) -> None:
+def write_claims(page: Path, found: dict[str, Any]) -> None:
     """Write the tables of claims between the marks of their page."""
     if not page.is_file():
         return
@@ -120,13 +122,17 @@ def fill(page: Path, found: dict[str, Any]) -> None:
     page.write_text(text, "utf-8")
 
 
-def summary(found: dict[str, Any]) -> str:
+def format_summary(found: dict[str, Any]) -> str:
     """Return the table of criteria."""
-    rows = [[name.replace("_", " "), *row] for name, part in found.items() for row in targets(part)]
+    rows = [
+        [name.replace("_", " "), *row]
+        for name, part in found.items()
+        for row in list_criteria(part)
+    ]
     return table(["benchmark", "criterion", "measured", ""], rows, "llrl")
 
 
-def targets(part: dict[str, Any]) -> list[list[str]]:
+def list_criteria(part: dict[str, Any]) -> list[list[str]]:
     """Return the text, the figure and the verdict of each criterion."""
     return [
         [c["text"], c["measured"], "met" if c["met"] else "**not met**"]
@@ -140,7 +146,7 @@ def split_doc(doc: str) -> tuple[str, str]:
     return " ".join(question.split()), text.partition("Run: ")[0].strip()
 
 
-def section(name: str, part: dict[str, Any]) -> str:
+def format_section(name: str, part: dict[str, Any]) -> str:
     """Return one benchmark: its docstring, settings, table, and what else it shows."""
     title, text = split_doc(part["doc"])
     lines = [f"## {title}", text, ""]
@@ -159,14 +165,14 @@ def section(name: str, part: dict[str, Any]) -> str:
         rows = [[f"{v:.4g}" for v in row.values()] for row in part["tuned"]]
         lines += ["On the part for choosing:", "", table(keys, rows, "r" * len(keys))]
     if "runs" in part:
-        lines.append(runs_table(part))
+        lines.append(format_runs(part))
     lines += [f"{note}\n" for note in part.get("notes", ())]
     script = name.removesuffix("_full").removesuffix("_cuda")
-    lines += [f"Measured by `benchmarks/{script}.py` on {machine(part)}", ""]
+    lines += [f"Measured by `benchmarks/{script}.py` on {format_machine(part)}", ""]
     return "\n".join(lines)
 
 
-def machine(part: dict[str, Any]) -> str:
+def format_machine(part: dict[str, Any]) -> str:
     """Return when and on what a benchmark ran."""
     m = part["machine"]
     versions = ", ".join(f"{k} {v}" for k, v in m["versions"].items())
@@ -181,7 +187,7 @@ def machine(part: dict[str, Any]) -> str:
     )
 
 
-def settings_table(part: dict[str, Any]) -> str:
+def format_settings(part: dict[str, Any]) -> str:
     """Return the models of benchmarks/step.py: their sizes, input and adapter."""
     keys = ("blocks", "width", "inner", "heads", "vocabulary", "rows", "tokens", "rank")
     models = {r["model"]: r for r in part["runs"] if r["variant"] == "lorakit"}
@@ -192,7 +198,7 @@ def settings_table(part: dict[str, Any]) -> str:
     return table(["", *keys, "base", "values trained", "rounds"], rows)
 
 
-def growth_table(part: dict[str, Any]) -> str:
+def format_growth(part: dict[str, Any]) -> str:
     """Return the curves of benchmarks/step.py, one table a size."""
     out = []
     for what, runs in part["curves"].items():
@@ -245,18 +251,22 @@ def draw_growth(part: dict[str, Any]) -> None:
     plots.save_figure(picture, PAGE.parent / "pictures" / "step.png")
 
 
-def runs_table(part: dict[str, Any]) -> str:
+def format_runs(part: dict[str, Any]) -> str:
     """Return mean ± spread by side, or one line a run."""
     measures, runs = part["measures"], part["runs"]
     heads = ["", *(title for title, _ in measures.values())]
     if part.get("one_row_a_run"):
         return table(
-            heads, [[r["side"], *(number(r[k], f) for k, (_, f) in measures.items())] for r in runs]
+            heads,
+            [
+                [r["side"], *(format_number(r[k], f) for k, (_, f) in measures.items())]
+                for r in runs
+            ],
         )
     rows = []
     for side in dict.fromkeys(r["side"] for r in runs):
         mine = [r for r in runs if r["side"] == side]
-        cells = [figure([r[k] for r in mine if k in r], f) for k, (_, f) in measures.items()]
+        cells = [format_figure([r[k] for r in mine if k in r], f) for k, (_, f) in measures.items()]
         rows.append(
             [
                 {"peft": "PEFT"}.get(side, side)
@@ -267,19 +277,19 @@ def runs_table(part: dict[str, Any]) -> str:
     return table(heads, rows)
 
 
-def shown(part: dict[str, Any]) -> str:
+def format_short(part: dict[str, Any]) -> str:
     """Return the tables of a benchmark that was not written: its figures and its criteria."""
     return "\n".join(
-        [runs_table(part), *([PARTS["targets"](part)] if part.get("criteria") else [])]
+        [format_runs(part), *([PARTS["targets"](part)] if part.get("criteria") else [])]
     )
 
 
-def number(value: float | None, form: str) -> str:
+def format_number(value: float | None, form: str) -> str:
     """Return a number; nothing where there is none."""
     return "" if value is None or value != value else format(value, form)
 
 
-def figure(numbers: Sequence[float], form: str) -> str:
+def format_figure(numbers: Sequence[float], form: str) -> str:
     """Return mean ± sample standard deviation; the mean alone where nothing varies."""
     if not numbers:
         return ""
@@ -289,13 +299,13 @@ def figure(numbers: Sequence[float], form: str) -> str:
 
 
 PARTS = {  # after the name in a mark, as in `figures: step.targets`
-    "": lambda part: f"**{split_doc(part['doc'])[0]}**\n\n{runs_table(part)}",
-    "runs": runs_table,
-    "settings": settings_table,
-    "growth": growth_table,
-    "targets": lambda part: table(["target", "measured", ""], targets(part), "lrl"),
+    "": lambda part: f"**{split_doc(part['doc'])[0]}**\n\n{format_runs(part)}",
+    "runs": format_runs,
+    "settings": format_settings,
+    "growth": format_growth,
+    "targets": lambda part: table(["target", "measured", ""], list_criteria(part), "lrl"),
     "machine": lambda part: "\n".join(
-        [f"Measured on {machine(part)}", *(f"{note}" for note in part.get("notes", ())), ""]
+        [f"Measured on {format_machine(part)}", *(f"{note}" for note in part.get("notes", ())), ""]
     ),
 }
 

@@ -29,7 +29,16 @@ from statistics import mean
 import numpy as np
 import peft
 import torch
-from beside_peft import SEEDS, SIDES, arguments, folder, not_worse, steps_of, values, write
+from beside_peft import (
+    SEEDS,
+    SIDES,
+    check_not_worse,
+    collect_values,
+    count_steps,
+    find_data,
+    parse_arguments,
+    write,
+)
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,17 +98,17 @@ class ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def base() -> ResNet20:
+def load_base() -> ResNet20:
     """Return the network as it was trained; it stays in eval mode, so that no statistic moves."""
-    model, file = ResNet20(), folder() / "models/resnet20-cifar10/resnet20.th"
+    model, file = ResNet20(), find_data() / "models/resnet20-cifar10/resnet20.th"
     stored = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({key.removeprefix("module."): tensor for key, tensor in stored.items()})
     return model.eval()
 
 
-def images(part: str, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+def read_images(part: str, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
     """Return pictures as the network takes them (n, 3, 32, 32), and their labels (n,)."""
-    packed = np.load(folder() / f"sets/cifar10-jpg/{part}.npz")
+    packed = np.load(find_data() / f"sets/cifar10-jpg/{part}.npz")
     jpg, ends = packed["jpg"], packed["off"]
     files = [jpg[a:b].tobytes() for a, b in zip(ends[:-1][rows], ends[1:][rows], strict=True)]
     pixels = torch.from_numpy(
@@ -110,9 +119,9 @@ def images(part: str, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
     )
 
 
-def adapted(side: str, seed: int) -> tuple[nn.Module, list[nn.Parameter]]:
+def adapt(side: str, seed: int) -> tuple[nn.Module, list[nn.Parameter]]:
     """Return the network with one side's adapter, and what trains."""
-    model = base()
+    model = load_base()
     if side == "lorakit":
         targets = [*lorakit.select(model, "conv"), "linear"]
         adapter = lorakit.attach(
@@ -141,7 +150,11 @@ def train(
     """
     x, labels = data
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
-    draw, steps, losses = torch.Generator().manual_seed(seed), steps_of(len(x), BATCH, EPOCHS), []
+    draw, steps, losses = (
+        torch.Generator().manual_seed(seed),
+        count_steps(len(x), BATCH, EPOCHS),
+        [],
+    )
     while len(losses) < steps:
         for rows in torch.randperm(len(x), generator=draw).split(BATCH):
             set_lr(optimizer, lr * lr_factor(len(losses), steps, 0.05, "cosine"))
@@ -156,7 +169,7 @@ def train(
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+def measure_accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     hits = [
         (model(x).argmax(-1) == y).sum().item()
         for x, y in zip(*(t.split(250) for t in data), strict=True)
@@ -167,7 +180,7 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
 def run(
     side: str, seed: int, data: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], lr: float
 ) -> dict:
-    model, parameters = adapted(side, seed)
+    model, parameters = adapt(side, seed)
     begun, cpu = time.perf_counter(), time.process_time()
     losses = train(model, parameters, data, lr, seed)
     row = {
@@ -178,30 +191,30 @@ def run(
         "loss_last": losses[-1],
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "seconds": round(time.perf_counter() - begun, 1),
-        "accuracy": accuracy(model, test),
+        "accuracy": measure_accuracy(model, test),
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
 
 
 def main() -> None:
-    asked = arguments(
+    asked = parse_arguments(
         __doc__,
         "--tune: choose the learning rate on test images that are not reported",
         "--full: three seeds",
     )
     torch.set_num_threads(1)
     part = slice(0, None, 80) if asked.quick else slice(None)
-    data = images("train_10k", part)
+    data = read_images("train_10k", part)
     if asked.tune:
-        choose = images("test", CHOOSE)
+        choose = read_images("test", CHOOSE)
         tuned = [
             {"lr": lr, "accuracy": run("lorakit", 100, data, choose, lr)["accuracy"]} for lr in LRS
         ]
         write("resnet20", __doc__, quick=asked.quick, tuned=tuned)
         return
-    test = images("test", slice(0, None, 40) if asked.quick else TEST)
-    runs = [{"side": "the base alone", "seed": 0, "accuracy": accuracy(base(), test)}]
+    test = read_images("test", slice(0, None, 40) if asked.quick else TEST)
+    runs = [{"side": "the base alone", "seed": 0, "accuracy": measure_accuracy(load_base(), test)}]
     runs += [
         run(side, seed, data, test, LR)
         for seed in SEEDS[: None if asked.full else 1]
@@ -211,14 +224,17 @@ def main() -> None:
 
 
 def conclude(runs: list[dict], *, quick: bool) -> None:
-    ours, theirs = values(runs, "lorakit", "accuracy"), values(runs, "peft", "accuracy")
+    ours, theirs = (
+        collect_values(runs, "lorakit", "accuracy"),
+        collect_values(runs, "peft", "accuracy"),
+    )
     reached = {
         "text": f"accuracy: {GOAL:.1%} or better",
         "met": mean(ours) >= GOAL,
         "measured": f"{mean(ours):.2%}",
     }
     if len(ours) > 1:
-        beside = not_worse(runs, "accuracy")
+        beside = check_not_worse(runs, "accuracy")
     else:  # the standard error of the test part stands for the spread
         error = (theirs[0] * (1 - theirs[0]) / 5000) ** 0.5
         beside = {

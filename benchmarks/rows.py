@@ -25,7 +25,7 @@ from collections.abc import Callable
 from statistics import median
 
 import torch
-from beside_peft import arguments, write
+from beside_peft import parse_arguments, write
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lorakit
@@ -34,7 +34,7 @@ ADAPTERS, RANK = (1, 4, 8, 32), 16
 ROUNDS = {1: 7, 128: 2}
 
 
-def base() -> LlamaForCausalLM:
+def build_base() -> LlamaForCausalLM:
     """Return the same random model every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -48,9 +48,9 @@ def base() -> LlamaForCausalLM:
         return LlamaForCausalLM(config).eval()
 
 
-def adapted(count: int) -> LlamaForCausalLM:
+def build_adapted(count: int) -> LlamaForCausalLM:
     """Return it with so many adapters, B filled."""
-    model = base()
+    model = build_base()
     for at in range(count):
         adapter = lorakit.attach(
             model, lorakit.Spec(rank=RANK), name=f"a{at}", seed=at, trainable=False
@@ -60,14 +60,14 @@ def adapted(count: int) -> LlamaForCausalLM:
     return model
 
 
-def cpu(call: Callable[[], object]) -> float:
+def time_call(call: Callable[[], object]) -> float:
     """Return the CPU seconds of a call."""
     begun = time.process_time_ns()
     call()
     return (time.process_time_ns() - begun) / 1e9
 
 
-def rows_of(
+def measure_rows(
     model: LlamaForCausalLM, rows: int, tokens: int, adapters: int, rounds: int
 ) -> dict[str, float]:
     """Return the median ratios to the base of one shape."""
@@ -88,11 +88,11 @@ def rows_of(
     with torch.inference_mode():
         for at in range(-1, rounds):  # one round to warm up
             lorakit.enable(model, None)
-            alone = cpu(forward)
+            alone = time_call(forward)
             lorakit.enable(model, "a0")
-            seconds = {"one": cpu(forward), "each": cpu(each)}
+            seconds = {"one": time_call(forward), "each": time_call(each)}
             with lorakit.route(model, names):
-                seconds |= {"first": cpu(forward), "routed": cpu(forward)}
+                seconds |= {"first": time_call(forward), "routed": time_call(forward)}
                 got = forward() if at < 0 else None
             if got is not None and any(
                 (got[i::adapters] - part).abs().max() > 0.05 * part.abs().max()
@@ -105,19 +105,19 @@ def rows_of(
     return {name: median(values) for name, values in found.items()}
 
 
-def switching(rounds: int) -> tuple[dict[str, float], bool]:
+def measure_switching(rounds: int) -> tuple[dict[str, float], bool]:
     """Return CPU milliseconds of each way to go from one adapter to another, and whether all bits
     came back.
     """
-    model, ids = adapted(2), torch.arange(32).view(2, 16)
+    model, ids = build_adapted(2), torch.arange(32).view(2, 16)
     found: dict[str, list[float]] = {"enable": [], "merged": [], "read again": []}
     bits: dict[str, list[torch.Tensor]] = {}
     same = True
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        base().save_pretrained(folder)
+        build_base().save_pretrained(folder)
         for at in range(2 * rounds):
             name = f"a{at % 2}"
-            found["enable"].append(cpu(lambda name=name: lorakit.enable(model, name)))
+            found["enable"].append(time_call(lambda name=name: lorakit.enable(model, name)))
             undo = lorakit.merge(model)
             now = [model(input_ids=ids).logits, *(p.clone() for p in model.parameters())]
             same &= all(
@@ -135,20 +135,20 @@ def switching(rounds: int) -> tuple[dict[str, float], bool]:
                 lorakit.enable(model, other)
                 swapped.append(lorakit.merge(model))
 
-            found["merged"].append(cpu(swap))
+            found["merged"].append(time_call(swap))
             lorakit.unmerge(model, swapped[0])
-            found["read again"].append(cpu(lambda: LlamaForCausalLM.from_pretrained(folder)))
+            found["read again"].append(time_call(lambda: LlamaForCausalLM.from_pretrained(folder)))
     return {name: 1e3 * median(values) for name, values in found.items()}, same
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     quick, most = asked.quick, 1 if asked.quick else 5 if asked.short else 1 << 30
     torch.set_num_threads(1)
     runs = []
     for dtype in (torch.float32, torch.bfloat16):
         for adapters in ADAPTERS[: 2 if quick else None]:
-            model = adapted(adapters).to(dtype)
+            model = build_adapted(adapters).to(dtype)
             for rows in (8, 32):
                 for tokens, rounds in ROUNDS.items():
                     if adapters <= rows and not (quick and tokens * rows > 100):
@@ -157,11 +157,11 @@ def main() -> None:
                             {
                                 "side": shape,
                                 "adapters": adapters,
-                                **rows_of(model, rows, tokens, adapters, min(rounds, most)),
+                                **measure_rows(model, rows, tokens, adapters, min(rounds, most)),
                             }
                         )
                         print(runs[-1], flush=True)
-    switch, same = switching(1 if quick else 5)
+    switch, same = measure_switching(1 if quick else 5)
     several = [r for r in runs if r["adapters"] > 1]
     slower = [r["side"] for r in several if r["routed"] >= r["each"]]
     criteria = [
@@ -177,7 +177,7 @@ def main() -> None:
             "measured": "all tensors" if same else "differ",
         },
     ]
-    size = sum(p.numel() for p in base().parameters())
+    size = sum(p.numel() for p in build_base().parameters())
     notes = [
         f"Switching on this model ({size:,} parameters), CPU milliseconds: by `enable` "
         f"{switch['enable']:.2f}, merged "

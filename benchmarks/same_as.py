@@ -103,10 +103,10 @@ def record(source: Path, into: Path) -> int:
     return subprocess.run(command, env=environment, check=False).returncode
 
 
-def cleaned(value: Any, left_out: set[str]) -> Any:
+def clean(value: Any, left_out: set[str]) -> Any:
     """Return JSON under its new names, without what is volatile."""
     if isinstance(value, list):
-        return [cleaned(inner, left_out) for inner in value]
+        return [clean(inner, left_out) for inner in value]
     if not isinstance(value, dict):
         return value
     kept = {}
@@ -115,23 +115,23 @@ def cleaned(value: Any, left_out: set[str]) -> Any:
             continue
         if key == "error":
             inner = RENAMES["errors"].get(str(inner), inner)
-        kept[RENAMES["keys"].get(key, key)] = cleaned(inner, left_out)
+        kept[RENAMES["keys"].get(key, key)] = clean(inner, left_out)
     return kept
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def list_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the path and the value of every leaf of some JSON; what is empty is a leaf."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
-            yield from leaves(inner, f"{path}/{key}")
+            yield from list_leaves(inner, f"{path}/{key}")
     elif isinstance(value, list) and value:
         for i, inner in enumerate(value):
-            yield from leaves(inner, f"{path}/{i}")
+            yield from list_leaves(inner, f"{path}/{i}")
     else:
         yield path, value
 
 
-def case_values(folder: Path, name: str) -> dict[tuple[str, str], Values]:
+def read_case(folder: Path, name: str) -> dict[tuple[str, str], Values]:
     """Return the values of one recorded case by kind and section."""
     path = folder / "cases" / f"{name}.json"
     if not path.is_file():
@@ -143,17 +143,17 @@ def case_values(folder: Path, name: str) -> dict[tuple[str, str], Values]:
             left_out.update(keys)
     found = {}
     for section, value in case["sections"].items():
-        used = value if section in EXACT else cleaned(value, left_out)
-        found[case["kind"], section] = dict(leaves(used))
+        used = value if section in EXACT else clean(value, left_out)
+        found[case["kind"], section] = dict(list_leaves(used))
     return found
 
 
-def case_names(folder: Path) -> set[str]:
+def list_cases(folder: Path) -> set[str]:
     """Return the names of the cases of a recording."""
     return {path.stem for path in (folder / "cases").glob("*.json")}
 
 
-def differences(name: str, before: Values, after: Values) -> list[Difference]:
+def find_differences(name: str, before: Values, after: Values) -> list[Difference]:
     """Return the paths at which two sections of a case differ, with both values."""
     found = []
     for path in {**before, **after}:
@@ -163,7 +163,7 @@ def differences(name: str, before: Values, after: Values) -> list[Difference]:
     return found
 
 
-def shortened(old: Any, new: Any) -> tuple[str, str]:
+def shorten(old: Any, new: Any) -> tuple[str, str]:
     """Return two values as text, each from where they begin to differ."""
     old, new = str(old), str(new)
     length = min(len(old), len(new))
@@ -180,7 +180,7 @@ def print_differences(found: list[Difference], limit: int) -> None:
     for name, path, old, new in found:
         printed[name] += 1
         if printed[name] <= limit:
-            before, after = shortened(old, new)
+            before, after = shorten(old, new)
             print(f"{name}{path}\n    {before!r}\n    {after!r}")
         elif printed[name] == counts[name]:
             print(f"{name}: {counts[name] - limit} more")
@@ -199,14 +199,14 @@ def print_machines(first: Path, second: Path) -> None:
 def compare(first: Path, second: Path, limit: int) -> int:
     """Print which values of two recordings are the same; return 1 where some are not."""
     print_machines(first, second)
-    names = case_names(first) | case_names(second)
+    names = list_cases(first) | list_cases(second)
     table: dict[tuple[str, str], list[int]] = {}
     found: list[Difference] = []
     for name in sorted(names):
-        before, after = case_values(first, name), case_values(second, name)
+        before, after = read_case(first, name), read_case(second, name)
         for key in {**before, **after}:
             old, new = before.get(key, {}), after.get(key, {})
-            here = differences(name, old, new)
+            here = find_differences(name, old, new)
             row = table.setdefault(key, [0, 0, 0])
             row[0] += 1
             row[1] += len({**old, **new})

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from statistics import mean
 
 import torch
-from beside_peft import SEEDS, arguments, folder, model_at, spread, write
+from beside_peft import SEEDS, find_data, find_model, measure_spread, parse_arguments, write
 
 import lorakit
 from lorakit.models.load import load
@@ -40,37 +40,37 @@ TASKS = ("prose", "plays", "sums")
 Specs = dict[str, lorakit.Spec]
 
 
-def spec(rank: int, targets: str = "all-linear") -> lorakit.Spec:
+def make_spec(rank: int, targets: str = "all-linear") -> lorakit.Spec:
     return lorakit.Spec(rank=rank, alpha=32, targets=targets)
 
 
 # What is attached, and which of it a row of a task gets.
 SIDES: dict[str, tuple[Specs, Callable[[str], list[str]]]] = {
-    "separate": ({task: spec(8) for task in TASKS}, lambda task: [task]),
-    "shared": ({"shared": spec(24)}, lambda task: ["shared"]),
+    "separate": ({task: make_spec(8) for task in TASKS}, lambda task: [task]),
+    "shared": ({"shared": make_spec(24)}, lambda task: ["shared"]),
     "shared + specific": (
-        {"shared": spec(12), **{task: spec(4) for task in TASKS}},
+        {"shared": make_spec(12), **{task: make_spec(4) for task in TASKS}},
         lambda task: ["shared", task],
     ),
 }
 
 
-def texts() -> dict[str, str]:
+def read_texts() -> dict[str, str]:
     """Return the text of each task."""
-    rows = (folder() / "sets/gsm8k/train.jsonl").read_text("utf-8").splitlines()[:700]
+    rows = (find_data() / "sets/gsm8k/train.jsonl").read_text("utf-8").splitlines()[:700]
     return {
-        "prose": (folder() / "sets/oz-books/wizard_of_oz.txt").read_text("utf-8"),
-        "plays": (folder() / "sets/tinyshakespeare/input.txt").read_text("utf-8")[:250_000],
+        "prose": (find_data() / "sets/oz-books/wizard_of_oz.txt").read_text("utf-8"),
+        "plays": (find_data() / "sets/tinyshakespeare/input.txt").read_text("utf-8")[:250_000],
         "sums": "\n\n".join("{question}\n{answer}".format(**json.loads(row)) for row in rows),
     }
 
 
-def sequences(tokenizer: object) -> dict[str, dict[str, torch.Tensor]]:
+def make_sequences(tokenizer: object) -> dict[str, dict[str, torch.Tensor]]:
     """Return what trains, chooses and tests of each task: (count, 128) token ids; the test is the
     end of the text.
     """
     found = {}
-    for task, text in texts().items():
+    for task, text in read_texts().items():
         ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # type: ignore[operator]
         whole = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
         found[task] = {
@@ -83,7 +83,7 @@ def sequences(tokenizer: object) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def losses(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def compute_losses(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Return the mean loss of every row."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return torch.nn.functional.cross_entropy(
@@ -93,7 +93,7 @@ def losses(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def train(side: str, parts: dict, count: int, lr: float, seed: int, steps: int) -> torch.nn.Module:
     """Train one side on all tasks at once."""
-    model = load(model_at("models/stories260K"), "causal-lm").model.eval()
+    model = load(find_model("models/stories260K"), "causal-lm").model.eval()
     specs, ways = SIDES[side]
     adapters = [lorakit.attach(model, each, name=name, seed=seed) for name, each in specs.items()]
     optimizer = torch.optim.AdamW(
@@ -113,7 +113,7 @@ def train(side: str, parts: dict, count: int, lr: float, seed: int, steps: int) 
             [parts[task]["train"][orders[task][step * ROWS : (step + 1) * ROWS]] for task in TASKS]
         )
         with lorakit.route(model, rows):
-            losses(model, ids).mean().backward()
+            compute_losses(model, ids).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     return model
@@ -128,7 +128,7 @@ def score(
         if ways:
             lorakit.enable(model, ways(task))
         with torch.no_grad():
-            found[task] = losses(model, parts[task][part]).mean().item()
+            found[task] = compute_losses(model, parts[task][part]).mean().item()
     return {
         **{task: math.exp(loss) for task, loss in found.items()},
         "mean": math.exp(mean(found.values())),
@@ -136,11 +136,11 @@ def score(
 
 
 def main() -> None:
-    quick = arguments(__doc__).quick
+    quick = parse_arguments(__doc__).quick
     torch.set_num_threads(1)
     steps, sizes = (2, {"few": 12}) if quick else (STEPS, SIZES)
-    loaded = load(model_at("models/stories260K"), "causal-lm")
-    parts = sequences(loaded.tokenizer)
+    loaded = load(find_model("models/stories260K"), "causal-lm")
+    parts = make_sequences(loaded.tokenizer)
     runs = [{"side": "base", **score(loaded.model.eval(), None, parts, "test")}]
     criteria = []
     for size, count in sizes.items():
@@ -174,7 +174,7 @@ def main() -> None:
         of("few: shared + specific"),
         min((of("few: separate"), of("few: shared")), key=mean),
     )
-    allowed = max(spread(both), spread(best))
+    allowed = max(measure_spread(both), measure_spread(best))
     criteria.append(
         {
             "text": "8 sequences a task: shared + specific is not worse than the better of the "

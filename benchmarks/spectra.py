@@ -14,21 +14,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from beside_peft import arguments, write
+from beside_peft import parse_arguments, write
 
 from lorakit.linalg import singular_values, svd_of_product
 
 RANK, LEAST = 16, 100
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+def time_call(work: Callable[[], Any]) -> tuple[float, Any]:
     begun = time.perf_counter()
     result = work()
     return time.perf_counter() - begun, result
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "")
+    asked = parse_arguments(__doc__ or "")
     quick = asked.quick or asked.short
     torch.set_num_threads(1)
     width = 256 if asked.quick else 1024 if asked.short else 4096
@@ -36,12 +36,12 @@ def main() -> None:
     A, B = torch.randn(RANK, width, generator=draw), torch.randn(width, RANK, generator=draw)
     svd_of_product(A, B)  # the first call loads what it needs
     ours, (U, S, Vh) = min(
-        (timed(lambda: svd_of_product(A, B)) for _ in range(5)), key=lambda pair: pair[0]
+        (time_call(lambda: svd_of_product(A, B)) for _ in range(5)), key=lambda pair: pair[0]
     )
     values, _ = min(
-        (timed(lambda: singular_values(A, B)) for _ in range(5)), key=lambda pair: pair[0]
+        (time_call(lambda: singular_values(A, B)) for _ in range(5)), key=lambda pair: pair[0]
     )
-    dense, theirs = timed(lambda: torch.linalg.svd(B @ A))
+    dense, theirs = time_call(lambda: torch.linalg.svd(B @ A))
     true = singular_values(A, B)
     rows = [
         ("lorakit, singular values alone", values, singular_values(A, B)),

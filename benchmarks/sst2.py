@@ -22,14 +22,14 @@ from beside_peft import (
     SIDES,
     Setting,
     Side,
-    arguments,
-    drawn,
-    folder,
-    model_at,
-    not_worse,
+    check_not_worse,
+    count_steps,
+    draw_indices,
+    find_data,
+    find_model,
+    parse_arguments,
     run,
     score,
-    steps_of,
     tune,
     write,
 )
@@ -54,7 +54,7 @@ SETTING = Setting(
     labels=("0", "1"),
     lr=4e-3,
     batch_size=32,
-    steps=steps_of(FEW, 32),
+    steps=count_steps(FEW, 32),
     max_length=64,
     threads=2,
 )
@@ -67,32 +67,32 @@ MEASURES = {
 }
 
 
-def rows_of(part: str) -> Rows:
+def read_part(part: str) -> Rows:
     """Return one of the three files."""
-    return read_rows(str(folder() / f"sets/sst2/{part}.tsv"), columns=("text=sentence",))
+    return read_rows(str(find_data() / f"sets/sst2/{part}.tsv"), columns=("text=sentence",))
 
 
-def examples(loaded: Loaded, *, full: bool = False) -> dict[str, list[Example]]:
+def encode_examples(loaded: Loaded, *, full: bool = False) -> dict[str, list[Example]]:
     """Return the sentences that train, choose and test."""
-    train, choose, test = (rows_of(part) for part in ("train", "dev", "test"))
+    train, choose, test = (read_part(part) for part in ("train", "dev", "test"))
     parts = {
-        "train": train if full else train.take(drawn(FEW, len(train))),
-        "choose": choose.take(drawn(CHOOSE, len(choose))),
+        "train": train if full else train.take(draw_indices(FEW, len(train))),
+        "choose": choose.take(draw_indices(CHOOSE, len(choose))),
         "test": test,
     }
     return {name: encode_rows(rows, loaded, SETTING.max_length) for name, rows in parts.items()}
 
 
 def main() -> None:
-    asked = arguments(
+    asked = parse_arguments(
         __doc__, "--tune: choose the learning rate on dev.tsv", "--full: all training rows"
     )
-    loaded = load(model_at(SETTING.model), SETTING.task, labels=SETTING.labels)
-    parts = examples(loaded, full=asked.full)
+    loaded = load(find_model(SETTING.model), SETTING.task, labels=SETTING.labels)
+    parts = encode_examples(loaded, full=asked.full)
     if asked.quick:
         parts = {name: some[:16] for name, some in parts.items()}
     setting = replace(
-        SETTING, steps=2 if asked.quick else steps_of(len(parts["train"]), SETTING.batch_size)
+        SETTING, steps=2 if asked.quick else count_steps(len(parts["train"]), SETTING.batch_size)
     )
     if asked.full:
         setting = replace(setting, lr=FULL_LR, threads=1)
@@ -125,7 +125,7 @@ def main() -> None:
             setting=setting,
             runs=runs,
             measures=MEASURES,
-            criteria=[not_worse(runs, "accuracy")],
+            criteria=[check_not_worse(runs, "accuracy")],
         )
         return
     write(
@@ -135,7 +135,7 @@ def main() -> None:
         setting=setting,
         runs=runs,
         measures=MEASURES,
-        criteria=[not_worse(runs, "accuracy")],
+        criteria=[check_not_worse(runs, "accuracy")],
     )
 
 

@@ -24,8 +24,8 @@ it works.
 from dataclasses import replace
 from statistics import mean, stdev
 
-from beside_peft import SEEDS, arguments, read, write
-from real_tasks import folders, job_of, opened, picture, score, trained
+from beside_peft import SEEDS, parse_arguments, read, write
+from real_tasks import make_folders, make_job, open_task, save_picture, score, train_job
 
 from lorakit import plots
 from lorakit.errors import TrainingError
@@ -40,16 +40,16 @@ OVER = 8  # steps that a drawn curve is averaged over
 PARTS = ("rates", "instability", "overfitting")
 
 
-def rates(new, *, quick: bool) -> list[dict]:
+def measure_rates(new, *, quick: bool) -> list[dict]:
     """Return the loss curve of each rule and rank."""
-    loaded, parts, setting = opened(TASK, quick=quick)
+    loaded, parts, setting = open_task(TASK, quick=quick)
     setting, out = replace(setting, steps=setting.steps if quick else STEPS), []
     for rule in SCALES:
         for rank in RANKS:
             # As strong at rank 8 by either rule, so that the two differ in how they go with the
             # rank alone.
             alpha = 32.0 if rule == "alpha/rank" else 32.0 / 8**0.5
-            job = job_of(
+            job = make_job(
                 loaded,
                 parts,
                 replace(setting, rank=rank, alpha=alpha),
@@ -58,18 +58,23 @@ def rates(new, *, quick: bool) -> list[dict]:
                 whole=False,
             )
             out.append(
-                {"rule": rule, "rank": rank, "lr": setting.lr, "losses": rounded(trained(job))}
+                {
+                    "rule": rule,
+                    "rank": rank,
+                    "lr": setting.lr,
+                    "losses": round_values(train_job(job)),
+                }
             )
             print(rule, rank, out[-1]["losses"][-1], flush=True)
     return out
 
 
-def rounded(losses: list[float]) -> list[float]:
+def round_values(losses: list[float]) -> list[float]:
     """Return what the results keep of a curve."""
     return [round(loss, 4) for loss in losses]
 
 
-def spread(runs: list[dict], rule: str) -> float:
+def measure_spread(runs: list[dict], rule: str) -> float:
     """Return the mean over steps of the standard deviation over ranks, the first tenth of the steps
     left out.
     """
@@ -77,14 +82,14 @@ def spread(runs: list[dict], rule: str) -> float:
     return mean(stdev(at) for at in list(zip(*curves, strict=True))[len(curves[0]) // 10 :])
 
 
-def instability(new, *, quick: bool) -> list[dict]:
+def measure_instability(new, *, quick: bool) -> list[dict]:
     """Return what became of each learning rate and seed."""
-    loaded, parts, setting = opened(TASK, quick=quick)
+    loaded, parts, setting = open_task(TASK, quick=quick)
     setting, out = replace(setting, steps=setting.steps if quick else STEPS), []
     for times in TIMES:
         for seed in SEEDS[: 1 if quick else None]:
             job, stopped = (
-                job_of(
+                make_job(
                     loaded,
                     parts,
                     replace(setting, lr=times * setting.lr),
@@ -95,7 +100,7 @@ def instability(new, *, quick: bool) -> list[dict]:
                 "",
             )
             try:
-                trained(job)
+                train_job(job)
             except TrainingError as error:
                 stopped = error.message
             losses = [line["loss"] for line in read_metrics(job.output / METRICS)]
@@ -109,7 +114,7 @@ def instability(new, *, quick: bool) -> list[dict]:
                     "jumps": len(find_spikes(losses)),
                     "last": mean(losses[-5:]) if losses else None,
                     "worse": has_climbed(losses),
-                    "losses": rounded(losses),
+                    "losses": round_values(losses),
                 }
             )
             print({k: v for k, v in out[-1].items() if k != "losses"}, flush=True)
@@ -121,14 +126,14 @@ def is_noticed(run: dict) -> bool:
     return bool(run["stopped"] or run["jumps"] or run["worse"])
 
 
-def overfitting(new, *, quick: bool) -> list[dict]:
+def measure_overfitting(new, *, quick: bool) -> list[dict]:
     """Return trained and held-out loss by rank and dropout."""
-    loaded, parts, setting = opened(TASK, quick=quick)
+    loaded, parts, setting = open_task(TASK, quick=quick)
     seen = parts["train"][:FEW]
     setting, out = replace(setting, steps=setting.steps if quick else LONG), []
     for dropout in (0.0, DROPOUT):
         for rank in OVER_RANKS:
-            job = job_of(
+            job = make_job(
                 loaded,
                 {**parts, "train": seen},
                 replace(setting, rank=rank),
@@ -136,7 +141,7 @@ def overfitting(new, *, quick: bool) -> list[dict]:
                 dropout=dropout,
                 whole=False,
             )
-            trained(job)
+            train_job(job)
             held = score(job, parts["test"][:200], "loss")
             out.append(
                 {
@@ -156,7 +161,7 @@ def smooth(losses: list[float]) -> list[tuple[float, float, float, float]]:
     return [(i + 1, x, x, x) for i, x in enumerate(means)]
 
 
-def drawn(found: dict[str, list[dict]]):
+def draw_results(found: dict[str, list[dict]]):
     """Return all three answers as one figure."""
     figure = plots.new_figure(17, 4.4)
     first, second, rates, over = figure.subplots(1, 4)
@@ -170,7 +175,7 @@ def drawn(found: dict[str, list[dict]]):
         plots.draw_curves(
             ax,
             lines,
-            title=f"one rate, scale {rule}: apart by {spread(found['rates'], rule):.3f}",
+            title=f"one rate, scale {rule}: apart by {measure_spread(found['rates'], rule):.3f}",
             x="step",
             y=y,
         )
@@ -214,16 +219,16 @@ def main() -> None:
     alone = (
         f"--{part}: this part alone; the others keep what was measured before" for part in PARTS
     )
-    asked = arguments(__doc__ or "", *alone)
+    asked = parse_arguments(__doc__ or "", *alone)
     chosen = [part for part in PARTS if getattr(asked, part)] or list(PARTS)
     before = {} if asked.quick else read("stability")
     found = {part: before.get(part, []) for part in PARTS}
-    with folders() as new:
+    with make_folders() as new:
         for part in chosen:
             found[part] = globals()[part](new, quick=asked.quick)
     if not all(found.values()):
         raise SystemExit("The other parts were never measured: run without a part first.")
-    spreads = {rule: spread(found["rates"], rule) for rule in SCALES}
+    spreads = {rule: measure_spread(found["rates"], rule) for rule in SCALES}
     noticed = {
         times: [is_noticed(r) for r in found["instability"] if r["times"] == times]
         for times in TIMES
@@ -267,7 +272,7 @@ def main() -> None:
             "stopped": ["runs stopped", ".0f"],
             "jumps": ["jumps", ".0f"],
         },
-        notes=[picture(drawn(found), "stability", quick=asked.quick)],
+        notes=[save_picture(draw_results(found), "stability", quick=asked.quick)],
         criteria=[
             {
                 "text": "a hundred times the usual rate is noticed in every seed, the usual one "

@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from beside_peft import arguments, write
-from head import peak
+from beside_peft import parse_arguments, write
+from head import measure_peak
 from torch import Tensor, nn
 
 import lorakit
@@ -78,7 +78,7 @@ MODELS = (
 RANKS, LENGTHS = (4, 16, 64, 256), (128, 256, 512, 1024, 2048, 4096)
 
 
-def base(setting: Setting) -> nn.Module:
+def build_base(setting: Setting) -> nn.Module:
     """Return a model, the same for every variant."""
     from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
@@ -103,34 +103,34 @@ def base(setting: Setting) -> nn.Module:
     return model.to(setting.device, getattr(torch, setting.dtype)).train()
 
 
-def full(setting: Setting) -> nn.Module:
-    return base(setting)
+def build_full(setting: Setting) -> nn.Module:
+    return build_base(setting)
 
 
-def floor(setting: Setting) -> nn.Module:
-    return base(setting).requires_grad_(False)
+def build_floor(setting: Setting) -> nn.Module:
+    return build_base(setting).requires_grad_(False)
 
 
-def ours(setting: Setting) -> nn.Module:
-    model = base(setting)
+def build_lorakit(setting: Setting) -> nn.Module:
+    model = build_base(setting)
     lorakit.attach(model, lorakit.Spec(rank=setting.rank, dropout=setting.dropout))
     return model
 
 
-def peft(setting: Setting) -> nn.Module:
+def build_peft(setting: Setting) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=setting.rank, lora_alpha=32, target_modules="all-linear", lora_dropout=setting.dropout
     )
-    return get_peft_model(base(setting), config)
+    return get_peft_model(build_base(setting), config)
 
 
 VARIANTS: dict[str, Callable[[Setting], nn.Module]] = {
-    "full": full,
-    "floor": floor,
-    "PEFT": peft,
-    "lorakit": ours,
+    "full": build_full,
+    "floor": build_floor,
+    "PEFT": build_peft,
+    "lorakit": build_lorakit,
 }
 
 
@@ -152,7 +152,9 @@ class Run:
         self.forward: Any = torch.compile(self.model, fullgraph=True) if compiled else self.model
         # The gradient reaches the input of the first block, as it does where something below it
         # trains.
-        self.embedded = base(setting).get_input_embeddings()(self.ids).detach().requires_grad_(True)
+        self.embedded = (
+            build_base(setting).get_input_embeddings()(self.ids).detach().requires_grad_(True)
+        )
         self.times: list[float] = []
         self.backward: list[float] = []
 
@@ -176,10 +178,10 @@ class Run:
 
     def timed(self) -> None:
         made: list[Tensor] = []
-        forward = seconds(lambda: made.append(self.loss()), gpu=self.gpu)
-        backward = seconds(lambda: made.pop().backward(), gpu=self.gpu)
+        forward = time_call(lambda: made.append(self.loss()), gpu=self.gpu)
+        backward = time_call(lambda: made.pop().backward(), gpu=self.gpu)
         self.backward.append(backward)
-        self.times.append(forward + backward + seconds(self.update, gpu=self.gpu))
+        self.times.append(forward + backward + time_call(self.update, gpu=self.gpu))
 
     def saved(self) -> int:
         """Return the bytes that autograd keeps for the backward pass."""
@@ -191,7 +193,7 @@ class Run:
     def peak(self) -> int:
         """Return the most bytes that a step has in use above what is there before it."""
         if not self.gpu:
-            return peak(self.step)
+            return measure_peak(self.step)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -200,7 +202,7 @@ class Run:
         return torch.cuda.max_memory_allocated() - before
 
 
-def seconds(call: Callable[[], None], *, gpu: bool) -> float:
+def time_call(call: Callable[[], None], *, gpu: bool) -> float:
     """Return the CPU time of a call; on a GPU the time between two events around it."""
     if not gpu:
         begun = time.process_time()
@@ -221,7 +223,7 @@ def measure(
     runs, first = [], {}
     for name in names:
         runs.append(Run(name, setting, compiled=compiled))
-        first[name] = seconds(runs[-1].step, gpu=runs[-1].gpu)
+        first[name] = time_call(runs[-1].step, gpu=runs[-1].gpu)
     if len({run.trained for run in runs if run.name in ("PEFT", "lorakit")}) > 1:
         raise SystemExit(
             f"{setting.model}: the two sides train {[(run.name, run.trained) for run in runs]} "
@@ -260,11 +262,11 @@ def measure(
     ]
 
 
-def met(text: str, value: float, most: float) -> dict[str, Any]:
+def make_criterion(text: str, value: float, most: float) -> dict[str, Any]:
     return {"text": text, "met": value <= most, "measured": f"{value:.3g}"}
 
 
-def criteria(
+def check_criteria(
     plain: dict[str, Any], dropped: dict[str, Any], fast: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the targets, and whether they are met.
@@ -276,36 +278,36 @@ def criteria(
     """
     ours, theirs, least = (plain[name] for name in ("lorakit", "PEFT", "floor"))
     return [
-        met("eager step, dropout 0: at most 1.08 of the floor", ours["of_floor"], 1.08),
-        met(
+        make_criterion("eager step, dropout 0: at most 1.08 of the floor", ours["of_floor"], 1.08),
+        make_criterion(
             f"eager step, dropout 0: at most 0.65 of PEFT (the floor is {least['of_peft']:.2f})",
             ours["of_peft"],
             0.65,
         ),
-        met(
+        make_criterion(
             "eager step, dropout 0.05: at most 0.50 of PEFT (the floor is "
             f"{dropped['floor']['of_peft']:.2f})",
             dropped["lorakit"]["of_peft"],
             0.50,
         ),
-        met(
+        make_criterion(
             "saved activations, dropout 0, MiB: at most 36 above the floor",
             ours["saved_mib"] - least["saved_mib"],
             36,
         ),
-        met(
+        make_criterion(
             "saved activations, dropout 0.05, MiB: at most 46 above the floor",
             dropped["lorakit"]["saved_mib"] - dropped["floor"]["saved_mib"],
             46,
         ),
-        met(
+        make_criterion(
             "peak of a step, dropout 0: at most that of PEFT",
             ours["peak_mib"] / theirs["peak_mib"],
             1.0,
         ),
         *(
             [
-                met(
+                make_criterion(
                     "compiled step: at most 1.15 of the compiled floor",
                     fast["lorakit"]["of_floor"],
                     1.15,
@@ -317,7 +319,7 @@ def criteria(
     ]
 
 
-def growth(
+def measure_growth(
     small: Setting, rounds: int, ranks: Sequence[int], lengths: Sequence[int]
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what each rank and each length takes."""
@@ -331,7 +333,7 @@ def growth(
 
 
 def main() -> None:
-    asked = arguments(__doc__, "--cuda: on the GPU")
+    asked = parse_arguments(__doc__, "--cuda: on the GPU")
     torch.set_num_threads(1)
     device = "cuda" if asked.cuda else "cpu"
     tiny = {
@@ -349,7 +351,7 @@ def main() -> None:
     tables = [measure(m, names if not m.dropout else names[1:], rounds) for m in models]
     fast = measure(models[0], ("floor", "lorakit"), rounds, compiled=True) if not brief else []
     small = replace(models[0], blocks=min(2, models[0].blocks))
-    curves = growth(
+    curves = measure_growth(
         small,
         2 if brief else 4,
         RANKS[:: 2 if brief else 1] if not asked.quick else (4,),
@@ -361,7 +363,7 @@ def main() -> None:
         name,
         __doc__,
         quick=brief,
-        criteria=criteria(*by),
+        criteria=check_criteria(*by),
         curves=curves,
         one_row_a_run=True,
         notes=[],

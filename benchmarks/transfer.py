@@ -16,9 +16,9 @@ works.
 from dataclasses import replace
 from statistics import mean
 
-from beside_peft import arguments, write
+from beside_peft import parse_arguments, write
 from e2e import TARGETS
-from real_tasks import folders, job_of, opened, picture, score, trained
+from real_tasks import make_folders, make_job, open_task, save_picture, score, train_job
 
 from lorakit import detach, plots
 
@@ -26,7 +26,7 @@ NAMES, HELD_OUT = ("oz-books", "tinyshakespeare", "e2e", "dart"), 150
 STEPS, FEWER = 120, 40
 
 
-def drawn(runs: list[dict]):
+def draw_results(runs: list[dict]):
     """Return, from the rows of the results, how well each adapter serves each task, and how good a
     start it is.
     """
@@ -69,8 +69,8 @@ def drawn(runs: list[dict]):
 
 
 def main() -> None:
-    asked = arguments(__doc__ or "")
-    tasks = {name: opened(name, quick=asked.quick) for name in NAMES}
+    asked = parse_arguments(__doc__ or "")
+    tasks = {name: open_task(name, quick=asked.quick) for name in NAMES}
     rank, alpha = 8, 32.0
     base, own, tested, started, fresh = {}, {}, {}, {}, {}
 
@@ -85,21 +85,21 @@ def main() -> None:
             lr=lr,
             steps=2 if asked.quick else steps,
         )
-        return job_of(loaded, parts, setting, new(), start=start, whole=False)
+        return make_job(loaded, parts, setting, new(), start=start, whole=False)
 
     def loss(of, name: str) -> float:
         return score(of, tasks[name][1]["test"][:HELD_OUT], "loss")
 
-    with folders() as new:
+    with make_folders() as new:
         for name in NAMES:
             learned = job(name, new, steps=STEPS)
             base[name] = loss(learned, name)
-            trained(learned)
+            train_job(learned)
             own[name] = learned.adapter
             for other in NAMES:
                 tested[name, other] = loss(learned, other)
             few = job(name, new, steps=FEWER)
-            trained(few)
+            train_job(few)
             fresh[name] = loss(few, name)
             print(name, base[name], {o: tested[name, o] for o in NAMES}, fresh[name], flush=True)
             detach(learned.model)
@@ -107,7 +107,7 @@ def main() -> None:
             for other in NAMES:
                 if name != other:
                     going_on = job(other, new, steps=FEWER, start=own[name])
-                    trained(going_on)
+                    train_job(going_on)
                     started[name, other] = loss(going_on, other)
             print(name, {o: started.get((name, o)) for o in NAMES}, flush=True)
     shares = {
@@ -131,7 +131,7 @@ def main() -> None:
         share={"near": near, "far": far},
         measures={name: [name, ".3f"] for name in NAMES},
         notes=[
-            picture(drawn(rows), "transfer", quick=asked.quick),
+            save_picture(draw_results(rows), "transfer", quick=asked.quick),
             f"Share of the own adapter's gain: {near:.2f} between tasks of one kind, {far:.2f} "
             "between the two kinds.",
         ],

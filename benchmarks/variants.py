@@ -23,7 +23,7 @@ from typing import Any
 import oz_books
 import sst2
 import torch
-from beside_peft import SEEDS, Setting, arguments, model_at, score, steps_of, write
+from beside_peft import SEEDS, Setting, count_steps, find_model, parse_arguments, score, write
 from report import split_doc
 from torch import nn
 
@@ -56,7 +56,7 @@ FEW, SHORT = 2000, {"steps": 80, "batch_size": 10}
 VARIANTS = [{"delta": delta} for delta in DELTAS] + [{"init": init} for init in INITS[1:]]
 
 
-def fitted(
+def fit_rank(
     model: nn.Module, setting: Setting, variant: dict[str, str], head: tuple[str, ...]
 ) -> lorakit.Spec:
     """Return the Spec of a variant at the rank whose parameters are nearest to LoRA's."""
@@ -83,7 +83,7 @@ def fitted(
     )
 
 
-def measured(
+def measure(
     task: str,
     setting: Setting,
     variant: dict[str, str],
@@ -92,9 +92,9 @@ def measured(
 ):
     """Train one variant once; return its row."""
     torch.set_num_threads(setting.threads)
-    loaded: Loaded = load(model_at(setting.model), setting.task, labels=setting.labels, seed=seed)
+    loaded: Loaded = load(find_model(setting.model), setting.task, labels=setting.labels, seed=seed)
     model, pad, train = loaded.model, pad_id(loaded.tokenizer), parts["train"]
-    spec = fitted(model, setting, variant, loaded.new_modules)
+    spec = fit_rank(model, setting, variant, loaded.new_modules)
     order = Batches([len(e.ids) for e in train], setting.batch_size, seed)
     seen = [collate([train[i] for i in order[step]], pad) for step in range(2)]
     adapter = lorakit.attach(
@@ -144,7 +144,9 @@ def measured(
 
 
 def main() -> None:
-    asked = arguments(__doc__, *(f"--{task}: this task alone" for task in ("oz-books", "sst2")))
+    asked = parse_arguments(
+        __doc__, *(f"--{task}: this task alone" for task in ("oz-books", "sst2"))
+    )
     some = [t for t in TASKS if getattr(asked, t)] or list(TASKS)
     for task in some:
         runs = []
@@ -153,15 +155,19 @@ def main() -> None:
         setting = replace(
             setting, threads=1, **(SHORT if task == "oz_books" and not asked.quick else {})
         )
-        parts = module.examples(load(model_at(setting.model), setting.task, labels=setting.labels))
+        parts = module.encode_examples(
+            load(find_model(setting.model), setting.task, labels=setting.labels)
+        )
         if task == "sst2":
             parts["train"] = parts["train"][:FEW]
-            setting = replace(setting, steps=min(setting.steps, steps_of(FEW, setting.batch_size)))
+            setting = replace(
+                setting, steps=min(setting.steps, count_steps(FEW, setting.batch_size))
+            )
         if asked.quick:
             parts = {name: part[:8] for name, part in parts.items()}
         for variant in VARIANTS:
             for seed in SEEDS[: 1 if asked.quick else None]:
-                runs.append(measured(task, setting, variant, seed, parts))
+                runs.append(measure(task, setting, variant, seed, parts))
                 print(runs[-1], file=sys.stderr, flush=True)
         quality = {TASKS[task][1]: [TASKS[task][1], ".4f" if task == "sst2" else ".2f"]}
         write(

@@ -23,8 +23,8 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
-from beside_peft import SEEDS, arguments, read, write
-from real_tasks import TASKS, folders, job_of, opened, trained
+from beside_peft import SEEDS, parse_arguments, read, write
+from real_tasks import TASKS, make_folders, make_job, open_task, train_job
 
 import lorakit
 from lorakit.rank_search.candidate import score_adapter
@@ -37,32 +37,32 @@ RANKED, RANKS = ("q", "qv", "qkvo"), (1, 2, 4, 8, 64)
 GENTLE = 8.0  # the alpha that gives rank 2 the scale of rank 8
 
 
-def targets_of(choice: str, model: Any) -> tuple[str, ...]:
+def find_targets(choice: str, model: Any) -> tuple[str, ...]:
     """Return the layers that a choice of letters names."""
     return tuple(name for letter in choice for name in lorakit.select(model, letter))
 
 
-def rank_within(choice: str, model: Any) -> int:
+def find_rank(choice: str, model: Any) -> int:
     """Return the highest rank of all chosen layers that costs no more than the budget's on the
     query.
     """
     a_rank = {
         part: sum(
-            sum(place.shape) for place in lorakit.select(model, targets_of(part, model)).values()
+            sum(place.shape) for place in lorakit.select(model, find_targets(part, model)).values()
         )
         for part in ("q", choice)
     }
     return BUDGET * a_rank["q"] // a_rank[choice]
 
 
-def one(
+def run_one(
     task: str, opened_task: tuple[Any, Any, Any], choice: str, rank: int, seed: int, to: Any
 ) -> dict[str, Any]:
     """Train one choice; return its parameters, its metric, and the standard error of that."""
     loaded, parts, setting = opened_task
-    setting = replace(setting, targets=targets_of(choice, loaded.model), rank=rank)
-    job = job_of(loaded, parts, setting, to, seed=seed, whole=False)
-    trained(job)
+    setting = replace(setting, targets=find_targets(choice, loaded.model), rank=rank)
+    job = make_job(loaded, parts, setting, to, seed=seed, whole=False)
+    train_job(job)
     told = choose_rank(
         {rank: score_adapter(job, job.adapter, parts["test"], TASKS[task].metric)},
         TASKS[task].metric,
@@ -81,7 +81,7 @@ def one(
     return row
 
 
-def judged(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def judge(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the criterion of one task."""
     mine = [run for run in runs if run["task"] == task]
     sign = -1 if TASKS[task].metric in HIGHER_IS_BETTER else 1
@@ -100,43 +100,45 @@ def judged(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def tables(new: Any, *, quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def measure_tables(new: Any, *, quick: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the runs of table 5, and those of table 6."""
     first, ranked = [], []
     for task, seeds in SEEDS_OF.items():
-        given = opened(task, quick=quick)
+        given = open_task(task, quick=quick)
         for choice in CHOICES:
-            rank = rank_within(choice, given[0].model)
+            rank = find_rank(choice, given[0].model)
             first += [
-                one(task, given, choice, rank, seed, new())
+                run_one(task, given, choice, rank, seed, new())
                 for seed in seeds[: 1 if quick else None]
             ]
-    given = opened("sst2", quick=quick)
+    given = open_task("sst2", quick=quick)
     for choice in RANKED:
         known = {
             r["rank"]: r
             for r in first
             if (r["task"], r["choice"], r["seed"]) == ("sst2", choice, 0)
         }
-        ranked += [known.get(rank) or one("sst2", given, choice, rank, 0, new()) for rank in RANKS]
+        ranked += [
+            known.get(rank) or run_one("sst2", given, choice, rank, 0, new()) for rank in RANKS
+        ]
     return first, ranked
 
 
 def main() -> None:
-    asked = arguments(
+    asked = parse_arguments(
         __doc__ or "",
         "--gentle: the runs with a smaller alpha alone; the others keep what was measured before",
     )
     before = read("which_matrices") if asked.gentle else {}
     first, ranked = before.get("each", []), before.get("ranked", [])
-    with folders() as new:
-        loaded, parts, setting = opened("sst2", quick=asked.quick)
+    with make_folders() as new:
+        loaded, parts, setting = open_task("sst2", quick=asked.quick)
         gentle = [
-            one("sst2", (loaded, parts, replace(setting, alpha=GENTLE)), "qkvo", 2, seed, new())
+            run_one("sst2", (loaded, parts, replace(setting, alpha=GENTLE)), "qkvo", 2, seed, new())
             for seed in SEEDS_OF["sst2"][: 1 if asked.quick else None]
         ]
         if not asked.gentle:
-            first, ranked = tables(new, quick=asked.quick)
+            first, ranked = measure_tables(new, quick=asked.quick)
     rows = []
     for task in SEEDS_OF:
         for choice in CHOICES:
@@ -178,7 +180,7 @@ def main() -> None:
             "loss": ["held-out loss", ".4f"],
             "parameters": ["parameters", ",.0f"],
         },
-        criteria=[judged(task, first) for task in SEEDS_OF],
+        criteria=[judge(task, first) for task in SEEDS_OF],
     )
 
 

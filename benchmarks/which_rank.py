@@ -25,8 +25,8 @@ import time
 from dataclasses import replace
 from statistics import mean
 
-from beside_peft import SEEDS, arguments, read, write
-from real_tasks import TASKS, folders, job_of, opened, picture, trained
+from beside_peft import SEEDS, parse_arguments, read, write
+from real_tasks import TASKS, make_folders, make_job, open_task, save_picture, train_job
 
 from lorakit import plots
 from lorakit.rank_search.candidate import score_adapter
@@ -40,13 +40,13 @@ HIGHEST = 16
 
 def search(name: str, new, *, quick: bool) -> dict:
     """Return what one search tells of a task."""
-    loaded, parts, setting = opened(name, quick=quick)
+    loaded, parts, setting = open_task(name, quick=quick)
     setting = replace(setting, rank=HIGHEST)
     marks = [time.process_time()]
     # The search says something once its run is through: so the run that it is compared with is its
     # own, a moment before.
     found = truncate(
-        job_of(loaded, parts, setting, new()),
+        make_job(loaded, parts, setting, new()),
         RankSearchSpec(rank=HIGHEST),
         lambda text: marks.append(time.process_time()),
     )
@@ -66,14 +66,16 @@ def search(name: str, new, *, quick: bool) -> dict:
     }
 
 
-def honest(name: str, new, *, quick: bool) -> list[dict]:
+def train_each_rank(name: str, new, *, quick: bool) -> list[dict]:
     """Return one run a rank and seed, with the standard error of its held-out rows."""
-    loaded, parts, setting = opened(name, quick=quick)
+    loaded, parts, setting = open_task(name, quick=quick)
     metric, out = TASKS[name].metric, []
     for rank in RankSearchSpec(rank=HIGHEST).ranks:
         for seed in SEEDS[: 1 if quick else None]:
-            job = job_of(loaded, parts, replace(setting, rank=rank), new(), seed=seed, whole=False)
-            trained(job)
+            job = make_job(
+                loaded, parts, replace(setting, rank=rank), new(), seed=seed, whole=False
+            )
+            train_job(job)
             told = choose_rank(
                 {rank: score_adapter(job, job.adapter, parts["test"], metric)}, metric
             ).points[0]
@@ -90,7 +92,7 @@ def honest(name: str, new, *, quick: bool) -> list[dict]:
     return out
 
 
-def judged(found: dict, runs: list[dict]) -> dict:
+def judge(found: dict, runs: list[dict]) -> dict:
     """Return the criterion of one task."""
     mine = [run for run in runs if run["task"] == found["task"]]
     means = {
@@ -110,7 +112,7 @@ def judged(found: dict, runs: list[dict]) -> dict:
     }
 
 
-def drawn(searches: list[dict], runs: list[dict]):
+def draw_results(searches: list[dict], runs: list[dict]):
     """Return the curves of all tasks as one figure."""
     figure = plots.new_figure(5.4 * len(searches), 4.2)
     for ax, found in zip(
@@ -146,7 +148,7 @@ def main() -> None:
     alone = (
         f"--{name}: this task alone; the others keep what was measured before" for name in NAMES
     )
-    asked = arguments(
+    asked = parse_arguments(
         __doc__ or "",
         *alone,
         "--search: search again; one run per rank is kept as it was measured before",
@@ -155,12 +157,12 @@ def main() -> None:
     before = {} if asked.quick else read("which_rank")
     searches = [s for s in before.get("searches", ()) if s["task"] not in chosen]
     each = [r for r in before.get("honest", ()) if asked.search or r["task"] not in chosen]
-    with folders() as new:
+    with make_folders() as new:
         for name in chosen:
             searches.append(search(name, new, quick=asked.quick))
             print(searches[-1], flush=True)
             if not asked.search:
-                each += honest(name, new, quick=asked.quick)
+                each += train_each_rank(name, new, quick=asked.quick)
     searches.sort(key=lambda s: NAMES.index(s["task"]))
     rows = []
     for found in searches:
@@ -196,7 +198,7 @@ def main() -> None:
             "spread": ["between seeds", ".4f"],
         },
         notes=[
-            picture(drawn(searches, each), "which_rank", quick=asked.quick),
+            save_picture(draw_results(searches, each), "which_rank", quick=asked.quick),
             *(
                 f"{s['task']} ({s['metric']}, {s['rows']} sequences measured, {s['cost']:.2f} "
                 f"times one run): {s['reason']}"
@@ -204,7 +206,7 @@ def main() -> None:
             ),
         ],
         criteria=[
-            *(judged(s, each) for s in searches),
+            *(judge(s, each) for s in searches),
             {
                 "text": "a search takes at most 1.3 times the CPU time of one run",
                 "met": cost <= 1.3,

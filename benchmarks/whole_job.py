@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from beside_peft import arguments, write
+from beside_peft import parse_arguments, write
 
 import lorakit
 from lorakit.data.encode import IGNORED, Example
@@ -41,7 +41,7 @@ VOCABULARY, WIDTH, BLOCKS, LONGEST, BATCH, RANK = 32768, 512, 4, 512, 16, 16
 DTYPE, DROPOUT = torch.bfloat16, 0.05
 
 
-def rows(count: int) -> list[Example]:
+def make_rows(count: int) -> list[Example]:
     """Return examples of random tokens, a prompt that is masked and an answer each."""
     draw = torch.Generator().manual_seed(0)
 
@@ -58,7 +58,7 @@ def rows(count: int) -> list[Example]:
     return out
 
 
-def model(dtype: torch.dtype) -> Any:
+def build_model(dtype: torch.dtype) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -76,7 +76,7 @@ def model(dtype: torch.dtype) -> Any:
     return LlamaForCausalLM(config).to(dtype)
 
 
-def peft(examples: list[Example]) -> float:
+def train_peft(examples: list[Example]) -> float:
     """Train as PEFT's documentation shows it; return CPU seconds."""
     from peft import LoraConfig, get_peft_model
     from tokenizers import Tokenizer, models
@@ -112,7 +112,7 @@ def peft(examples: list[Example]) -> float:
             logging_strategy="no",
         )
         trainer = Trainer(
-            model=get_peft_model(model(DTYPE), config),
+            model=get_peft_model(build_model(DTYPE), config),
             args=asked,
             train_dataset=data,
             data_collator=DataCollatorForSeq2Seq(tokenizer),
@@ -122,9 +122,11 @@ def peft(examples: list[Example]) -> float:
         return time.process_time() - begun
 
 
-def ours(examples: list[Example], dtype: torch.dtype, spec: lorakit.Spec, **more: Any) -> float:
+def train_lorakit(
+    examples: list[Example], dtype: torch.dtype, spec: lorakit.Spec, **more: Any
+) -> float:
     """Train with lorakit's loop; return CPU seconds, with its rehearsal and last checkpoint."""
-    base = model(dtype)
+    base = build_model(dtype)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainSpec(
             model="made here", data="made here", output=folder, epochs=1.0, batch_size=BATCH, **more
@@ -150,19 +152,21 @@ def ours(examples: list[Example], dtype: torch.dtype, spec: lorakit.Spec, **more
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    examples = rows(16 if asked.quick else 160)
+    examples = make_rows(16 if asked.quick else 160)
     counted, tokens = sum(e.trained for e in examples), sum(len(e.ids) for e in examples)
-    usual = auto_dtype(torch.device("cpu"), model(DTYPE).config, "causal-lm")
+    usual = auto_dtype(torch.device("cpu"), build_model(DTYPE).config, "causal-lm")
     same = lorakit.Spec(rank=RANK, alpha=32, dropout=DROPOUT)
     sides: dict[str, Callable[[], float]] = {
-        "PEFT with Trainer": lambda: peft(examples),
-        "lorakit, padded": lambda: ours(examples, DTYPE, same, packing="off"),
-        "lorakit": lambda: ours(examples, DTYPE, same),
-        "lorakit, 2,048 tokens a batch": lambda: ours(examples, DTYPE, same, batch_tokens=2048),
-        f"lorakit's defaults ({str(usual).removeprefix('torch.')})": lambda: ours(
+        "PEFT with Trainer": lambda: train_peft(examples),
+        "lorakit, padded": lambda: train_lorakit(examples, DTYPE, same, packing="off"),
+        "lorakit": lambda: train_lorakit(examples, DTYPE, same),
+        "lorakit, 2,048 tokens a batch": lambda: train_lorakit(
+            examples, DTYPE, same, batch_tokens=2048
+        ),
+        f"lorakit's defaults ({str(usual).removeprefix('torch.')})": lambda: train_lorakit(
             examples, usual, lorakit.Spec()
         ),
     }

@@ -60,7 +60,7 @@ def test_a_gpu_is_timed_between_two_events_and_its_allocator_tells_the_peak(
         ("max_memory_allocated", lambda: 5000),
     ):
         monkeypatch.setattr(torch.cuda, name, value)
-    assert step.seconds(lambda: told.append("call"), gpu=True) == 0.25
+    assert step.time_call(lambda: told.append("call"), gpu=True) == 0.25
     assert told == ["event", "call", "event", "wait"]
     run = step.Run("lorakit", step.Setting(**TINY))
     run.gpu = True
@@ -73,6 +73,6 @@ def test_sides_that_train_different_values_are_not_compared(
     rows = step.measure(step.Setting(**TINY), ("floor", "PEFT", "lorakit"), 1)
     assert rows[1]["trained"] == rows[2]["trained"] > 0 == rows[0]["trained"]
     assert rows[2]["saved_mib"] > rows[0]["saved_mib"] > 0 and rows[2]["peak_mib"] > 0
-    monkeypatch.setitem(step.VARIANTS, "PEFT", step.full)
+    monkeypatch.setitem(step.VARIANTS, "PEFT", step.build_full)
     with pytest.raises(SystemExit, match="the two sides train"):
         step.measure(step.Setting(**TINY), ("floor", "PEFT", "lorakit"), 1)
