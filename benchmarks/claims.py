@@ -11,7 +11,7 @@ from math import exp
 from statistics import mean
 from typing import Any
 
-from markdown import table
+from markdown import format_table
 
 import lorakit
 from lorakit.plan.estimate import Plan, Work
@@ -405,7 +405,7 @@ def format_tables(found: Found) -> str:
         out += [
             f"## {kind}",
             "",
-            table(["claim", "source", "verdict", "measured here"], rows, "llll"),
+            format_table(["claim", "source", "verdict", "measured here"], rows, "llll"),
         ]
     return "\n".join(out)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from markdown import table
+from markdown import format_table
 
 SHOWN = ("floor", "PEFT", "lorakit")  # of benchmarks/step.py
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,11 +100,13 @@ def write_claims(page: Path, found: dict[str, Any]) -> None:
     """Write the tables of claims between the marks of their page."""
     if not page.is_file():
         return
-    from claims import tables
+    from claims import format_tables
 
     start, end = "<!-- claims -->\n", "<!-- end of claims -->"
     before, _, rest = page.read_text("utf-8").partition(start)
-    page.write_text(f"{before}{start}\n{tables(found)}\n{end}{rest.partition(end)[2]}", "utf-8")
+    page.write_text(
+        f"{before}{start}\n{format_tables(found)}\n{end}{rest.partition(end)[2]}", "utf-8"
+    )
 
 
 def fill(page: Path, found: dict[str, Any]) -> None:
@@ -129,7 +131,7 @@ def format_summary(found: dict[str, Any]) -> str:
         for name, part in found.items()
         for row in list_criteria(part)
     ]
-    return table(["benchmark", "criterion", "measured", ""], rows, "llrl")
+    return format_table(["benchmark", "criterion", "measured", ""], rows, "llrl")
 
 
 def list_criteria(part: dict[str, Any]) -> list[list[str]]:
@@ -163,7 +165,7 @@ def format_section(name: str, part: dict[str, Any]) -> str:
     if part.get("tuned"):
         keys = list(part["tuned"][0])
         rows = [[f"{v:.4g}" for v in row.values()] for row in part["tuned"]]
-        lines += ["On the part for choosing:", "", table(keys, rows, "r" * len(keys))]
+        lines += ["On the part for choosing:", "", format_table(keys, rows, "r" * len(keys))]
     if "runs" in part:
         lines.append(format_runs(part))
     lines += [f"{note}\n" for note in part.get("notes", ())]
@@ -195,7 +197,7 @@ def format_settings(part: dict[str, Any]) -> str:
         [name, *(f"{r[k]:,}" for k in keys), r["dtype"], f"{r['trained']:,}", str(r["rounds"])]
         for name, r in models.items()
     ]
-    return table(["", *keys, "base", "values trained", "rounds"], rows)
+    return format_table(["", *keys, "base", "values trained", "rounds"], rows)
 
 
 def format_growth(part: dict[str, Any]) -> str:
@@ -223,7 +225,7 @@ def format_growth(part: dict[str, Any]) -> str:
             *(f"{v}, saved MiB" for v in SHOWN),
             *(f"{v}, peak MiB" for v in SHOWN),
         ]
-        out.append(table(heads, rows, "r" * len(heads)))
+        out.append(format_table(heads, rows, "r" * len(heads)))
     return "\n".join(out)
 
 
@@ -256,7 +258,7 @@ def format_runs(part: dict[str, Any]) -> str:
     measures, runs = part["measures"], part["runs"]
     heads = ["", *(title for title, _ in measures.values())]
     if part.get("one_row_a_run"):
-        return table(
+        return format_table(
             heads,
             [
                 [r["side"], *(format_number(r[k], f) for k, (_, f) in measures.items())]
@@ -274,7 +276,7 @@ def format_runs(part: dict[str, Any]) -> str:
                 *cells,
             ]
         )
-    return table(heads, rows)
+    return format_table(heads, rows)
 
 
 def format_short(part: dict[str, Any]) -> str:
@@ -303,7 +305,7 @@ PARTS = {  # after the name in a mark, as in `figures: step.targets`
     "runs": format_runs,
     "settings": format_settings,
     "growth": format_growth,
-    "targets": lambda part: table(["target", "measured", ""], list_criteria(part), "lrl"),
+    "targets": lambda part: format_table(["target", "measured", ""], list_criteria(part), "lrl"),
     "machine": lambda part: "\n".join(
         [f"Measured on {format_machine(part)}", *(f"{note}" for note in part.get("notes", ())), ""]
     ),

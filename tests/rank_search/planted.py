@@ -13,31 +13,30 @@ from lorakit.data.encode import Example
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import Job
 
-WORDS, WIDTH, LONG = 64, 32, 16
-SIZE = (
-    3.0  # of each singular value of the planted change; those of the matrix itself reach to about 2
-)
+WORDS = 64
+WIDTH = 32
+LONG = 16
+# Each singular value of the planted change; those of the matrix itself reach to about 2.
+SIZE = 3.0
 
 
 class Network(nn.Module):
-    """The next token from the one before: an embedding, one matrix, tanh, and an output layer; all
-    of it random and frozen.
+    """The next token from the one before: an embedding, one matrix, tanh, and an output layer.
+
+    All of it is random and frozen.
     """
 
     def __init__(self) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(0)
-        self.embed, self.middle, self.out = (
-            nn.Embedding(WORDS, WIDTH),
-            nn.Linear(WIDTH, WIDTH),
-            nn.Linear(WIDTH, WORDS),
-        )
+        self.embed = nn.Embedding(WORDS, WIDTH)
+        self.middle = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WORDS)
         with torch.no_grad():
             for parameter in self.parameters():
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=draw)
-                    / (WIDTH**0.5 if parameter.ndim > 1 else 10)
-                )
+                values = torch.randn(parameter.shape, generator=draw)
+                size = WIDTH**0.5 if parameter.ndim > 1 else 10
+                parameter.copy_(values / size)
             self.embed.weight.mul_(WIDTH**0.5)
 
     @property
@@ -50,18 +49,19 @@ class Network(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Any = None, use_cache: bool = False
     ) -> Any:
-        return SimpleNamespace(
-            logits=self.out(3 * torch.tanh(self.middle(self.embed(input_ids)) / 2))
-        )
+        hidden = torch.tanh(self.middle(self.embed(input_ids)) / 2)
+        return SimpleNamespace(logits=self.out(3 * hidden))
 
 
 def teacher(rank: int) -> Network:
     """Return the network with a change of this rank, all of whose singular values are SIZE."""
-    made, draw = Network(), torch.Generator().manual_seed(1)
-    U, V = (torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))[0] for _ in range(2))
+    network = Network()
+    draw = torch.Generator().manual_seed(1)
+    U, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))
+    V, _ = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=draw))
     with torch.no_grad():
-        made.middle.weight.add_(SIZE * U[:, :rank] @ V[:, :rank].T)
-    return made
+        network.middle.weight.add_(SIZE * U[:, :rank] @ V[:, :rank].T)
+    return network
 
 
 def rows(network: Network, count: int, seed: int) -> list[Example]:
@@ -77,7 +77,8 @@ def rows(network: Network, count: int, seed: int) -> list[Example]:
 
 def job(rank: int, folder: Path, *, highest: int = 8, steps: int = 300, **more: Any) -> Job:
     """Return a run that learns the change of this rank with an adapter of the highest."""
-    network, model = teacher(rank), Network()
+    network = teacher(rank)
+    model = Network()
     adapter = lorakit.attach(model, Spec(rank=highest, alpha=8, targets=("middle",)))
     settings = TrainSpec(
         model="planted",

@@ -49,8 +49,9 @@ def one_thread():
 def test_truncation_finds_the_planted_rank(rank: int, tmp_path: Path) -> None:
     result = truncate(planted.job(rank, tmp_path), RankSearchSpec(rank=8, try_ranks=ALL))
     assert result.choice.rank == rank == result.adapter.deltas["middle"].rank
-    at, best = result.choice.at(rank), result.choice.at(result.choice.best)
-    assert at.behind <= best.error and all(p.low < p.metric < p.high for p in result.choice.points)
+    best = result.choice.at(result.choice.best)
+    assert result.choice.at(rank).behind <= best.error
+    assert all(point.low < point.metric < point.high for point in result.choice.points)
     if rank > 1:
         assert result.choice.at(rank - 1).behind_low > 0
 
@@ -58,30 +59,24 @@ def test_truncation_finds_the_planted_rank(rank: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [2, 4])
 def test_growing_stops_at_the_planted_rank(rank: int, tmp_path: Path) -> None:
-    result = grow(
-        planted.job(rank, tmp_path, highest=1, steps=1200),
-        RankSearchSpec(way="grow", rank=8, try_ranks=ALL),
-    )
+    job = planted.job(rank, tmp_path, highest=1, steps=1200)
+    result = grow(job, RankSearchSpec(way="grow", rank=8, try_ranks=ALL))
     assert result.choice.rank == rank == result.adapter.deltas["middle"].rank
-    assert [p.rank for p in result.choice.points] == list(range(1, rank + 2))
-    assert (
-        f"Rank {rank + 1} is no better than rank {rank} by more than one standard error"
-        in result.choice.reason
-    )
+    assert [point.rank for point in result.choice.points] == list(range(1, rank + 2))
+    reason = f"Rank {rank + 1} is no better than rank {rank} by more than one standard error"
+    assert reason in result.choice.reason
 
 
 @pytest.mark.slow
 def test_growing_stops_at_what_is_good_enough_and_at_the_end(tmp_path: Path) -> None:
     goal = RankSearchSpec(way="grow", rank=4, good_enough=3.3)
-    result = grow(planted.job(4, tmp_path / "a", highest=1, steps=300), goal)
-    assert result.choice.rank == 2 and result.choice.reason == "Rank 2 reached the goal, loss 3.3."
-    result = grow(
-        planted.job(6, tmp_path / "b", highest=1, steps=300), RankSearchSpec(way="grow", rank=4)
-    )
-    assert (
-        result.choice.rank == 4
-        and result.choice.reason == "The highest rank, 4, was reached while it still helped."
-    )
+    choice = grow(planted.job(4, tmp_path / "a", highest=1, steps=300), goal).choice
+    assert choice.rank == 2
+    assert choice.reason == "Rank 2 reached the goal, loss 3.3."
+    no_goal = RankSearchSpec(way="grow", rank=4)
+    choice = grow(planted.job(6, tmp_path / "b", highest=1, steps=300), no_goal).choice
+    assert choice.rank == 4
+    assert choice.reason == "The highest rank, 4, was reached while it still helped."
 
 
 @pytest.mark.slow
@@ -91,37 +86,31 @@ def test_the_small_adapter_has_the_metric_of_the_curve(tmp_path: Path) -> None:
     model = planted.Network()
     lorakit.attach(model, result.adapter, trainable=False, any_base=True)
     loss = evaluate(model, job.held_out, "causal-lm", pad=0).metrics["loss"]
-    taken = (
-        result.facts["by_module"]["metric"]
-        if result.facts["by_module"]["taken"]
-        else result.choice.at(2).metric
-    )
-    assert loss == pytest.approx(taken, rel=1e-6)
+    by_module = result.facts["by_module"]
+    metric = by_module["metric"] if by_module["taken"] else result.choice.at(2).metric
+    assert loss == pytest.approx(metric, rel=1e-6)
     assert not lorakit.attached(job.model)
 
 
 @pytest.mark.slow
 def test_training_improves_a_cut_adapter(tmp_path: Path) -> None:
     """Below the planted rank a cut is far from the best of its rank; a few steps help."""
-    losses = []
+    losses: list[float] = []
     for share in (0.0, 0.3):
-        result = truncate(
-            planted.job(6, tmp_path / str(share)),
-            RankSearchSpec(rank=8, try_ranks=(1, 3), refine=share),
-        )
+        search = RankSearchSpec(rank=8, try_ranks=(1, 3), refine=share)
+        result = truncate(planted.job(6, tmp_path / str(share)), search)
         assert result.facts["refined_steps"] == round(share * 100)
         losses.append(result.choice.at(3).metric)
     assert losses[1] < losses[0] - 0.01, losses
 
 
 def test_fewer_rows_are_measured_where_all_would_cost_too_much(tmp_path: Path) -> None:
-    few = truncate(planted.job(1, tmp_path / "a", steps=20), RankSearchSpec(rank=8, refine=0.0))
+    search = RankSearchSpec(rank=8, refine=0.0)
+    few = truncate(planted.job(1, tmp_path / "a", steps=20), search)
     assert 30 <= few.facts["rows_measured"] < 250
-    job = planted.job(1, tmp_path / "b", steps=20)
-    assert (
-        truncate(job, RankSearchSpec(rank=8, refine=0.0, all_rows=True)).facts["rows_measured"]
-        == 250
-    )
+    search = RankSearchSpec(rank=8, refine=0.0, all_rows=True)
+    every = truncate(planted.job(1, tmp_path / "b", steps=20), search)
+    assert every.facts["rows_measured"] == 250
 
 
 def test_the_time_of_one_run_is_that_of_training_alone(
@@ -154,16 +143,13 @@ def test_ranks_by_module_take_no_more_parameters(tmp_path: Path) -> None:
     result = truncate(replace(job, adapter=adapter), RankSearchSpec(rank=8, try_ranks=(1, 2, 3)))
     assert next(iter(result.facts)) == "by_module"
     by_module = result.facts["by_module"]
-    uniform = next(e for r, e in result.details.items() if r == result.choice.rank)
-    assert by_module["parameters"] <= uniform["parameters"] and set(by_module["ranks"]) == {
-        "middle",
-        "out",
-    }
-    assert {n: d.rank for n, d in result.adapter.deltas.items()} == (
-        by_module["ranks"]
-        if by_module["taken"]
-        else dict.fromkeys(by_module["ranks"], result.choice.rank)
-    )
+    uniform = result.details[result.choice.rank]
+    assert by_module["parameters"] <= uniform["parameters"]
+    assert set(by_module["ranks"]) == {"middle", "out"}
+    ranks = dict.fromkeys(by_module["ranks"], result.choice.rank)
+    if by_module["taken"]:
+        ranks = by_module["ranks"]
+    assert {name: delta.rank for name, delta in result.adapter.deltas.items()} == ranks
 
 
 def rows(*means: float, count: int = 400, seed: int = 0) -> dict[int, RowScores]:
@@ -180,42 +166,38 @@ def test_the_smallest_within_one_standard_error_of_the_best_is_taken() -> None:
 
 
 def test_the_reason_says_that_the_best_rank_is_the_highest_tried() -> None:
-    assert choose_rank(rows(1.0, 0.5, 0.0)).reason.endswith(
-        "Rank 4 is the highest that was tried: a higher one may be better still."
-    )
-    assert (
-        "highest"
-        not in choose_rank(rows(1.0, 0.0, 0.5)).reason + choose_rank(rows(0.0, 0.0)).reason
-    )
+    advice = "Rank 4 is the highest that was tried: a higher one may be better still."
+    assert choose_rank(rows(1.0, 0.5, 0.0)).reason.endswith(advice)
+    assert "highest" not in choose_rank(rows(1.0, 0.0, 0.5)).reason
+    assert "highest" not in choose_rank(rows(0.0, 0.0)).reason
 
 
 def test_of_cut_adapters_the_rows_must_prove_it() -> None:
-    """Within one standard error by the numbers, but not by the rows: the difference is too
-    uncertain, or the rows are few.
-    """
+    """Rank 1 is within one standard error, but the difference is uncertain, or the rows are few."""
     noise = np.random.default_rng(0).normal(size=(2, 400))
     noise -= noise.mean(1, keepdims=True)
-    loose = {1: RowScores(noise[0] + 0.02, np.ones(400)), 2: RowScores(noise[1], np.ones(400))}
-    assert choose_rank(loose).rank == 1 and choose_rank(loose, held_out=400).rank == 2
-    assert (
-        "rank 1 is 0.0200 worse, but these rows do not show that it is within the standard error "
-        "of all 400" in choose_rank(loose, held_out=400).reason
+    counts = np.ones(400)
+    uncertain = {1: RowScores(noise[0] + 0.02, counts), 2: RowScores(noise[1], counts)}
+    assert choose_rank(uncertain).rank == 1
+    choice = choose_rank(uncertain, held_out=400)
+    reason = (
+        "rank 1 is 0.0200 worse, but these rows do not show that it is within the standard "
+        "error of all 400"
     )
-    tight = rows(0.02, 0.0)
-    assert (
-        choose_rank(tight, held_out=400).rank == 1 and choose_rank(tight, held_out=40_000).rank == 2
-    )
+    assert choice.rank == 2
+    assert reason in choice.reason
+    certain = rows(0.02, 0.0)
+    assert choose_rank(certain, held_out=400).rank == 1
+    assert choose_rank(certain, held_out=40_000).rank == 2
 
 
 def test_for_metrics_of_classes_the_losses_must_prove_it() -> None:
-    right, noise = np.ones(100), np.random.default_rng(0).normal(1, 0.3, size=100)
-    scores = {
-        r: RowScores(right, right, {}, noise + gap) for r, gap in ((1, 0.1), (2, 0.001), (4, 0.0))
-    }
-    assert (
-        choose_rank(scores, "accuracy").rank == 1
-        and choose_rank(scores, "accuracy", held_out=100).rank == 2
-    )
+    right = np.ones(100)
+    losses = np.random.default_rng(0).normal(1, 0.3, size=100)
+    gaps = {1: 0.1, 2: 0.001, 4: 0.0}
+    scores = {rank: RowScores(right, right, {}, losses + gap) for rank, gap in gaps.items()}
+    assert choose_rank(scores, "accuracy").rank == 1
+    assert choose_rank(scores, "accuracy", held_out=100).rank == 2
 
 
 def test_without_losses_a_metric_of_classes_proves_nothing() -> None:
@@ -247,7 +229,8 @@ def test_a_long_text_is_one_row(tmp_path: Path) -> None:
     examples = [replace(e, row=i // 5) for i, e in enumerate(job.held_out[:20])]
     scores = evaluate(job.model, examples, "causal-lm", pad=0)
     row_scores = scores_by_row(scores, examples, "loss")
-    assert row_scores.totals.shape == (4,) and row_scores.counts.sum() == 20 * planted.LONG
+    assert row_scores.totals.shape == (4,)
+    assert row_scores.counts.sum() == 20 * planted.LONG
     assert row_scores.metric == pytest.approx(scores.metrics["loss"])
 
 
@@ -260,33 +243,30 @@ def test_the_loss_of_each_row_adds_up(task: str, tmp_path: Path) -> None:
             output.logits = output.logits[:, -1, : 3 if task == "classify" else 1]
             return output
 
-    examples = [
-        replace(e, labels=[], target=i % 3)
-        for i, e in enumerate(planted.rows(planted.Network(), 10, 0))
-    ]
+    texts = planted.rows(planted.Network(), 10, 0)
+    examples = [replace(text, labels=[], target=i % 3) for i, text in enumerate(texts)]
     scores = evaluate(Head(), examples, task, pad=0, classes=3, batch_size=4)
     assert sum(scores.losses) / 10 == pytest.approx(scores.metrics["loss"])
     if task == "classify":
-        assert scores_by_row(scores, examples, "accuracy").metric == pytest.approx(
-            scores.metrics["accuracy"]
-        )
+        by_row = scores_by_row(scores, examples, "accuracy")
+        assert by_row.metric == pytest.approx(scores.metrics["accuracy"])
     else:
-        with pytest.raises(
-            SpecError, match="accuracy is counted where rows have classes; here it is the loss"
-        ):
+        message = "accuracy is counted where rows have classes; here it is the loss"
+        with pytest.raises(SpecError, match=message):
             scores_by_row(scores, examples, "accuracy")
 
 
 def test_an_extended_adapter_does_the_same() -> None:
-    small, large = (
-        Adapter(Spec(rank=r), {"q": LowRank(torch.randn(r, 6), torch.randn(5, r), alpha=8.0)})
-        for r in (2, 4)
-    )
+    def adapter(rank: int) -> Adapter:
+        delta = LowRank(torch.randn(rank, 6), torch.randn(5, rank), alpha=8.0)
+        return Adapter(Spec(rank=rank), {"q": delta})
+
+    small = adapter(2)
+    large = adapter(4)
     extend(small, large)
     torch.testing.assert_close(large.deltas["q"].matrix(), small.deltas["q"].matrix())
-    with pytest.raises(
-        AdapterMismatch, match=r"q   has rank 4, and 2 in the larger one\nNothing was changed\."
-    ):
+    message = r"q   has rank 4, and 2 in the larger one\nNothing was changed\."
+    with pytest.raises(AdapterMismatch, match=message):
         extend(large, small)
 
 
@@ -309,42 +289,38 @@ def test_good_enough_follows_the_metric(goal: tuple[float, float, str, bool]) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", HIGHER_IS_BETTER)
 def test_what_is_counted_by_row_is_the_metric_of_all(metric: str) -> None:
-    """Rows of 3 classes for accuracy, of 2 for those of one class; and of rows drawn without any of
-    it, nothing is divided.
-    """
+    """3 classes for accuracy, 2 for the others; without any row of the class nothing is divided."""
     draw = np.random.default_rng(0)
     classes = 3 if metric == "accuracy" else 2
-    true, said = draw.integers(classes, size=40).tolist(), draw.integers(classes, size=40).tolist()
-    metrics = classification(true, said, classes)
-    examples = [Example(ids=[1], row=i, target=float(t)) for i, t in enumerate(true)]
-    scored = scores_by_row(Scores(metrics, [(s, 1.0) for s in said], [0.0] * 40), examples, metric)
-    assert scored.metric == pytest.approx(metrics[metric]) and scored.metrics is metrics
-    assert choose_rank({1: scored, 2: scored}, metric).points[0].error == pytest.approx(
-        0.08, abs=0.04
-    )
-    none = scores_by_row(
-        Scores(metrics, [(0, 1.0)] * 40, [0.0] * 40),
-        [replace(e, target=0.0) for e in examples],
-        metric,
-    )
-    assert choose_rank({1: none}, metric).points[0].metric == (1.0 if metric == "accuracy" else 0.0)
+    true = draw.integers(classes, size=40).tolist()
+    predicted = draw.integers(classes, size=40).tolist()
+    losses = [0.0] * 40
+    metrics = classification(true, predicted, classes)
+    examples = [Example(ids=[1], row=i, target=float(label)) for i, label in enumerate(true)]
+    scores = Scores(metrics, [(label, 1.0) for label in predicted], losses)
+    by_row = scores_by_row(scores, examples, metric)
+    assert by_row.metric == pytest.approx(metrics[metric])
+    assert by_row.metrics is metrics
+    choice = choose_rank({1: by_row, 2: by_row}, metric)
+    assert choice.points[0].error == pytest.approx(0.08, abs=0.04)
+    zeros = [replace(example, target=0.0) for example in examples]
+    none = scores_by_row(Scores(metrics, [(0, 1.0)] * 40, losses), zeros, metric)
+    expected = 1.0 if metric == "accuracy" else 0.0
+    assert choose_rank({1: none}, metric).points[0].metric == expected
 
 
 @pytest.mark.slow
 def test_a_grid_trains_every_rank_as_a_run_by_itself(tmp_path: Path) -> None:
-    result = search_grid(
-        planted.job(2, tmp_path, highest=1, steps=100),
-        RankSearchSpec(way="grid", rank=4, try_ranks=(1, 2)),
-    )
-    assert result.choice.rank == 2 and result.facts["steps"] == 300
+    job = planted.job(2, tmp_path, highest=1, steps=100)
+    result = search_grid(job, RankSearchSpec(way="grid", rank=4, try_ranks=(1, 2)))
+    assert result.choice.rank == 2
+    assert result.facts["steps"] == 300
     alone = planted.job(2, tmp_path / "alone", highest=2, steps=100)
     fit(alone, lambda start: Log(tmp_path / "metrics.jsonl", start, 100, quiet=True))
-    assert torch.equal(
-        result.adapter.deltas["middle"].matrix(), alone.adapter.deltas["middle"].matrix()
-    )
-    assert [point["metrics"]["loss"] for point in result.details.values()] == [
-        p.metric for p in result.choice.points
-    ]
+    found = result.adapter.deltas["middle"].matrix()
+    assert torch.equal(found, alone.adapter.deltas["middle"].matrix())
+    losses = [detail["metrics"]["loss"] for detail in result.details.values()]
+    assert losses == [point.metric for point in result.choice.points]
 
 
 def test_a_grid_takes_what_cannot_be_cut(tmp_path: Path) -> None:
@@ -352,7 +328,8 @@ def test_a_grid_takes_what_cannot_be_cut(tmp_path: Path) -> None:
     lorakit.detach(job.model)
     adapter = lorakit.attach(job.model, Spec(rank=1, delta="dora", targets=("middle",)))
     result = search_grid(replace(job, adapter=adapter), RankSearchSpec(way="grid", rank=2))
-    assert result.adapter.spec.delta == "dora" and [p.rank for p in result.choice.points] == [1, 2]
+    assert result.adapter.spec.delta == "dora"
+    assert [point.rank for point in result.choice.points] == [1, 2]
 
 
 WRONG = {
@@ -391,24 +368,19 @@ def test_what_cannot_be_cut_or_measured_is_refused(tmp_path: Path) -> None:
         truncate(replace(job, held_out=()), RankSearchSpec(rank=8))
     lorakit.detach(job.model)
     dora = lorakit.attach(job.model, Spec(rank=8, delta="dora", targets=("middle",)))
-    with pytest.raises(
-        SpecError,
-        match="delta dora cannot be cut or grown: that needs plain LoRA, and a start that",
-    ):
+    message = "delta dora cannot be cut or grown: that needs plain LoRA, and a start that"
+    with pytest.raises(SpecError, match=message):
         truncate(replace(job, adapter=dora), RankSearchSpec(rank=8))
-    with pytest.raises(
-        SpecError, match="accuracy is counted where rows have classes; the task is causal-lm"
-    ):
+    message = "accuracy is counted where rows have classes; the task is causal-lm"
+    with pytest.raises(SpecError, match=message):
         truncate(job, RankSearchSpec(rank=8, metric="accuracy"))
-    with pytest.raises(
-        SpecError, match="f1 decides between two classes; here are 3: take accuracy or loss"
-    ):
+    message = "f1 decides between two classes; here are 3: take accuracy or loss"
+    with pytest.raises(SpecError, match=message):
         truncate(replace(job, task="classify", classes=3), RankSearchSpec(rank=8, metric="f1"))
     with pytest.raises(DataError, match="Only 1 row is held out"):
         choose_rank({1: RowScores(np.ones(1), np.ones(1))})
 
 
 def test_default_ranks_are_powers_of_two() -> None:
-    assert RankSearchSpec(rank=32).ranks == (1, 2, 4, 8, 16, 32) and RankSearchSpec(
-        rank=5, try_ranks=(3, 1)
-    ).ranks == (1, 3, 5)
+    assert RankSearchSpec(rank=32).ranks == (1, 2, 4, 8, 16, 32)
+    assert RankSearchSpec(rank=5, try_ranks=(3, 1)).ranks == (1, 3, 5)
