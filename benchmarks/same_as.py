@@ -67,6 +67,8 @@ VOLATILE_IN = {
 }
 # Keys whose values are prose.
 TEXTS = ("message", "reason", "reasons", "advice")
+# The same, where their values are text: a key may hold numbers in another case.
+PROSE = ("coverage", "coverage text", "is", "logits", "notes", "title")
 # Sections of a case in which nothing is renamed or left out.
 EXACT = ("tensors", "headers", "configs", "files")
 ENVIRONMENT = {
@@ -103,6 +105,12 @@ def record(source: Path, into: Path) -> int:
     return subprocess.run(command, env=environment, check=False).returncode
 
 
+def is_text(value: Any) -> bool:
+    """Return True for a text or a list of texts."""
+    texts = value if isinstance(value, list) else [value]
+    return all(isinstance(text, str) for text in texts)
+
+
 def clean(value: Any, left_out: set[str]) -> Any:
     """Return JSON under its new names, without what is volatile."""
     if isinstance(value, list):
@@ -111,7 +119,7 @@ def clean(value: Any, left_out: set[str]) -> Any:
         return value
     kept = {}
     for key, inner in value.items():
-        if key in left_out:
+        if key in left_out or (key in PROSE and is_text(inner)):
             continue
         if key == "error":
             inner = RENAMES["errors"].get(str(inner), inner)

@@ -65,6 +65,7 @@ def faults(path: Path, place: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", sorted(SRC.rglob("*.py")), ids=lambda path: str(path.relative_to(SRC))
 )
@@ -72,6 +73,7 @@ def test_arguments_are_those_of_the_signature(path: Path):
     assert faults(path, SRC) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [

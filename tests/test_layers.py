@@ -80,10 +80,12 @@ def test_layers_list_only_what_exists() -> None:
     assert {room_of(path) for path in INSIDE} == LAYER.keys()
 
 
+@pytest.mark.slow
 def test_no_circle_of_modules() -> None:
     assert circle(module_graph(INSIDE, SRC.parent)) == []
 
 
+@pytest.mark.slow
 def test_no_circle_of_rooms() -> None:
     graph: dict[str, set[str]] = {}
     for module, targets in module_graph(INSIDE, SRC.parent).items():
@@ -93,6 +95,7 @@ def test_no_circle_of_rooms() -> None:
     assert circle(graph) == []
 
 
+@pytest.mark.slow
 def test_no_circle_of_benchmarks() -> None:
     assert circle(module_graph(BENCHMARKS, ROOT / "benchmarks")) == []
 

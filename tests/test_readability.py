@@ -136,6 +136,7 @@ def any_arguments(tree: ast.Module) -> Iterator[int]:
                     yield annotation.lineno
 
 
+@pytest.mark.slow
 def test_lines_of_the_package_have_few_tokens() -> None:
     tokens = sum(density(path)[0] for path in FILES)
     lines = sum(density(path)[1] for path in FILES)
@@ -164,11 +165,13 @@ def test_comprehensions_are_simple(path: Path) -> None:
     assert list(crowded_comprehensions(tree_of(path))) == []
 
 
+@pytest.mark.slow
 @files
 def test_names_are_words(path: Path) -> None:
     assert list(single_letters(tree_of(path))) == []
 
 
+@pytest.mark.slow
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     found = [
         f"{short_name(path)}: {text}" for path in FILES for text in relative_openings(tree_of(path))
@@ -176,6 +179,7 @@ def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
     assert len(found) <= RELATIVE_OPENINGS, found
 
 
+@pytest.mark.slow
 def test_any_is_rare_and_has_a_reason() -> None:
     found, without = 0, []
     for path in FILES:

@@ -72,6 +72,7 @@ def test_names_are_sorted_and_have_a_home():
     assert set(lorakit.__all__) <= set(dir(lorakit))
 
 
+@pytest.mark.slow
 def test_no_module_hides_a_name():
     """`lorakit.attach` is the function, also after something has imported the module
     `lorakit.attach`.

@@ -187,6 +187,7 @@ def test_tied_weights_change_in_both_layers() -> None:
     assert torch.allclose(head, (tuned["head"].weight - base["head"].weight).detach(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_directions_of_a_large_matrix_are_added_until_they_hold_the_energy() -> None:
     left, right = (torch.linalg.qr(randn(900, 60, seed=s)).Q for s in (0, 1))
     dense = left * torch.linspace(2, 1, 60, dtype=torch.float64) @ right.T + 1e-4 * randn(

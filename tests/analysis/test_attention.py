@@ -51,6 +51,7 @@ def projected(opened, inputs) -> tuple[torch.Tensor, torch.Tensor]:
     return kept["q"].double(), kept["k"].double()
 
 
+@pytest.mark.slow
 def test_the_map_of_an_encoder_is_softmax_of_q_k(tiny_bert: Path):
     opened = load(str(tiny_bert), "classify", labels=["no", "yes"])
     adapted(opened)
@@ -62,6 +63,7 @@ def test_the_map_of_an_encoder_is_softmax_of_q_k(tiny_bert: Path):
     assert torch.allclose(attention_maps(opened.model, inputs)[0], dense, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_comparison_does_not_change_the_model(opened):
     adapted(opened)
     inputs = opened.tokenizer(TEXT, return_tensors="pt")
@@ -81,6 +83,7 @@ def test_a_comparison_does_not_change_the_model(opened):
     assert torch.allclose(found.after.sum(-1), torch.ones(()).double(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_changes_no_map_and_a_trained_one_does(opened):
     lorakit.attach(opened.model, Spec(rank=2, targets="q"))
     assert compare_attention(opened.model, opened.tokenizer, TEXT).distance.count_nonzero() == 0
@@ -96,6 +99,7 @@ def test_a_fresh_adapter_changes_no_map_and_a_trained_one_does(opened):
     ] == far.distance.max() and far.mean_distance == pytest.approx(float(far.distance.mean()))
 
 
+@pytest.mark.slow
 def test_a_change_of_values_changes_no_map_of_its_own_layer(opened):
     adapted(opened, targets="v")
     found = compare_attention(opened.model, opened.tokenizer, TEXT)

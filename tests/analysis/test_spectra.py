@@ -88,6 +88,7 @@ def test_energy_and_the_rank_that_holds_it() -> None:
     assert effective_rank(torch.ones(5)) == pytest.approx(5.0)
 
 
+@pytest.mark.slow
 def test_a_randomised_svd_keeps_its_two_bounds() -> None:
     """|M|^2 - sum of the first r squares is our error; the squares after r are less than any rank-r
     product leaves.

@@ -60,6 +60,7 @@ def change(folder: Any) -> dict[str, torch.Tensor]:
 FIELDS = {"ranks", "energy", "residual", "bytes", "output"}
 
 
+@pytest.mark.slow
 def test_combine_writes_the_weighted_sum(
     capsys: Any, adapters: tuple[Path, ...], tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_combine_writes_the_weighted_sum(
     assert "rank 2" in out and "residual, relative in ΔW" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["ties", "dare", "magnitude"])
 def test_each_method_changes_the_result(
     capsys: Any, adapters: tuple[Path, ...], tmp_path: Path, method: str
@@ -112,6 +114,7 @@ def test_each_method_changes_the_result(
         )
 
 
+@pytest.mark.slow
 def test_resize_writes_a_smaller_one(
     capsys: Any, adapters: tuple[Path, ...], tmp_path: Path
 ) -> None:
@@ -130,6 +133,7 @@ def test_resize_writes_a_smaller_one(
     assert told["energy"] >= 0.8
 
 
+@pytest.mark.slow
 def test_a_dora_is_made_plain_with_its_base(
     capsys: Any, adapters: tuple[Path, ...], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -146,6 +150,7 @@ def test_a_dora_is_made_plain_with_its_base(
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_extract_takes_the_base_to_the_tuned_model(
     capsys: Any, tiny_llama: Path, tuned: Path, tmp_path: Path
 ) -> None:
@@ -205,6 +210,7 @@ def test_extract_takes_the_base_to_the_tuned_model(
     )
 
 
+@pytest.mark.slow
 def test_extract_carries_a_new_head_with_its_labels(
     capsys: Any, tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -275,6 +281,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_requests_write_nothing(
     capsys: Any, adapters: tuple[Path, ...], tiny_llama: Path, tmp_path: Path, case: str

@@ -38,6 +38,7 @@ def told(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return out
 
 
+@pytest.mark.slow
 def test_the_maps_are_told(
     capsys: pytest.CaptureFixture[str], moved: Path, tiny_llama: Path
 ) -> None:
@@ -57,6 +58,7 @@ def test_the_maps_are_told(
     assert f"attention of {first['token']!r} to {first['at']!r}: {weights}" in out
 
 
+@pytest.mark.slow
 def test_they_are_drawn(
     capsys: pytest.CaptureFixture[str], moved: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:

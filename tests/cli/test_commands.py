@@ -144,6 +144,7 @@ def test_train_tells_before_and_after_and_what_to_type_next(
         assert text in out
 
 
+@pytest.mark.slow
 def test_train_takes_ids_of_tokens_whose_rows_train(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +245,7 @@ def test_the_commands_that_train_prints_work_as_they_stand(
         tell(capsys, *command)
 
 
+@pytest.mark.slow
 def test_a_config_file_gives_settings_and_flags_win(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -297,6 +299,7 @@ def test_eval_agrees_with_what_training_measured(
     )
 
 
+@pytest.mark.slow
 def test_text_metrics_gather_all_references_of_a_prompt(
     capsys: pytest.CaptureFixture[str], writer: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -323,6 +326,7 @@ def test_text_metrics_gather_all_references_of_a_prompt(
     assert {"bleu", "chrf", "rouge_l"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_generate_is_greedy_unless_told_and_sampling_follows_its_seed(
     capsys: pytest.CaptureFixture[str], writer: Path, tiny_llama: Path
 ) -> None:
@@ -356,6 +360,7 @@ def test_generate_is_greedy_unless_told_and_sampling_follows_its_seed(
     ).strip()
 
 
+@pytest.mark.slow
 def test_generate_writes_answers_to_a_file_once_a_prompt(
     capsys: pytest.CaptureFixture[str], writer: Path, tiny_llama: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -397,6 +402,7 @@ def test_generate_writes_answers_to_a_file_once_a_prompt(
     )["answers"]
 
 
+@pytest.mark.slow
 def test_preview_marks_what_is_trained(
     capsys: pytest.CaptureFixture[str], tiny_llama: Path, tiny_bert: Path, files: Path
 ) -> None:
@@ -437,6 +443,7 @@ def test_preview_marks_what_is_trained(
     assert "label" in out and "rows" in out
 
 
+@pytest.mark.slow
 def test_inspect_tells_what_is_in_an_adapter(
     capsys: pytest.CaptureFixture[str], judge: Path, tiny_bert: Path
 ) -> None:
@@ -482,6 +489,7 @@ def test_inspect_says_that_an_adapter_was_never_trained(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_merge_writes_a_plain_model_that_gives_what_the_adapter_gave(
     dtype: str, capsys: pytest.CaptureFixture[str], writer: Path, tiny_llama: Path, tmp_path: Path
@@ -527,6 +535,7 @@ def umask() -> int:
     return now
 
 
+@pytest.mark.slow
 def test_a_classifier_with_a_new_head_is_merged_in_half_the_bits(
     capsys: pytest.CaptureFixture[str], judge: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -552,6 +561,7 @@ def test_a_classifier_with_a_new_head_is_merged_in_half_the_bits(
     assert 0 < found["max_logit_difference"] < found["adapter_moves"]
 
 
+@pytest.mark.slow
 def test_merge_of_a_classifier_keeps_its_labels(
     capsys: pytest.CaptureFixture[str], judge: Path, tiny_bert: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -576,6 +586,7 @@ def test_merge_of_a_classifier_keeps_its_labels(
     assert merged["loss"] == pytest.approx(both["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_merge_that_equals_the_base_is_refused_and_leaves_nothing(
     capsys: pytest.CaptureFixture[str], writer: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -623,6 +634,7 @@ def test_merge_that_equals_the_base_is_refused_and_leaves_nothing(
     assert not (tmp_path / "m").exists() and not list(tmp_path.glob(".m*"))
 
 
+@pytest.mark.slow
 def test_merge_that_came_back_otherwise_from_disk_is_refused(
     capsys: pytest.CaptureFixture[str],
     writer: Path,
@@ -657,6 +669,7 @@ def test_merge_that_came_back_otherwise_from_disk_is_refused(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_python_m_lorakit_is_the_command() -> None:
     for words in (["--help"], ["merge", "--help"]):
         run = [sys.executable, "-m", "lorakit", *words]

@@ -143,6 +143,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_mistake_is_told_and_nothing_is_written(
     case: str,
@@ -243,6 +244,7 @@ WRONG_ROWS = {  # what a file holds -> what is said of it
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG_ROWS)
 def test_a_file_that_is_no_table_of_rows_is_told(
     name: str,

@@ -290,6 +290,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_requests_write_nothing(
     capsys: Any, tiny_llama: Path, data: Path, tmp_path: Path, case: str

@@ -37,6 +37,7 @@ def opened(folder: Path) -> tuple[Loaded, list[Example]]:
     return loaded, rows
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_equals_a_plain_loop(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
     found = run_trial(
@@ -134,6 +135,7 @@ def test_a_truncation_without_effect_is_refused(rank: int, says: str):
         truncate_weights(nn.Sequential(nn.Linear(6, 5)), rank)
 
 
+@pytest.mark.slow
 def test_a_trial_measures_accuracy_and_cost(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
     found = run_trial(
@@ -157,6 +159,7 @@ def test_a_trial_measures_accuracy_and_cost(tiny_bert: Path):
     assert (found.low, found.high) == wilson_interval(round(24 * found.accuracy), 24)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_trains_more_and_takes_more_memory(tiny_bert: Path):
     small, rows = opened(tiny_bert)
     whole, _ = opened(tiny_bert)
@@ -172,6 +175,7 @@ def test_full_fine_tuning_trains_more_and_takes_more_memory(tiny_bert: Path):
     assert lora.memory_bytes < full.memory_bytes
 
 
+@pytest.mark.slow
 def test_the_linear_head_is_a_trial(tiny_bert: Path):
     loaded, rows = opened(tiny_bert)
     found = run_linear_head(loaded, rows, rows)

@@ -36,6 +36,7 @@ def test_rows_are_known_by_their_keys(row: dict, kind: str, tmp_path: Path) -> N
     assert rows.where == [f"{tmp_path}/d.jsonl:1", f"{tmp_path}/d.jsonl:2"]
 
 
+@pytest.mark.slow
 def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

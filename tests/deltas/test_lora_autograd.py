@@ -66,6 +66,7 @@ def test_gradients_are_those_of_the_plain_expression(
         assert within(mine, want, other, dtype)
 
 
+@pytest.mark.slow
 def test_gradients_of_gradients() -> None:
     tensors = operands(torch.float64, torch.float64)
     assert torch.autograd.gradgradcheck(lambda *them: add_low_rank(*them, SCALE), tensors)

@@ -103,6 +103,7 @@ def test_peft_adapts_no_slice_of_multihead_attention() -> None:
     assert (24, 2) in shapes  # q, k and v together
 
 
+@pytest.mark.slow
 def test_trl_leaves_lora_to_peft() -> None:
     assert "get_peft_model" in inspect.getsource(trl.SFTTrainer)
     assert peft.__version__

@@ -179,7 +179,6 @@ def test_a_missing_output_is_seen(code: str, kinds: set[str]):
 
 @pytest.mark.slow
 @notebooks
-@pytest.mark.timeout(900)  # other processes may use the same cores
 def test_it_runs(path: Path, tmp_path: Path):
     before = path.read_bytes()
     done = run_notebook(path, tmp_path)

@@ -27,6 +27,7 @@ def test_each_block_is_run_or_says_why_not(page: Path):
     assert faults(page.read_text("utf-8")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [runs(page) for page in PAGES if page.name != "README.md"]
 )  # see test_readme.py

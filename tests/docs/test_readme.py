@@ -46,6 +46,7 @@ def test_every_room_is_in_the_readme() -> None:
     assert {name for name in rooms | files if f"`{name}`" not in text} == set()
 
 
+@pytest.mark.slow
 def test_files_are_listed_as_their_docstrings_say() -> None:
     layout = runpy.run_path(str(ROOT / "docs" / "book" / "layout.py"))
     written = layout["PAGE"].read_text("utf-8")

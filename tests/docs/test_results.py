@@ -21,6 +21,7 @@ def report(monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_the_pages_show_what_the_results_hold(
     report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,6 +37,7 @@ def test_the_pages_show_what_the_results_hold(
     assert stale == [], "run `python benchmarks/report.py`"
 
 
+@pytest.mark.slow
 def test_a_claim_whose_benchmark_was_not_run_is_unproven(report) -> None:
     from claims import CLAIMS, UNPROVEN, answer
 

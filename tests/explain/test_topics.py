@@ -79,6 +79,7 @@ def test_the_best_of_a_rank_is_what_is_left_out():
     assert result["ranks"][1]["relative_error"] == pytest.approx(0.0061, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_training_reaches_the_best_of_each_rank_and_all_at_full_rank():
     rows = load_topic("capacity").numbers()["ranks"]
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -132,6 +133,7 @@ def test_the_command_gives_the_same_numbers(capsys: pytest.CaptureFixture[str]):
     assert result["graph"] == {"title": TOPICS["graph"], **load_topic("graph").numbers()}
 
 
+@pytest.mark.slow
 def test_all_topics_are_listed_and_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -51,7 +51,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             subprocess.Popen(command, env={**os.environ, "RANK": str(r), "WORLD_SIZE": str(world)})
             for r in range(world)
         ]
-        assert [run.wait(timeout=120) for run in runs] == [0] * world
+        assert [run.wait() for run in runs] == [0] * world
     one, two = (
         dict(Adapter.load(tmp_path / f"world{world}").named_parameters()) for world in (1, 2)
     )

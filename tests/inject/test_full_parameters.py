@@ -81,6 +81,7 @@ def test_written_equals_read(spec: Spec, tmp_path: Path) -> None:
     assert [n for n, _ in read.named_parameters()] == [n for n, _ in adapter.named_parameters()]
 
 
+@pytest.mark.slow
 @specs
 def test_copies_are_independent(spec: Spec) -> None:
     model, adapter = attached(spec)

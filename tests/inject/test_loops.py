@@ -26,6 +26,7 @@ def base_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [llama, gpt2])
 def test_plain_loop(build: type) -> None:
     model = build().train()
@@ -179,6 +180,7 @@ def test_autocast_trains_the_same_tensors() -> None:
     assert F.cosine_similarity(*flat, dim=0) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_any_change_of_a_matrix_can_be_learned_and_a_lower_rank_leaves_its_tail(rank: int) -> None:
     """At rank min(in, out) the adapter fits linear regression on any target (LoRA, section 4.2, in

@@ -39,6 +39,7 @@ def out(model: nn.Module, tokens: Tensor) -> Tensor:
     return model(input_ids=tokens, **more).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_row_of_a_model_equals_it_alone(family: str) -> None:
     model = routed_model(FAMILIES[family])
@@ -107,6 +108,7 @@ def test_gradient_checkpointing_computes_the_same_rows_again(reentrant: bool) ->
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.slow
 def test_steps_within_one_block_use_the_new_factors() -> None:
     model, twin = routed_model(), routed_model()
     rows = ["style", "facts", None]
@@ -128,6 +130,7 @@ def test_steps_within_one_block_use_the_new_factors() -> None:
                 optimizer.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 2])
 @pytest.mark.parametrize("waste", [1 << 40, -1])
 def test_generation_gives_each_row_what_it_gives_alone(
@@ -195,6 +198,7 @@ def test_compiled_without_a_graph_break(grad: bool) -> None:
         assert torch.equal(compiled(input_ids=ids(), use_cache=False).logits, base)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind() -> None:
     model = routed_model(bert, bias="none")
     fill(lorakit.attach(model, Spec(targets="none", full_modules=["classifier"]), name="head"))

@@ -70,6 +70,7 @@ def rows_equal_dense() -> None:
         assert error(logits(model), want) < 1e-12, name
 
 
+@pytest.mark.slow
 def test_equals_the_rows_written_into_the_weight() -> None:
     rows_equal_dense()
 
@@ -256,6 +257,7 @@ def test_a_vocabulary_that_was_enlarged(tmp_path: Path) -> None:
     assert sum(p.stat().st_size for p in (tmp_path / "out").iterdir()) < 4000
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_file(tmp_path: Path) -> None:
     def steps(model: Any, adapter: Adapter, optimizer: Any, count: int) -> None:
         for _ in range(count):

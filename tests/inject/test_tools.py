@@ -59,6 +59,7 @@ def test_accumulated_gradients_are_those_of_one_batch(name: str, targets: str) -
     assert close(gradients(model, adapter, *halves), gradients(model, adapter, family.inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 @pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
 @ways
@@ -84,6 +85,7 @@ def test_autocast_trains_the_same_tensors(name: str, targets: str) -> None:
     )
 
 
+@pytest.mark.slow
 @ways
 def test_copies_are_independent(name: str, targets: str) -> None:
     family, model, adapter = trained(name, targets)

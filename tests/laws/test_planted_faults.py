@@ -543,6 +543,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("added_sites")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_a_tuple_is_a_kernel(name: str, kernel: tuple[int, ...]):
     assert same_in_both_modes(layer, draw(2, 4, *[6] * len(kernel)))
 
 
+@pytest.mark.slow
 def test_dropout_of_a_convolution():
     theirs, mine = pair("Conv2d", 4, 8, 3, r=2, lora_dropout=0.9)
     x = draw(2, 4, 6, 6)
@@ -359,6 +360,7 @@ def test_factors_in_float32_on_a_base_in_16_bits(kind: Kind, dtype: torch.dtype)
 # 15: drift
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_thousand_merges_leave_the_bits(dtype: torch.dtype):
     theirs, mine = (layer.to(dtype) for layer in pair("Linear", 16, 16, r=4))

@@ -26,6 +26,7 @@ def gradients(model: Any, adapter: lorakit.Adapter, seed: int = 3) -> list[Tenso
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("what", ["light", "full"])
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def test_fresh_equals_base_and_coverage_is_whole(family: Family) -> None:
     assert same_bits(state(model), values) and torch.equal(logits(model, family.inputs), base)
 
 
+@pytest.mark.slow
 @families
 def test_three_steps_lower_the_loss_by_the_adapter_alone(family: Family) -> None:
     model = family.build().train()
@@ -74,6 +75,7 @@ def test_three_steps_lower_the_loss_by_the_adapter_alone(family: Family) -> None
     assert same_bits({k: v for k, v in state(model).items() if k in values}, values)
 
 
+@pytest.mark.slow
 @families
 def test_everything_that_can_be_adapted_takes_part_or_is_told(family: Family) -> None:
     model = family.build(torch.float64)
@@ -95,6 +97,7 @@ def test_everything_that_can_be_adapted_takes_part_or_is_told(family: Family) ->
     assert lorakit.check(model, **inputs) == list(adapter.deltas)
 
 
+@pytest.mark.slow
 @families
 def test_merged_equals_attached(family: Family) -> None:
     model = family.build(torch.float64)
@@ -118,6 +121,7 @@ def test_merged_equals_attached(family: Family) -> None:
     assert same_bits(state(model), values) and torch.equal(logits(model, inputs), base)
 
 
+@pytest.mark.slow
 @families
 def test_written_equals_read(family: Family, tmp_path: Path) -> None:
     model = family.build()
@@ -128,6 +132,7 @@ def test_written_equals_read(family: Family, tmp_path: Path) -> None:
     assert torch.equal(logits(other, family.inputs), logits(model, family.inputs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [f for f in FAMILIES.values() if f.peft],

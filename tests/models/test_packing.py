@@ -44,6 +44,7 @@ def trained(model: Any, batch: dict[str, Any]) -> list[Tensor]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_rows_give_the_loss_and_gradients_of_padded_ones(

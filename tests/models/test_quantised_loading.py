@@ -64,6 +64,7 @@ def base(tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_coarse_base_of_transformers_is_trained_and_read_back(
     form: str, base: Path, tmp_path: Path
@@ -95,6 +96,7 @@ def test_a_coarse_base_of_transformers_is_trained_and_read_back(
         assert torch.equal(logits(model), logits(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_command_merges_it_into_a_16_bit_copy(
     form: str, tiny_llama: Path, tmp_path: Path
@@ -136,6 +138,7 @@ ALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "form",
     [f if f == "nf4 of bitsandbytes" else pytest.param(f, marks=pytest.mark.slow) for f in ALL],

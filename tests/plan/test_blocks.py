@@ -105,6 +105,7 @@ def test_a_few_blocks_tell_the_trace_of_all(case: str) -> None:
         assert getattr(few, key) == getattr(whole, key), key
 
 
+@pytest.mark.slow
 def test_blocks_that_differ_are_traced_one_by_one() -> None:
     with torch.device("meta"):
         kinds, even = build(CONFIGS["gemma3"](), LM), build(CONFIGS["llama"](), LM)

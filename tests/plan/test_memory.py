@@ -197,6 +197,7 @@ def test_the_peak_is_that_of_a_gpu(case: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_parts_are_those_of_real_tensors() -> None:
     name, task, spec, work = CASES["encoder with dropout of its own"]
     parts = Plan(bare(name, task), spec, work).memory(gpu=False)

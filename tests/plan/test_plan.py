@@ -58,6 +58,7 @@ WRITTEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRITTEN)
 def test_the_file_is_as_large_as_told_but_for_its_header(
     case: str, tiny_llama: Path, tmp_path: Path
@@ -75,6 +76,7 @@ def test_the_file_is_as_large_as_told_but_for_its_header(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     ["lora", "dora", "pissa", "vera", "lokr", "loha", "adalora", "whole modules", "rows of tokens"],
@@ -98,6 +100,7 @@ def test_what_is_trained_whole_is_as_wide_as_the_base(tiny_llama: Path) -> None:
     assert plan.adapter_bytes(torch.float32).file == 2 * plan.adapter_bytes(torch.bfloat16).file > 0
 
 
+@pytest.mark.slow
 def test_a_start_that_moves_the_base_costs_twice_the_file(tiny_llama: Path) -> None:
     plain, moved = (
         Plan(load_meta_model(str(tiny_llama)), Spec(rank=4, init=init), Work())
@@ -139,6 +142,7 @@ def test_planning_leaves_no_trace(tiny_llama: Path) -> None:
     assert not any(getattr(m, "gradient_checkpointing", False) for m in base.model.modules())
 
 
+@pytest.mark.slow
 def test_a_step_on_real_weights_is_traced_alike(tiny_llama: Path) -> None:
     model, base = load(str(tiny_llama), "causal-lm").model, load_meta_model(str(tiny_llama))
     step = Step(batch=3, length=20)
@@ -178,6 +182,7 @@ def test_dropout_casts_and_checkpointing_are_accounted_for() -> None:
     assert told(padded=False)["activations"] < plain["activations"]
 
 
+@pytest.mark.slow
 def test_logits_are_told_apart() -> None:
     large = told(name="large vocabulary")
     assert (
@@ -186,6 +191,7 @@ def test_logits_are_told_apart() -> None:
     assert large["logits"] > large["activations"]
 
 
+@pytest.mark.slow
 def test_kernels_of_gpus_keep_no_mask_of_attention_dropout() -> None:
     base = bare("encoder", "classify")  # BERT drops in its attention
     lorakit.attach(base.model, Spec(rank=4))
@@ -283,6 +289,7 @@ def test_headers_alone_give_the_counts(
         assert "headers hold shapes alone" in found["notes"][0]
 
 
+@pytest.mark.slow
 def test_a_new_head_is_told_by_the_headers(tiny_bert: Path, tmp_path: Path) -> None:
     assert load_meta_model(str(tiny_bert)).task == "classify" and load_meta_model(
         str(tiny_bert)
@@ -291,6 +298,7 @@ def test_a_new_head_is_told_by_the_headers(tiny_bert: Path, tmp_path: Path) -> N
     assert load_meta_model(str(tmp_path)).new_modules == ()
 
 
+@pytest.mark.slow
 def test_nothing_of_the_weights_is_read(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((tiny_llama / "config.json").read_text())
     assert Plan(load_meta_model(str(tmp_path)), Spec(rank=4), Work(batch=2, length=8)).memory(
@@ -298,6 +306,7 @@ def test_nothing_of_the_weights_is_read(tiny_llama: Path, tmp_path: Path) -> Non
     )["peak"]
 
 
+@pytest.mark.slow
 def test_experts_are_counted_though_their_kernel_knows_no_float32_fakes() -> None:
     config = MixtralConfig(
         vocab_size=300,
@@ -316,6 +325,7 @@ def test_experts_are_counted_though_their_kernel_knows_no_float32_fakes() -> Non
     assert memory["activations"] > 0
 
 
+@pytest.mark.slow
 def test_a_model_that_asks_what_its_tensors_hold_is_told() -> None:
     base = bare("llama", "causal-lm")
     base.model.lm_head.register_forward_hook(lambda layer, args, y: F.dropout(y, float(y.sum())))

@@ -220,6 +220,7 @@ def as_published(count: int, text: str) -> bool:
     return f"{count / 1e6:,.{digits}f}M" == text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.item)
 def test_counts_are_exact_and_wrong_numbers_are_named(row: Row) -> None:
     assert row.count() == row.exact
@@ -271,6 +272,7 @@ def test_file_sizes() -> None:
     )  # "2.3 MB" fits no count
 
 
+@pytest.mark.slow
 def test_storage_of_gpt3_and_a_hundred_tasks() -> None:
     """350 GB is two bytes a parameter; "35 MB" is r = 4 in 16 bits, 36.0 MiB, and 100 tasks are
     353.8 GB, not 35 TB.

@@ -15,6 +15,7 @@ from lorakit.analysis.report import compare_adapters, describe_modules
 from ..analysis.test_spectra import pair
 
 
+@pytest.mark.slow
 def test_the_picture_holds_the_numbers(tmp_path: Path) -> None:
     rows, pairs = describe_modules(pair(0)), compare_adapters(pair(0), pair(100))
     drawn = plots.draw_adapter(rows, pairs, title="one and another")

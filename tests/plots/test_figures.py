@@ -14,6 +14,7 @@ from lorakit import plots
 from ..laws.table import randn
 
 
+@pytest.mark.slow
 def test_a_change_is_drawn_with_its_sum():
     W, A, B = randn(4, 5), randn(2, 5, seed=1).requires_grad_(), randn(4, 2, seed=2)
     drawn = plots.draw_change(W, A, B, scale=0.5)

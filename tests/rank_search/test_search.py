@@ -104,6 +104,7 @@ def test_training_improves_a_cut_adapter(tmp_path: Path) -> None:
     assert losses[1] < losses[0] - 0.01, losses
 
 
+@pytest.mark.slow
 def test_fewer_rows_are_measured_where_all_would_cost_too_much(tmp_path: Path) -> None:
     search = RankSearchSpec(rank=8, refine=0.0)
     few = truncate(planted.job(1, tmp_path / "a", steps=20), search)
@@ -157,6 +158,7 @@ def rows(*means: float, count: int = 400, seed: int = 0) -> dict[int, RowScores]
     return {2**i: RowScores(noise + mean, np.ones(count)) for i, mean in enumerate(means)}
 
 
+@pytest.mark.slow
 def test_the_smallest_within_one_standard_error_of_the_best_is_taken() -> None:
     error = 1 / 400**0.5
     assert choose_rank(rows(1.0, 0.3, 0.2 * error, 0.0)).rank == 4
@@ -165,6 +167,7 @@ def test_the_smallest_within_one_standard_error_of_the_best_is_taken() -> None:
     assert choose_rank(rows(0.0, 1.0, 0.5 * error), "accuracy").best == 2
 
 
+@pytest.mark.slow
 def test_the_reason_says_that_the_best_rank_is_the_highest_tried() -> None:
     advice = "Rank 4 is the highest that was tried: a higher one may be better still."
     assert choose_rank(rows(1.0, 0.5, 0.0)).reason.endswith(advice)
@@ -172,6 +175,7 @@ def test_the_reason_says_that_the_best_rank_is_the_highest_tried() -> None:
     assert "highest" not in choose_rank(rows(0.0, 0.0)).reason
 
 
+@pytest.mark.slow
 def test_of_cut_adapters_the_rows_must_prove_it() -> None:
     """Rank 1 is within one standard error, but the difference is uncertain, or the rows are few."""
     noise = np.random.default_rng(0).normal(size=(2, 400))
@@ -210,6 +214,7 @@ def test_without_losses_a_metric_of_classes_proves_nothing() -> None:
         choose_rank(scores, "accuracy", held_out=100)
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_the_rows() -> None:
     choice = choose_rank(rows(0.5, 0.0, count=1000))
     at = choice.at(2)
@@ -224,6 +229,7 @@ def test_the_reason_says_that_a_difference_is_real() -> None:
     assert "real" not in choose_rank(rows(0.0, 0.0)).reason
 
 
+@pytest.mark.slow
 def test_a_long_text_is_one_row(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path)
     examples = [replace(e, row=i // 5) for i, e in enumerate(job.held_out[:20])]
@@ -323,6 +329,7 @@ def test_a_grid_trains_every_rank_as_a_run_by_itself(tmp_path: Path) -> None:
     assert losses == [point.metric for point in result.choice.points]
 
 
+@pytest.mark.slow
 def test_a_grid_takes_what_cannot_be_cut(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path, steps=3)
     lorakit.detach(job.model)
@@ -362,6 +369,7 @@ def test_wrong_searches_are_refused(says: str) -> None:
     assert caught.value.faults == [says]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_cut_or_measured_is_refused(tmp_path: Path) -> None:
     job = planted.job(1, tmp_path)
     with pytest.raises(DataError, match="No rows are held out, so no rank can be measured"):

@@ -111,6 +111,7 @@ def test_attached_is_dense_in_every_call_and_merges(kind: str, targets: str) -> 
     assert same_bits(state(made), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", TARGETS)
 def test_every_factor_gets_its_gradient(targets: str) -> None:
     made = model()

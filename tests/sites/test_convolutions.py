@@ -81,6 +81,7 @@ def settings(dims: int) -> Iterator[tuple[tuple[int, ...], int, int, int, object
                 yield kernel, stride, dilation, groups, padding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_attached_and_merged_equal_dense(dims: int, mode: str) -> None:
@@ -105,6 +106,7 @@ def test_attached_and_merged_equal_dense(dims: int, mode: str) -> None:
     assert held >= 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_transposed_attached_and_merged_equal_dense(dims: int) -> None:
     x, held = randn(2, 4, *SIZE[dims], seed=3), 0
@@ -138,6 +140,7 @@ def test_transposed_attached_and_merged_equal_dense(dims: int) -> None:
     assert held >= 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_output_size_is_followed(dims: int) -> None:
     x = randn(2, 4, *SIZE[dims], seed=3)

@@ -63,6 +63,7 @@ def test_fresh_equals_base(family: str, way: str):
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.slow
 @forms
 def test_attached_equals_dense(family: str, way: str):
     model, adapter = adapted(family, way)
@@ -150,6 +151,7 @@ def test_copies_and_detach(family: str):
     assert torch.equal(logits(twin), want)
 
 
+@pytest.mark.slow
 def test_no_dense_change_is_made(monkeypatch: pytest.MonkeyPatch):
     def summed(self: UnsummedWeight) -> Tensor:
         raise AssertionError("the change was summed")

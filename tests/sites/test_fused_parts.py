@@ -50,6 +50,7 @@ def test_each_output_belongs_to_the_part_that_the_table_names(family: str) -> No
         assert told == want, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", fused.FUSED)
 def test_presets_take_parts(family: str) -> None:
     model = fused.build(family)
@@ -64,6 +65,7 @@ def test_presets_take_parts(family: str) -> None:
         assert {find_role(n) for n in lorakit.select(model, "o")} == {"o"}
 
 
+@pytest.mark.slow
 def test_every_family_of_the_table_is_tested_against_its_forward() -> None:
     built = {fused.build(name) for name in fused.FUSED}
     configs = [module.__dict__.get("config") for model in built for module in model.modules()]

@@ -49,6 +49,7 @@ def spec(model: nn.Module, **more: Any) -> Spec:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_attached_is_dense_trains_merges_and_copies(name: str, tmp_path: Any) -> None:
     model, want, base = made(name), made(name), run(name, made(name)).detach()

@@ -49,6 +49,7 @@ def trained(steps: int = 120, **more: Any) -> tuple[Adapter, Budget, list[int], 
     return adapter, budget, counts, losses
 
 
+@pytest.mark.slow
 def test_the_budget_holds_within_one_rank_at_every_step() -> None:
     _, budget, counts, losses = trained()
     assert all(abs(count - budget.size(step)) <= 1 for step, count in enumerate(counts, 1)), counts
@@ -56,6 +57,7 @@ def test_the_budget_holds_within_one_rank_at_every_step() -> None:
     assert losses[-1] < losses[0] / 2
 
 
+@pytest.mark.slow
 def test_ranks_move_between_layers_and_are_fixed_at_the_end() -> None:
     adapter, budget, *_ = trained()
     ranks = budget.ranks()
@@ -64,6 +66,7 @@ def test_ranks_move_between_layers_and_are_fixed_at_the_end() -> None:
     assert {n: d.rank for n, d in adapter.deltas.items()} == ranks
 
 
+@pytest.mark.slow
 def test_the_last_decision_holds_after_the_end() -> None:
     _, budget, counts, _ = trained(every=10)
     assert counts[budget.end - 1 :] == [8] * (120 - budget.end + 1)
@@ -75,6 +78,7 @@ def test_a_schedule_that_falls_within_one_step_is_kept() -> None:
     assert counts == [16, 8] and budget.is_settled
 
 
+@pytest.mark.slow
 def test_the_orthogonality_term_makes_rows_more_orthogonal() -> None:
     def off(weight: float) -> float:
         adapter, *_ = trained(orthogonality=weight, rank=4)
@@ -149,6 +153,7 @@ def test_a_run_ends_within_its_budget_and_resumed_equals_straight(
     assert Adapter.load(tmp_path / "out") == straight
 
 
+@pytest.mark.slow
 def test_a_budget_without_adalora_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
         SpecError,

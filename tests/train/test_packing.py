@@ -60,6 +60,7 @@ def test_batches_by_tokens_train_every_row_once_an_epoch(settings: dict[str, Any
     assert report["tokens"] == whole["tokens"] and report["steps"] == whole["tokens"] // 100
 
 
+@pytest.mark.slow
 def test_the_attention_of_the_model_is_restored(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_the_attention_of_the_model_is_restored(
 LEAKS = ": the rows of DATA cannot be packed for LlamaForCausalLM: a packed row sees the others."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -91,6 +93,7 @@ def test_what_cannot_be_packed_is_refused(
     assert caught.value.message == said.replace("DATA", settings["data"])
 
 
+@pytest.mark.slow
 def test_rows_are_padded_where_the_model_cannot_pack_them(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

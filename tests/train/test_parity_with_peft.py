@@ -75,6 +75,7 @@ def curve(model: nn.Module, parameters: list[nn.Parameter], loss_of) -> list[flo
 
 # 4 is exact in binary, 1.3 is not: lorakit scales before B and PEFT after it, so only there do
 # roundings differ.
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [4.0, 1.3])
 @pytest.mark.parametrize(
     ("base", "loss_of", "targets", "theirs", "head"),

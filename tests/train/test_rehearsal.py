@@ -49,6 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_plan_is_the_first_message_and_in_the_report(settings: dict[str, Any]) -> None:
     messages: list[str] = []
     report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=messages.append)
@@ -76,6 +77,7 @@ def test_what_is_planned_is_what_trains(
         assert facts["plan"][name] == facts[name]
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_refused_before_weights_are_loaded(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -97,6 +99,7 @@ def test_what_cannot_fit_is_refused_before_weights_are_loaded(
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_planned_trains(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +172,7 @@ def rehearsed(settings: dict[str, Any], hook: Any = None) -> tuple[Any, tuple[in
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.slow
 def test_gradients_buffers_and_random_numbers_are_as_before(settings: dict[str, Any]) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -180,6 +184,7 @@ def test_gradients_buffers_and_random_numbers_are_as_before(settings: dict[str, 
     assert all(p.grad is None for p in job.model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -201,6 +206,7 @@ def test_running_out_of_memory_is_reported_before_the_first_step(
         rehearsed(settings, full)
 
 
+@pytest.mark.slow
 def test_other_errors_are_not_reported_as_memory(settings: dict[str, Any]) -> None:
     def broken(*args: Any) -> None:
         raise RuntimeError("a shape that does not fit")
@@ -220,6 +226,7 @@ def test_a_run_with_no_batch_left_rehearses_nothing(settings: dict[str, Any]) ->
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["classify", "causal-lm"])
 def test_the_plan_reads_rows_as_training_does(
     kind: str,

@@ -74,6 +74,7 @@ def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_writes_all_that_it_promises(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_run_learns_and_writes_all_that_it_promises(
     assert adapter.provenance["after"] == report["after"]
 
 
+@pytest.mark.slow
 def test_the_losses_are_those_recorded(settings: dict[str, Any], tmp_path: Path) -> None:
     train_adapter(
         TrainSpec(**{**settings, "steps": 10, "lr": 1e-3, "eval_fraction": 0.0}), Spec(rank=4)
@@ -108,6 +110,7 @@ def test_the_losses_are_those_recorded(settings: dict[str, Any], tmp_path: Path)
     assert [line["loss"] for line in lines(tmp_path / "out")] == pytest.approx(RECORDED, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_the_base_keeps_every_bit(settings: dict[str, Any]) -> None:
     ready = prepare_run(TrainSpec(**settings), Spec(rank=4))
     before = {
@@ -194,6 +197,7 @@ def test_classification_trains_its_head_and_reports_its_labels(
     ).full_parameters.keys()
 
 
+@pytest.mark.slow
 def test_a_label_on_one_row_alone_is_a_class_wherever_the_row_goes(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -434,6 +438,7 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(
 # --- what stops a run ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_written_and_patience_ends_a_run(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -451,6 +456,7 @@ def test_the_best_weights_are_written_and_patience_ends_a_run(
     assert equal(tmp_path / "out", tmp_path / "out" / "checkpoints" / "step-000004")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 13])
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     at: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -477,6 +483,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_rate_a_hundred_times_too_high_is_caught_and_what_was_good_is_kept(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -500,6 +507,7 @@ def test_a_rate_a_hundred_times_too_high_is_caught_and_what_was_good_is_kept(
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_module_that_no_gradient_reaches_stops_the_first_step(
     tiny_bert: Path, labelled_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +531,7 @@ def test_a_module_that_no_gradient_reaches_stops_the_first_step(
     assert "bert.encoder.layer.1.output.dense   no gradient arrives" in caught.value.faults
 
 
+@pytest.mark.slow
 def test_nothing_trainable_and_wrong_dtypes_are_refused(settings: dict[str, Any]) -> None:
     ready = prepare_run(TrainSpec(**settings), Spec(rank=4))
     adapter, model = ready.job.adapter, ready.loaded.model
@@ -572,6 +581,7 @@ def test_every_fault_of_the_settings_is_named_at_once() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_request_that_cannot_be_met_writes_nothing(
     settings: dict[str, Any], tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -75,12 +75,10 @@ class DoRA(LowRank):
         """
         with torch.no_grad():
             wide = wide_dtype(M, self.A)
-            A, B = self.A.to(wide), self.B.to(wide)
-            base = M.to(wide)
-            projected = base @ A.T
-            mixed = (B * projected).sum(1)  # <M, B A>
-            gram = A @ A.T
-            product_square = ((B @ gram) * B).sum(1)  # |B A|^2
+            A, B, base = self.A.to(wide), self.B.to(wide), M.to(wide)
+            # The inner products have no names: a name would keep them in memory.
+            mixed = (B * (base @ A.T)).sum(1)  # <M, B A>
+            product_square = ((B @ (A @ A.T)) * B).sum(1)  # |B A|^2
             base_square = base.square().sum(1)
             square = base_square + 2 * self.scale * mixed + self.scale**2 * product_square
             return square.clamp_min(0).sqrt()

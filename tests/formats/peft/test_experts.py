@@ -24,6 +24,7 @@ def base(family: str) -> Any:
     return experts_model(family, "grouped_mm" if family != "llama4" else "").float()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::UserWarning",
     "ignore::FutureWarning",
@@ -44,6 +45,7 @@ def test_ours_loads_in_peft(family: str, targets: Any, tmp_path: Path):
     assert error(logits(model), logits(base(family)).detach()) > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::UserWarning",
     "ignore::FutureWarning",

@@ -86,6 +86,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OURS)
 def test_ours_in_peft(case: str, tmp_path: Path) -> None:
     family, fields = OURS[case]
@@ -144,6 +145,7 @@ THEIRS: dict[str, tuple[str, Callable[[], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", THEIRS)
 def test_peft_in_ours(case: str, tmp_path: Path) -> None:
     family, config = THEIRS[case]

@@ -95,6 +95,7 @@ def test_dropouts_of_parts_are_read_back(tmp_path: Path) -> None:
     assert read == adapter and sorted({d.dropout for d in read.deltas.values()}) == [0.1, 0.5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize(
     "targets",
@@ -160,6 +161,7 @@ def test_attention_is_read_back_to_the_bit_and_peft_gives_the_same_outputs(
         assert (theirs(X) - model(X)).abs().max() < 1e-5 < (model(X) - attending()(X)).abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rslora", [False, True])
 def test_attention_of_peft_gives_the_same_outputs(rslora: bool, tmp_path: Path) -> None:
     config = peft.LoraConfig(

@@ -123,6 +123,7 @@ OURS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OURS)
 def test_ours_in_peft(case: str, tmp_path: Path) -> None:
     family, fields = OURS[case]
@@ -259,6 +260,7 @@ def trained_by_peft(family: str, more: dict[str, Any], folder: Path, **how: Any)
     return logits(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", THEIRS)
 def test_peft_in_ours(case: str, tmp_path: Path) -> None:
     family, more = THEIRS[case]
@@ -308,6 +310,7 @@ def test_dropout_acts_alike_while_training(tmp_path: Path) -> None:
 KINDS: dict[str, Callable[[], nn.Module]] = dict(FAMILIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", KINDS)
 def test_target_names_mean_the_same_to_peft(family: str, tmp_path: Path) -> None:
     """What we write as target_modules makes PEFT adapt just our layers."""
