@@ -12,7 +12,7 @@ SPEED = "step --short" "plan_time --short" "attach --short" "merged_latency --sh
 	"combine_beside_peft --short" "head --quick" "whole_job --quick" "checkpointing --quick" "compile_time --quick"
 # One thread a process: JOBS processes share the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-ON_JOBS = -n $(JOBS) --dist loadfile
+ON_JOBS = -n $(JOBS) --dist worksteal
 
 .PHONY: help demo test unit peers lint fix record docs docs-serve tutorial bench clean
 .DEFAULT_GOAL := help

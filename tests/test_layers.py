@@ -121,6 +121,7 @@ def test_a_circle_is_seen() -> None:
     assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_imports(module: str) -> None:
     heavy = "{'torch', 'transformers', 'numpy'}"

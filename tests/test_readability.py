@@ -143,6 +143,7 @@ def test_lines_of_the_package_have_few_tokens() -> None:
     assert tokens / lines <= AVERAGE
 
 
+@pytest.mark.slow
 @files
 def test_lines_of_a_file_have_few_tokens(path: Path) -> None:
     tokens, lines = density(path)

@@ -205,6 +205,7 @@ def test_a_failure_nobody_foresaw_is_told_without_a_traceback(
     assert "error: ZeroDivisionError: by nought" in errors and "LORAKIT_TRACEBACK=1" in errors
 
 
+@pytest.mark.slow
 def test_help_answers_at_once_and_imports_no_torch() -> None:
     code = (
         "import sys; from lorakit.cli.__main__ import help_pages; help_pages(); "

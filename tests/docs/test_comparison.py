@@ -59,6 +59,7 @@ def test_peft_unmerges_by_subtraction() -> None:
     assert changed > 0
 
 
+@pytest.mark.slow
 def test_peft_takes_an_adapter_of_another_base(tmp_path: Path) -> None:
     peft_model(llama(), target_modules=["q_proj"]).save_pretrained(tmp_path)
     other = llama()

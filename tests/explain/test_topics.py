@@ -149,6 +149,7 @@ def test_all_topics_are_listed_and_shown(
     assert advice in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -88,6 +88,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "children"), READERS.values(), ids=READERS)
 def test_children_read_by_their_parent_are_adapted_by_swapping(
     family: Family, children: set[str]

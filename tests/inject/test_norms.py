@@ -120,6 +120,7 @@ def test_written_equals_read(name: str, tmp_path: Path):
     assert torch.equal(output(fresh, name), output(model, name))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_peft_reads_them(name: str, tmp_path: Path):

@@ -94,6 +94,7 @@ def test_adapters_of_different_layers_and_ranks_train_in_one_batch() -> None:
         assert want.any() and (got - want).abs().max() < 1e-9 * want.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_computes_the_same_rows_again(reentrant: bool) -> None:
     grads = []
@@ -355,6 +356,7 @@ def test_an_unclear_batch_axis_is_refused(make, target: str, tokens: Tensor, sai
     assert str(caught.value) == said
 
 
+@pytest.mark.slow
 def test_as_many_rows_as_tokens_are_routed_once_the_axis_is_known() -> None:
     model = routed_model()
     with lorakit.route(model, ["style", None, "facts"], batch_first=True):
@@ -553,6 +555,7 @@ def test_many_adapters_share_one_base() -> None:
     assert storages(model) == base + 5 * each
 
 
+@pytest.mark.slow
 def test_switching_there_and_back_gives_the_same_bits() -> None:
     model = routed_model()
     found = {}

@@ -204,6 +204,7 @@ def test_a_file_gives_one_pair_again(family: str, tmp_path: Path):
     assert other.get_output_embeddings().weight is other.get_input_embeddings().weight
 
 
+@pytest.mark.slow
 @families
 def test_peft_computes_the_same_from_our_file(family: str, tmp_path: Path):
     peft = pytest.importorskip("peft")

@@ -23,6 +23,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_an_empty_folder_is_replaced(tiny_llama: Path, adapter: Adapter, tmp_path: Path) -> None:
     output = tmp_path / "merged"
     output.mkdir()
@@ -40,6 +41,7 @@ def test_a_folder_that_is_not_empty_is_refused_before_anything_is_loaded(
     assert str(caught.value) == f"{tmp_path} is not empty.\nName a new folder. Nothing was written."
 
 
+@pytest.mark.slow
 def test_a_file_that_comes_in_meanwhile_is_kept(
     tiny_llama: Path, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

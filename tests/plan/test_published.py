@@ -244,6 +244,7 @@ def test_the_table_in_the_docs_is_this_one() -> None:
 # --- storage and memory --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_thousand_times_fewer() -> None:
     """The claim holds for r = 4 by the published total: 9,285 times; for the r = 1 of the results
     table 37,141 times.
@@ -252,6 +253,7 @@ def test_ten_thousand_times_fewer() -> None:
     assert int(175_255.8e6 / lora("gpt3", 1)()) == 37_141
 
 
+@pytest.mark.slow
 def test_file_sizes() -> None:
     assert (
         planned("gpt2-medium", 4, "fused").adapter_bytes(torch.float32).file
@@ -286,6 +288,7 @@ def test_storage_of_gpt3_and_a_hundred_tasks() -> None:
     assert 34.9e12 < 100 * whole < 35.1e12
 
 
+@pytest.mark.slow
 def test_memory_of_training_gpt3() -> None:
     """1.2 TB against 350 GB: Adam's two moments and the weights in 16 bits are 1.05 TB, gradients
     make it 1.40 TB.

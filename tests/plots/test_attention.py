@@ -20,6 +20,7 @@ def compared() -> AttentionComparison:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "shown"), [({}, (1, 0)), ({"layer": 0, "head": 2}, (0, 2))])
 def test_the_maps_are_shown(asked: dict[str, int], shown: tuple[int, int]) -> None:
     found = compared()

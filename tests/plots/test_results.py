@@ -37,6 +37,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_quality_and_costs_are_shown() -> None:
     drawn = plots.draw_methods(ROWS, reference="full", title="a task")
     quality, *costs = drawn.axes

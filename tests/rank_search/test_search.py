@@ -114,6 +114,7 @@ def test_fewer_rows_are_measured_where_all_would_cost_too_much(tmp_path: Path) -
     assert every.facts["rows_measured"] == 250
 
 
+@pytest.mark.slow
 def test_the_time_of_one_run_is_that_of_training_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +225,7 @@ def test_intervals_are_those_of_the_rows() -> None:
     assert choice.at(1).behind_low == pytest.approx(0.5) == choice.at(1).behind_high
 
 
+@pytest.mark.slow
 def test_the_reason_says_that_a_difference_is_real() -> None:
     assert "On the same rows the difference is real" in choose_rank(rows(0.02, 0.0)).reason
     assert "real" not in choose_rank(rows(0.0, 0.0)).reason
