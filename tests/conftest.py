@@ -1,6 +1,7 @@
 """What holds for all tests: no network, and what this machine lacks is skipped with a reason."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def shared() -> Path:
     """The folder with small real models and data sets; only for tests marked `shared`."""
     return SHARED / "data"
+
+
+@pytest.fixture
+def kept_sites() -> Iterator[None]:
+    """Sites that are added by a test are taken away after it."""
+    from lorakit.sites.find import SITES
+
+    before = dict(SITES)
+    yield
+    SITES.clear()
+    SITES.update(before)
 
 
 TEXT = (

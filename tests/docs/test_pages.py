@@ -31,7 +31,7 @@ def test_each_block_is_run_or_says_why_not(page: Path):
 @pytest.mark.parametrize(
     "page", [runs(page) for page in PAGES if page.name != "README.md"]
 )  # see test_readme.py
-def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept_sites: None):
     monkeypatch.chdir(tmp_path)
     run(page, tmp_path)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lorakit.sites.find import SITES, register
+from lorakit.sites.find import register
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -26,13 +26,9 @@ def same_randomness() -> Iterator[None]:
 
 
 @pytest.fixture
-def added_sites() -> Iterator[None]:
+def added_sites(kept_sites: None) -> None:
     """The sites of the table of laws, for as long as one test."""
     from .table import ADDED
 
-    before = dict(SITES)
     for added in ADDED:
         register(added)
-    yield
-    SITES.clear()
-    SITES.update(before)

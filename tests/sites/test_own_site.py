@@ -2,7 +2,6 @@
 meant is refused.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -70,12 +69,7 @@ class Unnamed(Own):
     kind = "no word"
 
 
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    before = dict(SITES)
-    yield
-    SITES.clear()
-    SITES.update(before)
+pytestmark = pytest.mark.usefixtures("kept_sites")
 
 
 def test_the_site_added_last_takes_precedence() -> None:
