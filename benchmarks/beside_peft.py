@@ -1,11 +1,10 @@
-"""What the benchmarks share: one plain PyTorch loop that trains a model with lorakit's adapter or
-with PEFT's.
+"""Code that the benchmarks share: a plain PyTorch loop that trains adapters of lorakit or of PEFT.
 
-It answers no question itself. Both sides get the same base, the same new head, the same batches in
-the same order, the same learning rate at every step, AdamW without weight decay, the same clipping
-and the same random state for the base's dropout. They differ in who adapts the model, and in the
-initial A, which each draws by its own rule from the seed (kaiming uniform in both); `copy_start`
-makes A the same too.
+This module measures nothing itself. Both sides get the same base, the same new head, the same
+batches in the same order, the same learning rate at every step, AdamW without weight decay, the
+same clipping and the same random state for the base's dropout. They differ in the library that
+adapts the model, and in the initial A, which each library draws by its own rule from the seed
+(Kaiming uniform in both); `copy_start` makes A the same too.
 """
 
 import argparse
@@ -341,6 +340,6 @@ def describe_machine() -> dict[str, Any]:
 
 if __name__ == "__main__":
     print(
-        "beside_peft.py holds what the benchmarks share; it measures nothing itself.",
+        "beside_peft.py is code that the benchmarks share; it measures nothing itself.",
         file=sys.stderr,
     )

@@ -1,9 +1,9 @@
-"""What does computing again in the backward pass save, and what does it cost: nothing, light, or
-all of a block?
+"""What does activation checkpointing save, and what does it cost?
 
-Setting: that of `step.py`. "kept" is what PyTorch's allocator has given out and not taken back when
-the forward pass ends, "peak" the most that it has given out at once until the backward pass ends;
-weights and AdamW's moments are in neither.
+Setting: as in `step.py`, with its first model. "lorakit, full" computes all of each block again in
+the backward pass, "lorakit, light" only the cheap operations, and "lorakit" nothing. "kept" is the
+memory that PyTorch's allocator has in use at the end of the forward pass, and "peak" is the maximum
+that it has in use until the end of the backward pass. Weights and AdamW's moments are in neither.
 
 Run: `python benchmarks/checkpointing.py`; `--help` lists its flags; with `--quick` it only shows
 that it works.
@@ -87,9 +87,9 @@ def main() -> None:
         measures={
             "kept": ["kept, MiB", ".0f"],
             "peak": ["peak, MiB", ".0f"],
-            "min": ["CPU seconds, least", ".3f"],
+            "min": ["CPU seconds, minimum", ".3f"],
             "median": ["median", ".3f"],
-            "of_plain": ["of lorakit", ".3f"],
+            "of_plain": ["ratio to lorakit", ".3f"],
         },
     )
 

@@ -1,9 +1,10 @@
-"""Combining adapters beside PEFT's add_weighted_adapter
+"""How exact are combined adapters, compared with PEFT?
 
-Two adapters with random factors on four layers of 512 x 512, combined by PEFT 'linear', 'svd' and
-'cat' and by `lorakit combine`, from the same files. The error is that of ΔW against the weighted
-sum of the two ΔW in float64, relative, over all layers. 'linear' sums factors, and (B1 + B2)(A1 +
-A2) is not B1 A1 + B2 A2; 'svd' takes a dense SVD of every layer.
+Setting: two adapters with random factors on four layers of 512 x 512, combined from the same files
+by `lorakit combine` and by PEFT's `add_weighted_adapter` with 'linear', 'svd' and 'cat'. The error
+is the difference of ΔW from the weighted sum of the two ΔW in float64, relative to this sum, over
+all layers. 'linear' sums the factors, but (B1 + B2)(A1 + A2) is not B1 A1 + B2 A2. 'svd' computes a
+dense SVD of every layer.
 
 Run: `python benchmarks/combine_beside_peft.py`; `--help` lists its flags; with `--quick` it only
 shows that it works.
@@ -116,16 +117,15 @@ def main() -> None:
                 print(f"{case}, {how}: {refusal}")
     theirs = [100 * run["error"] for run in runs if "linear" in run["side"]]
     note = (
-        "1 is an error as large as the sum. Where 'linear' is missing PEFT refuses it: the ranks "
-        "differ. 'svd' without a "
-        "rank keeps the larger of the two, so what it leaves is the tail of the sum; lorakit "
-        "keeps the sum of the ranks. For "
-        "rsLoRA PEFT writes alpha = rank, which that rule does not turn into a scale of 1 but of "
-        "the root of the rank."
+        "An error of 1 is as large as the sum itself. Where 'linear' is missing, PEFT refuses it, "
+        "because the ranks differ. 'svd' without a rank keeps the larger of the two ranks, so its "
+        "error is the part of the sum beyond this rank; lorakit keeps the sum of the ranks. For "
+        "rsLoRA, PEFT writes alpha = rank. By the rule of rsLoRA, this gives a scale of "
+        "sqrt(rank), not of 1."
     )
     measured = f"{max(ours):.1e} at most; PEFT 'linear' {min(theirs):.0f} to {max(theirs):.0f} %"
     judged = {
-        "text": f"the error in ΔW is below {LEAST:g}",
+        "text": f"the relative error in ΔW is below {LEAST:g}",
         "met": max(ours) < LEAST,
         "measured": measured,
     }

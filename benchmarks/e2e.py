@@ -1,22 +1,22 @@
-"""Does a model that knew only stories learn to describe restaurants from attributes, and does its
-text get better?
+"""Does a story model learn to describe restaurants from attributes?
 
-Setting: stories260K on e2e, trained on devset.csv (4,672 rows, 547 meanings) for two epochs in
-batches of 8, tested on testset_w_refs.csv (4,693 references of 630 meanings, none of them in
-training). Rank 8 on all linear layers and on the output layer too: in this model the row of the end
-token equals those of 150 tokens that it never saw to within 4e-4, so that without a change of the
-output layer no adapter can learn to end a text. Loss on the completion alone, one thread, lorakit
-with three seeds, PEFT with one. Text is generated greedily, at most 128 tokens; BLEU (sacrebleu,
-13a) and chrF count all references, ROUGE-L the best of each. The learning rate was chosen by the
-BLEU on 50 meanings of devset.csv that a tuning run leaves out, by lorakit with a seed that is not
-reported.
+Setting: stories260K on e2e, trained on devset.csv (4,672 rows, 547 meanings; a meaning is a list of
+attributes) for two epochs in batches of 8, and tested on testset_w_refs.csv (4,693 references of
+630 meanings, none of which is in the training data). The adapter has rank 8 on all linear layers
+and on the output layer. The output layer is needed: in this model, its row for the end token equals
+the rows of 150 tokens that the model never saw to within 4e-4, so no adapter can learn to end a
+text without a change of this layer. The loss counts only the completion. One thread; three seeds
+with lorakit, one with PEFT. Texts are generated greedily, with at most 128 tokens. BLEU (sacrebleu,
+13a) and chrF use all references, ROUGE-L the best one for each text. The learning rate was chosen
+by the BLEU on 50 meanings of devset.csv that the tuning run leaves out, with lorakit and a seed
+that is not reported.
 
-Criteria: lorakit's BLEU is not below PEFT's by more than the spread over seeds, and at least 25
-(0.2 before).
+Criteria: lorakit's BLEU is not below PEFT's by more than the spread over seeds, and it is at least
+25 (0.2 before training).
 
-Predicted: BLEU 30 to 40, with a spread of 2 over seeds. Tried first, without the output layer and
-in batches of 16: 20.2 after one epoch; 19.0 with lorakit and 18.0 with PEFT after two; the texts
-did not end.
+Predicted: a BLEU of 30 to 40, with a spread of 2 over seeds. Tried first, without the output layer
+and in batches of 16: 20.2 after one epoch; 19.0 with lorakit and 18.0 with PEFT after two epochs;
+the generated texts did not end.
 
 Run: `python benchmarks/e2e.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.
@@ -136,12 +136,12 @@ def main() -> None:
     ]
     base, ours = written[0], written[1]
     lines = [
-        f"- `{prompts[i]}`\n  - before: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n  - a "
-        f"reference: {references[i][0]}"
+        f"- `{prompts[i]}`\n  - base: {base[i][:160]!r}\n  - lorakit: {ours[i]}\n"
+        f"  - reference: {references[i][0]}"
         for i in draw_indices(min(SHOWN, len(prompts)), len(prompts))
     ]
     notes = [
-        "Ten meanings of the test part, drawn by a fixed seed, with what seed 0 of lorakit wrote:",
+        "Ten meanings of the test set, drawn with a fixed seed, and lorakit's texts with seed 0:",
         "\n".join(lines),
     ]
     print("\n".join(notes))

@@ -1,24 +1,28 @@
-"""A full fine-tune as an adapter: quality against rank, beside LoRA trained at that rank, a cut
-model and a distilled one
+"""How good is an adapter extracted from a full fine-tune?
 
-stories260K, all of it fine-tuned on public-domain books (the split of `oz_books.py`), then
-extracted at several ranks: the truncated difference of every matrix, norms carried whole. Beside it
-LoRA trained from the same base at the same rank, on the same batches with the same number of steps,
-the learning rates chosen on other passages (LoRA: of `oz_books.py`). Held-out perplexity of 45
-passages; KL is that to the tuned model on those; forgetting is the perplexity on 60 of the stories
-that the base was made from. A rank of 64 is all that these matrices have. One thread, one seed.
+Setting: stories260K is fully fine-tuned on public-domain books (with the split of `oz_books.py`).
+Adapters are then extracted from it at several ranks: the difference of each matrix is truncated,
+and norms are stored in full. For comparison, LoRA is trained from the same base at some of these
+ranks, on the same batches and with the same number of steps. The learning rates were chosen on
+other passages (that of LoRA in `oz_books.py`). The perplexity is measured on 45 held-out passages,
+and the KL divergence from the tuned model on the same passages. Forgetting is measured by the
+perplexity on 60 of the stories that the base was trained on. Rank 64 is the full rank of these
+matrices. One thread, one seed.
 
-Two other things that a low rank or a small model is used for, and that LoRA is not: the tuned
-model's own matrices W cut to a rank by SVD (it compresses a model and learns nothing), and a
-student with three of the five layers that learns the tuned model's answers on the same batches
-(distillation: a new, smaller model that needs no base).
+Two other methods that use a low rank or a small model are measured too. They are not LoRA:
 
-Predicted: extraction needs more rank than LoRA for the same perplexity, because no training chose
-its directions; W cut to rank 8 is worse than the base before any training; LoRA at full rank (that
-of k and v is 32) comes near full fine-tuning and does not reach it, because embeddings and norms
-stay.
+- The tuned model's own matrices W are cut to a lower rank by SVD. This compresses a model and
+  learns nothing.
+- A student with three of the five layers learns the outputs of the tuned model on the same batches.
+  This is distillation: it makes a new, smaller model that needs no base.
 
-Read with care: the model is so small that rank 16 is a third of it.
+Predicted: extraction needs a higher rank than LoRA for the same perplexity, because no training
+chose its directions. With W cut to rank 8, the model is worse than the base before any training.
+LoRA at full rank (32 for k and v) comes near full fine-tuning and does not reach it, because
+embeddings and norms stay frozen.
+
+A limit of this benchmark: the model is so small that LoRA at rank 16 has a third of its number of
+parameters.
 
 Run: `python benchmarks/extract.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.
@@ -101,9 +105,12 @@ def format_table_7(W: Tensor, changes: dict[int, tuple[Tensor, Tensor]]) -> str:
         ]
         for rank, t in told.items()
     ]
-    heads = ["", "Uᵀ W V along ΔW", "along W", "along random", "norm of ΔW", "amplified"]
+    heads = ["", "directions of ΔW", "directions of W", "random", "norm of ΔW", "amplification"]
     norm = next(iter(told.values())).W_norm
-    title = f"Table 7 of the paper, on `{QUERY}` (norm of W: {norm:.2f}):"
+    title = (
+        f"Table 7 of the paper, for `{QUERY}` (norm of W: {norm:.2f}). The first three columns are "
+        "the norm of Uᵀ W V in directions U and V."
+    )
     return f"{title}\n\n{format_table(heads, rows)}"
 
 
@@ -313,13 +320,14 @@ def main() -> None:
             "parameters": ["parameters", ",.0f"],
         },
         notes=[
-            f"Full fine-tuning at {FULL_LR:g}, LoRA at {setting.lr:g}: {setting.steps} steps of "
-            f"{setting.batch_size} "
-            f"sequences of at most {setting.max_length} tokens each.",
-            "Where the energy (squared norm) of a matrix lies, on average over all linear layers: "
+            f"Learning rates: {FULL_LR:g} for full fine-tuning, {setting.lr:g} for LoRA. Both: "
+            f"{setting.steps} steps of {setting.batch_size} sequences of at most "
+            f"{setting.max_length} tokens.",
+            "Distribution of the energy (squared norm) of a matrix, on average over all linear "
+            "layers. "
             + "; ".join(
-                f"{what}: {100 * s['first_8']:.0f} % in the first 8, 90 % in {s['rank_90']:.0f} "
-                "directions"
+                f"{what}: {100 * s['first_8']:.0f} % in the first 8 directions, 90 % in "
+                f"{s['rank_90']:.0f}"
                 for what, s in spectra.items()
             )
             + ".",
@@ -328,12 +336,12 @@ def main() -> None:
         ],
         criteria=[
             {
-                "text": "all ranks together give the tuned model back: perplexity within 0.1 %",
+                "text": "extraction at full rank restores the tuned model: perplexity within 0.1 %",
                 "met": gap < 1e-3,
                 "measured": f"{100 * gap:.4f} %",
             },
             {
-                "text": "energy grows with the rank",
+                "text": "the captured energy grows with the rank",
                 "met": shares == sorted(shares),
                 "measured": ", ".join(f"{s:.2f}" for s in shares),
             },

@@ -1,18 +1,19 @@
-"""Is a merged model as fast as its base, and what does an attached adapter cost?
+"""How fast is a model with a merged or an attached adapter?
 
-Setting: forward passes in eval mode of MiniLM (query and value, 8 sequences of 32 tokens) and
-stories260K (all linear layers, 4 of 128), rank 8, one thread: a second one would add its waiting to
-the CPU time. In every round each of the models runs once, in an order that rotates; CPU time of the
-process. "base again" is a second copy of the base: how far its ratio is from 1 is the noise. Ratios
-are to the base of the same round, their median over all rounds; ± is the standard error of that
-median from 200 resamples of the rounds.
+Setting: forward passes in eval mode of MiniLM (adapters on query and value, 8 sequences of 32
+tokens) and of stories260K (adapters on all linear layers, 4 sequences of 128 tokens), at rank 8.
+One thread, because the time that a second thread waits would be added to the CPU time. In each
+round, every model runs once, in an order that rotates. Times are CPU times of the process. "base
+again" is a second copy of the base; the distance of its ratio from 1 is the noise. Each ratio is
+relative to the base in the same round; the table shows its median over all rounds. ± is the
+standard error of this median, from 200 resamples of the rounds.
 
-Criterion: the ratio of the merged model is 1.00 within two standard errors, or within 0.005 or what
-"base again" differs by.
+Criterion: the ratio of the merged model differs from 1.00 by at most two standard errors, by at
+most 0.005, or by no more than that of "base again".
 
-Predicted: merged 1.00; attached 1.15 to 1.3 on MiniLM and about 2 on stories260K, where the layers
-are so small that calling them is what takes the time; PEFT the same or a little slower than
-lorakit.
+Predicted: merged 1.00; attached 1.15 to 1.3 on MiniLM, and about 2 on stories260K, where the layers
+are so small that most of the time is spent on calling them; PEFT the same as lorakit or a little
+slower.
 
 Run: `python benchmarks/merged_latency.py`; `--help` lists its flags; with `--quick` it only shows
 that it works.

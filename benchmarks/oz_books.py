@@ -1,20 +1,21 @@
-"""How well does a small Llama learn the prose of other books, and what of its old stories does it
-forget?
+"""What does a small Llama learn and forget when trained on books?
 
-Setting: stories260K (260,032 parameters) on 453 passages of public-domain books, rank 8 on all
-linear layers, 250 steps, one thread, three seeds, lorakit beside PEFT. It trains on sequences of
-256 tokens, which cost about half of as many tokens in longer ones, and is measured on 512, all that
-it can read. A passage of the file repeats the last line of the one before it: that is cut off, so
-that no text stands in two passages. Of the passages 45 are held out and reported, 45 more chose the
-learning rate (in batches of 16, measured on 256 tokens, by lorakit, with a seed that is not
-reported), 363 train; a fixed seed draws them. Forgetting is the perplexity on 300 of the 2,317
-stories of tinystories_2MB.txt, the kind of text that the base was made from.
+Setting: stories260K (260,032 parameters) on 453 passages of public-domain books, with rank 8 on all
+linear layers; 250 steps, one thread, three seeds, with lorakit and with PEFT. The model is trained
+on sequences of 256 tokens, which cost about half as much as the same number of tokens in longer
+sequences. It is measured on 512 tokens, the longest sequence that it can read. In the file, each
+passage repeats the last line of the passage before it; this line is removed, so that no text is in
+two passages. A fixed seed divides the passages: 45 are held out and reported, 45 are used to choose
+the learning rate (in batches of 16, measured on 256 tokens, with lorakit and a seed that is not
+reported), and 363 are used for training. Forgetting is measured by the perplexity on 300 of the
+2,317 stories of tinystories_2MB.txt, the kind of text that the base was trained on.
 
-Criteria: held-out perplexity of 12.7 or better, and not worse than PEFT's by more than the spread
-over seeds.
+Criteria: the held-out perplexity is 12.7 or better, and not worse than PEFT's by more than the
+spread over seeds.
 
-Predicted: about 48 before, 12.3 to 12.7 after, on both sides; the stories go from 4.4 to about 6.
-(Tried first: batches of 12 sequences of 512 tokens, which gave 12.79 with seed 0 of lorakit.)
+Predicted: a held-out perplexity of about 48 before training and 12.3 to 12.7 after training, on
+both sides; the perplexity on the stories rises from 4.4 to about 6. Tried first: batches of 12
+sequences of 512 tokens, which gave 12.79 with lorakit and seed 0.
 
 Run: `python benchmarks/oz_books.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.

@@ -1,15 +1,16 @@
-"""Does lorakit follow the same loss curve as PEFT, step by step, from the same start?
+"""Does lorakit have the same loss curve as PEFT, step by step?
 
-Setting: 50 steps in float32. The initial A is copied from lorakit to PEFT, B is zero; the same
-batches, learning rates and clipping. stories260K with rank 8 on all linear layers, on passages of
-oz-books; MiniLM with rank 8 on query and value and a new head, on sst2, with the base's dropout at
-0. Each with a scale of 4, which is exact in binary, and one of 1.3, which is not: lorakit scales
-the activations between A and B, PEFT those after B, and 1.3 makes the two round differently.
+Setting: 50 steps in float32. The initial A is copied from lorakit to PEFT, and B is zero. Both
+sides have the same batches, learning rates and gradient clipping. Two models are trained:
+stories260K with rank 8 on all linear layers, on passages of oz-books; and MiniLM with rank 8 on
+query and value and a new head, on sst2, with the base's dropout set to 0. Each is trained with a
+scale of 4, which is exact in binary, and with a scale of 1.3, which is not. lorakit scales the
+activations between A and B, and PEFT those after B, so with 1.3 the two round differently.
 
 Criterion: the largest |loss of lorakit - loss of PEFT| of the curve is at most 1e-5.
 
-Predicted: exactly 0 at scale 4, because multiplying by a power of two rounds nothing; about 1e-6 at
-1.3, because a rounding of 6e-8 in a loss of about 4 grows a little over 50 steps.
+Predicted: exactly 0 at scale 4, because multiplication by a power of two rounds nothing; about 1e-6
+at scale 1.3, because a rounding error of 6e-8 in a loss of about 4 grows a little over 50 steps.
 
 Run: `python benchmarks/parity.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.

@@ -1,9 +1,9 @@
-"""How long does a step take, compared with the estimate of `lorakit plan`?
+"""How accurate is the step time that `lorakit plan` estimates?
 
-Setting: three models of random weights, random tokens, rank 16 on all linear layers, float32,
-AdamW, one thread. The estimate is `seconds_per_step` at rates that are measured anew for each model
-in half a second. The measured time is the least CPU time of a step with lorakit's own loss:
-forward, backward and optimizer. tests/plan/test_memory.py compares the peaks of memory.
+Setting: three models with random weights, random tokens, rank 16 on all linear layers, float32,
+AdamW, one thread. The estimate is `seconds_per_step`, from rates that are measured for each model
+by itself, in half a second. The measured time is the minimum CPU time of a step with lorakit's own
+loss: forward, backward and optimizer. tests/plan/test_memory.py compares the peaks of memory.
 
 Run: `python benchmarks/plan_time.py`; `--help` lists its flags; with `--quick` it only shows that
 it works.

@@ -1,18 +1,18 @@
-"""Where should the rank be: in the lower layers, the upper ones, or where the gradient says?
+"""Should rank go to lower, upper or gradient-selected layers?
 
-Setting: stories260K on the passages of oz_books.py, the values of rank 8 on all linear layers as
-the budget, three seeds, one thread. `even`, `bottom-heavy` and `top-heavy` spend the whole budget
-on all layers (lorakit.allocate_ranks; the heavy half of the layers has three times the rank).
-`suggested` and `random` spend half of it, at rank 8: on the layers that lorakit.select_layers takes
-by a probe of eight batches, and on layers drawn by the seed in random order while they fit. The
-learning rate is that of oz_books.py; runs are short (40 steps of 8), so differences are those of
-the start of a training.
+Setting: stories260K on the passages of oz_books.py, three seeds, one thread. The budget is the
+number of values at rank 8 on all linear layers. `even`, `bottom-heavy` and `top-heavy` spend all of
+it on all layers (lorakit.allocate_ranks; the heavy half of the layers has three times the rank).
+`suggested` and `random` spend half of it, at rank 8: `suggested` on the layers that
+lorakit.select_layers selects by their gradients in a probe of eight batches, `random` on layers in
+random order (by the seed) while they fit. The learning rate is that of oz_books.py. The runs are
+short (40 steps of 8 sequences), so the differences are those at the start of a training.
 
-Criterion: the suggested layers give a lower held-out perplexity than random ones, on average and
-with each seed.
+Criterion: the suggested layers give a lower held-out perplexity than the random ones, on average
+and with each seed.
 
-Predicted: even is best or within the spread of the best; suggested beats random by more than the
-spread over seeds.
+Predicted: even is the best or within the spread of the best; suggested is better than random by
+more than the spread over seeds.
 
 Run: `python benchmarks/rank_schedules.py`; `--help` lists its flags; with `--quick` it only shows
 that it works.
@@ -88,7 +88,8 @@ def main() -> None:
     gaps = [r - s for s, r in zip(suggested, random, strict=True)]
     criteria = [
         {
-            "text": "suggested layers beat random ones at the same budget, with each seed",
+            "text": "suggested layers are better than random ones with the same budget, for "
+            "each seed",
             "met": min(gaps) > 0,
             "measured": "lower by " + ", ".join(f"{gap:.2f}" for gap in gaps),
         }
@@ -103,7 +104,7 @@ def main() -> None:
         measures={
             "perplexity": ["held-out perplexity", ".2f"],
             "trainable_parameters": ["parameters trained", ",.0f"],
-            "adapted_modules": ["layers", ".1f"],
+            "adapted_modules": ["adapted layers", ".1f"],
             "cpu_seconds": ["CPU seconds of training", ".0f"],
         },
     )

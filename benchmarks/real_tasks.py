@@ -1,5 +1,5 @@
-"""What which_rank.py, stability.py and transfer.py share: real tasks as jobs of lorakit's loop. It
-answers no question.
+"""Real tasks as jobs of lorakit's training loop, for which_rank.py, stability.py, transfer.py and
+others. This module measures nothing itself.
 """
 
 import copy
@@ -226,6 +226,6 @@ def save_picture(drawn_figure: Any, name: str, *, quick: bool) -> str:
 
 if __name__ == "__main__":
     print(
-        "real_tasks.py holds what other benchmarks share; it measures nothing itself.",
+        "real_tasks.py is code that other benchmarks share; it measures nothing itself.",
         file=sys.stderr,
     )

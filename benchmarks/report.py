@@ -1,5 +1,5 @@
-"""Write docs/results.md from benchmarks/results/*.json: every number on that page stands in one of
-those files.
+"""Write docs/results.md from benchmarks/results/*.json: every number on the page is in one of these
+files.
 """
 
 import re
@@ -48,19 +48,24 @@ OPENING = """# Results
 
 ![Tokens a second, activations kept, and quality by rank](pictures/overview.png)
 
-On a CPU, `lorakit train` trains {speed:.1f} times as many labelled tokens a second as PEFT with
-transformers' Trainer, a training step with dropout keeps {memory:.0%} of the activations that it
-keeps with PEFT, and one run of `lorakit rank` gives the quality of every rank in {search:.2f} times
-the time of one training. Below is each benchmark with its setting, its criterion, the prediction
-made before it, and its figures. The table of all criteria, those that were not met included, is [at
-the end](#criteria).
+On a CPU, `lorakit train` trains {speed:.1f} times as many labelled tokens per second as PEFT with
+transformers' Trainer. With dropout, a training step of lorakit keeps {memory:.0%} of the
+activations that a step of PEFT keeps. One run of `lorakit rank` measures the quality at every rank
+in at most {search:.2f} times the time of one training run.
 
-Everything was measured on real models and real data, compared with PEFT if PEFT does the same. Both
-sides run in the same process, on the same batches in the same order, with the same learning rates.
-`benchmarks/report.py` writes this page from `benchmarks/results/`, which hold the numbers of every
-run; `make bench` measures the speed and memory again, `FULL=1 make bench` all of it. Figures are
-mean ± sample standard deviation over seeds. Speed: CPU seconds are those of the process, so that
-other work on the machine counts little.
+Each section below is one benchmark: its setting, its criterion, what was predicted before the
+measurement, and its figures. [The last section](#criteria) lists all criteria, including those that
+were not met.
+
+Quality is measured on real models and real data; speed and memory are also measured on models with
+random weights, and then the section says so. If PEFT has the same function, it is measured too.
+Then both sides run in the same process, on the same batches in the same order, with the same
+learning rates. A figure with ± is a mean and the sample standard deviation over seeds, unless the
+section says otherwise. CPU seconds count only the time of the measured process, so other work on
+the machine has little effect on them.
+
+`benchmarks/report.py` writes this page from `benchmarks/results/`, which contains the figures of
+every run. `make bench` measures speed and memory again, `make bench FULL=1` everything.
 """
 
 
@@ -151,7 +156,7 @@ def split_doc(doc: str) -> tuple[str, str]:
 def format_section(name: str, part: dict[str, Any]) -> str:
     """Return one benchmark: its docstring, settings, table, and what else it shows."""
     title, text = split_doc(part["doc"])
-    lines = [f"## {title}", text, ""]
+    lines = [f"## {title}", "", text, ""]
     if "setting" in part:
         s = part["setting"]
         lines += [
@@ -165,7 +170,11 @@ def format_section(name: str, part: dict[str, Any]) -> str:
     if part.get("tuned"):
         keys = list(part["tuned"][0])
         rows = [[f"{v:.4g}" for v in row.values()] for row in part["tuned"]]
-        lines += ["On the part for choosing:", "", format_table(keys, rows, "r" * len(keys))]
+        lines += [
+            "Learning rates that were tried, on the data for choosing:",
+            "",
+            format_table(keys, rows, "r" * len(keys)),
+        ]
     if "runs" in part:
         lines.append(format_runs(part))
     lines += [f"{note}\n" for note in part.get("notes", ())]
@@ -220,8 +229,8 @@ def format_growth(part: dict[str, Any]) -> str:
         heads = [
             what,
             *(f"{v}, CPU seconds" for v in SHOWN),
-            "lorakit of the floor",
-            "of PEFT",
+            "lorakit / floor",
+            "lorakit / PEFT",
             *(f"{v}, saved MiB" for v in SHOWN),
             *(f"{v}, peak MiB" for v in SHOWN),
         ]
@@ -230,9 +239,7 @@ def format_growth(part: dict[str, Any]) -> str:
 
 
 def draw_growth(part: dict[str, Any]) -> None:
-    """Draw the curves of benchmarks/step.py beside the docs: time and saved activations by rank and
-    by length.
-    """
+    """Draw the curves of benchmarks/step.py: time and saved activations by rank and by length."""
     from lorakit import plots
 
     picture = plots.new_figure(10, 7)

@@ -1,20 +1,20 @@
-"""Do convolutions learn as well with lorakit's adapters as with PEFT's, and what does a ResNet
-gain?
+"""Do convolutions learn as well with lorakit as with PEFT?
 
-Setting: ResNet-20 (option-A shortcuts, 269,722 parameters, trained on CIFAR-10's raw pixels) on
-10,000 of the same set's images after strong JPEG compression, a shift of domain. Rank 8 on all 19
-convolutions and the head, alpha 32, 3 epochs of batches of 64, mirrored by chance, AdamW, cosine,
-one thread. The statistics of batch normalisation stay the base's, on both sides: an adapter does
-not hold them. Reported is every second test image (5,000; the file is sorted by class); the
-learning rate was chosen on 1,667 of the others, by lorakit with a seed that is not reported.
+Setting: ResNet-20 (option-A shortcuts, 269,722 parameters, trained on the raw pixels of CIFAR-10)
+is adapted to 10,000 images of the same data set after strong JPEG compression, which is a domain
+shift. Rank 8 on all 19 convolutions and the head, alpha 32, 3 epochs in batches of 64, images
+mirrored at random, AdamW, cosine schedule, one thread. On both sides, batch normalisation keeps the
+statistics of the base, because an adapter does not contain them. The accuracy is measured on every
+second test image (5,000; the file is sorted by class). The learning rate was chosen on 1,667 of the
+other test images, with lorakit and a seed that is not reported.
 
 Learning rate 0.004 (cosine, warm-up 0.05): the highest that was tried, and the best. One seed, or
 three with --full.
 
-Criteria: 86.6 % or better, from the base's 81.0 %; and not below PEFT by more than the spread over
-seeds (of one seed: the standard error of 5,000 images).
+Criteria: an accuracy of 86.6 % or better, from 81.0 % of the base; and not below PEFT's by more
+than the spread over seeds (for one seed: the standard error on 5,000 images).
 
-Predicted: both between 86.5 and 88 %, equal but for the draw of A.
+Predicted: both sides between 86.5 and 88 %, and equal except for the random draw of A.
 
 Run: `python benchmarks/resnet20.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.

@@ -1,19 +1,25 @@
-"""What does it cost if each row of a batch has its own adapter, and what does switching cost?
+"""What do mixed batches and switching between adapters cost?
 
-Setting: a Llama made on the spot (1 layer, width 512, MLP 1024), rank 16 on all linear layers, one
-thread, no gradient. Batches of 8 and 32 rows, of 1 token (as in generation) and of 128 (as in
-reading a prompt), with 1 to 32 adapters, the rows dealt to them in turn (8 x 128: 8 rows of 128
-tokens). Beside `route`: the base alone; one adapter for all rows (`enable`); and each adapter alone
-on its rows, one forward pass after the other. In every round each runs once, in turn; figures are
-medians over rounds of the ratio to the base in the same round. Other work on the machine makes
-single rounds noisy. Switching: on the same model, between two adapters by `enable`, and merged
-(`unmerge`, `enable`, `merge`), against reading the model from disk again.
+Setting: a Llama with random weights (1 layer, width 512, MLP 1024), rank 16 on all linear layers,
+one thread, no gradient. In a mixed batch, `route` gives each row its own adapter. The batches have
+8 or 32 rows, of 1 token (as in generation) or 128 tokens (as in reading a prompt), and 1 to 32
+adapters, which are assigned to the rows in turn. "8 x 128" means 8 rows of 128 tokens.
 
-Criteria: with several adapters `route` takes less time than each alone on its rows; and there and
-back again the weights and outputs have the same bits.
+`route` is compared with the base without adapters; with one adapter for all rows (`enable`); and
+with one forward pass per adapter on its rows, one after the other. In each round, each of these
+runs once, in turn. The figures are medians over the rounds of the ratio to the base in the same
+round. Other work on the machine makes single rounds noisy. The last column is the first forward
+pass in a `with lorakit.route(...)` block.
 
-Predicted: at one token, 1.1 to 2 times the base with 8 adapters, where each alone takes 3 to 8
-times; at 128 tokens about what one adapter for all takes.
+Switching is measured on the same model: between two adapters by `enable`, and with merged weights
+(`unmerge`, `enable`, `merge`), compared with reading the model from disk again.
+
+Criteria: with several adapters, `route` takes less time than one pass per adapter. After switching
+to another adapter and back, weights and outputs have the same bits.
+
+Predicted: at 1 token per row and 8 adapters, `route` takes 1.1 to 2 times as long as the base, and
+one pass per adapter 3 to 8 times as long; at 128 tokens, `route` takes about as long as one adapter
+for all rows.
 
 Run: `python benchmarks/rows.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.
@@ -166,22 +172,22 @@ def main() -> None:
     slower = [r["side"] for r in several if r["routed"] >= r["each"]]
     criteria = [
         {
-            "text": "several adapters: route takes less time than each alone on its rows",
+            "text": "several adapters: `route` takes less time than one pass per adapter",
             "met": not slower,
             "measured": f"{len(several) - len(slower)} of {len(several)} shapes"
             + (f"; not {', '.join(slower)}" if slower else ""),
         },
         {
-            "text": "switching there and back gives the same bits",
+            "text": "switching to another adapter and back restores all bits",
             "met": same,
             "measured": "all tensors" if same else "differ",
         },
     ]
     size = sum(p.numel() for p in build_base().parameters())
     notes = [
-        f"Switching on this model ({size:,} parameters), CPU milliseconds: by `enable` "
-        f"{switch['enable']:.2f}, merged "
-        f"{switch['merged']:.1f}, reading the model from disk again {switch['read again']:.1f}."
+        f"Switching adapters on this model ({size:,} parameters), in CPU milliseconds: "
+        f"{switch['enable']:.2f} by `enable`, {switch['merged']:.1f} with merged weights, "
+        f"{switch['read again']:.1f} by reading the model from disk again."
     ]
     write(
         "rows",
@@ -192,10 +198,10 @@ def main() -> None:
         notes=notes,
         one_row_a_run=True,
         measures={
-            "one": ["one for all", ".2f"],
-            "each": ["each alone", ".2f"],
-            "routed": ["routed", ".2f"],
-            "first": ["routed, first pass of a block", ".2f"],
+            "one": ["one adapter for all rows", ".2f"],
+            "each": ["one pass per adapter", ".2f"],
+            "routed": ["`route`", ".2f"],
+            "first": ["`route`, first pass of a block", ".2f"],
         },
     )
 

@@ -6,8 +6,8 @@
 The battery is same_as_battery.py (commands), same_as_refusals.py (wrong requests) and
 same_as_library.py (calls); same_as_worker.py runs it. Numbers are compared as they are printed,
 tensors by their bits, headers of safetensors and configs by their text. Both recordings have to be
-made on one machine: another CPU rounds otherwise. FOLDER/work keeps what was written, FOLDER/logs
-what was said.
+made on one machine, because another CPU rounds differently. FOLDER/work keeps the files that were
+written, FOLDER/logs the output.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python benchmarks/same_speed.py OLD/src NEW/src [--rounds N] [--quick]
 
 The two trees take turns, a process each, on one thread. Times are CPU seconds: of whole processes
-for import and command, inside a process for the rest, where each process takes the least of some
-repetitions. The table shows the least over the rounds and its ratio, new to old.
+for import and command, inside a process for the rest, where each process takes the minimum of
+several repetitions. The table shows the minimum over the rounds and its ratio, new to old.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""Does a sentence classifier trained with lorakit reach the accuracy of one trained with PEFT?
+"""Does a sentence classifier trained with lorakit reach PEFT's accuracy?
 
-Setting: MiniLM (22.7 M parameters) on sst2, rank 8 on query and value, a new classification head
-trained whole, one epoch of batches of 32, two threads. 6,000 of the 60,614 training rows, drawn by
-a fixed seed, with three seeds; and with --full all 60,614 rows. Reported is test.tsv (872 rows),
-the usual split; the learning rate was chosen on 2,000 rows of dev.tsv, by lorakit with a seed that
-is not reported.
+Setting: MiniLM (22.7 M parameters) on sst2, with rank 8 on query and value and a new classification
+head that is trained in full; one epoch in batches of 32, two threads. 6,000 of the 60,614 training
+rows are used, drawn with a fixed seed, with three seeds of training; with --full, all 60,614 rows.
+The accuracy is measured on test.tsv (872 rows), the usual split. The learning rate was chosen on
+2,000 rows of dev.tsv, with lorakit and a seed that is not reported.
 
 Criterion: lorakit's accuracy is not below PEFT's by more than the spread over seeds.
 
-Predicted: 80 to 82 % with 6,000 rows on both sides, and about 88 % with all rows; the difference of
-the two sides is noise, because only the draw of A differs.
+Predicted: 80 to 82 % with 6,000 rows on both sides, and about 88 % with all rows. The difference
+between the two sides is noise, because only the random draw of A differs.
 
 Run: `python benchmarks/sst2.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.
@@ -39,12 +39,13 @@ from lorakit.data.rows import Rows, read_rows
 from lorakit.models.load import Loaded, load
 from lorakit.models.open import encode_rows
 
-FULL = """Does it still, with all the training rows?
+FULL = """Does the classifier reach PEFT's accuracy with all training rows?
 
-Setting: as above, with all 60,614 rows and one thread; three seeds for lorakit, one for PEFT. The
-learning rate was chosen at this length, on the same 2,000 rows of dev.tsv: the one that is best for
-188 steps ends far lower on both sides after 1,895. From one and the same initial A the two sides
-are one computation (see parity), so what differs here is the draw.
+Setting: as above, but with all 60,614 rows and one thread; three seeds with lorakit, one with PEFT.
+The learning rate was chosen for this number of steps, on the same 2,000 rows of dev.tsv. The rate
+that is best for 188 steps gives a much lower accuracy on both sides after 1,895 steps. From the
+same initial A, the two sides compute the same values (see `parity.py`), so the difference here
+comes from the random draw of A.
 """
 FEW, CHOOSE = 6000, 2000
 SETTING = Setting(

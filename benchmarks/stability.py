@@ -1,21 +1,23 @@
-"""When does training become unstable, and when does rank overfit?
+"""When is training unstable, and when does it overfit?
 
-stories260K on oz-books, all linear layers, lorakit's own loop, one thread. Three questions.
+Setting: stories260K on oz-books, all linear layers, lorakit's own training loop, one thread. Three
+experiments:
 
-Rates: ranks 2, 8 and 32 with the scale alpha / r and alpha / sqrt(r), equally strong at rank 8, one
-learning rate, 60 steps: the spread of the three loss curves, which is small where a learning rate
-found at one rank serves the others.
+- Rank and scale: ranks 2, 8 and 32 with the scale alpha / rank and with alpha / sqrt(rank), which
+  are equal at rank 8; one learning rate, 60 steps. The table shows the spread of the three loss
+  curves. If it is small, a learning rate that was found at one rank suits the others.
+- Instability: learning rates from a tenth of the usual rate to a hundred times this rate, with
+  three seeds each, 60 steps, gradients not clipped. Three checks judge each run: the guard of the
+  training loop, the detector of jumps, and the check for a loss that ends above its initial value.
+  A run whose loss explodes is stopped, and its last good checkpoint is kept. The table shows the
+  last loss (the mean over the last five steps).
+- Overfitting: 40 passages and 160 steps, so that each passage is read often. The table shows the
+  loss on these passages and on held-out ones by rank, without dropout and with dropout 0.2 on the
+  input of A.
 
-Instability: learning rates from a tenth of the usual to a hundred times it, three seeds each, 60
-steps, gradients not clipped: what the loop's guard, the detector of jumps and that of a loss that
-ends above its beginning say of each run. A run that explodes is stopped, its last good checkpoint
-kept.
-
-Overfitting: 40 passages, 160 steps, so that each is read often: loss on them and on held-out ones
-by rank, without dropout and with dropout 0.2 on the input of A.
-
-Criteria: a learning rate a hundred times the usual is noticed in every seed, the usual one in none;
-the gap between held-out and trained loss is larger at rank 32 than at rank 1.
+Criteria: a learning rate of a hundred times the usual one is reported as unstable with every seed,
+the usual one with none. The gap between held-out loss and training loss is larger at rank 32 than
+at rank 1.
 
 Run: `python benchmarks/stability.py`; `--help` lists its flags; with `--quick` it only shows that
 it works.
@@ -266,7 +268,7 @@ def main() -> None:
         **found,
         runs=rows,
         measures={
-            "loss": ["loss (spread; last; trained)", ".4f"],
+            "loss": ["spread, last loss or training loss", ".4f"],
             "held_out": ["held-out loss", ".4f"],
             "gap": ["gap", ".4f"],
             "stopped": ["runs stopped", ".0f"],
@@ -275,8 +277,8 @@ def main() -> None:
         notes=[save_picture(draw_results(found), "stability", quick=asked.quick)],
         criteria=[
             {
-                "text": "a hundred times the usual rate is noticed in every seed, the usual one "
-                "in none",
+                "text": "a hundred times the usual learning rate is reported as unstable with "
+                "every seed, the usual one with none",
                 "met": all(noticed[100.0]) and not any(noticed[1.0]),
                 "measured": ", ".join(
                     f"{t:g} times: {sum(n)} of {len(n)}" for t, n in noticed.items()

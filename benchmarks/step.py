@@ -1,14 +1,16 @@
-"""What does a step of training with LoRA cost, beside the frozen model's own forward and
-input-gradient, and beside PEFT?
+"""What does a LoRA training step cost, compared with PEFT?
 
-Setting: models of random weights on random tokens (MiniLM as it is), rank 16 on all linear layers,
-AdamW on what trains, one thread. Adapters are float32 on both sides (PEFT's and lorakit's default),
-on the same layers, with as many values. "floor" is the frozen model with the gradient of its input
-and nothing else. All variants live in one process and take turns, round by round; the time is the
-CPU time of forward, backward and optimizer (on a GPU that between two events). Saved activations
-are the distinct storages that autograd keeps between forward and backward, those of parameters left
-out; the peak is what the allocator gives out at most in a step, beside weights, adapters and
-optimizer. Growth with rank and with length is that of two blocks of the first model.
+Setting: models with random weights (MiniLM with its own) on random tokens, rank 16 on all linear
+layers, AdamW on the trained values, one thread. On both sides, the adapters are float32 (the
+default of PEFT and of lorakit), on the same layers, with the same number of values. "full" trains
+all parameters. "floor" is the frozen model with the gradient of its input and nothing else. Rows
+without the name of a model are those of the first model, which has six blocks.
+
+All variants run in one process and take turns, round by round. The time is the CPU time of forward,
+backward and optimizer (on a GPU, the time between two events). Saved activations are the distinct
+storages that autograd keeps between forward and backward, without those of parameters. The peak is
+the maximum that the allocator has in use during a step, in addition to weights, adapters and
+optimizer. The growth with rank and with length is measured on two blocks of the first model.
 
 Run: `python benchmarks/step.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.
@@ -278,14 +280,16 @@ def check_criteria(
     """
     ours, theirs, least = (plain[name] for name in ("lorakit", "PEFT", "floor"))
     return [
-        make_criterion("eager step, dropout 0: at most 1.08 of the floor", ours["of_floor"], 1.08),
         make_criterion(
-            f"eager step, dropout 0: at most 0.65 of PEFT (the floor is {least['of_peft']:.2f})",
+            "eager step, dropout 0: at most 1.08 times the floor", ours["of_floor"], 1.08
+        ),
+        make_criterion(
+            f"eager step, dropout 0: at most 0.65 times PEFT (floor: {least['of_peft']:.2f})",
             ours["of_peft"],
             0.65,
         ),
         make_criterion(
-            "eager step, dropout 0.05: at most 0.50 of PEFT (the floor is "
+            "eager step, dropout 0.05: at most 0.50 times PEFT (floor: "
             f"{dropped['floor']['of_peft']:.2f})",
             dropped["lorakit"]["of_peft"],
             0.50,
@@ -308,7 +312,7 @@ def check_criteria(
         *(
             [
                 make_criterion(
-                    "compiled step: at most 1.15 of the compiled floor",
+                    "compiled step: at most 1.15 times the compiled floor",
                     fast["lorakit"]["of_floor"],
                     1.15,
                 )
@@ -370,11 +374,11 @@ def main() -> None:
         gpu=torch.cuda.get_device_name(0) if asked.cuda else None,
         runs=[row for table in (*tables, fast) for row in table],
         measures={
-            "min": ["CPU seconds, least" if not asked.cuda else "seconds, least", ".3f"],
+            "min": ["CPU seconds, minimum" if not asked.cuda else "seconds, minimum", ".3f"],
             "median": ["median", ".3f"],
-            "backward": ["backward alone", ".3f"],
-            "of_floor": ["of the floor", ".3f"],
-            "of_peft": ["of PEFT", ".3f"],
+            "backward": ["backward only", ".3f"],
+            "of_floor": ["ratio to the floor", ".3f"],
+            "of_peft": ["ratio to PEFT", ".3f"],
             "saved_mib": ["saved activations, MiB", ".0f"],
             "peak_mib": ["peak of the step, MiB", ".0f"],
         },

@@ -1,10 +1,13 @@
-"""Which delta and which start is best, at equal parameters?
+"""Which delta and which init are best at equal parameters?
 
-Each delta of lorakit gets the rank whose parameters are nearest to those of LoRA at rank 4, no more
-than a layer allows; each init is tried with plain LoRA. All else is as in the benchmarks of
-oz-books (stories260K; here 80 steps of 10 sequences) and sst2 (MiniLM; here 2,000 of the 6,000
-rows): same batches, same learning rate, which was chosen for LoRA and for the long form; a variant
-may do better with one of its own. One thread. Saved activations are those of the first step.
+Setting: each delta of lorakit gets the rank at which its number of parameters is nearest to that of
+LoRA at rank 4, but no higher rank than the layers allow. Each init is tried with plain LoRA. All
+else is as in the benchmarks of oz-books (stories260K; here 80 steps of 10 sequences) and sst2
+(MiniLM; here 2,000 of the 6,000 rows), with the same batches and the same learning rate. This rate
+was chosen for LoRA and for the long runs, so a variant may be better with a rate of its own. One
+thread. Saved activations are those of the first step. The line below gives the rank and alpha of
+those benchmarks: a variant has the same scale, alpha / rank, at its own rank (VeRA has a scale of
+1).
 
 Run: `python benchmarks/variants.py`; `--help` lists its flags; with `--quick` it only shows that it
 works.
@@ -42,13 +45,13 @@ from lorakit.train.optim import lr_factor, set_lr
 RANK = 4
 TASKS = {"oz_books": (oz_books, "perplexity"), "sst2": (sst2, "accuracy")}
 TITLES = {
-    "oz_books": "Which delta and which start is best on oz-books, at equal parameters?",
-    "sst2": "And on sst2?",
+    "oz_books": "Which delta and which init are best on oz-books at equal parameters?",
+    "sst2": "Which delta and which init are best on sst2 at equal parameters?",
 }
 MEASURES = {
     "rank": ["rank", ".0f"],
     "trainable_parameters": ["parameters trained", ",.0f"],
-    "cpu_seconds_a_step": ["CPU seconds a step", ".3f"],
+    "cpu_seconds_a_step": ["CPU seconds per step", ".3f"],
     "saved_mib": ["saved activations, MiB", ".1f"],
     "file_kib": ["file, KiB", ".0f"],
 }

@@ -1,19 +1,23 @@
-"""Which matrices of the attention, and which rank, at the same number of parameters?
+"""Which attention matrices should be adapted, and at which rank?
 
-The two tables of the paper, 5 and 6, on models that train in seconds. Table 5: one budget, spent on
-one, two or four of the attention's matrices; sst2 (MiniLM, 3,000 rows, accuracy on the 872 of
-test.tsv, two seeds) and oz-books (stories260K, loss on 90 passages, three seeds). In MiniLM all
-four are 384 x 384, so rank 8, 4 and 2 cost the same; in stories260K k and v are half as large as q
-and o, and take the highest rank that stays within the budget. Table 6: rank 1, 2, 4, 8 and 64 on q,
-on q and v, and on all four; sst2, one seed. Same steps, batches and learning rate for all, alpha
-32, one thread. So the scale, alpha over rank, is 16 at rank 2; all four matrices at rank 2 are
-tried with alpha 8 too, the scale that rank 8 has.
+Setting: tables 5 and 6 of the paper, on models that train in seconds.
 
-Predicted, from the paper: two matrices at half the rank are not worse than one at the whole; rank 1
-is near rank 64 on q and v.
+- Table 5: the same number of parameters, spent on one, two or four of the attention matrices. The
+  tasks are sst2 (MiniLM, 3,000 rows, accuracy on the 872 rows of test.tsv, two seeds) and oz-books
+  (stories260K, loss on 90 passages, three seeds). In MiniLM all four matrices are 384 x 384, so
+  ranks 8, 4 and 2 cost the same. In stories260K, k and v are half as large as q and o, and get the
+  highest rank that stays within the budget.
+- Table 6: ranks 1, 2, 4, 8 and 64 on q, on q and v, and on all four matrices; sst2, one seed.
 
-Criterion: on both tasks the best of the choices with two or four matrices is not worse than the
-best single one, by more than the standard error of the held-out rows.
+All runs have the same steps, batches and learning rate, alpha 32, one thread. So the scale, alpha /
+rank, is 16 at rank 2. All four matrices at rank 2 are therefore also trained with alpha 8, which
+gives the scale of rank 8.
+
+Predicted, from the paper: two matrices at half the rank are not worse than one matrix at the whole
+rank; on q and v, rank 1 is near rank 64.
+
+Criterion: on both tasks, the best choice of two or four matrices is not worse than the best single
+matrix by more than the standard error on the held-out rows.
 
 Run: `python benchmarks/which_matrices.py`; `--help` lists its flags; with `--quick` it only shows
 that it works.
@@ -92,8 +96,8 @@ def judge(task: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     )
     gap, error = sign * (means[several] - means[single]), mean(r["error"] for r in mine)
     return {
-        "text": f"{task}: the best of several matrices is within one standard error of the best "
-        "single one, or better",
+        "text": f"{task}: the best choice of several matrices is within one standard error of the "
+        "best single matrix, or better",
         "met": gap <= error,
         "measured": f"{several} {means[several]:.4f}, {single} {means[single]:.4f}, error "
         f"{error:.4f}",
