@@ -68,7 +68,7 @@ def main() -> None:
             source.SETTING, steps=3 if quick else STEPS, batch_size=4 if quick else 16, threads=1
         )
         loaded = load(find_model(base.model), base.task, labels=base.labels)
-        examples = source.examples(loaded)["train"][:1600]
+        examples = source.encode_examples(loaded)["train"][:1600]
         for scale in (4.0, 1.3):
             setting = replace(base, alpha=scale * base.rank)
             found = train_curves(setting, [cut(e) for e in examples])

@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from beside_peft import arguments, write
-from step import MINILM, MODELS, Setting, base
+from beside_peft import parse_arguments, write
+from step import MINILM, MODELS, Setting, build_base
 
 import lorakit
 from lorakit.evaluate.score import batch_loss
@@ -28,7 +28,7 @@ CHOSEN = tuple(m for m in MODELS if m.model != MINILM and not m.dropout)
 
 def time_step(setting: Setting, rounds: int) -> float:
     """Return the least CPU seconds of a step."""
-    model = base(setting)
+    model = build_base(setting)
     adapter = lorakit.attach(model, lorakit.Spec(rank=setting.rank))
     optimizer = torch.optim.AdamW(adapter.parameters())
     ids = torch.randint(
@@ -53,7 +53,7 @@ def plan_step(setting: Setting) -> tuple[float, float]:
     """Return the seconds that a plan estimates, and the CPU seconds of planning."""
     begun = time.process_time()
     with torch.device("meta"):
-        model: Any = base(replace(setting, device="meta"))
+        model: Any = build_base(replace(setting, device="meta"))
     work = Work(batch=setting.rows, length=setting.tokens, padded=False)
     plan = Plan(
         MetaModel(model, setting.model, "causal-lm", (), 0), lorakit.Spec(rank=setting.rank), work
@@ -63,7 +63,7 @@ def plan_step(setting: Setting) -> tuple[float, float]:
 
 
 def main() -> None:
-    asked = arguments(__doc__)
+    asked = parse_arguments(__doc__)
     torch.set_num_threads(1)
     brief, runs = asked.quick or asked.short, []
     for m in CHOSEN[: 1 if asked.quick else None]:

@@ -39,7 +39,6 @@ TASK, STEPS = "oz-books", 60
 RANKS, TIMES = (2, 8, 32), (0.1, 1.0, 10.0, 100.0)
 OVER_RANKS, FEW, LONG, DROPOUT = (1, 4, 16, 32), 40, 160, 0.2
 OVER = 8  # steps that a drawn curve is averaged over
-PARTS = ("rates", "instability", "overfitting")
 
 
 def measure_rates(new, *, quick: bool) -> list[dict]:
@@ -217,6 +216,13 @@ def draw_results(found: dict[str, list[dict]]):
     return figure
 
 
+PARTS = {
+    "rates": measure_rates,
+    "instability": measure_instability,
+    "overfitting": measure_overfitting,
+}
+
+
 def main() -> None:
     alone = (
         f"--{part}: this part alone; the others keep what was measured before" for part in PARTS
@@ -227,7 +233,7 @@ def main() -> None:
     found = {part: before.get(part, []) for part in PARTS}
     with make_folders() as new:
         for part in chosen:
-            found[part] = globals()[part](new, quick=asked.quick)
+            found[part] = PARTS[part](new, quick=asked.quick)
     if not all(found.values()):
         raise SystemExit("The other parts were never measured: run without a part first.")
     spreads = {rule: measure_spread(found["rates"], rule) for rule in SCALES}
