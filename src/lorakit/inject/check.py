@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from lorakit.errors import TargetError
 from lorakit.inject.places import Place
 from lorakit.inject.state import get_places, get_state
+from lorakit.sites.slot import base_modules
 from lorakit.text import plural
 
 # Operations that return a tensor, but use only the shape and dtype of their arguments.
@@ -72,8 +73,8 @@ def check(model: nn.Module, *args: object, **kwargs: object) -> list[str]:
         for hook in hooks:
             hook.remove()
         _restore_buffers(model, buffers)
-    faults = list(_find_direct_reads(model, places, watch))
-    faults += _find_idle(model, places, watch)
+    faults = list(_find_direct_reads(places, watch))
+    faults += _find_idle(places, watch)
     if faults:
         count = f"{len(faults)} of {plural(len(places), 'adapted layer')}"
         raise TargetError(
@@ -101,13 +102,11 @@ def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
             buffer.copy_(buffers[name])
 
 
-def _find_direct_reads(
-    model: nn.Module, places: Mapping[str, Place], watch: "_Watch"
-) -> Iterator[str]:
+def _find_direct_reads(places: Mapping[str, Place], watch: "_Watch") -> Iterator[str]:
     """Yield a fault for each place with a weight that another module read, weight by weight."""
     names_by_weight: dict[int, list[str]] = {}
     for name, place in places.items():
-        weight = _weight_id(model, place)
+        weight = _weight_id(place)
         names_by_weight.setdefault(weight, []).append(name)
     for weight, names in names_by_weight.items():
         operation = watch.direct_reads.get(weight)
@@ -120,28 +119,28 @@ def _find_direct_reads(
             )
 
 
-def _find_idle(model: nn.Module, places: Mapping[str, Place], watch: "_Watch") -> Iterator[str]:
+def _find_idle(places: Mapping[str, Place], watch: "_Watch") -> Iterator[str]:
     """Yield a fault for each place with a layer that did not run."""
     for name, place in places.items():
-        is_read = _weight_id(model, place) in watch.direct_reads
+        is_read = _weight_id(place) in watch.direct_reads
         if place.layer not in watch.called and not is_read:
             yield f"{name}   did not run"
 
 
-def _weight_id(model: nn.Module, place: Place) -> int:
-    return id(model.get_parameter(place.weight_name))
+def _weight_id(place: Place) -> int:
+    return id(place.layer.get_parameter(place.site.weight_name()))
 
 
 def _watch(model: nn.Module, places: Iterable[Place]) -> "_Watch":
     """Return a watch for the weights of these places."""
     owners: dict[int, set[nn.Module]] = {}
-    for module in model.modules():
+    for _, module in base_modules(model):
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners.setdefault(id(parameter), set()).add(module)
     watched: dict[int, set[nn.Module]] = {}
     for place in places:
-        weight = _weight_id(model, place)
+        weight = _weight_id(place)
         owners[weight].add(place.layer)
         watched[weight] = owners[weight]
     return _Watch(watched)

@@ -9,6 +9,7 @@ from torch import nn
 from lorakit.deltas.base import Delta
 from lorakit.inject.places import Place
 from lorakit.inject.state import get_places
+from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import State, base_modules, base_parameters, find_state
 from lorakit.text import plural
 
@@ -256,7 +257,7 @@ def _count_all(model: nn.Module, state: State) -> int:
 
     A full parameter replaces one of the base's, and is not counted again.
     """
-    base = {id(parameter): parameter for _, parameter in base_parameters(model)}
+    base = {memory_of(parameter): parameter for _, parameter in base_parameters(model)}
     total = _count(base.values())
     for adapter in state.adapters.values():
         for delta in adapter.deltas.values():

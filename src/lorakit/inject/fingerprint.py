@@ -1,7 +1,7 @@
 """Fingerprint of a base: a hash that takes less than a second and is the same in bfloat16."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache
 from operator import itemgetter
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.sites.quantised import dequantise_weight, is_from_package
+from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import is_inside
 
@@ -42,7 +43,7 @@ def fingerprint(
     (True, False)
     """
     without = tuple(without)
-    rows_by_id = _rows_by_parameter(model, rows or {})
+    rows_by_memory = _rows_by_memory(model, rows or {})
     digest = hashlib.sha256()
     visited: set[int] = set()
     parameters = sorted(base_parameters(model), key=itemgetter(0))
@@ -52,7 +53,7 @@ def fingerprint(
         visited.add(id(parameter))
         if parameter.is_meta:
             return ""
-        values = _sample(parameter, rows_by_id.get(id(parameter), set()))
+        values = _sample(parameter, rows_by_memory.get(memory_of(parameter), set()))
         digest.update(f"{name} {tuple(parameter.shape)} {values}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -69,16 +70,19 @@ def describe_base(model: nn.Module) -> dict[str, str]:
     return {"base_model": name} if name else {}
 
 
-def _rows_by_parameter(model: nn.Module, rows: Mapping[str, Iterable[int]]) -> dict[int, set[int]]:
-    """Return the rows to leave out by the id of their parameter, which may have several names."""
+def _rows_by_memory(
+    model: nn.Module, rows: Mapping[str, Iterable[int]]
+) -> dict[Hashable, set[int]]:
+    """Return the rows to leave out by the memory of their weight, which may have several names."""
     if not rows:
         return {}
     parameters = dict(base_parameters(model))
-    rows_by_id: dict[int, set[int]] = {}
+    rows_by_memory: dict[Hashable, set[int]] = {}
     for name, numbers in rows.items():
-        key = id(parameters.get(name))
-        rows_by_id.setdefault(key, set()).update(numbers)
-    return rows_by_id
+        if name in parameters:
+            memory = memory_of(parameters[name])
+            rows_by_memory.setdefault(memory, set()).update(numbers)
+    return rows_by_memory
 
 
 def _sample(parameter: nn.Parameter, left_out: set[int]) -> list[int]:

@@ -9,6 +9,7 @@ from lorakit.deltas.base import Delta
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import TargetError
 from lorakit.inject.places import Place
+from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Spec, is_inside, matches
 from lorakit.text import plural
@@ -131,11 +132,13 @@ def _places_of_weight(
     parameter = parameters.get(place.weight_name)
     if parameter is None:
         return []
-    return [
-        name
-        for name, other in places.items()
-        if not other.is_part and parameters.get(other.weight_name) is parameter
-    ]
+    memory = memory_of(parameter)
+    sharing: list[str] = []
+    for name, other in places.items():
+        shown = None if other.is_part else parameters.get(other.weight_name)
+        if shown is not None and memory_of(shown) == memory:
+            sharing.append(name)
+    return sharing
 
 
 def _id_faults(place: Place, ids: Collection[int], is_stored: bool) -> Iterator[str]:

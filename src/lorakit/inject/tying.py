@@ -1,6 +1,6 @@
 """Deltas of layers that share their weight with an adapted embedding, and so change with it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import cast
 
@@ -14,6 +14,7 @@ from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inits.start import STARTS
 from lorakit.inject.places import Place
 from lorakit.inject.token_rows import VOCABULARY_KINDS
+from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import base_parameters
 from lorakit.spec import Settings, Spec
 
@@ -66,17 +67,18 @@ def _tied_to(
     if not trained:
         return {}
     parameters = dict(base_parameters(model))
-    embeddings: dict[int, str] = {}
+    embeddings: dict[Hashable, str] = {}
     for name, delta in trained.items():
         parameter = parameters.get(places[name].weight_name)
         # Rows of a head alone leave the embedding as it is, as in PEFT.
         if delta.kind == "embedding" and parameter is not None:
-            embeddings[id(parameter)] = name
+            embeddings[memory_of(parameter)] = name
     owners: dict[str, str] = {}
     for name, place in places.items():
         if name in trained or place.is_part:
             continue
-        owner = embeddings.get(id(parameters.get(place.weight_name)))
+        parameter = parameters.get(place.weight_name)
+        owner = None if parameter is None else embeddings.get(memory_of(parameter))
         if owner is not None:
             owners[name] = owner
     return owners
@@ -135,10 +137,11 @@ def _groups_to_tie(
     If any of these weights is adapted, only those that are adapted are returned.
     """
     parameters = dict(base_parameters(model))
-    holders: dict[int, list[str]] = {}
+    holders: dict[Hashable, list[str]] = {}
     for name, place in places.items():
         if place.weight_name in parameters and not place.is_part:
-            holders.setdefault(id(parameters[place.weight_name]), []).append(name)
+            memory = memory_of(parameters[place.weight_name])
+            holders.setdefault(memory, []).append(name)
     groups: list[list[str]] = []
     for names in holders.values():
         names.sort(key=lambda name: places[name].site.kind != "embedding")

@@ -1,6 +1,6 @@
 """The sum of a stored weight and the changes that enabled adapters make to it."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lorakit.inject.state import get_places
 from lorakit.sites.base import Site, WeightedChange
+from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import State
 
 
@@ -59,8 +60,8 @@ def find_sums(model: nn.Module, state: State) -> dict[str, WeightSum]:
 
 
 def group_shared(parameters: Mapping[str, nn.Parameter]) -> list[list[str]]:
-    """Return the names of parameters, those of one shared parameter together."""
-    names: dict[int, list[str]] = {}
+    """Return the names of parameters, those of shared values together."""
+    names: dict[Hashable, list[str]] = {}
     for name, parameter in parameters.items():
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(memory_of(parameter), []).append(name)
     return list(names.values())
