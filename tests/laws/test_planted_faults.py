@@ -93,7 +93,7 @@ PADDED = "F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mo
 ZEROS = "self.convolve(x, kernel, None, layer.stride, 1, layer.dilation, layer.groups)"
 UNDILATED = f"self.convolve({PADDED}, kernel, None, layer.stride, 0, 1, layer.groups)"
 SUBTRACT = (
-    "base[path].detach().sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
+    "base[path].data.sub_(state.adapters['default'].deltas['layer'].matrix().to(tensor.dtype))"
 )
 FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
     "scale dropped": (
@@ -162,17 +162,17 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "embedding-float32",
     ),
     "unmerge by subtraction": (
-        edit(merging, "_restore", "base[path].detach().copy_(tensor)", SUBTRACT),
+        edit(merging, "unmerge", "_set_values(base[path], tensor)", SUBTRACT),
         law.unmerge_restores_bits,
         "linear-bfloat16",
     ),
     "unmerge switches nothing on": (
-        edit(merging, "_restore", "set_enabled(model, state, undo.enabled)", "pass"),
+        edit(merging, "unmerge", "set_enabled(model, state, undo.enabled)", "pass"),
         law.unmerge_restores_bits,
         "linear-float64",
     ),
     "base not frozen": (
-        edit(attach, "_freeze_base", "model.requires_grad_(False)", "pass"),
+        edit(attach, "_freeze_base", "parameter.requires_grad_(False)", "pass"),
         law.only_the_delta_trains,
         "linear-float64",
     ),
@@ -531,7 +531,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "quantised weights not put back": (
-        edit(merging, "_restore", "{**undo.untied, **undo.quantised}", "undo.untied"),
+        edit(merging, "unmerge", "{**undo.untied, **undo.quantised}", "undo.untied"),
         quantised_weights_are_restored,
         "linear-float64",
     ),

@@ -5,6 +5,7 @@ Every function checks the whole request first and changes the model only then.
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import torch
 from torch import nn
 
 from lorakit.adapter import Adapter
@@ -16,6 +17,7 @@ from lorakit.inject.state import (
     AdapterRequest,
     get_places,
     get_state,
+    keep_or_restore,
     list_attached,
     read_request,
     suggest_adapter,
@@ -37,6 +39,7 @@ from lorakit.sites.slot import (
 from lorakit.spec import Spec, is_number
 
 
+@torch.inference_mode(False)  # or the adapter could never train
 def attach(
     model: nn.Module,
     what: Spec | Adapter,
@@ -90,13 +93,24 @@ def attach(
     )
     spec = what if isinstance(what, Spec) else what.spec
     places = find_places(model, spec.parts)
-    # A start may run the model on data, which would let bitsandbytes pack its layers.
-    with without_packing(model):
-        if isinstance(what, Spec):
-            adapter = build_adapter(model, what, places, seed=seed, batches=batches)
-        else:
-            adapter = fit_adapter(model, what, places, any_base=any_base)
-    adapter.tied_deltas = tie_token_rows(model, adapter, places)
+    with keep_or_restore(model, what):
+        # A start may run the model on data, which would let bitsandbytes pack its layers.
+        with without_packing(model):
+            if isinstance(what, Spec):
+                adapter = build_adapter(model, what, places, seed=seed, batches=batches)
+            else:
+                adapter = fit_adapter(model, what, places, any_base=any_base)
+        adapter.tied_deltas = tie_token_rows(model, adapter, places)
+        for parameter in adapter.parameters():
+            parameter.requires_grad_(trainable)
+        _put_on(model, state, name, adapter, places)
+        return adapter
+
+
+def _put_on(
+    model: nn.Module, state: State, name: str, adapter: Adapter, places: Mapping[str, Place]
+) -> None:
+    """Put an adapter that fits on the model, and enable it."""
     weights = {**state.enabled, name: 1.0}
     clashes = _find_clashes({**state.adapters, name: adapter}, weights, places)
     if clashes:
@@ -105,15 +119,11 @@ def attach(
             clashes,
             "Disable the other first: enable(model, None). Nothing was attached.",
         )
-    # All is checked: from here on the model is changed.
     _freeze_base(model, state)
     _add_deltas(state, name, adapter, places)
-    for parameter in adapter.parameters():
-        parameter.requires_grad_(trainable)
     _add_full_parameters(model, state, name, adapter)
     state.adapters[name] = adapter
     set_enabled(model, state, weights)
-    return adapter
 
 
 def _check_request(model: object, what: object, batches: Iterable[object] | None) -> None:
@@ -155,7 +165,8 @@ def _freeze_base(model: nn.Module, state: State) -> None:
     """Freeze the base's parameters, and note which of them required gradients."""
     if not state.adapters:
         state.required_grad = {name: own.requires_grad for name, own in base_parameters(model)}
-        model.requires_grad_(False)
+        for _, parameter in base_parameters(model):
+            parameter.requires_grad_(False)
     state.unpacked_layers += prevent_packing(model)
 
 
@@ -170,9 +181,10 @@ def _add_deltas(state: State, name: str, adapter: Adapter, places: Mapping[str, 
 
 def _add_full_parameters(model: nn.Module, state: State, name: str, adapter: Adapter) -> None:
     """Put the parameters that train in full into the slots of their layers."""
+    layers = dict(base_modules(model))
     for parameter_name, parameter in adapter.full_parameters.items():
         layer_name, _, key = parameter_name.rpartition(".")
-        layer = model.get_submodule(layer_name)
+        layer = layers[layer_name]
         # All parameters of a layer must be of one dtype.
         parameter.data = parameter.data.to(layer.get_parameter(key))
         make_slot(layer, state, layer_name).add_waiting(name, key, parameter)
@@ -300,18 +312,19 @@ def detach(model: nn.Module, name: str | None = None) -> None:
             "Call unmerge first.",
         )
     remaining = {other: weight for other, weight in state.enabled.items() if other not in names}
-    set_enabled(model, state, remaining)
-    for gone in names:
-        del state.adapters[gone]
-    for _, layer in list(base_modules(model)):
-        slot = get_slot(layer)
-        if slot is None:
-            continue
-        slot.remove_adapters(names)
-        if slot.is_empty:
-            remove_slot(layer)
-    if not state.adapters:
-        _unfreeze_base(model, state)
+    with keep_or_restore(model):
+        set_enabled(model, state, remaining)
+        for gone in names:
+            del state.adapters[gone]
+        for _, layer in list(base_modules(model)):
+            slot = get_slot(layer)
+            if slot is None:
+                continue
+            slot.remove_adapters(names)
+            if slot.is_empty:
+                remove_slot(layer)
+        if not state.adapters:
+            _unfreeze_base(model, state)
 
 
 def _unfreeze_base(model: nn.Module, state: State) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, RowsError
@@ -88,15 +89,18 @@ def route(
     inner = Route(model, weights, batch_first)
     enabled = dict(state.enabled)
     has_full_parameters = any(state.adapters[name].full_parameters for name in enabled)
-    if has_full_parameters:
-        set_enabled(model, state, {})  # full parameters would change every row
-    handle = model.register_forward_pre_hook(inner.note_lengths, with_kwargs=True)
-    state.route = inner
+    handles: list[RemovableHandle] = []
     try:
+        if has_full_parameters:
+            set_enabled(model, state, {})  # full parameters would change every row
+        hook = inner.note_lengths
+        handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
+        state.route = inner
         yield
     finally:
         state.route = outer
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         if has_full_parameters:
             set_enabled(model, state, enabled)
 

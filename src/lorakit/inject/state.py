@@ -1,13 +1,17 @@
 """State of a model with adapters, and its places with the parts that they use."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TypeAlias, cast
 
+import torch
 from torch import nn
 
+from lorakit.adapter import Adapter
 from lorakit.errors import AdapterNameError
 from lorakit.inject.places import Place, find_places
-from lorakit.sites.slot import State, find_state
+from lorakit.sites.slot import State, base_modules, base_parameters, find_state, get_slot
+from lorakit.sites.snapshot import all_or_nothing
 from lorakit.text import near_misses
 
 # Names of adapters, or weights by name; None for the base alone.
@@ -55,3 +59,32 @@ def get_places(model: nn.Module, state: State) -> dict[str, Place]:
     for adapter in state.adapters.values():
         parts |= adapter.spec.parts
     return find_places(model, parts)
+
+
+def keep_or_restore(model: nn.Module, *others: object) -> AbstractContextManager[None]:
+    """Return a context that restores a model with its adapters if the block raises anything.
+
+    Args:
+        model: any module.
+        others: adapters that are not on the model, and other objects that the block may change.
+    """
+    objects: list[object] = []
+    parameters = [parameter for _, parameter in base_parameters(model)]
+    for _, module in base_modules(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # nothing is attached to it, and its attributes lie in C++
+        objects.append(module)
+        slot = get_slot(module)
+        if slot is not None:
+            objects.append(slot)
+    state = find_state(model)
+    adapters = list(state.adapters.values()) if state else []
+    if state:
+        objects.append(state)
+    for other in (*adapters, *others):
+        objects.append(other)
+        if isinstance(other, Adapter):
+            parameters += other.parameters()
+            for delta in other.deltas.values():
+                objects += delta.modules()
+    return all_or_nothing(objects, parameters)

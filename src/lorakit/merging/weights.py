@@ -1,7 +1,7 @@
 """Merge adapters into the base weights, and unmerge them."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lorakit.errors import MergeError
-from lorakit.inject.state import get_state
+from lorakit.inject.state import get_state, keep_or_restore
 from lorakit.merging.quantised import Rounding, requantise
 from lorakit.merging.sums import WeightSum, find_sums, group_shared
-from lorakit.sites.slot import State, base_parameters, set_enabled
+from lorakit.sites.slot import State, base_modules, base_parameters, set_enabled
 from lorakit.text import plural
 
 
@@ -22,7 +22,7 @@ class Undo:
 
     Attributes:
         token: it identifies the merge.
-        weights: copies of the base's values, by the name of the weight.
+        weights: the base's values, by the name of the weight.
         enabled: weights of the adapters that were on, by name.
         untied: shared parameters that the merge replaced by separate ones, by name.
         configs: those in which the merge changed `tie_word_embeddings`.
@@ -44,6 +44,7 @@ class Undo:
         return {**self.weights, **self.untied}
 
 
+@torch.inference_mode(False)  # or the merged weights could never train
 def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
     """Merge the enabled adapters into the base weights, summed in float32 or better, rounded once.
 
@@ -58,13 +59,15 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
             as much as the adapter.
 
     Returns:
-        Undo: with a copy of every weight that changed, and the effect of rounding on those in int8
-            or 4 bits.
+        Undo: with the base's values of every weight that changed, and the effect of rounding on
+            those in int8 or 4 bits.
 
     Raises:
         MergeError: no adapter is on, the model is merged already, a weight is computed by a
-            parametrization, a sum is not finite, or rounding to int8 or 4 bits moves as much as the
-            adapter; nothing is changed.
+            parametrization or has no values (the meta device), a sum is not finite, or rounding to
+            int8 or 4 bits moves as much as the adapter; nothing is changed.
+
+    After any other error, such as a lack of memory or Ctrl-C, the model is as before too.
     """
     state = get_state(model)
     _check_mergeable(state)
@@ -81,19 +84,19 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
         quantised={path: base[path] for path in new_quantised},
         rounding=rounding,
     )
-    set_enabled(model, state, {})
-    for path, parameter in new_quantised.items():
-        _set_parameter(model, path, parameter)
     plain_sums = {path: total for path, total in sums.items() if path not in new_quantised}
-    for paths in group_shared(base):
-        # All sums are computed before anything that shares the weight is written.
-        new = _new_values(paths, base[paths[0]], full, plain_sums)
-        _check_finite(model, state, undo, new)
-        _write_values(model, undo, paths, base[paths[0]], new)
-    if undo.untied:
-        _untie_configs(model, undo)
-    state.merged = undo.token
-    return undo
+    configs = list(_tied_configs(model))
+    with keep_or_restore(model, *configs):
+        set_enabled(model, state, {})
+        _set_parameters(model, new_quantised)
+        for paths in group_shared(base):
+            new = _new_values(paths, base[paths[0]], full, plain_sums)
+            _write_values(model, undo, base, paths, new)
+        if undo.untied:
+            undo.configs.extend(configs)
+            _tie(configs, tied=False)
+        state.merged = undo.token
+        return undo
 
 
 def _check_mergeable(state: State) -> None:
@@ -124,10 +127,12 @@ def _check_weights(
     faults = [
         f"{path}   is computed by a parametrization" for path in [*full, *sums] if path not in base
     ]
+    without_values = [path for path in [*full, *sums] if path in base and base[path].is_meta]
+    faults += [f"{path}   has no values: it is on the meta device" for path in without_values]
     faults += [
         f"{path}   is not finite in the adapter"
         for path, value in full.items()
-        if path in base and not torch.isfinite(value).all()
+        if path in base and not value.is_meta and not torch.isfinite(value).all()
     ]
     if faults:
         raise MergeError(
@@ -141,7 +146,11 @@ def _new_values(
     full: Mapping[str, nn.Parameter],
     sums: Mapping[str, WeightSum],
 ) -> dict[str, Tensor]:
-    """Return the merged values of those of these names that change."""
+    """Return the merged values of those of these names that change.
+
+    Raises:
+        MergeError: a sum is not finite.
+    """
     values: dict[str, Tensor] = {}
     for path in paths:
         if path in full:
@@ -149,54 +158,84 @@ def _new_values(
     for path in paths:
         if path in sums:
             values[path] = sums[path].stored()
-    return values
-
-
-def _check_finite(model: nn.Module, state: State, undo: Undo, values: Mapping[str, Tensor]) -> None:
-    """Restore the model and refuse the merge if a sum is not finite."""
     for path, value in values.items():
         if not torch.isfinite(value).all():
-            _restore(model, state, undo)
             raise MergeError(
                 f"The sum for {path} is not finite in {value.dtype}.",
                 advice="Nothing was changed.",
             )
+    return values
 
 
 def _write_values(
     model: nn.Module,
     undo: Undo,
+    base: Mapping[str, nn.Parameter],
     paths: list[str],
-    weight: nn.Parameter,
     values: Mapping[str, Tensor],
 ) -> None:
-    """Write merged values into a weight, or into separate ones if its names change differently."""
+    """Give a weight its merged values, or separate weights if its names change differently.
+
+    Args:
+        model: the model.
+        undo: what the weight had is added to it.
+        base: the base's parameters by name.
+        paths: all names of the weight.
+        values: merged values by name, for those that change.
+    """
     if not values:
         return
     first = next(iter(values.values()))
     change_alike = all(torch.equal(value, first) for value in values.values())
     if len(values) == len(paths) and change_alike:
-        undo.weights[paths[0]] = weight.detach().clone()
-        weight.detach().copy_(first)
+        new = _lay_out(first, base[paths[0]])
+        path_of = {base[path]: path for path in reversed(paths)}
+        for weight, path in path_of.items():
+            undo.weights[path] = weight.data
+            _set_values(weight, new)
         return
     for path, value in values.items():
-        undo.untied[path] = weight
-        own = nn.Parameter(value.clone(), requires_grad=weight.requires_grad)
-        _set_parameter(model, path, own)
+        undo.untied[path] = base[path]
+        new = _lay_out(value, base[path])
+        own = nn.Parameter(new, requires_grad=base[path].requires_grad)
+        _set_parameters(model, {path: own})
 
 
-def _set_parameter(model: nn.Module, path: str, parameter: nn.Parameter) -> None:
-    layer, _, key = path.rpartition(".")
-    model.get_submodule(layer)._parameters[key] = parameter
+def _lay_out(values: Tensor, weight: Tensor) -> Tensor:
+    """Return a copy of values with the layout of a weight in memory."""
+    return torch.empty_like(weight.data).copy_(values)
 
 
-def _untie_configs(model: nn.Module, undo: Undo) -> None:
-    """Set `tie_word_embeddings` to False in all configs of the model."""
-    for module in model.modules():
-        config: Any = module.__dict__.get("config")
+def _set_values(weight: nn.Parameter, values: Tensor) -> None:
+    """Let a parameter hold other values, wherever the old ones lie."""
+    # Into the memory of the old values nothing is written: it may be shared or read-only.
+    weight.data = values
+    # A backward pass of a forward with the old values is refused, as after any change in place.
+    torch.autograd.graph.increment_version(weight)
+
+
+def _set_parameters(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Register parameters in place of those of the same names."""
+    layers = dict(base_modules(model))
+    for path, parameter in parameters.items():
+        layer, _, key = path.rpartition(".")
+        # setattr and not the dict of parameters: an LSTM keeps a list too.
+        setattr(layers[layer], key, parameter)
+
+
+def _tied_configs(model: nn.Module) -> Iterator[Any]:
+    """Yield the configs of the model that say that its embeddings are tied, each once."""
+    configs: dict[int, Any] = {}
+    for _, module in base_modules(model):
+        config = module.__dict__.get("config")
         if getattr(config, "tie_word_embeddings", None):
-            undo.configs.append(config)
-            config.tie_word_embeddings = False
+            configs[id(config)] = config
+    yield from configs.values()
+
+
+def _tie(configs: list[Any], *, tied: bool) -> None:
+    for config in configs:
+        config.tie_word_embeddings = tied
 
 
 def unmerge(model: nn.Module, undo: Undo) -> None:
@@ -215,16 +254,11 @@ def unmerge(model: nn.Module, undo: Undo) -> None:
         if state.merged:
             fault = "This Undo belongs to another merge."
         raise MergeError(fault, advice="Nothing was changed.")
-    _restore(model, state, undo)
-
-
-def _restore(model: nn.Module, state: State, undo: Undo) -> None:
-    for path, parameter in {**undo.untied, **undo.quantised}.items():
-        _set_parameter(model, path, parameter)
-    for config in undo.configs:
-        config.tie_word_embeddings = True
-    base = dict(base_parameters(model))
-    for path, tensor in undo.weights.items():
-        base[path].detach().copy_(tensor)
-    state.merged = None
-    set_enabled(model, state, undo.enabled)
+    with keep_or_restore(model, *undo.configs):
+        _set_parameters(model, {**undo.untied, **undo.quantised})
+        _tie(undo.configs, tied=True)
+        base = dict(base_parameters(model))
+        for path, tensor in undo.weights.items():
+            _set_values(base[path], tensor)
+        state.merged = None
+        set_enabled(model, state, undo.enabled)

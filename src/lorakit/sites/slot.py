@@ -15,10 +15,21 @@ from torch import Tensor, nn
 
 from lorakit.errors import AdapterNameError, RowsError
 from lorakit.sites.base import Site, WeightedChange
+from lorakit.sites.snapshot import all_or_nothing
 from lorakit.sites.weight_swap import SwappedWeightSite
 from lorakit.spec import full_name
 
 SLOT = "lorakit"
+
+# Classes that run another module and change nothing else, with the name of their only child. Names
+# of layers leave it out: they are those of the wrapped model.
+WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
 
 
 class RowRouter(Protocol):
@@ -96,6 +107,7 @@ class Slot(nn.Module):
 
     def swap_in(self, layer: nn.Module) -> None:
         """Give the layer its weights with the changes of the enabled deltas."""
+        self.swap_out(layer)  # torch calls no hook after a Ctrl-C in the last forward
         changes: dict[str, list[WeightedChange]] = {}
         for change in self.enabled_deltas(swaps_weight=True):
             _, site, _ = change
@@ -212,6 +224,9 @@ def _add_hooks(layer: nn.Module, *, swaps_weight: bool) -> None:
 
 def remove_slot(layer: nn.Module) -> None:
     """Remove the slot and its hooks from a layer."""
+    slot = get_slot(layer)
+    if slot is not None:
+        slot.swap_out(layer)
     hooks = list(layer._forward_hooks.items())
     for key, hook in hooks:
         if hook in HOOKS:
@@ -233,15 +248,32 @@ def get_slot(layer: nn.Module) -> Slot | None:
     return slot if isinstance(slot, Slot) else None
 
 
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module that a wrapper runs, such as that of `torch.compile`; others as they are.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> unwrap(nn.DataParallel(layer)) is layer is unwrap(layer)
+    True
+    """
+    while type(module).__name__ in WRAPPERS:
+        inner = module._modules.get(WRAPPERS[type(module).__name__])
+        if inner is None:
+            break
+        module = inner
+    return module
+
+
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the base's own modules with their names: no slots, and nothing inside of them.
 
-    The order is that of `named_modules`, whose recursion is slower.
+    The order is that of `named_modules`, whose recursion is slower and limited. Wrappers are left
+    out, in names too.
     """
     visited: set[nn.Module] = set()
     pending = [("", model)]
     while pending:
         name, module = pending.pop()
+        module = unwrap(module)
         if module in visited or isinstance(module, Slot):
             continue
         visited.add(module)
@@ -301,18 +333,28 @@ def set_enabled(model: nn.Module, state: State, enabled: dict[str, float]) -> No
         enabled: weights by adapter name.
     """
     refuse_while_routed(state)
-    state.enabled.clear()
-    state.enabled.update(enabled)
+    waiting: list[tuple[str, nn.Module, Slot]] = []
     for name, layer in base_modules(model):
         slot = get_slot(layer)
-        if slot is None:
-            continue
-        # Not a set: its order, which is random, would be that of the state dict.
-        keys = dict.fromkeys(waiting.partition(":")[2] for waiting in slot._parameters)
-        for key in keys:
-            owners = _owners_of(full_name(name, key), state)
-            wanted = next((owner for owner in owners if owner in enabled), "")
-            _register_parameter(layer, slot, key, owners, wanted)
+        if slot is not None and slot._parameters:
+            waiting.append((name, layer, slot))
+    layers = [layer for _, layer, _ in waiting]
+    slots = [slot for _, _, slot in waiting]
+    with all_or_nothing([state, *layers, *slots]):
+        state.enabled.clear()
+        state.enabled.update(enabled)
+        for name, layer, slot in waiting:
+            _register_wanted(name, layer, slot, state)
+
+
+def _register_wanted(name: str, layer: nn.Module, slot: Slot, state: State) -> None:
+    """Register in a layer the full parameters of the enabled adapters, or the base's own."""
+    # Not a set: its order, which is random, would be that of the state dict.
+    keys = dict.fromkeys(waiting.partition(":")[2] for waiting in slot._parameters)
+    for key in keys:
+        owners = _owners_of(full_name(name, key), state)
+        wanted = next((owner for owner in owners if owner in state.enabled), "")
+        _register_parameter(layer, slot, key, owners, wanted)
 
 
 def _owners_of(parameter: str, state: State) -> list[str]:
