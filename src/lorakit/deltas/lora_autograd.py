@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+from torch.autograd import forward_ad
 
 PROBABILITY_STEPS = 1 << 16  # a dropout probability is rounded to a multiple of 1 / steps
 INTEGERS = {2: np.int16, 4: np.int32, 8: np.int64}  # by the bytes of a value
@@ -22,8 +23,13 @@ Drop: TypeAlias = tuple[float, int, bool]
 
 
 def is_traced() -> bool:
-    """Return True if operations are recorded or transformed: torch.compile, torch.func."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    """Return True if operations are recorded or transformed: torch.compile, torch.func, jit.trace.
+
+    Forward-mode differentiation counts too.
+    """
+    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    is_forward_mode = forward_ad._current_level >= 0
+    return is_recorded or is_forward_mode or torch._C._are_functorch_transforms_active()
 
 
 def is_watched() -> bool:
@@ -115,6 +121,8 @@ def apply_mask(rows: Tensor, mask: Tensor | None) -> Tensor:
         return rows
     if mask.dtype == torch.bool:
         return rows * mask
+    if torch.is_grad_enabled():  # a backward pass that is differentiated again
+        return rows.masked_fill(mask == 0, 0)
     return (rows.contiguous().view(mask.dtype) & mask).view(rows.dtype)
 
 

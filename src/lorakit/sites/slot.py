@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, nn
 
-from lorakit.errors import AdapterNameError, RowsError
+from lorakit.errors import AdapterNameError, ModelError, RowsError
 from lorakit.sites.base import Site, WeightedChange
 from lorakit.sites.snapshot import all_or_nothing
 from lorakit.sites.weight_swap import SwappedWeightSite
@@ -121,6 +121,14 @@ class Slot(nn.Module):
         for site in self.sites.values():
             if site.swaps_weight:
                 cast(SwappedWeightSite, site.full_site).swap_out(layer)
+
+    def __prepare_scriptable__(self) -> "Slot":
+        """Refuse torch.jit.script, which calls this method."""
+        raise ModelError(
+            f"{self.path or 'This module'} has adapters, which TorchScript cannot compile.",
+            advice="Merge and detach them first; or use torch.jit.trace, torch.export or "
+            "torch.compile.",
+        )
 
     def add_waiting(self, adapter: str, key: str, parameter: nn.Parameter) -> None:
         """Add a parameter of an adapter; it waits until the adapter is enabled."""
