@@ -7,6 +7,7 @@ from transformers import BloomConfig, BloomForCausalLM, RobertaConfig, RobertaMo
 
 import lorakit
 from lorakit import Spec
+from lorakit.errors import TargetError
 
 from ..laws.models import FAMILIES, bert, gpt2, llama
 
@@ -266,3 +267,31 @@ def test_what_trains_is_told_by_the_layer_and_never_by_its_name() -> None:
         "chosen.lorakit.default.A",
         "chosen.lorakit.default.B",
     }
+
+
+PRESETS_OF_TORCH = {"q": 6, "o": 6, "qv": 12, "qkv": 18, "qkvo": 24, "attention": 12, "mlp": 8}
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("preset", PRESETS_OF_TORCH)
+def test_presets_know_the_layers_of_torch_by_their_kind(preset: str) -> None:
+    model = nn.Transformer(32, 4, 2, 2, 64)
+    chosen = lorakit.select(model, preset)
+    assert len(chosen) == PRESETS_OF_TORCH[preset]
+
+
+@pytest.mark.parametrize("widths", [{}, {"kdim": 4, "vdim": 6}], ids=["fused", "apart"])
+def test_an_attention_of_any_name_has_all_four_projections(widths: dict[str, int]) -> None:
+    model = nn.ModuleDict({"mha": nn.MultiheadAttention(8, 2, **widths)})
+    names = [f"mha.{end}" for end in ("q", "k", "v", "out_proj")]
+    assert list(lorakit.select(model, "qkvo")) == names
+
+
+def test_a_missing_mlp_is_not_explained_by_fused_attention() -> None:
+    model = nn.ModuleDict({"mha": nn.MultiheadAttention(8, 2)})
+    with pytest.raises(TargetError) as caught:
+        lorakit.select(model, "mlp")
+    assert str(caught.value) == (
+        "The preset 'mlp' does not fit ModuleDict.\n  'mlp'   0 layers\nNothing was attached. "
+        "`lorakit inspect MODEL --targets` lists what can be named."
+    )

@@ -92,16 +92,18 @@ def _check(request: InspectRequest) -> None:
 
 def _list_targets(name: str) -> "TargetsResult":
     from lorakit.inject.places import find_places
-    from lorakit.inject.targets import find_role
+    from lorakit.inject.targets import find_roles
 
     model = _build_on_meta(name)
     targets = []
-    for place_name, place in find_places(model).items():
+    places = find_places(model)
+    roles = find_roles(model, places)
+    for place_name, place in places.items():
         target = {
             "name": place_name,
             "kind": place.site.kind,
             "shape": list(place.shape),
-            "role": find_role(place_name),
+            "role": roles[place_name],
         }
         targets.append(target)
     return {"targets": targets, "model": name, "class": type(model).__name__}

@@ -33,6 +33,8 @@ ROLES = {
     ),
 }
 ROLE_PATTERNS = {role: re.compile(rf"(.*\.)?({pattern})") for role, pattern in ROLES.items()}
+# Roles of the projections of nn.MultiheadAttention, by their kind: its own name may be any.
+ROLES_BY_KIND = {"in_proj": "qkv", "out_proj": "o", "q_proj": "q", "k_proj": "k", "v_proj": "v"}
 ROLE_PRESETS = {
     "q": ("q",),
     "k": ("k",),
@@ -127,6 +129,26 @@ def find_role(name: str) -> str | None:
         if pattern.fullmatch(name):
             return role
     return None
+
+
+def find_roles(model: nn.Module, places: Mapping[str, Place]) -> dict[str, str | None]:
+    """Return the role of each place: by the kind of its layer where that says it, or by its name.
+
+    >>> model = nn.TransformerEncoderLayer(4, 1, 8)
+    >>> list(find_roles(model, find_places(model)).values())
+    ['qkv', 'q', 'k', 'v', 'o', 'mlp', 'mlp']
+    """
+    feed_forward: set[nn.Module] = set()
+    for _, module in base_modules(model):
+        if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            feed_forward |= {module.linear1, module.linear2}
+    roles: dict[str, str | None] = {}
+    for name, place in places.items():
+        role = None if place.is_part else ROLES_BY_KIND.get(place.site.kind)
+        if place.layer in feed_forward:
+            role = "mlp"
+        roles[name] = role or find_role(name)
+    return roles
 
 
 def short_names(chosen: Collection[str], names: Collection[str]) -> tuple[str, ...] | str:
@@ -279,14 +301,14 @@ def _match_convolutions(model: nn.Module, usable: Mapping[str, Place]) -> set[st
 
 def _match_roles(model: nn.Module, preset: str, usable: Mapping[str, Place]) -> set[str]:
     wanted = ROLE_PRESETS[preset]
-    roles = {name: find_role(name) for name in usable}
+    roles = find_roles(model, usable)
     missing = [role for role in wanted if role not in roles.values()]
     # Models have q, k and v either apart or fused; 'attention' takes what is there.
     partly_fits = preset == "attention" and len(missing) < len(wanted)
     if missing and not partly_fits:
         fused = [name for name, role in roles.items() if role == "qkv"]
         advice = f"Nothing was attached. {LIST_HINT}"
-        if fused:
+        if fused and {"q", "k", "v"}.intersection(missing):
             advice = (
                 f"{fused[0]} and {len(fused) - 1} more hold q, k and v in one matrix: "
                 "targets='attention' adapts all of it; Spec(parts=…) names the outputs of each. "
