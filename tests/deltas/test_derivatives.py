@@ -40,6 +40,7 @@ def test_first_and_second_derivatives_are_right(dropout: float) -> None:
     assert gradgradcheck(call, inputs)
 
 
+@pytest.mark.slow
 def test_forward_mode_over_an_adapted_model() -> None:
     model, _ = make_model()
     with forward_ad.dual_level():

@@ -1,5 +1,6 @@
 """Each parameterisation: its refusals and their text, its shared factors, and its start."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,3 +143,15 @@ def test_adalora_prunes_without_changing_anything() -> None:
     assert torch.allclose(net(x), want, atol=1e-6)
     delta.E.data[0] = 0
     assert delta.prune().kept.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("delta", ["vera", "loha", "lokr"])
+def test_a_rank_that_is_not_that_of_the_change_has_no_limit(delta: str, tmp_path: Path) -> None:
+    layers = nn.Sequential(nn.Linear(8, 6))
+    adapter = fill(lorakit.attach(layers, Spec(rank=256, delta=delta)))
+    y = layers(torch.ones(8))
+    assert "no fewer values" not in str(lorakit.coverage(layers))
+    read = lorakit.Adapter.load(adapter.save(tmp_path / "adapter"))
+    lorakit.detach(layers)
+    lorakit.attach(layers, read)
+    assert torch.equal(layers(torch.ones(8)), y)

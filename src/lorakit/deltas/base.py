@@ -72,6 +72,8 @@ class Delta(nn.Module):
         biases: whether its files can hold biases.
         by_token: whether it replaces rows of single tokens.
         is_product: whether the change is scale * B @ A with factors A and B, and nothing else.
+        has_matrix_rank: whether its rank is that of the change, so that more than min(in, out)
+            adds nothing.
         zero_parameter: name of the parameter that starts at zero, which gets the first gradient;
             empty if a batch may give it none.
     """
@@ -82,6 +84,7 @@ class Delta(nn.Module):
     biases = True
     by_token = False
     is_product = False
+    has_matrix_rank = True
     zero_parameter: str
 
     def __init__(

@@ -32,6 +32,7 @@ class LoHa(Delta):
     """
 
     name = "loha"
+    has_matrix_rank = False
     kinds = ("linear", "conv1d", "convolution1d", "convolution2d", "convolution3d")
     inits = ("kaiming",)
     biases = False

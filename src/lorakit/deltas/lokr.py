@@ -33,6 +33,7 @@ class LoKr(Delta):
     """
 
     name = "lokr"
+    has_matrix_rank = False
     kinds = ("linear", "conv1d", "convolution1d", "convolution2d", "convolution3d")
     inits = ("kaiming",)
     biases = False

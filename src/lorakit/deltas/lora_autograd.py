@@ -27,7 +27,7 @@ def is_traced() -> bool:
 
     Forward-mode differentiation counts too.
     """
-    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    is_recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
     is_forward_mode = forward_ad._current_level >= 0
     return is_recorded or is_forward_mode or torch._C._are_functorch_transforms_active()
 

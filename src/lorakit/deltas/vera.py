@@ -50,6 +50,7 @@ class VeRA(Delta):
     """
 
     name = "vera"
+    has_matrix_rank = False
     kinds = ("linear", "conv1d")
     inits = ("kaiming",)
     zero_parameter = "b"

@@ -153,8 +153,11 @@ def check_layers(selection: Selection) -> None:
 
 def _layer_faults(selection: Selection, name: str) -> Iterator[str]:
     spec, place, settings = selection.spec, selection.places[name], selection.settings[name]
+    delta = DELTAS[spec.delta]
+    if delta.has_matrix_rank:
+        yield from place.site.rank_faults(place.layer, settings.rank)
     yield from place.site.faults(place.layer, settings)
-    yield from DELTAS[spec.delta].faults(place.site, settings, spec)
+    yield from delta.faults(place.site, settings, spec)
     yield from start.start_faults(spec.delta, settings, place)
 
 

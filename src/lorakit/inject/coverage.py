@@ -26,12 +26,17 @@ class Layer(TypedDict):
 
 
 class AdapterEntry(TypedDict):
-    """One adapter of a layer; `tokens` counts the rows if single rows train."""
+    """One adapter of a layer.
+
+    `tokens` counts the rows if single rows train; `delta` names a change whose rank is not that of
+    a product B @ A.
+    """
 
     rank: int
     alpha: float
     scale: float
     tokens: NotRequired[int]
+    delta: NotRequired[str]
 
 
 class AdaptedLayer(Layer):
@@ -151,7 +156,8 @@ def _note_ranks(modules: list[AdaptedLayer]) -> list[str]:
         out, inputs = layer["shape"]
         for entry in layer["adapters"].values():
             values = entry["rank"] * (out + inputs)
-            if "tokens" not in entry and values >= out * inputs:
+            is_product = not entry.keys() & {"tokens", "delta"}
+            if is_product and values >= out * inputs:
                 large.append((layer, entry["rank"]))
     if not large:
         return []
@@ -230,6 +236,8 @@ def _find_adapters(
         entry = AdapterEntry(rank=delta.rank, alpha=delta.alpha, scale=delta.scale)
         if delta.by_token:
             entry["tokens"] = delta.rank
+        if not delta.has_matrix_rank:
+            entry["delta"] = delta.name
         adapters[name] = entry
     return adapters
 

@@ -174,9 +174,13 @@ class Site(ABC, Generic[LayerT]):
 
     def faults(self, layer: LayerT, settings: Settings) -> list[str]:
         """Return the reasons why this layer cannot be adapted with these settings."""
+        return []
+
+    def rank_faults(self, layer: LayerT, rank: int) -> list[str]:
+        """Return the fault of a product B @ A with a rank above any that the matrix can have."""
         M = self.read(layer)
         outputs, inputs = M.shape[-2:]
-        return rank_faults(settings.rank, inputs, outputs)
+        return compare_rank(rank, inputs, outputs)
 
 
 class DenseSite(Site[LayerT]):
@@ -205,7 +209,7 @@ class DenseSite(Site[LayerT]):
         return len(layer._forward_hooks) == 1
 
 
-def rank_faults(rank: int, inputs: int, outputs: int, name: str = "out") -> list[str]:
+def compare_rank(rank: int, inputs: int, outputs: int, name: str = "out") -> list[str]:
     """Return the fault of a rank above the smaller size of the matrix, if there is one.
 
     Args:
@@ -214,7 +218,7 @@ def rank_faults(rank: int, inputs: int, outputs: int, name: str = "out") -> list
         outputs: number of outputs.
         name: name of the outputs in the message.
 
-    >>> rank_faults(5, 8, 4)
+    >>> compare_rank(5, 8, 4)
     ['rank 5 is above min(in, out) = 4 (8 -> 4)']
     """
     smallest = min(inputs, outputs)

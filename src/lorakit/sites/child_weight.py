@@ -65,6 +65,9 @@ class ChildWeightSite(SwappedWeightSite[nn.Module]):
     def kernel(self, layer: nn.Module) -> tuple[int, ...]:
         return self.inner.kernel(self.child(layer))
 
+    def rank_faults(self, layer: nn.Module, rank: int) -> list[str]:
+        return self.inner.rank_faults(self.child(layer), rank)
+
     def matrix_faults(self, layer: nn.Module, settings: Settings) -> list[str]:
         return self.inner.faults(self.child(layer), settings)
 

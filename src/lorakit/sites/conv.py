@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lorakit.sites.base import LayerT, Site, keeps_forward, own_weight, rank_faults
-from lorakit.spec import Settings
+from lorakit.sites.base import LayerT, Site, compare_rank, keeps_forward, own_weight
 
 # By number of dimensions.
 CONVOLVE: Mapping[int, Callable[..., Tensor]] = {
@@ -151,9 +150,9 @@ class ConvTransposeSite(AnyConvSite[_ConvTransposeNd]):
             output_padding.append(output_sizes[axis] - unpadded)
         return output_padding
 
-    def faults(self, layer: _ConvTransposeNd, settings: Settings) -> list[str]:
+    def rank_faults(self, layer: _ConvTransposeNd, rank: int) -> list[str]:
         inputs, *outputs = layer.weight.shape
-        return rank_faults(settings.rank, inputs, prod(outputs), "out x kernel")
+        return compare_rank(rank, inputs, prod(outputs), "out x kernel")
 
 
 CONVOLUTIONS: list[Site] = [
