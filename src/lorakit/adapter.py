@@ -36,6 +36,8 @@ class Adapter:
     Attributes:
         tied_deltas: deltas of layers that share a weight with one in `deltas`, while the adapter is
             on a model.
+        renamed: the model's name of each layer that the adapter named otherwise, such as
+            `_orig_mod.0`, set by `attach`.
 
     >>> from lorakit import LowRank
     >>> delta = LowRank(torch.ones(1, 3), torch.ones(2, 1), alpha=1.0)
@@ -58,6 +60,7 @@ class Adapter:
         self.provenance = dict(provenance or {})
         self.target_names = target_names or tuple(self.deltas)
         self.tied_deltas: dict[str, Delta] = {}
+        self.renamed: dict[str, str] = {}
 
     @property
     def deltas_by_place(self) -> dict[str, Delta]:

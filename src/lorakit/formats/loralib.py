@@ -28,6 +28,7 @@ from lorakit.formats.parts import AdapterParts
 from lorakit.formats.tensor_files import check_named_tensors, find_value_faults, read_pickle
 from lorakit.linalg import split_singular_values
 from lorakit.sites.find import site_of
+from lorakit.sites.slot import base_modules
 from lorakit.spec import Spec, full_name, matches
 from lorakit.text import dtype_name, plural
 
@@ -233,10 +234,9 @@ def _find_layer(name: str, model: nn.Module) -> LayerShape:
     Raises:
         AdapterFileError: there is no such layer, or it cannot be adapted.
     """
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        raise _misfit(f"{name}   is not in {type(model).__name__}") from None
+    layer = dict(base_modules(model)).get(name)
+    if layer is None:
+        raise _misfit(f"{name}   is not in {type(model).__name__}")
     site = site_of(layer)
     if site is None:
         raise _misfit(f"{name}   is a {type(layer).__name__}, which cannot be adapted")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, SpecError
+from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, ModelError, SpecError
 from lorakit.inject.build import build_adapter
 from lorakit.inject.fit import fit_adapter
 from lorakit.inject.places import Place, find_places
@@ -76,13 +76,16 @@ def attach(
         AdapterMismatch: the adapter does not fit this model, or trains the same parameters as
             another that is enabled; all are named.
         MergeError: the model is merged.
-        ModelError: bitsandbytes has packed 4-bit layers for inference on this CPU.
+        ModelError: bitsandbytes has packed 4-bit layers for inference on this CPU, or the model
+            is wrapped for training in several processes.
 
     >>> model = nn.Sequential(nn.Linear(4, 4))
     >>> attach(model, Spec(rank=2))
     Adapter(1 modules, rank 2, 16 parameters)
     """
     _check_request(model, what, batches)
+    if trainable:
+        _refuse_parallel(model)
     state = find_state(model) or State()
     refuse_while_routed(state)
     _check_name(name, state)
@@ -138,6 +141,16 @@ def _check_request(model: object, what: object, batches: Iterable[object] | None
             "A model and a Spec or an Adapter are needed, got "
             f"{type(model).__name__} and {type(what).__name__}.",
             advice="Adapter.load(folder) reads one from disk. Nothing was attached.",
+        )
+
+
+def _refuse_parallel(model: nn.Module) -> None:
+    """Refuse a model that processes train together, which would not average new gradients."""
+    if type(model).__name__ == "DistributedDataParallel":
+        raise ModelError(
+            "DistributedDataParallel averages the gradients of the parameters that it was given; "
+            "those of a new adapter would differ between the processes.",
+            advice="Attach to the model first, then wrap it. Nothing was attached.",
         )
 
 

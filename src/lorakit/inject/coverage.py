@@ -10,7 +10,7 @@ from lorakit.deltas.base import Delta
 from lorakit.inject.places import Place
 from lorakit.inject.state import get_places
 from lorakit.sites.shared import memory_of
-from lorakit.sites.slot import State, base_modules, base_parameters, find_state
+from lorakit.sites.slot import State, base_modules, base_parameters, find_state, get_slot
 from lorakit.text import plural
 
 SHOWN_NAMES = 4  # full parameters that the table names
@@ -59,6 +59,7 @@ class Coverage:
             and of values.
         trainable_parameters: number of values that require a gradient.
         total_parameters: number of all values, those of adapters included.
+        renamed: names of adapters that were mapped to those of the model, by adapter.
     """
 
     model: str
@@ -68,6 +69,7 @@ class Coverage:
     unreachable: dict[str, tuple[int, int]]
     trainable_parameters: int
     total_parameters: int
+    renamed: dict[str, dict[str, str]]
 
     @property
     def percent(self) -> float:
@@ -84,6 +86,7 @@ class Coverage:
             "unreachable": self.unreachable,
             "trainable_parameters": self.trainable_parameters,
             "total_parameters": self.total_parameters,
+            "renamed": self.renamed,
             "percent": self.percent,
         }
 
@@ -102,6 +105,7 @@ class Coverage:
             lines.append(f"  out of reach {modules:<44} {form}")
         lines += _note_ranks(self.modules)
         lines += _note_scales(self.modules)
+        lines += _note_names(self.renamed)
         trainable, every = self.trainable_parameters, self.total_parameters
         share = f"{trainable:,} of {every:,} = {self.percent:.4f} %"
         lines.append(f"trainable parameters: {share}")
@@ -183,6 +187,16 @@ def _note_scales(modules: list[AdaptedLayer]) -> list[str]:
     return [f"  note: {span}; {low} to {high} is what usually trains well"]
 
 
+def _note_names(renamed: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a note for each adapter with names that were mapped to those of the model."""
+    lines: list[str] = []
+    for adapter, names in renamed.items():
+        old, new = next(iter(names.items()))
+        count = plural(len(names), "name")
+        lines.append(f"  note: {count} of {adapter!r} mapped to the model's, as {old} to {new}")
+    return lines
+
+
 def coverage(model: nn.Module) -> Coverage:
     """Return the layers that are adapted, those of the same kinds that are not, and counts.
 
@@ -216,6 +230,7 @@ def coverage(model: nn.Module) -> Coverage:
         unreachable=_count_unreachable(model, places.values()),
         trainable_parameters=_count(_trainable(model)),
         total_parameters=_count_all(model, state),
+        renamed={name: own.renamed for name, own in state.adapters.items() if own.renamed},
     )
 
 
@@ -281,9 +296,13 @@ def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _trainable(model: nn.Module) -> Iterator[nn.Parameter]:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            yield parameter
+    trainable: dict[int, nn.Parameter] = {}
+    for _, module in base_modules(model):
+        slot = get_slot(module)
+        for parameter in (*module._parameters.values(), *(slot.parameters() if slot else ())):
+            if parameter is not None and parameter.requires_grad:
+                trainable[id(parameter)] = parameter
+    yield from trainable.values()
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lorakit.sites.quantised import dequantise_weight, is_from_package
 from lorakit.sites.shared import memory_of
-from lorakit.sites.slot import base_parameters
+from lorakit.sites.slot import base_parameters, unwrap
 from lorakit.spec import is_inside
 
 SAMPLES = 16  # sampled values of each tensor
@@ -66,7 +66,7 @@ def describe_base(model: nn.Module) -> dict[str, str]:
     >>> describe_base(nn.Linear(2, 2))
     {}
     """
-    name = getattr(model, "name_or_path", "")
+    name = getattr(unwrap(model), "name_or_path", "")
     return {"base_model": name} if name else {}
 
 

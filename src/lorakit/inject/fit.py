@@ -9,6 +9,7 @@ from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
+from lorakit.inject.names import fit_names
 from lorakit.inject.places import Place
 from lorakit.sites.slot import base_modules, base_parameters
 from lorakit.spec import is_inside
@@ -37,8 +38,9 @@ def fit_adapter(
     base = adapter.provenance.get("base_model")
     origin = f"The file says it was trained on {base}. " if base else ""
     advice = f"{origin}Nothing was attached."
-    full_modules = find_full_modules(model, adapter.spec.full_modules, require_match=False)
     parameters = dict(base_parameters(model))
+    fit_names(adapter, places, parameters)
+    full_modules = find_full_modules(model, adapter.spec.full_modules, require_match=False)
     faults = [
         *_delta_faults(model, adapter, places),
         *_full_parameter_faults(adapter, parameters),

@@ -274,7 +274,8 @@ def _match_preset(model: nn.Module, preset: str, usable: Mapping[str, Place]) ->
 
 
 def _match_linear(model: nn.Module, usable: Mapping[str, Place]) -> set[str]:
-    head = {id(layer) for layer in chain.from_iterable(map(_head_layers, model.modules()))}
+    modules = [module for _, module in base_modules(model)]
+    head = {id(layer) for layer in chain.from_iterable(map(_head_layers, modules))}
     chosen = {
         name
         for name, place in usable.items()

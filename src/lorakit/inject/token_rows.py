@@ -10,7 +10,7 @@ from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import TargetError
 from lorakit.inject.places import Place
 from lorakit.sites.shared import memory_of
-from lorakit.sites.slot import base_parameters
+from lorakit.sites.slot import base_parameters, unwrap
 from lorakit.spec import Spec, is_inside, matches
 from lorakit.text import plural
 
@@ -105,6 +105,7 @@ def _match_one(model: nn.Module, pattern: str, places: Mapping[str, Place]) -> l
     """Return the names that a pattern matches, or those of the input embedding for an empty one."""
     if pattern:
         return [name for name in places if matches(pattern, name)]
+    model = unwrap(model)
     get_input_embeddings = getattr(type(model), "get_input_embeddings", None)
     if get_input_embeddings is None:
         return [name for name, place in places.items() if _is_embedding(place)]
