@@ -1,6 +1,5 @@
 """Spec, the description of an adapter. It imports no torch, so that `--help` is fast."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ KINDS = ("lora", "dora", "vera", "loha", "lokr", "adalora")
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa-fast", "olora", "eva", "lora-ga")
 BIASES = ("none", "all", "adapted")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+LARGEST = 3.4028234663852886e38  # of float32
 PATTERN_FIELDS = ("targets", "exclude", "full_modules")
 
 Value = TypeVar("Value")
@@ -49,14 +49,14 @@ def is_whole(value: object, least: int | None = None) -> TypeGuard[int]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return True if a value is a finite number, and not a bool.
+    """Return True if a value is a finite number in float32 too, and not a bool.
 
-    >>> is_number(0.5), is_number(float("nan")), is_number("1")
-    (True, False, False)
+    >>> is_number(0.5), is_number(float("nan")), is_number("1"), is_number(1e308)
+    (True, False, False, False)
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return math.isfinite(value)
+    return abs(value) <= LARGEST
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +386,7 @@ def setting_faults(values: Mapping[str, object]) -> Iterator[Fault]:
     if not is_whole(values["rank"], least=1):
         yield "rank", f"a whole number of at least 1 is needed, got {values['rank']!r}"
     if not is_number(values["alpha"]) or values["alpha"] == 0:
-        yield "alpha", f"a finite number other than 0 is needed, got {values['alpha']!r}"
+        yield "alpha", f"a finite float32 number other than 0 is needed, got {values['alpha']!r}"
     dropout = values["dropout"]
     if not is_number(dropout) or not 0 <= dropout <= 1:
         yield "dropout", f"a probability from 0 to 1 is needed, got {dropout!r}"

@@ -44,10 +44,18 @@ SPECS = {
     "rank 0": ({"rank": 0}, "rank: a whole number of at least 1 is needed, got 0"),
     "rank is a float": ({"rank": 4.0}, "rank: a whole number of at least 1 is needed, got 4.0"),
     "rank is a bool": ({"rank": True}, "rank: a whole number of at least 1 is needed, got True"),
-    "alpha 0": ({"alpha": 0}, "alpha: a finite number other than 0 is needed, got 0"),
+    "alpha beyond float32": (
+        {"alpha": 1e308},
+        "alpha: a finite float32 number other than 0 is needed, got 1e+308",
+    ),
+    "alpha beyond float": (
+        {"alpha": 10**400},
+        "alpha: a finite float32 number other than 0 is needed, got 1000000",
+    ),
+    "alpha 0": ({"alpha": 0}, "alpha: a finite float32 number other than 0 is needed, got 0"),
     "alpha not finite": (
         {"alpha": float("inf")},
-        "alpha: a finite number other than 0 is needed, got inf",
+        "alpha: a finite float32 number other than 0 is needed, got inf",
     ),
     "dropout above 1": ({"dropout": 1.5}, "dropout: a probability from 0 to 1 is needed, got 1.5"),
     "dropout NaN": (
@@ -280,7 +288,7 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             lambda: nn.Sequential(nn.Linear(2, 2), Standardized(2, 2, 1)),
             Spec(targets=["1"], rank=1),
             TargetError,
-            "'1'   0 layers   1 is a Standardized; it cannot be adapted",
+            "'1'   0 layers   1 is a Standardized; it has a forward of its own",
         ),
         "dropout on an embedding": (
             llama,
@@ -373,7 +381,7 @@ def test_attach_is_refused(case: str) -> None:
 def test_a_layer_without_a_shape_yet_is_refused(kind: Callable[..., nn.Module]) -> None:
     layer = kind(3) if kind is nn.LazyLinear else kind(3, 2)
     message = refused(TargetError, lambda: lorakit.select(nn.Sequential(layer), ["0"]))
-    assert f"'0'   0 layers   0 is a {kind.__name__}; it cannot be adapted\n" in message
+    assert f"'0'   0 layers   0 is a {kind.__name__}; it is lazy: it has no shape" in message
 
 
 def test_attach_takes_a_spec_or_an_adapter() -> None:
@@ -430,7 +438,9 @@ def test_enable_is_refused() -> None:
         message = refused(
             AdapterNameError, lambda weight=weight: lorakit.enable(model, {"style": weight})
         )
-        assert f"  'style'   has weight {weight!r}, which is not a finite number\n" in message
+        assert (
+            f"  'style'   has weight {weight!r}, which is not a finite float32 number\n" in message
+        )
     assert lorakit.enabled(model) == {"style": 1.0}
     assert refused(AdapterNameError, lambda: lorakit.enable(sequential(), None)) == (
         "No adapter is attached to this Sequential.\nCall attach first."

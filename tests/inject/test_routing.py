@@ -395,7 +395,7 @@ def test_invalid_rows_are_refused_before_the_block() -> None:
     assert str(caught.value) == (
         "These rows cannot be routed.\n"
         "  rows 0, 3   'stlye' is not attached   did you mean 'style'?\n"
-        "  row 2   'facts' has weight nan, which is no finite number\n"
+        "  row 2   'facts' has weight nan, which is no finite float32 number\n"
         "  row 3   3 is not attached\n"
         "Attached: 'style', 'facts'. Nothing was routed."
     )

@@ -12,6 +12,7 @@ from lorakit.adapter import Adapter
 from lorakit.errors import AdapterMismatch, AdapterNameError, MergeError, ModelError, SpecError
 from lorakit.inject.build import build_adapter
 from lorakit.inject.fit import fit_adapter
+from lorakit.inject.obstacles import refuse_model
 from lorakit.inject.places import Place, find_places
 from lorakit.inject.state import (
     AdapterRequest,
@@ -77,13 +78,14 @@ def attach(
             another that is enabled; all are named.
         MergeError: the model is merged.
         ModelError: bitsandbytes has packed 4-bit layers for inference on this CPU, or the model
-            is wrapped for training in several processes.
+            is lazy, was made in inference mode, or is wrapped for training in several processes.
 
     >>> model = nn.Sequential(nn.Linear(4, 4))
     >>> attach(model, Spec(rank=2))
     Adapter(1 modules, rank 2, 16 parameters)
     """
     _check_request(model, what, batches)
+    refuse_model(model)
     if trainable:
         _refuse_parallel(model)
     state = find_state(model) or State()
@@ -285,7 +287,7 @@ def _check_weights(weights: Mapping[str, float], state: State) -> None:
         if name not in state.adapters
     ]
     faults += [
-        f"{name!r}   has weight {weight!r}, which is not a finite number"
+        f"{name!r}   has weight {weight!r}, which is not a finite float32 number"
         for name, weight in weights.items()
         if not is_number(weight)
     ]

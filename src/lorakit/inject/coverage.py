@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lorakit.deltas.base import Delta
+from lorakit.inject.obstacles import find_obstacles
 from lorakit.inject.places import Place
 from lorakit.inject.state import get_places
 from lorakit.sites.shared import memory_of
@@ -59,6 +61,7 @@ class Coverage:
             and of values.
         trainable_parameters: number of values that require a gradient.
         total_parameters: number of all values, those of adapters included.
+        obstacles: the reason for each layer of a known class that cannot be adapted, by name.
         renamed: names of adapters that were mapped to those of the model, by adapter.
     """
 
@@ -69,6 +72,7 @@ class Coverage:
     unreachable: dict[str, tuple[int, int]]
     trainable_parameters: int
     total_parameters: int
+    obstacles: dict[str, str]
     renamed: dict[str, dict[str, str]]
 
     @property
@@ -86,6 +90,7 @@ class Coverage:
             "unreachable": self.unreachable,
             "trainable_parameters": self.trainable_parameters,
             "total_parameters": self.total_parameters,
+            "obstacles": self.obstacles,
             "renamed": self.renamed,
             "percent": self.percent,
         }
@@ -105,6 +110,7 @@ class Coverage:
             lines.append(f"  out of reach {modules:<44} {form}")
         lines += _note_ranks(self.modules)
         lines += _note_scales(self.modules)
+        lines += _note_obstacles(self.obstacles)
         lines += _note_names(self.renamed)
         trainable, every = self.trainable_parameters, self.total_parameters
         share = f"{trainable:,} of {every:,} = {self.percent:.4f} %"
@@ -187,6 +193,14 @@ def _note_scales(modules: list[AdaptedLayer]) -> list[str]:
     return [f"  note: {span}; {low} to {high} is what usually trains well"]
 
 
+def _note_obstacles(obstacles: Mapping[str, str]) -> list[str]:
+    """Return a note for each reason why layers of a known class cannot be adapted."""
+    names: dict[str, list[str]] = {}
+    for name, reason in obstacles.items():
+        names.setdefault(reason, []).append(name)
+    return [f"  note: {_list_names(group)} {reason}" for reason, group in names.items()]
+
+
 def _note_names(renamed: Mapping[str, Mapping[str, str]]) -> list[str]:
     """Return a note for each adapter with names that were mapped to those of the model."""
     lines: list[str] = []
@@ -230,6 +244,7 @@ def coverage(model: nn.Module) -> Coverage:
         unreachable=_count_unreachable(model, places.values()),
         trainable_parameters=_count(_trainable(model)),
         total_parameters=_count_all(model, state),
+        obstacles=find_obstacles(model, places.values()),
         renamed={name: own.renamed for name, own in state.adapters.items() if own.renamed},
     )
 
@@ -291,7 +306,7 @@ def _count_all(model: nn.Module, state: State) -> int:
 def _matrices(module: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the module's own parameters that are no vectors."""
     for parameter in module._parameters.values():
-        if parameter is not None and parameter.ndim > 1:
+        if parameter is not None and not is_lazy(parameter) and parameter.ndim > 1:
             yield parameter
 
 
@@ -306,4 +321,4 @@ def _trainable(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    return sum(0 if is_lazy(parameter) else parameter.numel() for parameter in parameters)

@@ -96,7 +96,7 @@ def _sample(parameter: nn.Parameter, left_out: set[int]) -> list[int]:
     if is_from_package(weight, "torchao"):
         # torchao's tensors implement little else than products.
         weight = dequantise_weight(weight)
-    flat = weight.flatten()
+    flat = weight.to_dense().flatten()
     positions = _sample_positions(flat.numel(), flat.device)
     if left_out:
         row_size = parameter[0].numel()

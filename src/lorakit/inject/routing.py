@@ -139,7 +139,7 @@ def _entry_fault(state: State, name: object, weight: object) -> str:
     if name not in state.adapters:
         return f"{name!r} is not attached   {suggest_adapter(state, name)}".rstrip()
     if not is_number(weight):
-        return f"{name!r} has weight {weight!r}, which is no finite number"
+        return f"{name!r} has weight {weight!r}, which is no finite float32 number"
     return ""
 
 

@@ -8,9 +8,11 @@ from itertools import chain
 from torch import nn
 
 from lorakit.errors import TargetError
+from lorakit.inject.obstacles import find_obstacles
 from lorakit.inject.places import Place, find_places
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.find import SITES
+from lorakit.sites.obstacles import find_obstacle
 from lorakit.sites.slot import base_modules
 from lorakit.spec import is_inside, matches
 from lorakit.text import did_you_mean, nearest, plural
@@ -255,6 +257,9 @@ def _describe_container(name: str, module: nn.Module, usable: Mapping[str, Place
     prefix = f"{name}."
     inside = [place.removeprefix(prefix) for place in usable if place.startswith(prefix)]
     content = f"inside it: {', '.join(inside[:4])}" if inside else "it cannot be adapted"
+    obstacle = find_obstacle(module)
+    if obstacle and not inside:
+        content = f"it {obstacle}"
     return f"{name} is a {type(module).__name__}; {content}"
 
 
@@ -282,8 +287,10 @@ def _match_linear(model: nn.Module, usable: Mapping[str, Place]) -> set[str]:
         if place.site.kind in LINEAR_KINDS and not place.is_part and id(place.layer) not in head
     }
     if not chosen:
+        obstacles = find_obstacles(model, usable.values())
         raise TargetError(
             f"targets='all-linear' finds no linear layer in {type(model).__name__}.",
+            [f"{name or 'the model'}   {reason}" for name, reason in obstacles.items()],
             advice=f"It can adapt {', '.join(SITES)} layers; targets='none' trains biases or full "
             "modules alone. Nothing was attached.",
         )

@@ -236,6 +236,16 @@ def keeps_forward(layer: nn.Module, layer_class: type[nn.Module]) -> bool:
 def own_weight(layer: nn.Module, key: str = "weight") -> Tensor | None:
     """Return a floating-point parameter that the layer itself holds; None if there is none."""
     weight = layer._parameters.get(key)
-    if weight is None or not weight.is_floating_point():
+    if weight is None or not is_plain(weight):
         return None
     return weight
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Return True for floating-point values of 16 bits or more that are stored densely.
+
+    >>> is_plain(torch.ones(2)), is_plain(torch.ones(2).to(torch.float8_e5m2))
+    (True, False)
+    """
+    is_dense = weight.layout == torch.strided
+    return is_dense and weight.is_floating_point() and weight.itemsize > 1

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.sites.base import WeightedChange
+from lorakit.sites.base import WeightedChange, is_plain
 from lorakit.sites.weight_swap import SwappedWeightSite
 
 # Names of the stacks in transformers, in the order in which its modules register them: files nest
@@ -234,5 +234,5 @@ def expert_sites(layer: nn.Module) -> Iterator[ExpertsSite]:
     for name, weight in layer._parameters.items():
         if name not in names or weight is None:
             continue
-        if weight.ndim == 3 and weight.is_floating_point():
+        if weight.ndim == 3 and is_plain(weight):
             yield EXPERT_SITES[bool(is_transposed)][name]

@@ -1,6 +1,6 @@
 """The table of all sites, by kind, and the sites of a layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -88,9 +88,9 @@ def sites_of(
         given: the layout of its parts if the user gave one.
     """
     if isinstance(layer, nn.MultiheadAttention):
-        yield from _attention_sites(layer)
+        yield from _supported(layer, _attention_sites(layer))
         return
-    yield from recurrent_sites(layer)
+    yield from _supported(layer, recurrent_sites(layer))
     for child_name, child in find_read_children(layer):
         inner = site_of(child)
         if inner is not None:
@@ -107,6 +107,13 @@ def sites_of(
     layout = given or find_layout(name, outputs, config)
     if layout and layout.outputs == outputs:
         yield from _part_sites(site, layout)
+
+
+def _supported(layer: nn.Module, sites: Iterable[tuple[str, Site]]) -> Iterator[tuple[str, Site]]:
+    """Yield the sites whose weight is a parameter, not computed from others (pruned, normed)."""
+    for name, site in sites:
+        if site.supports(layer):
+            yield name, site
 
 
 def _part_sites(site: Site, layout: Layout) -> Iterator[tuple[str, Site]]:

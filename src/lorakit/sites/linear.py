@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from lorakit.sites.base import DenseSite, Site, keeps_forward, own_weight
+from lorakit.sites.base import DenseSite, Site, is_plain, keeps_forward, own_weight
 from lorakit.spec import Settings
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Conv1DSite(DenseSite["Conv1D"]):
         classes = [(known.__module__, known.__name__) for known in type(layer).__mro__]
         if ("transformers.pytorch_utils", "Conv1D") not in classes:
             return False
-        return cast("Conv1D", layer).weight.is_floating_point()
+        return is_plain(cast("Conv1D", layer).weight)
 
     def read(self, layer: "Conv1D") -> Tensor:
         return layer.weight.detach().T
@@ -83,7 +83,7 @@ class EmbeddingSite(Site[nn.Embedding]):
         # differ from attached.
         if not keeps_forward(layer, nn.Embedding):
             return False
-        return cast(nn.Embedding, layer).weight.is_floating_point()
+        return is_plain(cast(nn.Embedding, layer).weight)
 
     def read(self, layer: nn.Embedding) -> Tensor:
         return layer.weight.detach().T

@@ -10,7 +10,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from lorakit.sites.base import Site, WeightedChange
+from lorakit.sites.base import Site, WeightedChange, own_weight
 from lorakit.sites.weight_swap import NamedWeightSite, SwappedWeightSite
 
 
@@ -26,7 +26,7 @@ class FlatWeightSite(SwappedWeightSite[nn.RNNBase]):
         super().__init__("recurrent", name)
 
     def supports(self, layer: nn.Module) -> bool:
-        return isinstance(layer, nn.RNNBase) and self.name in layer._flat_weights_names
+        return isinstance(layer, nn.RNNBase) and own_weight(layer, self.name) is not None
 
     def swap_in(self, layer: nn.RNNBase, changes: list[WeightedChange]) -> None:
         self._replace(layer, self.changed_weight(layer, changes))

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 
+import torch
 from torch import Tensor, nn
 
 PLAIN = (Tensor, nn.Parameter)  # other classes may hold their values elsewhere
@@ -12,15 +13,15 @@ def memory_of(parameter: Tensor) -> Hashable:
 
     Weights that overlap in another way, such as a transposed view, have different keys.
 
-    >>> import torch
     >>> weight = nn.Parameter(torch.ones(2, 3))
     >>> memory_of(nn.Parameter(weight)) == memory_of(weight)
     True
     >>> memory_of(nn.Parameter(weight.T)) == memory_of(weight)
     False
     """
-    has_memory = type(parameter) in PLAIN and not parameter.is_meta and parameter.numel()
-    if not has_memory:
+    if type(parameter) not in PLAIN or parameter.is_meta or not parameter.numel():
+        return id(parameter)
+    if parameter.layout != torch.strided:
         return id(parameter)
     layout = (tuple(parameter.shape), parameter.stride(), parameter.dtype)
     return (parameter.device, parameter.data_ptr(), *layout)

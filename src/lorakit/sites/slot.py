@@ -186,9 +186,19 @@ HOOKS = (apply_deltas, swap_weights_in, swap_weights_out)
 
 
 def make_slot(layer: nn.Module, state: State, path: str) -> Slot:
-    """Return the layer's slot; add one if there is none."""
+    """Return the layer's slot; add one if there is none.
+
+    Raises:
+        ModelError: the layer has an attribute of the slot's name.
+    """
     slot = get_slot(layer)
     if slot is None:
+        if SLOT in layer._modules or SLOT in vars(layer):
+            raise ModelError(
+                f"{path or 'The model'} has an attribute {SLOT!r} of its own, the name under which "
+                "a layer keeps its adapters.",
+                advice="Rename it, or leave this layer out. Nothing was attached.",
+            )
         slot = Slot(state, path)
         layer.add_module(SLOT, slot)
     return slot
@@ -252,7 +262,9 @@ def remove_slot(layer: nn.Module) -> None:
 
 def get_slot(layer: nn.Module) -> Slot | None:
     """Return the layer's slot; None if it has none."""
-    slot = layer._modules.get(SLOT)
+    if SLOT not in layer._modules:
+        return None  # the modules of TorchScript have no `get`
+    slot = layer._modules[SLOT]
     return slot if isinstance(slot, Slot) else None
 
 

@@ -9,7 +9,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from lorakit.sites.base import LayerT, Site, WeightedChange
+from lorakit.sites.base import LayerT, Site, WeightedChange, is_plain
 from lorakit.spec import Settings
 
 
@@ -88,7 +88,7 @@ class NamedWeightSite(SwappedWeightSite[nn.Module]):
             weight = self.owner(layer)._parameters.get(self.key)
         except AttributeError:
             return False
-        return weight is not None and weight.is_floating_point()
+        return weight is not None and is_plain(weight)
 
 
 IN_PROJ = NamedWeightSite("in_proj", "in_proj_weight")

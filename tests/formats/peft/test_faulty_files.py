@@ -332,7 +332,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "alpha is 0": (
         {"lora_alpha": 0},
-        "adapter_config.json: alpha: a finite number other than 0 is needed, got 0",
+        "adapter_config.json: alpha: a finite float32 number other than 0 is needed, got 0",
     ),
     "pattern is a list": (
         {"rank_pattern": ["q_proj"]},
