@@ -156,14 +156,19 @@ class Adapter:
         return adapter_folder.write(folder, parts)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, *, unchecked: bool = False) -> Self:
         """Read an adapter folder, ours or PEFT's.
 
+        Args:
+            folder: the folder.
+            unchecked: True to read files of lorakit that were changed after they were written, and
+                those of format 1, which hold no hash.
+
         Raises:
-            AdapterFileError: something is missing, unknown, cut off, not finite or of a wrong
-                shape; all faults are named.
+            AdapterFileError: something is missing, unknown, cut off, not finite, of a wrong shape,
+                or not as lorakit wrote it; all faults are named.
         """
-        return cls(*adapter_folder.read(folder))
+        return cls(*adapter_folder.read(folder, unchecked=unchecked))
 
     def __repr__(self) -> str:
         return (

@@ -4,12 +4,14 @@ The new content is written under a temporary name in the same folder. A process 
 leaves its temporary files; the next writer of the same file removes them.
 """
 
+import fcntl
 import glob
+import itertools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,21 +20,43 @@ import psutil
 
 from lorakit.errors import OutputError
 
-PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.part")  # names that `part_path` gives
+# Names that `part_path` gives.
+PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})(-\d+)?\.part")
+_counter = itertools.count()
+_parts_in_use: set[Path] = set()  # of this process
 
 
 def part_path(path: Path) -> Path:
-    """Return the temporary path, in the same folder, under which the new content is written.
+    """Return a temporary path, in the same folder, under which new content is written.
 
-    It contains the number of this process, so that two processes have two temporary paths.
+    No other call gives the same path: it contains the numbers of this process and of the call.
     """
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.part")
+
+
+@contextmanager
+def _use_parts(paths: Iterable[Path]) -> Iterator[list[Path]]:
+    """Yield a temporary path for each path, and remove what is there after the block."""
+    parts = [part_path(path) for path in paths]
+    _parts_in_use.update(parts)
+    try:
+        yield parts
+    finally:
+        for part in parts:
+            _remove(part)
+        _parts_in_use.difference_update(parts)
+
+
+def list_parts(path: Path) -> list[Path]:
+    """Return the temporary paths of a path that exist, those of other processes included."""
+    found = path.parent.glob(f".{glob.escape(path.name)}.*.part")
+    return [part for part in found if PART.fullmatch(part.name)]
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove the temporary files and folders of processes that have ended, and of this one.
+    """Remove the temporary files and folders that no living process is writing.
 
-    Those of other living processes stay. Processes of other machines count as ended.
+    Processes of other machines count as ended.
 
     Args:
         folder: the folder that the content is written to.
@@ -43,7 +67,9 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
         if found is None or not fnmatchcase(found["name"], pattern):
             continue
         pid = int(found["pid"])
-        if pid == os.getpid() or not psutil.pid_exists(pid):
+        is_own = pid == os.getpid()
+        is_in_use = part in _parts_in_use if is_own else psutil.pid_exists(pid)
+        if not is_in_use:
             _remove(part)
 
 
@@ -76,40 +102,77 @@ def replace_file(path: Path) -> Iterator[Path]:
 def replace_files(folder: Path, names: Sequence[str]) -> Iterator[Mapping[str, Path]]:
     """Yield a temporary path for each name, and move all files to their names after the block.
 
-    All files are complete and on the disk before the first one is moved. After an exception in the
-    block the folder is unchanged and the temporary files are removed.
+    All files are complete and on the disk before the first one is moved. After an exception the
+    folder is unchanged and the temporary files are removed. The last name is moved first. If the
+    process is killed between two moves, the new file of the first name is complete under its
+    temporary name; it is removed when another writer has replaced all files.
     """
-    for name in names:
+    for name in names[1:]:
         remove_leftovers(folder, glob.escape(name))
-    parts = {name: part_path(folder / name) for name in names}
-    with ExitStack() as stack:
-        for part in parts.values():
-            stack.callback(part.unlink, missing_ok=True)
-        yield parts
-        first = parts[names[0]]
-        for part in parts.values():
+    targets = [folder / name for name in names]
+    with _use_parts(targets) as parts:
+        yield dict(zip(names, parts, strict=True))
+        for part in parts:
             # safetensors creates files that only the owner can read.
-            shutil.copymode(first, part)
+            shutil.copymode(parts[0], part)
             sync(part)
-        for name, part in parts.items():
-            part.replace(folder / name)
+        with lock_folder(folder):
+            _move_files(parts[::-1], targets[::-1])
+    remove_leftovers(folder, glob.escape(names[0]))
+
+
+def _move_files(files: Sequence[Path], targets: Sequence[Path]) -> None:
+    """Move files to their targets; after an exception all targets are as they were."""
+    with _use_parts(targets) as backups, ExitStack() as undo:
+        for file, target, backup in zip(files, targets, backups, strict=True):
+            if target.exists():
+                _link(target, backup)
+                undo.callback(backup.replace, target)
+            else:
+                undo.callback(target.unlink, missing_ok=True)
+            file.replace(target)
+        undo.pop_all()
+
+
+def _link(path: Path, second_path: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such names."""
+    try:
+        second_path.hardlink_to(path)
+    except OSError:
+        shutil.copy2(path, second_path)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Let no other process or thread have the lock of a folder during the block.
+
+    On a file system without locks nothing is locked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a folder, and move the folder to `path` after the block.
 
-    The block creates the folder. After an exception in the block `path` is unchanged and the
-    temporary folder is removed.
+    The block creates the folder. After an exception `path` is unchanged and the temporary folder is
+    removed.
     """
     remove_leftovers(path.parent, glob.escape(path.name))
-    part = part_path(path)
-    try:
+    with _use_parts([path, path]) as (part, old):
         yield part
-        shutil.rmtree(path, ignore_errors=True)
-        part.rename(path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with ExitStack() as undo:
+            if path.exists():
+                undo.callback(old.rename, path)
+                path.rename(old)
+            part.rename(path)
+            undo.pop_all()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,8 +2,6 @@
 trusted is refused.
 """
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from lorakit.errors import AdapterFileError
 
 from ...laws.table import error, fill
 from ...sites.experts import experts_model, logits
+from ..rewrite import rewrite
 
 BOTH, DOWN = ["experts.gate_up_proj", "experts.down_proj"], ["experts.down_proj"]
 
@@ -77,9 +76,7 @@ def test_theirs_loads_in_ours(family: str, targets: Any, tmp_path: Path):
 
 def planted(folder: Path, **change: Any) -> Path:
     fill(lorakit.attach(base("qwen3-moe"), lorakit.Spec(rank=3, targets=BOTH))).save(folder)
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**copy.deepcopy(config), **change}), "utf-8")
+    rewrite(folder, change)
     return folder
 
 

@@ -23,6 +23,7 @@ from lorakit.formats.peft.methods import METHODS_BY_TYPE
 from lorakit.formats.peft.spec_header import spec_from_header, spec_to_header
 
 from ..models import fill, llama, logits
+from ..rewrite import Change, make_foreign, rewrite
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 Q0, Q1 = (f"base_model.model.model.layers.{i}.self_attn.q_proj" for i in (0, 1))
@@ -54,27 +55,18 @@ def refused(folder: Path) -> list[str]:
 
 
 def edit(folder: Path, **changes: Any) -> None:
-    path = folder / CONFIG
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    rewrite(folder, changes)
 
 
-def retensor(
-    folder: Path, change: Callable[[dict[str, Tensor]], None], header: bool = True, **entries: Any
-) -> None:
-    path = folder / WEIGHTS
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    change(tensors)
-    own = json.loads(metadata.pop("lorakit"))
-    if header:
-        metadata["lorakit"] = json.dumps({**own, **entries})
-    save_file(tensors, path, metadata)
+def retensor(folder: Path, change: Change, header: bool = True, **entries: Any) -> None:
+    if not header:
+        make_foreign(folder)
+    rewrite(folder, {}, change, entries)
 
 
 def test_a_sound_file_loads(folder: Path) -> None:
     assert len(Adapter.load(folder).deltas) == 4
-    retensor(folder, lambda t: None, header=False)
+    make_foreign(folder)
     assert len(Adapter.load(folder).deltas) == 4
 
 
@@ -321,10 +313,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "adapter_config.json: unknown key 'use_dorra' = True may change the meaning of the "
         "tensors; did you mean 'use_dora'?",
     ),
-    "rank is text": ({"r": "2"}, "adapter_config.json: r = '2' is of the wrong type"),
+    "rank is text": (
+        {"r": "2"},
+        "adapter_config.json: r = '2' is of the wrong type: a whole number is needed",
+    ),
     "alpha is a list": (
         {"lora_alpha": [4]},
-        "adapter_config.json: lora_alpha = [4] is of the wrong type",
+        "adapter_config.json: lora_alpha = [4] is of the wrong type: a finite number is needed",
     ),
     "dropout out of range": (
         {"lora_dropout": 3},
@@ -336,7 +331,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "pattern is a list": (
         {"rank_pattern": ["q_proj"]},
-        "adapter_config.json: rank_pattern = ['q_proj'] is of the wrong type",
+        "adapter_config.json: rank_pattern = ['q_proj'] is of the wrong type: "
+        "an object of whole numbers is needed",
     ),
     "no regular expression": (
         {"alpha_pattern": {"q(": 3}},
@@ -348,7 +344,11 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "adapter_config.json: bias = 'some' is none of none, lora_only, all",
     ),
     "rank of another": ({"r": 4}, f"{Q0}   has rank 2, adapter_config.json says 4"),
-    "targets are numbers": ({"target_modules": [3]}, "targets: 3 is no name pattern"),
+    "targets are numbers": (
+        {"target_modules": [3]},
+        "adapter_config.json: target_modules = [3] is of the wrong type: "
+        "a string or a list of strings is needed",
+    ),
 }
 
 
@@ -428,6 +428,7 @@ class Malicious:
 def test_pickle_runs_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trap = tmp_path / "trap"
     monkeypatch.setenv("LORAKIT_TEST_TRAP", str(trap))
+    make_foreign(folder)
     tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     torch.save(tensors, folder / PICKLE)

@@ -22,6 +22,7 @@ peft = pytest.importorskip("peft")
 from lorakit.formats.peft.methods import METHODS_BY_TYPE  # noqa: E402
 
 from ..models import FAMILIES, fill, logits, randn  # noqa: E402
+from ..rewrite import make_foreign  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -288,6 +289,7 @@ def test_faulty_file_is_refused(case: str, tmp_path: Path) -> None:
         tmp_path
     )
     assert Adapter.load(tmp_path)
+    make_foreign(tmp_path)
     weights, path = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     tensors, config = load_file(weights), json.loads(path.read_text())
     change(tensors, config)

@@ -19,6 +19,7 @@ from lorakit.errors import AdapterFileError
 
 from ...laws.models import seeded
 from ...laws.table import fill, same_bits
+from ..rewrite import rewrite
 
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{text}")
@@ -199,7 +200,7 @@ def test_a_scale_that_was_edited_is_refused(tmp_path: Path) -> None:
     fill(lorakit.attach(seeded(kind, config()), unequal())).save(tmp_path)
     told = json.loads((tmp_path / "adapter_config.json").read_text())
     told["alpha_pattern"] = {key: 2 * alpha for key, alpha in told["alpha_pattern"].items()}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    rewrite(tmp_path, told)
     with pytest.raises(AdapterFileError) as caught:
         lorakit.Adapter.load(tmp_path)
     assert (

@@ -3,23 +3,25 @@
 Source: huggingface/peft 0.21, `tuners/*/config.py`; `methods` lists the keys of each PEFT type.
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 
 from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import AdapterFileError
-from lorakit.formats.peft.methods import (
-    ADALORA,
-    METHODS_BY_TYPE,
-    TYING,
-    Method,
+from lorakit.formats.checked_json import format_value, is_object, parse_json
+from lorakit.formats.peft.methods import ADALORA, METHODS_BY_TYPE, TYING, Method
+from lorakit.formats.peft.patterns import (
+    MOST_EXPRESSIONS,
+    PatternTable,
+    count_expressions,
+    find_expression_fault,
+    list_last_parts,
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
 from lorakit.spec import Settings, Spec, full_name
@@ -28,12 +30,12 @@ from lorakit.text import dtype_name, near_misses
 CONFIG = "adapter_config.json"
 EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
 DEFAULT_ALPHA = 8
+MOST_KEYS = 300
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
 # The last PEFT that adds the change of an attention's out_proj twice: every forward merges, and
 # merging writes W + change and then merges the layer once more.
 LAST_DOUBLING_VERSION = [0, 21]
 JsonObject = Mapping[str, Any]
-Setting = TypeVar("Setting")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class PeftConfig:
         method: the PEFT type.
         rank: of the modules that no pattern in `ranks` matches.
         alpha: likewise; None if the type has none and its scale is 1.
-        ranks: by pattern; the first that matches counts.
+        ranks: by pattern.
         alphas: likewise.
         scale_rule: a name from `lorakit.spec.SCALES`.
         dropout: probability, on the input of A.
@@ -67,8 +69,8 @@ class PeftConfig:
     method: Method
     rank: int
     alpha: float | None
-    ranks: Mapping[str, int]
-    alphas: Mapping[str, float]
+    ranks: PatternTable[int]
+    alphas: PatternTable[float]
     scale_rule: str
     dropout: float
     init: str
@@ -93,8 +95,15 @@ class PeftConfig:
             name: the name that the config uses for it.
             kind: the kind of site; PEFT has no dropout for an embedding.
         """
-        rank = _find_first(self.ranks, name, self.rank)
-        alpha = rank if self.alpha is None else _find_first(self.alphas, name, self.alpha)
+        rank = self.ranks.find(name, self.rank)
+        alpha = rank if self.alpha is None else self.alphas.find(name, self.alpha)
+        return self._build_settings(rank, alpha, kind)
+
+    def default_settings(self) -> Settings:
+        """Return the settings of a module that no pattern matches."""
+        return self._build_settings(self.rank, self.rank if self.alpha is None else self.alpha)
+
+    def _build_settings(self, rank: int, alpha: float, kind: str = "") -> Settings:
         if self.method is ADALORA:
             alpha = alpha * rank / (rank + EPSILON)
         return Settings(
@@ -106,28 +115,16 @@ class PeftConfig:
             init_std=None,
         )
 
-    def default_settings(self) -> Settings:
-        """Return the settings of a module that no pattern matches."""
-        return replace(self, ranks={}, alphas={}).settings("")
-
     def kept(self, name: str) -> object:
         """Return the value that the config has for the kept directions of a module, or None."""
         return self.kept_directions.get(full_name(name, "lora_E"))
 
 
-def _find_first(values: Mapping[str, Setting], name: str, default: Setting) -> Setting:
-    """Return the value of the first pattern that matches a module's name, as PEFT does."""
-    for pattern, value in values.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
-
-
-def read_config(folder: Path) -> tuple[dict[str, Any], Method]:
-    """Return the values of a folder's config, without nulls, and its PEFT type.
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the values of a folder's config, nulls included.
 
     Raises:
-        AdapterFileError: there is no config, or it is not of a PEFT type that is supported.
+        AdapterFileError: there is no config, or it is not a JSON object.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -135,23 +132,45 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Method]:
             f"{folder} is not an adapter: there is no {path}.",
             advice=f"Nothing was loaded.{_hint_at_folder(folder)}",
         )
+    return parse_config_file(path)
+
+
+def parse_config_file(path: Path) -> dict[str, Any]:
+    """Return the values of a config, nulls included.
+
+    Raises:
+        AdapterFileError: the file cannot be read, or is not a JSON object.
+    """
     try:
-        content: object = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterFileError(
-            f"{path} is not JSON: {error}.", advice="Nothing was loaded."
-        ) from error
-    values = cast(dict[str, Any], content) if isinstance(content, dict) else {}
-    peft_type = values.get("peft_type") if isinstance(content, dict) else content
+        content = parse_json(path.read_bytes())
+    except (ValueError, OSError) as error:
+        fault = "is not JSON" if isinstance(error, ValueError) else "cannot be read"
+        raise AdapterFileError(f"{path} {fault}: {error}.", advice="Nothing was loaded.") from error
+    if isinstance(content, dict):
+        return cast(dict[str, Any], content)
+    raise _unsupported_type(path, content)
+
+
+def find_method(path: Path, values: JsonObject) -> Method:
+    """Return the PEFT type of a config.
+
+    Raises:
+        AdapterFileError: it is none that is supported.
+    """
+    peft_type = values.get("peft_type")
     method = METHODS_BY_TYPE.get(peft_type) if isinstance(peft_type, str) else None
     if method is None:
-        supported = ", ".join(METHODS_BY_TYPE)
-        raise AdapterFileError(
-            f"{path} describes {peft_type!r}; the supported values of peft_type are {supported}.",
-            advice="Nothing was loaded.",
-        )
-    present = {key: value for key, value in values.items() if value is not None}
-    return present, method
+        raise _unsupported_type(path, peft_type)
+    return method
+
+
+def _unsupported_type(path: Path, found: object) -> AdapterFileError:
+    supported = ", ".join(METHODS_BY_TYPE)
+    return AdapterFileError(
+        f"{path} describes {format_value(found)}; the supported values of peft_type are "
+        f"{supported}.",
+        advice="Nothing was loaded.",
+    )
 
 
 def _hint_at_folder(folder: Path) -> str:
@@ -173,6 +192,9 @@ def find_config_faults(values: JsonObject, method: Method) -> Iterator[str]:
         values: of the config, without nulls.
         method: the PEFT type of the file.
     """
+    if len(values) > MOST_KEYS:
+        yield f"{CONFIG}: {len(values):,} keys are more than the {MOST_KEYS} that are read"
+        return
     for key, value in values.items():
         fault = _find_key_fault(key, value, method)
         if fault:
@@ -180,8 +202,8 @@ def find_config_faults(values: JsonObject, method: Method) -> Iterator[str]:
     init = values.get("init_lora_weights", True)
     if method.is_lora and init not in PLAIN_INITS:
         yield (
-            f"{CONFIG}: init_lora_weights = {init!r} stores the factors relative to a base that it "
-            "changed; save with PEFT's path_initial_model_for_weight_conversion"
+            f"{CONFIG}: init_lora_weights = {format_value(init)} stores the factors relative to a "
+            "base that it changed; save with PEFT's path_initial_model_for_weight_conversion"
         )
     if values.get("save_projection") is False:
         yield (
@@ -191,52 +213,43 @@ def find_config_faults(values: JsonObject, method: Method) -> Iterator[str]:
     words = [word for word in method.bias_words.values() if word]
     bias = values.get("bias", "none")
     if bias not in words:
-        yield f"{CONFIG}: bias = {bias!r} is none of {', '.join(words)}"
+        yield f"{CONFIG}: bias = {format_value(bias)} is none of {', '.join(words)}"
     yield from _find_pattern_faults(values, method)
 
 
 def _find_key_fault(key: str, value: object, method: Method) -> str:
     """Return why a key with this value is not understood, or an empty string."""
-    types, known = method.key_types, method.known_keys
-    if key in types and not isinstance(value, types[key]):
-        return f"{key} = {value!r} is of the wrong type"
+    found = f"{key} = {format_value(value)}"
+    kind = method.key_kinds.get(key)
+    if kind is not None and not kind.check(value):
+        return f"{found} is of the wrong type: {kind.name} is needed"
     is_off = value in (False, {}, [])
     if key in method.refused_keys and not is_off:
-        return f"{key} = {value!r} is not supported"
+        return f"{found} is not supported"
+    known = method.known_keys
     if key in known or is_off or value in ("", 0):
         return ""
     hint = near_misses(key, known, count=1)
-    problem = f"unknown key {key!r} = {value!r} may change the meaning of the tensors"
+    shown = f"{key!r} = {format_value(value)}"
+    problem = f"unknown key {shown} may change the meaning of the tensors"
     return f"{problem}; {hint}" if hint else problem
 
 
 def _find_pattern_faults(values: JsonObject, method: Method) -> Iterator[str]:
     for setting in ("ranks", "alphas"):
         key = method.setting_keys.get(setting, "")
-        for pattern in _list_items(values.get(key)):
-            fault = _find_expression_fault(pattern)
+        patterns = cast(JsonObject, values.get(key) if is_object(values.get(key)) else {})
+        count = count_expressions(patterns)
+        if count > MOST_EXPRESSIONS:
+            limit = f"{MOST_EXPRESSIONS:,} are the limit"
+            yield f"{CONFIG}: {key} holds {count:,} regular expressions, {limit}; use names"
+            continue
+        for pattern in patterns:
+            fault = find_expression_fault(pattern)
             if fault:
-                problem = f"holds {pattern!r}, which is not a regular expression: {fault}"
+                shown = format_value(pattern)
+                problem = f"holds {shown}, which is not a regular expression: {fault}"
                 yield f"{CONFIG}: {key} {problem}"
-    targets = values.get("target_parameters") if method.is_lora else None
-    for target in _list_items(targets):
-        if not isinstance(target, str):
-            yield f"{CONFIG}: target_parameters holds {target!r}, a name is needed"
-
-
-def _list_items(value: object) -> list[object]:
-    """Return the items of a list or the keys of an object; nothing for any other value."""
-    return list(cast(Iterable[object], value)) if isinstance(value, list | dict) else []
-
-
-def _find_expression_fault(pattern: object) -> str:
-    if not isinstance(pattern, str):
-        return "a string is needed"
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return str(error)
-    return ""
 
 
 def parse_config(values: JsonObject, method: Method) -> PeftConfig:
@@ -256,8 +269,8 @@ def parse_config(values: JsonObject, method: Method) -> PeftConfig:
         method=method,
         rank=settings.get("rank", method.default_rank),
         alpha=settings.get("alpha", DEFAULT_ALPHA) if "alpha" in keys else None,
-        ranks=settings.get("ranks", {}),
-        alphas=settings.get("alphas", {}),
+        ranks=PatternTable(settings.get("ranks", {})),
+        alphas=PatternTable(settings.get("alphas", {})),
         scale_rule="alpha/sqrt(rank)" if settings.get("rslora") else "alpha/rank",
         dropout=settings.get("dropout", 0.0),
         init="gaussian" if is_gaussian else "kaiming",
@@ -279,7 +292,7 @@ def parse_config(values: JsonObject, method: Method) -> PeftConfig:
 
 def _doubles_out_proj(values: JsonObject) -> bool:
     version = re.findall(r"\d+", str(values.get("peft_version", "0")))
-    return [int(number) for number in version[:2]] <= LAST_DOUBLING_VERSION
+    return [int(number[:9]) for number in version[:2]] <= LAST_DOUBLING_VERSION
 
 
 def is_part_of_adapter(path: str, config: PeftConfig, adapted: Collection[str]) -> bool:
@@ -291,13 +304,22 @@ def is_part_of_adapter(path: str, config: PeftConfig, adapted: Collection[str]) 
         adapted: names of the adapted modules.
     """
     layer, _, key = path.rpartition(".")
-    if any(f".{module}." in f".{layer}." for module in config.full_modules):
+    inside: set[str] = set()
+    for module in _list_outer_modules(layer):
+        inside.update(list_last_parts(module))
+    if not inside.isdisjoint(config.full_modules):
         return True
     # PEFT's "all" takes every name with the word in it, such as T5's
     # relative_attention_bias.weight.
     if config.bias == "all":
         return "bias" in path
     return config.bias.endswith("_only") and key == "bias" and layer in adapted
+
+
+def _list_outer_modules(name: str) -> list[str]:
+    """Return a module's name, and those of the modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[: depth + 1]) for depth in range(len(parts))]
 
 
 def build_spec(

@@ -3,7 +3,6 @@
 Source: huggingface/peft 0.21, `tuners/*/config.py`; `methods` lists the keys of each PEFT type.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,13 +14,14 @@ from lorakit.deltas.overrides import requested_settings
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import EPSILON
 from lorakit.formats.peft.methods import ADALORA, LOKR, METHODS_BY_DELTA, TYING, Method
+from lorakit.formats.peft.origin import MARK
 from lorakit.formats.peft.packed import attention_name
 from lorakit.formats.peft.token_rows import IDS_KEY, NO_TARGETS, list_token_ids
 from lorakit.spec import Settings, Spec, alpha_for_scale, full_name, matches
 
 
-def format_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) -> str:
-    """Return the text of adapter_config.json.
+def build_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) -> dict[str, object]:
+    """Return the values of adapter_config.json.
 
     Args:
         spec: the spec that the config is written from.
@@ -37,6 +37,7 @@ def format_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) 
         targets = [name for name in targets if name not in stacks and name not in token_ids]
     full_modules = _find_full_modules(parts.full_parameters, spec.full_modules)
     config: dict[str, object] = {
+        "auto_mapping": MARK,
         "peft_type": method.peft_type,
         "task_type": parts.provenance.get("task_type"),
         "inference_mode": True,
@@ -53,7 +54,7 @@ def format_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) 
         config |= _list_lokr_values(deltas)
     elif method is ADALORA:
         config |= _list_adalora_values(deltas)
-    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+    return config
 
 
 def _list_settings(spec: Spec, deltas: Mapping[str, Delta], method: Method) -> dict[str, object]:

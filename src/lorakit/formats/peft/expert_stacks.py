@@ -9,13 +9,14 @@ Source: huggingface/peft 0.21, `ParamWrapper` in `tuners/lora/layer.py` and `_in
     `tuners/tuners_utils.py`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from lorakit.deltas.base import LowRank
 from lorakit.formats.peft.module_tensors import ModuleTensors
+from lorakit.formats.peft.patterns import list_last_parts
 from lorakit.sites.experts import STACK_NAMES
 from lorakit.spec import is_whole
 
@@ -88,22 +89,21 @@ def _find_stacks(
     """Return the names of the stacks that the config adapts, and a fault for each unknown one."""
     stacks: list[str] = []
     faults: list[str] = []
+    parameters_by_path: dict[str, dict[str, None]] = {}
+    for target in target_parameters:
+        path, _, parameter = target.rpartition(".")
+        parameters_by_path.setdefault(path, {})[parameter] = None
     for module in dict.fromkeys(path.replace(INNER, "") for path in modules):
-        for end in dict.fromkeys(_find_parameters(module, target_parameters)):
+        parameters: dict[str, None] = {}
+        for path in list_last_parts(module):
+            parameters |= parameters_by_path.get(path, {})
+        for end in parameters:
             if end in STACK_NAMES:
                 stacks.append(f"{module}.{end}")
             else:
                 known = ", ".join(STACK_NAMES)
                 faults.append(f"{module}.{end}   is not a known stack of experts: {known}")
     return stacks, faults
-
-
-def _find_parameters(module: str, target_parameters: Iterable[str]) -> Iterator[str]:
-    """Yield the parameters of this module that the config adapts."""
-    for target in target_parameters:
-        path, _, parameter = target.rpartition(".")
-        if f".{module}".endswith(f".{path}"):
-            yield parameter
 
 
 def _unflatten_stack(module: ModuleTensors, rank: int) -> ModuleTensors:

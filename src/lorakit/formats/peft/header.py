@@ -1,15 +1,53 @@
-"""The `lorakit` entry in the safetensors header: everything PEFT's config has no key for."""
+"""The `lorakit` entry in the safetensors header: everything PEFT's config has no key for.
+
+It also holds a copy of the config, so that a config that was edited, or that belongs to other
+weights, is seen. The hash beside the entry (`weights.sign`) is over the entry and the tensors.
+"""
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
+from lorakit.formats.checked_json import (
+    Check,
+    format_value,
+    has_fields,
+    is_list_of,
+    is_object_of,
+    is_rank,
+    is_size,
+    is_text,
+    is_truth_value,
+)
 from lorakit.spec import is_number, is_whole
 
 ENTRY = "lorakit"
-OBJECTS = ("spec", "modules", "packed", "told", "token_rows", "provenance")
+FORMAT = 2
+# The layout of models that a conversion will need: names of modules, counts of heads. No reader
+# of this version uses it.
+RESERVED = "model"
+OBJECTS = ("config", "spec", "modules", "packed", "told", "token_rows", "provenance", RESERVED)
 Value = TypeVar("Value")
+
+
+def _is_output_slice(value: object) -> bool:
+    return is_list_of(is_size)(value) and len(cast(list[int], value)) in (0, 4)
+
+
+def _is_ratio(value: object) -> bool:
+    return is_number(value) and value != 0
+
+
+_is_part = has_fields(
+    {"rank": is_rank, "rows": _is_output_slice, "ratio": _is_ratio}, {"moved": is_truth_value}
+)
+CHECKS: Mapping[str, Check] = {  # of the values in the objects
+    "modules": is_text,
+    "packed": is_object_of(_is_part),
+    "token_rows": has_fields({}, {"kind": is_text, "size": is_size}),
+    "told": has_fields({}, {"kernel": is_list_of(is_size), "inputs": is_size}),
+}
 
 
 @dataclass(frozen=True)
@@ -82,6 +120,8 @@ class Header:
     """The content of the entry; a file that lorakit did not write has none of it.
 
     Attributes:
+        version: of the format; 0 if the file has no entry, 1 for files of lorakit 0.1.0.
+        config: the content of adapter_config.json.
         spec: fields of the spec under the names of the file; None if the entry has none.
         kinds: kind of site by module name; None if the entry lists no modules.
         provenance: JSON-like facts about the training.
@@ -90,6 +130,8 @@ class Header:
         shapes: shapes by module name; None for LoRA, whose tensors show them.
     """
 
+    version: int = 0
+    config: Mapping[str, object] = field(default_factory=dict[str, object])
     spec: Mapping[str, object] | None = None
     kinds: Mapping[str, str] | None = None
     provenance: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -100,6 +142,8 @@ class Header:
     def to_json(self) -> str:
         """Return the entry as JSON text."""
         values: dict[str, object] = {
+            "format": self.version,
+            "config": dict(self.config),
             "spec": self.spec,
             "modules": self.kinds,
             "provenance": dict(self.provenance),
@@ -122,104 +166,62 @@ def parse_header(entry: object) -> tuple[Header, list[str]]:
     """Return the header of a parsed entry, and its faults.
 
     Args:
-        entry: the value of the entry's JSON; an empty object if the file has no entry.
+        entry: the value of the entry's JSON; None if the file has no entry.
     """
+    if entry is None:
+        return Header(), []
     if not isinstance(entry, dict):
-        return Header(), [f"header: an object is needed, got {entry!r}"]
+        return Header(), [f"header: an object is needed, got {format_value(entry)}"]
     values = cast(dict[str, object], entry)
-    faults: list[str] = []
-    objects: dict[str, dict[str, object]] = {}
-    for key in OBJECTS:
-        value = values.get(key)
-        if isinstance(value, dict):
-            objects[key] = cast(dict[str, object], value)
-        elif key in values:
-            faults.append(f"header: {key} = {value!r} is not an object")
-    kinds = _parse_entries("modules", objects, _parse_kind, faults)
+    faults = _find_faults(values)
+    if faults:
+        return Header(), faults
+    objects = {key: cast(dict[str, Any], values[key]) for key in OBJECTS if key in values}
     header = Header(
+        version=cast(int, values.get("format", 1)),
+        config=objects.get("config", {}),
         spec=objects.get("spec"),
-        kinds=kinds if "modules" in objects else None,
+        kinds=objects.get("modules"),
         provenance=objects.get("provenance", {}),
-        packed=_parse_entries("packed", objects, _parse_parts, faults),
-        token_layers=_parse_entries("token_rows", objects, _parse_token_layer, faults),
-        shapes=_parse_entries("told", objects, _parse_shape, faults),
+        packed=_build_all(_build_parts, objects.get("packed", {})),
+        token_layers=_build_all(lambda layer: TokenLayer(**layer), objects.get("token_rows", {})),
+        shapes=_build_all(_build_shape, objects.get("told", {})),
     )
-    return header, faults
+    return header, []
 
 
-def _parse_entries(
-    key: str,
-    objects: Mapping[str, Mapping[str, object]],
-    parse: Callable[[Any], Value | None],
-    faults: list[str],
-) -> dict[str, Value]:
-    """Return the parsed entries of one object; add a fault for each that cannot be parsed."""
-    parsed: dict[str, Value] = {}
-    for name, value in objects.get(key, {}).items():
-        result = parse(value)
-        if result is None:
-            faults.append(f"header: {key}[{name!r}] = {value!r} is malformed")
-        else:
-            parsed[name] = result
-    return parsed
+def _find_faults(values: Mapping[str, object]) -> list[str]:
+    version = values.get("format", 1)
+    if not is_whole(version, least=1):
+        return [f"header: format = {format_value(version)} is not a version"]
+    if version > FORMAT:
+        return [f"header: format {version} is newer than {FORMAT}; a newer lorakit reads it"]
+    faults: list[str] = []
+    for key, value in values.items():
+        if key == "format":
+            continue
+        if key not in OBJECTS:
+            faults.append(f"header: unknown key {key!r}")
+        elif not isinstance(value, dict):
+            faults.append(f"header: {key} = {format_value(value)} is not an object")
+        elif key in CHECKS:
+            for name, item in cast(dict[str, object], value).items():
+                if not CHECKS[key](item):
+                    faults.append(f"header: {key}[{name!r}] = {format_value(item)} is malformed")
+    return faults
 
 
-def _parse_kind(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def _build_all(build: Callable[[Any], Value], items: Mapping[str, object]) -> dict[str, Value]:
+    return {name: build(item) for name, item in items.items()}
 
 
-def _parse_parts(value: object) -> dict[str, PackedPart] | None:
-    if not isinstance(value, dict):
-        return None
-    parts: dict[str, PackedPart] = {}
-    for name, note in cast(dict[str, object], value).items():
-        part = _parse_part(note)
-        if part is None:
-            return None
-        parts[name] = part
-    return parts
+def _build_parts(parts: Mapping[str, Mapping[str, Any]]) -> Parts:
+    return {
+        name: PackedPart(note["rank"], tuple(note["rows"]), note["ratio"], note.get("moved", False))
+        for name, note in parts.items()
+    }
 
 
-def _parse_part(value: object) -> PackedPart | None:
-    if not isinstance(value, dict):
-        return None
-    note = cast(dict[str, Any], value)
-    output_slice = _parse_sizes(note.get("rows"))
-    if output_slice is None or len(output_slice) not in (0, 4):
-        return None
-    if not is_whole(note.get("rank"), least=1) or not is_number(note.get("ratio")):
-        return None
-    return PackedPart(note["rank"], output_slice, note["ratio"], bool(note.get("moved")))
-
-
-def _parse_token_layer(value: object) -> TokenLayer | None:
-    if not isinstance(value, dict):
-        return None
-    layer = cast(dict[str, object], value)
-    kind, size = layer.get("kind", ""), layer.get("size", 0)
-    if not isinstance(kind, str) or not is_whole(size, least=0):
-        return None
-    return TokenLayer(kind, size)
-
-
-def _parse_shape(value: object) -> MatrixShape | None:
-    if not isinstance(value, dict):
-        return None
-    shape = cast(dict[str, object], value)
-    inputs = shape.get("inputs", 0)
-    if not is_whole(inputs, least=0):
-        return None
-    if "kernel" not in shape:
-        return MatrixShape(None, inputs)
-    kernel = _parse_sizes(shape["kernel"])
-    return None if kernel is None else MatrixShape(kernel, inputs)
-
-
-def _parse_sizes(value: object) -> tuple[int, ...] | None:
-    """Return a list of whole numbers as a tuple; None for any other value."""
-    if not isinstance(value, list):
-        return None
-    sizes = cast(list[object], value)
-    if not all(is_whole(size, least=0) for size in sizes):
-        return None
-    return tuple(cast(list[int], sizes))
+def _build_shape(shape: Mapping[str, Any]) -> MatrixShape:
+    kernel = tuple(shape["kernel"]) if "kernel" in shape else None
+    return MatrixShape(kernel, shape.get("inputs", 0))

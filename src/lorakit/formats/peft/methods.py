@@ -6,37 +6,89 @@ Source: huggingface/peft 0.21, `tuners/{lora,vera,loha,lokr,adalora}`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-JsonTypes = type | tuple[type, ...]
+from lorakit.formats.checked_json import (
+    Check,
+    is_either,
+    is_list_of,
+    is_object,
+    is_object_of,
+    is_size,
+    is_text,
+    is_truth_value,
+)
+from lorakit.spec import is_number, is_whole
 
 PREFIX = "base_model.model."  # of every key but those of VeRA's shared factors
 TYING = "ensure_weight_tying"
 SHARED_FACTORS = {"base_model.vera_A": "A", "base_model.vera_B": "B"}
 
-NUMBER = (int, float)
-SETTING_TYPES: Mapping[str, JsonTypes] = {
-    "rank": int,
+
+@dataclass(frozen=True)
+class JsonKind:
+    """The values that a config key may have.
+
+    Attributes:
+        name: with its article, as in "a whole number".
+        check: returns True for such a value.
+    """
+
+    name: str
+    check: Check
+
+
+WHOLE = JsonKind("a whole number", is_whole)
+NUMBER = JsonKind("a finite number", is_number)
+TRUTH_VALUE = JsonKind("true or false", is_truth_value)
+TEXT = JsonKind("a string", is_text)
+NAMES = JsonKind("a list of names", is_list_of(is_text))
+PATTERNS = JsonKind("a string or a list of strings", is_either(is_text, NAMES.check))
+OBJECT = JsonKind("an object", is_object)
+TOKEN_IDS = JsonKind(
+    "a list of ids, or an object of such lists",
+    is_either(is_list_of(is_size), is_object_of(is_list_of(is_size))),
+)
+SETTING_KINDS = {
+    "rank": WHOLE,
     "alpha": NUMBER,
-    "ranks": dict,
-    "alphas": dict,
-    "rslora": bool,
+    "ranks": JsonKind("an object of whole numbers", is_object_of(is_whole)),
+    "alphas": JsonKind("an object of finite numbers", is_object_of(is_number)),
+    "rslora": TRUTH_VALUE,
     "dropout": NUMBER,
-    "bias": str,
-    "fan": bool,
+    "bias": TEXT,
+    "fan": TRUTH_VALUE,
 }
-COMMON_TYPES: Mapping[str, JsonTypes] = {
-    "target_modules": (str, list),
-    "exclude_modules": (str, list),
-    "modules_to_save": list,
+COMMON_KINDS = {
+    "target_modules": PATTERNS,
+    "exclude_modules": PATTERNS,
+    "modules_to_save": NAMES,
+    "base_model_name_or_path": TEXT,
+    "task_type": TEXT,
+    "peft_version": TEXT,
 }
+# Keys that other programs add, none of which changes what the tensors mean.
+HARMLESS_KEYS = frozenset(
+    {
+        "_from_model_config",
+        "base_model_class",
+        "created_at",
+        "library_name",
+        "lora_dtype",
+        "merge_weights",
+        "model_type",
+        "parent_library",
+        "task",
+        "torch_dtype",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+    }
+)
 COMMON_IGNORED_KEYS = frozenset(
     {
         "peft_type",
-        "peft_version",
         "auto_mapping",
         "inference_mode",
         "revision",
-        "base_model_name_or_path",
-        "task_type",
         "runtime_config",
         "layers_pattern",
         "layers_to_transform",
@@ -53,7 +105,7 @@ class Method:
         peft_type: the name in the config.
         setting_keys: config keys of rank, alpha, ranks, alphas, rslora, dropout, bias and fan
             (fan_in_fan_out); a setting without a key does not exist for this type.
-        own_types: JSON types of the other keys that are read.
+        own_kinds: the values of the other keys that are read.
         ignored_keys: keys that do not change the meaning of the tensors.
         refused_keys: keys that are accepted only with a value that turns them off.
         constants: keys that are always written with the same value.
@@ -69,7 +121,7 @@ class Method:
     delta: str
     peft_type: str
     setting_keys: Mapping[str, str]
-    own_types: Mapping[str, JsonTypes] = field(default_factory=dict[str, JsonTypes])
+    own_kinds: Mapping[str, JsonKind] = field(default_factory=dict[str, JsonKind])
     ignored_keys: frozenset[str] = frozenset()
     refused_keys: frozenset[str] = frozenset()
     constants: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -85,17 +137,16 @@ class Method:
         return not self.key_endings
 
     @property
-    def key_types(self) -> dict[str, JsonTypes]:
-        """JSON types of all keys that are read."""
-        types = {key: SETTING_TYPES[setting] for setting, key in self.setting_keys.items()}
-        types.update(COMMON_TYPES)
-        types.update(self.own_types)
-        return types
+    def key_kinds(self) -> dict[str, JsonKind]:
+        """The values that all keys that are read may have."""
+        kinds = {key: SETTING_KINDS[setting] for setting, key in self.setting_keys.items()}
+        return {**kinds, **COMMON_KINDS, **self.own_kinds}
 
     @property
     def known_keys(self) -> set[str]:
         """All config keys that are read, ignored or refused."""
-        return {*self.key_types, *self.ignored_keys, *self.refused_keys, *COMMON_IGNORED_KEYS}
+        ignored = self.ignored_keys | COMMON_IGNORED_KEYS | HARMLESS_KEYS
+        return {*self.key_kinds, *ignored, *self.refused_keys}
 
     @property
     def bias_words(self) -> dict[str, str]:
@@ -135,12 +186,14 @@ LORA = Method(
         "bias": "bias",
         "fan": "fan_in_fan_out",
     },
-    own_types={
-        "use_dora": bool,
-        "init_lora_weights": (bool, str),
-        "target_parameters": list,
-        "trainable_token_indices": (list, dict),
-        TYING: bool,
+    own_kinds={
+        "use_dora": TRUTH_VALUE,
+        "init_lora_weights": JsonKind(
+            "true, false or a string", is_either(is_truth_value, is_text)
+        ),
+        "target_parameters": NAMES,
+        "trainable_token_indices": TOKEN_IDS,
+        TYING: TRUTH_VALUE,
     },
     ignored_keys=LORA_IGNORED_KEYS,
     refused_keys=LORA_REFUSED_KEYS,
@@ -155,7 +208,7 @@ VERA = Method(
         "bias": "bias",
         "fan": "fan_in_fan_out",
     },
-    own_types={"save_projection": bool},
+    own_kinds={"save_projection": TRUTH_VALUE},
     ignored_keys=frozenset({"projection_prng_key", "d_initial", "init_weights"}),
     constants={"save_projection": True},
     key_endings={"b": ".vera_lambda_b", "d": ".vera_lambda_d"},
@@ -232,7 +285,7 @@ ADALORA = Method(
         "bias": "bias",
         "fan": "fan_in_fan_out",
     },
-    own_types={"rank_pattern": dict},
+    own_kinds={"rank_pattern": OBJECT},
     ignored_keys=LORA_IGNORED_KEYS
     | {
         "r",

@@ -7,10 +7,12 @@ Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -18,15 +20,19 @@ from lorakit.deltas.base import Delta
 from lorakit.deltas.tied import TiedLowRank, retie
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import AdapterFileError, SpecError
+from lorakit.files import list_parts
+from lorakit.formats.checked_json import format_value
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import (
     CONFIG,
     PeftConfig,
     build_spec,
     find_config_faults,
+    find_method,
     find_target_names,
     is_part_of_adapter,
     parse_config,
+    parse_config_file,
     read_config,
 )
 from lorakit.formats.peft.deltas import Module, build_deltas
@@ -35,14 +41,20 @@ from lorakit.formats.peft.header import Header, parse_header
 from lorakit.formats.peft.lora_tensors import sort_lora_tensors
 from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX
 from lorakit.formats.peft.module_tensors import ModuleTensors, SortedTensors
+from lorakit.formats.peft.origin import find_origin_faults, is_same_json
 from lorakit.formats.peft.packed import attention_name, find_attention_paths
 from lorakit.formats.peft.parameter_tensors import sort_parameters
 from lorakit.formats.peft.spec_header import spec_from_header
 from lorakit.formats.peft.token_rows import IDS_KEY, split_token_rows
-from lorakit.formats.peft.weights import read_weights
+from lorakit.formats.peft.weights import PICKLE, WEIGHTS, read_weights
 from lorakit.formats.tensor_files import find_value_faults
 from lorakit.spec import Settings, Spec, setting_faults
 from lorakit.text import plural
+
+SAVE_AGAIN = (
+    "If the files are meant to be as they are, lorakit.Adapter.load({folder!r}, unchecked=True)"
+    ".save(folder) writes them again."
+)
 
 
 @dataclass(frozen=True)
@@ -68,15 +80,71 @@ class Contents:
     faults: tuple[str, ...]
 
 
-def read(folder: str | Path) -> AdapterParts:
+def read(folder: str | Path, *, unchecked: bool = False) -> AdapterParts:
     """Read an adapter folder that lorakit or PEFT wrote.
+
+    If another process saves an adapter there meanwhile, the files are read again: they are those of
+    one adapter, the old or the new one.
+
+    Args:
+        folder: the folder.
+        unchecked: True to read files of lorakit that were changed after they were written.
 
     Raises:
         AdapterFileError: no such folder or file, a file cut off, a wrong shape, a missing or an
             extra key, a value that is not finite, a config key that changes the meaning and is not
-            understood; all faults are named.
+            understood, a file of lorakit that differs from what was written; all faults are named.
     """
-    contents = _read_contents(Path(folder))
+    folder = check_path(folder)
+    while True:
+        versions = _list_versions(folder)
+        try:
+            parts = _read(folder, unchecked=unchecked)
+        except AdapterFileError:
+            if _list_versions(folder) == versions:
+                raise
+            continue
+        if _list_versions(folder) == versions:
+            return parts
+
+
+def check_path(folder: object) -> Path:
+    """Return a path as an object.
+
+    Raises:
+        AdapterFileError: it is no path, or one that this system refuses to look up.
+    """
+    if not isinstance(folder, str | Path):
+        raise AdapterFileError(
+            f"A folder is needed, got {format_value(folder)}.", advice="Nothing was loaded."
+        )
+    try:
+        os.stat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        raise AdapterFileError(
+            f"{format_value(str(folder))} cannot be looked up: {error}.",
+            advice="Nothing was loaded.",
+        ) from error
+    return Path(folder)
+
+
+def _list_versions(folder: Path) -> list[tuple[int, int, int] | None]:
+    """Return numbers that change with every replacement of a file."""
+    versions: list[tuple[int, int, int] | None] = []
+    for name in (CONFIG, WEIGHTS, PICKLE):
+        try:
+            facts = (folder / name).stat()
+        except OSError:
+            versions.append(None)
+        else:
+            versions.append((facts.st_ino, facts.st_mtime_ns, facts.st_size))
+    return versions
+
+
+def _read(folder: Path, *, unchecked: bool) -> AdapterParts:
+    contents = _read_contents(folder, unchecked=unchecked)
     modules = _resolve_modules(contents)
     spec, modules = _resolve_spec(contents, modules)
     config, header = contents.config, contents.header
@@ -92,21 +160,27 @@ def read(folder: str | Path) -> AdapterParts:
     )
 
 
-def _refusal(folder: Path, faults: Iterable[str]) -> AdapterFileError:
+def _refusal(folder: Path, faults: Iterable[str], advice: str = "") -> AdapterFileError:
     found = list(faults)
     return AdapterFileError(
         f"The adapter in {folder} cannot be trusted: {plural(len(found), 'fault')}.",
         found,
-        "Nothing was loaded.",
+        f"Nothing was loaded. {advice}".rstrip(),
     )
 
 
-def _read_contents(folder: Path) -> Contents:
+def _read_contents(folder: Path, *, unchecked: bool) -> Contents:
     """Step 1: read both files, and refuse a config or header that is not understood."""
-    values, method = read_config(folder)
-    tensors, entry = read_weights(folder)
-    header, header_faults = parse_header(entry)
-    split = split_token_rows(tensors, values.get(IDS_KEY), header.token_layers)
+    values = read_config(folder)
+    weights = read_weights(folder)
+    header, header_faults = parse_header(weights.entry)
+    values = _find_own_config(folder, values, header)
+    method = find_method(folder / CONFIG, values)
+    is_checked = not unchecked and not header_faults
+    origin_faults = find_origin_faults(values, header, weights) if is_checked else []
+    present = {key: value for key, value in values.items() if value is not None}
+    tensors = {key: _widen(tensor) for key, tensor in weights.tensors.items()}
+    split = split_token_rows(tensors, present.get(IDS_KEY), header.token_layers)
     if method.is_lora:
         by_module = sort_lora_tensors(split.rest)
     else:
@@ -115,11 +189,38 @@ def _read_contents(folder: Path) -> Contents:
     if not tensors:
         faults.append("the file holds no tensor")
     faults += [*split.faults, *by_module.faults]
-    description_faults = [*find_config_faults(values, method), *header_faults]
+    description_faults = [*origin_faults, *find_config_faults(present, method), *header_faults]
     if description_faults:
-        raise _refusal(folder, [*description_faults, *faults])
-    config = parse_config(values, method)
+        advice = SAVE_AGAIN.format(folder=str(folder)) if origin_faults else ""
+        raise _refusal(folder, [*description_faults, *faults], advice)
+    config = parse_config(present, method)
     return Contents(folder, config, header, tensors, by_module, split.deltas, tuple(faults))
+
+
+def _find_own_config(folder: Path, values: dict[str, Any], header: Header) -> dict[str, Any]:
+    """Return the config that belongs to the weights.
+
+    After a save that was interrupted between the two files, the new config is complete under its
+    temporary name.
+
+    Args:
+        folder: of the adapter.
+        values: of the config.
+        header: of the weights.
+    """
+    if header.config and not is_same_json(values, header.config):
+        for part in list_parts(folder / CONFIG):
+            with suppress(AdapterFileError):
+                newer = parse_config_file(part)
+                if is_same_json(newer, header.config):
+                    return newer
+    return values
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    """Return a tensor of 8-bit floating values in float32, as PEFT does; others as they are."""
+    is_narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.float() if is_narrow else tensor
 
 
 def _resolve_modules(contents: Contents) -> dict[str, Module]:

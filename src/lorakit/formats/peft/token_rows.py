@@ -13,8 +13,10 @@ from torch import Tensor
 
 from lorakit.deltas.base import Delta
 from lorakit.deltas.token_rows import TokenRows
+from lorakit.formats.checked_json import format_value
 from lorakit.formats.peft.header import TokenLayer
 from lorakit.formats.peft.methods import PREFIX
+from lorakit.formats.peft.patterns import list_last_parts
 from lorakit.spec import full_name, is_whole
 
 IDS_KEY, ROWS_ENDING = "trainable_token_indices", "token_adapter.trainable_tokens_delta"
@@ -96,21 +98,23 @@ def _find_ids(ids: object, name: str) -> object:
     """Return the ids of one layer; None if the config has none."""
     if not isinstance(ids, dict):
         return ids or None
-    for pattern, own_ids in cast(dict[str, object], ids).items():
-        if _names_layer(pattern, name):
-            return own_ids
-    return None
+    ids_by_pattern = cast(dict[str, object], ids)
+    pattern = _find_pattern(ids_by_pattern, name)
+    return None if pattern is None else ids_by_pattern[pattern]
 
 
-def _names_layer(pattern: str, name: str) -> bool:
-    return f".{name}".endswith(f".{pattern}")
+def _find_pattern(patterns: Mapping[str, object], name: str) -> str | None:
+    """Return the longest of the patterns that is the name of a layer, or its last parts."""
+    return next((part for part in list_last_parts(name) if part in patterns), None)
 
 
 def _find_row_fault(new: Tensor, ids: object) -> str:
     """Return why these rows cannot be those of these ids, or an empty string."""
     tokens = cast(list[int], ids) if isinstance(ids, list) else None
     if tokens is None or not all(is_whole(token, least=0) for token in tokens):
-        return f"has token rows, but {IDS_KEY} is {ids!r} for it: a list of ids is needed"
+        return (
+            f"has token rows, but {IDS_KEY} is {format_value(ids)} for it: a list of ids is needed"
+        )
     distinct = set(tokens)
     if len(distinct) != len(tokens) or new.ndim != 2 or len(new) != len(tokens):
         return f"has rows {tuple(new.shape)}, but {IDS_KEY} names {len(distinct)} different tokens"
@@ -122,14 +126,14 @@ def _find_missing_rows(ids: object, rows: Mapping[str, Tensor]) -> Iterator[str]
     if not ids:
         return
     if not rows:
-        yield f"{IDS_KEY} = {ids!r}, but the file holds no {ROWS_ENDING}"
+        yield f"{IDS_KEY} = {format_value(ids)}, but the file holds no {ROWS_ENDING}"
         return
     if not isinstance(ids, dict):
         return
     ids_by_pattern = cast(dict[str, object], ids)
-    used = {
-        pattern for pattern in ids_by_pattern if any(_names_layer(pattern, name) for name in rows)
-    }
+    used: set[str] = set()
+    for name in rows:
+        used.update(part for part in list_last_parts(name) if part in ids_by_pattern)
     used_ids = [ids_by_pattern[pattern] for pattern in used]
     for pattern in ids_by_pattern:
         # A layer that shares its weight with another and has the same ids has no tensor.

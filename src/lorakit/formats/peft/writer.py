@@ -3,6 +3,7 @@
 Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.py`.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from lorakit.errors import AdapterFileError
 from lorakit.files import replace_files
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import CONFIG
-from lorakit.formats.peft.config_writer import format_config
+from lorakit.formats.peft.config_writer import build_config
 from lorakit.formats.peft.expert_stacks import find_stack_paths
-from lorakit.formats.peft.header import Header, MatrixShape
+from lorakit.formats.peft.header import FORMAT, Header, MatrixShape
 from lorakit.formats.peft.lora_tensors import layout_lora_tensors
 from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX
 from lorakit.formats.peft.packed import OUT_PROJ_PATH, Notes, Packed, pack
@@ -78,11 +79,12 @@ def write(folder: str | Path, parts: AdapterParts) -> Path:
         raise AdapterFileError(
             f"{folder} is a file; an adapter is a folder.", advice="Nothing was written."
         )
-    header = _build_header(parts, layout)
-    config = format_config(layout.config_spec, layout.deltas, parts)
+    config = build_config(layout.config_spec, layout.deltas, parts)
+    header = _build_header(parts, layout, config)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     with replace_files(folder, [CONFIG, WEIGHTS]) as places:
-        places[CONFIG].write_text(config, encoding="utf-8")
+        places[CONFIG].write_text(text, encoding="utf-8")
         save_weights(places[WEIGHTS], layout.tensors, header)
     return folder
 
@@ -94,10 +96,12 @@ def _find_faults(parts: AdapterParts, layout: Layout) -> Iterator[str]:
     yield from find_value_faults(layout.tensors)
 
 
-def _build_header(parts: AdapterParts, layout: Layout) -> Header:
+def _build_header(parts: AdapterParts, layout: Layout, config: Mapping[str, object]) -> Header:
     method = METHODS_BY_DELTA[layout.header_spec.delta]
     shapes = None if method.is_lora else _list_shapes(layout.deltas)
     return Header(
+        version=FORMAT,
+        config=config,
         spec=spec_to_header(layout.header_spec),
         kinds={name: delta.kind for name, delta in layout.deltas.items()},
         provenance=parts.provenance,
