@@ -14,7 +14,7 @@ from lorakit.formats.peft.config import PeftConfig
 from lorakit.formats.peft.header import Header, MatrixShape
 from lorakit.formats.peft.methods import LOKR, VERA
 from lorakit.formats.peft.module_tensors import ModuleTensors
-from lorakit.formats.peft.packed import unpack
+from lorakit.formats.peft.packed import count_additions, unpack
 from lorakit.spec import Settings, Spec
 
 
@@ -54,7 +54,9 @@ def build_deltas(
             deltas[name] = _build_parameter_delta(name, module, kind, config, header, pair)
         elif name in header.packed:
             scale, parts = module.settings.scale, header.packed[name]
-            deltas |= unpack(name, module.tensors, scale, parts, kind, spec)
+            # Format 1 did not halve out_proj.
+            additions = 1 if header.version == 1 else count_additions(name)
+            deltas |= unpack(name, module.tensors, scale * additions, parts, kind, spec)
         else:
             deltas[name] = _build_low_rank(module, kind, spec)
     return deltas

@@ -4,8 +4,9 @@ A delta with a start of its own (`OffsetLowRank`) becomes LoRA of twice the rank
 [B, -B0]. The parts of a fused layer share one pair of factors: their A below each other, their B
 next to each other, each in the outputs of its part and multiplied by the ratio of its scale to the
 pair's. `nn.MultiheadAttention` has one rank and one scale for both of its weights, in_proj under
-the layer's own name and out_proj under `base_layer`: the lower rank is padded with zeros. Notes in
-the header say how to restore the deltas as they were.
+the layer's own name and out_proj under `base_layer`: the lower rank is padded with zeros. PEFT adds
+the change of out_proj twice, so the B of out_proj is halved. Notes in the header say how to restore
+the deltas as they were.
 """
 
 import math
@@ -70,12 +71,12 @@ def pack(spec: Spec, deltas: Mapping[str, Delta]) -> Packed:
             notes[name] = {name: PackedPart(delta.rank, (), 1.0, has_offset=True)}
     for layer, parts in parts_by_layer.items():
         rank, first = _find_shared_rank(layer, parts_by_layer)
-        plain[layer] = _join_parts([*parts.values()], first, rank)
+        pair_scale = first.scale * count_additions(layer)
+        ratios = [delta.scale / pair_scale for delta in parts.values()]
+        plain[layer] = _join_parts([*parts.values()], ratios, first, rank)
         notes[layer] = {
-            name: PackedPart(
-                delta.rank, delta.output_slice, delta.scale / first.scale, name in with_offset
-            )
-            for name, delta in parts.items()
+            name: PackedPart(delta.rank, delta.output_slice, ratio, name in with_offset)
+            for (name, delta), ratio in zip(parts.items(), ratios, strict=True)
         }
     if with_offset:
         # Some readers use one rank and one alpha for all layers: those of the file.
@@ -123,11 +124,28 @@ def _find_shared_rank(
     return max(ranks), first
 
 
-def _join_parts(parts: list[LowRank], like: LowRank, rank: int) -> LowRank:
-    """Return one delta of this rank at the scale of `like`, with zeros where no part has values."""
+def count_additions(layer: str) -> int:
+    """Return how often PEFT adds the change of a pair to the layer's weight.
+
+    Every forward of an attention in PEFT merges, and adds the change of out_proj twice.
+
+    Args:
+        layer: the pair's name in the file.
+    """
+    return 2 if layer.endswith(OUT_PROJ_PATH) else 1
+
+
+def _join_parts(parts: list[LowRank], ratios: list[float], like: LowRank, rank: int) -> LowRank:
+    """Return one delta of this rank at the scale of `like`, with zeros where no part has values.
+
+    Args:
+        parts: the deltas.
+        ratios: the number by which the values of each part's B are multiplied.
+        like: the delta whose scale the pair has.
+        rank: of the pair.
+    """
     first = parts[0]
     groups, block = first.output_slice[:2] or (1, first.shape[0])
-    ratios = [part.scale / like.scale for part in parts]
     B_shape = (groups * block, rank)
     B = first.B.detach().new_zeros(B_shape, dtype=_choose_joined_dtype(first.B.dtype, ratios))
     B_by_group = B.view(groups, block, rank)
@@ -170,7 +188,7 @@ def unpack(
     Args:
         name: the pair's name in the file.
         module: the pair.
-        scale: of the pair.
+        scale: of the pair, times how often it is added.
         parts: the header's notes on this pair.
         kind: the kind of site.
         spec: the adapter's spec, which gives the settings of the parts.

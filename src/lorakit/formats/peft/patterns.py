@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import regex
@@ -46,6 +47,7 @@ class PlainPattern:
         return self.is_full, self.wildcards
 
 
+@lru_cache(maxsize=1 << 16)
 def parse_plain(pattern: str) -> PlainPattern | None:
     """Return a pattern that is a name; None for other regular expressions.
 
