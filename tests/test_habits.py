@@ -23,11 +23,20 @@ def habits(source: str) -> list[str]:
         if isinstance(node, ast.Assert):
             found.append((node.lineno, "assert: raise one of our errors"))
         if isinstance(node, ast.Call):
-            given = {k.arg: getattr(k.value, "value", None) for k in node.keywords}
+            given = {
+                k.arg: k.value.value if isinstance(k.value, ast.Constant) else None
+                for k in node.keywords
+            }
             if ast.unparse(node.func) == "torch.load" and given.get("weights_only") is not True:
                 found.append((node.lineno, "torch.load without weights_only=True"))
             if given.get("trust_remote_code"):
                 found.append((node.lineno, "trust_remote_code"))
+            # A partial names the function in its first argument.
+            named = [ast.unparse(part) for part in (node.func, *node.args[:1])]
+            is_loading = any(name.startswith("Auto") or ".from_pre" in name for name in named)
+            is_loading = is_loading or named[0].endswith(".from_config")
+            if is_loading and "trust_remote_code" not in given:
+                found.append((node.lineno, "transformers asks whether it may run code"))
     return [f"line {line}: {what}" for line, what in sorted(found)]
 
 

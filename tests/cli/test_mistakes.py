@@ -196,7 +196,7 @@ def test_a_failure_nobody_foresaw_is_told_without_a_traceback(
 ) -> None:
     from lorakit.evaluate import preview
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by nought")
 
     monkeypatch.setattr(preview, "preview", broken)

@@ -11,7 +11,8 @@ from lorakit.cli.outcome import load_base, save_outcome, show_outcome
 from lorakit.cli.request import require
 from lorakit.errors import SpecError
 from lorakit.files import check_new_folder
-from lorakit.spec import DTYPES, option
+from lorakit.spec import DTYPES, option, option_like
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,6 +57,7 @@ class CombineRequest:
         "base model; needed for DoRA, and for heads whose weights do not add up to 1",
         type=str,
     )
+    trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
     dtype: str | None = option(
         None,
         "dtype of the sum (default: the widest dtype of the adapters)",
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace) -> "CombineResult":
         density=request.density,
         seed=request.seed,
         whole=request.whole,
-        base=_load_base(request.model, adapters) if request.model else None,
+        base=_load_base(request, adapters) if request.model else None,
         any_base=request.any_base,
         dtype=getattr(torch, request.dtype) if request.dtype else None,
     )
@@ -123,10 +125,15 @@ def run(args: argparse.Namespace) -> "CombineResult":
     return {**result, "method": request.method, "of": weights}
 
 
-def _load_base(model: str, adapters: Sequence[tuple["Adapter", float]]) -> "nn.Module":
+def _load_base(request: CombineRequest, adapters: Sequence[tuple["Adapter", float]]) -> "nn.Module":
     """Return the base; a new head of random weights is no base for a sum of heads."""
     with_heads = [adapter for adapter, _ in adapters if adapter.full_parameters]
-    loaded = load_base(model, with_heads[0] if with_heads else adapters[0][0])
+    model = request.model or ""
+    loaded = load_base(
+        model,
+        with_heads[0] if with_heads else adapters[0][0],
+        trust_remote_code=request.trust_remote_code,
+    )
     totals: dict[str, float] = {}
     for adapter, weight in adapters:
         for path in adapter.full_parameters:

@@ -25,6 +25,7 @@ class ExtractRequest:
 
     base: str = option("", "model before the fine-tuning: a folder or a hub id", required=True)
     tuned: str = option("", "model after the fine-tuning", required=True)
+    trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
     output: str = option("", "new folder for the adapter", required=True)
     rank: int | None = option(None, "size by rank: the largest rank of a matrix", type=int)
     energy: float | None = option(
@@ -115,15 +116,18 @@ def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
     from lorakit.models.load import load, load_config
     from lorakit.models.open import config_labels
 
-    config = load_config(request.tuned)
+    trusted = request.trust_remote_code
+    config = load_config(request.tuned, trust_remote_code=trusted)
     task = "causal-lm"
     labels: list[str] = []
     if any("SequenceClassification" in name for name in config.architectures or ()):
         task = "regress" if config.num_labels == 1 else "classify"
     if task == "classify":
         labels = config_labels(config)
-    base = load(request.base, task, labels=labels, dtype="float32")
-    tuned = load(request.tuned, task, labels=labels, dtype="float32")
+    base, tuned = (
+        load(name, task, labels=labels, dtype="float32", trust_remote_code=trusted)
+        for name in (request.base, request.tuned)
+    )
     if tuned.new_modules:
         raise ModelError(
             f"{request.tuned} has no trained weights for {', '.join(tuned.new_modules)}.",

@@ -9,6 +9,7 @@ from lorakit.cli.inspect_tables import show_adapter, show_targets
 from lorakit.cli.request import ModelRequest
 from lorakit.errors import SpecError
 from lorakit.spec import option, option_like
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ class InspectRequest:
         "base model of the adapter; adds the norm of each change relative to its matrix",
         type=str,
     )
+    trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
     targets: bool = option(
         False, "list the layers of a model that can be adapted; SUBJECT is a model"
     )
@@ -76,7 +78,7 @@ def run(args: argparse.Namespace) -> "InspectResult | TargetsResult":
         raise SpecError(
             "--targets lists a model's layers: give only the model, without flags for adapters."
         )
-    return _list_targets(args.subject)
+    return _list_targets(args.subject, trust_remote_code=request.trust_remote_code)
 
 
 def _check(request: InspectRequest) -> None:
@@ -90,11 +92,11 @@ def _check(request: InspectRequest) -> None:
         plots.check_path(request.plot)
 
 
-def _list_targets(name: str) -> "TargetsResult":
+def _list_targets(name: str, *, trust_remote_code: bool) -> "TargetsResult":
     from lorakit.inject.places import find_places
     from lorakit.inject.targets import find_roles
 
-    model = _build_on_meta(name)
+    model = _build_on_meta(name, trust_remote_code=trust_remote_code)
     targets = []
     places = find_places(model)
     roles = find_roles(model, places)
@@ -109,18 +111,20 @@ def _list_targets(name: str) -> "TargetsResult":
     return {"targets": targets, "model": name, "class": type(model).__name__}
 
 
-def _build_on_meta(name: str) -> "nn.Module":
+def _build_on_meta(name: str, *, trust_remote_code: bool) -> "nn.Module":
     """Return a model of the class in its config, without weights."""
     import torch
     import transformers
 
     from lorakit.models.load import load_config, quiet
 
-    config = load_config(name)
+    config = load_config(name, trust_remote_code=trust_remote_code)
     classes = [getattr(transformers, one, None) for one in config.architectures or ()]
     known = [one for one in classes if one is not None]
     with torch.device("meta"), quiet():
-        return known[0](config) if known else transformers.AutoModel.from_config(config)
+        if known:
+            return known[0](config)
+        return transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _inspect_adapter(folder: str, request: InspectRequest) -> "InspectResult":
@@ -159,7 +163,13 @@ def _load(request: InspectRequest, adapter: "Adapter") -> "Loaded":
     from lorakit.models.open import open_model, resolve_task
 
     task = resolve_task(adapter)
-    return open_model(request.model or "", adapter, task, any_base=request.any_base)
+    return open_model(
+        request.model or "",
+        adapter,
+        task,
+        any_base=request.any_base,
+        trust_remote_code=request.trust_remote_code,
+    )
 
 
 def _compare_attention(loaded: "Loaded", text: str) -> "AttentionComparison":

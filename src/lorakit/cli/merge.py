@@ -22,6 +22,7 @@ class MergeRequest:
     """The base, the adapter, and the merged model."""
 
     model: str = option_like(TrainSpec, "model")
+    trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
     adapter: str = option("", "folder of the adapter", required=True)
     output: str = option("", "new folder for the merged model", required=True)
     dtype: str = option_like(
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> "ExportReport":
         texts=texts,
         any_base=request.any_base,
         allow_loss=request.allow_loss,
+        trust_remote_code=request.trust_remote_code,
     )
 
 

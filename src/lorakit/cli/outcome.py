@@ -26,7 +26,7 @@ def save_outcome(outcome: "Outcome", path: Path) -> "AdapterResult":
     return {**outcome.to_dict(), "bytes": folder_bytes(path), "output": str(path)}
 
 
-def load_base(model: str, adapter: "Adapter") -> "Loaded":
+def load_base(model: str, adapter: "Adapter", *, trust_remote_code: bool = False) -> "Loaded":
     """Return the base model in float32, without the adapter, for what depends on its weights.
 
     Raises:
@@ -36,7 +36,8 @@ def load_base(model: str, adapter: "Adapter") -> "Loaded":
     from lorakit.models.open import find_labels, resolve_task, untrained_modules
 
     task = resolve_task(adapter)
-    loaded = load(model, task, labels=find_labels(model, adapter, task), dtype="float32")
+    labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
+    loaded = load(model, task, labels=labels, dtype="float32", trust_remote_code=trust_remote_code)
     unknown = untrained_modules(loaded, adapter.full_parameters)
     if unknown:
         raise ModelError(

@@ -26,6 +26,7 @@ class PreviewRequest:
         "base model, of which only the tokenizer is loaded: a folder, a hub id, or builtin:minilm",
         required=True,
     )
+    trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
     task: str = option_like(TrainSpec, "task")
     loss_on: str = option_like(TrainSpec, "loss_on")
     max_length: int | None = option_like(TrainSpec, "max_length", least=2)
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> "Preview":
         request.loss_on,
         request.max_length,
         request.show,
+        trust_remote_code=request.trust_remote_code,
     )
 
 

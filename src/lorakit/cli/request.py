@@ -24,6 +24,7 @@ class ModelRequest:
     """The model to use, with or without an adapter."""
 
     model: str = option_like(TrainSpec, "model")
+    trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
     adapter: str | None = option(
         None, "folder of an adapter to attach (default: the base alone)", type=str
     )
@@ -53,6 +54,7 @@ class ModelRequest:
             dtype=self.dtype,
             device=self.device,
             any_base=self.any_base,
+            trust_remote_code=self.trust_remote_code,
         )
 
 

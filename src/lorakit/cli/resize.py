@@ -9,7 +9,8 @@ from lorakit.cli import flags
 from lorakit.cli.outcome import load_base, save_outcome, show_outcome
 from lorakit.cli.request import require
 from lorakit.files import check_new_folder
-from lorakit.spec import option
+from lorakit.spec import option, option_like
+from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
     from lorakit.cli.results import ResizeResult
@@ -32,6 +33,7 @@ class ResizeRequest:
     model: str | None = option(
         None, "base model; only needed for DoRA, which is converted to plain LoRA", type=str
     )
+    trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,10 @@ def run(args: argparse.Namespace) -> "ResizeResult":
     from lorakit.algebra import resize
 
     adapter = Adapter.load(args.adapter)
-    base = load_base(request.model, adapter).model if request.model else None
+    base = None
+    if request.model:
+        trusted = request.trust_remote_code
+        base = load_base(request.model, adapter, trust_remote_code=trusted).model
     outcome = resize(
         adapter,
         rank=request.rank,

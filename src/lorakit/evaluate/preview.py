@@ -54,7 +54,14 @@ class Preview(TypedDict):
 
 
 def preview(
-    rows: Rows, model: str, task: str, loss_on: str, max_length: int | None, show: int
+    rows: Rows,
+    model: str,
+    task: str,
+    loss_on: str,
+    max_length: int | None,
+    show: int,
+    *,
+    trust_remote_code: bool = False,
 ) -> Preview:
     """Tokenise rows as training does, and count; no weights are loaded.
 
@@ -65,12 +72,14 @@ def preview(
         loss_on: completion or all.
         max_length: tokens of a sequence; None for training's own default.
         show: number of rows to return token by token.
+        trust_remote_code: True to run Python code that the model's folder brings along.
 
     Raises:
         DataError: what training would refuse.
     """
-    tokenizer = load_tokenizer(model)
-    longest = choose_max_length(max_length, find_max_length(load_config(model), tokenizer))
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    longest = choose_max_length(max_length, find_max_length(config, tokenizer))
     task = infer_task(rows, task)
     names = list_labels(rows) if task == "classify" else None
     is_causal = task == "causal-lm"

@@ -1,8 +1,9 @@
 """Export of a merged model as a plain Hugging Face folder, which is read back and compared."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -28,7 +29,7 @@ from lorakit.sites.quantised import without_packing
 from lorakit.text import dtype_name, plural
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Relative to the largest logit: the difference that another order of the same sums may make.
 ROUNDING = 1e-4
@@ -133,6 +134,7 @@ def export(
     texts: Sequence[str] = (),
     any_base: bool = False,
     allow_loss: bool = False,
+    trust_remote_code: bool = False,
 ) -> ExportReport:
     """Merge an adapter into its base, summed in float32, and write a plain model without lorakit.
 
@@ -153,6 +155,7 @@ def export(
         texts: input of both models for the comparison; four built-in texts where empty.
         any_base: take another base than the adapter was trained on.
         allow_loss: write it even where rounding moves the output more than the adapter does.
+        trust_remote_code: True to run Python code that the base's folder brings along.
 
     Returns:
         max_logit_difference, kl (nats a position, mean), top1_agreement (share of positions),
@@ -169,12 +172,30 @@ def export(
     output = Path(output)
     check_new_folder(output, "a merged model", "Nothing was written.")
     task = resolve_task(adapter)
-    subject = _load_subject(model, adapter, task, dtype, device, any_base=any_base)
+    open_base = partial(
+        open_model,
+        model,
+        adapter,
+        task,
+        device=device,
+        any_base=any_base,
+        trust_remote_code=trust_remote_code,
+    )
+    config = load_config(model, trust_remote_code=trust_remote_code)
+    subject = _load_subject(open_base, config, adapter, dtype)
     batches = batch_texts(subject.loaded, list(texts) or TEXTS)
     merged = _merge(subject, batches, allow_loss=allow_loss)
     with replace_folder(output) as folder:
         _write(subject, folder)
-        logits = _read_back(subject, folder, task, device, batches)
+        again = load(
+            str(folder),
+            task,
+            labels=subject.loaded.labels,
+            dtype=dtype_name(subject.dtype),
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        logits = _read_back(subject, again, batches)
         comparison = _compare(merged, logits, is_quantised=subject.form != "")
         _judge(comparison, subject.storage, allow_loss=allow_loss)
         check_new_folder(output, "a merged model", "Nothing was written.")
@@ -185,29 +206,35 @@ def export(
 
 
 def _load_subject(
-    model: str, adapter: Adapter, task: str, dtype: str, device: str, *, any_base: bool
+    open_base: Callable[..., Loaded], config: "PretrainedConfig", adapter: Adapter, dtype: str
 ) -> Subject:
-    """Load the base with the adapter, in float32 or in the quantised form that it keeps."""
-    loaded = open_model(model, adapter, task, dtype="float32", device=device, any_base=any_base)
+    """Load the base with the adapter, in float32 or in the quantised form that it keeps.
+
+    Args:
+        open_base: `open_model` with all its arguments but the dtype.
+        config: of the base on disk.
+        adapter: the adapter.
+        dtype: as in `export`.
+    """
+    loaded = open_base(dtype="float32")
     base_form = quantised_form(loaded.model)
     if dtype != "auto":
         if base_form:
             _dequantise_base(loaded, adapter)
         return Subject(loaded, getattr(torch, dtype), base_form, "")
-    stored_dtype = _stored_dtype(loaded.model)
+    stored_dtype = _stored_dtype(config)
     if base_form:
         _check_writable(loaded.model, base_form)
     if base_form and stored_dtype != torch.float32:
         # The weights that are not quantised keep their dtype.
         detach(loaded.model)
-        name = dtype_name(stored_dtype)
-        loaded = open_model(model, adapter, task, dtype=name, device=device, any_base=any_base)
+        loaded = open_base(dtype=dtype_name(stored_dtype))
     return Subject(loaded, stored_dtype, base_form, base_form)
 
 
-def _stored_dtype(model: "PreTrainedModel") -> torch.dtype:
-    """Return the dtype of the checkpoint on disk by its config; float32 if the config has none."""
-    dtype = getattr(load_config(model.config._name_or_path), "dtype", None)
+def _stored_dtype(config: "PretrainedConfig") -> torch.dtype:
+    """Return the dtype of a checkpoint on disk by its config; float32 if the config has none."""
+    dtype = getattr(config, "dtype", None)
     if isinstance(dtype, str):
         return getattr(torch, dtype)
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
@@ -284,13 +311,8 @@ def _write(subject: Subject, folder: Path) -> None:
         shutil.copymode(folder / "config.json", path)
 
 
-def _read_back(
-    subject: Subject, folder: Path, task: str, device: str, batches: Batches
-) -> list[Tensor]:
-    """Load the written model, check its weights, and return its logits."""
-    dtype = dtype_name(subject.dtype)
-    labels = subject.loaded.labels
-    again = load(str(folder), task, labels=labels, dtype=dtype, device=device)
+def _read_back(subject: Subject, again: Loaded, batches: Batches) -> list[Tensor]:
+    """Check the weights of the model that was read back, and return its logits."""
     check_same_weights(subject.loaded.model, again.model)
     with without_packing(again.model):
         return compute_logits(again.model, batches)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -25,6 +25,10 @@ Read = TypeVar("Read")
 BFLOAT16_WIDTH = 256
 CPU_INFO = Path("/proc/cpuinfo")
 LONGEST = 1 << 30  # tokens: the limit of a model whose config has none
+TRUST_ADVICE = (
+    "Its own code is not run unless you ask for it: read it, then pass --trust-remote-code "
+    "(trust_remote_code=True in Python). Nothing of it was run."
+)
 NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
 TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
 READ_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of transformers
@@ -156,6 +160,7 @@ def load(
     trains_base: bool = False,
     device: str = "auto",
     seed: int = 0,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """Load a model with the head that the task needs, and its tokenizer.
 
@@ -167,24 +172,28 @@ def load(
         trains_base: True if biases or modules of the base are trained too; see `auto_dtype`.
         device: cpu, cuda, … or "auto".
         seed: of a new head's weights.
+        trust_remote_code: True to run Python code that the folder or repository brings along.
 
     Raises:
         ModelError: it cannot be found, read, or used for the task.
     """
     where, name_in_files = locate(name)
     target = device_of(device)
+    config = load_config(where, NAMING_ADVICE, trust_remote_code=trust_remote_code)
     if dtype == "auto":
-        config = load_config(where, NAMING_ADVICE)
         weights_dtype = auto_dtype(target, config, task, trains_base=trains_base)
     else:
         weights_dtype = getattr(torch, dtype)
     try:
-        model, missing = _load_model(where, task, labels, weights_dtype, seed)
+        model, missing = _load_model(
+            where, task, labels, weights_dtype, seed, trust_remote_code=trust_remote_code
+        )
     except READ_ERRORS as error:
         raise ModelError(
-            f"{name} cannot be loaded for {task}: {first_line(error)}", advice=NAMING_ADVICE
+            f"{name} cannot be loaded for {task}: {first_line(error)}",
+            advice=_advise(error, NAMING_ADVICE),
         ) from error
-    tokenizer = load_tokenizer(where, NAMING_ADVICE)
+    tokenizer = load_tokenizer(where, NAMING_ADVICE, trust_remote_code=trust_remote_code)
     new_modules = _outermost(model, missing)
     check_new_modules(name, task, new_modules)
     if task != "causal-lm" and model.config.pad_token_id is None:
@@ -210,7 +219,13 @@ def check_new_modules(name: str, task: str, new_modules: Sequence[str]) -> None:
 
 
 def _load_model(
-    where: str, task: str, labels: Sequence[str], dtype: torch.dtype, seed: int
+    where: str,
+    task: str,
+    labels: Sequence[str],
+    dtype: torch.dtype,
+    seed: int,
+    *,
+    trust_remote_code: bool,
 ) -> tuple["PreTrainedModel", list[str]]:
     """Load a model, and return it with the names of the weights that its checkpoint lacks."""
     import transformers
@@ -223,6 +238,7 @@ def _load_model(
             where,
             dtype=dtype,
             output_loading_info=True,
+            trust_remote_code=trust_remote_code,
             # The head of a task may have another shape in the checkpoint.
             ignore_mismatched_sizes=bool(options),
             **options,
@@ -245,43 +261,75 @@ def _head_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
     return {}
 
 
-def load_config(name: str, advice: str = "") -> "PretrainedConfig":
+def load_config(
+    name: str, advice: str = "", *, trust_remote_code: bool = False
+) -> "PretrainedConfig":
     """Load the config of a model by folder, hub id or `builtin:NAME`; no weights are read.
 
     Args:
         name: of the model.
         advice: of the error, where the config cannot be read.
+        trust_remote_code: as in `load`.
 
     Raises:
-        ModelError: there is none, or transformers cannot read it.
+        ModelError: there is none, transformers cannot read it, or it needs code that is not
+            trusted.
     """
     from transformers import AutoConfig
 
-    return _read(f"The config of {name}", locate(name)[0], AutoConfig.from_pretrained, advice)
+    where, _ = locate(name)
+    read = partial(AutoConfig.from_pretrained, where, trust_remote_code=trust_remote_code)
+    config = _read(f"The config of {name}", read, advice)
+    if not trust_remote_code:
+        _check_kernels(name, config)
+    return config
 
 
-def load_tokenizer(name: str, advice: str = "") -> "PreTrainedTokenizerBase":
+def _check_kernels(name: str, config: "PretrainedConfig") -> None:
+    """Refuse a config that names attention code of a repository, which transformers would fetch."""
+    parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
+    kernels = {getattr(part, "_attn_implementation", None) for part in parts}
+    named = sorted(kernel for kernel in kernels if kernel and "/" in kernel)
+    if named:
+        raise ModelError(
+            f"The config of {name} asks for attention code of a repository: {', '.join(named)}.",
+            advice=TRUST_ADVICE,
+        )
+
+
+def load_tokenizer(
+    name: str, advice: str = "", *, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model by folder, hub id or `builtin:NAME`.
 
     Args:
         name: of the model.
         advice: of the error, where the tokenizer cannot be read.
+        trust_remote_code: as in `load`.
 
     Raises:
-        ModelError: there is none, or transformers cannot read it.
+        ModelError: there is none, transformers cannot read it, or it needs code that is not
+            trusted.
     """
     from transformers import AutoTokenizer
 
-    return _read(f"The tokenizer of {name}", locate(name)[0], AutoTokenizer.from_pretrained, advice)
+    where, _ = locate(name)
+    read = partial(AutoTokenizer.from_pretrained, where, trust_remote_code=trust_remote_code)
+    return _read(f"The tokenizer of {name}", read, advice)
 
 
-def _read(subject: str, where: str, read: Callable[[str], Read], advice: str) -> Read:
+def _read(subject: str, read: Callable[[], Read], advice: str) -> Read:
     try:
         with quiet():
-            return read(where)
+            return read()
     except READ_ERRORS as error:
         message = f"{subject} cannot be read: {first_line(error)}"
-        raise ModelError(message, advice=advice) from error
+        raise ModelError(message, advice=_advise(error, advice)) from error
+
+
+def _advise(error: Exception, advice: str) -> str:
+    """Return the advice for an error of transformers: the given one, unless code is not trusted."""
+    return TRUST_ADVICE if "trust_remote_code" in str(error) else advice
 
 
 @contextmanager

@@ -47,6 +47,7 @@ def open_model(
     dtype: str = "auto",
     device: str = "auto",
     any_base: bool = False,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """Load a base for a task, and attach the adapter to it.
 
@@ -57,14 +58,23 @@ def open_model(
         dtype: of the base's weights.
         device: cpu, cuda, … or "auto".
         any_base: True to take another base than the adapter was trained on.
+        trust_remote_code: True to run Python code that the base's folder brings along.
 
     Raises:
         ModelError: the base cannot be loaded, or has a head of random weights.
         AdapterMismatch: the adapter does not fit it.
     """
-    labels = find_labels(model, adapter, task)
+    labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
     trained = tuple(adapter.full_parameters) if adapter else ()
-    loaded = load(model, task, labels=labels, dtype=dtype, trains_base=bool(trained), device=device)
+    loaded = load(
+        model,
+        task,
+        labels=labels,
+        dtype=dtype,
+        trains_base=bool(trained),
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
     untrained = untrained_modules(loaded, trained)
     if untrained:
         raise ModelError(
@@ -88,7 +98,9 @@ def untrained_modules(loaded: Loaded, trained: Iterable[str]) -> list[str]:
     ]
 
 
-def find_labels(model: str, adapter: Adapter | None, task: str) -> list[str]:
+def find_labels(
+    model: str, adapter: Adapter | None, task: str, *, trust_remote_code: bool = False
+) -> list[str]:
     """Return the class names of the adapter's training, else those of the model's config.
 
     Only classify has any.
@@ -96,7 +108,7 @@ def find_labels(model: str, adapter: Adapter | None, task: str) -> list[str]:
     if task != "classify":
         return []
     if adapter is None:
-        return config_labels(load_config(model))
+        return config_labels(load_config(model, trust_remote_code=trust_remote_code))
     names = adapter.provenance.get("labels")
     if names:
         return list(names)
@@ -107,7 +119,7 @@ def find_labels(model: str, adapter: Adapter | None, task: str) -> list[str]:
     ]
     if head_outputs:
         return [str(i) for i in range(head_outputs[-1])]
-    return config_labels(load_config(model))
+    return config_labels(load_config(model, trust_remote_code=trust_remote_code))
 
 
 def config_labels(config: "PretrainedConfig") -> list[str]:

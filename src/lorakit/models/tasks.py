@@ -30,6 +30,10 @@ TASKS = {
     ),
 }
 CHOICES = ("auto", *TASKS)
+TRUST_HELP = (
+    "run Python code that the model's folder or repository brings along, with all your rights; "
+    "without this flag none of it runs"
+)
 
 
 def task_of_peft_type(peft_type: str | None) -> str | None:

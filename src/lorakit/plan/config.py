@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lorakit.models.tasks import CHOICES
+from lorakit.models.tasks import CHOICES, TRUST_HELP
 from lorakit.spec import option
 
 METHODS = ("full", "lora", "lora-8bit", "lora-4bit")  # of training, whose sizes are compared
@@ -19,6 +19,7 @@ class PlanRequest:
         "…",
         required=True,
     )
+    trust_remote_code: bool = option(False, TRUST_HELP)
     data: str | None = option(
         None,
         "data whose row lengths are used: a file, a hub id, or builtin:stdlib-docs (default: all "

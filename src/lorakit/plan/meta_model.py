@@ -32,6 +32,7 @@ class MetaModel:
         new_modules: modules that its checkpoint does not hold: a new head.
         max_length: tokens that the model can read at most; 0 if that is not known.
         runs: True if its forward is known; headers alone give shapes, not what is done with them.
+        trust_remote_code: True if Python code of its folder may run.
     """
 
     model: nn.Module
@@ -40,6 +41,7 @@ class MetaModel:
     new_modules: tuple[str, ...]
     max_length: int
     runs: bool = True
+    trust_remote_code: bool = False
 
     @property
     def transformer(self) -> "PreTrainedModel":
@@ -52,7 +54,9 @@ class MetaModel:
         return self.transformer.config.get_text_config() if self.runs else None
 
 
-def load_meta_model(name: str, task: str = "auto", labels: int = 2) -> MetaModel:
+def load_meta_model(
+    name: str, task: str = "auto", labels: int = 2, *, trust_remote_code: bool = False
+) -> MetaModel:
     """Return a model of this name without its weights; from the hub only its config is fetched.
 
     Args:
@@ -60,6 +64,7 @@ def load_meta_model(name: str, task: str = "auto", labels: int = 2) -> MetaModel
             file (or a folder of them without a config).
         task: causal-lm, classify, regress, or auto: taken from the config.
         labels: classes, for classify.
+        trust_remote_code: True to run Python code that the folder or repository brings along.
 
     Raises:
         ModelError: there is no such model, or none that can be built for the task.
@@ -72,9 +77,15 @@ def load_meta_model(name: str, task: str = "auto", labels: int = 2) -> MetaModel
         return MetaModel(model, name, "causal-lm", (), 0, runs=False)
     where, _ = locate(name)
     cards = ", ".join(PREFIX + card for card in PUBLISHED)
-    config = load_config(where, advice=f"Name a folder, a hub id within reach, or a card: {cards}.")
+    config = load_config(
+        where,
+        advice=f"Name a folder, a hub id within reach, or a card: {cards}.",
+        trust_remote_code=trust_remote_code,
+    )
     stored = set(read_shapes(find_weight_files(Path(where))))
-    return _from_config(config, name, task, labels, stored or None)
+    return _from_config(
+        config, name, task, labels, stored or None, trust_remote_code=trust_remote_code
+    )
 
 
 def _load_published(name: str, task: str, labels: int) -> MetaModel:
@@ -90,7 +101,13 @@ def _load_published(name: str, task: str, labels: int) -> MetaModel:
 
 
 def _from_config(
-    config: "PretrainedConfig", name: str, task: str, labels: int, stored: Collection[str] | None
+    config: "PretrainedConfig",
+    name: str,
+    task: str,
+    labels: int,
+    stored: Collection[str] | None,
+    *,
+    trust_remote_code: bool = False,
 ) -> MetaModel:
     """Return a model of this config.
 
@@ -100,6 +117,7 @@ def _from_config(
         task: as in `load_meta_model`.
         labels: as in `load_meta_model`.
         stored: names of the tensors of its checkpoint, if they are known.
+        trust_remote_code: as in `load_meta_model`.
     """
     task = _task_of(config) if task == "auto" else task
     text = config.get_text_config()
@@ -108,20 +126,25 @@ def _from_config(
         if text.pad_token_id is None:
             # Any id will do: no token is read.
             config.pad_token_id = text.pad_token_id = 0
-    model = _build(config, name, task)
+    model = _build(config, name, task, trust_remote_code=trust_remote_code)
     has_new_head = stored is not None or task != "causal-lm"
     new = _new_modules(model, stored) if has_new_head else ()
     check_new_modules(name, task, new)
-    return MetaModel(model, name, task, new, find_positions(config))
+    longest = find_positions(config)
+    return MetaModel(model, name, task, new, longest, trust_remote_code=trust_remote_code)
 
 
-def _build(config: "PretrainedConfig", name: str, task: str) -> "PreTrainedModel":
+def _build(
+    config: "PretrainedConfig", name: str, task: str, *, trust_remote_code: bool
+) -> "PreTrainedModel":
     import transformers
 
     kind = getattr(transformers, TASKS[task].model_class)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
-            return kind.from_config(config, dtype=torch.float32)
+            return kind.from_config(
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"{name} cannot be loaded for {task}: {first_line(error)}") from error
 

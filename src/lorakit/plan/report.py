@@ -163,7 +163,12 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
         rows = read_rows(request.data, columns=request.columns, quotes=request.quotes)
         task = infer_task(rows, request.task)
         labels = list_labels(rows) if task == "classify" else []
-    base = load_meta_model(request.model, task, labels=len(labels) or 2)
+    base = load_meta_model(
+        request.model,
+        task,
+        labels=len(labels) or 2,
+        trust_remote_code=request.trust_remote_code,
+    )
     batches = None
     if rows:
         examples = tokenise_rows(base, rows, run.max_length, labels, request.loss_on)
@@ -314,7 +319,11 @@ def tokenise_rows(
         tokenizer: tokenizer of the model, if it is loaded already.
     """
     if tokenizer is None:
-        tokenizer = load_tokenizer(base.name, advice="Without --data no tokenizer is needed.")
+        tokenizer = load_tokenizer(
+            base.name,
+            advice="Without --data no tokenizer is needed.",
+            trust_remote_code=base.trust_remote_code,
+        )
     longest = int(min(tokenizer.model_max_length, base.max_length or LONGEST))
     loaded = Loaded(base.transformer, tokenizer, base.task, list(labels), base.name, (), longest)
     return encode_rows(rows, loaded, max_length, loss_on)

@@ -74,7 +74,12 @@ def search_rank(
     if search.plot:
         plots.check_path(search.plot)
     if search.way == "threshold":
-        return search_by_threshold(str(values["model"]), spec, search)
+        return search_by_threshold(
+            str(values["model"]),
+            spec,
+            search,
+            trust_remote_code=bool(values.get("trust_remote_code")),
+        )
     if search.way == "advice":
         return search_by_advice(TrainSpec(**{**values, "output": "not written"}), spec)
     output = Path(values["output"]) if values.get("output") else None
@@ -186,7 +191,9 @@ def _write(result: SearchResult, report: SearchReport, output: Path) -> None:
     write_json(output / REPORT, report)
 
 
-def search_by_threshold(model: str, spec: Spec, search: RankSearchSpec) -> ThresholdReport:
+def search_by_threshold(
+    model: str, spec: Spec, search: RankSearchSpec, *, trust_remote_code: bool = False
+) -> ThresholdReport:
     """Return the ranks that a threshold on singular values suggests.
 
     With an adapter they are those of its changes; without, of the matrices of the model alone.
@@ -197,7 +204,10 @@ def search_by_threshold(model: str, spec: Spec, search: RankSearchSpec) -> Thres
     """
     adapter = Adapter.load(search.adapter) if search.adapter else None
     task = resolve_task(adapter)
-    base = load(model, task, labels=find_labels(model, adapter, task), dtype="float32").model
+    labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
+    base = load(
+        model, task, labels=labels, dtype="float32", trust_remote_code=trust_remote_code
+    ).model
     changes: dict[str, Tensor] = {}
     if adapter is None:
         places = select(base, spec.targets, spec.exclude, parts=spec.parts)
@@ -229,7 +239,12 @@ def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
     rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
     task = infer_task(rows, settings.task)
     labels = list_labels(rows) if task == "classify" else []
-    base = load_meta_model(settings.model, task, labels=len(labels) or 2)
+    base = load_meta_model(
+        settings.model,
+        task,
+        labels=len(labels) or 2,
+        trust_remote_code=settings.trust_remote_code,
+    )
     examples = tokenise_rows(base, rows, settings.max_length, labels, settings.loss_on)
     new_modules = tuple(find_full_modules(base.model, base.new_modules))
     places = select(base.model, spec.targets, spec.exclude, without=new_modules)

@@ -8,7 +8,7 @@ from dataclasses import Field, asdict, dataclass, fields
 from typing import Any, cast
 
 from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.models.tasks import CHOICES
+from lorakit.models.tasks import CHOICES, TRUST_HELP
 from lorakit.spec import Fault, is_number, is_whole, option
 from lorakit.text import near_misses, plural
 
@@ -31,6 +31,7 @@ CHANGEABLE = {
     "threads",
     "device",
     "beyond_memory",
+    "trust_remote_code",
 }
 
 
@@ -43,6 +44,7 @@ class TrainSpec:
     """
 
     model: str = option("", "base model: a folder, a hub id, or builtin:minilm", required=True)
+    trust_remote_code: bool = option(False, TRUST_HELP)
     data: str = option("", "training data: a file, a hub id, or builtin:stdlib-docs", required=True)
     output: str = option(
         "", "folder for the adapter, its report and its checkpoints", required=True

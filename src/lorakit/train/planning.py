@@ -53,7 +53,12 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
         SpecError: the largest batch does not fit into the memory of this machine.
         LorakitError: a model that cannot be read, or rows that cannot be tokenised.
     """
-    base = load_meta_model(settings.model, data.task, labels=len(data.labels) or 2)
+    base = load_meta_model(
+        settings.model,
+        data.task,
+        labels=len(data.labels) or 2,
+        trust_remote_code=settings.trust_remote_code,
+    )
     examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
     dtype = _base_dtype(settings, base, spec)
     report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)

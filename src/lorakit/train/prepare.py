@@ -170,6 +170,7 @@ def load_run(settings: TrainSpec, spec: Spec, data: RunData, plan: RunPlan, say:
         dtype=plan.base_dtype,
         device=settings.device,
         seed=settings.seed,
+        trust_remote_code=settings.trust_remote_code,
     )
     max_length = choose_max_length(settings.max_length, base.max_length)
     held_out = []
