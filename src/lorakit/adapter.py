@@ -38,6 +38,7 @@ class Adapter:
             on a model.
         renamed: the model's name of each layer that the adapter named otherwise, such as
             `_orig_mod.0`, set by `attach`.
+        source: the folder that it was read from; None for one that was made here.
 
     >>> from lorakit import LowRank
     >>> delta = LowRank(torch.ones(1, 3), torch.ones(2, 1), alpha=1.0)
@@ -61,6 +62,7 @@ class Adapter:
         self.target_names = target_names or tuple(self.deltas)
         self.tied_deltas: dict[str, Delta] = {}
         self.renamed: dict[str, str] = {}
+        self.source: Path | None = None
 
     @property
     def deltas_by_place(self) -> dict[str, Delta]:
@@ -75,6 +77,15 @@ class Adapter:
             for name, delta in self.deltas.items()
             if isinstance(delta, TokenRows)
         }
+
+    def count_outputs(self) -> int | None:
+        """Return the number of outputs of the head that was trained in full; None without one."""
+        matrices = [
+            parameter
+            for path, parameter in self.full_parameters.items()
+            if path.endswith("weight") and parameter.ndim == 2
+        ]
+        return matrices[-1].shape[0] if matrices else None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trained tensors by name: `module.A`, `module.B`, and the full parameters."""
@@ -168,7 +179,9 @@ class Adapter:
             AdapterFileError: something is missing, unknown, cut off, not finite, of a wrong shape,
                 or not as lorakit wrote it; all faults are named.
         """
-        return cls(*adapter_folder.read(folder, unchecked=unchecked))
+        adapter = cls(*adapter_folder.read(folder, unchecked=unchecked))
+        adapter.source = Path(folder)
+        return adapter
 
     def __repr__(self) -> str:
         return (

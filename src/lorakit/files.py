@@ -4,6 +4,7 @@ The new content is written under a temporary name in the same folder. A process 
 leaves its temporary files; the next writer of the same file removes them.
 """
 
+import errno
 import fcntl
 import glob
 import itertools
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -215,3 +217,78 @@ def check_new_folder(path: Path, what: str, unchanged: str) -> None:
 def folder_bytes(path: Path) -> int:
     """Return the size of the files of a folder, without those in folders inside it."""
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+
+
+@contextmanager
+def create_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a new folder, and move the folder to `path` after the block.
+
+    The block creates the folder. It is on the disk before it gets its name, and it replaces nothing
+    but an empty folder: of two processes with one path the second one fails. After an exception
+    `path` is unchanged and the temporary folder is removed.
+
+    Raises:
+        OutputError: the folder has got files in the meantime.
+    """
+    path = path.resolve()
+    remove_leftovers(path.parent, glob.escape(path.name))
+    part = part_path(path)
+    try:
+        yield part
+        sync_folder(part)
+        # A rename fails if the folder is there and not empty.
+        part.rename(path)
+        sync_entries(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise OutputError(
+            f"{path} has got files since the beginning.",
+            advice="They are kept. Name a new folder. Nothing was written.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk, and the folder itself."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_entries(path)
+        else:
+            sync(path)
+    sync_entries(folder)
+
+
+def sync_entries(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_creatable(path: Path) -> None:
+    """Check that a folder can be made at a path, by making one beside it and removing it.
+
+    Raises:
+        OutputError: the path has no name of its own, is a link to nothing, or nothing can be
+            written there.
+    """
+    advice = "Name a new folder. Nothing was written."
+    try:
+        if path.is_symlink() and not path.exists():
+            raise OutputError(f"{path} is a link to nothing.", advice=advice)
+        absolute = path.resolve()
+        if absolute in (Path.cwd(), Path(absolute.anchor)):
+            raise OutputError(f"{path} is the working directory or a root.", advice=advice)
+        existing = next(parent for parent in absolute.parents if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=".lorakit-", dir=existing):
+            pass
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be made: {error.strerror or error}.", advice=advice
+        ) from error

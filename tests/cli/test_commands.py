@@ -642,10 +642,12 @@ def test_merge_that_came_back_otherwise_from_disk_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lorakit.merging import export
+    from lorakit.models.own_class import Candidate
 
-    monkeypatch.setattr(export, "load", lambda where, *a, **k: real(str(tiny_llama), *a, **k))
-    from lorakit.models.load import load as real
+    real = Candidate.load
+    monkeypatch.setattr(
+        Candidate, "load", lambda self, name, *rest: real(self, str(tiny_llama), *rest)
+    )
 
     assert (
         main(

@@ -47,14 +47,52 @@ def test_a_file_that_comes_in_meanwhile_is_kept(
 ) -> None:
     output = tmp_path / "merged"
     output.mkdir()
-    remove = Path.rmdir
+    rename = Path.rename
 
-    def remove_after_a_write(folder: Path) -> None:
-        (folder / "mine").write_text("mine")
-        remove(folder)
+    def rename_after_a_write(part: Path, target: Path) -> None:
+        (target / "mine").write_text("mine")
+        rename(part, target)
 
-    monkeypatch.setattr(Path, "rmdir", remove_after_a_write)
-    with pytest.raises(OSError, match="not empty"):
+    monkeypatch.setattr(Path, "rename", rename_after_a_write)
+    with pytest.raises(OutputError) as caught:
         export(str(tiny_llama), adapter, output)
+    assert str(caught.value) == (
+        f"{output} has got files since the beginning.\nThey are kept. Name a new folder. Nothing "
+        "was written."
+    )
     assert names_in(output) == ["mine"]
     assert names_in(tmp_path) == ["merged"]
+
+
+@pytest.mark.parametrize(
+    ("output", "fault"),
+    [
+        (".", "is the working directory or a root"),
+        ("/", "is the working directory or a root"),
+        ("dangling", "is a link to nothing"),
+        ("/proc/x", "cannot be made: "),
+        ("file/x", "cannot be made: "),
+    ],
+)
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_loaded(
+    output: str, fault: str, adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError) as caught:
+        export("no model", adapter, output)
+    assert f"{output} {fault}" in str(caught.value)
+    assert "Name a new folder. Nothing was written." in str(caught.value)
+    assert names_in(tmp_path) == ["dangling", "file"]
+
+
+def test_a_working_directory_that_is_gone_is_refused(
+    adapter: Adapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(OutputError, match="cannot be made"):
+        export("no model", adapter, "merged")

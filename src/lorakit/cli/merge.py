@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> "ExportReport":
         any_base=request.any_base,
         allow_loss=request.allow_loss,
         trust_remote_code=request.trust_remote_code,
+        say=lambda message: print(message, file=sys.stderr),
     )
 
 

@@ -1,11 +1,11 @@
 """Export of a merged model as a plain Hugging Face folder, which is read back and compared."""
 
+import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -13,53 +13,28 @@ from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.errors import MergeError
-from lorakit.evaluate.logits import TEXTS, batch_texts, compare_logits, compute_logits
-from lorakit.files import check_new_folder, folder_bytes, replace_folder
-from lorakit.inject.attach import attach, detach, enable
-from lorakit.merging.quantised import (
-    Rounding,
-    dequantise,
-    dequantised_parameters,
-    quantised_form,
-)
+from lorakit.evaluate.logits import TEXTS, compare_logits, compute_logits, make_inputs
+from lorakit.files import check_creatable, check_new_folder, create_folder, folder_bytes
+from lorakit.inject.attach import detach, enable
+from lorakit.merging.changes import Change, find_changes
+from lorakit.merging.folder import copy_files, stored_tensors, write_config, write_weights
+from lorakit.merging.quantised import Rounding, dequantised_parameters
+from lorakit.merging.subject import Subject, open_subject
 from lorakit.merging.weights import Undo, merge
-from lorakit.models.load import Loaded, load, load_config, quiet
-from lorakit.models.open import open_model, resolve_task
+from lorakit.models.load import pad_id, quiet
 from lorakit.sites.quantised import without_packing
+from lorakit.spec import is_inside
 from lorakit.text import dtype_name, plural
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 # Relative to the largest logit: the difference that another order of the same sums may make.
 ROUNDING = 1e-4
 FAULT = (
     "Nothing was left behind. The cause is the disk, the loading of the model, or lorakit itself."
 )
+HEAD_KEYS = ("id2label", "label2id", "problem_type")  # of a config
 
 Batches = Sequence[Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A base with the adapter attached, and the form of the weights on disk.
-
-    Attributes:
-        loaded: the base with the adapter.
-        dtype: of the weights on disk that are not quantised.
-        base_form: storage of the base in int8 or 4 bits; "" where it is not quantised.
-        form: that of the merged model; "" where it is not quantised.
-    """
-
-    loaded: Loaded
-    dtype: torch.dtype
-    base_form: str
-    form: str
-
-    @property
-    def storage(self) -> str:
-        """Name of the quantised form, or of the dtype."""
-        return self.form or dtype_name(self.dtype)
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,14 +46,21 @@ class Merged:
         base: logits of the base alone.
         merged: logits of the merged model before its weights are rounded to the dtype on disk.
         changed: number of values that will differ from the base's on disk.
-        rounding: effect of rounding to int8 or 4 bits, by the name of the weight.
+        changes: the stored tensors that change; None where the whole model is written anew.
+        undo: of the merge.
     """
 
     attached: list[Tensor]
     base: list[Tensor]
     merged: list[Tensor]
     changed: int
-    rounding: Mapping[str, Rounding]
+    changes: Sequence[Change] | None
+    undo: Undo
+
+    @property
+    def rounding(self) -> Mapping[str, Rounding]:
+        """Effect of rounding to int8 or 4 bits, by the name of the weight."""
+        return self.undo.rounding
 
 
 @dataclass(frozen=True)
@@ -121,6 +103,7 @@ class ExportReport(TypedDict):
     output: str
     adapter_moves: float
     bytes: int
+    left_out: list[str]
     rounding: NotRequired[dict[str, WeightRounding]]
 
 
@@ -135,15 +118,19 @@ def export(
     any_base: bool = False,
     allow_loss: bool = False,
     trust_remote_code: bool = False,
+    say: Say = lambda message: None,
 ) -> ExportReport:
     """Merge an adapter into its base, summed in float32, and write a plain model without lorakit.
 
-    A base in int8 or 4 bits stays so where `dtype` is "auto"; any other dtype makes a plain copy of
-    the values it holds.
+    The folder is a copy of the base's with the merged tensors in their places: a tensor that does
+    not change keeps its bits, dtype, name and file, and a file beside the weights is carried along.
+    A tokenizer or a chat template in the adapter's folder replaces the base's. A base in int8 or 4
+    bits stays so where `dtype` is "auto"; any other dtype makes a plain copy of the values it
+    holds.
 
-    The merged folder is written under another name and loaded again; its weights must be those that
-    were written, bit for bit, and its logits are compared with those of base + adapter. Only then
-    does it get its name.
+    The folder is written under another name and loaded again; its weights must be those that were
+    written, bit for bit, and its logits are compared with those of base + adapter. Only then does
+    it get its name.
 
     Args:
         model: the base: a folder, a hub id or `builtin:NAME`.
@@ -156,131 +143,97 @@ def export(
         any_base: take another base than the adapter was trained on.
         allow_loss: write it even where rounding moves the output more than the adapter does.
         trust_remote_code: True to run Python code that the base's folder brings along.
+        say: called with each message for the user, such as what is not carried along.
 
     Returns:
         max_logit_difference, kl (nats a position, mean), top1_agreement (share of positions),
-        differs_from_base (number of weights whose bits changed), dtype, output, and the largest
-        movement of the logits by the adapter; for a base in int8 or 4 bits, `rounding` has the
-        relative movement of each weight by rounding and by the adapter.
+        differs_from_base (number of weights whose bits changed), dtype, output, left_out (files
+        that are not carried along), and the largest movement of the logits by the adapter; for a
+        base in int8 or 4 bits, `rounding` has the relative movement of each weight by rounding and
+        by the adapter.
 
     Raises:
-        OutputError: the folder is not empty.
-        MergeError: transformers cannot write this form; the merged model equals the base, or
-            differs from base + adapter before it is rounded; a tensor came back from disk
-            otherwise; or rounding moves more than the adapter does. Nothing is left behind.
+        OutputError: the folder is not empty, or cannot be made.
+        MergeError: transformers cannot write this form, or a tensor cannot be carried; the merged
+            model equals the base, or differs from base + adapter before it is rounded; a tensor
+            came back from disk otherwise; or rounding moves more than the adapter does. Nothing is
+            left behind.
     """
     output = Path(output)
+    check_creatable(output)
     check_new_folder(output, "a merged model", "Nothing was written.")
-    task = resolve_task(adapter)
-    open_base = partial(
-        open_model,
+    subject = open_subject(
         model,
         adapter,
-        task,
+        dtype=dtype,
         device=device,
         any_base=any_base,
         trust_remote_code=trust_remote_code,
     )
-    config = load_config(model, trust_remote_code=trust_remote_code)
-    subject = _load_subject(open_base, config, adapter, dtype)
-    batches = batch_texts(subject.loaded, list(texts) or TEXTS)
+    if subject.base.left_out:
+        say(f"note: not carried along, as it holds weights: {', '.join(subject.base.left_out)}")
+    batches = make_inputs(subject.model, subject.tokenizer, list(texts) or TEXTS)
     merged = _merge(subject, batches, allow_loss=allow_loss)
-    with replace_folder(output) as folder:
-        _write(subject, folder)
-        again = load(
-            str(folder),
-            task,
-            labels=subject.loaded.labels,
-            dtype=dtype_name(subject.dtype),
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-        logits = _read_back(subject, again, batches)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with create_folder(output) as folder:
+        _write(subject, merged, folder, adapter)
+        logits = _read_back(subject, folder, batches)
         comparison = _compare(merged, logits, is_quantised=subject.form != "")
         _judge(comparison, subject.storage, allow_loss=allow_loss)
-        check_new_folder(output, "a merged model", "Nothing was written.")
-        if output.is_dir():
-            # Unlike the removal of a tree, it fails if a file was written there since the check.
-            output.rmdir()
     return _report(subject, merged, comparison, output)
-
-
-def _load_subject(
-    open_base: Callable[..., Loaded], config: "PretrainedConfig", adapter: Adapter, dtype: str
-) -> Subject:
-    """Load the base with the adapter, in float32 or in the quantised form that it keeps.
-
-    Args:
-        open_base: `open_model` with all its arguments but the dtype.
-        config: of the base on disk.
-        adapter: the adapter.
-        dtype: as in `export`.
-    """
-    loaded = open_base(dtype="float32")
-    base_form = quantised_form(loaded.model)
-    if dtype != "auto":
-        if base_form:
-            _dequantise_base(loaded, adapter)
-        return Subject(loaded, getattr(torch, dtype), base_form, "")
-    stored_dtype = _stored_dtype(config)
-    if base_form:
-        _check_writable(loaded.model, base_form)
-    if base_form and stored_dtype != torch.float32:
-        # The weights that are not quantised keep their dtype.
-        detach(loaded.model)
-        loaded = open_base(dtype=dtype_name(stored_dtype))
-    return Subject(loaded, stored_dtype, base_form, base_form)
-
-
-def _stored_dtype(config: "PretrainedConfig") -> torch.dtype:
-    """Return the dtype of a checkpoint on disk by its config; float32 if the config has none."""
-    dtype = getattr(config, "dtype", None)
-    if isinstance(dtype, str):
-        return getattr(torch, dtype)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32
-
-
-def _dequantise_base(loaded: Loaded, adapter: Adapter) -> None:
-    """Replace the base by one in full precision, with the adapter on it."""
-    detach(loaded.model)
-    dequantise(loaded.model)
-    # That the adapter fits was checked on the quantised base.
-    attach(loaded.model, adapter, trainable=False, any_base=True)
-    loaded.model.eval()
-
-
-def _check_writable(model: "PreTrainedModel", form: str) -> None:
-    quantizer: Any = model.hf_quantizer
-    if not quantizer.is_serializable():
-        raise MergeError(
-            f"transformers cannot write a model in {form}.",
-            advice="Write a plain copy (--dtype bfloat16), or merge in memory. Nothing was "
-            "written.",
-        )
 
 
 def _merge(subject: Subject, batches: Batches, *, allow_loss: bool) -> Merged:
     """Merge in memory, and detach.
 
     Raises:
-        MergeError: no weight would change on disk, or `merge` refuses.
+        MergeError: no weight would change on disk, a tensor cannot be carried, or `merge` refuses.
     """
-    model = subject.loaded.model
+    model = subject.model
     attached = compute_logits(model, batches)
     enable(model, None)
     base = compute_logits(model, batches)
     enable(model, "default")
     undo = merge(model, allow_loss=allow_loss)
     merged = compute_logits(model, batches)
-    changed = _count_changed(model, undo, subject.dtype)
     detach(model)
+    changes = None
+    if subject.base_form:
+        _check_whole(subject)
+        changed = _count_changed(model, undo, subject.read_dtype)
+    else:
+        stored = dict(stored_tensors(subject.base))
+        added = (*subject.new_modules, *undo.untied)
+        changes = find_changes(model, undo.before, stored, added)
+        changed = sum(change.count(subject.dtype) for change in changes)
     if not changed:
         raise MergeError(
             f"The merged model equals the base in {subject.storage}: no weight changes.",
             advice="The adapter was never trained, or its change is smaller than the rounding. "
             "Nothing was written.",
         )
-    return Merged(attached, base, merged, changed, undo.rounding)
+    return Merged(attached, base, merged, changed, changes, undo)
+
+
+def _check_whole(subject: Subject) -> None:
+    """Refuse a quantised base whose files hold tensors that its class does not read.
+
+    Raises:
+        MergeError: all such tensors are named: they would be lost.
+    """
+    ignored = getattr(subject.model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    lost = [
+        name
+        for name, _ in stored_tensors(subject.base)
+        if any(re.search(pattern, name) for pattern in ignored)
+    ]
+    if lost:
+        raise MergeError(
+            f"{plural(len(lost), 'tensor')} of {subject.name} cannot be carried into the merged "
+            f"model: {type(subject.model).__name__} does not read them.",
+            lost,
+            "Merge in memory, with lorakit.merge. Nothing was written.",
+        )
 
 
 def _count_changed(model: nn.Module, undo: Undo, dtype: torch.dtype) -> int:
@@ -292,34 +245,77 @@ def _count_changed(model: nn.Module, undo: Undo, dtype: torch.dtype) -> int:
     return count
 
 
-def _write(subject: Subject, folder: Path) -> None:
-    """Write the merged model and its tokenizer."""
-    model = subject.loaded.model
-    if not subject.form:
-        model.to(subject.dtype)  # type: ignore[arg-type]
-    model.config.dtype = subject.dtype
+def _write(subject: Subject, merged: Merged, folder: Path, adapter: Adapter) -> None:
+    """Write the files beside the weights, and the weights."""
+    copy_files(subject.base, folder, adapter.source)
     try:
-        with quiet():
-            # transformers cannot undo its conversions of a quantised folder, and need not: the
-            # weights are stored as the model holds them.
-            model.save_pretrained(folder, save_original_format=not subject.base_form)
-            subject.loaded.tokenizer.save_pretrained(folder)
+        if merged.changes is None:
+            _write_whole(subject, folder)
+            return
+        write_config(subject.base, folder, _config_changes(subject, merged))
+        new = {change.name: change.at(_dtype_of(change, subject)) for change in merged.changes}
+        write_weights(subject.base, folder, new, subject.dtype)
     except SafetensorError as error:  # mostly a full disk
         raise OSError(f"The merged model cannot be written: {error}") from error
+    subject.model.to(subject.read_dtype)  # type: ignore[arg-type]
+
+
+def _dtype_of(change: Change, subject: Subject) -> torch.dtype | None:
+    """Return the dtype of a new tensor on disk; None for that of the base's tensor."""
+    return subject.dtype or (subject.read_dtype if change.stored is None else None)
+
+
+def _write_whole(subject: Subject, folder: Path) -> None:
+    """Write a model that is or was quantised with transformers' own function."""
+    model = subject.model
+    if not subject.form:
+        model.to(subject.read_dtype)  # type: ignore[arg-type]
+    model.config.dtype = subject.read_dtype
+    with quiet():
+        # transformers cannot undo its conversions of a quantised folder, and need not: the weights
+        # are stored as the model holds them.
+        model.save_pretrained(folder, save_original_format=False)
     # safetensors makes files that only their owner can read.
     for path in folder.iterdir():
-        shutil.copymode(folder / "config.json", path)
+        if path.is_file():
+            shutil.copymode(folder / "config.json", path)
 
 
-def _read_back(subject: Subject, again: Loaded, batches: Batches) -> list[Tensor]:
-    """Check the weights of the model that was read back, and return its logits."""
-    check_same_weights(subject.loaded.model, again.model)
-    with without_packing(again.model):
-        return compute_logits(again.model, batches)
+def _config_changes(subject: Subject, merged: Merged) -> dict[str, object]:
+    """Return what the merged model's config.json has otherwise than the base's."""
+    config = subject.model.config
+    changes: dict[str, object] = {}
+    if subject.dtype:
+        changes |= {"dtype": dtype_name(subject.dtype), "torch_dtype": None}
+    changed = merged.changes or ()
+    if any(one.stored is None and is_inside(one.name, subject.new_modules) for one in changed):
+        changes["architectures"] = [type(subject.model).__name__]
+    if subject.candidate.options:
+        changes |= {key: getattr(config, key) for key in HEAD_KEYS}
+        if config.pad_token_id is None and subject.tokenizer is not None:
+            changes["pad_token_id"] = pad_id(subject.tokenizer)
+    if merged.undo.configs:
+        changes["tie_word_embeddings"] = False
+    return changes
 
 
-def check_same_weights(written: nn.Module, read: nn.Module) -> None:
+def _read_back(subject: Subject, folder: Path, batches: Batches) -> list[Tensor]:
+    """Load the written model, check its weights, and return its logits."""
+    again, _ = subject.candidate.load(str(folder), subject.read_dtype, subject.device)
+    check_same_weights(subject.model, again, subject.stored_dtypes if not subject.dtype else ())
+    with without_packing(again):
+        return compute_logits(again, batches)
+
+
+def check_same_weights(
+    written: nn.Module, read: nn.Module, dtypes: Collection[torch.dtype] = ()
+) -> None:
     """Refuse a model whose weights are not those that were written, bit for bit.
+
+    Args:
+        written: the merged model in memory.
+        read: the one that was read back.
+        dtypes: those to which a weight may have been rounded on disk.
 
     Raises:
         MergeError: it names the tensors that differ.
@@ -328,7 +324,7 @@ def check_same_weights(written: nn.Module, read: nn.Module) -> None:
     faults = [
         name
         for name, parameter in dequantised_parameters(written).items()
-        if name not in present or not torch.equal(present[name], parameter)
+        if name not in present or not _equals_rounded(present[name], parameter, dtypes)
     ]
     if not faults:
         return
@@ -345,6 +341,13 @@ def check_same_weights(written: nn.Module, read: nn.Module) -> None:
         f"{plural(len(faults), 'tensor')} of the merged model came back from disk changed.",
         faults,
         FAULT,
+    )
+
+
+def _equals_rounded(read: Tensor, written: Tensor, dtypes: Collection[torch.dtype]) -> bool:
+    """Return True if a tensor is one that was written, or what one of the dtypes keeps of it."""
+    return torch.equal(read, written) or any(
+        torch.equal(read, written.to(dtype).to(read.dtype)) for dtype in dtypes
     )
 
 
@@ -401,6 +404,7 @@ def _report(subject: Subject, merged: Merged, comparison: Comparison, output: Pa
         "output": str(output),
         "adapter_moves": comparison.adapter_moves,
         "bytes": folder_bytes(output),
+        "left_out": list(subject.base.left_out),
     }
     if subject.form:
         report["rounding"] = {

@@ -29,6 +29,19 @@ TRUST_ADVICE = (
     "Its own code is not run unless you ask for it: read it, then pass --trust-remote-code "
     "(trust_remote_code=True in Python). Nothing of it was run."
 )
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "tekken",
+    "bpe",
+    "added_tokens",
+    "special_tokens",
+)
+TOKENIZER_ADVICE = (
+    "Copy the tokenizer's files, such as tokenizer.json and tokenizer_config.json, into the folder."
+)
 NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
 TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
 READ_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of transformers
@@ -191,10 +204,10 @@ def load(
     except READ_ERRORS as error:
         raise ModelError(
             f"{name} cannot be loaded for {task}: {first_line(error)}",
-            advice=_advise(error, NAMING_ADVICE),
+            advice=advise(error, NAMING_ADVICE),
         ) from error
     tokenizer = load_tokenizer(where, NAMING_ADVICE, trust_remote_code=trust_remote_code)
-    new_modules = _outermost(model, missing)
+    new_modules = outermost_modules(model, missing)
     check_new_modules(name, task, new_modules)
     if task != "causal-lm" and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer)
@@ -231,7 +244,7 @@ def _load_model(
     import transformers
 
     model_class = getattr(transformers, TASKS[task].model_class)
-    options = _head_options(task, labels)
+    options = head_options(task, labels)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         model, info = model_class.from_pretrained(
@@ -247,9 +260,9 @@ def _load_model(
     return model, [*info["missing_keys"], *mismatched]
 
 
-def _head_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
+def head_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a config that make the head of a task."""
-    if task == "classify":
+    if task == "classify" and labels:
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
@@ -313,9 +326,40 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    where, _ = locate(name)
+    # A folder of a tokenizer alone, such as an adapter's, is no model folder.
+    has_own = (Path(name) / TOKENIZER_CONFIG).is_file()
+    where = name if has_own else locate(name)[0]
+    if Path(where).is_dir() and not _has_tokenizer_files(Path(where)):
+        raise ModelError(f"{name} has no tokenizer.", advice=TOKENIZER_ADVICE)
     read = partial(AutoTokenizer.from_pretrained, where, trust_remote_code=trust_remote_code)
-    return _read(f"The tokenizer of {name}", read, advice)
+    tokenizer = _read(f"The tokenizer of {name}", read, advice)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ModelError(f"The tokenizer of {name} has no vocabulary.", advice=TOKENIZER_ADVICE)
+    return tokenizer
+
+
+def _has_tokenizer_files(folder: Path) -> bool:
+    """Return True if a file of a folder belongs to a tokenizer, by its name."""
+    return any(
+        file.name.startswith(TOKENIZER_FILES) or file.suffix == ".model"
+        for file in folder.iterdir()
+    )
+
+
+def check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer with more ids than the embedding of the model has rows.
+
+    Raises:
+        ModelError: the message has both numbers.
+    """
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    ids = len(tokenizer)
+    if rows is not None and ids > rows:
+        raise ModelError(
+            f"The tokenizer has {ids:,} ids, the embedding {rows:,} rows.",
+            advice="Use the tokenizer that the model was trained with, or make the embedding "
+            "larger: model.resize_token_embeddings(len(tokenizer)).",
+        )
 
 
 def _read(subject: str, read: Callable[[], Read], advice: str) -> Read:
@@ -324,10 +368,10 @@ def _read(subject: str, read: Callable[[], Read], advice: str) -> Read:
             return read()
     except READ_ERRORS as error:
         message = f"{subject} cannot be read: {first_line(error)}"
-        raise ModelError(message, advice=_advise(error, advice)) from error
+        raise ModelError(message, advice=advise(error, advice)) from error
 
 
-def _advise(error: Exception, advice: str) -> str:
+def advise(error: Exception, advice: str) -> str:
     """Return the advice for an error of transformers: the given one, unless code is not trusted."""
     return TRUST_ADVICE if "trust_remote_code" in str(error) else advice
 
@@ -415,7 +459,7 @@ def multiplies_bfloat16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def _outermost(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:
+def outermost_modules(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:
     """Return the largest modules of which every parameter is among `keys`."""
     missing = set(keys)
     new: list[str] = []

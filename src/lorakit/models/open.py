@@ -15,6 +15,7 @@ from lorakit.spec import is_inside
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+UNNAMED = "LABEL_"  # transformers' names for classes without one
 DEFAULT_LENGTH = 512  # tokens of a sequence, where the model can read as many
 
 
@@ -27,6 +28,8 @@ def resolve_task(adapter: Adapter | None, task: str = "auto", rows: Rows | None 
         return task
     if adapter is not None:
         trained_for = _trained_task(adapter)
+        if trained_for == "classify" and adapter.count_outputs() == 1:
+            return "regress"
         if trained_for:
             return trained_for
     has_labels = rows is not None and rows.kind in LABELLED
@@ -112,14 +115,12 @@ def find_labels(
     names = adapter.provenance.get("labels")
     if names:
         return list(names)
-    head_outputs = [
-        parameter.shape[0]
-        for path, parameter in adapter.full_parameters.items()
-        if path.endswith("weight") and parameter.ndim == 2
-    ]
-    if head_outputs:
-        return [str(i) for i in range(head_outputs[-1])]
-    return config_labels(load_config(model, trust_remote_code=trust_remote_code))
+    outputs = adapter.count_outputs()
+    known = config_labels(load_config(model, trust_remote_code=trust_remote_code))
+    has_names = not all(name.startswith(UNNAMED) for name in known)
+    if outputs is None or (has_names and outputs == len(known)):
+        return known
+    return [str(i) for i in range(outputs)]
 
 
 def config_labels(config: "PretrainedConfig") -> list[str]:

@@ -29,6 +29,15 @@ TASKS = {
         "regress", "SEQ_CLS", "AutoModelForSequenceClassification", "text-classification"
     ),
 }
+# The classes of transformers for the types of task that PEFT's files name.
+MODEL_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
 CHOICES = ("auto", *TASKS)
 TRUST_HELP = (
     "run Python code that the model's folder or repository brings along, with all your rights; "
