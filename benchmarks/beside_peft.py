@@ -143,7 +143,7 @@ def copy_start(ours: Side, theirs: Side) -> None:
 
 def train(side: Side, examples: Sequence[Example], setting: Setting, seed: int) -> list[float]:
     """Train for `setting.steps` steps; return the loss of every step."""
-    model, pad = side.loaded.model, pad_id(side.loaded.tokenizer)
+    model, pad = side.loaded.model, pad_id(side.loaded.tokenizer, side.loaded.model)
     optimizer = torch.optim.AdamW(side.parameters, lr=setting.lr, weight_decay=0.0)
     batches = Batches([len(e.ids) for e in examples], setting.batch_size, seed)
     model.train()

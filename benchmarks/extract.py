@@ -202,7 +202,7 @@ def main() -> None:
     parts = oz_books.encode_examples(base)
     if asked.quick:
         parts = {name: some[:4] for name, some in parts.items()}
-    pad = pad_id(base.tokenizer)
+    pad = pad_id(base.tokenizer, base.model)
     batches = [
         {k: v for k, v in collate(parts["test"][i : i + 8], pad).items() if k != "labels"}
         for i in range(0, len(parts["test"]), 8)

@@ -67,7 +67,7 @@ def main() -> None:
         loaded = load(find_model(setting.model), setting.task, seed=seed)
         order = Batches([len(e.ids) for e in parts["train"]], setting.batch_size, seed)
         batches = [
-            collate([parts["train"][i] for i in order[k]], pad_id(loaded.tokenizer))
+            collate([parts["train"][i] for i in order[k]], pad_id(loaded.tokenizer, loaded.model))
             for k in range(BATCHES)
         ]
         adapter = lorakit.attach(

@@ -86,7 +86,7 @@ def build_base(setting: Setting) -> nn.Module:
 
     torch.manual_seed(0)
     if setting.model == MINILM:
-        from lorakit.models.load import locate
+        from lorakit.models.locate import locate
 
         model = AutoModel.from_pretrained(locate("builtin:minilm")[0], add_pooling_layer=False)
     else:

@@ -103,7 +103,7 @@ def _compare(report: "RunReport") -> tuple["Metrics", list[Judgement]]:
     held_out = read_rows(data, split="test")
     fitted = encode_rows(read_rows(data, split="train"), loaded)[:FITTED]
     scored = encode_rows(held_out, loaded)
-    pad = pad_id(loaded.tokenizer)
+    pad = pad_id(loaded.tokenizer, loaded.model)
     found = evaluate(loaded.model, scored[:SHOWN], "classify", pad=pad, classes=2).predictions
     enable(loaded.model, None)
     with progress_bar("fitting a linear head", len(fitted) + len(scored)) as advance:

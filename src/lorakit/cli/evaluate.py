@@ -119,7 +119,7 @@ def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> 
             loaded.model,
             examples,
             loaded.task,
-            pad=pad_id(loaded.tokenizer),
+            pad=pad_id(loaded.tokenizer, loaded.model),
             batch_size=batch_size,
             classes=len(loaded.labels),
             progress=advance,

@@ -1,19 +1,22 @@
 """Rows to token ids and labels. Every token that is cut or not trained is counted."""
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.rows import Rows
 from lorakit.data.templates import encode_answers, encode_conversation
 from lorakit.errors import DataError
-from lorakit.text import near_misses
+from lorakit.text import near_misses, plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100  # the label of a token that is read but not trained
+SURROGATE = re.compile("[\ud800-\udfff]")
+LONGEST_QUOTE = 40  # characters
 LABELLED = ("labelled", "pair")  # kinds of rows with labels
 
 
@@ -64,6 +67,7 @@ def encode_causal(
             each named.
     """
     _check_causal(rows, tokenizer)
+    check_text(rows.where, rows.rows)
     encode = ENCODERS[rows.kind]
     examples: list[Example] = []
     for number, row in enumerate(rows.rows):
@@ -74,6 +78,40 @@ def encode_causal(
     if rows.kind != "text" and len(trained) < len(examples):
         raise _untrained_error(rows, examples, max_length)
     return trained
+
+
+def check_text(where: Sequence[str], rows: Sequence[object]) -> None:
+    """Refuse rows with characters that no tokenizer can read: halves of a surrogate pair.
+
+    Args:
+        where: name of each row.
+        rows: texts, alone or in lists and dictionaries.
+
+    Raises:
+        DataError: each row is named.
+    """
+    faults = []
+    for name, row in zip(where, rows, strict=True):
+        broken = next((text for text in _texts(row) if SURROGATE.search(text)), None)
+        if broken is not None:
+            faults.append(f"{name}   {broken[:LONGEST_QUOTE]!a}")
+    if faults:
+        raise DataError(
+            f"{plural(len(faults), 'row')} with half a surrogate pair, which is no character.",
+            faults,
+            "Write such characters whole, or remove them.",
+        )
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts in a value, and in the lists and dictionaries in it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
 
 
 def _check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -266,6 +304,7 @@ def encode_labelled(
         DataError: rows of another kind, or labels that are not a class or a number; each is named.
     """
     require_labels(rows)
+    check_text(rows.where, rows.rows)
     targets = _values(rows) if labels is None else _class_indices(rows, labels)
     is_pair = rows.kind == "pair"
     first = [row["text_a" if is_pair else "text"] for row in rows.rows]

@@ -26,10 +26,40 @@ def encode_answers(
         DataError: the template rewrites earlier turns.
     """
     text = _apply_template(tokenizer, turns)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     spans = list(_assistant_spans(tokenizer, turns, text))
+    if not tokenizer.is_fast:
+        return _encode_pieces(tokenizer, text, spans)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     is_answer = [_is_inside(start, end, spans) for start, end in encoded.offset_mapping]
     return encoded.input_ids, is_answer
+
+
+def _encode_pieces(
+    tokenizer: "PreTrainedTokenizerBase", text: str, spans: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[bool]]:
+    """Tokenise the spans and the text between them each by itself.
+
+    It is for tokenizers that do not say which characters a token stands for, such as ByT5's.
+
+    Raises:
+        DataError: the tokens are not those of the whole text.
+    """
+    ids: list[int] = []
+    is_answer: list[bool] = []
+    at = 0
+    for start, end in [*spans, (len(text), len(text))]:
+        for piece, answered in ((text[at:start], False), (text[start:end], True)):
+            own = tokenizer(piece, add_special_tokens=False).input_ids
+            ids += own
+            is_answer += [answered] * len(own)
+        at = end
+    if ids != tokenizer(text, add_special_tokens=False).input_ids:
+        raise DataError(
+            f"{type(tokenizer).__name__} does not say which characters a token stands for, so the "
+            "tokens of the assistant cannot be found.",
+            advice="Use --loss-on all, or a tokenizer with a tokenizer.json.",
+        )
+    return ids, is_answer
 
 
 def encode_conversation(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[int]:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from lorakit.data.batches import sort_into_batches
-from lorakit.data.encode import encode_prompt
+from lorakit.data.encode import check_text, encode_prompt
 from lorakit.data.templates import Turn, encode_turns
 from lorakit.errors import DataError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.models.load import Loaded, pad_id
+from lorakit.models.open import check_ids
 from lorakit.text import plural
 
 if TYPE_CHECKING:
@@ -43,9 +44,12 @@ def generate(
         DataError: a prompt that leaves no room for a token.
     """
     tokenizer = loaded.tokenizer
+    where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+    check_text(where, [{"prompt": prompt} for prompt in prompts])
     ids = [_encode(tokenizer, prompt) for prompt in prompts]
+    check_ids(loaded, where, ids)
     _check_lengths(ids, loaded.max_length)
-    settings = _generation_settings(decoding, tokenizer)
+    settings = _generation_settings(decoding, loaded)
     texts = [""] * len(ids)
     device = next(loaded.model.parameters()).device
     random_devices = [device] if device.type == "cuda" else []
@@ -78,16 +82,14 @@ def _check_lengths(ids: Sequence[list[int]], max_length: int) -> None:
         )
 
 
-def _generation_settings(
-    decoding: Decoding, tokenizer: "PreTrainedTokenizerBase"
-) -> dict[str, Any]:
+def _generation_settings(decoding: Decoding, loaded: Loaded) -> dict[str, Any]:
     """Return the arguments of transformers' `generate`."""
     settings: dict[str, Any] = {
         "do_sample": decoding.temperature > 0,
         "num_beams": decoding.beams,
         "no_repeat_ngram_size": decoding.no_repeat_ngram,
-        "pad_token_id": pad_id(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": pad_id(loaded.tokenizer, loaded.model),
+        "eos_token_id": loaded.tokenizer.eos_token_id,
         "use_cache": True,
     }
     if decoding.temperature > 0:
@@ -107,7 +109,7 @@ def _generate_batch(
     width = max(len(row) for row in rows)
     model: Any = loaded.model
     generated = model.generate(
-        input_ids=_pad_left(rows, width, pad_id(tokenizer), device),
+        input_ids=_pad_left(rows, width, settings["pad_token_id"], device),
         attention_mask=_pad_left([[1] * len(row) for row in rows], width, 0, device),
         **settings,
     )

@@ -51,7 +51,7 @@ def make_inputs(
     if main != "input_ids":
         return [_make_random_input(model, main)]
     config = model.config.get_text_config()
-    longest = min(LONGEST, find_positions(config) or LONGEST)
+    longest = min(LONGEST, find_positions(config, model) or LONGEST)
     batches: list[Mapping[str, Tensor]] = []
     for text in texts:
         if not text.strip():

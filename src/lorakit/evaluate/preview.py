@@ -14,7 +14,7 @@ from lorakit.data.encode import (
     list_labels,
 )
 from lorakit.data.rows import Rows
-from lorakit.models.load import find_max_length, load_config, load_tokenizer
+from lorakit.models.load import build_without_weights, find_max_length, load_config, load_tokenizer
 from lorakit.models.open import choose_max_length
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def preview(
     """
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     config = load_config(model, trust_remote_code=trust_remote_code)
-    longest = choose_max_length(max_length, find_max_length(config, tokenizer))
+    base = build_without_weights(config, trust_remote_code=trust_remote_code)
+    longest = choose_max_length(max_length, find_max_length(config, tokenizer, base))
     task = infer_task(rows, task)
     names = list_labels(rows) if task == "classify" else None
     is_causal = task == "causal-lm"

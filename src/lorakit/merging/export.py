@@ -293,7 +293,7 @@ def _config_changes(subject: Subject, merged: Merged) -> dict[str, object]:
     if subject.candidate.options:
         changes |= {key: getattr(config, key) for key in HEAD_KEYS}
         if config.pad_token_id is None and subject.tokenizer is not None:
-            changes["pad_token_id"] = pad_id(subject.tokenizer)
+            changes["pad_token_id"] = pad_id(subject.tokenizer, subject.model)
     if merged.undo.configs:
         changes["tie_word_embeddings"] = False
     return changes

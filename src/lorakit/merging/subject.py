@@ -11,7 +11,8 @@ from lorakit.errors import MergeError, ModelError
 from lorakit.inject.attach import attach, detach
 from lorakit.merging.folder import BaseFolder, find_base_folder, has_tokenizer, stored_tensors
 from lorakit.merging.quantised import dequantise, quantised_form
-from lorakit.models.load import check_vocabulary, load_config, load_tokenizer, locate
+from lorakit.models.load import count_embeddings, load_config, load_tokenizer
+from lorakit.models.locate import locate
 from lorakit.models.own_class import Candidate, choose_class
 from lorakit.spec import is_inside
 from lorakit.text import dtype_name
@@ -82,8 +83,8 @@ def open_subject(
     candidate = choose_class(config, adapter, trust_remote_code=trust_remote_code)
     tokenizer = _find_tokenizer(where, adapter.source, trust_remote_code=trust_remote_code)
     model, new_modules = candidate.load(name, torch.float32, device)
-    if tokenizer is not None and model.main_input_name == "input_ids":
-        check_vocabulary(model, tokenizer)
+    if adapter.source is not None and has_tokenizer(adapter.source) and tokenizer is not None:
+        _check_vocabulary(model, tokenizer)
     _check_trained(name, model, new_modules, adapter)
     attach(model, adapter, trainable=False, any_base=any_base)
     form = quantised_form(model)
@@ -120,6 +121,18 @@ def _find_tokenizer(
         return load_tokenizer(where, trust_remote_code=trust_remote_code)
     except ModelError:
         return None
+
+
+def _check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Refuse a tokenizer of the adapter's folder that has more ids than the base can embed."""
+    rows, ids = count_embeddings(model), len(tokenizer)
+    if rows is not None and ids > rows:
+        raise ModelError(
+            f"The tokenizer has {ids:,} ids, the embedding {rows:,} rows.",
+            advice="The adapter's folder has tokens that the base lacks: make its embedding larger "
+            "(model.resize_token_embeddings), or remove the tokenizer from the adapter's folder. "
+            "Nothing was written.",
+        )
 
 
 def _check_trained(

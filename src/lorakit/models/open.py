@@ -1,6 +1,6 @@
 """A base model with an adapter on it, and the encoded rows of its task."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lorakit.adapter import Adapter
@@ -8,9 +8,10 @@ from lorakit.data.encode import LABELLED, Example, encode_causal, encode_labelle
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
-from lorakit.models.load import Loaded, load, load_config
+from lorakit.models.load import Loaded, count_embeddings, load, load_config
 from lorakit.models.tasks import task_of_peft_type
 from lorakit.spec import is_inside
+from lorakit.text import plural
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -163,6 +164,40 @@ def encode_rows(
     """
     longest = choose_max_length(max_length, loaded.max_length)
     if loaded.task == "causal-lm":
-        return encode_causal(rows, loaded.tokenizer, longest, loss_on)
-    labels = loaded.labels if loaded.task == "classify" else None
-    return encode_labelled(rows, loaded.tokenizer, longest, labels)
+        examples = encode_causal(rows, loaded.tokenizer, longest, loss_on)
+    else:
+        labels = loaded.labels if loaded.task == "classify" else None
+        examples = encode_labelled(rows, loaded.tokenizer, longest, labels)
+    where = [rows.where[example.row] for example in examples]
+    check_ids(loaded, where, [example.ids for example in examples])
+    return examples
+
+
+def check_ids(loaded: Loaded, where: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+    """Refuse rows with tokens that the model has no embedding for.
+
+    Args:
+        loaded: the model with its tokenizer.
+        where: name of each row.
+        ids: token ids of each row.
+
+    Raises:
+        DataError: each row is named, with such a token.
+    """
+    known = count_embeddings(loaded.model)
+    if known is None:
+        return
+    faults = []
+    for name, row in zip(where, ids, strict=True):
+        largest = max(row, default=0)
+        if largest >= known:
+            token = loaded.tokenizer.convert_ids_to_tokens(largest)
+            faults.append(f"{name}   token {token!r} has the id {largest:,}")
+    if faults:
+        raise DataError(
+            f"{plural(len(faults), 'row')} with tokens that {loaded.name} cannot embed: its "
+            f"embedding has {known:,} rows, its tokenizer {len(loaded.tokenizer):,} ids.",
+            faults,
+            "Use the tokenizer that the model was trained with, or make the embedding larger: "
+            "model.resize_token_embeddings(len(tokenizer)).",
+        )

@@ -16,10 +16,10 @@ from lorakit.models.load import (
     advise,
     device_of,
     head_options,
-    locate,
     outermost_modules,
     quiet,
 )
+from lorakit.models.locate import locate
 from lorakit.models.tasks import MODEL_CLASSES
 from lorakit.text import first_line
 

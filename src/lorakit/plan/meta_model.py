@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.models.load import check_new_modules, find_positions, load_config, locate, quiet
+from lorakit.models.load import check_new_modules, find_positions, load_config, quiet
+from lorakit.models.locate import locate
 from lorakit.models.tasks import TASKS
 from lorakit.plan.headers import build_from_shapes, find_weight_files, read_shapes
 from lorakit.plan.published import PREFIX, PUBLISHED
@@ -130,7 +131,7 @@ def _from_config(
     has_new_head = stored is not None or task != "causal-lm"
     new = _new_modules(model, stored) if has_new_head else ()
     check_new_modules(name, task, new)
-    longest = find_positions(config)
+    longest = find_positions(config, model)
     return MetaModel(model, name, task, new, longest, trust_remote_code=trust_remote_code)
 
 

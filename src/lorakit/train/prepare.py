@@ -260,7 +260,7 @@ def _first_batches(
     """Return the first batches of the run, as the model is called with them for a loss."""
     lengths = [len(example.ids) for example in examples]
     order = Batches(lengths, settings.batch_size, settings.seed, settings.batch_tokens)
-    device, pad = next(base.model.parameters()).device, pad_id(base.tokenizer)
+    device, pad = next(base.model.parameters()).device, pad_id(base.tokenizer, base.model)
     batches = []
     for index in range(min(FIRST_BATCHES, order.per_epoch)):
         chosen = [examples[i] for i in order[index]]
@@ -293,7 +293,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         data.task,
         loaded.examples,
         loaded.held_out,
-        pad_id(loaded.base.tokenizer),
+        pad_id(loaded.base.tokenizer, loaded.base.model),
         len(data.labels),
         settings,
         loaded.lr,

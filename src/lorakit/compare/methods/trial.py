@@ -135,7 +135,7 @@ def _job(
         task=loaded.task,
         examples=examples,
         held_out=[],
-        pad=pad_id(loaded.tokenizer),
+        pad=pad_id(loaded.tokenizer, loaded.model),
         classes=len(loaded.labels),
         settings=settings,
         lr=lr,
@@ -174,7 +174,7 @@ def run_linear_head(
     """
     start_seconds = time.process_time()
     classes = _number_of_classes(loaded)
-    pad = pad_id(loaded.tokenizer)
+    pad = pad_id(loaded.tokenizer, loaded.model)
     encoder = loaded.model.base_model
     scores = fit_linear_head(encoder, examples, held_out, pad=pad, classes=classes)
     correct = round(scores["accuracy"] * scores["rows"])
@@ -216,7 +216,7 @@ def score_classifier(
         DataError: the task has no classes.
     """
     classes = _number_of_classes(loaded)
-    pad = pad_id(loaded.tokenizer)
+    pad = pad_id(loaded.tokenizer, loaded.model)
     scores = evaluate(loaded.model, held_out, loaded.task, pad=pad, classes=classes)
     correct = 0
     for (predicted, _), example in zip(scores.predictions, held_out, strict=True):
@@ -288,7 +288,9 @@ def saved_bytes(loaded: Loaded, examples: Sequence[Example], batch_size: int, se
     """
     model = loaded.model
     longest = _longest_batch(examples, batch_size, seed)
-    batch = collate(longest, pad_id(loaded.tokenizer), next(model.parameters()).device)
+    batch = collate(
+        longest, pad_id(loaded.tokenizer, loaded.model), next(model.parameters()).device
+    )
     model.train()
     with saved_tensors(model.parameters()) as saved:
         loss = batch_loss(model, batch, loaded.task)

