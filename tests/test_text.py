@@ -1,11 +1,23 @@
 """Numbers that count as such, and pieces of text, where the doctests are not enough."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from lorakit.spec import is_number, is_whole
-from lorakit.text import dtype_name, first_line, format_bytes, format_duration, near_misses, plural
+from lorakit.text import (
+    dtype_name,
+    first_line,
+    format_bytes,
+    format_duration,
+    lasting_stderr,
+    near_misses,
+    plural,
+)
 
 
 @pytest.mark.parametrize("value", [0, 7, -3, 1 << 70], ids=str)
@@ -97,3 +109,34 @@ def test_near_misses_are_none_one_or_several() -> None:
     assert near_misses("zzz", known) == ""
     assert near_misses("nrm", known) == "did you mean 'norm'?"
     assert near_misses("x_proj", known, 2).count("_proj") == 2
+
+
+# --- stderr ----------------------------------------------------------------------------------------
+
+
+class ClosedPipe(io.StringIO):
+    """A stream whose reader has gone away."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("stream", [ClosedPipe(), None], ids=["a closed pipe", "none"])
+def test_a_message_that_nobody_reads_is_dropped(
+    stream: ClosedPipe | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    with lasting_stderr():
+        print("step 1", file=sys.stderr, flush=True)
+        Console(stderr=True).print("step 2")
+    assert sys.stderr is stream
+    assert capsys.readouterr().out == ""
+
+
+def test_messages_arrive_while_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with lasting_stderr():
+        print("step 1", file=sys.stderr)
+    assert capsys.readouterr().err == "step 1\n"

@@ -1,7 +1,10 @@
-"""Text for people: plurals, near misses, bytes, durations, dtypes."""
+"""Text for people: plurals, near misses, bytes, durations, dtypes, and messages on stderr."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
+from typing import Any, TextIO
 
 
 def plural(count: int, noun: str) -> str:
@@ -92,3 +95,48 @@ def first_line(error: BaseException) -> str:
         if line.strip():
             return line.strip()
     return type(error).__name__
+
+
+class LastingStream:
+    """A text stream whose reader may go away: what is written after that is dropped.
+
+    Args:
+        stream: the stream to write to; None drops everything, as for a closed stderr.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        if self.stream is not None:
+            try:
+                self.stream.write(text)
+            except (OSError, ValueError):
+                self.stream = None
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        if self.stream is not None:
+            try:
+                self.stream.flush()
+            except (OSError, ValueError):
+                self.stream = None
+
+    def isatty(self) -> bool:
+        """Return True for a terminal."""
+        return self.stream is not None and self.stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  as the stream has it
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def lasting_stderr() -> Iterator[None]:
+    """Keep the block alive when nobody reads stderr any more.
+
+    A pipe to `head`, a closed terminal or a full disk under a log must not end a long run.
+    """
+    with redirect_stderr(LastingStream(sys.stderr)):  # type: ignore[type-var]
+        yield

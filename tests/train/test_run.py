@@ -323,7 +323,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_process_killed_and_resumed_equals_straight(
     how: signal.Signals, settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -349,6 +349,19 @@ def test_a_process_killed_and_resumed_equals_straight(
     done = subprocess.run(command(settings, "--resume"), check=True, capture_output=True, text=True)
     assert "Resuming after step" in done.stderr
     assert equal(tmp_path / "out", tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_a_run_outlives_the_reader_of_its_messages(settings: dict[str, Any], tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(settings), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None and process.stdout is not None
+    process.stderr.readline()
+    process.stderr.close()
+    process.stdout.close()
+    wait_until(lambda: False, process)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["steps"] == 20
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from lorakit.cli.flags import HelpFormatter, Parser
 from lorakit.errors import LorakitError, SpecError
-from lorakit.text import near_misses
+from lorakit.text import lasting_stderr, near_misses
 
 FAILED, INTERRUPTED = 1, 130
 TRACEBACK = "LORAKIT_TRACEBACK"
@@ -111,9 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 2 wrong request, 1 failed while running, 130 interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    as_json = "--json" in words
     # Forks of tokenizers warn on stderr without this.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with lasting_stderr():
+        try:
+            code = _answer(words, as_json="--json" in words)
+            print(end="", flush=True)
+            return code
+        except BrokenPipeError:
+            # The reader of stdout went away, as `head` does.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+
+
+def _answer(words: list[str], *, as_json: bool) -> int:
+    """Run a command or tell why not; return the exit code."""
     try:
         return _run(words, as_json)
     except LorakitError as error:
@@ -123,9 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of stdout went away, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        raise
     except OSError as error:
         # Of the machine: a full disk, a folder that went away.
         advice = (

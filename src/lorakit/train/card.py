@@ -60,6 +60,12 @@ def model_card(report: RunReport) -> str:
     )
 
 
+def is_model_card(text: bytes) -> bool:
+    """Return True if a README.md is the card of a run of lorakit."""
+    front_matter = text.partition(b"\n---\n")[0]
+    return front_matter.startswith(b"---\n") and front_matter.endswith(b"\n- lorakit")
+
+
 def _metric_rows(report: RunReport) -> str:
     """Return a row of the table for each metric, and the empty line after them."""
     before, after = report["before"] or {}, report["after"] or {}

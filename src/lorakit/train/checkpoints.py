@@ -1,7 +1,9 @@
 """Checkpoints: the adapter and the state of the run, written completely or not at all."""
 
 import random
+import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -11,12 +13,13 @@ import torch
 
 from lorakit.adapter import Adapter
 from lorakit.errors import OutputError
-from lorakit.files import remove_leftovers, replace_folder, sync
+from lorakit.files import PART, remove_leftovers, replace_folder, sync
 from lorakit.text import first_line
 from lorakit.train.budget import Budget, BudgetState
 from lorakit.train.progress import Progress
 
 FOLDER, STATE = "checkpoints", "training_state.pt"
+NAME = re.compile(r"step-\d{6,}")
 RandomState = dict[str, Any]  # by library
 
 
@@ -109,7 +112,35 @@ def newest(output: Path) -> Path:
 
 def all_checkpoints(output: Path) -> list[Path]:
     """Return the checkpoint folders of a run, oldest first."""
-    return sorted((output / FOLDER).glob("step-*"))
+    folders = [path for path in (output / FOLDER).glob("step-*") if _is_checkpoint(path)]
+    return sorted(folders, key=_step_of)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    is_folder = path.is_dir() and not path.is_symlink()
+    return is_folder and NAME.fullmatch(path.name) is not None
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def foreign_names(folder: Path) -> list[str]:
+    """Return the names in a folder of checkpoints that no run has written."""
+    if not folder.is_dir() or folder.is_symlink():
+        return [folder.name]
+    paths = [path for path in folder.iterdir() if not _is_checkpoint(path)]
+    return sorted(path.name for path in paths if not PART.fullmatch(path.name))
+
+
+def remove_all(output: Path) -> None:
+    """Delete the checkpoints of a run, what a killed run left of one, and their empty folder."""
+    folder = output / FOLDER
+    remove_leftovers(folder, "step-*")
+    for checkpoint in all_checkpoints(output):
+        shutil.rmtree(checkpoint)
+    with suppress(OSError):  # The folder is not empty.
+        folder.rmdir()
 
 
 def prune(output: Path, keep: int, best_step: int | None) -> None:

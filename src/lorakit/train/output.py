@@ -1,14 +1,17 @@
 """The output folder of a run: its files, checks before a run, and the state to resume from."""
 
+import fcntl
 import json
-import shutil
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lorakit.errors import OutputError
 from lorakit.formats.peft.spec_header import use_present_names
 from lorakit.train import checkpoints
+from lorakit.train.card import is_model_card
 from lorakit.train.checkpoints import CheckpointState
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS
@@ -27,35 +30,117 @@ WRITTEN = (
 
 
 def check_output(output: Path, settings: TrainSpec) -> None:
-    """Check that a run may write to a folder, or continue the run in it.
+    """Check that a run may write to a folder, or continue the run in it; nothing is created.
 
     Raises:
-        OutputError: a file instead of a folder, a folder with another run, or none to resume.
+        OutputError: as `hold_output` and `check_content` say.
+    """
+    if output.is_dir():
+        with hold_output(output):
+            check_content(output, settings)
+    else:
+        check_content(output, settings)
+
+
+@contextmanager
+def hold_output(output: Path) -> Iterator[None]:
+    """Create the folder of a run, and keep other runs out of it during the block.
+
+    The lock is on the folder itself, so that it leaves no file and ends with the process. A file
+    system without locks lets several runs in.
+
+    Raises:
+        OutputError: another run works in the folder.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        _lock(folder, output)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, output: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"Another run is writing to {output} at the moment.",
+            advice="Wait until it has ended, or name another folder. Nothing was written.",
+        ) from error
+    except OSError:
+        return
+
+
+def check_content(output: Path, settings: TrainSpec) -> None:
+    """Check that the content of a folder leaves room for a run, or is the run to continue.
+
+    Raises:
+        OutputError: a file instead of a folder, a folder with another run or with files of other
+            origin that the run would replace, or no run to resume.
     """
     if output.exists() and not output.is_dir():
         raise OutputError(
             f"{output} is a file; --output needs a folder.", advice="Nothing was written."
         )
+    if settings.resume:
+        if not (output / RUN).is_file():
+            raise OutputError(
+                f"There is no run in {output} to resume: {RUN} is missing.",
+                advice="Start without --resume.",
+            )
+        return
+    foreign = _foreign_names(output)
+    if foreign:
+        raise OutputError(
+            f"{output} holds files that a run would replace, and no run of lorakit wrote them: "
+            f"{', '.join(foreign)}.",
+            advice="Move them, or name another folder. Nothing was written.",
+        )
     existing = [name for name in WRITTEN if (output / name).exists()]
-    if existing and not (settings.resume or settings.overwrite):
+    if existing and not settings.overwrite:
         raise OutputError(
             f"{output} holds a run already ({', '.join(existing)}).",
             advice="--resume goes on with it, --overwrite deletes it. Nothing was written.",
         )
-    if settings.resume and not (output / RUN).is_file():
-        raise OutputError(
-            f"There is no run in {output} to resume: {RUN} is missing.",
-            advice="Start without --resume.",
-        )
+
+
+def _foreign_names(output: Path) -> list[str]:
+    """Return the names of a run's files in a folder that no run has written."""
+    existing = [name for name in WRITTEN if os.path.lexists(output / name)]
+    if not is_run(output / RUN):
+        return existing
+    card, folder = output / CARD, output / checkpoints.FOLDER
+    foreign = []
+    if card.exists() and not (card.is_file() and is_model_card(card.read_bytes())):
+        foreign.append(CARD)
+    if os.path.lexists(folder):
+        foreign += [f"{checkpoints.FOLDER}/{name}" for name in checkpoints.foreign_names(folder)]
+    return foreign
+
+
+def is_run(path: Path) -> bool:
+    """Return True if a run.json was written by a run of lorakit."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    versions = content.get("versions") if isinstance(content, dict) else None
+    return isinstance(versions, dict) and "lorakit" in versions
 
 
 def clear_output(output: Path) -> None:
-    """Delete the files of an earlier run, and no others."""
-    for name in WRITTEN:
+    """Delete the files of an earlier run, and no others.
+
+    `run.json`, by which a run is known, is the last one: if this is interrupted, the next
+    --overwrite deletes the rest.
+    """
+    if (output / checkpoints.FOLDER).is_dir():
+        checkpoints.remove_all(output)
+    for name in (*WRITTEN[1:], RUN):
         path = output / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
+        if not path.is_dir():
             path.unlink(missing_ok=True)
 
 
@@ -70,7 +155,7 @@ def read_earlier_run(output: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise OutputError(
-            f"{path} is damaged: {error}.", advice="Start anew, with --overwrite."
+            f"{path} is damaged: {error}.", advice="Start anew, in another folder."
         ) from error
 
 

@@ -7,6 +7,7 @@ import torch
 
 from lorakit.files import write_json, write_text
 from lorakit.spec import Spec
+from lorakit.text import lasting_stderr
 from lorakit.train import checkpoints
 from lorakit.train.card import model_card
 from lorakit.train.checkpoints import CheckpointState
@@ -18,8 +19,10 @@ from lorakit.train.output import (
     CARD,
     REPORT,
     RUN,
+    check_content,
     check_output,
     clear_output,
+    hold_output,
     load_state,
     read_earlier_run,
 )
@@ -49,9 +52,16 @@ def train_adapter(settings: TrainSpec, spec: Spec, say: Say = lambda message: No
     if settings.threads:
         torch.set_num_threads(settings.threads)
     prepared = prepare_run(settings, spec, say)
-    job, state = prepared.job, None
+    with lasting_stderr(), hold_output(output):
+        check_content(output, settings)  # Another run may have begun meanwhile.
+        return _run(prepared, say)
+
+
+def _run(prepared: PreparedRun, say: Say) -> RunReport:
+    """Train a prepared run, from its start or its newest checkpoint, and write the results."""
+    job, settings, state = prepared.job, prepared.job.settings, None
     if settings.resume:
-        state = load_state(output, settings, prepared.facts)
+        state = load_state(job.output, settings, prepared.facts)
         start = _resume(prepared, state, say)
     else:
         start = _begin(prepared)
@@ -60,9 +70,9 @@ def train_adapter(settings: TrainSpec, spec: Spec, say: Say = lambda message: No
         f"peak learning rate {job.lr:g}, on {job.device}"
     )
     begun = time.perf_counter()
-    progress = fit(job, lambda step: Log(output / METRICS, step, job.steps), state)
+    progress = fit(job, lambda step: Log(job.output / METRICS, step, job.steps), state)
     after = _measure(job, "measuring after")
-    report = _make_report(start, progress, after, output, time.perf_counter() - begun)
+    report = _make_report(start, progress, after, job.output, time.perf_counter() - begun)
     _write_results(job, report)
     return report
 
@@ -82,7 +92,6 @@ def _begin(prepared: PreparedRun) -> RunStart:
     start: RunStart = {**prepared.facts, "before": _measure(job, "measuring before")}
     if job.settings.overwrite:
         clear_output(output)
-    output.mkdir(parents=True, exist_ok=True)
     write_json(output / RUN, start)
     return start
 

@@ -1,29 +1,37 @@
-"""Ctrl-C and SIGTERM during a run: the current step is finished and saved first."""
+"""Signals that end a process, during a run: the current step is finished and saved first."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 from lorakit.errors import TrainingError
 
 Handler = Callable[[int, FrameType | None], object] | int | None
+HANGUP = signal.SIGHUP  # the terminal was closed
 
 
 class Interrupted(TrainingError):
-    """A run that stopped after Ctrl-C or SIGTERM; a checkpoint was saved."""
+    """A run that stopped after Ctrl-C, SIGTERM or a closed terminal; a checkpoint was saved."""
 
     exit_code = 130
 
 
 class Signals:
-    """A context that notes the first Ctrl-C or SIGTERM; a second one acts as usual."""
+    """A context that notes the first Ctrl-C, SIGTERM or SIGHUP; a second one acts as usual.
+
+    SIGHUP never acts as usual, because a closed terminal can send it twice. It is not noted where
+    it is ignored, as `nohup` has it.
+    """
 
     def __init__(self) -> None:
         self.stop_requested = False
         self.handlers: dict[int, Handler] = {}
 
     def __enter__(self) -> "Signals":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(HANGUP) != signal.SIG_IGN:
+            numbers.append(HANGUP)
+        for number in numbers:
             try:
                 self.handlers[number] = signal.signal(number, self._request_stop)
             except ValueError:
@@ -32,9 +40,12 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self._restore(self.handlers)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self.stop_requested = True
-        self.__exit__()
+        self._restore(self.handlers.keys() - {HANGUP})
+
+    def _restore(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            signal.signal(number, self.handlers[number])
