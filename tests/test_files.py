@@ -275,6 +275,15 @@ def test_a_folder_to_write_to_is_missing_or_empty(tmp_path: Path) -> None:
         check_new_folder(tmp_path / name, "an adapter", "Nothing was written.")
 
 
+def test_a_folder_with_what_a_killed_process_left_can_be_written_to(tmp_path: Path) -> None:
+    living = tmp_path / f".b.{os.getppid()}.part"
+    killed_writer(tmp_path / "a.txt")
+    check_new_folder(tmp_path, "an adapter", "Nothing was written.")
+    living.touch()
+    with pytest.raises(OutputError, match="is not empty"):
+        check_new_folder(tmp_path, "an adapter", "Nothing was written.")
+
+
 @pytest.mark.parametrize(
     ("name", "fault"), [("file", "is a file; an adapter is a folder"), ("full", "is not empty")]
 )

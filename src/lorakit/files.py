@@ -66,13 +66,18 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
     """
     for part in folder.glob(".*.part"):
         found = PART.fullmatch(part.name)
-        if found is None or not fnmatchcase(found["name"], pattern):
-            continue
-        pid = int(found["pid"])
-        is_own = pid == os.getpid()
-        is_in_use = part in _parts_in_use if is_own else psutil.pid_exists(pid)
-        if not is_in_use:
+        if found and fnmatchcase(found["name"], pattern) and is_leftover(part):
             _remove(part)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return True for a temporary file or folder that no living process is writing."""
+    found = PART.fullmatch(path.name)
+    if found is None:
+        return False
+    pid = int(found["pid"])
+    is_own = pid == os.getpid()
+    return path not in _parts_in_use if is_own else not psutil.pid_exists(pid)
 
 
 def _remove(path: Path) -> None:
@@ -197,6 +202,8 @@ def write_json_lines(path: Path, values: Sequence[object]) -> None:
 def check_new_folder(path: Path, what: str, unchanged: str) -> None:
     """Check that a folder can be written to: it must not exist, or be empty.
 
+    What a killed process has left in it does not count.
+
     Args:
         path: the folder.
         what: the thing that will be written there, with its article: "an adapter".
@@ -207,7 +214,8 @@ def check_new_folder(path: Path, what: str, unchanged: str) -> None:
     """
     fault = ""
     if path.is_dir():
-        fault = "is not empty" if any(path.iterdir()) else ""
+        is_empty = all(is_leftover(entry) for entry in path.iterdir())
+        fault = "" if is_empty else "is not empty"
     elif path.exists():
         fault = f"is a file; {what} is a folder"
     if fault:
@@ -232,22 +240,19 @@ def create_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     remove_leftovers(path.parent, glob.escape(path.name))
-    part = part_path(path)
-    try:
+    with _use_parts([path]) as (part,):
         yield part
         sync_folder(part)
-        # A rename fails if the folder is there and not empty.
-        part.rename(path)
+        try:
+            part.rename(path)  # it fails if the folder is there and not empty
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise OutputError(
+                f"{path} has got files since the beginning.",
+                advice="They are kept. Name a new folder. Nothing was written.",
+            ) from error
         sync_entries(path.parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise OutputError(
-            f"{path} has got files since the beginning.",
-            advice="They are kept. Name a new folder. Nothing was written.",
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:

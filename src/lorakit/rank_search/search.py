@@ -15,7 +15,7 @@ from lorakit.analysis.spectra import factors_of, is_plain
 from lorakit.data.encode import infer_task, list_labels
 from lorakit.data.rows import read_rows
 from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.files import check_new_folder, folder_bytes, write_json
+from lorakit.files import folder_bytes, write_json
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import find_places
 from lorakit.inject.targets import select
@@ -31,6 +31,7 @@ from lorakit.rank_search.config import BY_LAYER, TRAINING, UNUSED, RankSearchSpe
 from lorakit.rank_search.evidence import HIGHER_IS_BETTER
 from lorakit.rank_search.grid import search_grid
 from lorakit.rank_search.grow import grow
+from lorakit.rank_search.output import RUN, begin_search, check_output
 from lorakit.rank_search.report import (
     AdviceReport,
     CurvePoint,
@@ -47,7 +48,7 @@ from lorakit.train.log import Say
 from lorakit.train.prepare import PreparedRun, prepare_run
 from lorakit.train.report import peak_memory, versions
 
-REPORT, RUN = "rank.json", "run"
+REPORT = "rank.json"
 SEARCHES = {"truncate": truncate, "grid": search_grid, "grow": grow}
 BASE_BYTES = {"float32": 4, "auto": 4}  # of a value of the base, by dtype; others have 2
 
@@ -84,7 +85,7 @@ def search_rank(
         return search_by_advice(TrainSpec(**{**values, "output": "not written"}), spec)
     output = Path(values["output"]) if values.get("output") else None
     if output:
-        check_new_folder(output, "an adapter", NOT_STARTED)
+        check_output(output)
     with _working_folder(output) as folder:
         settings = TrainSpec(**{**values, "output": str(folder / RUN)})
         return _search_by_training(settings, spec, search, output, say)
@@ -123,12 +124,12 @@ def _search_by_training(
     job = prepared.job
     check_searchable(job, job.adapter.spec, needs_plain=search.way != "grid")
     metric = deciding_metric(search.metric, job)
-    Path(settings.output).mkdir(parents=True, exist_ok=True)
-    before = job.evaluate(job.eval_examples).metrics
-    result = SEARCHES[search.way](job, search, say)
-    report = _make_report(search, prepared, result, before.get(metric), output)
-    if output:
-        _write(result, report, output)
+    with begin_search(Path(settings.output)):
+        before = job.evaluate(job.eval_examples).metrics
+        result = SEARCHES[search.way](job, search, say)
+        report = _make_report(search, prepared, result, before.get(metric), output)
+        if output:
+            _write(result, report, output)
     if search.plot:
         plots.save_figure(draw_curve(report), search.plot)
         report["plot"] = search.plot
