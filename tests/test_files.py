@@ -12,6 +12,7 @@ import pytest
 
 from lorakit.errors import OutputError
 from lorakit.files import (
+    check_can_be_made,
     check_new_folder,
     folder_bytes,
     part_path,
@@ -295,6 +296,46 @@ def test_another_path_is_no_folder_to_write_to(tmp_path: Path, name: str, fault:
         check_new_folder(tmp_path / name, "an adapter", "Nothing was written.")
     path = tmp_path / name
     assert str(caught.value) == f"{path} {fault}.\nName a new folder. Nothing was written."
+
+
+def test_a_new_place_can_be_made_and_nothing_of_the_check_stays(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b" / "c.txt"):
+        check_can_be_made(path)
+    assert names_in(tmp_path) == []
+
+
+IMPOSSIBLE = {
+    "file/out": "{}/file is a file",
+    "link": "{}/link is a link to a place that does not exist",
+    "link/out": "{}/link is a link to a place that does not exist",
+    "x" * 255: "file name too long",
+    "a/" + "x" * 300 + "/out": "file name too long",
+    "a\0b": "embedded null byte",
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE, ids=[name[:10] for name in map(repr, IMPOSSIBLE)])
+def test_a_place_that_cannot_be_made_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    with pytest.raises(OutputError, match="cannot be made: ") as caught:
+        check_can_be_made(tmp_path / name)
+    assert IMPOSSIBLE[name].format(tmp_path) in caught.value.message
+
+
+def test_a_place_is_tried_because_permissions_do_not_tell() -> None:
+    with pytest.raises(OutputError, match="nothing can be written in /proc: "):
+        check_can_be_made(Path("/proc/out/adapter"))
+
+
+def test_a_place_in_a_deleted_working_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OutputError, match="out cannot be made: "):
+        check_can_be_made(Path("out"))
 
 
 def test_the_size_of_a_folder_is_that_of_its_own_files(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
-from lorakit.errors import OutputError
+from lorakit.errors import NOT_STARTED, OutputError
 
 # Names that `part_path` gives.
 PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})(-\d+)?\.part")
@@ -220,6 +222,53 @@ def check_new_folder(path: Path, what: str, unchanged: str) -> None:
         fault = f"is a file; {what} is a folder"
     if fault:
         raise OutputError(f"{path} {fault}.", advice=f"Name a new folder. {unchanged}")
+
+
+def check_can_be_made(path: Path) -> None:
+    """Check that a file or folder could be written at a path; missing folders before it are made.
+
+    A temporary folder is made and removed, because permissions alone do not tell.
+
+    Raises:
+        OutputError: a file or a link to nothing is in the way, the name is not possible, or nothing
+            can be written there.
+    """
+    try:
+        fault = _obstacle(path)
+    except (OSError, ValueError) as error:
+        fault = _reason(error)
+    if fault:
+        raise OutputError(f"{path} cannot be made: {fault}.", advice=NOT_STARTED)
+
+
+def _obstacle(path: Path) -> str:
+    """Return why nothing can be written at a path, or an empty text; other reasons are raised."""
+    absolute = path.absolute()
+    places = [absolute, *absolute.parents]
+    missing = list(takewhile(lambda place: not place.exists(), places))
+    for place in missing:
+        if place.is_symlink():
+            return f"{place} is a link to a place that does not exist"
+    existing = places[len(missing)]
+    if path.exists() and not path.is_dir():
+        existing = existing.parent
+    if not existing.is_dir():
+        return f"{existing} is a file"
+    names = {place.name for place in missing}
+    if path.name:
+        names.add(part_path(path).name)
+    try:
+        with TemporaryDirectory(prefix=".lorakit-", dir=existing) as folder:
+            for name in names:
+                Path(folder, name).mkdir()
+    except OSError as error:
+        return f"nothing can be written in {existing}: {_reason(error)}"
+    return ""
+
+
+def _reason(error: OSError | ValueError) -> str:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return reason[:1].lower() + reason[1:] if reason else type(error).__name__
 
 
 def folder_bytes(path: Path) -> int:

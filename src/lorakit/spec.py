@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, wraps
 from typing import Any, TypeGuard, TypeVar, cast, overload
 
-from lorakit.errors import SpecError
-from lorakit.text import near_misses, plural
+from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.text import did_you_mean, near_misses, plural, similar_settings
 
 SCALES: dict[str, Callable[[float, int], float]] = {
     "alpha/rank": lambda alpha, rank: alpha / rank,
@@ -60,6 +60,39 @@ def is_number(value: object) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= LARGEST
+
+
+def refuse_unknown_names(cls: type[Value]) -> type[Value]:
+    """Make a dataclass refuse arguments that are none of its fields with a SpecError.
+
+    >>> Spec(lora_alpha=16)
+    Traceback (most recent call last):
+    lorakit.errors.SpecError: 1 unknown field of Spec.
+      'lora_alpha' is no field of Spec did you mean 'alpha'?
+    Nothing was started.
+    """
+    known = [one.name for one in fields(cast(Any, cls))]
+    original = cls.__init__
+
+    @wraps(original)
+    def checked(self: Value, *args: object, **values: object) -> None:
+        faults = [f"{value!r}: give a name, as in {known[0]}=…" for value in args]
+        for name in values:
+            if name not in known:
+                written = _as_arguments(similar_settings(name, known))
+                fault = f"{name!r} is no field of {cls.__name__} {did_you_mean(written)}"
+                faults.append(fault.rstrip())
+        if faults:
+            count = plural(len(faults), "unknown field")
+            raise SpecError(f"{count} of {cls.__name__}.", faults, NOT_STARTED)
+        original(self, **values)
+
+    setattr(cls, "__init__", checked)  # noqa: B010  a type checker sees the fields' own
+    return cls
+
+
+def _as_arguments(settings: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{name}={value!r}" if value else name for name, value in settings]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +146,7 @@ def option_like(cls: type, name: str, **changes: object) -> Any:  # noqa: ANN401
     return field(default=original.default, metadata={**original.metadata, **changes})
 
 
+@refuse_unknown_names
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """The layers that are adapted, and how. A Spec checks itself and reports all faults at once.
@@ -233,13 +267,6 @@ class Spec:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Spec":
         """Return the Spec that `to_dict` wrote, or refuse an unknown key."""
-        known = [spec_field.name for spec_field in fields(cls)]
-        faults: list[str] = []
-        for key in values:
-            if key not in known:
-                faults.append(f"{key!r} is no field of Spec {near_misses(key, known)}".rstrip())
-        if faults:
-            raise SpecError(f"{plural(len(faults), 'unknown field')} in the spec.", faults)
         return cls(**values)
 
 
@@ -272,7 +299,8 @@ def _spec_faults(spec: Spec) -> Iterator[Fault]:
     for name, allowed in (("delta", KINDS), ("bias", BIASES), ("dtype", DTYPES)):
         value = getattr(spec, name)
         if value not in allowed:
-            yield name, f"{value!r} is none of {', '.join(allowed)}"
+            fault = f"{value!r} is none of {', '.join(allowed)}"
+            yield name, f"{fault} {near_misses(str(value), allowed, 1)}".rstrip()
     tie: object = spec.tie
     if type(tie) is not bool:
         yield "tie", f"True or False is needed, got {tie!r}"

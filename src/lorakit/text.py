@@ -1,10 +1,75 @@
 """Text for people: plurals, near misses, bytes, durations, dtypes, and messages on stderr."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
 from typing import Any, TextIO
+
+# Names of settings in PEFT, TRL, transformers, LLaMA-Factory and others, by ours.
+SYNONYMS = {
+    "rank": "r lora_r lora_rank lora_dim network_dim",
+    "alpha": "lora_alpha network_alpha",
+    "dropout": "lora_dropout",
+    "targets": "target_modules lora_target lora_target_modules",
+    "exclude": "exclude_modules",
+    "full_modules": "modules_to_save additional_target",
+    "token_rows": "trainable_token_indices",
+    "init": "init_lora_weights pissa_init",
+    "bias": "lora_bias",
+    "overrides": "rank_pattern alpha_pattern",
+    "delta": "peft_type finetuning_type adapter_type method",
+    "tie": "ensure_weight_tying",
+    "model": "model_name_or_path model_name base_model pretrained_model_name_or_path model_id",
+    "adapter": "adapter_name_or_path adapter_path peft_model lora_path lora",
+    "data": "dataset datasets dataset_name dataset_path train_file train_dataset data_path",
+    "eval_data": "eval_dataset validation_file val_data",
+    "eval_fraction": "val_size val_set_size test_size validation_split",
+    "output": "output_dir save_dir out_dir output_path output_folder",
+    "columns": "dataset_text_field text_column label_column",
+    "loss_on": "completion_only_loss assistant_only_loss train_on_inputs",
+    "max_length": "max_seq_length max_seq_len cutoff_len model_max_length sequence_len block_size",
+    "epochs": "num_train_epochs num_epochs",
+    "steps": "max_steps max_train_steps num_steps iters",
+    "batch_size": "per_device_train_batch_size train_batch_size micro_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "packing": "sample_packing neat_packing",
+    "accumulate": "gradient_accumulation_steps gradient_accumulation grad_accumulation_steps",
+    "lr": "learning_rate",
+    "schedule": "lr_scheduler_type lr_scheduler scheduler",
+    "warmup": "warmup_ratio warmup_steps lr_warmup_steps",
+    "weight_decay": "wd",
+    "clip": "max_grad_norm gradient_clipping grad_clip",
+    "base_dtype": "torch_dtype model_dtype",
+    "mixed_precision": "precision",
+    "gradient_checkpointing": "activation_checkpointing use_gradient_checkpointing",
+    "eval_every": "eval_steps steps_per_eval evaluation_steps",
+    "checkpoint_every": "save_steps steps_per_checkpoint save_every",
+    "keep": "save_total_limit",
+    "patience": "early_stopping_patience",
+    "seed": "random_state random_seed data_seed",
+    "device": "device_map",
+    "threads": "num_threads",
+    "resume": "resume_from_checkpoint",
+    "overwrite": "overwrite_output_dir",
+    "target_rank": "target_r",
+    "budget_warmup": "tinit",
+    "budget_final": "tfinal",
+    "budget_every": "deltat",
+    "orthogonality": "orth_reg_weight",
+    "max_new_tokens": "max_tokens max_completion_tokens",
+    "beams": "num_beams",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+}
+# Switches of the same that are values of a setting here.
+SWITCHES = {
+    "use_dora": ("delta", "dora"),
+    "use_rslora": ("scale_rule", "alpha/sqrt(rank)"),
+    "bf16": ("mixed_precision", "bf16"),
+    "fp16": ("mixed_precision", "fp16"),
+    "train_on_prompt": ("loss_on", "all"),
+    "load_best_model_at_end": ("final", "best"),
+}
 
 
 def plural(count: int, noun: str) -> str:
@@ -33,6 +98,25 @@ def near_misses(word: str, known: Iterable[str], count: int = 3) -> str:
     "did you mean 'k_proj'?"
     """
     return did_you_mean(nearest(word, known, count))
+
+
+def similar_settings(word: str, known: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the settings that a word may stand for, each with its value, empty if it is open.
+
+    Args:
+        word: a name, as a user or another library writes it.
+        known: the names of the settings.
+
+    >>> similar_settings("lora_r", ["rank", "lr"]), similar_settings("use-dora", ["delta"])
+    ([('rank', '')], [('delta', 'dora')])
+    """
+    names, word = set(known), word.lower().replace("-", "_")
+    if word in SWITCHES and SWITCHES[word][0] in names:
+        return [SWITCHES[word]]
+    for name, others in SYNONYMS.items():
+        if name in names and word in others.split():
+            return [(name, "")]
+    return [(name, "") for name in nearest(word, names)]
 
 
 def did_you_mean(words: Iterable[str]) -> str:
@@ -133,10 +217,10 @@ class LastingStream:
 
 
 @contextmanager
-def lasting_stderr() -> Iterator[None]:
+def lasting_stderr() -> Generator[None]:
     """Keep the block alive when nobody reads stderr any more.
 
     A pipe to `head`, a closed terminal or a full disk under a log must not end a long run.
     """
-    with redirect_stderr(LastingStream(sys.stderr)):  # type: ignore[type-var]
+    with redirect_stderr(LastingStream(sys.stderr)):
         yield

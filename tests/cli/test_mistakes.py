@@ -4,11 +4,18 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lorakit.cli.__main__ import main
+from lorakit.cli.request import ModelRequest
+from lorakit.errors import SpecError
+from lorakit.evaluate.decoding import Decoding
+from lorakit.spec import Spec
+from lorakit.text import SWITCHES, SYNONYMS
+from lorakit.train.config import TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,7 @@ CASES = {
     ),
     "a mistyped flag": (
         ["train", "--rnak", "8"],
-        "unrecognized arguments: --rnak 8.\n  did you mean '--rank'",
+        "unrecognized arguments: --rnak 8.\n  --rnak: did you mean '--rank'",
     ),
     "a word for a number": (
         ["train", "--rank", "eight"],
@@ -271,7 +278,10 @@ WRONG_SETTINGS = {  # what a YAML file says -> what is said of it
     "steps: 1e2": "steps: a whole number of at least 1 is needed, got 100.0",
     "columns: {txt: review}": "did you mean 'text'",
     "dtype: float16": "dtype: Adam's steps are not finite in float16",
-    "a: b: c": "cannot be read: mapping values are not allowed here",
+    "a: b: c": "cannot be read: mapping values are not allowed in this context",
+    "schedule: cosin": "did you mean 'cosine'?",
+    "delta: lor": "did you mean 'lora'?",
+    "bias: al": "did you mean 'all'?",
 }
 
 
@@ -288,6 +298,88 @@ def test_a_setting_of_the_wrong_type_is_told(
     assert main(["train", "--config", str(config)]) == 2
     assert WRONG_SETTINGS[line] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+ALIASES = ["a0: &a0 {rank: 8}"]
+for level in range(1, 30):
+    inside = ", ".join([f"*a{level - 1}"] * 10)
+    ALIASES.append(f"a{level}: &a{level} [{inside}]")
+UNBOUNDED = {  # what a YAML file says -> what is said of it
+    "\n".join(ALIASES): "with its aliases written out it exceeds 512.0 KiB",
+    "\n".join(ALIASES).replace("[", "{<<: [").replace("]", "]}"): "its aliases written out",
+    "a: &a [*a]": "*a contains itself",
+    "a: " + "[" * 5000: "it is nested more than 50 levels deep",
+    "- " * 5000: "it is nested more than 50 levels deep",
+    "a: " + "x" * 600_000: "it has more than 512.0 KiB",
+    "a: 2020-13-45": "month must be in 1..12",
+    "a: !!timestamp x": "cannot be read",
+    "a: " + "9" * 5000: "cannot be read",
+}
+
+
+@pytest.mark.parametrize("text", UNBOUNDED, ids=[text[:12] for text in UNBOUNDED])
+def test_a_config_is_read_in_bounded_time(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(text)
+    begun = time.process_time()
+    assert main(["train", "--config", str(config)]) == 2
+    assert time.process_time() - begun < 5
+    assert UNBOUNDED[text] in capsys.readouterr().err
+
+
+FOREIGN = {  # a setting of another library -> ours, on the command line and in YAML
+    "learning_rate": ("--lr", "lr"),
+    "lora_r": ("--rank", "rank"),
+    "r": ("--rank", "rank"),
+    "lora_alpha": ("--alpha", "alpha"),
+    "target_modules": ("--targets", "targets"),
+    "modules_to_save": ("--full-modules", "full_modules"),
+    "per_device_train_batch_size": ("--batch-size", "batch_size"),
+    "num_train_epochs": ("--epochs", "epochs"),
+    "output_dir": ("--output", "output"),
+    "cutoff_len": ("--max-length", "max_length"),
+    "use_dora": ("--delta dora", "delta: dora"),
+    "bf16": ("--mixed-precision bf16", "mixed_precision: bf16"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_setting_of_another_library_is_translated(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flag, field = FOREIGN[name]
+    for word in (f"--{name}", f"--{name.replace('_', '-')}", f"--{name}=8", f"{name}=8"):
+        assert main(["train", word]) == 2
+        assert f": did you mean '{flag}'?" in capsys.readouterr().err
+    (tmp_path / "run.yaml").write_text(f"{name}: 8\n")
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
+    assert f"'{name}' is no setting did you mean '{field}'?" in capsys.readouterr().err
+    for cls in (Spec, TrainSpec):
+        own = field.partition(":")[0]
+        if own in {one.name for one in fields(cls)}:
+            with pytest.raises(SpecError, match=f"'{name}' is no field of .* did you mean .*{own}"):
+                cls(**{name: 8})
+
+
+def test_every_synonym_is_of_a_setting_and_names_no_setting() -> None:
+    classes = (Spec, TrainSpec, Decoding, ModelRequest)
+    names = {one.name for cls in classes for one in fields(cls)}
+    values = {one.name: one.metadata.get("choices") for cls in classes for one in fields(cls)}
+    assert set(SYNONYMS) <= names
+    words = [word for others in SYNONYMS.values() for word in others.split()]
+    assert len(words) == len(set(words)) and not {*words, *SWITCHES} & names
+    assert all(value in values[name] for name, value in SWITCHES.values())
+
+
+def test_faults_of_the_run_and_of_the_adapter_are_told_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "--model", "m", "--data", "d", "--rank", "0"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "SpecError: 2 faults in the settings.\n  output: is needed\n  rank: a whole number"
+    )
 
 
 def test_a_config_that_is_no_text_is_told(

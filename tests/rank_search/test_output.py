@@ -1,4 +1,4 @@
-"""The folder of a search: a killed search does not block it, and one search at a time works in it."""
+"""The folder of a search: a killed one does not block it, and one search at a time works in it."""
 
 import json
 from pathlib import Path
@@ -42,6 +42,6 @@ def test_a_folder_called_run_of_other_origin_is_kept(tmp_path: Path) -> None:
 
 
 def test_two_searches_do_not_share_a_folder(tmp_path: Path) -> None:
-    with begin_search(tmp_path / "out" / "run"):
-        with pytest.raises(OutputError, match="Another run is writing to"):
-            leave_unfinished(tmp_path / "out")
+    another = pytest.raises(OutputError, match="Another run is writing to")
+    with begin_search(tmp_path / "out" / "run"), another:
+        leave_unfinished(tmp_path / "out")

@@ -352,7 +352,9 @@ def test_a_process_killed_and_resumed_equals_straight(
 
 
 @pytest.mark.slow
-def test_a_run_outlives_the_reader_of_its_messages(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_outlives_the_reader_of_its_messages(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
     process = subprocess.Popen(
         command(settings), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

@@ -7,16 +7,22 @@ import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from lorakit.errors import NOT_STARTED, OutputError, SpecError
-from lorakit.text import first_line, near_misses, plural
+from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.files import check_can_be_made
+from lorakit.text import did_you_mean, near_misses, plural, similar_settings
 
+First = TypeVar("First")
+Second = TypeVar("Second")
 Values = dict[str, Any]
 METAVARS = {int: "N", float: "X"}
 LONGEST_CHOICES = 66  # characters in braces; longer choices are listed in the help text
 CONFIG_HELP = "YAML file with any of these settings, and `overrides`; flags take precedence"
 PATTERNS = ("targets", "exclude")
+OUTPUTS = ("output", "plot")
+UNKNOWN_FLAG = re.compile(r"(?<!\S)(?:-+[a-zA-Z][\w-]*|[a-zA-Z]\w*(?==))")
+WRONG_CHOICE = re.compile(r"invalid choice: '(?P<value>.*)' \(choose from (?P<choices>.*)\)")
 SCIENTIFIC = re.compile(r"[+-]?\d+(\.\d*)?e[+-]?\d+", re.IGNORECASE)
 
 
@@ -24,16 +30,23 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that refuses with a SpecError, and offers near misses of a flag."""
 
     def error(self, message: str) -> NoReturn:
-        known: list[str] = []
+        flags: list[str] = []
         for action in self._actions:
-            known += action.option_strings
-        unknown = message.partition("unrecognized arguments:")[2]
+            flags += action.option_strings
+        named = {option.lstrip("-").replace("-", "_"): option for option in flags}
         hints = []
-        for word in re.findall(r"--[\w-]+", unknown):
-            hints.append(near_misses(word, known))
+        unknown = message.partition("unrecognized arguments:")[2]
+        for word in UNKNOWN_FLAG.findall(unknown):
+            similar = similar_settings(word.lstrip("-"), named)
+            hint = did_you_mean(f"{named[name]} {value}".strip() for name, value in similar)
+            hints.append(f"{word}: {hint}" if hint else "")
+        choice = WRONG_CHOICE.search(message)
+        if choice:
+            choices = [word.strip("'") for word in choice["choices"].split(", ")]
+            hints.append(near_misses(choice["value"], choices, 1))
         raise SpecError(
             f"{self.prog}: {message}.",
-            [hint for hint in hints if hint],
+            [hint for hint in dict.fromkeys(hints) if hint],
             f"`{self.prog} --help` lists the flags. {NOT_STARTED}",
         )
 
@@ -163,8 +176,31 @@ def read_settings(args: argparse.Namespace, *classes: type) -> list[Values]:
     for key in PATTERNS:
         if isinstance(flagged.get(key), list):
             given[key] = parse_names(flagged[key])
-    _check_output(given.get("output"))
+    for key in OUTPUTS:
+        if isinstance(given.get(key), str) and given[key]:
+            check_can_be_made(Path(given[key]))
     return [_of_class(given, cls) for cls in classes]
+
+
+def make_both(
+    first: tuple[type[First], Values], second: tuple[type[Second], Values]
+) -> tuple[First, Second]:
+    """Return an object of each class from its values, or refuse with the faults of both.
+
+    Raises:
+        SpecError: values that a class does not take.
+    """
+    faults: list[str] = []
+    refused = 0
+    for cls, values in (first, second):
+        try:
+            cls(**values)
+        except SpecError as error:
+            faults += error.faults
+            refused += 1
+    if refused == 2:
+        raise SpecError(f"{plural(len(faults), 'fault')} in the settings.", faults, NOT_STARTED)
+    return first[0](**first[1]), second[0](**second[1])
 
 
 def _of_class(given: Mapping[str, Any], cls: type) -> Values:
@@ -182,21 +218,6 @@ def _check_least(given: Mapping[str, Any], classes: Iterable[type]) -> None:
     if faults:
         count = plural(len(faults), "number")
         raise SpecError(f"{count} too small.", list(dict.fromkeys(faults)), NOT_STARTED)
-
-
-def _check_output(output: object) -> None:
-    """Refuse an output that cannot be made, before any work is done."""
-    if not isinstance(output, str) or not output:
-        return
-    path = Path(output).absolute()
-    existing = path if path.is_dir() else next(one for one in path.parents if one.exists())
-    if not existing.is_dir():
-        raise OutputError(f"{output} cannot be made: {existing} is a file.", advice=NOT_STARTED)
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(
-            f"{output} cannot be made: there is no permission to write in {existing}.",
-            advice=NOT_STARTED,
-        )
 
 
 def parse_names(words: list[str]) -> str | tuple[str, ...]:
@@ -224,16 +245,9 @@ def _is_expression(word: str) -> bool:
 def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
     if path is None:
         return {}
-    import yaml
+    from lorakit.cli.yaml_file import read_yaml
 
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
-        raise SpecError(
-            f"{path} cannot be read: {first_line(error)}.", advice=NOT_STARTED
-        ) from error
-    if not isinstance(content, dict):
-        raise SpecError(f"{path} has no `key: value` lines.", advice=NOT_STARTED)
+    content = read_yaml(path)
     given = {str(key).replace("-", "_"): _as_number(value) for key, value in content.items()}
     known: list[str] = []
     for cls in classes:
@@ -241,7 +255,9 @@ def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
     faults = []
     for key in given:
         if key not in known:
-            faults.append(f"{key!r} is no setting {near_misses(key, known)}".rstrip())
+            similar = similar_settings(key, known)
+            hint = did_you_mean(f"{name}: {value}" if value else name for name, value in similar)
+            faults.append(f"{key!r} is no setting {hint}".rstrip())
     if faults:
         count = plural(len(faults), "unknown key")
         raise SpecError(f"{count} in {path}.", faults, NOT_STARTED)

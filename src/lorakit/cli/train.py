@@ -25,7 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> "RunReport":
     run_values, spec_values = flags.read_settings(args, TrainSpec, Spec)
-    settings, spec = TrainSpec(**run_values), Spec(**spec_values)
+    settings, spec = flags.make_both((TrainSpec, run_values), (Spec, spec_values))
     from lorakit.train.run import train_adapter
 
     return train_adapter(settings, spec, say=lambda text: print(text, file=sys.stderr))

@@ -6,23 +6,29 @@ A record has the keys and values of the file; rows.py checks them.
 import csv
 import io
 import json
+import os
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.hub import data_sets_offline, is_offline, similar_names
 from lorakit.errors import DataError
-from lorakit.text import first_line, near_misses, plural
+from lorakit.text import first_line, plural
 
 # The column of each key: its name, or its number in a table without a header.
 Columns = Mapping[str, str | int]
 
 TABLES = (".parquet", ".arrow")
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *TABLES, ".txt", ".md")
+PLAIN_TEXT = (".txt", ".md")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *TABLES, *PLAIN_TEXT)
 # Characters: a plain text is cut between paragraphs into passages of about this length.
 PASSAGE = 1000
+MOST_FILES = 1000  # of a folder that is a data set
 LARGEST_FIELD = 1 << 28
+NAMING_ADVICE = "Name a file, builtin:stdlib-docs, or a data set of the hub."
 QUOTES = "see --quotes and --no-quotes"
 
 
@@ -61,10 +67,41 @@ def read_records(
     path = Path(source)
     if path.is_file():
         return _read_file(path, columns, quotes)
-    if path.suffix.lower() in SUFFIXES or _is_missing_path(source):
-        names = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise DataError(f"There is no file {source}.", advice=near_misses(path.name, names))
+    if path.is_dir():
+        _check_folder(path)
+    elif path.exists():
+        raise DataError(f"{source} is not an ordinary file.", advice="Name a file with rows.")
+    elif path.suffix.lower() in SUFFIXES or _is_missing_path(source):
+        raise DataError(f"There is no file {source}.", advice=similar_names(path))
     return _read_hub(source, split)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is no data set, before `datasets` searches all of it.
+
+    Raises:
+        DataError: it has more than a thousand files, or none that is known to hold rows.
+    """
+    files: list[str] = []
+    places = 0
+    for places, (place, _, names) in enumerate(os.walk(folder), 1):
+        files += [os.path.join(place, name) for name in names]
+        if len(files) > MOST_FILES or places > MOST_FILES:
+            break
+    of_rows = [file for file in files if Path(file).suffix.lower() in SUFFIXES]
+    named = f"Name a file{_examples(of_rows)}."
+    if len(files) > MOST_FILES or places > MOST_FILES:
+        raise DataError(
+            f"{folder} is a folder with more than {MOST_FILES:,} files or folders: no data set.",
+            advice=named,
+        )
+    if not of_rows:
+        raise DataError(f"{folder} is a folder without a file of rows.", advice=named)
+
+
+def _examples(files: Sequence[str]) -> str:
+    shown = [file for file in files if not file.endswith(PLAIN_TEXT)][:3]
+    return f", such as {' or '.join(shown)}" if shown else ""
 
 
 def _is_missing_path(source: str) -> bool:
@@ -87,14 +124,17 @@ def _read_builtin(source: str, split: str) -> Iterator[Record]:
 def _read_hub(source: str, split: str) -> Iterator[Record]:
     import datasets
 
+    is_reachable = Path(source).is_dir() or not is_offline()
     try:
-        loaded = datasets.load_dataset(source, split=split)
+        with nullcontext() if is_reachable else data_sets_offline():
+            loaded = datasets.load_dataset(source, split=split)
     # Errors of the library and of its back ends are of many classes; each means no data.
     except Exception as error:
+        what = "a data set" if Path(source).is_dir() else "a file here"
         raise DataError(
-            f"{source} is not a file here, and `datasets` cannot load it: "
+            f"{source} is not {what}, and `datasets` cannot load it: "
             f"{type(error).__name__}: {first_line(error)}",
-            advice="Name a file, builtin:stdlib-docs, or a data set of the hub.",
+            advice=f"{similar_names(Path(source))} {NAMING_ADVICE}".lstrip(),
         ) from error
     return _number_rows(source, loaded)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.models.locate import locate
+from lorakit.models.locate import NAMING_ADVICE, locate
 from lorakit.models.tasks import TASKS
 from lorakit.text import first_line
 
@@ -41,7 +41,6 @@ TOKENIZER_FILES = (
 TOKENIZER_ADVICE = (
     "Copy the tokenizer's files, such as tokenizer.json and tokenizer_config.json, into the folder."
 )
-NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
 TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
 READ_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of transformers
 

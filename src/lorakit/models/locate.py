@@ -6,8 +6,11 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from lorakit.data.hub import cached_model, is_offline, similar_names
 from lorakit.errors import MissingExtra, ModelError
 from lorakit.text import near_misses
+
+NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def locate(name: str) -> tuple[str, str]:
         )
     is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
     if is_path and not path.exists():
-        raise ModelError(f"There is no folder {name}.")
+        raise ModelError(f"There is no folder {name}.", advice=similar_names(path))
     if path.is_dir() and not (path / "config.json").is_file():
         advice = ""
         if (path / "adapter_config.json").is_file():
@@ -68,7 +71,21 @@ def locate(name: str) -> tuple[str, str]:
                 "It holds an adapter: name its base model here and give the folder as --adapter."
             )
         raise ModelError(f"{name} is not a model folder: it has no config.json.", advice=advice)
+    if not path.exists() and is_offline():
+        return str(_find_downloaded(name)), name
     return name, name
+
+
+def _find_downloaded(name: str) -> Path:
+    """Return the folder of a model that was downloaded from the hub earlier."""
+    folder = cached_model(name)
+    if folder is None:
+        raise ModelError(
+            f"The config of {name} cannot be read: there is no such folder, it has not been "
+            "downloaded before, and the hub cannot be reached.",
+            advice=f"{similar_names(Path(name))} {NAMING_ADVICE}".lstrip(),
+        )
+    return folder
 
 
 def _locate_builtin(name: str) -> tuple[str, str]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.spec import Fault, is_number, is_whole, option
-from lorakit.text import plural
+from lorakit.spec import Fault, is_number, is_whole, option, refuse_unknown_names
+from lorakit.text import near_misses, plural
 
 HIGHEST = 32
 WAYS = ("truncate", "grid", "grow", "threshold", "advice")
@@ -21,6 +21,7 @@ NEW_RUN, BY_LAYER = "a search starts a new run", "the search itself finds ranks 
 UNUSED = {"resume": NEW_RUN, "overwrite": NEW_RUN, "ranks": BY_LAYER, "rank_budget": BY_LAYER}
 
 
+@refuse_unknown_names
 @dataclass(frozen=True, kw_only=True)
 class RankSearchSpec:
     """Settings of a search for a rank, checked as they are made.
@@ -114,7 +115,8 @@ class RankSearchSpec:
         for field in fields(self):
             value, choices = getattr(self, field.name), field.metadata.get("choices")
             if choices and value not in choices:
-                yield field.name, f"{value!r} is none of {', '.join(choices)}"
+                fault = f"{value!r} is none of {', '.join(choices)}"
+                yield field.name, f"{fault} {near_misses(str(value), choices)}".rstrip()
 
     def _lower_rank_faults(self) -> Iterator[Fault]:
         for rank in self.try_ranks:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.tasks import CHOICES, TRUST_HELP
-from lorakit.spec import Fault, is_number, is_whole, option
+from lorakit.spec import Fault, is_number, is_whole, option, refuse_unknown_names
 from lorakit.text import near_misses, plural
 
 RANKS = (
@@ -35,6 +35,7 @@ CHANGEABLE = {
 }
 
 
+@refuse_unknown_names
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """Settings of one training run, checked as they are made.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import OutputError
+from lorakit.files import check_can_be_made
 from lorakit.formats.peft.spec_header import use_present_names
 from lorakit.train import checkpoints
 from lorakit.train.card import is_model_card
@@ -33,8 +34,9 @@ def check_output(output: Path, settings: TrainSpec) -> None:
     """Check that a run may write to a folder, or continue the run in it; nothing is created.
 
     Raises:
-        OutputError: as `hold_output` and `check_content` say.
+        OutputError: as `check_can_be_made`, `hold_output` and `check_content` say.
     """
+    check_can_be_made(output)
     if output.is_dir():
         with hold_output(output):
             check_content(output, settings)
