@@ -111,7 +111,7 @@ def test_near_misses_are_none_one_or_several() -> None:
     assert near_misses("x_proj", known, 2).count("_proj") == 2
 
 
-# --- stderr ----------------------------------------------------------------------------------------
+# --- stderr ------------------------------------------------------------------------------------
 
 
 class ClosedPipe(io.StringIO):

@@ -1,14 +1,24 @@
 """Trained tokens, cuts, labels, padding and the order of batches."""
 
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
+from lorakit.data import templates
 from lorakit.data.batches import Batches, collate
-from lorakit.data.encode import IGNORED, encode_causal, encode_labelled, is_regression, list_labels
-from lorakit.data.rows import Rows
+from lorakit.data.encode import (
+    IGNORED,
+    encode_causal,
+    encode_labelled,
+    infer_task,
+    is_regression,
+    list_labels,
+)
+from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError
 
 
@@ -71,6 +81,83 @@ def test_a_template_that_rewrites_turns_is_refused(llama: Any, tiny_llama: Path)
         encode_causal(rows("messages", {"messages": messages}), other, 64)
 
 
+STRICT = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
+LIMITLESS = {
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}": (
+        "more than 0.2 s of processor time"
+    ),
+    "{{ 'x' * 9999999999 }}": "more than 1.0 GiB of memory",
+    "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}": (
+        "more than 1.0 GiB of memory"
+    ),
+}
+
+
+def chat(*roles: str) -> dict:
+    return {"messages": [{"role": role, "content": f"{role}."} for role in roles]}
+
+
+def test_rows_that_the_template_refuses_are_named_all_at_once(tiny_llama: Path) -> None:
+    strict = AutoTokenizer.from_pretrained(tiny_llama)
+    strict.chat_template = STRICT
+    bad, good = chat("assistant"), chat("user", "assistant")
+    with pytest.raises(DataError) as caught:
+        encode_causal(rows("messages", bad, good, chat("user", "user", "assistant")), strict, 64)
+    assert caught.value.message == "2 of 3 rows of d.jsonl cannot be encoded."
+    fault = "the chat template cannot render it: roles must alternate"
+    assert caught.value.faults == [f"d.jsonl:1   {fault}", f"d.jsonl:3   {fault}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("template", LIMITLESS, ids=["time", "memory", "doubling"])
+def test_a_template_without_limits_is_stopped(
+    template: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "SECONDS", 0.2)
+    endless = AutoTokenizer.from_pretrained(tiny_llama)
+    endless.chat_template = template
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(DataError, match=LIMITLESS[template]):
+        encode_causal(rows("messages", chat("user", "assistant")), endless, 64)
+    after = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    assert after == before
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+@pytest.mark.parametrize(
+    ("kind", "plain", "rendered"),
+    [
+        ("text", {"text": "the cat"}, {"text": "<s>the cat</s>"}),
+        (
+            "completion",
+            {"prompt": "the cat", "completion": " sat"},
+            {"prompt": "<s>the cat", "completion": " sat</s>"},
+        ),
+    ],
+)
+def test_a_rendered_text_gets_no_second_bos_or_eos(
+    kind: str, plain: dict, rendered: dict, loss_on: str, llama: Any
+) -> None:
+    expected = encode_causal(rows(kind, plain), llama, 64, loss_on)
+    assert encode_causal(rows(kind, rendered), llama, 64, loss_on) == expected
+
+
+def test_a_line_break_after_the_last_eos_is_no_reason_for_another(llama: Any) -> None:
+    (example,) = encode_causal(rows("text", {"text": "the cat</s>\n"}), llama, 64)
+    assert llama.decode(example.ids) == "<s>the cat</s>\n"
+    (example,) = encode_causal(rows("text", {"text": "</s> the cat"}), llama, 64)
+    assert llama.decode(example.ids) == "<s></s> the cat</s>"
+
+
+def test_a_rendered_text_of_a_class_gets_no_second_cls_or_sep(bert: Any) -> None:
+    plain = rows("labelled", {"text": "the cat", "label": "a"})
+    rendered = rows("labelled", {"text": "[CLS]the cat[SEP]", "label": "a"})
+    assert encode_labelled(rendered, bert, 64, ["a"]) == encode_labelled(plain, bert, 64, ["a"])
+
+
 def test_a_long_text_goes_on_in_the_next_sequence(llama: Any) -> None:
     text = "the cat sat on a mat. " * 30
     examples = encode_causal(rows("text", {"text": text}), llama, 16)
@@ -122,6 +209,58 @@ def test_labels_keep_one_name_however_they_are_written() -> None:
     assert not is_regression(
         rows("labelled", {"text": "a", "label": "1.0"}, {"text": "a", "label": 2})
     )
+
+
+def labelled(tmp_path: Path, name: str, *labels: str) -> Rows:
+    """Write labels as a file has them, and read its rows."""
+    if name.endswith(".csv"):
+        lines = ["text,label", *(f"a,{label}" for label in labels)]
+    else:
+        lines = [f'{{"text": "a", "label": {label}}}' for label in labels]
+    (tmp_path / name).write_text("\n".join(lines))
+    return read_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["true", "false"], ["false", "true"]),
+        (["true", "0.5"], ["0.5", "true"]),
+        (['"1.1"', '"1.10"', '"2.0"'], ["1.1", "1.10", "2.0"]),
+        (['"1"', "1", "1.0", "2"], ["1", "2"]),
+        (['"007"', '"7"'], ["007", "7"]),
+    ],
+)
+def test_class_names_are_what_the_file_says(
+    labels: list[str], names: list[str], tmp_path: Path
+) -> None:
+    found = labelled(tmp_path, "d.jsonl", *labels)
+    assert infer_task(found) == "classify"
+    assert list_labels(found) == names
+    assert infer_task(found.take([0])) == "classify"
+
+
+def test_numbers_that_are_not_whole_are_values(tmp_path: Path) -> None:
+    assert infer_task(labelled(tmp_path, "d.jsonl", "1.5", "2", "3.0")) == "regress"
+    assert infer_task(labelled(tmp_path, "d.csv", "1.5", "2.0", "3.0")) == "regress"
+    with pytest.raises(DataError, match="1 of 2 labels"):
+        encode_labelled(labelled(tmp_path, "d.jsonl", "true", "1.5"), None, 64, None)  # type: ignore[arg-type]
+
+
+def test_names_or_numbers_that_a_file_does_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    found = labelled(tmp_path, "d.csv", "1.1", "1.10", "2.0")
+    with pytest.raises(DataError, match="may be names of classes, or numbers") as caught:
+        infer_task(found)
+    assert caught.value.faults == ["'1.1' and '1.10'"]
+    assert infer_task(found, "classify") == "classify"
+    assert list_labels(found) == ["1.1", "1.10", "2.0"]
+
+
+def test_a_class_is_found_by_its_number_too(bert: Any) -> None:
+    found = rows("labelled", {"text": "a", "label": "1.0"}, {"text": "b", "label": 0.0})
+    assert [e.target for e in encode_labelled(found, bert, 64, ["0", "1"])] == [1, 0]
+    with pytest.raises(DataError, match="is none of the classes"):
+        encode_labelled(found, bert, 64, ["0", "1.00", "1"])
 
 
 def test_a_label_that_is_no_class_is_named(bert: Any) -> None:

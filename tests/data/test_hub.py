@@ -54,6 +54,7 @@ def test_no_answer_in_time_is_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hub._answers.__wrapped__("https://192.0.2.1")  # an address that is never in use
 
 
+@pytest.mark.slow
 def test_data_that_is_nowhere_is_refused_without_a_retry(
     unreachable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_data_that_is_nowhere_is_refused_without_a_retry(
     assert offline == [True] and not constants.HF_HUB_OFFLINE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "folders"), [(1001, 1), (0, 1001)])
 def test_a_folder_that_is_no_data_set_is_not_searched(
     files: int, folders: int, tmp_path: Path

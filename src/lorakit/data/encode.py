@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.rows import Rows
-from lorakit.data.templates import encode_answers, encode_conversation
-from lorakit.errors import DataError
+from lorakit.data.templates import TemplateLimitError, encode_answers, encode_conversation
+from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import near_misses, plural
 
 if TYPE_CHECKING:
@@ -70,10 +70,20 @@ def encode_causal(
     check_text(rows.where, rows.rows)
     encode = ENCODERS[rows.kind]
     examples: list[Example] = []
+    errors: dict[int, DataError] = {}  # by position of the row
     for number, row in enumerate(rows.rows):
-        for example in encode(row, tokenizer, max_length, loss_on):
+        try:
+            encoded = encode(row, tokenizer, max_length, loss_on)
+        except TemplateLimitError:
+            raise
+        except DataError as error:
+            errors[number] = error
+            continue
+        for example in encoded:
             example.row = number
             examples.append(example)
+    if errors:
+        raise _row_error(rows, errors)
     trained = [example for example in examples if example.trained]
     if rows.kind != "text" and len(trained) < len(examples):
         raise _untrained_error(rows, examples, max_length)
@@ -131,6 +141,16 @@ def _check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
         )
 
 
+def _row_error(rows: Rows, errors: Mapping[int, DataError]) -> DataError:
+    faults = [f"{rows.where[number]}   {error.message}" for number, error in errors.items()]
+    advice = dict.fromkeys(error.advice for error in errors.values())
+    return DataError(
+        f"{len(errors)} of {plural(len(rows), 'row')} of {rows.source} cannot be encoded.",
+        faults,
+        " ".join([*filter(None, advice), NOT_STARTED]),
+    )
+
+
 def _untrained_error(rows: Rows, examples: Sequence[Example], max_length: int) -> DataError:
     faults = [
         f"{rows.where[example.row]}   no token of it is trained: only its prompt fits into "
@@ -148,9 +168,7 @@ def _untrained_error(rows: Rows, examples: Sequence[Example], max_length: int) -
 def _encode_text(
     row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
-    ids = _tokenise(tokenizer, row["text"])
-    if not ids or ids[-1] != tokenizer.eos_token_id:
-        ids = [*ids, tokenizer.eos_token_id]
+    ids = _with_eos(tokenizer, _tokenise(tokenizer, row["text"]), row["text"])
     starts = range(0, len(ids), max_length)
     parts = [ids[start : start + max_length] for start in starts]
     return [Example(part, list(part)) for part in parts]
@@ -161,7 +179,7 @@ def _encode_completion(
 ) -> list[Example]:
     prompt = encode_prompt(tokenizer, row["prompt"])
     answer = tokenizer(row["completion"], add_special_tokens=False).input_ids
-    answer = [*answer, tokenizer.eos_token_id]
+    answer = _with_eos(tokenizer, answer, row["completion"])
     excess = max(0, len(prompt) + len(answer) - max_length)
     # The first token (BOS, if the model has one) is kept; then the oldest tokens of the prompt are
     # cut, then the end of the answer.
@@ -209,7 +227,32 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     # Not verbose: a text longer than the model's limit is cut later.
-    return tokenizer(text, verbose=False).input_ids
+    return tokenizer(_without_added(tokenizer, text), verbose=False).input_ids
+
+
+def _without_added(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """Return a text without the first and last token that the tokenizer adds again, such as BOS.
+
+    A text that a chat template has made has them already.
+    """
+    added = tokenizer("").input_ids
+    for token in (tokenizer.bos_token, tokenizer.cls_token):
+        if token and added[:1] == [tokenizer.convert_tokens_to_ids(token)]:
+            text = text.removeprefix(token)
+    for token in (tokenizer.eos_token, tokenizer.sep_token):
+        if token and added[-1:] == [tokenizer.convert_tokens_to_ids(token)]:
+            text = text.removesuffix(token)
+    return text
+
+
+def _with_eos(tokenizer: "PreTrainedTokenizerBase", ids: list[int], text: str) -> list[int]:
+    """Return the ids of a text with EOS at their end, unless the text has it there.
+
+    The templates of many models write a line break after the last EOS; it may stay.
+    """
+    eos = tokenizer.eos_token_id
+    ends_in_eos = eos in ids and text.rstrip().endswith(str(tokenizer.eos_token))
+    return ids if ends_in_eos or ids[-1:] == [eos] else [*ids, eos]
 
 
 def require_labels(rows: Rows) -> None:
@@ -243,33 +286,65 @@ def _label_order(label: str) -> tuple[int, float, str]:
 
 
 def label_text(label: object) -> str:
-    """Return the text of a label, which is the same for all spellings of a whole number.
+    """Return the name of a class as the file has it; equal numbers have one name.
 
-    >>> label_text(1), label_text(1.0), label_text("1"), label_text(" yes ")
-    ('1', '1', '1', 'yes')
+    >>> label_text(1), label_text(1.0), label_text("1.10"), label_text(True), label_text(" yes ")
+    ('1', '1', '1.10', 'true', 'yes')
     """
-    number = _parse_number(label)
-    if number is not None and number.is_integer():
-        return str(int(number))
+    if isinstance(label, bool):
+        return "true" if label else "false"
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
     return str(label).strip()
 
 
 def _parse_number(value: Any) -> float | None:  # noqa: ANN401  any JSON value
-    """Return a value as a finite number, or None: "nan" and "inf" are words."""
+    """Return a value as a finite number, or None: true, false, "nan" and "inf" are words."""
+    if isinstance(value, bool):
+        return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
 
 def is_regression(rows: Rows) -> bool:
-    """Return True if all labels are numbers and at least one is not whole."""
-    numbers = [_parse_number(row["label"]) for row in rows.rows]
+    """Return True if all labels are numbers and at least one is not whole.
+
+    In a file that tells texts from numbers, as JSON does, a text is the name of a class.
+    """
+    labels = [row["label"] for row in rows.rows]
+    if rows.typed and any(isinstance(label, str) for label in labels):
+        return False
+    numbers = [_parse_number(label) for label in labels]
     present = [number for number in numbers if number is not None]
     if len(present) < len(numbers):
         return False
     return not all(number.is_integer() for number in present)
+
+
+def _check_spellings(rows: Rows) -> None:
+    """Refuse labels of which nothing tells whether they are names or numbers.
+
+    Raises:
+        DataError: in a file without types, two labels are different texts and the same number.
+    """
+    spellings: dict[float, set[str]] = {}
+    for row in rows.rows:
+        number = _parse_number(row["label"])
+        if number is None:
+            return
+        spellings.setdefault(number, set()).add(label_text(row["label"]))
+    repeated = [sorted(names) for names in spellings.values() if len(names) > 1]
+    if repeated and not rows.typed:
+        faults = [" and ".join(repr(name) for name in names) for names in repeated]
+        raise DataError(
+            f"Labels of {rows.source} may be names of classes, or numbers that are written in "
+            "several ways.",
+            faults,
+            f"Give --task classify if they are names, --task regress if not. {NOT_STARTED}",
+        )
 
 
 def infer_task(rows: Rows, task: str = "auto") -> str:
@@ -283,6 +358,7 @@ def infer_task(rows: Rows, task: str = "auto") -> str:
         return task
     if rows.kind not in LABELLED:
         return "causal-lm"
+    _check_spellings(rows)
     return "regress" if is_regression(rows) else "classify"
 
 
@@ -308,6 +384,7 @@ def encode_labelled(
     targets = _values(rows) if labels is None else _class_indices(rows, labels)
     is_pair = rows.kind == "pair"
     first = [row["text_a" if is_pair else "text"] for row in rows.rows]
+    first = [_without_added(tokenizer, text) for text in first]
     second = [row["text_b"] for row in rows.rows] if is_pair else None
     uncut = tokenizer(first, second, verbose=False).input_ids
     encoded = tokenizer(first, second, truncation=True, max_length=max_length)
@@ -341,14 +418,26 @@ def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
     faults: list[str] = []
     for where, row in zip(rows.where, rows.rows, strict=True):
         label = label_text(row["label"])
-        if label in labels:
-            indices.append(labels.index(label))
+        index = _class_index(label, labels)
+        if index is not None:
+            indices.append(index)
         else:
             hint = near_misses(label, labels)
             faults.append(f"{where}   label {label!r} is none of the classes {hint}".rstrip())
     if faults:
         raise _label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
     return indices
+
+
+def _class_index(label: str, labels: Sequence[str]) -> int | None:
+    """Return the position of a class: of its name, else of the only one that is the same number."""
+    if label in labels:
+        return labels.index(label)
+    number = _parse_number(label)
+    if number is None:
+        return None
+    equal = [i for i, name in enumerate(labels) if _parse_number(name) == number]
+    return equal[0] if len(equal) == 1 else None
 
 
 def _label_error(rows: Rows, faults: list[str], advice: str = "") -> DataError:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from lorakit.data.sources import Columns, Record, read_records
+from lorakit.data.sources import Columns, Record, is_delimited, read_records
 from lorakit.errors import DataError
 from lorakit.text import near_misses, plural
 
@@ -37,12 +37,14 @@ class Rows:
         rows: the rows with the keys of the kind alone; `label` has the value that the file has.
         where: "file:line" or "file, row n" of each row.
         source: the source as it was named by the user.
+        typed: True if the source tells texts from numbers, as JSON does and a .csv does not.
     """
 
     kind: str
     rows: list[dict[str, Any]]
     where: list[str]
     source: str
+    typed: bool = False
 
     @property
     def repeated(self) -> int:
@@ -57,7 +59,7 @@ class Rows:
         positions = list(chosen)
         rows = [self.rows[i] for i in positions]
         where = [self.where[i] for i in positions]
-        return Rows(self.kind, rows, where, self.source)
+        return Rows(self.kind, rows, where, self.source, self.typed)
 
     def content_hash(self) -> str:
         """Return a SHA-256 over the rows in their order."""
@@ -112,7 +114,8 @@ def read_rows(
         counted = f"{plural(len(faults), 'fault')} in {plural(len(records), 'row')} of {source}"
         keys = ", ".join(KINDS[kind])
         raise DataError(f"{counted} (rows with {keys}).", faults, "Nothing was started.")
-    return Rows(kind, rows, [record.where for record in records], source)
+    where = [record.where for record in records]
+    return Rows(kind, rows, where, source, typed=not is_delimited(source))
 
 
 def _parse_columns(columns: Iterable[str]) -> dict[str, str | int]:

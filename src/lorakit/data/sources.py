@@ -104,6 +104,11 @@ def _examples(files: Sequence[str]) -> str:
     return f", such as {' or '.join(shown)}" if shown else ""
 
 
+def is_delimited(source: str) -> bool:
+    """Return True for a .csv or .tsv, in which every value is text."""
+    return Path(source).suffix.lower() in (".csv", ".tsv") and Path(source).is_file()
+
+
 def _is_missing_path(source: str) -> bool:
     """Return True if a source names a place on the disk that does not exist.
 

@@ -3,12 +3,24 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from lorakit.data.limits import BYTES, SECONDS, TimeExceeded, limited
 from lorakit.errors import DataError
+from lorakit.text import first_line, format_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Turn = dict[str, str]  # role and content
+
+
+class TemplateLimitError(DataError):
+    """A chat template takes more time or memory than a conversation may."""
+
+    def __init__(self, needed: str):
+        super().__init__(
+            f"The chat template takes {needed} for one conversation.",
+            advice="Look at `chat_template` of the model's tokenizer before you use it.",
+        )
 
 
 def encode_turns(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[int]:
@@ -71,8 +83,23 @@ def encode_conversation(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Tu
 def _apply_template(
     tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], *, prompts: bool = False
 ) -> str:
-    """Return a conversation as text; `prompts` adds the start of the assistant's next turn."""
-    text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompts)
+    """Return a conversation as text; `prompts` adds the start of the assistant's next turn.
+
+    Raises:
+        DataError: the template refuses the conversation, or takes too much time or memory.
+    """
+    try:
+        with limited(SECONDS, BYTES):
+            text = tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=prompts
+            )
+    except TimeExceeded as error:
+        raise TemplateLimitError(f"more than {SECONDS:g} s of processor time") from error
+    except MemoryError as error:
+        raise TemplateLimitError(f"more than {format_bytes(BYTES)} of memory") from error
+    # A template is a program of its own, whose errors are of any class.
+    except Exception as error:
+        raise DataError(f"the chat template cannot render it: {first_line(error)}") from error
     return str(text)
 
 
@@ -97,8 +124,8 @@ def _assistant_spans(
         after = _apply_template(tokenizer, turns[: number + 1])
         if not text.startswith(before) or not text.startswith(after):
             raise DataError(
-                "The chat template rewrites earlier turns, so the tokens of the assistant "
-                "cannot be found.",
+                "the chat template rewrites earlier turns, so the tokens of the assistant "
+                "cannot be found",
                 advice="Use --loss-on all.",
             )
         yield len(before), len(after)

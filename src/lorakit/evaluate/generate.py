@@ -41,12 +41,12 @@ def generate(
         progress: called with the number of prompts done since the last call.
 
     Raises:
-        DataError: a prompt that leaves no room for a token.
+        DataError: prompts that the chat template refuses, or that leave no room for a token.
     """
     tokenizer = loaded.tokenizer
     where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
     check_text(where, [{"prompt": prompt} for prompt in prompts])
-    ids = [_encode(tokenizer, prompt) for prompt in prompts]
+    ids = _encode_all(tokenizer, prompts)
     check_ids(loaded, where, ids)
     _check_lengths(ids, loaded.max_length)
     settings = _generation_settings(decoding, loaded)
@@ -120,6 +120,23 @@ def _pad_left(rows: Sequence[list[int]], width: int, fill: int, device: torch.de
     """Pad on the left, so that every prompt ends where generation begins."""
     padded = [[fill] * (width - len(row)) + row for row in rows]
     return torch.tensor(padded, device=device)
+
+
+def _encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt]) -> list[list[int]]:
+    ids: list[list[int]] = []
+    faults: list[str] = []
+    for number, prompt in enumerate(prompts, 1):
+        try:
+            ids.append(_encode(tokenizer, prompt))
+        except TemplateLimitError:
+            raise
+        except DataError as error:
+            faults.append(f"prompt {number}   {error.message}")
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {plural(len(prompts), 'prompt')} cannot be encoded.", faults
+        )
+    return ids
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
