@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lorakit.data.batches import sort_into_batches
 from lorakit.data.encode import check_text, encode_prompt
-from lorakit.data.templates import Turn, encode_turns
+from lorakit.data.templates import TemplateLimitError, Turn, encode_turns
 from lorakit.errors import DataError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.models.load import Loaded, pad_id
