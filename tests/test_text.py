@@ -1,6 +1,7 @@
 """Numbers that count as such, and pieces of text, where the doctests are not enough."""
 
 import io
+import subprocess
 import sys
 
 import numpy as np
@@ -15,8 +16,10 @@ from lorakit.text import (
     format_bytes,
     format_duration,
     lasting_stderr,
+    line_width,
     near_misses,
     plural,
+    wrap_lines,
 )
 
 
@@ -111,7 +114,7 @@ def test_near_misses_are_none_one_or_several() -> None:
     assert near_misses("x_proj", known, 2).count("_proj") == 2
 
 
-# --- stderr ------------------------------------------------------------------------------------
+# --- stderr --------------------------------------------------------------------------------------
 
 
 class ClosedPipe(io.StringIO):
@@ -140,3 +143,32 @@ def test_messages_arrive_while_they_are_read(capsys: pytest.CaptureFixture[str])
     with lasting_stderr():
         print("step 1", file=sys.stderr)
     assert capsys.readouterr().err == "step 1\n"
+
+
+# --- width ---------------------------------------------------------------------------------------
+
+
+def test_no_line_is_wider_than_the_terminal_and_no_word_is_broken() -> None:
+    text = (
+        "  q_proj (5 layers)     linear 64 -> 64   default: rank 16, scale 2\nshort\n\na-b "
+        + "x" * 30
+    )
+    wrapped = wrap_lines(text, 20)
+    assert wrapped.split() == text.split()
+    assert {line for line in wrapped.split("\n") if len(line) > 20} == {"  " + "x" * 30}
+    assert wrap_lines(text, None) == text
+
+
+def test_a_wrapped_command_is_still_one_for_the_shell() -> None:
+    wrapped = wrap_lines("  lorakit merge --model one --adapter two --output three", 30)
+    assert all(len(line) <= 30 for line in wrapped.split("\n"))
+    words = subprocess.run(["sh", "-c", f"printf '%s ' {wrapped}"], capture_output=True, text=True)
+    assert words.stdout == "lorakit merge --model one --adapter two --output three "
+
+
+def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert line_width(io.StringIO()) is None
+    assert line_width(None) is None
+    monkeypatch.setenv("COLUMNS", "72")
+    assert line_width(io.StringIO()) == 72

@@ -1,6 +1,9 @@
 """Every exception of lorakit. Each is a LorakitError and also a class of the standard library."""
 
+import json
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
+from urllib.parse import unquote, urlsplit
 
 PRINTED_FAULTS = 12
 NOT_STARTED = "Nothing was started."  # ends the advice of a request that is refused
@@ -76,6 +79,32 @@ class OutputError(LorakitError, FileExistsError):
 
 class MissingExtra(LorakitError, ImportError):
     """An optional library is not installed."""
+
+
+def install_line(extra: str, *options: str) -> str:
+    """Return the command that installs an extra: from the folder that lorakit was installed from.
+
+    Args:
+        extra: its name.
+        *options: options of pip.
+    """
+    words = ["pip install", *options]
+    folder = _source_folder()
+    if folder is None:
+        return " ".join([*words, f"'lorakit[{extra}]'"])
+    return " ".join([*words, f"'.[{extra}]'", f"(in {folder})"])
+
+
+def _source_folder() -> str | None:
+    """Return the folder that lorakit was installed from; None if it came from an index."""
+    try:
+        found = distribution("lorakit").read_text("direct_url.json")
+    except PackageNotFoundError:
+        return None
+    source = json.loads(found) if found else {}
+    if "dir_info" not in source:
+        return None
+    return unquote(urlsplit(source["url"]).path)
 
 
 class PlanError(LorakitError, RuntimeError):

@@ -1,11 +1,14 @@
 """Text for people: plurals, near misses, bytes, durations, dtypes, and messages on stderr."""
 
+import os
 import sys
+import textwrap
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
 from typing import Any, TextIO
 
+ESCAPE = "\x1b"  # begins a change of colour
 # Names of settings in PEFT, TRL, transformers, LLaMA-Factory and others, by ours.
 SYNONYMS = {
     "rank": "r lora_r lora_rank lora_dim network_dim",
@@ -167,6 +170,59 @@ def dtype_name(dtype: object) -> str:
     'bfloat16'
     """
     return str(dtype).removeprefix("torch.")
+
+
+def line_width(stream: Any) -> int | None:  # noqa: ANN401  a TextIO, or what stands in for one
+    """Return the columns that a line of this stream may have, or None where nothing limits them.
+
+    They are those that the stream itself gives, of the variable COLUMNS, or of the terminal.
+    """
+    columns = str(getattr(stream, "columns", os.environ.get("COLUMNS", "")))
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def wrap_lines(text: str, width: int | None) -> str:
+    """Return a text whose lines are broken between words where they exceed the width.
+
+    A word that is longer than the width stays whole, and so does a line with colours. What goes on
+    is indented by two more spaces.
+
+    >>> print(wrap_lines("  q_proj   linear 64 -> 64", 16))
+      q_proj
+        linear 64 ->
+        64
+    """
+    if width is None:
+        return text
+    lines: list[str] = []
+    for line in text.split("\n"):
+        is_too_long = len(line) > width and ESCAPE not in line
+        lines.append(_wrap_line(line, width) if is_too_long else line)
+    return "\n".join(lines)
+
+
+def _wrap_line(line: str, width: int) -> str:
+    indent = line[: len(line) - len(line.lstrip())]
+    # A command stays one for the shell.
+    end = " \\" if line.startswith("  lorakit ") else ""
+    wrapped = textwrap.wrap(
+        line,
+        width - len(end),
+        subsequent_indent=indent + "  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return f"{end}\n".join(wrapped)
+
+
+def print_message(text: str) -> None:
+    """Print a text on stderr, with lines that fit."""
+    print(wrap_lines(text, line_width(sys.stderr)), file=sys.stderr)
 
 
 def first_line(error: BaseException) -> str:

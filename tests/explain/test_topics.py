@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lorakit.cli.__main__ import main
+from lorakit.errors import install_line
 from lorakit.explain import TOPICS, load_topic
 from lorakit.explain.counts import break_even, count
 
@@ -145,7 +146,7 @@ def test_all_topics_are_listed_and_shown(
         assert f"\n{name}: {title}\n" in shown
     for numbers in ("8.32 11.52 11.42", "50× fewer", "16.848, 1.068, 0.000"):
         assert numbers in shown
-    advice = "The photograph needs Pillow, which is not installed.\npip install 'lorakit[plot]'"
+    advice = f"The photograph needs Pillow, which is not installed.\n{install_line('plot')}"
     assert advice in shown
 
 

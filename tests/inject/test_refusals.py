@@ -149,8 +149,9 @@ def test_all_faults_of_a_spec_are_named_at_once() -> None:
 
 def test_unknown_field_is_refused() -> None:
     message = refused(SpecError, lambda: Spec.from_dict({"rank": 4, "rnk": 4}))
-    assert (
-        message == "1 unknown field in the spec.\n  'rnk' is no field of Spec did you mean 'rank'?"
+    assert message == (
+        "1 unknown field of Spec.\n  'rnk' is no field of Spec did you mean 'rank'?\n"
+        "Nothing was started."
     )
 
 
@@ -330,8 +331,8 @@ def cases() -> dict[str, tuple[Callable[[], nn.Module], Spec, type[LorakitError]
             llama,
             Spec(targets="qv", exclude=["q_porj"], **few),
             TargetError,
-            "1 of 1 exclude matches nothing in LlamaForCausalLM (4 linear layers).\n"
-            "  'q_porj'   0 layers   did you mean 'q_proj' (2 layers, 16 -> 16)?",
+            "1 of 1 exclude matches nothing in LlamaForCausalLM (1 embedding layer, 15 linear "
+            "layers).\n  'q_porj'   0 layers   did you mean 'q_proj' (2 layers, 16 -> 16)?",
         ),
         "full_modules typo": (
             bert,

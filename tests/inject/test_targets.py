@@ -111,6 +111,12 @@ def test_ways_to_name_a_layer() -> None:
     ]
 
 
+def test_a_layer_that_is_not_selected_may_be_excluded() -> None:
+    model = llama()
+    for name in ("lm_head", "embed_tokens"):
+        assert lorakit.select(model, exclude=[name]) == lorakit.select(model)
+
+
 def test_names_with_characters_of_a_pattern() -> None:
     model = nn.ModuleDict(
         {

@@ -15,7 +15,7 @@ from lorakit import Spec
 from lorakit.cli.__main__ import main
 from lorakit.errors import PlanError, SpecError
 from lorakit.models.load import load
-from lorakit.plan import devices
+from lorakit.plan import devices, estimate
 from lorakit.plan.config import PlanRequest
 from lorakit.plan.curve import Curve, Sample
 from lorakit.plan.estimate import Plan, Work
@@ -215,6 +215,26 @@ def test_flops_are_two_thirds_of_full_fine_tuning_plus_the_factors() -> None:
 
 
 # --- what fits -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_only_curves_that_are_asked_for_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(bare("llama", "causal-lm"), Spec(rank=4), Work(batch=16, length=64))
+    traced: list[Step] = []
+    real = estimate.trace_by_blocks
+
+    def trace(model: Any, step: Step) -> Any:
+        traced.append(step)
+        return real(model, step)
+
+    monkeypatch.setattr(estimate, "trace_by_blocks", trace)
+    plan.memory(gpu=False)
+    assert len(traced) == 1  # all that training plans
+    plan.ranks()
+    for size in (40, 80):
+        find_fits(plan, devices.Device("large", 0, size << 30, gpu=False))
+    assert len(traced) <= 8
+    assert min(step.batch for step in traced) >= 16  # no curve of small batches
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 
 from lorakit import LorakitError, plots
 from lorakit.analysis.report import compare_adapters, describe_modules
+from lorakit.errors import install_line
 
 from ..analysis.test_spectra import pair
 
@@ -67,7 +68,5 @@ def test_a_missing_matplotlib_is_told_with_the_line_that_installs_it(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LorakitError) as caught:
         plots.check_path("p.png")
-    assert (
-        str(caught.value)
-        == "Pictures need matplotlib, which is not installed.\npip install 'lorakit[plot]'"
-    )
+    expected = f"Pictures need matplotlib, which is not installed.\n{install_line('plot')}"
+    assert str(caught.value) == expected

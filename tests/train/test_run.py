@@ -90,6 +90,11 @@ def test_a_run_learns_and_writes_all_that_it_promises(
     )
     assert set(promised.split()) <= report.keys()
     assert report["steps"] == 20 == len(lines(out))
+    assert report["wall_seconds"] > report["seconds"]
+    losses = [line["loss"] for line in lines(out)]
+    assert report["loss_steps"] == 2
+    assert report["loss_of_first_steps"] == pytest.approx(sum(losses[:2]) / 2)
+    assert report["loss_of_last_steps"] == pytest.approx(sum(losses[-2:]) / 2)
     assert report["trainable_parameters"] == sum(t.numel() for t in weights(out).values())
     assert {"step", "loss", "lr", "tokens", "seconds"} <= lines(out)[0].keys()
     assert sum("eval_loss" in line for line in lines(out)) == 10
@@ -280,6 +285,8 @@ def test_stopped_and_resumed_equals_straight(
         with pytest.raises(RuntimeError, match="power"):
             train_adapter(TrainSpec(**settings), spec)
     report = train_adapter(TrainSpec(**settings, resume=True), spec)
+    again = train_adapter(TrainSpec(**settings, resume=True), spec)
+    assert again["wall_seconds"] >= again["seconds"] == report["seconds"]
     assert equal(tmp_path / "out", tmp_path / "straight")
     losses = [[line["loss"] for line in lines(tmp_path / name)] for name in ("out", "straight")]
     assert losses[0] == losses[1]

@@ -6,12 +6,14 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
+from io import StringIO
 from typing import Any, NamedTuple, Protocol, cast
 
 from lorakit.cli.flags import HelpFormatter, Parser
 from lorakit.errors import LorakitError, SpecError
-from lorakit.text import lasting_stderr, near_misses
+from lorakit.text import lasting_stderr, line_width, near_misses, print_message, wrap_lines
 
 FAILED, INTERRUPTED = 1, 130
 TRACEBACK = "LORAKIT_TRACEBACK"
@@ -170,8 +172,32 @@ def _run(words: list[str], as_json: bool) -> int:
     if as_json:
         print(json.dumps(result, default=str))
     else:
-        command.show(result)
+        _show(command, result)
     return 0
+
+
+class Page(StringIO):
+    """What a command prints, for a terminal of so many columns."""
+
+    def __init__(self, columns: int, *, is_terminal: bool):
+        super().__init__()
+        self.columns = columns
+        self.is_terminal = is_terminal
+
+    def isatty(self) -> bool:
+        """Return True if it is for a terminal, which shows colours."""
+        return self.is_terminal
+
+
+def _show(command: Module, result: Mapping[str, object]) -> None:
+    """Print a result for people, with lines that fit."""
+    width = line_width(sys.stdout)
+    if width is None:
+        command.show(result)
+        return
+    with redirect_stdout(Page(width, is_terminal=sys.stdout.isatty())) as page:
+        command.show(result)
+    print(wrap_lines(page.getvalue(), width), end="")
 
 
 def _fail(error: Exception, advice: str, as_json: bool) -> int:
@@ -187,7 +213,7 @@ def _print_error(error: LorakitError, as_json: bool) -> None:
     if as_json:
         fields = {"message": error.message, "faults": error.faults, "advice": error.advice}
         print(json.dumps({"error": kind, **fields}))
-    print(f"{kind}: {error}", file=sys.stderr)
+    print_message(f"{kind}: {error}")
 
 
 if __name__ == "__main__":

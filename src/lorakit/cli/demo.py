@@ -65,7 +65,7 @@ def _run() -> None:
     report = train_adapter(settings, Spec(rank=16), say=print)
     head, judgements = _compare(report)
     rate = f"{report['tokens_per_second']:,.0f} tokens/s"
-    print(f"\n{report['steps']} steps in {report['seconds']:.0f} s ({rate})\n")
+    print(f"\n{report['steps']} steps in {report['wall_seconds']:.0f} s ({rate})\n")
     columns = {"before": report["before"], "linear head": head, "after": report["after"]}
     print_metrics(columns)
     print(

@@ -1,7 +1,6 @@
 """`lorakit rank`."""
 
 import argparse
-import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,7 @@ from lorakit.cli import flags
 from lorakit.cli.tables import print_table
 from lorakit.rank_search.config import HIGHEST, UNUSED, RankSearchSpec
 from lorakit.spec import Spec
-from lorakit.text import format_bytes
+from lorakit.text import format_bytes, print_message
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> "RankResult":
     spec = Spec(**{"rank": HIGHEST, **spec_values})
     from lorakit.rank_search.search import search_rank
 
-    return search_rank(run, spec, search, say=lambda text: print(text, file=sys.stderr))
+    return search_rank(run, spec, search, say=print_message)
 
 
 def show(result: "RankResult") -> None:

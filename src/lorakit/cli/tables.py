@@ -1,12 +1,15 @@
 """Tables and numbers for people, on stdout."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from lorakit.text import line_width
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-UNLIMITED = 200  # columns where no terminal limits the width
+UNLIMITED = 200  # columns where nothing limits the width
 SMALL = 1e-3
 
 
@@ -16,9 +19,7 @@ def print_table(
     """Print a table: text on the left of its column, numbers on the right."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=UNLIMITED)
+    console = Console(highlight=False, width=line_width(sys.stdout) or UNLIMITED)
     if title:
         print(title)
     with console.capture() as captured:
@@ -36,7 +37,15 @@ def _grid(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> "Table":
     for index, heading in enumerate(headings):
         column = [row[index] for row in rows]
         is_numeric = bool(rows) and all(isinstance(cell, int | float | None) for cell in column)
-        grid.add_column(heading, justify="right" if is_numeric else "left", no_wrap=index < last)
+        numbers = [len(format_number(cell)) for cell in column]
+        grid.add_column(
+            heading,
+            justify="right" if is_numeric else "left",
+            no_wrap=index < last,
+            # Where a line is too long, names and texts are shortened, and no number is.
+            overflow="ellipsis",
+            min_width=max(numbers) if is_numeric else None,
+        )
     for row in rows:
         grid.add_row(*[format_number(cell) for cell in row])
     return grid

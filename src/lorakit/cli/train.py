@@ -2,13 +2,12 @@
 
 import argparse
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.tables import print_metrics
 from lorakit.spec import Spec
-from lorakit.text import format_bytes, plural
+from lorakit.text import format_bytes, format_duration, plural, print_message
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> "RunReport":
     settings, spec = flags.make_both((TrainSpec, run_values), (Spec, spec_values))
     from lorakit.train.run import train_adapter
 
-    return train_adapter(settings, spec, say=lambda text: print(text, file=sys.stderr))
+    return train_adapter(settings, spec, say=print_message)
 
 
 def show(report: "RunReport") -> None:
@@ -53,8 +52,12 @@ def _show_steps(report: "RunReport") -> None:
         steps += ", stopped early"
     rate = f"{report['tokens_per_second']:,.0f} tokens/s"
     peak = format_bytes(report["peak_memory_bytes"])
-    loss = f"loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}"
-    print(f"\n{steps}, {report['seconds']:.1f} s, {rate}, {peak} peak, {loss}")
+    total, of_steps = (format_duration(report[key]) for key in ("wall_seconds", "seconds"))
+    print(f"\n{steps}, {total} ({of_steps} in steps), {rate}, {peak} peak")
+    first, last = report["loss_of_first_steps"], report["loss_of_last_steps"]
+    if first is not None and last is not None:
+        count = plural(report["loss_steps"], "step")
+        print(f"mean loss of the first {count} {first:.4f}, of the last {count} {last:.4f}")
 
 
 def _show_loss(report: "RunReport") -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
-from lorakit.errors import MissingExtra
+from lorakit.errors import MissingExtra, install_line
 from lorakit.explain.counts import count
 from lorakit.explain.text import paragraph
 from lorakit.linalg import factorize
@@ -52,7 +52,7 @@ def photograph() -> Tensor:
     except ImportError as error:
         raise MissingExtra(
             "The photograph needs Pillow, which is not installed.",
-            advice="pip install 'lorakit[plot]'",
+            advice=install_line("plot"),
         ) from error
     grey = torch.tensor(LUMINANCE, dtype=torch.float64)
     return torch.tensor(image).double() @ grey / 255

@@ -131,7 +131,7 @@ def _group(layers: Sequence[Layer]) -> list[Group]:
     members: dict[Group, list[str]] = {}
     for layer in layers:
         out, inputs = layer["shape"]
-        last = layer["name"].split(".")[-1]
+        last = _last_name(layer["name"])
         kind = f"{layer['kind']} {inputs} -> {out}"
         adapters = _describe_adapters(layer.get("adapters", {}))
         alike = Group(kind, last, adapters)
@@ -141,6 +141,17 @@ def _group(layers: Sequence[Layer]) -> list[Group]:
         label = names[0] if len(names) == 1 else f"{alike.names} ({len(names)} layers)"
         groups.append(alike._replace(names=label))
     return groups
+
+
+def _last_name(name: str) -> str:
+    """Return the last part of a name that is a word, with the numbers after it.
+
+    >>> _last_name("blocks.0.attn.to_out.0"), _last_name("model.layers.0.q_proj"), _last_name("0.1")
+    ('to_out.0', 'q_proj', '0.1')
+    """
+    parts = name.split(".")
+    words = [index for index, part in enumerate(parts) if not part.isdecimal()]
+    return ".".join(parts[words[-1] if words else 0 :])
 
 
 def _describe_adapters(adapters: Mapping[str, AdapterEntry]) -> str:

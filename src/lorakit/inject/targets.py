@@ -82,7 +82,7 @@ def select(
         targets: a preset of PRESETS, a regular expression (a string that is no preset; it must
             match the full name or its last parts), or a list of name patterns (full name or last
             parts, with `*` and `?`).
-        exclude: as `targets`.
+        exclude: as `targets`; a pattern may match layers that are not selected, but has to match.
         without: names of modules in which nothing is selected, such as those that train in full.
         parts: as in `find_places`.
         places: result of `find_places` for this model and these parts, to save the search.
@@ -102,8 +102,8 @@ def select(
     selected = set[str]().union(*matched.values())
     remaining = selected
     if exclude:
-        candidates = {name: place for name, place in usable.items() if name in selected}
-        excluded = _match_request(model, exclude, candidates, "exclude")
+        # A layer that is not selected may be excluded all the same, such as the head.
+        excluded = _match_request(model, exclude, places, "exclude")
         remaining = selected.difference(*excluded.values())
     chosen = {name: place for name, place in usable.items() if name in remaining}
     if selected and not chosen:

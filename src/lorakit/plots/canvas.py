@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from lorakit.errors import MissingExtra, OutputError
+from lorakit.errors import MissingExtra, OutputError, install_line
 from lorakit.files import replace_file
 from lorakit.text import near_misses
 
@@ -39,7 +39,7 @@ def new_figure(width: float = 12, height: float = 7) -> "Figure":
     except ImportError as error:
         raise MissingExtra(
             "Pictures need matplotlib, which is not installed.",
-            advice="pip install 'lorakit[plot]'",
+            advice=install_line("plot"),
         ) from error
     return _make_picture_class(Figure)(figsize=(width, height), layout="constrained")
 

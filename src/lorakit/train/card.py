@@ -53,7 +53,7 @@ def model_card(report: RunReport) -> str:
         data_hash=report["data_hash"][:16],
         steps=report["steps"],
         tokens=report["tokens"],
-        seconds=report["seconds"],
+        seconds=report["wall_seconds"],
         seed=report["seed"],
         fingerprint=report["base_fingerprint"],
         spec=json.dumps(spec, indent=2),

@@ -2,7 +2,8 @@
 
 import json
 import math
-import sys
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorakit.files import write_json_lines
+from lorakit.text import format_duration, line_width, print_message, wrap_lines
 
 METRICS = "metrics.jsonl"
 Say = Callable[[str], None]  # takes a message for the user
@@ -21,7 +23,8 @@ PLAIN_LINES = 20  # lines of a run where stderr is no terminal
 class Log:
     """A log with one line per step in metrics.jsonl, and a bar on a terminal (or about 20 lines).
 
-    Each line is flushed at once.
+    Each line is flushed at once. The loss that is shown is the mean over the steps since the last
+    line; the file has that of each step.
 
     Args:
         path: metrics.jsonl. Lines after `start` are dropped: a killed run may have logged steps
@@ -36,6 +39,8 @@ class Log:
         self.file = _reopen(path, start)
         self.console = Console(stderr=True)
         self.every = math.ceil(total / PLAIN_LINES)
+        self.start, self.begun = start, time.monotonic()
+        self.losses: list[float] = []  # of the steps since the last line
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,23 +65,36 @@ class Log:
         if self.quiet:
             return
         speed = line["tokens"] / max(line["seconds"], 1e-9)
-        note = f"loss {line['loss']:.4f}  {speed:,.0f} tokens/s"
+        self.losses.append(line["loss"])
+        loss = statistics.fmean(self.losses)
+        note = f"loss {loss:.4f}  {speed:,.0f} tokens/s"
         if "eval_loss" in line:
             note += f"  eval loss {line['eval_loss']:.4f}"
-            self.say(format_evaluation(line))
+            self.say(format_evaluation({**line, "loss": loss}))
+            self.losses = []
         elif self._plain_line_is_due(line["step"]):
-            left = line["seconds"] / line["step"] * (self.total - line["step"])
-            print(f"step {line['step']}/{self.total}  {note}  {left:.0f} s left", file=sys.stderr)
+            left = format_duration(self._seconds_left(line["step"]))
+            print_message(f"step {line['step']}/{self.total}  {note}  {left} left")
+            self.losses = []
         self.bar.update(self.task, completed=line["step"], note=note)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        fitted = wrap_lines(text, line_width(self.console.file))
+        self.bar.console.print(fitted, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop the bar and close the file."""
         self.bar.stop()
         self.file.close()
+
+    def _seconds_left(self, step: float) -> float:
+        """Return the time until the last step, at the pace of this session's steps so far.
+
+        Evaluations and checkpoints are part of the pace.
+        """
+        pace = (time.monotonic() - self.begun) / (step - self.start)
+        return pace * (self.total - step)
 
     def _plain_line_is_due(self, step: float) -> bool:
         if self.console.is_terminal:

@@ -30,7 +30,11 @@ from lorakit.train.signals import Interrupted, Signals
 
 @dataclass(frozen=True)
 class Session:
-    """The objects that one call of `fit` works with."""
+    """The objects that one call of `fit` works with.
+
+    Attributes:
+        begun: the moment at which the run would have begun without interruptions.
+    """
 
     job: Job
     accelerator: Accelerator
@@ -38,6 +42,7 @@ class Session:
     budget: Budget | None
     progress: Progress
     log: Log
+    begun: float
 
 
 def fit(job: Job, log_for: Callable[[int], Log], state: CheckpointState | None = None) -> Progress:
@@ -54,7 +59,7 @@ def fit(job: Job, log_for: Callable[[int], Log], state: CheckpointState | None =
     Raises:
         TrainingError: no gradient reached an adapted module at the first step, a dtype differs from
             the spec, or the loss is not finite or has exploded; checkpoints are kept.
-        Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, after a checkpoint.
     """
     with _accelerator_for(job) as accelerator:
         session = _open_session(job, accelerator, log_for, state)
@@ -109,7 +114,9 @@ def _open_session(
     if settings.checkpointing:
         checkpoint_blocks(job.model, settings.checkpointing)
     job.model.train()
-    return Session(job, accelerator, optimizer, budget, progress, log)
+    # A checkpoint of an earlier version has no wall_seconds.
+    begun = time.perf_counter() - max(progress.wall_seconds, progress.seconds)
+    return Session(job, accelerator, optimizer, budget, progress, log, begun)
 
 
 def _rehearse(session: Session) -> None:
@@ -123,7 +130,7 @@ def _run_steps(session: Session) -> None:
     """Train until the last step, and save checkpoints where they are due.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM, after a checkpoint.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP, after a checkpoint.
     """
     job, progress = session.job, session.progress
     with Signals() as signals:
@@ -192,6 +199,7 @@ def train_step(session: Session) -> None:
     if job.held_out and is_evaluation_due:
         line |= _evaluate(session)
     session.log.step(line)
+    progress.wall_seconds = time.perf_counter() - session.begun
 
 
 def _set_learning_rate(session: Session) -> float:

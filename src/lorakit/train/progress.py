@@ -15,6 +15,8 @@ class Progress:
         step: optimizer steps taken.
         tokens: tokens of all batches so far.
         seconds: time spent in steps, without evaluations.
+        wall_seconds: time since the first step, evaluations and checkpoints included, without
+            interruptions of the run.
         loss_first: loss of the first step.
         loss_last: loss of the last step.
         recent: losses of the last steps, at most RECENT.
@@ -28,6 +30,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    wall_seconds: float = 0.0
     loss_first: float = math.nan
     loss_last: float = math.nan
     recent: list[float] = field(default_factory=list)

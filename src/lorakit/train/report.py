@@ -62,6 +62,9 @@ class RunReport(RunStart):
     peak_memory_bytes: int
     loss_first: float
     loss_last: float
+    loss_steps: int
+    loss_of_first_steps: float | None
+    loss_of_last_steps: float | None
     after: Metrics | None
     best_step: int | None
     stopped_early: bool

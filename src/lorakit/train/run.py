@@ -1,6 +1,9 @@
 """A whole run: prepare, evaluate, train, evaluate again, write the adapter and the report."""
 
+import math
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +33,8 @@ from lorakit.train.prepare import PreparedRun, prepare_run
 from lorakit.train.progress import Progress
 from lorakit.train.report import Metrics, RunReport, RunStart, peak_memory
 from lorakit.train.spikes import find_spikes, has_climbed
+
+LOSS_PARTS = 10  # the first and the last tenth of the steps have a mean loss in the report
 
 
 def train_adapter(settings: TrainSpec, spec: Spec, say: Say = lambda message: None) -> RunReport:
@@ -69,10 +74,11 @@ def _run(prepared: PreparedRun, say: Say) -> RunReport:
         f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, "
         f"peak learning rate {job.lr:g}, on {job.device}"
     )
-    begun = time.perf_counter()
     progress = fit(job, lambda step: Log(job.output / METRICS, step, job.steps), state)
+    fitted = time.perf_counter()
     after = _measure(job, "measuring after")
-    report = _make_report(start, progress, after, job.output, time.perf_counter() - begun)
+    progress.wall_seconds += time.perf_counter() - fitted
+    report = _make_report(start, progress, after, job.output)
     _write_results(job, report)
     return report
 
@@ -105,19 +111,23 @@ def _measure(job: Job, title: str) -> Metrics | None:
 
 
 def _make_report(
-    start: RunStart, progress: Progress, after: Metrics | None, output: Path, wall_seconds: float
+    start: RunStart, progress: Progress, after: Metrics | None, output: Path
 ) -> RunReport:
     losses = [line["loss"] for line in read_metrics(output / METRICS)]
+    count = math.ceil(len(losses) / LOSS_PARTS)
     return {
         **start,
         "steps": progress.step,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 3),
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
-        "wall_seconds": round(wall_seconds, 3),
+        "wall_seconds": round(progress.wall_seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "loss_first": progress.loss_first,
         "loss_last": progress.loss_last,
+        "loss_steps": count,
+        "loss_of_first_steps": _mean(losses[:count]),
+        "loss_of_last_steps": _mean(losses[-count:]),
         "after": after,
         "best_step": progress.best_step,
         "stopped_early": progress.stopped_early,
@@ -125,6 +135,12 @@ def _make_report(
         "loss_spikes": find_spikes(losses),
         "loss_climbed": has_climbed(losses),
     }
+
+
+def _mean(losses: Sequence[float | None]) -> float | None:
+    """Return the mean of the losses; None where one is no number, as JSON has it."""
+    numbers = [loss for loss in losses if loss is not None]
+    return statistics.fmean(numbers) if numbers and len(numbers) == len(losses) else None
 
 
 def _write_results(job: Job, report: RunReport) -> None:
