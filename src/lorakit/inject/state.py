@@ -66,7 +66,7 @@ def keep_or_restore(model: nn.Module, *others: object) -> AbstractContextManager
 
     Args:
         model: any module.
-        others: adapters that are not on the model, and other objects that the block may change.
+        *others: adapters that are not on the model, and other objects that the block may change.
     """
     objects: list[object] = []
     parameters = [parameter for _, parameter in base_parameters(model)]

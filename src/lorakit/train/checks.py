@@ -1,5 +1,6 @@
 """Checks of a run at its first step: the right parameters train, and a gradient reaches each."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -7,7 +8,11 @@ from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.errors import TrainingError
+from lorakit.spec import is_number
 from lorakit.text import plural
+
+SKIPPING = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")  # attributes of LayerDrop
+SKIPPED_RUNS = 1e-6  # share of good runs that may be stopped
 
 
 def check_trainable(model: nn.Module, adapter: Adapter) -> None:
@@ -52,14 +57,71 @@ def check_gradients(adapter: Adapter) -> None:
     Raises:
         TrainingError: modules that the loss does not depend on; all are named.
     """
-    faults = [*_adapted_without_gradient(adapter), *_full_without_gradient(adapter)]
-    if faults:
-        total = len(adapter.deltas) + len(adapter.full_parameters)
-        raise TrainingError(
-            f"At the first step {len(faults)} of {total} trained modules got no gradient.",
-            faults,
-            "The loss does not depend on them: leave them out with --exclude.",
-        )
+    GradientCheck(1).see(adapter)
+
+
+class GradientCheck:
+    """A check over the first steps of a run that every adapted module gets a gradient.
+
+    Args:
+        steps: number of backward passes in which a module may get its first gradient.
+    """
+
+    def __init__(self, steps: int):
+        self.steps, self.seen = steps, 0
+        self.missing: set[str] = set()
+
+    def see(self, adapter: Adapter) -> None:
+        """Note which modules have a gradient after a backward pass.
+
+        Raises:
+            TrainingError: it is the last of the steps, and modules had none in all of them; all
+                are named.
+        """
+        if self.seen == self.steps:
+            return
+        faults = {*_adapted_without_gradient(adapter), *_full_without_gradient(adapter)}
+        self.missing = self.missing & faults if self.seen else faults
+        self.seen += 1
+        if not self.missing:
+            self.seen = self.steps
+        elif self.seen == self.steps:
+            total = len(adapter.deltas) + len(adapter.full_parameters)
+            when = "At the first step" if self.steps == 1 else f"In the first {self.steps} steps"
+            names = [*adapter.deltas, *adapter.full_parameters]
+            raise TrainingError(
+                f"{when} {len(self.missing)} of {total} trained modules got no gradient.",
+                sorted(self.missing, key=lambda fault: names.index(fault.partition("   ")[0])),
+                "The loss does not depend on them: leave them out with --exclude.",
+            )
+
+
+def count_steps_to_see(model: nn.Module) -> int:
+    """Return the number of steps after which every layer has run, but for one run in a million.
+
+    It is 1 for a model that runs all of its layers. OPT, BART, Wav2Vec2 and Whisper may skip layers
+    in training (LayerDrop), with a probability in their configs.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> layer.layerdrop = 0.5
+    >>> count_steps_to_see(layer), count_steps_to_see(nn.Linear(1, 1))
+    (20, 1)
+    """
+    modules = list(model.modules())
+    chance = max(_skip_probability(module) for module in modules)
+    if not 0 < chance < 1:
+        return 1
+    wanted = SKIPPED_RUNS / len(modules)
+    return max(1, math.ceil(math.log(wanted) / math.log(chance)))
+
+
+def _skip_probability(module: nn.Module) -> float:
+    """Return the probability with which a module skips layers in training, by its attributes."""
+    config = module.__dict__.get("config")
+    values: list[object] = [0.0]
+    for attributes in (vars(module), getattr(config, "__dict__", {})):
+        values += [attributes.get(key) for key in SKIPPING]
+    return max(value for value in values if is_number(value))
 
 
 def _adapted_without_gradient(adapter: Adapter) -> Iterator[str]:

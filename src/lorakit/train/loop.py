@@ -19,7 +19,7 @@ from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.train import checkpoints
 from lorakit.train.budget import Budget, make_budget
 from lorakit.train.checkpoints import CheckpointState
-from lorakit.train.checks import check_gradients, check_trainable
+from lorakit.train.checks import GradientCheck, check_trainable, count_steps_to_see
 from lorakit.train.job import Job
 from lorakit.train.log import Log
 from lorakit.train.optim import gradient_norm, lr_factor, make_optimizer, set_lr
@@ -43,6 +43,7 @@ class Session:
     progress: Progress
     log: Log
     begun: float
+    gradients: GradientCheck
 
 
 def fit(job: Job, log_for: Callable[[int], Log], state: CheckpointState | None = None) -> Progress:
@@ -57,7 +58,8 @@ def fit(job: Job, log_for: Callable[[int], Log], state: CheckpointState | None =
         The progress at the end.
 
     Raises:
-        TrainingError: no gradient reached an adapted module at the first step, a dtype differs from
+        TrainingError: no gradient reached an adapted module at the first step (or in several, if
+            the model may skip layers), a dtype differs from
             the spec, or the loss is not finite or has exploded; checkpoints are kept.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP, after a checkpoint.
     """
@@ -116,7 +118,9 @@ def _open_session(
     job.model.train()
     # A checkpoint of an earlier version has no wall_seconds.
     begun = time.perf_counter() - max(progress.wall_seconds, progress.seconds)
-    return Session(job, accelerator, optimizer, budget, progress, log, begun)
+    # A run that is resumed was checked at its start.
+    check = GradientCheck(0 if progress.step else count_steps_to_see(job.model))
+    return Session(job, accelerator, optimizer, budget, progress, log, begun, check)
 
 
 def _rehearse(session: Session) -> None:
@@ -244,8 +248,7 @@ def _clip_gradients(session: Session) -> float:
     if job.settings.clip:
         clipped = accelerator.clip_grad_norm_(parameters, job.settings.clip)
     norm = gradient_norm(parameters) if clipped is None else float(clipped)
-    if session.progress.step == 0:
-        check_gradients(job.adapter)
+    session.gradients.see(job.adapter)
     # The scaler of fp16 skips a step that is not finite, and goes on.
     if not math.isfinite(norm) and job.settings.mixed_precision != "fp16":
         step = session.progress.step + 1
