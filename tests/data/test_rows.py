@@ -1,6 +1,7 @@
 """Rows are read as the file means them, or refused by file and line."""
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,32 @@ def test_an_ending_in_capitals_and_odd_line_marks_are_read(tmp_path: Path) -> No
         {"text": "the cat", "label": "1"},
         {"text": "form\x0cfeed \u2028 here", "label": "0"},
     ]
+
+
+def test_a_table_whose_texts_lie_outside_of_the_file_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    table = pa.table({"text": ["abc", "def"]})
+    path = tmp_path / "d.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content = path.read_bytes()
+    offsets, damaged = struct.pack("<3i", 0, 3, 6), struct.pack("<3i", 0, 3, 1 << 30)
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, damaged))
+    with pytest.raises(DataError) as caught:
+        read_rows(str(path))
+    assert str(caught.value).startswith(f"{path} cannot be read as a table: ")
+
+
+def test_a_table_with_texts_that_are_not_utf8_is_refused(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    offsets = pa.array([0, 2], pa.int32()).buffers()[1]
+    texts = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"\xff\xfe")])
+    table = pa.table({"text": texts})
+    path = tmp_path / "d.arrow"
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError, match="cannot be read as a table"):
+        read_rows(str(path))

@@ -176,18 +176,29 @@ def _read_text(path: Path) -> str:
 def _read_table(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a Parquet or Arrow file."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        if path.suffix.lower() == ".parquet":
-            return pq.read_table(path).to_pylist()
-        with pa.memory_map(str(path)) as file:
-            try:
-                return pa.ipc.open_stream(file).read_all().to_pylist()
-            except pa.ArrowInvalid:
-                return pa.ipc.open_file(file).read_all().to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}.") from error
+        table = _open_table(path)
+        # Rows of a damaged table can lie outside of the memory that was read.
+        table.validate(full=True)
+        return table.to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path} cannot be read as a table: {first_line(error)}.") from error
+
+
+def _open_table(path: Path) -> Any:  # noqa: ANN401  pyarrow has no types
+    """Return the table of a file; its values are not checked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Not a memory map: a file that is cut off meanwhile would end the process.
+    content = pa.py_buffer(path.read_bytes())
+    if path.suffix.lower() == ".parquet":
+        return pq.read_table(pa.BufferReader(content))
+    try:
+        return pa.ipc.open_stream(content).read_all()
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(content).read_all()
 
 
 def _number_rows(source: str | Path, rows: Iterable[object]) -> Iterator[Record]:

@@ -56,10 +56,15 @@ def group_by_module(
         that they replace.
     """
     endings = tuple(endings)
+    # Some programs leave the name of PEFT's adapter in the keys.
+    named = {_add_adapter_name(ending): ending for ending in endings}
     groups: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         path = "." + key.removeprefix(PREFIX)  # a leading dot, since endings begin with one
+        for with_name, ending in named.items():
+            if path.endswith(with_name):
+                path = path.removesuffix(with_name) + ending
         found = [ending for ending in endings if path.endswith(ending)]
         if found:
             name = path.removesuffix(found[0])[1:]
@@ -69,6 +74,16 @@ def group_by_module(
         if base_name is not None:
             rest[base_name] = tensor
     return groups, rest
+
+
+def _add_adapter_name(ending: str) -> str:
+    """Return the ending of a key with the name of PEFT's usual adapter in it.
+
+    >>> _add_adapter_name(".lora_A.weight"), _add_adapter_name(".lora_embedding_A")
+    ('.lora_A.default.weight', '.lora_embedding_A.default')
+    """
+    parameter, dot, rest = ending[1:].partition(".")
+    return f".{parameter}.default{dot}{rest}"
 
 
 def _base_parameter_name(path: str) -> str | None:
@@ -82,6 +97,8 @@ def _base_parameter_name(path: str) -> str | None:
 
     >>> _base_parameter_name(".score.modules_to_save.weight")
     'score.weight'
+    >>> _base_parameter_name(".score.modules_to_save.default.dense.bias")
+    'score.dense.bias'
     >>> _base_parameter_name(".q.base_layer.bias")
     'q.bias'
     >>> _base_parameter_name(".score.original_module.bias") is None
@@ -89,5 +106,6 @@ def _base_parameter_name(path: str) -> str | None:
     """
     if ".original_module." in path:
         return None
-    inner = path.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    inner = path.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
+    inner = inner.replace(".modules_to_save.", ".")
     return inner.removeprefix(".")
