@@ -24,7 +24,7 @@ from lorakit.formats.peft.patterns import (
     list_last_parts,
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
-from lorakit.spec import Settings, Spec, full_name
+from lorakit.spec import Settings, Spec, full_name, matches
 from lorakit.text import dtype_name, near_misses
 
 CONFIG = "adapter_config.json"
@@ -32,6 +32,8 @@ EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
 DEFAULT_ALPHA = 8
 MOST_KEYS = 300
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
+# PEFT writes these layers along after a change of the vocabulary, without a word in the config.
+VOCABULARY_LAYERS = ("embed_tokens", "lm_head")
 # The last PEFT that adds the change of an attention's out_proj twice: every forward merges, and
 # merging writes W + change and then merges the layer once more.
 LAST_DOUBLING_VERSION = [0, 21]
@@ -304,6 +306,8 @@ def is_part_of_adapter(path: str, config: PeftConfig, adapted: Collection[str]) 
         adapted: names of the adapted modules.
     """
     layer, _, key = path.rpartition(".")
+    if is_saved_along(path):
+        return True
     inside: set[str] = set()
     for module in _list_outer_modules(layer):
         inside.update(list_last_parts(module))
@@ -314,6 +318,12 @@ def is_part_of_adapter(path: str, config: PeftConfig, adapted: Collection[str]) 
     if config.bias == "all":
         return "bias" in path
     return config.bias.endswith("_only") and key == "bias" and layer in adapted
+
+
+def is_saved_along(path: str) -> bool:
+    """Return True for the weight of an embedding or a head that PEFT writes by itself."""
+    layer, _, key = path.rpartition(".")
+    return key == "weight" and layer.rpartition(".")[2] in VOCABULARY_LAYERS
 
 
 def _list_outer_modules(name: str) -> list[str]:
@@ -327,6 +337,7 @@ def build_spec(
     settings: Mapping[str, Settings],
     dtype: torch.dtype,
     token_rows: Mapping[str, TokenRows],
+    full_parameters: Iterable[str] = (),
 ) -> Spec:
     """Return the spec of a file that PEFT wrote.
 
@@ -335,14 +346,20 @@ def build_spec(
         settings: by module name; those that differ from the config's defaults become overrides.
         dtype: of the tensors.
         token_rows: trained token rows by layer name.
+        full_parameters: names of the fully trained parameters.
     """
+    full_modules = list(config.full_modules)
+    for path in filter(is_saved_along, full_parameters):
+        layer = path.rpartition(".")[0]
+        if not any(matches(pattern, layer) for pattern in full_modules):
+            full_modules.append(layer)
     words = {word: bias for bias, word in config.method.bias_words.items()}
     token_ids = {name: tuple(ids) for name, ids in list_token_ids(token_rows).items()}
     spec = Spec(
         **asdict(config.default_settings()),
         targets=_choose_targets(config, settings),
         bias=words[config.bias],
-        full_modules=tuple(config.full_modules),
+        full_modules=tuple(full_modules),
         delta="dora" if config.use_dora else config.method.delta,
         dtype=dtype_name(dtype),
         token_rows=token_ids or (),

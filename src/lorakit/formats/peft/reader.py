@@ -355,7 +355,8 @@ def _resolve_spec(
         if header.spec is None:
             settings = {name: module.settings for name, module in modules.items()}
             dtype = next(iter(contents.tensors.values())).dtype
-            spec = build_spec(config, settings, dtype, contents.token_rows)
+            full_parameters = contents.by_module.rest
+            spec = build_spec(config, settings, dtype, contents.token_rows, full_parameters)
             return spec, dict(modules)
         spec = spec_from_header(header.spec)
     except SpecError as error:
