@@ -4,7 +4,7 @@ A batch depends on its number only, so that a run can be resumed at any step.
 """
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -122,16 +122,28 @@ class Batches:
         return batches
 
 
-def sort_into_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+def sort_into_batches(
+    lengths: Sequence[int], size: int, *, unpadded: bool = False
+) -> list[list[int]]:
     """Return batches of examples of similar length, the longest first.
 
     They are for evaluation, whose order does not matter.
+
+    Args:
+        lengths: length of each example.
+        size: examples a batch.
+        unpadded: True for batches of equal lengths, in which nothing is padded.
 
     >>> sort_into_batches([1, 3, 2], size=2)
     [[1, 2], [0]]
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    return _split(order, size)
+    if not unpadded:
+        return _split(order, size)
+    batches: list[list[int]] = []
+    for _, same in groupby(order, key=lengths.__getitem__):
+        batches += _split(list(same), size)
+    return batches
 
 
 def _split(order: list[int], size: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from lorakit.errors import DataError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.models.load import Loaded, pad_id
 from lorakit.models.open import check_ids
+from lorakit.models.padding import leaks_padding
 from lorakit.text import plural
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def generate(
     random_devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=random_devices), torch.inference_mode():
         torch.manual_seed(seed)
-        for positions in sort_into_batches([len(row) for row in ids], batch_size):
+        for positions in _make_batches(loaded, [len(row) for row in ids], batch_size):
             chosen = [ids[i] for i in positions]
             room = loaded.max_length - max(len(row) for row in chosen)
             settings["max_new_tokens"] = min(decoding.max_new_tokens, room)
@@ -65,6 +66,14 @@ def generate(
             if progress:
                 progress(len(positions))
     return texts
+
+
+def _make_batches(loaded: Loaded, lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return the batches; those of a model whose outputs padding changes have no padding."""
+    is_mixed = size > 1 and len(set(lengths)) > 1
+    pad = pad_id(loaded.tokenizer, loaded.model)
+    unpadded = is_mixed and leaks_padding(loaded.model, pad, on_the_left=True)
+    return sort_into_batches(lengths, size, unpadded=unpadded)
 
 
 def _check_lengths(ids: Sequence[list[int]], max_length: int) -> None:

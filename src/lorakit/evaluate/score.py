@@ -12,6 +12,7 @@ from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate import metrics
 from lorakit.models.chunked_loss import chunked_loss, chunked_loss_by_row, find_head
+from lorakit.models.padding import leaks_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,7 +140,9 @@ def _predict(
     if task != "causal-lm":
         predictions = [(0.0, 0.0)] * len(examples)
     lengths = [len(example.ids) for example in examples]
-    for positions in sort_into_batches(lengths, batch_size):
+    is_mixed = batch_size > 1 and len(set(lengths)) > 1
+    unpadded = is_mixed and leaks_padding(cast("PreTrainedModel", model), pad)
+    for positions in sort_into_batches(lengths, batch_size, unpadded=unpadded):
         batch = collate([examples[i] for i in positions], pad, device)
         row_losses, outputs = batch_loss(model, batch, task, by_row=True)
         for i, loss in zip(positions, row_losses.tolist(), strict=True):
