@@ -97,6 +97,7 @@ def load(
     where, name_in_files = locate(name)
     target = device_of(device)
     config = load_config(where, NAMING_ADVICE, trust_remote_code=trust_remote_code)
+    check_class(name, config, task, trust_remote_code=trust_remote_code)
     if dtype == "auto":
         weights_dtype = auto_dtype(target, config, task, trains_base=trains_base)
     else:
@@ -119,6 +120,29 @@ def load(
     model.eval()
     longest = find_max_length(model.config, tokenizer, model)
     return Loaded(model, tokenizer, task, list(labels), name_in_files, new_modules, longest)
+
+
+def check_class(
+    name: str, config: "PretrainedConfig", task: str, *, trust_remote_code: bool = False
+) -> None:
+    """Refuse a model of a class that is not supported for a task, before its weights are read.
+
+    Raises:
+        ModelError: the message names the class, and the classes that are supported.
+    """
+    import transformers
+
+    auto = TASKS[task].model_class
+    has_own_code = trust_remote_code and getattr(config, "auto_map", None)
+    if type(config) in getattr(transformers, auto)._model_mapping or has_own_code:
+        return
+    named = ", ".join(config.architectures or ()) or type(config).__name__
+    raise ModelError(
+        f"{name} is a {named}, which lorakit cannot load for {task}.",
+        advice=f"The commands take the classes of transformers' {auto}. For others, attach the "
+        "adapter in Python (lorakit.attach) and train with your own loop; `lorakit merge` takes "
+        "any class.",
+    )
 
 
 def check_new_modules(name: str, task: str, new_modules: Sequence[str]) -> None:

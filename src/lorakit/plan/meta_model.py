@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.models.load import check_new_modules, find_positions, load_config, quiet
+from lorakit.models.load import check_class, check_new_modules, find_positions, load_config, quiet
 from lorakit.models.locate import locate
 from lorakit.models.tasks import TASKS
 from lorakit.plan.headers import build_from_shapes, find_weight_files, read_shapes
@@ -140,6 +140,7 @@ def _build(
 ) -> "PreTrainedModel":
     import transformers
 
+    check_class(name, config, task, trust_remote_code=trust_remote_code)
     kind = getattr(transformers, TASKS[task].model_class)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
