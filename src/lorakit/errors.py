@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 PRINTED_FAULTS = 12
@@ -101,7 +102,7 @@ def _source_folder() -> str | None:
         found = distribution("lorakit").read_text("direct_url.json")
     except PackageNotFoundError:
         return None
-    source = json.loads(found) if found else {}
+    source: dict[str, Any] = json.loads(found) if found else {}
     if "dir_info" not in source:
         return None
     return unquote(urlsplit(source["url"]).path)

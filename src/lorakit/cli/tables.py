@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 UNLIMITED = 200  # columns where nothing limits the width
 SMALL = 1e-3
+EDGES = 3  # columns that a border and two spaces take
+LEAST_TEXT = 5  # columns of a text that is shortened
 
 
 def print_table(
@@ -19,36 +21,63 @@ def print_table(
     """Print a table: text on the left of its column, numbers on the right."""
     from rich.console import Console
 
-    console = Console(highlight=False, width=line_width(sys.stdout) or UNLIMITED)
+    width = line_width(sys.stdout) or UNLIMITED
+    console = Console(highlight=False, width=width)
     if title:
         print(title)
     with console.capture() as captured:
-        console.print(_grid(headings, list(rows)))
+        console.print(_grid(headings, list(rows), width))
     for line in captured.get().splitlines():
         print(line.rstrip())
 
 
-def _grid(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> "Table":
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     grid = Table(box=SIMPLE_HEAD, padding=(0, 1))
     last = len(headings) - 1
+    numeric = [_is_numeric([row[index] for row in rows]) for index in range(len(headings))]
+    cells = [[format_number(cell) for cell in row] for row in rows]
+    sizes: list[int] = []
     for index, heading in enumerate(headings):
-        column = [row[index] for row in rows]
-        is_numeric = bool(rows) and all(isinstance(cell, int | float | None) for cell in column)
-        numbers = [len(format_number(cell)) for cell in column]
+        texts = [row[index] for row in cells]
+        # The heading of a number may be broken between words.
+        texts += heading.split() if numeric[index] else [heading]
+        sizes.append(max(map(len, texts), default=0))
+    longest = _longest_text(sizes, numeric, width - EDGES * len(headings) - 1)
+    for index, heading in enumerate(headings):
+        size = sizes[index] if numeric[index] else min(sizes[index], longest)
+        is_one_line = index < last and not numeric[index]
         grid.add_column(
             heading,
-            justify="right" if is_numeric else "left",
-            no_wrap=index < last,
-            # Where a line is too long, names and texts are shortened, and no number is.
+            justify="right" if numeric[index] else "left",
+            no_wrap=is_one_line,
             overflow="ellipsis",
-            min_width=max(numbers) if is_numeric else None,
+            min_width=size,
+            max_width=None if numeric[index] else size,
         )
-    for row in rows:
-        grid.add_row(*[format_number(cell) for cell in row])
+    for row in cells:
+        grid.add_row(*row)
     return grid
+
+
+def _is_numeric(column: Sequence[object]) -> bool:
+    return bool(column) and all(isinstance(cell, int | float | None) for cell in column)
+
+
+def _longest_text(sizes: Sequence[int], numeric: Sequence[bool], room: int) -> int:
+    """Return the length to which texts are shortened, so that all columns fit; numbers stay whole.
+
+    >>> _longest_text([30, 9, 12], [False, True, False], room=40)
+    19
+    """
+    numbers = [size for size, is_number in zip(sizes, numeric, strict=True) if is_number]
+    texts = [size for size, is_number in zip(sizes, numeric, strict=True) if not is_number]
+    longest = max(texts, default=0)
+    while longest > LEAST_TEXT and sum(min(size, longest) for size in texts) > room - sum(numbers):
+        longest -= 1
+    return longest
 
 
 def format_number(value: object) -> str:
