@@ -105,7 +105,8 @@ def _source_folder() -> str | None:
     source: dict[str, Any] = json.loads(found) if found else {}
     if "dir_info" not in source:
         return None
-    return unquote(urlsplit(source["url"]).path)
+    url: str = source["url"]
+    return unquote(urlsplit(url).path)
 
 
 class PlanError(LorakitError, RuntimeError):

@@ -235,12 +235,13 @@ def _without_added(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
 
     A text that a chat template has made has them already.
     """
-    added = tokenizer("").input_ids
-    for token in (tokenizer.bos_token, tokenizer.cls_token):
-        if token and added[:1] == [tokenizer.convert_tokens_to_ids(token)]:
+    added: list[int] = tokenizer("").input_ids
+    names: Any = tokenizer  # their special tokens are texts
+    for token in (names.bos_token, names.cls_token):
+        if token and added[:1] == [names.convert_tokens_to_ids(token)]:
             text = text.removeprefix(token)
-    for token in (tokenizer.eos_token, tokenizer.sep_token):
-        if token and added[-1:] == [tokenizer.convert_tokens_to_ids(token)]:
+    for token in (names.eos_token, names.sep_token):
+        if token and added[-1:] == [names.convert_tokens_to_ids(token)]:
             text = text.removesuffix(token)
     return text
 
@@ -250,7 +251,7 @@ def _with_eos(tokenizer: "PreTrainedTokenizerBase", ids: list[int], text: str) -
 
     The templates of many models write a line break after the last EOS; it may stay.
     """
-    eos = tokenizer.eos_token_id
+    eos: Any = tokenizer.eos_token_id
     ends_in_eos = eos in ids and text.rstrip().endswith(str(tokenizer.eos_token))
     return ids if ends_in_eos or ids[-1:] == [eos] else [*ids, eos]
 
