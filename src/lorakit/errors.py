@@ -2,9 +2,15 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import fields
+from functools import wraps
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
+
+from lorakit.text import did_you_mean, plural, similar_settings
+
+Value = TypeVar("Value")
 
 PRINTED_FAULTS = 12
 NOT_STARTED = "Nothing was started."  # ends the advice of a request that is refused
@@ -117,3 +123,37 @@ class TrainingError(LorakitError, RuntimeError):
     """A training run stopped before its end."""
 
     exit_code = 1
+
+
+def refuse_unknown_names(cls: type[Value]) -> type[Value]:
+    """Make a dataclass refuse arguments that are none of its fields with a SpecError.
+
+    >>> from lorakit import Spec
+    >>> Spec(lora_alpha=16)
+    Traceback (most recent call last):
+    lorakit.errors.SpecError: 1 unknown field of Spec.
+      'lora_alpha' is no field of Spec did you mean 'alpha'?
+    Nothing was started.
+    """
+    known = [one.name for one in fields(cast(Any, cls))]
+    original = cls.__init__
+
+    @wraps(original)
+    def checked(self: Value, *args: object, **values: object) -> None:
+        faults = [f"{value!r}: give a name, as in {known[0]}=…" for value in args]
+        for name in values:
+            if name not in known:
+                written = _as_arguments(similar_settings(name, known))
+                fault = f"{name!r} is no field of {cls.__name__} {did_you_mean(written)}"
+                faults.append(fault.rstrip())
+        if faults:
+            count = plural(len(faults), "unknown field")
+            raise SpecError(f"{count} of {cls.__name__}.", faults, NOT_STARTED)
+        original(self, **values)
+
+    setattr(cls, "__init__", checked)  # noqa: B010  a type checker sees the fields' own
+    return cls
+
+
+def _as_arguments(settings: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{name}={value!r}" if value else name for name, value in settings]

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -26,7 +27,9 @@ from lorakit.errors import NOT_STARTED, OutputError
 
 # Names that `part_path` gives.
 PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})(-\d+)?\.part")
+LOCK_ATTEMPTS, LOCK_PAUSE = 100, 0.05  # seconds between two attempts
 _counter = itertools.count()
+_held_folders: set[tuple[int, int]] = set()  # of this process: device and inode
 _parts_in_use: set[Path] = set()  # of this process
 
 
@@ -153,17 +156,62 @@ def _link(path: Path, second_path: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Let no other process or thread have the lock of a folder during the block.
+    """Let no other writer move files in a folder during the block.
 
+    Moves take milliseconds, so a lock that stays for seconds is that of `hold_folder`: writers of
+    the process that holds the folder need no second lock, and those of others go on without one.
     On a file system without locks nothing is locked.
     """
+    with _open_folder(folder) as descriptor:
+        for _ in range(LOCK_ATTEMPTS):
+            if _identity(descriptor) in _held_folders or _try_lock(descriptor):
+                break
+            time.sleep(LOCK_PAUSE)
+        yield
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[bool]:
+    """Hold a folder during the block, and yield False if another process or thread holds it.
+
+    The lock is on the folder itself, so that it leaves no file and ends with the process. On a file
+    system without locks everybody may hold it.
+    """
+    with _open_folder(folder) as descriptor:
+        identity = _identity(descriptor)
+        is_free = identity not in _held_folders and _try_lock(descriptor)
+        if is_free:
+            _held_folders.add(identity)
+        try:
+            yield is_free
+        finally:
+            if is_free:
+                _held_folders.discard(identity)
+
+
+@contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open folder, and return False if somebody else has locked it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
 
 
 @contextmanager

@@ -5,11 +5,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatchcase
-from functools import cached_property, wraps
+from functools import cached_property
 from typing import Any, TypeGuard, TypeVar, cast, overload
 
-from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.text import did_you_mean, near_misses, plural, similar_settings
+from lorakit.errors import SpecError, refuse_unknown_names
+from lorakit.text import near_misses, plural
 
 SCALES: dict[str, Callable[[float, int], float]] = {
     "alpha/rank": lambda alpha, rank: alpha / rank,
@@ -60,39 +60,6 @@ def is_number(value: object) -> TypeGuard[float]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) <= LARGEST
-
-
-def refuse_unknown_names(cls: type[Value]) -> type[Value]:
-    """Make a dataclass refuse arguments that are none of its fields with a SpecError.
-
-    >>> Spec(lora_alpha=16)
-    Traceback (most recent call last):
-    lorakit.errors.SpecError: 1 unknown field of Spec.
-      'lora_alpha' is no field of Spec did you mean 'alpha'?
-    Nothing was started.
-    """
-    known = [one.name for one in fields(cast(Any, cls))]
-    original = cls.__init__
-
-    @wraps(original)
-    def checked(self: Value, *args: object, **values: object) -> None:
-        faults = [f"{value!r}: give a name, as in {known[0]}=…" for value in args]
-        for name in values:
-            if name not in known:
-                written = _as_arguments(similar_settings(name, known))
-                fault = f"{name!r} is no field of {cls.__name__} {did_you_mean(written)}"
-                faults.append(fault.rstrip())
-        if faults:
-            count = plural(len(faults), "unknown field")
-            raise SpecError(f"{count} of {cls.__name__}.", faults, NOT_STARTED)
-        original(self, **values)
-
-    setattr(cls, "__init__", checked)  # noqa: B010  a type checker sees the fields' own
-    return cls
-
-
-def _as_arguments(settings: Iterable[tuple[str, str]]) -> list[str]:
-    return [f"{name}={value!r}" if value else name for name, value in settings]
 
 
 @dataclass(frozen=True, kw_only=True)

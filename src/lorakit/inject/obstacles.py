@@ -14,7 +14,8 @@ from lorakit.sites.slot import base_modules, base_parameters
 def find_obstacles(model: nn.Module, places: Iterable[Place]) -> dict[str, str]:
     """Return the reason for each layer of a known class that no place belongs to, by name.
 
-    >>> layer = nn.Linear(2, 2).to(torch.complex64)
+    >>> import torch
+    >>> layer = nn.Linear(2, 2, dtype=torch.complex64)
     >>> find_obstacles(nn.Sequential(layer), [])
     {'0': 'stores its weight as torch.complex64, which no product here takes'}
     """

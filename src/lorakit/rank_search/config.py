@@ -6,8 +6,8 @@ Torch is not imported here, so that `--help` answers at once.
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.spec import Fault, is_number, is_whole, option, refuse_unknown_names
+from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
+from lorakit.spec import Fault, is_number, is_whole, option
 from lorakit.text import near_misses, plural
 
 HIGHEST = 32

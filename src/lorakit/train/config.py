@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from typing import Any, cast
 
-from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
 from lorakit.models.tasks import CHOICES, TRUST_HELP
-from lorakit.spec import Fault, is_number, is_whole, option, refuse_unknown_names
+from lorakit.spec import Fault, is_number, is_whole, option
 from lorakit.text import near_misses, plural
 
 RANKS = (

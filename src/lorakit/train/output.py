@@ -1,6 +1,5 @@
 """The output folder of a run: its files, checks before a run, and the state to resume from."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.errors import OutputError
-from lorakit.files import check_can_be_made
+from lorakit.files import check_can_be_made, hold_folder
 from lorakit.formats.peft.spec_header import use_present_names
 from lorakit.train import checkpoints
 from lorakit.train.card import is_model_card
@@ -55,24 +54,13 @@ def hold_output(output: Path) -> Iterator[None]:
         OutputError: another run works in the folder.
     """
     output.mkdir(parents=True, exist_ok=True)
-    folder = os.open(output, os.O_RDONLY)
-    try:
-        _lock(folder, output)
+    with hold_folder(output) as is_free:
+        if not is_free:
+            raise OutputError(
+                f"Another run is writing to {output} at the moment.",
+                advice="Wait until it has ended, or name another folder. Nothing was written.",
+            )
         yield
-    finally:
-        os.close(folder)
-
-
-def _lock(folder: int, output: Path) -> None:
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise OutputError(
-            f"Another run is writing to {output} at the moment.",
-            advice="Wait until it has ended, or name another folder. Nothing was written.",
-        ) from error
-    except OSError:
-        return
 
 
 def check_content(output: Path, settings: TrainSpec) -> None:
