@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -369,28 +368,3 @@ def sync_entries(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_creatable(path: Path) -> None:
-    """Check that a folder can be made at a path, by making one beside it and removing it.
-
-    Raises:
-        OutputError: the path has no name of its own, is a link to nothing, or nothing can be
-            written there.
-    """
-    advice = "Name a new folder. Nothing was written."
-    try:
-        if path.is_symlink() and not path.exists():
-            raise OutputError(f"{path} is a link to nothing.", advice=advice)
-        absolute = path.resolve()
-        if absolute in (Path.cwd(), Path(absolute.anchor)):
-            raise OutputError(f"{path} is the working directory or a root.", advice=advice)
-        existing = next(parent for parent in absolute.parents if parent.exists())
-        with tempfile.TemporaryDirectory(prefix=".lorakit-", dir=existing):
-            pass
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be made: {error.strerror or error}.", advice=advice
-        ) from error

@@ -69,7 +69,7 @@ def test_a_file_that_comes_in_meanwhile_is_kept(
     [
         (".", "is the working directory or a root"),
         ("/", "is the working directory or a root"),
-        ("dangling", "is a link to nothing"),
+        ("dangling", "is a link to a place that does not exist"),
         ("/proc/x", "cannot be made: "),
         ("file/x", "cannot be made: "),
     ],
@@ -83,7 +83,7 @@ def test_an_output_that_cannot_be_made_is_refused_before_anything_is_loaded(
     with pytest.raises(OutputError) as caught:
         export("no model", adapter, output)
     assert f"{output} {fault}" in str(caught.value)
-    assert "Name a new folder. Nothing was written." in str(caught.value)
+    assert "Nothing was started." in str(caught.value)
     assert names_in(tmp_path) == ["dangling", "file"]
 
 

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
-from lorakit.errors import MergeError
+from lorakit.errors import NOT_STARTED, MergeError, OutputError
 from lorakit.evaluate.logits import TEXTS, compare_logits, compute_logits, make_inputs
-from lorakit.files import check_creatable, check_new_folder, create_folder, folder_bytes
+from lorakit.files import check_can_be_made, check_new_folder, create_folder, folder_bytes
 from lorakit.inject.attach import detach, enable
 from lorakit.merging.changes import Change, find_changes
 from lorakit.merging.folder import copy_files, stored_tensors, write_config, write_weights
@@ -160,7 +160,8 @@ def export(
             left behind.
     """
     output = Path(output)
-    check_creatable(output)
+    check_can_be_made(output)
+    _check_name(output)
     check_new_folder(output, "a merged model", "Nothing was written.")
     subject = open_subject(
         model,
@@ -181,6 +182,16 @@ def export(
         comparison = _compare(merged, logits, is_quantised=subject.form != "")
         _judge(comparison, subject.storage, allow_loss=allow_loss)
     return _report(subject, merged, comparison, output)
+
+
+def _check_name(output: Path) -> None:
+    """Refuse the working directory and a root: the finished folder gets its name by a move."""
+    absolute = output.resolve()
+    if absolute in (Path.cwd(), Path(absolute.anchor)):
+        raise OutputError(
+            f"{output} is the working directory or a root.",
+            advice=f"Name a new folder. {NOT_STARTED}",
+        )
 
 
 def _merge(subject: Subject, batches: Batches, *, allow_loss: bool) -> Merged:
