@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from typing import Any
 
 from api_links import Links
@@ -163,8 +164,15 @@ def read_fields(cls: Any) -> list[tuple[str, str]]:
             continue
         default, text = (str(argument) for argument in member.value.arguments[:2])
         default = EMPTY_VALUES.get(default, default)
-        fields.append((f"`{name}: {member.annotation} = {default}`", ast.literal_eval(text)))
+        fields.append((f"`{name}: {member.annotation} = {default}`", _read_text(cls, text)))
     return fields
+
+
+def _read_text(cls: Any, text: str) -> str:
+    """Return a text that stands in the code, or the constant of this name that the code imports."""
+    if text.isidentifier():
+        return getattr(import_module(cls.module.path), text)
+    return ast.literal_eval(text)
 
 
 def _is_option(value: Any) -> bool:

@@ -62,7 +62,7 @@ def test_full_fine_tuning_equals_a_plain_loop(tiny_bert: Path):
         loss = (
             batch_loss(
                 plain.model,
-                collate([rows[i] for i in order[step]], pad_id(plain.tokenizer)),
+                collate([rows[i] for i in order[step]], pad_id(plain.tokenizer, plain.model)),
                 "classify",
             )[0]
             / BATCH

@@ -55,11 +55,9 @@ def edit(where: Any, name: str, old: str, new: str) -> Plant:
         source = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(original))))
         assert source.count(old) == 1, f"{old!r} is no longer in {name}: plant the fault anew"
         scope: dict[str, Any] = {}
-        exec(
-            compile(source.replace(old, new), original.__code__.co_filename, "exec"),
-            original.__globals__,
-            scope,
-        )
+        inner = inspect.unwrap(original)  # a decorator of torch has torch's globals
+        code = compile(source.replace(old, new), inner.__code__.co_filename, "exec")
+        exec(code, inner.__globals__, scope)
         patch.setattr(where, name, scope[name])
         for module, content in list(sys.modules.items()):
             imports_it = vars(content).get(name) is original
