@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import ModelError
 from lorakit.sites.base import DenseSite, Site, keeps_forward
+from lorakit.sites.slot import base_modules
 from lorakit.text import plural
 
 
@@ -178,7 +179,7 @@ def prevent_packing(model: nn.Module) -> list[nn.Module]:
         return []
     layers: list[nn.Module] = []
     packed: list[str] = []
-    for name, layer in model.named_modules():
+    for name, layer in base_modules(model):
         if "support_avx512bf16_for_cpu" not in layer.__dict__:
             continue
         if _is_packed(layer):
