@@ -34,7 +34,7 @@ class Installed:
 def test_an_extra_is_installed_from_where_lorakit_came(
     origin: dict[str, Any] | None, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(errors, "distribution", lambda name: Installed(origin))
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed(origin))
     assert errors.install_line("demo") == line
     assert errors.install_line("demo", "-U") == line.replace("install", "install -U")
 
@@ -43,5 +43,5 @@ def test_a_source_tree_that_is_not_installed_has_no_folder(monkeypatch: pytest.M
     def missing(name: str) -> None:
         raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(errors, "distribution", missing)
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
     assert errors.install_line("plot") == "pip install 'lorakit[plot]'"

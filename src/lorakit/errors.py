@@ -4,9 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import wraps
-from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any, TypeVar, cast
-from urllib.parse import unquote, urlsplit
 
 from lorakit.text import did_you_mean, plural, similar_settings
 
@@ -88,6 +86,10 @@ class MissingExtra(LorakitError, ImportError):
     """An optional library is not installed."""
 
 
+class PlanError(LorakitError, RuntimeError):
+    """A training step cannot be traced on shapes alone."""
+
+
 def install_line(extra: str, *options: str) -> str:
     """Return the command that installs an extra: from the folder that lorakit was installed from.
 
@@ -104,6 +106,10 @@ def install_line(extra: str, *options: str) -> str:
 
 def _source_folder() -> str | None:
     """Return the folder that lorakit was installed from; None if it came from an index."""
+    # Imported here: they take longer than all else that `--help` needs.
+    from importlib.metadata import PackageNotFoundError, distribution
+    from urllib.parse import unquote, urlsplit
+
     try:
         found = distribution("lorakit").read_text("direct_url.json")
     except PackageNotFoundError:
@@ -113,10 +119,6 @@ def _source_folder() -> str | None:
         return None
     url: str = source["url"]
     return unquote(urlsplit(url).path)
-
-
-class PlanError(LorakitError, RuntimeError):
-    """A training step cannot be traced on shapes alone."""
 
 
 class TrainingError(LorakitError, RuntimeError):

@@ -16,17 +16,15 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
-from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import psutil
 
 from lorakit.errors import NOT_STARTED, OutputError
 
 # Names that `part_path` gives.
 PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})(-\d+)?\.part")
-LOCK_ATTEMPTS, LOCK_PAUSE = 100, 0.05  # seconds between two attempts
+LOCK_ATTEMPTS = 100
+LOCK_PAUSE = 0.05  # seconds between two attempts
 _counter = itertools.count()
 _held_folders: set[tuple[int, int]] = set()  # of this process: device and inode
 _parts_in_use: set[Path] = set()  # of this process
@@ -80,8 +78,11 @@ def is_leftover(path: Path) -> bool:
     if found is None:
         return False
     pid = int(found["pid"])
-    is_own = pid == os.getpid()
-    return path not in _parts_in_use if is_own else not psutil.pid_exists(pid)
+    if pid == os.getpid():
+        return path not in _parts_in_use
+    import psutil  # here, because `--help` needs none of it
+
+    return not psutil.pid_exists(pid)
 
 
 def _remove(path: Path) -> None:
@@ -292,7 +293,7 @@ def _obstacle(path: Path) -> str:
     """Return why nothing can be written at a path, or an empty text; other reasons are raised."""
     absolute = path.absolute()
     places = [absolute, *absolute.parents]
-    missing = list(takewhile(lambda place: not place.exists(), places))
+    missing = list(itertools.takewhile(lambda place: not place.exists(), places))
     for place in missing:
         if place.is_symlink():
             return f"{place} is a link to a place that does not exist"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.files import check_can_be_made
 from lorakit.text import did_you_mean, near_misses, plural, similar_settings
 
 First = TypeVar("First")
@@ -176,10 +175,17 @@ def read_settings(args: argparse.Namespace, *classes: type) -> list[Values]:
     for key in PATTERNS:
         if isinstance(flagged.get(key), list):
             given[key] = parse_names(flagged[key])
-    for key in OUTPUTS:
-        if isinstance(given.get(key), str) and given[key]:
-            check_can_be_made(Path(given[key]))
+    _check_outputs([given[key] for key in OUTPUTS if given.get(key)])
     return [_of_class(given, cls) for cls in classes]
+
+
+def _check_outputs(paths: Iterable[object]) -> None:
+    """Refuse outputs that cannot be made, before anything is loaded."""
+    from lorakit.files import check_can_be_made  # here, because `--help` needs none of it
+
+    for path in paths:
+        if isinstance(path, str):
+            check_can_be_made(Path(path))
 
 
 def make_both(

@@ -179,8 +179,9 @@ def _refuse_merged(state: State, message: str, advice: str) -> None:
 def _freeze_base(model: nn.Module, state: State) -> None:
     """Freeze the base's parameters, and note which of them required gradients."""
     if not state.adapters:
-        state.required_grad = {name: own.requires_grad for name, own in base_parameters(model)}
-        for _, parameter in base_parameters(model):
+        parameters = dict(base_parameters(model))
+        state.required_grad = {name: own.requires_grad for name, own in parameters.items()}
+        for parameter in parameters.values():
             parameter.requires_grad_(False)
     state.unpacked_layers += prevent_packing(model)
 
@@ -196,7 +197,7 @@ def _add_deltas(state: State, name: str, adapter: Adapter, places: Mapping[str, 
 
 def _add_full_parameters(model: nn.Module, state: State, name: str, adapter: Adapter) -> None:
     """Put the parameters that train in full into the slots of their layers."""
-    layers = dict(base_modules(model))
+    layers = dict(base_modules(model)) if adapter.full_parameters else {}
     for parameter_name, parameter in adapter.full_parameters.items():
         layer_name, _, key = parameter_name.rpartition(".")
         layer = layers[layer_name]

@@ -10,7 +10,7 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.errors import AdapterNameError
 from lorakit.inject.places import Place, find_places
-from lorakit.sites.slot import State, base_modules, base_parameters, find_state, get_slot
+from lorakit.sites.slot import State, base_modules, find_state, get_slot, own_parameters
 from lorakit.sites.snapshot import all_or_nothing
 from lorakit.text import near_misses
 
@@ -69,8 +69,9 @@ def keep_or_restore(model: nn.Module, *others: object) -> AbstractContextManager
         *others: adapters that are not on the model, and other objects that the block may change.
     """
     objects: list[object] = []
-    parameters = [parameter for _, parameter in base_parameters(model)]
+    parameters: list[nn.Parameter] = []
     for _, module in base_modules(model):
+        parameters += [parameter for _, parameter in own_parameters(module)]
         if isinstance(module, torch.jit.ScriptModule):
             continue  # nothing is attached to it, and its attributes lie in C++
         objects.append(module)

@@ -293,7 +293,8 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     pending = [("", model)]
     while pending:
         name, module = pending.pop()
-        module = unwrap(module)
+        if type(module).__name__ in WRAPPERS:
+            module = unwrap(module)
         if module in visited or isinstance(module, Slot):
             continue
         visited.add(module)
@@ -306,11 +307,17 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def base_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the base's own parameters with their names, those that wait in a slot too."""
     for name, module in base_modules(model):
-        slot = get_slot(module)
-        for key, parameter in module._parameters.items():
-            own = slot._parameters.get(f":{key}", parameter) if slot else parameter
-            if own is not None:
-                yield full_name(name, key), own
+        for key, parameter in own_parameters(module):
+            yield full_name(name, key), parameter
+
+
+def own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the base's own parameters of one module, those that wait in its slot too."""
+    slot = get_slot(module)
+    for key, parameter in module._parameters.items():
+        own = slot._parameters.get(f":{key}", parameter) if slot else parameter
+        if own is not None:
+            yield key, own
 
 
 def find_state(model: nn.Module) -> State | None:

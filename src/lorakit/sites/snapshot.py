@@ -25,7 +25,8 @@ class Snapshot:
             self.containers.append((held, dict(held)))
             for value in held.values():
                 if isinstance(value, dict | list | set):
-                    self.containers.append((value, value.copy()))
+                    # Nearly all of a module's are empty; a copy of each would be most of the time.
+                    self.containers.append((value, value.copy() if value else ()))
         self.parameters = [(own, own.data, own.requires_grad) for own in parameters]
 
     def restore(self) -> None:

@@ -132,8 +132,14 @@ class PatternTable(Generic[Value]):
         Raises:
             AdapterFileError: the expressions need more time than a file may take.
         """
-        started = time.thread_time()
         first = min(self._find_plain(name), default=len(self._values))
+        if self._expressions:
+            first = self._find_expression(name, first)
+        return self._values[first] if first < len(self._values) else default
+
+    def _find_expression(self, name: str, first: int) -> int:
+        """Return the position of the first expression that matches a name, at most `first`."""
+        started = time.thread_time()
         for position, pattern in self._expressions:
             if position > first:
                 break
@@ -141,7 +147,7 @@ class PatternTable(Generic[Value]):
                 first = position
                 break
         self._seconds -= time.thread_time() - started
-        return self._values[first] if first < len(self._values) else default
+        return first
 
     def _find_plain(self, name: str) -> Iterator[int]:
         """Yield the positions of the names that match, one for each form."""

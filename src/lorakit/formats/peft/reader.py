@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -308,7 +308,7 @@ def _find_setting_faults(settings: Iterable[Settings]) -> list[str]:
     """Return the faults of settings, each once."""
     faults: dict[str, None] = {}
     for own in settings:
-        for key, fault in setting_faults(asdict(own)):
+        for key, fault in setting_faults(vars(own)):
             faults[f"{CONFIG}: {key}: {fault}"] = None
     return list(faults)
 
