@@ -38,7 +38,7 @@ def load_base(model: str, adapter: "Adapter", *, trust_remote_code: bool = False
     task = resolve_task(adapter)
     labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
     loaded = load(model, task, labels=labels, dtype="float32", trust_remote_code=trust_remote_code)
-    unknown = untrained_modules(loaded, adapter.full_parameters)
+    unknown = untrained_modules(loaded.new_modules, adapter.full_parameters)
     if unknown:
         raise ModelError(
             f"{model} has no trained weights for {', '.join(unknown)}.", advice="Nothing was made."

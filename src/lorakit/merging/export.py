@@ -17,7 +17,13 @@ from lorakit.evaluate.logits import TEXTS, compare_logits, compute_logits, make_
 from lorakit.files import check_can_be_made, check_new_folder, create_folder, folder_bytes
 from lorakit.inject.attach import detach, enable
 from lorakit.merging.changes import Change, find_changes
-from lorakit.merging.folder import copy_files, stored_tensors, write_config, write_weights
+from lorakit.merging.folder import (
+    copy_files,
+    stored_dtypes,
+    stored_tensors,
+    write_config,
+    write_weights,
+)
 from lorakit.merging.quantised import Rounding, dequantised_parameters
 from lorakit.merging.subject import Subject, open_subject
 from lorakit.merging.weights import Undo, merge
@@ -235,7 +241,7 @@ def _check_whole(subject: Subject) -> None:
     ignored = getattr(subject.model, "_keys_to_ignore_on_load_unexpected", None) or ()
     lost = [
         name
-        for name, _ in stored_tensors(subject.base)
+        for name in stored_dtypes(subject.base)
         if any(re.search(pattern, name) for pattern in ignored)
     ]
     if lost:

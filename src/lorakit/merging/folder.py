@@ -141,6 +141,21 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
+def stored_dtypes(base: BaseFolder) -> dict[str, torch.dtype]:
+    """Return the dtype of every tensor of the weight files by name; no value is read."""
+    dtypes: dict[str, torch.dtype] = {}
+    for file in base.weights:
+        if file.suffix != ".safetensors":
+            dtypes |= {name: tensor.dtype for name, tensor in read_tensors(file).items()}
+            continue
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118  a file, not a dictionary
+                part = opened.get_slice(name)
+                empty = part[:0] if part.get_shape() else opened.get_tensor(name)
+                dtypes[name] = empty.dtype
+    return dtypes
+
+
 def stored_tensors(base: BaseFolder) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and tensors of all weight files."""
     for file in base.weights:

@@ -9,12 +9,12 @@ import torch
 from lorakit.adapter import Adapter
 from lorakit.errors import MergeError, ModelError
 from lorakit.inject.attach import attach, detach
-from lorakit.merging.folder import BaseFolder, find_base_folder, has_tokenizer, stored_tensors
+from lorakit.merging.folder import BaseFolder, find_base_folder, has_tokenizer, stored_dtypes
 from lorakit.merging.quantised import dequantise, quantised_form
 from lorakit.models.load import count_embeddings, load_config, load_tokenizer
 from lorakit.models.locate import locate
+from lorakit.models.open import check_trained
 from lorakit.models.own_class import Candidate, choose_class
-from lorakit.spec import is_inside
 from lorakit.text import dtype_name
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def open_subject(
     model, new_modules = candidate.load(name, torch.float32, device)
     if adapter.source is not None and has_tokenizer(adapter.source) and tokenizer is not None:
         _check_vocabulary(model, tokenizer)
-    _check_trained(name, model, new_modules, adapter)
+    if model.base_model is not model:  # it has a head
+        check_trained(name, new_modules, adapter.full_parameters)
     attach(model, adapter, trainable=False, any_base=any_base)
     form = quantised_form(model)
     chosen = None if dtype == "auto" else getattr(torch, dtype)
@@ -135,27 +136,9 @@ def _check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerB
         )
 
 
-def _check_trained(
-    name: str, model: "PreTrainedModel", new_modules: tuple[str, ...], adapter: Adapter
-) -> None:
-    """Refuse a head that neither the base nor the adapter has weights for."""
-    untrained = [
-        module
-        for module in new_modules
-        if not any(is_inside(parameter, [module]) for parameter in adapter.full_parameters)
-    ]
-    has_head = model.base_model is not model
-    if untrained and has_head:
-        raise ModelError(
-            f"{name} has no trained weights for {', '.join(untrained)}: its answers would be "
-            "random.",
-            advice="Name an adapter that holds them (--adapter), or train one.",
-        )
-
-
 def _floating_dtypes(base: BaseFolder) -> tuple[torch.dtype, ...]:
     """Return the dtypes of the floating tensors in the base's files."""
-    dtypes = {tensor.dtype for _, tensor in stored_tensors(base) if tensor.is_floating_point()}
+    dtypes = {dtype for dtype in stored_dtypes(base).values() if dtype.is_floating_point}
     return tuple(sorted(dtypes, key=str))
 
 

@@ -1,6 +1,6 @@
 """Models and tokenizers by folder, hub id or `builtin:NAME`, with the head of a task."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +94,8 @@ def load(
     Raises:
         ModelError: it cannot be found, read, or used for the task.
     """
+    import transformers
+
     where, name_in_files = locate(name)
     target = device_of(device)
     config = load_config(where, NAMING_ADVICE, trust_remote_code=trust_remote_code)
@@ -103,8 +105,13 @@ def load(
     else:
         weights_dtype = getattr(torch, dtype)
     try:
-        model, missing = _load_model(
-            where, task, labels, weights_dtype, seed, trust_remote_code=trust_remote_code
+        model, missing = load_weights(
+            getattr(transformers, TASKS[task].model_class),
+            where,
+            head_options(task, labels),
+            weights_dtype,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
         )
     except READ_ERRORS as error:
         raise ModelError(
@@ -159,20 +166,25 @@ def check_new_modules(name: str, task: str, new_modules: Sequence[str]) -> None:
         )
 
 
-def _load_model(
+def load_weights(
+    model_class: Any,  # noqa: ANN401  a class of transformers or an Auto class, or of a repository
     where: str,
-    task: str,
-    labels: Sequence[str],
+    options: Mapping[str, Any],
     dtype: torch.dtype,
-    seed: int,
     *,
+    seed: int = 0,
     trust_remote_code: bool,
 ) -> tuple["PreTrainedModel", list[str]]:
-    """Load a model, and return it with the names of the weights that its checkpoint lacks."""
-    import transformers
+    """Load a model, and return it with the names of the weights that its checkpoint lacks.
 
-    model_class = getattr(transformers, TASKS[task].model_class)
-    options = head_options(task, labels)
+    Args:
+        model_class: class to load.
+        where: folder or hub id.
+        options: settings of the config that make its head.
+        dtype: of the weights.
+        seed: of a new head's weights.
+        trust_remote_code: as in `load`.
+    """
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         model, info = model_class.from_pretrained(

@@ -79,25 +79,39 @@ def open_model(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    untrained = untrained_modules(loaded, trained)
-    if untrained:
-        raise ModelError(
-            f"{model} has no trained weights for {', '.join(untrained)}: its answers would be "
-            "random.",
-            advice="Name an adapter that holds them (--adapter), or train one.",
-        )
+    check_trained(model, loaded.new_modules, trained)
     if adapter is not None:
         attach(loaded.model, adapter, trainable=False, any_base=any_base)
         loaded.model.eval()
     return loaded
 
 
-def untrained_modules(loaded: Loaded, trained: Iterable[str]) -> list[str]:
+def check_trained(name: str, new_modules: Iterable[str], trained: Iterable[str]) -> None:
+    """Refuse a model with a module that neither its folder nor an adapter has weights for.
+
+    Args:
+        name: of the model, for the message.
+        new_modules: modules whose weights the folder does not hold.
+        trained: names of the parameters that the adapter holds in full.
+
+    Raises:
+        ModelError: there are such modules.
+    """
+    untrained = untrained_modules(new_modules, trained)
+    if untrained:
+        raise ModelError(
+            f"{name} has no trained weights for {', '.join(untrained)}: its answers would be "
+            "random.",
+            advice="Name an adapter that holds them (--adapter), or train one.",
+        )
+
+
+def untrained_modules(new_modules: Iterable[str], trained: Iterable[str]) -> list[str]:
     """Return the new modules of a model that none of these trained parameters is in."""
     parameters = list(trained)
     return [
         module
-        for module in loaded.new_modules
+        for module in new_modules
         if not any(is_inside(parameter, [module]) for parameter in parameters)
     ]
 

@@ -16,6 +16,7 @@ from lorakit.models.load import (
     advise,
     device_of,
     head_options,
+    load_weights,
     outermost_modules,
     quiet,
 )
@@ -66,24 +67,20 @@ class Candidate:
         where, _ = locate(name)
         target = device_of(device)
         try:
-            with torch.random.fork_rng(devices=[]), quiet():
-                torch.manual_seed(0)
-                model, info = self.model_class.from_pretrained(
-                    where,
-                    dtype=dtype,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=bool(self.options),
-                    trust_remote_code=self.trust_remote_code,
-                    **self.options,
-                )
+            model, missing = load_weights(
+                self.model_class,
+                where,
+                self.options,
+                dtype,
+                trust_remote_code=self.trust_remote_code,
+            )
         except UNSUITABLE as error:
             raise ModelError(
                 f"{name} cannot be loaded as {self.model_class.__name__}: {first_line(error)}",
                 advice=advise(error, NAMING_ADVICE),
             ) from error
-        mismatched = [key for key, *_ in info["mismatched_keys"]]
-        new_modules = outermost_modules(model, [*info["missing_keys"], *mismatched])
-        return model.to(target).eval(), new_modules
+        model.to(target)  # type: ignore[arg-type]
+        return model.eval(), outermost_modules(model, missing)
 
 
 def choose_class(
