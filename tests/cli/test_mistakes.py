@@ -311,6 +311,7 @@ UNBOUNDED = {  # what a YAML file says -> what is said of it
     "a: " + "[" * 5000: "it is nested more than 50 levels deep",
     "- " * 5000: "it is nested more than 50 levels deep",
     "a: " + "x" * 600_000: "it has more than 512.0 KiB",
+    "a: " + "é" * 300_000: "it has more than 512.0 KiB",
     "a: 2020-13-45": "month must be in 1..12",
     "a: !!timestamp x": "cannot be read",
     "a: " + "9" * 5000: "cannot be read",

@@ -238,8 +238,8 @@ def interrupt(*args: object) -> None:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("name", ["lstm", "attention"])
-def test_a_forward_that_is_interrupted_leaves_no_changed_weight(name: str) -> None:
+def interrupt_forward(name: str) -> tuple[Model, torch.Tensor]:
+    """Return a model after a forward that was interrupted in a layer, and its output before."""
     model = make_model()
     base = model(X)
     hook = model.get_submodule(name).register_forward_hook(interrupt)
@@ -247,6 +247,12 @@ def test_a_forward_that_is_interrupted_leaves_no_changed_weight(name: str) -> No
     with pytest.raises(KeyboardInterrupt):
         model(X)
     hook.remove()
+    return model, base
+
+
+@pytest.mark.parametrize("name", ["lstm", "attention"])
+def test_a_forward_that_is_interrupted_leaves_no_changed_weight(name: str) -> None:
+    model, base = interrupt_forward(name)
     assert not torch.equal(model(X), base)
     lorakit.enable(model, None)
     assert torch.equal(model(X), base)
@@ -254,12 +260,6 @@ def test_a_forward_that_is_interrupted_leaves_no_changed_weight(name: str) -> No
 
 @pytest.mark.parametrize("name", ["lstm", "attention"])
 def test_detach_after_an_interrupted_forward_leaves_the_base(name: str) -> None:
-    model = make_model()
-    base = model(X)
-    hook = model.get_submodule(name).register_forward_hook(interrupt)
-    filled(model)
-    with pytest.raises(KeyboardInterrupt):
-        model(X)
-    hook.remove()
+    model, base = interrupt_forward(name)
     lorakit.detach(model)
     assert torch.equal(model(X), base)

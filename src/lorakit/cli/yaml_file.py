@@ -25,18 +25,19 @@ def read_yaml(path: str) -> dict[Any, Any]:
     """
     try:
         with Path(path).open("rb") as file:
-            text = file.read(LARGEST + 1).decode("utf-8-sig")
-        if len(text) > LARGEST:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
             raise ValueError(f"it has more than {format_bytes(LARGEST)}")
+        text = content.decode("utf-8-sig")
         _check_size(text)
-        content = yaml.load(text, Loader=LOADER)
+        values = yaml.load(text, Loader=LOADER)
     except READ_ERRORS as error:
         raise SpecError(
             f"{path} cannot be read: {first_line(error)}.", advice=NOT_STARTED
         ) from error
-    if not isinstance(content, dict):
+    if not isinstance(values, dict):
         raise SpecError(f"{path} has no `key: value` lines.", advice=NOT_STARTED)
-    return content
+    return values
 
 
 def _check_size(text: str) -> None:

@@ -13,13 +13,12 @@ from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.inject.places import Place
+from lorakit.sites.slot import WRAPPERS
 from lorakit.spec import Spec
 
 # torch.compile, activation checkpointing and FSDP wrap modules anywhere; the others wrap a model.
-WRAPPERS = re.compile(
-    r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)|"
-    r"^(module|base_model\.model)(?=\.)"
-)
+INNER = "|".join(sorted({*WRAPPERS.values()} - {"module"}))
+PREFIXES = re.compile(rf"(^|\.)({INNER})(?=\.|$)|^(module|base_model\.model)(?=\.)")
 Value = TypeVar("Value")
 
 
@@ -29,7 +28,7 @@ def strip_wrappers(name: str) -> str:
     >>> strip_wrappers("module._orig_mod.layers.0"), strip_wrappers("base_model.model.lm_head")
     ('layers.0', 'lm_head')
     """
-    stripped = WRAPPERS.sub("", name).removeprefix(".")
+    stripped = PREFIXES.sub("", name).removeprefix(".")
     return stripped if stripped == name else strip_wrappers(stripped)
 
 
