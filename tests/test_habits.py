@@ -1,17 +1,13 @@
 """Habits that the code does not have, and honest names of files."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SRC = ROOT / "src" / "lorakit"
-FILES = sorted(SRC.rglob("*.py"))
+from .sources import FILES, ROOT, short_name
+
 EMPTY_NAMES = {"utils", "helpers", "common", "misc", "other", "util", "helper"}
 LEFTOVERS = ("_v2", "_old", "_legacy", "_extended")
-
-files = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SRC)))
 
 
 def habits(source: str) -> list[str]:
@@ -57,9 +53,10 @@ def test_honest_names(folder: str):
     )
 
 
-@files
-def test_habits(path: Path):
-    assert habits(path.read_text("utf-8")) == []
+@pytest.mark.slow
+def test_the_package_has_none():
+    found = {short_name(path): habits(path.read_text("utf-8")) for path in FILES}
+    assert {name: what for name, what in found.items() if what} == {}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -30,8 +30,6 @@ COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 RELATIVE = re.compile(
     r"(?:(?:Returns?|Tells?|Yields?|Says?) )?(?:what|which|how|where|whether)\b", re.I
 )
-
-files = pytest.mark.parametrize("path", FILES, ids=short_name)
 
 
 @cache
@@ -136,6 +134,11 @@ def any_arguments(tree: ast.Module) -> Iterator[int]:
                     yield annotation.lineno
 
 
+def faults_of(look: Callable[[ast.Module], Iterable[str]]) -> list[str]:
+    """Return all that one look finds in the package, with the files."""
+    return [f"{short_name(path)}: {fault}" for path in FILES for fault in look(tree_of(path))]
+
+
 @pytest.mark.slow
 def test_lines_of_the_package_have_few_tokens() -> None:
     tokens = sum(density(path)[0] for path in FILES)
@@ -144,39 +147,26 @@ def test_lines_of_the_package_have_few_tokens() -> None:
 
 
 @pytest.mark.slow
-@files
-def test_lines_of_a_file_have_few_tokens(path: Path) -> None:
-    tokens, lines = density(path)
-    if lines > SHORT_FILE:
-        assert tokens / lines <= DENSEST
+def test_lines_of_a_file_have_few_tokens() -> None:
+    long_files = {path: density(path) for path in FILES if density(path)[1] > SHORT_FILE}
+    dense = {short_name(path): tokens / lines for path, (tokens, lines) in long_files.items()}
+    assert {name: tokens for name, tokens in dense.items() if tokens > DENSEST} == {}
 
 
-@files
-def test_a_file_is_not_long(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= FILE_LINES
-
-
-@files
-def test_functions_fit_on_a_screen(path: Path) -> None:
-    assert list(long_functions(tree_of(path))) == []
-
-
-@files
-def test_comprehensions_are_simple(path: Path) -> None:
-    assert list(crowded_comprehensions(tree_of(path))) == []
+def test_no_file_is_long() -> None:
+    lengths = {short_name(path): len(path.read_text("utf-8").splitlines()) for path in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > FILE_LINES} == {}
 
 
 @pytest.mark.slow
-@files
-def test_names_are_words(path: Path) -> None:
-    assert list(single_letters(tree_of(path))) == []
+@pytest.mark.parametrize("look", [long_functions, crowded_comprehensions, single_letters])
+def test_the_package_has_none(look: Callable[[ast.Module], Iterable[str]]) -> None:
+    assert faults_of(look) == []
 
 
 @pytest.mark.slow
 def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
-    found = [
-        f"{short_name(path)}: {text}" for path in FILES for text in relative_openings(tree_of(path))
-    ]
+    found = faults_of(relative_openings)
     assert len(found) <= RELATIVE_OPENINGS, found
 
 
