@@ -4,11 +4,13 @@ import tomllib
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
+import pytest
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_pins_install_on_the_oldest_promised_python() -> None:
     # A pin that asks for 3.11.5 makes pip of Python 3.11.2 search without an end.
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

@@ -109,6 +109,7 @@ def test_a_change_of_values_changes_no_map_of_its_own_layer(opened):
     assert found.distance[1].min() > 0
 
 
+@pytest.mark.slow
 def test_a_token_that_sees_only_itself_does_not_count(tiny_llama: Path):
     opened = open_model(str(tiny_llama), None, "causal-lm")
     adapted(opened)
@@ -131,6 +132,7 @@ def test_divergence_equals_that_of_scipy():
     assert torch.equal(divergence(P, Q), divergence(Q, P))
 
 
+@pytest.mark.slow
 def test_the_largest_changes_come_first(opened):
     adapted(opened)
     found = compare_attention(opened.model, opened.tokenizer, TEXT)
@@ -141,6 +143,7 @@ def test_the_largest_changes_come_first(opened):
     assert {m["token"] for m in moves} | {m["at"] for m in moves} <= set(found.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "text", "says"),
     [
@@ -159,6 +162,7 @@ def test_a_text_or_state_that_cannot_be_compared_is_refused(
         compare_attention(opened.model, opened.tokenizer, text)
 
 
+@pytest.mark.slow
 def test_a_model_without_maps_is_refused():
     from torch import nn
     from transformers import MambaConfig, MambaModel

@@ -202,6 +202,7 @@ def test_a_threshold_on_w_recommends_nothing_and_on_a_change_a_rank(
     )
 
 
+@pytest.mark.slow
 def test_a_threshold_reads_the_task_of_an_adapter_of_peft(
     capsys: Any, tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_threshold_reads_the_task_of_an_adapter_of_peft(
     assert [module["name"] for module in told["modules"]] == list(adapter.deltas)
 
 
+@pytest.mark.slow
 def test_advice_is_a_rank_with_its_reasons(capsys: Any, tiny_llama: Path, data: Path) -> None:
     told = ask(
         capsys, "rank", "--model", tiny_llama, "--data", data / "text.jsonl", "--way", "advice"

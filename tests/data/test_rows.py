@@ -198,6 +198,7 @@ def test_an_ending_in_capitals_and_odd_line_marks_are_read(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 def test_a_table_whose_texts_lie_outside_of_the_file_is_refused(tmp_path: Path) -> None:
     import pyarrow as pa
 

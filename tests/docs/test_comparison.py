@@ -8,7 +8,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-import trl
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
@@ -106,6 +105,8 @@ def test_peft_adapts_no_slice_of_multihead_attention() -> None:
 
 @pytest.mark.slow
 def test_trl_leaves_lora_to_peft() -> None:
+    import trl  # takes a second
+
     assert "get_peft_model" in inspect.getsource(trl.SFTTrainer)
     assert peft.__version__
 

@@ -157,6 +157,7 @@ def test_other_changes_of_the_adapter_stay_beside() -> None:
     assert error(logits(merged), logits(model)) < 1e-12
 
 
+@pytest.mark.slow
 @models
 def test_two_adapters_with_rows_of_their_own(name: str) -> None:
     model, one = attached(name, (5, 3))

@@ -56,6 +56,7 @@ def test_unmerge_ties_again_to_the_bit(family: str, side: int):
     assert torch.equal(logits(model), logits(tied_model(family)))
 
 
+@pytest.mark.slow
 @families
 @sides
 def test_a_reloaded_model_gives_what_the_merged_one_gave(family: str, side: int, tmp_path: Path):

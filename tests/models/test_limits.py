@@ -26,6 +26,7 @@ from ..conftest import CHAT, SIZES
 AFTER_PADDING = ("Roberta", "XLMRoberta", "Camembert", "MPNet", "Data2VecText", "Longformer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", AFTER_PADDING)
 def test_positions_after_the_padding(family: str, tiny_bert: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert, model_max_length=int(1e30))

@@ -200,6 +200,7 @@ def pruned(tmp_path: Path) -> tuple[Adapter, Tensor]:
     return adapter, logits(model)
 
 
+@pytest.mark.slow
 def test_pruned_ranks_load_in_peft_and_here(tmp_path: Path) -> None:
     adapter, want = pruned(tmp_path)
     assert [delta.rank for delta in adapter.deltas.values()] == [0, 1, 2, 3]
