@@ -10,14 +10,8 @@ from transformers import AutoTokenizer
 
 from lorakit.data import templates
 from lorakit.data.batches import Batches, collate
-from lorakit.data.encode import (
-    IGNORED,
-    encode_causal,
-    encode_labelled,
-    infer_task,
-    is_regression,
-    list_labels,
-)
+from lorakit.data.encode import IGNORED, encode_causal
+from lorakit.data.labels import encode_labelled, infer_task, list_labels
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import DataError
 
@@ -205,10 +199,6 @@ def test_labels_keep_one_name_however_they_are_written() -> None:
         "2",
         "10",
     ]
-    assert is_regression(rows("labelled", {"text": "a", "label": "1.5"}, {"text": "a", "label": 2}))
-    assert not is_regression(
-        rows("labelled", {"text": "a", "label": "1.0"}, {"text": "a", "label": 2})
-    )
 
 
 def labelled(tmp_path: Path, name: str, *labels: str) -> Rows:
@@ -240,20 +230,29 @@ def test_class_names_are_what_the_file_says(
     assert infer_task(found.take([0])) == "classify"
 
 
-def test_numbers_that_are_not_whole_are_values(tmp_path: Path) -> None:
+def test_numbers_of_json_with_a_decimal_point_are_values(tmp_path: Path) -> None:
     assert infer_task(labelled(tmp_path, "d.jsonl", "1.5", "2", "3.0")) == "regress"
-    assert infer_task(labelled(tmp_path, "d.csv", "1.5", "2.0", "3.0")) == "regress"
+    assert infer_task(labelled(tmp_path, "d.jsonl", "1.0", "2.0", "3.0")) == "regress"
     with pytest.raises(DataError, match="1 of 2 labels"):
         encode_labelled(labelled(tmp_path, "d.jsonl", "true", "1.5"), None, 64, None)  # type: ignore[arg-type]
 
 
-def test_names_or_numbers_that_a_file_does_not_tell_apart_are_refused(tmp_path: Path) -> None:
+def test_numbers_of_a_table_are_the_names_of_classes(tmp_path: Path) -> None:
     found = labelled(tmp_path, "d.csv", "1.1", "1.10", "2.0")
-    with pytest.raises(DataError, match="may be names of classes, or numbers") as caught:
-        infer_task(found)
-    assert caught.value.faults == ["'1.1' and '1.10'"]
-    assert infer_task(found, "classify") == "classify"
+    assert infer_task(found) == "classify"
+    assert infer_task(found, "regress") == "regress"
     assert list_labels(found) == ["1.1", "1.10", "2.0"]
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
+def test_many_numbers_are_refused_with_both_ways_out(name: str, tmp_path: Path) -> None:
+    found = labelled(tmp_path, name, *(str(number) for number in range(51)))
+    with pytest.raises(DataError, match="51 different numbers") as caught:
+        infer_task(found)
+    assert "--task regress or --task classify" in caught.value.advice
+    assert infer_task(found, "classify") == "classify"
+    fewer = labelled(tmp_path, name, *(str(number) for number in range(50)))
+    assert infer_task(fewer) == "classify"
 
 
 def test_a_class_is_found_by_its_number_too(bert: Any) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lorakit.data.documents import split_passages
 from lorakit.data.rows import read_rows
-from lorakit.data.sources import split_passages
 from lorakit.errors import DataError
 
 
@@ -147,13 +147,13 @@ def test_empty_and_missing_sources_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "data.jsonl").write_text("{}\n")
     (tmp_path / "data.docx").write_text("x")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "broken.txt").write_bytes("café, é".encode()[:-1])
     (tmp_path / "dict.json").write_text("{}")
     cases = {
         "empty.jsonl": "holds no rows",
         "dta.jsonl": "There is no file",
         "data.docx": "The format of .* is not supported: its name has the ending",
-        "latin.txt": "is not UTF-8: byte 3",
+        "broken.txt": "is not UTF-8: byte 7",
         "dict.json": "a list of rows is needed",
     }
     for name, text in cases.items():
@@ -166,15 +166,16 @@ def test_empty_and_missing_sources_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_keys_and_columns_are_named_with_the_known_ones(tmp_path: Path) -> None:
-    source = jsonl(tmp_path / "d.jsonl", {"instruction": "a", "output": "b"})
+    source = jsonl(tmp_path / "d.jsonl", {"review": "a book", "stars": "b"})
     with pytest.raises(DataError) as caught:
         read_rows(source)
-    assert "its first row has 'instruction', 'output'" in caught.value.faults
+    assert "its first row has 'review': a book" in caught.value.faults
+    assert "--columns text=review label=stars" in caught.value.advice
     with pytest.raises(DataError, match=r"No such column in .*: prompt=mr"):
-        read_rows(source, columns=["prompt=mr", "completion=output"])
+        read_rows(source, columns=["prompt=mr", "completion=stars"])
     with pytest.raises(DataError) as caught:
-        read_rows(source, columns=["promt=instruction"])
-    assert caught.value.faults == ["promt=instruction   did you mean 'prompt'?"]
+        read_rows(source, columns=["promt=review"])
+    assert caught.value.faults == ["promt=review   did you mean 'prompt'?"]
 
 
 def test_passages_lose_nothing(tmp_path: Path) -> None:

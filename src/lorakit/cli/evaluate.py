@@ -102,7 +102,9 @@ def _evaluate(
 
 
 def _check_completions(rows: "Rows", data: DataRequest) -> None:
-    if rows.kind != "completion":
+    from lorakit.data.prompts import ANSWERED
+
+    if rows.kind not in ANSWERED:
         found = "messages" if rows.kind == "messages" else "none"
         raise DataError(
             f"--text-metrics compares with completions, but the rows of {data.data} have {found}."
@@ -129,17 +131,16 @@ def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> 
 
 def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size: int) -> "Metrics":
     """Generate once for each different prompt; all its completions are its references."""
+    from lorakit.data.prompts import group_references
     from lorakit.evaluate.generate import generate
     from lorakit.evaluate.metrics import text
     from lorakit.train.log import progress_bar
 
-    references: dict[str, list[str]] = {}
-    for row in rows.rows:
-        references.setdefault(row["prompt"], []).append(row["completion"].strip())
-    prompts = list(references)
+    groups = group_references(rows, loaded.tokenizer)
+    prompts = [prompt for prompt, _ in groups]
     with progress_bar("generating", len(prompts)) as advance:
         texts = generate(loaded, prompts, decoding, batch_size=batch_size, progress=advance)
-    scores = text(texts, list(references.values()))
+    scores = text(texts, [references for _, references in groups])
     return {**scores, "prompts": len(prompts), "decoding": asdict(decoding)}
 
 

@@ -16,7 +16,8 @@ from lorakit.spec import option
 
 if TYPE_CHECKING:
     from lorakit.cli.results import GenerateResult
-    from lorakit.evaluate.generate import Prompt
+    from lorakit.data.prompts import Prompt
+    from lorakit.data.rows import Rows
     from lorakit.models.load import Loaded
 
 
@@ -63,12 +64,13 @@ def run(args: argparse.Namespace) -> "GenerateResult":
 def _generate(
     model: ModelRequest, request: GenerateRequest, data: DataRequest, decoding: Decoding
 ) -> "GenerateResult":
+    from lorakit.data.prompts import show_prompt
     from lorakit.evaluate.generate import generate
     from lorakit.train.log import progress_bar
 
-    adapter = model.load_adapter()
-    prompts = list(request.prompt) if request.prompt else _read_prompts(data)
-    loaded = model.open(adapter, "causal-lm")
+    rows = None if request.prompt else _read_rows(data)
+    loaded = model.open(model.load_adapter(), "causal-lm")
+    prompts = _list_prompts(request, rows, loaded)
     turns = _as_turns(prompts, loaded, model.model, chat=request.chat)
     with progress_bar("generating", len(turns)) as advance:
         texts = generate(
@@ -81,7 +83,7 @@ def _generate(
         )
     answers = []
     for prompt, text in zip(prompts, texts, strict=True):
-        answers.append({"prompt": prompt, "text": text})
+        answers.append({"prompt": show_prompt(prompt), "text": text})
     if request.output:
         path = Path(request.output)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,38 +100,42 @@ def _as_turns(
     prompts: Sequence["Prompt"], loaded: "Loaded", name: str, *, chat: bool
 ) -> list["Prompt"]:
     """Return the prompts as `generate` takes them; with `chat`, texts become a user's turn."""
+    from lorakit.data.encode import has_template
+
     turns: list[Prompt] = []
     for prompt in prompts:
         is_text = isinstance(prompt, str)
         turns.append([{"role": "user", "content": prompt}] if chat and is_text else prompt)
-    needs_template = any(isinstance(turn, list) for turn in turns)
-    if needs_template and not getattr(loaded.tokenizer, "chat_template", None):
+    needs_template = not all(isinstance(turn, str) for turn in turns)
+    if needs_template and not has_template(loaded.tokenizer):
         raise DataError(
             f"{name} has no chat template.", advice="Use plain prompts, without --chat."
         )
     return turns
 
 
-def _read_prompts(data: DataRequest) -> list["Prompt"]:
-    """Return each different prompt or text, or the turns before the last answer of each row."""
+def _read_rows(data: DataRequest) -> "Rows":
+    """Return the rows, which have to hold prompts; nothing is loaded yet.
+
+    Raises:
+        DataError: they hold none.
+    """
+    from lorakit.data.prompts import check_prompts
+
     rows = data.read()
-    if rows.kind not in ("completion", "messages", "text"):
-        raise DataError(
-            f"The rows of {data.data} hold no prompts.",
-            advice="Name the column: --columns prompt=…",
-        )
-    if rows.kind == "messages":
-        return [_before_last_answer(row["messages"]) for row in rows.rows]
-    key = "prompt" if rows.kind == "completion" else "text"
-    return list(dict.fromkeys(row[key] for row in rows.rows))
+    check_prompts(rows)
+    return rows
 
 
-def _before_last_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    last = 0
-    for index, turn in enumerate(messages):
-        if turn["role"] == "assistant":
-            last = index
-    return messages[:last]
+def _list_prompts(
+    request: GenerateRequest, rows: "Rows | None", loaded: "Loaded"
+) -> list["Prompt"]:
+    """Return the prompts of the command line, or the different ones of the rows."""
+    from lorakit.data.prompts import list_prompts, unique_prompts
+
+    if rows is None:
+        return list(request.prompt)
+    return unique_prompts(list_prompts(rows, loaded.tokenizer))
 
 
 def show(result: "GenerateResult") -> None:

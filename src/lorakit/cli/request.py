@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lorakit.cli.flags import flag_name
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.spec import option, option_like
-from lorakit.text import plural
+from lorakit.text import plural, print_message
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class DataRequest:
     data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
     columns: tuple[str, ...] = option_like(TrainSpec, "columns")
     quotes: bool | None = option_like(TrainSpec, "quotes")
+    separator: str = option_like(TrainSpec, "separator")
+    categories: str = option_like(TrainSpec, "categories")
     split: str = option(
         "test", "split of builtin data, or of data from a hub", choices=("train", "test")
     )
@@ -72,9 +74,10 @@ class DataRequest:
 
     def read(self) -> "Rows":
         """Return the rows."""
-        from lorakit.data.rows import read_rows
+        from lorakit.data.rows import read_for
 
-        rows = read_rows(self.data, columns=self.columns, quotes=self.quotes, split=self.split)
+        rows = read_for(self, self.data, self.split)
+        print_message(rows.describe())
         if self.limit is None:
             return rows
         return rows.take(range(min(self.limit, len(rows))))
@@ -86,9 +89,9 @@ def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
 
     texts = []
     for row in read_rows(data, columns=columns, split="test").rows[:COMPARED_ROWS]:
-        text = " ".join(str(row[key]) for key in TEXT_KEYS if key in row)
+        text = " ".join(row[key] for key in TEXT_KEYS if isinstance(row.get(key), str))
         if not text:
-            text = "\n".join(turn["content"] for turn in row["messages"])
+            text = "\n".join(turn["content"] for turn in row.get("messages", ()))
         texts.append(text)
     return texts
 

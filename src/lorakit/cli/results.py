@@ -5,7 +5,7 @@ from typing import NotRequired, TypedDict
 from lorakit.algebra.outcome import OutcomeRow
 from lorakit.analysis.attention import AttentionReport
 from lorakit.analysis.report import AdapterSummary, ModuleReport, PairReport
-from lorakit.evaluate.generate import Prompt
+from lorakit.data.templates import Turn
 from lorakit.rank_search.report import AdviceReport, SearchReport, ThresholdReport
 
 
@@ -37,7 +37,7 @@ class EvalResult(TypedDict):
 class Answer(TypedDict):
     """One prompt and its continuation."""
 
-    prompt: Prompt
+    prompt: str | list[Turn]
     text: str
 
 

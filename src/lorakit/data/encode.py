@@ -1,6 +1,5 @@
 """Rows to token ids and labels. Every token that is cut or not trained is counted."""
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.data.rows import Rows
 from lorakit.data.templates import TemplateLimitError, encode_answers, encode_conversation
 from lorakit.errors import NOT_STARTED, DataError
-from lorakit.text import near_misses, plural
+from lorakit.text import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a token that is read but not trained
 SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST_QUOTE = 40  # characters
-LABELLED = ("labelled", "pair")  # kinds of rows with labels
 
 
 @dataclass
@@ -54,7 +52,7 @@ def encode_causal(
     """Tokenise rows for language modelling; every sequence ends in the EOS token, which is trained.
 
     Args:
-        rows: of kind text, completion or messages.
+        rows: of kind text, completion, messages or instruction.
         tokenizer: of transformers, with an EOS token.
         max_length: tokens. A longer `text` goes on in the next sequence; of a longer prompt the
             start is cut (after its first token), of a longer completion or conversation the end.
@@ -127,18 +125,25 @@ def _texts(value: object) -> Iterator[str]:
 def _check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Refuse rows or a tokenizer that cannot be used for language modelling."""
     if rows.kind not in ENCODERS:
+        has_labels = "label" in rows.rows[0]
+        found = "have labels" if has_labels else f"are in the layout {rows.layout}"
         raise DataError(
-            f"Rows of {rows.source} have labels; causal-lm needs text, prompt and completion, or "
+            f"Rows of {rows.source} {found}; causal-lm needs text, prompt and completion, or "
             "messages.",
-            advice="Use --task classify, or name other columns.",
+            advice="Use --task classify, or name other columns." if has_labels else NOT_STARTED,
         )
     if tokenizer.eos_token_id is None:
         raise DataError("The tokenizer has no EOS token, so no sequence could learn to end.")
-    if rows.kind == "messages" and not getattr(tokenizer, "chat_template", None):
+    if rows.kind == "messages" and not has_template(tokenizer):
         raise DataError(
             f"{rows.source} holds messages, but the model's tokenizer has no chat template.",
             advice="Use a chat model, or rows with prompt and completion.",
         )
+
+
+def has_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Return True if the model's tokenizer says how a conversation is written."""
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def _row_error(rows: Rows, errors: Mapping[int, DataError]) -> DataError:
@@ -194,16 +199,30 @@ def _encode_completion(
 def _encode_messages(
     row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
-    turns = row["messages"]
+    turns, tools = row["messages"], row.get("tools")
     if loss_on == "completion":
-        ids, is_answer = encode_answers(tokenizer, turns)
+        ids, is_answer = encode_answers(tokenizer, turns, tools, row.get("trained"))
         pairs = zip(ids, is_answer, strict=True)
         labels = [token if answered else IGNORED for token, answered in pairs]
     else:
-        ids = encode_conversation(tokenizer, turns)
+        ids = encode_conversation(tokenizer, turns, tools)
         labels = list(ids)
     excess = max(0, len(ids) - max_length)
     return [Example(ids[:max_length], labels[:max_length], cut=excess)]
+
+
+def _encode_instruction(
+    row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
+) -> list[Example]:
+    """Tokenise an instruction as a conversation where the model has a chat template."""
+    if has_template(tokenizer):
+        return _encode_messages(row, tokenizer, max_length, loss_on)
+    if row.get("needs_template"):
+        raise DataError(
+            "has a system prompt or earlier turns, and the tokenizer has no chat template",
+            advice="Use a chat model, or remove these columns.",
+        )
+    return _encode_completion(row, tokenizer, max_length, loss_on)
 
 
 # The encoder of each kind of rows for language modelling.
@@ -211,6 +230,7 @@ ENCODERS: dict[str, Callable[..., list[Example]]] = {
     "text": _encode_text,
     "completion": _encode_completion,
     "messages": _encode_messages,
+    "instruction": _encode_instruction,
 }
 
 
@@ -227,10 +247,10 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     # Not verbose: a text longer than the model's limit is cut later.
-    return tokenizer(_without_added(tokenizer, text), verbose=False).input_ids
+    return tokenizer(without_added(tokenizer, text), verbose=False).input_ids
 
 
-def _without_added(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+def without_added(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
     """Return a text without the first and last token that the tokenizer adds again, such as BOS.
 
     A text that a chat template has made has them already.
@@ -254,193 +274,3 @@ def _with_eos(tokenizer: "PreTrainedTokenizerBase", ids: list[int], text: str) -
     eos: Any = tokenizer.eos_token_id
     ends_in_eos = eos in ids and text.rstrip().endswith(str(tokenizer.eos_token))
     return ids if ends_in_eos or ids[-1:] == [eos] else [*ids, eos]
-
-
-def require_labels(rows: Rows) -> None:
-    """Refuse rows that have no label."""
-    if rows.kind not in LABELLED:
-        raise DataError(
-            f"Rows of {rows.source} have no label; classify needs text and label, or text_a, "
-            "text_b and label.",
-            advice="Use --task causal-lm, or name the label's column: --columns label=…",
-        )
-
-
-def list_labels(rows: Rows) -> list[str]:
-    """Return the labels of a classification: numbers in their order, then words sorted.
-
-    Raises:
-        DataError: the rows have no label.
-
-    >>> rows = [{"text": "a", "label": 10}, {"text": "b", "label": 9}]
-    >>> list_labels(Rows("labelled", rows, ["", ""], ""))
-    ['9', '10']
-    """
-    require_labels(rows)
-    labels = {label_text(row["label"]) for row in rows.rows}
-    return sorted(labels, key=_label_order)
-
-
-def _label_order(label: str) -> tuple[int, float, str]:
-    number = _parse_number(label)
-    return (1, 0.0, label) if number is None else (0, number, label)
-
-
-def label_text(label: object) -> str:
-    """Return the name of a class as the file has it; equal numbers have one name.
-
-    >>> label_text(1), label_text(1.0), label_text("1.10"), label_text(True), label_text(" yes ")
-    ('1', '1', '1.10', 'true', 'yes')
-    """
-    if isinstance(label, bool):
-        return "true" if label else "false"
-    if isinstance(label, float) and label.is_integer():
-        return str(int(label))
-    return str(label).strip()
-
-
-def _parse_number(value: Any) -> float | None:  # noqa: ANN401  any JSON value
-    """Return a value as a finite number, or None: true, false, "nan" and "inf" are words."""
-    if isinstance(value, bool):
-        return None
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def is_regression(rows: Rows) -> bool:
-    """Return True if all labels are numbers and at least one is not whole.
-
-    In a file that tells texts from numbers, as JSON does, a text is the name of a class.
-    """
-    labels = [row["label"] for row in rows.rows]
-    if rows.typed and any(isinstance(label, str) for label in labels):
-        return False
-    numbers = [_parse_number(label) for label in labels]
-    present = [number for number in numbers if number is not None]
-    if len(present) < len(numbers):
-        return False
-    return not all(number.is_integer() for number in present)
-
-
-def _check_spellings(rows: Rows) -> None:
-    """Refuse labels of which nothing tells whether they are names or numbers.
-
-    Raises:
-        DataError: in a file without types, two labels are different texts and the same number.
-    """
-    spellings: dict[float, set[str]] = {}
-    for row in rows.rows:
-        number = _parse_number(row["label"])
-        if number is None:
-            return
-        spellings.setdefault(number, set()).add(label_text(row["label"]))
-    repeated = [sorted(names) for names in spellings.values() if len(names) > 1]
-    if repeated and not rows.typed:
-        faults = [" and ".join(repr(name) for name in names) for names in repeated]
-        raise DataError(
-            f"Labels of {rows.source} may be names of classes, or numbers that are written in "
-            "several ways.",
-            faults,
-            f"Give --task classify if they are names, --task regress if not. {NOT_STARTED}",
-        )
-
-
-def infer_task(rows: Rows, task: str = "auto") -> str:
-    """Return the task that the rows are for, where the given task is "auto".
-
-    >>> rows = [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}]
-    >>> infer_task(Rows("labelled", rows, ["", ""], ""))
-    'regress'
-    """
-    if task != "auto":
-        return task
-    if rows.kind not in LABELLED:
-        return "causal-lm"
-    _check_spellings(rows)
-    return "regress" if is_regression(rows) else "classify"
-
-
-def encode_labelled(
-    rows: Rows,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    labels: Sequence[str] | None,
-) -> list[Example]:
-    """Tokenise one or two texts a row, with a class index or a value as target.
-
-    Args:
-        rows: of kind labelled or pair.
-        tokenizer: of transformers.
-        max_length: tokens; the longer text of a row is cut at its end.
-        labels: the class names in order; None for regression.
-
-    Raises:
-        DataError: rows of another kind, or labels that are not a class or a number; each is named.
-    """
-    require_labels(rows)
-    check_text(rows.where, rows.rows)
-    targets = _values(rows) if labels is None else _class_indices(rows, labels)
-    is_pair = rows.kind == "pair"
-    first = [row["text_a" if is_pair else "text"] for row in rows.rows]
-    first = [_without_added(tokenizer, text) for text in first]
-    second = [row["text_b"] for row in rows.rows] if is_pair else None
-    uncut = tokenizer(first, second, verbose=False).input_ids
-    encoded = tokenizer(first, second, truncation=True, max_length=max_length)
-    types = encoded.get("token_type_ids") or [None] * len(uncut)
-    examples: list[Example] = []
-    for number, ids in enumerate(encoded.input_ids):
-        cut = len(uncut[number]) - len(ids)
-        target, own_types = targets[number], types[number]
-        examples.append(Example(ids, target=target, types=own_types, row=number, cut=cut))
-    return examples
-
-
-def _values(rows: Rows) -> list[float]:
-    """Return the labels of a regression."""
-    values: list[float] = []
-    faults: list[str] = []
-    for where, row in zip(rows.where, rows.rows, strict=True):
-        value = _parse_number(row["label"])
-        if value is None:
-            faults.append(f"{where}   label {row['label']!r} is not a number")
-        else:
-            values.append(value)
-    if faults:
-        raise _label_error(rows, faults)
-    return values
-
-
-def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
-    """Return the position of each row's label among the classes."""
-    indices: list[int] = []
-    faults: list[str] = []
-    for where, row in zip(rows.where, rows.rows, strict=True):
-        label = label_text(row["label"])
-        index = _class_index(label, labels)
-        if index is not None:
-            indices.append(index)
-        else:
-            hint = near_misses(label, labels)
-            faults.append(f"{where}   label {label!r} is none of the classes {hint}".rstrip())
-    if faults:
-        raise _label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
-    return indices
-
-
-def _class_index(label: str, labels: Sequence[str]) -> int | None:
-    """Return the position of a class: of its name, else of the only one that is the same number."""
-    if label in labels:
-        return labels.index(label)
-    number = _parse_number(label)
-    if number is None:
-        return None
-    equal = [i for i, name in enumerate(labels) if _parse_number(name) == number]
-    return equal[0] if len(equal) == 1 else None
-
-
-def _label_error(rows: Rows, faults: list[str], advice: str = "") -> DataError:
-    counted = f"{len(faults)} of {len(rows)} labels"
-    return DataError(f"{counted} of {rows.source} cannot be used.", faults, advice)

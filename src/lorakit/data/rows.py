@@ -1,7 +1,7 @@
 """Rows of training and evaluation data, checked.
 
-The kind of a row is known by its keys, and every row of a source is of one kind:
-`text` · `prompt, completion` · `messages` · `text, label` · `text_a, text_b, label`.
+The layout of a source is known by the columns of its first row, and says of which kind its rows
+are: a text, a prompt with its completion, a conversation, a text with its label and so on.
 A row that does not fit is named by file and line, and nothing is returned.
 """
 
@@ -9,23 +9,34 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from lorakit.data.sources import Columns, Record, is_delimited, read_records
-from lorakit.errors import DataError
+from lorakit.data.advice import advise_columns
+from lorakit.data.documents import Record
+from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout, rename
+from lorakit.data.layouts.data_to_text import SEEN
+from lorakit.data.layouts.layout import MEANINGFUL, Row, RowFault, is_given
+from lorakit.data.sources import Columns, Reading, open_source
+from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import near_misses, plural
 
-# The keys of each kind; a row is of the first kind whose keys it has.
-KINDS = {
-    "pair": ("text_a", "text_b", "label"),
-    "labelled": ("text", "label"),
-    "messages": ("messages",),
-    "completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-KEYS = sorted(set[str]().union(*KINDS.values()))
+CATEGORIES = ("all", "seen", "unseen")
+# Keys whose values a layout has checked already.
+CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
+
+
+class DataSettings(Protocol):
+    """Settings that say how a source is read; the fields are those of `read_rows`."""
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+    @property
+    def quotes(self) -> bool | None: ...
+    @property
+    def separator(self) -> str: ...
+    @property
+    def categories(self) -> str: ...
 
 
 @dataclass
@@ -34,10 +45,13 @@ class Rows:
 
     Attributes:
         kind: a key of KINDS.
-        rows: the rows with the keys of the kind alone; `label` has the value that the file has.
+        rows: the rows with the keys of the kind; `label` has the value that the file has.
         where: "file:line" or "file, row n" of each row.
         source: the source as it was named by the user.
         typed: True if the source tells texts from numbers, as JSON does and a .csv does not.
+        layout: what the source is in, as it is told.
+        is_measured: True if the layout says that the labels are measured values.
+        notes: how it was read, and what of it was not used.
     """
 
     kind: str
@@ -45,6 +59,9 @@ class Rows:
     where: list[str]
     source: str
     typed: bool = False
+    layout: str = ""
+    is_measured: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def repeated(self) -> int:
@@ -54,12 +71,21 @@ class Rows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def describe(self) -> str:
+        """Return one line on what was read.
+
+        >>> Rows("text", [{"text": "a"}], ["a.txt:1"], "a.txt", layout="text").describe()
+        'data: 1 row of a.txt: text'
+        """
+        told = "; ".join([self.layout or self.kind, *self.notes])
+        return f"data: {plural(len(self), 'row')} of {self.source}: {told}"
+
     def take(self, chosen: Iterable[int]) -> "Rows":
         """Return the rows of these positions."""
         positions = list(chosen)
         rows = [self.rows[i] for i in positions]
         where = [self.where[i] for i in positions]
-        return Rows(self.kind, rows, where, self.source, self.typed)
+        return replace(self, rows=rows, where=where)
 
     def content_hash(self) -> str:
         """Return a SHA-256 over the rows in their order."""
@@ -78,18 +104,37 @@ def row_key(row: Mapping[str, object]) -> str:
     return json.dumps(row, sort_keys=True)
 
 
+def read_for(settings: DataSettings, source: str, split: str = "train") -> Rows:
+    """Read the rows of a source as settings say."""
+    return read_rows(
+        source,
+        columns=settings.columns,
+        quotes=settings.quotes,
+        separator=settings.separator,
+        categories=settings.categories,
+        split=split,
+    )
+
+
 def read_rows(
-    source: str, *, columns: Iterable[str] = (), quotes: bool | None = None, split: str = "train"
+    source: str,
+    *,
+    columns: Iterable[str] = (),
+    quotes: bool | None = None,
+    separator: str = "auto",
+    categories: str = "all",
+    split: str = "train",
 ) -> Rows:
     """Read and check all rows of a source.
 
     Args:
-        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt), `builtin:NAME`, or a hub id or
-            folder that the `datasets` library loads.
+        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt, also with .gz),
+            `builtin:NAME`, or a hub id or folder that the `datasets` library loads.
         columns: `key=column` pairs where the file's own names differ; a column is a name, or a
-            number (from 0) in a .csv or .tsv without a header.
-        quotes: whether quotation marks wrap fields of a .csv or .tsv (default: of a .csv, yes; of a
-            .tsv, no).
+            number (from 0) in a table without a header.
+        quotes: whether quotation marks wrap fields of a table; None to find it out.
+        separator: between the fields of a table: comma, tab, semicolon, bar or auto.
+        categories: of WebNLG: those of its training data (seen), the others (unseen), or all.
         split: of a builtin or of a data set of the hub: train or test.
 
     Raises:
@@ -97,25 +142,104 @@ def read_rows(
             is named with its fault.
     """
     chosen = _parse_columns(columns)
-    records = list(read_records(source, chosen, quotes, split))
+    opened = open_source(source, Reading(chosen, quotes, separator), split)
+    records = list(opened.records)
     if not records:
         raise DataError(f"{source} holds no rows.")
-    kind = _find_kind(source, records[0], chosen)
-    rows: list[dict[str, Any]] = []
-    faults: list[str] = []
+    layout = _find_layout(source, records[0], chosen, is_table=not opened.typed)
+    _check_categories(source, layout, categories)
+    collected = _collect(records, layout, chosen, categories)
+    named_all = set(layout.columns) <= set(chosen)
+    collected.refuse(source, layout, len(records), may_drop=named_all)
+    return Rows(
+        layout.kind,
+        collected.rows,
+        collected.where,
+        source,
+        typed=opened.typed,
+        layout=layout.name,
+        is_measured=layout.regression,
+        notes=(*opened.notes, *collected.notes()),
+    )
+
+
+@dataclass
+class _Collected:
+    """Rows of the records, and what was found wrong with them or left out."""
+
+    rows: list[Row] = field(default_factory=list[Row])
+    where: list[str] = field(default_factory=list[str])
+    faults: list[str] = field(default_factory=list[str])
+    unused: dict[str, bool] = field(default_factory=dict[str, bool])  # True: it holds something
+    without_reference: int = 0
+    of_other_categories: int = 0
+
+    def notes(self) -> Iterator[str]:
+        if self.unused:
+            yield f"columns not used: {', '.join(self.unused)}"
+        if self.without_reference:
+            yield f"{plural(self.without_reference, 'row')} without a reference left out"
+        if self.of_other_categories:
+            yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
+
+    def refuse(self, source: str, layout: Layout, records: int, *, may_drop: bool) -> None:
+        """Raise what is wrong with the records, if anything is.
+
+        Args:
+            source: as the user named it.
+            layout: of its rows.
+            records: number of them.
+            may_drop: True if the user named each column that is to be used.
+        """
+        if self.faults:
+            counted = f"{plural(len(self.faults), 'fault')} in {plural(records, 'row')} of {source}"
+            named = ", ".join(str(column) for column in layout.columns)
+            raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
+        meaning = [name for name, given in self.unused.items() if given and name in MEANINGFUL]
+        if meaning and not may_drop:
+            named = " ".join(f"{column}={column}" for column in layout.columns)
+            raise DataError(
+                f"{source} has columns that would change what is learned, and that rows in the "
+                f"layout {layout.name} do not use.",
+                [repr(name) for name in meaning],
+                f"To leave them out, name those to use: --columns {named}. {NOT_STARTED}",
+            )
+        if not self.rows:
+            raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
+
+
+def _collect(
+    records: Iterable[Record], layout: Layout, columns: Columns, categories: str
+) -> _Collected:
+    """Return the rows of all records."""
+    collected = _Collected()
     for record in records:
         if record.values is None:
-            faults.append(f"{record.where}   {record.fault}")
+            collected.faults.append(f"{record.where}   {record.fault}")
             continue
-        row = {key: record.values.get(chosen.get(key, key)) for key in KINDS[kind]}
-        faults += [f"{record.where}   {fault}" for fault in _row_faults(row, chosen)]
-        rows.append(row)
-    if faults:
-        counted = f"{plural(len(faults), 'fault')} in {plural(len(records), 'row')} of {source}"
-        keys = ", ".join(KINDS[kind])
-        raise DataError(f"{counted} (rows with {keys}).", faults, "Nothing was started.")
-    where = [record.where for record in records]
-    return Rows(kind, rows, where, source, typed=not is_delimited(source))
+        values = rename(record.values, columns)
+        for name in layout.unused(values):
+            collected.unused[name] = collected.unused.get(name, False) or is_given(values[name])
+        if not _is_chosen(values.get(layout.categories), categories):
+            collected.of_other_categories += 1
+            continue
+        try:
+            rows = list(layout.convert(layout, values))
+        except RowFault as fault:
+            collected.faults.append(f"{record.where}   {fault}")
+            continue
+        collected.without_reference += not rows
+        for row in rows:
+            faults = _row_faults(row, columns)
+            collected.faults += [f"{record.where}   {fault}" for fault in faults]
+        collected.rows += rows
+        collected.where += [record.where] * len(rows)
+    return collected
+
+
+def _is_chosen(category: object, categories: str) -> bool:
+    """Return True if a row's category is among those that the user wants."""
+    return categories == "all" or (category in SEEN) == (categories == "seen")
 
 
 def _parse_columns(columns: Iterable[str]) -> dict[str, str | int]:
@@ -132,29 +256,30 @@ def _parse_columns(columns: Iterable[str]) -> dict[str, str | int]:
     return {key: int(column) if column.isdigit() else column for key, column in chosen.items()}
 
 
-def _find_kind(source: str, first: Record, columns: Columns) -> str:
-    """Return the kind of a source's rows, by the keys of its first row."""
-    if first.values is None:
+def _find_layout(source: str, first: Record, columns: Columns, *, is_table: bool) -> Layout:
+    """Return the layout of a source's rows, by the columns of its first row."""
+    values = first.values
+    if values is None:
         raise DataError(f"The first row of {source} {first.fault}.")
-    missing = [f"{key}={name}" for key, name in columns.items() if name not in first.values]
+    missing = [f"{key}={name}" for key, name in columns.items() if name not in values]
     if missing:
         problem = f"No such column in {source}: {', '.join(missing)}."
-        raise _key_error(problem, first.values)
-    for kind, keys in KINDS.items():
-        if all(columns.get(key, key) in first.values for key in keys):
-            return kind
-    raise _key_error(f"The keys of the rows of {source} fit no kind of rows.", first.values)
+        raise DataError(problem, *advise_columns(values, is_table=is_table))
+    layout = None if columns else find_headerless(values)
+    layout = layout or find_layout(values, columns)
+    if layout is None:
+        problem = f"The columns of {source} are those of no known layout."
+        raise DataError(problem, *advise_columns(values, is_table=is_table))
+    return layout
 
 
-def _key_error(problem: str, values: Mapping[Any, Any]) -> DataError:
-    """Return an error that lists the keys of a row and those of every kind, with a near miss."""
-    present = ", ".join(repr(key) for key in islice(values, 12))
-    known = [f"known are {' + '.join(keys)}" for keys in KINDS.values()]
-    hints = [near_misses(str(key), KEYS, 1) for key in values]
-    hint = next((hint for hint in hints if hint), "")
-    example = next(iter(values), "review")
-    advice = f"Name the columns, as in --columns text={example}. {hint}".rstrip()
-    return DataError(problem, [f"its first row has {present}", *known], advice)
+def _check_categories(source: str, layout: Layout, categories: str) -> None:
+    if categories != "all" and not layout.categories:
+        raise DataError(
+            f"--categories chooses among the categories of WebNLG, but {source} is in the layout "
+            f"{layout.name}.",
+            advice=NOT_STARTED,
+        )
 
 
 def _row_faults(row: Mapping[str, object], columns: Columns) -> Iterator[str]:
@@ -166,8 +291,8 @@ def _row_faults(row: Mapping[str, object], columns: Columns) -> Iterator[str]:
         elif key == "label":
             if not _is_label(value):
                 yield f"{name} is {value!r}, a word or a number is needed"
-        elif key == "messages":
-            yield from _message_faults(value)
+        elif key in CHECKED or isinstance(value, list):
+            continue
         elif not isinstance(value, str):
             yield f"{name} is a {type(value).__name__}, text is needed"
         elif not value.strip() and key != "prompt":
@@ -179,22 +304,3 @@ def _is_label(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, bool | int | str) and bool(str(value).strip())
-
-
-def _message_faults(messages: object) -> Iterator[str]:
-    """Yield the first fault of a conversation, if it has one."""
-    if not isinstance(messages, list) or not messages:
-        yield "'messages' is not a list of turns"
-        return
-    for number, turn in enumerate(messages, 1):
-        if not _is_turn(turn):
-            yield f"turn {number} of 'messages' has no 'role' and 'content' as text"
-            return
-    if not any(turn["role"] == "assistant" and turn["content"].strip() for turn in messages):
-        yield "'messages' has no assistant turn to learn from"
-
-
-def _is_turn(turn: object) -> bool:
-    if not isinstance(turn, dict):
-        return False
-    return isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)

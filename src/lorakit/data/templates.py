@@ -1,7 +1,7 @@
 """Chat templates: token ids of conversations, and the tokens of the assistant's turns."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lorakit.data.limits import BYTES, SECONDS, TimeExceeded, limited
 from lorakit.errors import DataError
@@ -10,7 +10,8 @@ from lorakit.text import first_line, format_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Turn = dict[str, str]  # role and content
+Turn = Mapping[str, Any]  # role, content, and what else the template reads
+Tools = Sequence[Mapping[str, Any]] | None  # that the assistant may call
 
 
 class TemplateLimitError(DataError):
@@ -23,22 +24,34 @@ class TemplateLimitError(DataError):
         )
 
 
-def encode_turns(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[int]:
+def encode_turns(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Tools = None
+) -> list[int]:
     """Return the token ids of a conversation and of the start of the assistant's next turn."""
-    text = _apply_template(tokenizer, turns, prompts=True)
+    text = _apply_template(tokenizer, turns, tools, prompts=True)
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def encode_answers(
-    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Sequence[Turn],
+    tools: Tools = None,
+    trained: Sequence[bool] | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """Return the token ids of a conversation, and for each True if the assistant wrote it.
+    """Return the token ids of a conversation, and for each True if it is learned.
+
+    Args:
+        tokenizer: with a chat template.
+        turns: of the conversation.
+        tools: that the assistant may call.
+        trained: True for each turn that is learned; None for all of the assistant.
 
     Raises:
         DataError: the template rewrites earlier turns.
     """
-    text = _apply_template(tokenizer, turns)
-    spans = list(_assistant_spans(tokenizer, turns, text))
+    text = _apply_template(tokenizer, turns, tools)
+    learned = trained or [turn["role"] == "assistant" for turn in turns]
+    spans = list(_assistant_spans(tokenizer, turns, tools, learned, text))
     if not tokenizer.is_fast:
         return _encode_pieces(tokenizer, text, spans)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -74,14 +87,20 @@ def _encode_pieces(
     return ids, is_answer
 
 
-def encode_conversation(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[int]:
+def encode_conversation(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Tools = None
+) -> list[int]:
     """Return the token ids of a whole conversation."""
-    text = _apply_template(tokenizer, turns)
+    text = _apply_template(tokenizer, turns, tools)
     return tokenizer(text, add_special_tokens=False).input_ids
 
 
 def _apply_template(
-    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], *, prompts: bool = False
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Sequence[Turn],
+    tools: Tools = None,
+    *,
+    prompts: bool = False,
 ) -> str:
     """Return a conversation as text; `prompts` adds the start of the assistant's next turn.
 
@@ -91,7 +110,10 @@ def _apply_template(
     try:
         with limited(SECONDS, BYTES):
             text = tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=prompts
+                [dict(turn) for turn in turns],
+                tools=[dict(tool) for tool in tools] if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompts,
             )
     except TimeExceeded as error:
         raise TemplateLimitError(f"more than {SECONDS:g} s of processor time") from error
@@ -111,17 +133,22 @@ def _is_inside(start: int, end: int, spans: Sequence[tuple[int, int]]) -> bool:
 
 
 def _assistant_spans(
-    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], text: str
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Sequence[Turn],
+    tools: Tools,
+    learned: Sequence[bool],
+    text: str,
 ) -> Iterator[tuple[int, int]]:
-    """Yield the first character of each assistant turn, and the first after it.
+    """Yield the first character of each learned turn, and the first after it.
 
     A turn is the text that the template adds to its prompt for this turn.
     """
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
+    for number, is_learned in enumerate(learned):
+        if not is_learned:
             continue
-        before = _apply_template(tokenizer, turns[:number], prompts=True) if number else ""
-        after = _apply_template(tokenizer, turns[: number + 1])
+        earlier = turns[:number]
+        before = _apply_template(tokenizer, earlier, tools, prompts=True) if number else ""
+        after = _apply_template(tokenizer, turns[: number + 1], tools)
         if not text.startswith(before) or not text.startswith(after):
             raise DataError(
                 "the chat template rewrites earlier turns, so the tokens of the assistant "

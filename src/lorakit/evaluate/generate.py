@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lorakit.data.batches import sort_into_batches
 from lorakit.data.encode import check_text, encode_prompt
-from lorakit.data.templates import TemplateLimitError, Turn, encode_turns
+from lorakit.data.prompts import Chat, Prompt, show_prompt
+from lorakit.data.templates import TemplateLimitError, encode_turns
 from lorakit.errors import DataError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.models.load import Loaded, pad_id
@@ -18,8 +19,6 @@ from lorakit.text import plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Prompt = str | list[Turn]
 
 
 def generate(
@@ -35,7 +34,7 @@ def generate(
 
     Args:
         loaded: a causal language model, with adapters on.
-        prompts: texts, or lists of chat turns (to which the chat template is applied).
+        prompts: texts, or chat turns (to which the chat template is applied).
         decoding: greedy, sampling or beam search.
         batch_size: prompts at once; they are ordered by length, so that padding is small.
         seed: seed of sampling.
@@ -46,7 +45,7 @@ def generate(
     """
     tokenizer = loaded.tokenizer
     where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
-    check_text(where, [{"prompt": prompt} for prompt in prompts])
+    check_text(where, [{"prompt": show_prompt(prompt)} for prompt in prompts])
     ids = _encode_all(tokenizer, prompts)
     check_ids(loaded, where, ids)
     _check_lengths(ids, loaded.max_length)
@@ -151,4 +150,6 @@ def _encode_all(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[Prompt])
 def _encode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
         return encode_prompt(tokenizer, prompt)
+    if isinstance(prompt, Chat):
+        return encode_turns(tokenizer, prompt.turns, prompt.tools)
     return encode_turns(tokenizer, prompt)

@@ -4,15 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypedDict
 
-from lorakit.data.encode import (
-    IGNORED,
-    Example,
-    encode_causal,
-    encode_labelled,
-    infer_task,
-    label_text,
-    list_labels,
-)
+from lorakit.data.encode import IGNORED, Example, encode_causal
+from lorakit.data.labels import encode_labelled, infer_task, label_text, list_labels
 from lorakit.data.rows import Rows
 from lorakit.models.load import build_without_weights, find_max_length, load_config, load_tokenizer
 from lorakit.models.open import choose_max_length

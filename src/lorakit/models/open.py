@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lorakit.adapter import Adapter
-from lorakit.data.encode import LABELLED, Example, encode_causal, encode_labelled
+from lorakit.data.encode import Example, encode_causal
+from lorakit.data.labels import LABELLED, encode_labelled
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach

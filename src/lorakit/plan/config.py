@@ -32,6 +32,14 @@ class PlanRequest:
         several=True,
         metavar="KEY=COLUMN",
     )
+    separator: str = option(
+        "auto",
+        "between the fields of a table",
+        choices=("auto", "comma", "tab", "semicolon", "bar"),
+    )
+    categories: str = option(
+        "all", "categories of WebNLG to use", choices=("all", "seen", "unseen")
+    )
     quotes: bool | None = option(
         None,
         "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
 import torch
 
 from lorakit.data.batches import Batches
-from lorakit.data.encode import Example, infer_task, list_labels
-from lorakit.data.rows import Rows, read_rows
+from lorakit.data.encode import Example
+from lorakit.data.labels import infer_task, list_labels
+from lorakit.data.rows import Rows, read_for
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.load import LONGEST, Loaded, auto_dtype, load_tokenizer
 from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_rows
@@ -160,7 +161,7 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
     task = request.task
     labels: list[str] = []
     if request.data:
-        rows = read_rows(request.data, columns=request.columns, quotes=request.quotes)
+        rows = read_for(request, request.data)
         task = infer_task(rows, request.task)
         labels = list_labels(rows) if task == "classify" else []
     base = load_meta_model(

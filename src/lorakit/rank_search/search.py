@@ -12,8 +12,8 @@ from torch import Tensor
 from lorakit import plots
 from lorakit.adapter import Adapter
 from lorakit.analysis.spectra import factors_of, is_plain
-from lorakit.data.encode import infer_task, list_labels
-from lorakit.data.rows import read_rows
+from lorakit.data.labels import infer_task, list_labels
+from lorakit.data.rows import read_for
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.files import folder_bytes, write_json
 from lorakit.inject.full_parameters import find_full_modules
@@ -237,7 +237,7 @@ def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
     Raises:
         LorakitError: data or a model that cannot be read.
     """
-    rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
+    rows = read_for(settings, settings.data)
     task = infer_task(rows, settings.task)
     labels = list_labels(rows) if task == "classify" else []
     base = load_meta_model(

@@ -70,8 +70,20 @@ class TrainSpec:
     )
     quotes: bool | None = option(
         None,
-        "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",
+        "read quotation marks around the fields of a table as csv writes them (default: where "
+        "the file shows that they are)",
         type=bool,
+    )
+    separator: str = option(
+        "auto",
+        "between the fields of a table; auto is comma for .csv and tab for .tsv, unless the "
+        "columns are known with another one",
+        choices=("auto", "comma", "tab", "semicolon", "bar"),
+    )
+    categories: str = option(
+        "all",
+        "WebNLG only: use the categories that its training data have, or the others",
+        choices=("all", "seen", "unseen"),
     )
     loss_on: str = option(
         "completion",

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lorakit.data.encode import infer_task, list_labels
-from lorakit.data.rows import Rows, read_rows, row_key
+from lorakit.data.labels import infer_task, list_labels
+from lorakit.data.rows import Rows, read_for, row_key
 from lorakit.errors import DataError
 from lorakit.train.config import TrainSpec
 
@@ -22,12 +22,14 @@ class RunData:
         labels: class names, for classify; empty otherwise.
         rows: rows to train on.
         held_out: rows to evaluate on; None where there are none.
+        described: a line on what was read.
     """
 
     task: str
     labels: list[str]
     rows: Rows
     held_out: Rows | None
+    described: str = ""
 
     @property
     def held_out_count(self) -> int:
@@ -48,7 +50,7 @@ def read_data(settings: TrainSpec) -> RunData:
     Raises:
         DataError: rows that cannot be read or do not fit the task, or a single class.
     """
-    rows = read_rows(settings.data, columns=settings.columns, quotes=settings.quotes)
+    rows = read_for(settings, settings.data)
     task = infer_task(rows, settings.task)
     # A rare label may be in the held-out rows alone: labels are collected before the split.
     labels = list_labels(rows) if task == "classify" else []
@@ -57,7 +59,7 @@ def read_data(settings: TrainSpec) -> RunData:
         raise DataError(
             f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart."
         )
-    return RunData(task, labels, trained, held_out)
+    return RunData(task, labels, trained, held_out, rows.describe())
 
 
 def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
@@ -67,8 +69,7 @@ def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
     """
     if settings.eval_data or settings.data.startswith("builtin:"):
         source = settings.eval_data or settings.data
-        held_out = read_rows(source, columns=settings.columns, quotes=settings.quotes, split="test")
-        return rows, held_out
+        return rows, read_for(settings, source, "test")
     least = 1 if settings.eval_fraction and len(rows) >= FEW_ROWS else 0
     share = round(settings.eval_fraction * len(rows))
     count = min(HELD_OUT_ROWS, max(least, share))

@@ -91,6 +91,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
     """
     data = read_data(settings)
     check_request(settings, spec)
+    say(data.described)
     plan = plan_run(settings, spec, data, say)
     loaded = load_run(settings, spec, data, plan, say)
     job = make_job(settings, data, loaded)

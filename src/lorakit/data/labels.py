@@ -1,0 +1,219 @@
+"""Rows with labels: their task, their classes, and their tokens."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from lorakit.data.encode import Example, check_text, without_added
+from lorakit.data.rows import Rows
+from lorakit.errors import NOT_STARTED, DataError
+from lorakit.text import near_misses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LABELLED = ("labelled", "pair")  # kinds of rows with a label
+MOST_NUMBERS = 50  # different numbers that may be the names of classes
+# Kinds of rows that no task trains on, as they are called.
+UNTRAINED = {
+    "multi-label": "texts with several labels each",
+    "tokens": "tokens with tags",
+    "preference": "preferences between two answers",
+    "rated": "answers that are rated good or bad",
+}
+
+
+def require_labels(rows: Rows) -> None:
+    """Refuse rows that have no label."""
+    if rows.kind not in LABELLED:
+        raise DataError(
+            f"Rows of {rows.source} have no label; classify needs text and label, or text_a, "
+            "text_b and label.",
+            advice="Use --task causal-lm, or name the label's column: --columns label=…",
+        )
+
+
+def list_labels(rows: Rows) -> list[str]:
+    """Return the labels of a classification: numbers in their order, then words sorted.
+
+    Raises:
+        DataError: the rows have no label.
+
+    >>> rows = [{"text": "a", "label": 10}, {"text": "b", "label": 9}]
+    >>> list_labels(Rows("labelled", rows, ["", ""], ""))
+    ['9', '10']
+    """
+    require_labels(rows)
+    labels = {label_text(row["label"]) for row in rows.rows}
+    return sorted(labels, key=_label_order)
+
+
+def _label_order(label: str) -> tuple[int, float, str]:
+    number = _parse_number(label)
+    return (1, 0.0, label) if number is None else (0, number, label)
+
+
+def label_text(label: object) -> str:
+    """Return the name of a class as the file has it; equal numbers have one name.
+
+    >>> label_text(1), label_text(1.0), label_text("1.10"), label_text(True), label_text(" yes ")
+    ('1', '1', '1.10', 'true', 'yes')
+    """
+    if isinstance(label, bool):
+        return "true" if label else "false"
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    return str(label).strip()
+
+
+def _parse_number(value: Any) -> float | None:  # noqa: ANN401  any JSON value
+    """Return a value as a finite number, or None: true, false, "nan" and "inf" are words."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def is_regression(rows: Rows) -> bool:
+    """Return True if the labels are measured values, and not the names of classes.
+
+    They are if the layout says so, or if the file tells texts from numbers, as JSON does, and the
+    labels are numbers of which at least one has a decimal point.
+    """
+    if rows.is_measured:
+        return True
+    labels = [row["label"] for row in rows.rows]
+    if not rows.typed or not all(_is_number(label) for label in labels):
+        return False
+    return any(isinstance(label, float) for label in labels)
+
+
+def _is_number(label: object) -> bool:
+    return isinstance(label, int | float) and not isinstance(label, bool)
+
+
+def _check_classes(rows: Rows) -> None:
+    """Refuse labels that are numbers, and too many to be the names of classes.
+
+    Raises:
+        DataError: there are more than fifty different numbers.
+    """
+    names = {label_text(row["label"]) for row in rows.rows}
+    if len(names) > MOST_NUMBERS and all(_parse_number(name) is not None for name in names):
+        shown = ", ".join(sorted(names)[:5])
+        raise DataError(
+            f"The labels of {rows.source} are {len(names)} different numbers ({shown} and so on): "
+            "measured values, or the names of as many classes.",
+            advice=f"Give --task regress or --task classify. {NOT_STARTED}",
+        )
+
+
+def infer_task(rows: Rows, task: str = "auto") -> str:
+    """Return the task that the rows are for, where the given task is "auto".
+
+    Raises:
+        DataError: no task trains on such rows, or nothing tells whether numbers are classes.
+
+    >>> rows = [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}]
+    >>> infer_task(Rows("labelled", rows, ["", ""], "", typed=True))
+    'regress'
+    """
+    if rows.kind in UNTRAINED:
+        raise DataError(
+            f"The rows of {rows.source} are {UNTRAINED[rows.kind]}, and no task trains on them.",
+            advice=f"Name other columns with --columns. {NOT_STARTED}",
+        )
+    if task != "auto":
+        return task
+    if rows.kind not in LABELLED:
+        return "causal-lm"
+    if is_regression(rows):
+        return "regress"
+    _check_classes(rows)
+    return "classify"
+
+
+def encode_labelled(
+    rows: Rows,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    labels: Sequence[str] | None,
+) -> list[Example]:
+    """Tokenise one or two texts a row, with a class index or a value as target.
+
+    Args:
+        rows: of kind labelled or pair.
+        tokenizer: of transformers.
+        max_length: tokens; the longer text of a row is cut at its end.
+        labels: the class names in order; None for regression.
+
+    Raises:
+        DataError: rows of another kind, or labels that are not a class or a number; each is named.
+    """
+    require_labels(rows)
+    check_text(rows.where, rows.rows)
+    targets = _values(rows) if labels is None else _class_indices(rows, labels)
+    is_pair = rows.kind == "pair"
+    first = [row["text_a" if is_pair else "text"] for row in rows.rows]
+    first = [without_added(tokenizer, text) for text in first]
+    second = [row["text_b"] for row in rows.rows] if is_pair else None
+    uncut = tokenizer(first, second, verbose=False).input_ids
+    encoded = tokenizer(first, second, truncation=True, max_length=max_length)
+    types = encoded.get("token_type_ids") or [None] * len(uncut)
+    examples: list[Example] = []
+    for number, ids in enumerate(encoded.input_ids):
+        cut = len(uncut[number]) - len(ids)
+        target, own_types = targets[number], types[number]
+        examples.append(Example(ids, target=target, types=own_types, row=number, cut=cut))
+    return examples
+
+
+def _values(rows: Rows) -> list[float]:
+    """Return the labels of a regression."""
+    values: list[float] = []
+    faults: list[str] = []
+    for where, row in zip(rows.where, rows.rows, strict=True):
+        value = _parse_number(row["label"])
+        if value is None:
+            faults.append(f"{where}   label {row['label']!r} is not a number")
+        else:
+            values.append(value)
+    if faults:
+        raise _label_error(rows, faults)
+    return values
+
+
+def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
+    """Return the position of each row's label among the classes."""
+    indices: list[int] = []
+    faults: list[str] = []
+    for where, row in zip(rows.where, rows.rows, strict=True):
+        label = label_text(row["label"])
+        index = _class_index(label, labels)
+        if index is not None:
+            indices.append(index)
+        else:
+            hint = near_misses(label, labels)
+            faults.append(f"{where}   label {label!r} is none of the classes {hint}".rstrip())
+    if faults:
+        raise _label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
+    return indices
+
+
+def _class_index(label: str, labels: Sequence[str]) -> int | None:
+    """Return the position of a class: of its name, else of the only one that is the same number."""
+    if label in labels:
+        return labels.index(label)
+    number = _parse_number(label)
+    if number is None:
+        return None
+    equal = [i for i, name in enumerate(labels) if _parse_number(name) == number]
+    return equal[0] if len(equal) == 1 else None
+
+
+def _label_error(rows: Rows, faults: list[str], advice: str = "") -> DataError:
+    counted = f"{len(faults)} of {len(rows)} labels"
+    return DataError(f"{counted} of {rows.source} cannot be used.", faults, advice)

@@ -1,0 +1,114 @@
+"""Instructions with answers: Alpaca, and questions with answers.
+
+Such a row is a conversation of two turns for a model that has a chat template, and a prompt with
+a completion for a model that has none.
+"""
+
+from collections.abc import Iterator
+
+from lorakit.data.layouts.chat import Turn
+from lorakit.data.layouts.layout import Layout, Row, RowFault, Values, as_list, is_given, read_text
+
+# The prompt of Stanford Alpaca, which a base model without a chat template is trained on.
+TASK = "Below is an instruction that describes a task"
+ASKED = "Write a response that appropriately completes the request."
+WITH_INPUT = (
+    f"{TASK}, paired with an input that provides further context. {ASKED}\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+WITHOUT_INPUT = f"{TASK}. {ASKED}\n\n### Instruction:\n{{instruction}}\n\n### Response:"
+QUESTION = "Question: {question}\nAnswer: "
+
+
+def convert_alpaca(layout: Layout, values: Values) -> Iterator[Row]:
+    """Yield the row of an instruction with its answer; the first optional column is its input.
+
+    A system prompt and earlier exchanges become turns.
+
+    Raises:
+        RowFault: the instruction or the output is missing or no text.
+    """
+    instruction = _need_text(values, "instruction")
+    more = read_text(values, layout.optional[0])
+    prompt = WITH_INPUT if more.strip() else WITHOUT_INPUT
+    asked = f"{instruction}\n\n{more}" if more.strip() else instruction
+    answer = _need_text(values, str(layout.columns[1]))
+    turns = [*_system(values), *_history(values), *_exchange(asked, answer)]
+    row: Row = {
+        "prompt": prompt.format_map({"instruction": instruction, "input": more}),
+        "completion": answer,
+        "messages": turns,
+    }
+    if len(turns) > 2:
+        row["needs_template"] = True
+    yield row
+
+
+def convert_question(layout: Layout, values: Values) -> Iterator[Row]:
+    """Yield the row of a question with its answer.
+
+    Raises:
+        RowFault: one of them is missing or no text.
+    """
+    question, answer = _need_text(values, "question"), _need_text(values, "answer")
+    yield {
+        "prompt": QUESTION.format_map({"question": question}),
+        "completion": answer,
+        "messages": _exchange(question, answer),
+    }
+
+
+def _need_text(values: Values, column: str) -> str:
+    text = read_text(values, column)
+    if not text.strip():
+        raise RowFault(f"{column!r} is {'empty' if values.get(column) is not None else 'missing'}")
+    return text
+
+
+def _exchange(asked: str, answer: str) -> list[Turn]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+
+
+def _system(values: Values) -> list[Turn]:
+    system = read_text(values, "system")
+    return [{"role": "system", "content": system}] if system else []
+
+
+def _history(values: Values) -> list[Turn]:
+    """Return the turns of earlier exchanges, each a pair of texts."""
+    turns: list[Turn] = []
+    for exchange in values.get("history") or []:
+        pair = as_list(exchange) or []
+        if [type(text) for text in pair] != [str, str]:
+            raise RowFault("'history' is not a list of pairs of texts")
+        turns += _exchange(*pair)
+    return turns
+
+
+def _is_answered(values: Values) -> bool:
+    return isinstance(values.get("answer"), str) or not is_given(values.get("answer"))
+
+
+LAYOUTS = [
+    Layout(
+        "Alpaca",
+        "instruction",
+        ("instruction", "output"),
+        ("input", "system", "history"),
+        convert=convert_alpaca,
+    ),
+    Layout(
+        "Dolly",
+        "instruction",
+        ("instruction", "response"),
+        ("context", "system", "history"),
+        convert=convert_alpaca,
+    ),
+    Layout(
+        "question and answer",
+        "instruction",
+        ("question", "answer"),
+        matches=_is_answered,
+        convert=convert_question,
+    ),
+]

@@ -1,0 +1,127 @@
+"""Layouts: what the columns of a file are called, and what kind of rows they make."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+Values = Mapping[Any, Any]  # of one record, by the name or number of a column
+Row = dict[str, Any]  # with the keys of its kind
+
+# The keys of each kind of rows.
+KINDS = {
+    "text": ("text",),
+    "prompt": ("prompt",),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "instruction": ("prompt", "completion", "messages"),
+    "labelled": ("text", "label"),
+    "pair": ("text_a", "text_b", "label"),
+    "unlabelled pair": ("text_a", "text_b"),
+    "multi-label": ("text", "labels"),
+    "tokens": ("tokens", "tags"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "rated": ("prompt", "completion", "label"),
+}
+# Columns that would change what is learned, where they hold something.
+MEANINGFUL = {
+    "audio",
+    "chosen",
+    "history",
+    "image",
+    "images",
+    "label",
+    "labels",
+    "loss_weight",
+    "rejected",
+    "reward",
+    "sample_weight",
+    "system",
+    "tools",
+    "videos",
+    "weight",
+    "weights",
+}
+
+
+class RowFault(Exception):
+    """A record does not fit its layout; the message follows the record's place."""
+
+
+def keep_names(layout: "Layout", values: Values) -> Iterator[Row]:
+    """Yield the row whose keys are the columns themselves."""
+    pairs = zip(KINDS[layout.kind], layout.columns, strict=True)
+    yield {key: values.get(column) for key, column in pairs}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Columns that a published or usual file has, and the rows that they make.
+
+    Attributes:
+        name: as it is told to the user.
+        kind: of its rows, a key of KINDS.
+        columns: names that every record has, in the order of the keys of the kind; numbers in a
+            table without a header.
+        optional: further names that are used where a record has them.
+        matches: a test of the first record beyond its names.
+        convert: gives the rows of a record: usually one, none where it holds no reference.
+        regression: True if the labels are measured values.
+        categories: name of the column that `--categories` chooses by.
+    """
+
+    name: str
+    kind: str
+    columns: Sequence[str | int]
+    optional: Sequence[str] = ()
+    matches: Callable[[Values], bool] = bool
+    convert: Callable[["Layout", Values], Iterable[Row]] = field(default=keep_names)
+    regression: bool = False
+    categories: str = ""
+
+    def fits(self, values: Values) -> bool:
+        """Return True if a record is in this layout."""
+        present = all(column in values for column in self.columns)
+        return present and self.matches(values)
+
+    def unused(self, values: Values) -> list[str]:
+        """Return the named columns of a record that are not used."""
+        used = {*self.columns, *self.optional}
+        return [name for name in values if isinstance(name, str) and name not in used]
+
+
+def as_list(value: object) -> list[Any] | None:
+    """Return a sequence that is no text as a list; None for anything else."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return list(cast("Sequence[Any]", value))
+    return None
+
+
+def need_list(values: Values, column: str | int) -> list[Any]:
+    """Return the list in a column.
+
+    Raises:
+        RowFault: it holds none.
+    """
+    found = as_list(values.get(column))
+    if found is None:
+        raise RowFault(f"{column!r} is not a list")
+    return found
+
+
+def is_given(value: object) -> bool:
+    """Return True if a column holds something: a text, a number, a list that is not empty."""
+    return value is not None and value not in ("", [], {})
+
+
+def read_text(values: Values, column: str) -> str:
+    """Return a column's text; an absent or empty one is an empty text.
+
+    Raises:
+        RowFault: it is no text.
+    """
+    value = values.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RowFault(f"{column!r} is a {type(value).__name__}, text is needed")
+    return value

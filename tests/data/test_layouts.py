@@ -1,0 +1,401 @@
+"""Files as people have them are read as they mean, without a flag; the rest is refused in words."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorakit.data.rows import read_rows
+from lorakit.errors import DataError
+
+
+def write(path: Path, *rows: object) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+USER = {"role": "user", "content": "Hi"}
+ANSWER = {"role": "assistant", "content": "Hello"}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+OPENAI_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+# A record, then its kind and its row.
+KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "messages": ({"messages": [USER, ANSWER]}, "messages", {"messages": [USER, ANSWER]}),
+    "conversations with roles": (
+        {"conversations": [USER, ANSWER]},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "system column": (
+        {"system": "Be kind.", "messages": [USER, ANSWER]},
+        "messages",
+        {"messages": [{"role": "system", "content": "Be kind."}, USER, ANSWER]},
+    ),
+    "tool calls without content": (
+        {
+            "messages": [USER, {"role": "assistant", "content": None, "tool_calls": [OPENAI_CALL]}],
+            "tools": [TOOL],
+        },
+        "messages",
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [{"id": "1", **CALL}]},
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "content parts": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]},
+                ANSWER,
+            ]
+        },
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "a turn of weight 0": (
+        {"messages": [USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}]},
+        "messages",
+        {"messages": [USER, ANSWER, USER, ANSWER], "trained": [False, False, False, True]},
+    ),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "ShareGPT with tools": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+                {"from": "observation", "value": "2"},
+                {"from": "gpt", "value": "Hello"},
+            ],
+            "tools": '[{"name": "f", "parameters": {}}]',
+        },
+        "messages",
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                {"role": "tool", "content": "2"},
+                ANSWER,
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "TRL's prompt and completion": (
+        {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]},
+        "messages",
+        {"messages": [USER, ANSWER, USER, ANSWER], "trained": [False, False, False, True]},
+    ),
+    "question and answer": (
+        {"question": "Why?", "answer": "So."},
+        "instruction",
+        {
+            "prompt": "Question: Why?\nAnswer: ",
+            "completion": "So.",
+            "messages": [
+                {"role": "user", "content": "Why?"},
+                {"role": "assistant", "content": "So."},
+            ],
+        },
+    ),
+    "preferences": (
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "No"},
+        "preference",
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "No"},
+    ),
+    "preferences as whole conversations": (
+        {"chosen": [USER, ANSWER], "rejected": [USER, {**ANSWER, "content": "No"}]},
+        "preference",
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "No"}]},
+    ),
+    "preferences in ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "Hi"}],
+            "chosen": {"from": "gpt", "value": "Hello"},
+            "rejected": {"from": "gpt", "value": "No"},
+        },
+        "preference",
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "No"}]},
+    ),
+    "rated completions": (
+        {"prompt": "Hi", "completion": "No", "label": False},
+        "rated",
+        {"prompt": "Hi", "completion": "No", "label": False},
+    ),
+    "several labels": (
+        {"text": "a", "labels": ["x", "y"]},
+        "multi-label",
+        {"text": "a", "labels": ["x", "y"]},
+    ),
+    "tokens": (
+        {"tokens": ["a", "b"], "ner_tags": [0, 1]},
+        "tokens",
+        {"tokens": ["a", "b"], "tags": [0, 1]},
+    ),
+    "GLUE's pairs": (
+        {"premise": "a", "hypothesis": "b", "label": 1, "idx": 0},
+        "pair",
+        {"text_a": "a", "text_b": "b", "label": 1},
+    ),
+    "DART": (
+        {"tripleset": [["A", "IS", "B"], ["A", "HAS", "C"]], "annotations": [{"text": "A is B."}]},
+        "completion",
+        {"prompt": "A : is : B | A : has : C", "completion": "A is B."},
+    ),
+    "SQuAD": (
+        {"context": "A is B.", "question": "What is A?", "answers": {"text": [], "x": []}},
+        "completion",
+        {
+            "prompt": "### CONTEXT\nA is B.\n\n### QUESTION\nWhat is A?\n\n### ANSWER\n",
+            "completion": "Can not find answer",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_a_layout_is_known_by_its_keys(case: str, tmp_path: Path) -> None:
+    record, kind, row = KNOWN[case]
+    rows = read_rows(write(tmp_path / "d.jsonl", record))
+    assert (rows.kind, rows.rows) == (kind, [row])
+    assert rows.layout in rows.describe()
+
+
+def test_alpaca_is_a_prompt_and_a_conversation(tmp_path: Path) -> None:
+    record = {"instruction": "Add.", "input": "1 1", "output": "2", "system": "Be kind."}
+    plain = {"instruction": "Add.", "input": "", "output": "2"}
+    full, short = read_rows(write(tmp_path / "d.jsonl", record, plain)).rows
+    assert full["prompt"].endswith("### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:")
+    assert short["prompt"].startswith("Below is an instruction that describes a task. Write")
+    assert [turn["content"] for turn in full["messages"]] == ["Be kind.", "Add.\n\n1 1", "2"]
+    assert full["needs_template"] and "needs_template" not in short
+
+
+MISREAD = {
+    "a label beside a completion": ({"prompt": "a", "completion": "b", "label": 3}, "'label'"),
+    "a weight": ({"text": "a", "weight": 0.5}, "'weight'"),
+    "labels in another column": ({"text": "a", "labels": "x"}, "'labels'"),
+    "images": ({"messages": [USER, ANSWER], "images": ["a.png"]}, "'images'"),
+}
+
+
+@pytest.mark.parametrize("case", MISREAD)
+def test_a_column_that_changes_the_meaning_is_not_dropped(case: str, tmp_path: Path) -> None:
+    record, column = MISREAD[case]
+    with pytest.raises(DataError, match="would change what is learned") as caught:
+        read_rows(write(tmp_path / "d.jsonl", record))
+    assert caught.value.faults == [column]
+
+
+def test_columns_that_are_named_drop_the_others(tmp_path: Path) -> None:
+    source = write(tmp_path / "d.jsonl", {"text": "a", "weight": 0.5, "id": 7})
+    rows = read_rows(source, columns=["text=text"])
+    assert rows.rows == [{"text": "a"}]
+    assert rows.notes == ("columns not used: weight, id",)
+
+
+FAULTY: dict[str, tuple[dict[str, Any], str]] = {
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
+        "has a part of type 'image_url', only text can be used",
+    ),
+    "a weight of a half": (
+        {"messages": [USER, {**ANSWER, "weight": 0.5}]},
+        "turn 2 of 'messages' has the weight 0.5, not 0 or 1",
+    ),
+    "no answer": ({"messages": [USER]}, "'messages' has no assistant turn to learn from"),
+    "an unknown speaker": (
+        {"conversations": [{"from": "martian", "value": "x"}]},
+        "turn 1 of 'conversations' is from 'martian'",
+    ),
+    "arguments that are not JSON": (
+        {"messages": [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": "{x"}]}]},
+        "arguments of a tool call are not JSON",
+    ),
+    "tools that are none": ({"messages": [USER, ANSWER], "tools": "[1]"}, "'tools' is not a list"),
+    "an empty instruction": ({"instruction": " ", "output": "b"}, "'instruction' is empty"),
+    "no output": ({"instruction": "a", "output": None}, "'output' is missing"),
+    "a triple of two": ({"tripleset": [["A", "B"]], "annotations": []}, "is no triple"),
+    "fewer tags": ({"tokens": ["a"], "tags": []}, "has 1 tokens and 0 tags"),
+    "answers that are numbers": (
+        {"context": "a", "question": "b", "answers": {"text": [1]}},
+        "'answers' holds no texts",
+    ),
+    "conversations that differ at once": (
+        {"chosen": [USER], "rejected": [ANSWER]},
+        "do not begin alike and end differently",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTY)
+def test_a_faulty_row_is_named_by_its_line(case: str, tmp_path: Path) -> None:
+    record, fault = FAULTY[case]
+    source = write(tmp_path / "d.jsonl", record)
+    with pytest.raises(DataError) as caught:
+        read_rows(source)
+    assert caught.value.faults[0].startswith(f"{source}:1   ")
+    assert fault in caught.value.faults[0]
+
+
+WEBNLG = [
+    {"category": "City", "triples": ["A | is | B"], "lex": ["A is B.", "B is what A is."]},
+    {"category": "Artist", "triples": ["C | is | D"], "lex": ["C is D."]},
+    {"category": "City", "triples": ["E | is | F"], "lex": []},
+]
+
+
+@pytest.mark.parametrize(("categories", "count"), [("all", 3), ("seen", 2), ("unseen", 1)])
+def test_webnlg_has_a_row_for_each_reference(categories: str, count: int, tmp_path: Path) -> None:
+    source = write(tmp_path / "d.jsonl", *WEBNLG)
+    rows = read_rows(source, categories=categories)
+    assert len(rows) == count
+    assert {row["prompt"] for row in rows.rows} <= {"A : is : B", "C : is : D"}
+    if categories == "all":
+        assert rows.notes == ("1 row without a reference left out",)
+
+
+def test_categories_of_other_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--categories chooses among the categories of WebNLG"):
+        read_rows(write(tmp_path / "d.jsonl", {"text": "a"}), categories="seen")
+
+
+RELEASES: dict[str, tuple[object, list[dict[str, str]]]] = {
+    "SQuAD": (
+        {
+            "version": "v2.0",
+            "data": [
+                {
+                    "title": "t",
+                    "paragraphs": [
+                        {
+                            "context": "c",
+                            "qas": [
+                                {"id": "1", "question": "q", "answers": [{"text": "a"}]},
+                                {"id": "2", "question": "r", "is_impossible": True, "answers": []},
+                            ],
+                        }
+                    ],
+                }
+            ],
+        },
+        [
+            {
+                "prompt": f"### CONTEXT\nc\n\n### QUESTION\n{question}\n\n### ANSWER\n",
+                "completion": answer,
+            }
+            for question, answer in (("q", "a"), ("r", "Can not find answer"))
+        ],
+    ),
+    "WebNLG": (
+        {
+            "entries": [
+                {
+                    "1": {
+                        "category": "City",
+                        "modifiedtripleset": [{"subject": "A", "property": "is", "object": "B"}],
+                        "lexicalisations": [{"lex": "A is B.", "comment": "good"}],
+                    }
+                }
+            ]
+        },
+        [{"prompt": "A : is : B", "completion": "A is B."}],
+    ),
+    "rows under a key": ({"data": [{"text": "a"}]}, [{"text": "a"}]),
+}
+
+
+@pytest.mark.parametrize("case", RELEASES)
+def test_documents_that_hold_rows(case: str, tmp_path: Path) -> None:
+    document, rows = RELEASES[case]
+    (tmp_path / "d.json").write_text(json.dumps(document))
+    assert read_rows(str(tmp_path / "d.json")).rows == rows
+
+
+TEXTS = {
+    "lines in a .json": ("d.json", b'{"text": "a"}\n{"text": "b"}\n'),
+    "a list in a .jsonl": ("d.jsonl", b'[{"text": "a"},\n {"text": "b"}]'),
+    "gzip": ("d.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text": "b"}\n')),
+    "semicolons": ("d.csv", b"text;id\na;1\nb;2\n"),
+    "tabs in a .csv": ("d.csv", b"text\tid\na\t1\nb\t2\n"),
+    "a table in a .txt": ("d.txt", b"text\tid\na\t1\nb\t2\n"),
+    "a byte-order mark": ("d.csv", b"\xef\xbb\xbftext,id\r\na,1\r\nb,2\r\n"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_file_is_read_by_what_it_holds(case: str, tmp_path: Path) -> None:
+    name, content = TEXTS[case]
+    (tmp_path / name).write_bytes(content)
+    assert read_rows(str(tmp_path / name)).rows == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("codec", "named"),
+    [("utf-16", "UTF-16"), ("utf-16-le", "UTF-16"), ("utf-16-be", "UTF-16"), ("cp1252", "Latin-1")],
+)
+def test_other_encodings_are_recognised_and_told(codec: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_bytes("text,label\ncafé,1\n".encode(codec))
+    rows = read_rows(str(tmp_path / "d.csv"))
+    assert rows.rows == [{"text": "café", "label": "1"}]
+    assert named in rows.describe()
+
+
+def test_data_and_reference_on_one_line(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("name : A||A is here . \nname : B||B is here .\n")
+    rows = read_rows(str(tmp_path / "d.txt"))
+    assert rows.rows[1] == {"prompt": "name : B", "completion": "B is here ."}
+
+
+HEADERLESS = {
+    "CoLA": ("gj04\t1\t\tThe cat sat.\ngj04\t0\t*\tSat cat the.\n", "labelled", "1"),
+    "STS": ("main\tMSR\t2012\t0001\t5.000\tA plane.\tAn air plane.\n", "pair", "5.000"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERLESS)
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_published_tables_without_a_header(case: str, ending: str, tmp_path: Path) -> None:
+    content, kind, label = HEADERLESS[case]
+    (tmp_path / f"d.{ending}").write_text(content)
+    rows = read_rows(str(tmp_path / f"d.{ending}"))
+    assert (rows.kind, rows.rows[0]["label"], rows.is_measured) == (kind, label, case == "STS")
+
+
+def test_quotation_marks_that_hold_tabs_wrap_fields(tmp_path: Path) -> None:
+    (tmp_path / "d.tsv").write_text('text\tlabel\n"a\tb"\t1\n"say ""x"""\t0\n')
+    rows = read_rows(str(tmp_path / "d.tsv"))
+    assert [row["text"] for row in rows.rows] == ["a\tb", 'say "x"']
+    assert "quotation marks wrap its fields" in rows.notes
+
+
+def test_a_separator_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("body|x\na,b|1\n")
+    rows = read_rows(str(tmp_path / "d.csv"), separator="bar", columns=["text=body"])
+    assert rows.rows == [{"text": "a,b"}]
+
+
+def test_an_unknown_table_shows_its_columns_and_fitting_flags(tmp_path: Path) -> None:
+    (tmp_path / "d.tsv").write_text("x1\tGood book, I read it twice.\t5\n" * 2)
+    with pytest.raises(DataError) as caught:
+        read_rows(str(tmp_path / "d.tsv"))
+    assert "use their numbers" in caught.value.advice
+    assert caught.value.faults[1].startswith("its first row has column 1 'Good book")
+
+
+def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(b"\0" * 10_000_000))
+    with pytest.raises(DataError, match="when it is unpacked"):
+        read_rows(str(tmp_path / "d.jsonl.gz"))
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-6])
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        read_rows(str(tmp_path / "e.jsonl.gz"))
