@@ -237,16 +237,16 @@ def test_a_reader_that_goes_away_is_no_error(tiny_llama: Path) -> None:
 
 WRONG_ROWS = {  # what a file holds -> what is said of it
     "deep.jsonl": (b"[" * 100_000, "is not JSON"),
-    "binary.jsonl": (b"\xff\xfe\x00\x01", "is not UTF-8: byte 0 cannot be read"),
+    "binary.jsonl": (b"\xc3\xa9\x00\xff", "is not UTF-8: byte 3 cannot be read"),
     "twice.csv": (b"text,text,label\na,b,1\n", "more than one column called 'text'"),
-    "semicolons.csv": (b"text;label\na;1\n", "its fields seem to be separated by ';', not by ','"),
+    "semicolons.csv": (b"head;kind\na;1\n", "its fields seem to be separated by ';', not by ','"),
     "open.csv": (b'"text,label\na,1\n', "The first line of open.csv cannot be read"),
     "nan.jsonl": (
         b'{"text": "a", "label": NaN}\n{"text": "b", "label": 0.5}\n',
         "'label' is nan, a word or a number is needed",
     ),
     "rows.JSON": (b'{"text": "a"}', "holds a dict, a list of rows is needed"),
-    "rows.jsonl.gz": (b"\x1f\x8b", "is not supported: its name has the ending .gz."),
+    "rows.jsonl.gz": (b"\x1f\x8b", "cannot be unpacked"),
     "blank.txt": (b"\n \n", "'text' is empty"),
     "table.parquet": (b"PAR1 and no more", "cannot be read as a table"),
 }
