@@ -31,7 +31,7 @@ CONFIG = "adapter_config.json"
 EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
 DEFAULT_ALPHA = 8
 MOST_KEYS = 300
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
+PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming", "mica")
 # PEFT writes these layers along after a change of the vocabulary, without a word in the config.
 VOCABULARY_LAYERS = ("embed_tokens", "lm_head")
 # The last PEFT that adds the change of an attention's out_proj twice: every forward merges, and

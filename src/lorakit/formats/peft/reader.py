@@ -239,6 +239,8 @@ def _resolve_modules(contents: Contents) -> dict[str, Module]:
     modules = _rename_attention(modules, paths)
     faults += _find_foreign_parameters(contents.by_module.rest, config, header, modules)
     faults += _find_listing_faults(modules, header)
+    if header.version == 1:
+        faults += _find_old_products(modules)
     settings = _resolve_settings(modules, paths, config)
     faults += _find_setting_faults(settings.values())
     for name, module in modules.items():
@@ -302,6 +304,16 @@ def _find_listing_faults(modules: Mapping[str, ModuleTensors], header: Header) -
     for name in modules:
         if name not in header.kinds:
             yield f"{PREFIX}{name}   is extra: the header does not list it"
+
+
+def _find_old_products(modules: Mapping[str, ModuleTensors]) -> Iterator[str]:
+    """Yield the modules of LoKr whose factors lorakit 0.1.0 multiplied in another order."""
+    for name, module in modules.items():
+        if "w2" in module.tensors and len(module.kernel) == 1:
+            yield (
+                f"{PREFIX}{name}   w1 and w2 of a one-dimensional convolution are multiplied in "
+                "PEFT's order, and the file is of lorakit 0.1.0, which used another: train it again"
+            )
 
 
 def _find_setting_faults(settings: Iterable[Settings]) -> list[str]:
