@@ -18,7 +18,7 @@ from lorakit.formats.checked_json import format_value, is_object, parse_json
 from lorakit.formats.peft.methods import ADALORA, METHODS_BY_TYPE, TYING, Method
 from lorakit.formats.peft.patterns import (
     MOST_EXPRESSIONS,
-    PatternTable,
+    ValuesByPattern,
     count_expressions,
     find_expression_fault,
     list_last_parts,
@@ -71,8 +71,8 @@ class PeftConfig:
     method: Method
     rank: int
     alpha: float | None
-    ranks: PatternTable[int]
-    alphas: PatternTable[float]
+    ranks: ValuesByPattern[int]
+    alphas: ValuesByPattern[float]
     scale_rule: str
     dropout: float
     init: str
@@ -271,8 +271,8 @@ def parse_config(values: JsonObject, method: Method) -> PeftConfig:
         method=method,
         rank=settings.get("rank", method.default_rank),
         alpha=settings.get("alpha", DEFAULT_ALPHA) if "alpha" in keys else None,
-        ranks=PatternTable(settings.get("ranks", {})),
-        alphas=PatternTable(settings.get("alphas", {})),
+        ranks=ValuesByPattern(settings.get("ranks", {})),
+        alphas=ValuesByPattern(settings.get("alphas", {})),
         scale_rule="alpha/sqrt(rank)" if settings.get("rslora") else "alpha/rank",
         dropout=settings.get("dropout", 0.0),
         init="gaussian" if is_gaussian else "kaiming",
