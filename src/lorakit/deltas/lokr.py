@@ -104,7 +104,7 @@ class LoKr(Delta):
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
         w1, w2 = self.factor("w1"), self.factor("w2")
-        if len(self.kernel) == 1 and self.w2 is not None:
+        if len(self.kernel) == 1 and self._parameters["w2"] is not None:
             by_channel = w2.reshape(len(w2), -1, *self.kernel)
             product = torch.kron(by_channel, w1.unsqueeze(2))
             return self.scale * product.flatten(1)

@@ -109,8 +109,9 @@ def resolve_targets(model: nn.Module, spec: Spec, places: Mapping[str, Place]) -
     )
     check_overrides(spec, chosen)
     settings = {name: spec.settings(name) for name in chosen}
-    # Files list the experts of a stack by tensor, all other places by module.
-    modules = [place.module_name for place in chosen.values() if place.site.kind != "experts"]
+    # Files list these by tensor, all other places by module.
+    by_tensor = ("experts", "parameter")
+    modules = [place.module_name for place in chosen.values() if place.site.kind not in by_tensor]
     layers = tuple(dict.fromkeys(modules))
     return Selection(spec, chosen, settings, full_modules, layers)
 

@@ -15,7 +15,8 @@ from lorakit.sites.slot import base_modules, base_parameters
 from lorakit.spec import is_inside
 from lorakit.text import did_you_mean, near_misses, plural
 
-SAME_FACTORS = {"linear", "conv1d"}  # kinds of sites whose factors fit one another
+# Kinds of sites whose factors fit one another.
+SAME_FACTORS = ({"linear", "conv1d"}, {"linear", "parameter"})
 
 
 def fit_adapter(
@@ -119,7 +120,7 @@ def _mismatches(delta: Delta, place: Place) -> Iterator[str]:
     """Yield the ways in which a delta does not fit a place of its name."""
     kind = place.site.kind
     kernel = place.site.kernel(place.layer)
-    if delta.kind and delta.kind != kind and {delta.kind, kind} != SAME_FACTORS:
+    if delta.kind and delta.kind != kind and {delta.kind, kind} not in SAME_FACTORS:
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
     if delta.kind and delta.kernel != kernel:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"

@@ -193,6 +193,8 @@ LOW_RANK: tuple[Options, ...] = (
     {**LIN0, "init_lora_weights": "orthogonal"},
     {**LIN0, "init_lora_weights": "mica"},
     {**BOTH, "exclude_modules": ["lin1"]},
+    {**LIN0, "target_parameters": ["lin1.weight"]},
+    {"target_modules": [], "target_parameters": ["lin0.weight"]},
 )
 TRANSFORMER: tuple[Options, ...] = (
     ATTENTION,
@@ -205,10 +207,12 @@ TRANSFORMER: tuple[Options, ...] = (
     {"target_modules": "all-linear", "exclude_modules": ["up_proj"]},
     on("embed_tokens", "q_proj"),
     on("embed_tokens", "lm_head"),
+    on("q_proj", target_parameters=["down_proj.weight"]),
 )
 
 CASES: dict[str, tuple[str, str, Options]] = {
     **name_cases("perceptron", "Lora", *LOW_RANK),
+    **name_cases("own", "Lora", {"target_modules": [], "target_parameters": ["lin0.weight"]}),
     **name_cases(
         "lookup",
         "Lora",
@@ -297,7 +301,12 @@ for family in ("mixtral", "qwen3-moe"):
         "Lora",
         ATTENTION,
         {**ATTENTION, "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},
+        {**ATTENTION, "target_parameters": ["gate.weight"]},
+        on("q_proj", target_parameters=["experts.down_proj", "gate.weight"]),
+        {"target_modules": [], "target_parameters": ["experts.down_proj", "o_proj.weight"]},
     )
+CASES |= name_cases("mixtral", "Lora", on("q_proj", "w1", "w2", "w3"), on("q_proj", "gate", "w2"))
+CASES |= name_cases("qwen3-moe", "Lora", on("q_proj", "gate_proj", "up_proj", "down_proj"))
 
 MIXED_GROUPS = "A mixes the channels of all groups, which no change of its weight does"
 CHANGED_BASE = "stores the factors relative to a base that it changed"

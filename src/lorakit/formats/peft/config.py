@@ -375,7 +375,14 @@ def _choose_targets(config: PeftConfig, names: Iterable[str]) -> str | tuple[str
     targets = config.targets
     if isinstance(targets, str) or config.exclude or config.limits_layers or config.tie:
         return full_names
-    return (*(targets or ()), *config.target_parameters) or full_names
+    parameters = [_name_parameter(name, full_names) for name in config.target_parameters]
+    return (*(targets or ()), *parameters) or full_names
+
+
+def _name_parameter(parameter: str, names: Iterable[str]) -> str:
+    """Return lorakit's name of a target parameter: that of the module for a module's weight."""
+    module = parameter.removesuffix(".weight")
+    return module if any(matches(module, name) for name in names) else parameter
 
 
 def find_target_names(config: PeftConfig, names: Iterable[str]) -> tuple[str, ...] | str:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lorakit.deltas.base import LowRank
 from lorakit.deltas.dora import DoRA
-from lorakit.formats.peft.expert_stacks import flatten_stack
 from lorakit.formats.peft.methods import PREFIX
 from lorakit.formats.peft.module_tensors import ModuleTensors, SortedTensors, group_by_module
+from lorakit.formats.peft.target_parameters import flatten_stack
 from lorakit.spec import full_name
 
 LINEAR_ENDINGS = {"A": ".lora_A.weight", "B": ".lora_B.weight"}

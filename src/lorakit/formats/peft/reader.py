@@ -36,7 +36,6 @@ from lorakit.formats.peft.config import (
     read_config,
 )
 from lorakit.formats.peft.deltas import Module, build_deltas
-from lorakit.formats.peft.expert_stacks import restore_stacks
 from lorakit.formats.peft.header import Header, parse_header
 from lorakit.formats.peft.lora_tensors import sort_lora_tensors
 from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX
@@ -45,10 +44,11 @@ from lorakit.formats.peft.origin import find_origin_faults, is_same_json
 from lorakit.formats.peft.packed import attention_name, find_attention_paths
 from lorakit.formats.peft.parameter_tensors import sort_parameters
 from lorakit.formats.peft.spec_header import spec_from_header
+from lorakit.formats.peft.target_parameters import restore_parameters
 from lorakit.formats.peft.token_rows import IDS_KEY, split_token_rows
 from lorakit.formats.peft.weights import PICKLE, WEIGHTS, read_weights
 from lorakit.formats.tensor_files import find_value_faults
-from lorakit.spec import Settings, Spec, setting_faults
+from lorakit.spec import Settings, Spec, full_name, setting_faults
 from lorakit.text import plural
 
 SAVE_AGAIN = (
@@ -156,8 +156,14 @@ def _read(folder: Path, *, unchecked: bool) -> AdapterParts:
         deltas={**deltas, **contents.token_rows},
         full_parameters={name: nn.Parameter(tensor) for name, tensor in full_parameters.items()},
         provenance=_collect_provenance(config, header),
-        target_names=find_target_names(config, header.kinds or modules),
+        target_names=find_target_names(config, _list_layers(header, modules)),
     )
+
+
+def _list_layers(header: Header, modules: Mapping[str, Module]) -> list[str]:
+    """Return the modules of a file that are not adapted by the names of their parameters."""
+    kinds = header.kinds or {name: module.tensors.kind for name, module in modules.items()}
+    return [name for name, kind in kinds.items() if kind != "parameter"]
 
 
 def _refusal(folder: Path, faults: Iterable[str], advice: str = "") -> AdapterFileError:
@@ -227,12 +233,8 @@ def _resolve_modules(contents: Contents) -> dict[str, Module]:
     """Step 2: give every module its name in lorakit and its settings; refuse all faults so far."""
     config, header = contents.config, contents.header
     faults = list(contents.faults)
-    modules, stack_faults = restore_stacks(
-        contents.by_module.modules,
-        config.target_parameters,
-        lambda name: config.settings(name).rank,
-    )
-    faults += stack_faults
+    modules, parameter_faults = restore_parameters(contents.by_module.modules, config)
+    faults += parameter_faults
     # Without notes on packed deltas PEFT wrote the file: an attention has both weights, and both
     # have one rank.
     paths = {} if header.packed else find_attention_paths(modules)
@@ -263,6 +265,8 @@ def _resolve_settings(
     settings: dict[str, Settings] = {}
     for name, module in modules.items():
         config_name = attention_name(paths.get(name, name))
+        if module.kind == "parameter":
+            config_name = full_name(name, "weight")
         own = config.settings(config_name, module.kind)
         if config.doubles_out_proj and name in paths and name.endswith("out_proj"):
             own = replace(own, alpha=2 * own.alpha)

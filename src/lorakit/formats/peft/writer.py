@@ -19,13 +19,13 @@ from lorakit.files import replace_files
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import CONFIG
 from lorakit.formats.peft.config_writer import build_config
-from lorakit.formats.peft.expert_stacks import find_stack_paths
 from lorakit.formats.peft.header import FORMAT, Header, MatrixShape
 from lorakit.formats.peft.lora_tensors import layout_lora_tensors
 from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX
 from lorakit.formats.peft.packed import OUT_PROJ_PATH, Notes, Packed, pack
 from lorakit.formats.peft.parameter_tensors import layout_parameters
 from lorakit.formats.peft.spec_header import spec_to_header
+from lorakit.formats.peft.target_parameters import find_stack_paths
 from lorakit.formats.peft.token_rows import (
     describe_token_layers,
     layout_token_rows,
