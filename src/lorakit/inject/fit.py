@@ -7,6 +7,7 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch
+from lorakit.inject.conversions import convert_adapter
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.names import fit_names
@@ -40,6 +41,7 @@ def fit_adapter(
     origin = f"The file says it was trained on {base}. " if base else ""
     advice = f"{origin}Nothing was attached."
     parameters = dict(base_parameters(model))
+    convert_adapter(model, adapter, places)
     fit_names(adapter, places, parameters)
     full_modules = find_full_modules(model, adapter.spec.full_modules, require_match=False)
     faults = [
