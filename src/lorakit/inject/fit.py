@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+import torch
 from torch import nn
 
 from lorakit.adapter import Adapter
@@ -12,6 +13,7 @@ from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.names import fit_names
 from lorakit.inject.places import Place
+from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import base_modules, base_parameters
 from lorakit.spec import is_inside
 from lorakit.text import did_you_mean, near_misses, plural
@@ -56,6 +58,7 @@ def fit_adapter(
             f"The adapter does not fit {type(model).__name__}: {counts}.", faults, advice
         )
     check_base(model, adapter, full_modules, any_base=any_base, advice=advice)
+    _settle_own_weights(adapter, places, parameters)
     _move_to_layers(adapter, places, parameters)
     return adapter
 
@@ -81,6 +84,27 @@ def check_base(
             f"({found}).",
             advice=f"{advice} Pass any_base=True (--any-base) if you mean it.",
         )
+
+
+def _settle_own_weights(
+    adapter: Adapter, places: Mapping[str, Place], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Leave out the weights of adapted layers that the model has too.
+
+    PEFT writes the weights of adapted embeddings along. Those of a vocabulary that was resized
+    differ from the model's, and replace them in all layers that share them.
+    """
+    for name in adapter.deltas:
+        path = places[name].weight_name
+        own, weight = adapter.full_parameters.get(path), parameters.get(path)
+        if own is None or weight is None:
+            continue
+        if torch.equal(own.to(weight), weight):
+            del adapter.full_parameters[path]
+            continue
+        for other, shared in parameters.items():
+            if memory_of(shared) == memory_of(weight) and other not in adapter.full_parameters:
+                adapter.full_parameters[other] = nn.Parameter(own.detach().clone())
 
 
 def _move_to_layers(

@@ -14,7 +14,7 @@ from torch import nn
 import lorakit
 from lorakit import Adapter
 
-from ..models import bert, llama, logits, randn, tied
+from ..models import bert, gpt2, llama, logits, randn, tied
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -44,6 +44,11 @@ def outputs(base: nn.Module, folder: Path) -> torch.Tensor:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any]]] = {
+    "embeddings of another name saved along": (
+        gpt2,
+        {"target_modules": ["c_attn"]},
+        {"save_embedding_layers": True},
+    ),
     "embeddings saved along": (
         resized,
         {"target_modules": ["q_proj", "v_proj"]},
@@ -116,3 +121,57 @@ def test_keys_of_other_programs_do_no_harm(tmp_path: Path) -> None:
     added |= {"merge_weights": True, "created_at": "today", "_from_model_config": True}
     path.write_text(json.dumps({**json.loads(path.read_text()), **added}))
     assert torch.allclose(outputs(llama(), tmp_path), want, atol=1e-5)
+
+
+def grown(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a model with 16 more tokens, whose embedding and head depend on the seed."""
+    model = build()
+    model.resize_token_embeddings(66, mean_resizing=False)
+    for place, layer in enumerate((model.get_input_embeddings(), model.get_output_embeddings())):
+        layer.weight.data.copy_(randn(*layer.weight.shape, seed=seed + place))
+    return model.eval()
+
+
+ROWS = {"target_modules": ["q_proj"], "trainable_token_indices": [3, 64]}
+GROWN: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "embedding": (llama, {"target_modules": ["q_proj", "embed_tokens"]}),
+    "both": (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "both, dora": (llama, {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}),
+    "tied, embedding": (tied, {"target_modules": ["q_proj", "embed_tokens"]}),
+    "tied, head": (tied, {"target_modules": ["q_proj", "lm_head"]}),
+    "tied, both": (tied, {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
+    "rows of tokens": (llama, ROWS),
+    "tied, rows of tokens": (tied, ROWS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GROWN)
+def test_the_weight_of_an_adapted_embedding_is_that_of_the_file(case: str, tmp_path: Path) -> None:
+    """PEFT writes it along, and loads it into a base whose vocabulary was resized again."""
+    build, config = GROWN[case]
+    trained = save(tmp_path, grown(build, 1), config, save_embedding_layers=True)
+    theirs = peft.PeftModel.from_pretrained(grown(build, 5), tmp_path).eval()
+    want = logits(theirs)
+    model = grown(build, 5)
+    before = logits(model)
+    adapter = lorakit.attach(model, Adapter.load(tmp_path))
+    assert torch.allclose(logits(model), want, atol=1e-4)
+    assert (before - want).abs().max() > 1
+    undo = lorakit.merge(model)
+    assert torch.allclose(logits(model), want, atol=1e-4)
+    lorakit.unmerge(model, undo)
+    again = adapter.save(tmp_path / "again")
+    assert Adapter.load(again) == adapter
+    lorakit.detach(model)
+    assert torch.equal(logits(model), before)
+    theirs = peft.PeftModel.from_pretrained(grown(build, 5), again).eval()
+    assert torch.allclose(logits(theirs), want, atol=1e-4)
+    # On the base of the training nothing is replaced.
+    same = grown(build, 1)
+    assert "model.embed_tokens.weight" not in attached(same, tmp_path).full_parameters
+    assert torch.allclose(logits(same), trained, atol=1e-4)
+
+
+def attached(model: nn.Module, folder: Path) -> Adapter:
+    return lorakit.attach(model, Adapter.load(folder))

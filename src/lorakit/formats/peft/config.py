@@ -33,7 +33,16 @@ DEFAULT_ALPHA = 8
 MOST_KEYS = 300
 PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming", "mica")
 # PEFT writes these layers along after a change of the vocabulary, without a word in the config.
-VOCABULARY_LAYERS = ("embed_tokens", "lm_head")
+VOCABULARY_LAYERS = (
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "shared",
+    "word_embeddings",
+    "tok_embeddings",
+    "embed_in",
+    "embed_out",
+)
 # The last PEFT that adds the change of an attention's out_proj twice: every forward merges, and
 # merging writes W + change and then merges the layer once more.
 LAST_DOUBLING_VERSION = [0, 21]
@@ -321,9 +330,9 @@ def is_part_of_adapter(path: str, config: PeftConfig, adapted: Collection[str]) 
 
 
 def is_saved_along(path: str) -> bool:
-    """Return True for the weight of an embedding or a head that PEFT writes by itself."""
+    """Return True for a parameter of an embedding or a head that PEFT writes by itself."""
     layer, _, key = path.rpartition(".")
-    return key == "weight" and layer.rpartition(".")[2] in VOCABULARY_LAYERS
+    return key in ("weight", "bias") and layer.rpartition(".")[2] in VOCABULARY_LAYERS
 
 
 def _list_outer_modules(name: str) -> list[str]:
@@ -349,9 +358,11 @@ def build_spec(
         full_parameters: names of the fully trained parameters.
     """
     full_modules = list(config.full_modules)
-    for path in filter(is_saved_along, full_parameters):
+    # PEFT trains no module in full that has, or shares, trained token rows.
+    saved_along = [] if token_rows else filter(is_saved_along, full_parameters)
+    for path in saved_along:
         layer = path.rpartition(".")[0]
-        if not any(matches(pattern, layer) for pattern in full_modules):
+        if layer not in settings and not any(matches(pattern, layer) for pattern in full_modules):
             full_modules.append(layer)
     words = {word: bias for bias, word in config.method.bias_words.items()}
     token_ids = {name: tuple(ids) for name, ids in list_token_ids(token_rows).items()}

@@ -287,14 +287,20 @@ def _rename_attention(
 
 
 def _find_foreign_parameters(
-    parameters: Iterable[str], config: PeftConfig, header: Header, modules: Iterable[str]
+    parameters: Iterable[str],
+    config: PeftConfig,
+    header: Header,
+    modules: Mapping[str, ModuleTensors],
 ) -> Iterator[str]:
     """Yield the parameters that neither the modules nor the config account for."""
     adapted = set(modules)
+    embeddings = {name for name, module in modules.items() if module.kind == "embedding"}
     for parts in header.packed.values():
         adapted.update(parts)
     for name in parameters:
-        if not is_part_of_adapter(name, config, adapted):
+        # PEFT writes the weight of an adapted embedding along.
+        is_known = name.removesuffix(".weight") in embeddings
+        if not is_known and not is_part_of_adapter(name, config, adapted):
             yield f"{PREFIX}{name}   is not part of the adapter that {CONFIG} describes"
 
 
