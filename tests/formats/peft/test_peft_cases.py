@@ -13,6 +13,7 @@ from torch import nn
 
 import lorakit
 from lorakit import Adapter
+from lorakit.errors import AdapterFileError
 
 from ..models import bert, gpt2, llama, logits, randn, tied
 
@@ -114,13 +115,39 @@ def test_keys_with_the_name_of_the_adapter_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_keys_of_other_programs_do_no_harm(tmp_path: Path) -> None:
+def test_keys_of_other_programs_do_no_harm_and_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     want = save(tmp_path, llama(), {"target_modules": ["q_proj"]})
     path = tmp_path / CONFIG
     added = {"unsloth_version": "2025.1", "library_name": "peft", "lora_dtype": "bfloat16"}
     added |= {"merge_weights": True, "created_at": "today", "_from_model_config": True}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **added}))
+    capsys.readouterr()
+    Adapter.load(tmp_path)
+    assert capsys.readouterr() == ("", "")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **added, "torch_dtype": None}))
     assert torch.allclose(outputs(llama(), tmp_path), want, atol=1e-5)
+    assert " ".join(capsys.readouterr().err.split()) == (
+        f"{path}: ignored, no tensor depends on it: _from_model_config, created_at, "
+        "library_name, lora_dtype, merge_weights, unsloth_version"
+    )
+
+
+@pytest.mark.slow
+def test_near_misses_are_of_keys_that_change_something(tmp_path: Path) -> None:
+    save(tmp_path, llama(), {"target_modules": ["q_proj"]})
+    path = tmp_path / CONFIG
+    added = {"unsloth_versions": "2025.1", "library_names": "peft", "lora_alpa": 3}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **added}))
+    with pytest.raises(AdapterFileError) as caught:
+        Adapter.load(tmp_path)
+    problem = f"{CONFIG}: unknown key"
+    assert caught.value.faults == [
+        f"{problem} 'unsloth_versions' = '2025.1' may change the meaning of the tensors",
+        f"{problem} 'library_names' = 'peft' may change the meaning of the tensors",
+        f"{problem} 'lora_alpa' = 3 may change the meaning of the tensors; did you mean "
+        "'lora_alpha'?",
+    ]
 
 
 def grown(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -15,7 +15,7 @@ from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import AdapterFileError
 from lorakit.formats.checked_json import format_value, is_object, parse_json
-from lorakit.formats.peft.methods import ADALORA, METHODS_BY_TYPE, TYING, Method
+from lorakit.formats.peft.methods import ADALORA, HARMLESS_KEYS, METHODS_BY_TYPE, TYING, Method
 from lorakit.formats.peft.patterns import (
     MOST_EXPRESSIONS,
     ValuesByPattern,
@@ -25,7 +25,7 @@ from lorakit.formats.peft.patterns import (
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
 from lorakit.spec import Settings, Spec, full_name, matches
-from lorakit.text import dtype_name, near_misses
+from lorakit.text import dtype_name, near_misses, print_message
 
 CONFIG = "adapter_config.json"
 EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
@@ -240,10 +240,22 @@ def _find_key_fault(key: str, value: object, method: Method) -> str:
     known = method.known_keys
     if key in known or is_off or value in ("", 0):
         return ""
-    hint = near_misses(key, known, count=1)
+    hint = near_misses(key, method.meaningful_keys, count=1)
     shown = f"{key!r} = {format_value(value)}"
     problem = f"unknown key {shown} may change the meaning of the tensors"
     return f"{problem}; {hint}" if hint else problem
+
+
+def tell_ignored_keys(folder: Path, values: JsonObject) -> None:
+    """Print the keys of other programs that are ignored, if there are any.
+
+    Args:
+        folder: of the config.
+        values: of the config, without nulls.
+    """
+    ignored = sorted(HARMLESS_KEYS.intersection(values))
+    if ignored:
+        print_message(f"{folder / CONFIG}: ignored, no tensor depends on it: {', '.join(ignored)}")
 
 
 def _find_pattern_faults(values: JsonObject, method: Method) -> Iterator[str]:

@@ -34,6 +34,7 @@ from lorakit.formats.peft.config import (
     parse_config,
     parse_config_file,
     read_config,
+    tell_ignored_keys,
 )
 from lorakit.formats.peft.deltas import Module, build_deltas
 from lorakit.formats.peft.header import Header, parse_header
@@ -199,6 +200,7 @@ def _read_contents(folder: Path, *, unchecked: bool) -> Contents:
     if description_faults:
         advice = SAVE_AGAIN.format(folder=str(folder)) if origin_faults else ""
         raise _refusal(folder, [*description_faults, *faults], advice)
+    tell_ignored_keys(folder, present)
     config = parse_config(present, method)
     return Contents(folder, config, header, tensors, by_module, split.deltas, tuple(faults))
 
