@@ -297,6 +297,9 @@ class Row:
         if self.delta == "lokr":
             w2 = own["w2"] if "w2" in own else own["w2_a"] @ own["w2_b"]
             product = torch.einsum("lm,kn->lkmn", own["w1"], w2)
+            if "w2" in own and len(delta.kernel) == 1:
+                by_channel = w2.unflatten(1, (-1, *delta.kernel))
+                product = torch.einsum("knt,lm->klnmt", by_channel, own["w1"])
             return scale * product.flatten(0, 1).flatten(1)
         A, B = self.factors(adapter, scale)
         product = B @ A

@@ -13,6 +13,9 @@ from lorakit.linalg import multiply_wide, widen
 class LoKr(Delta):
     """W' = W + scale (w1 kron w2); each factor may be a product, w1_a w1_b or w2_a w2_b.
 
+    A full w2 of a one-dimensional convolution is the first factor, w2 kron w1: PEFT multiplies it
+    so.
+
     Cost: the change is built in every forward pass.
 
     Args:
@@ -101,6 +104,10 @@ class LoKr(Delta):
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
         w1, w2 = self.factor("w1"), self.factor("w2")
+        if len(self.kernel) == 1 and self._parameters["w2"] is not None:
+            by_channel = w2.reshape(len(w2), -1, *self.kernel)
+            product = torch.kron(by_channel, w1.unsqueeze(2))
+            return self.scale * product.flatten(1)
         return self.scale * torch.kron(w1, w2.contiguous())
 
 

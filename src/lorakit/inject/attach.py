@@ -226,7 +226,8 @@ def _find_clashes(
             owners[path] = name
     for name in names:
         for path in _adapted_weights(adapters[name], places):
-            if path in owners:
+            # An adapter may change a weight that it brings along itself.
+            if owners.get(path, name) != name:
                 faults.append(
                     f"{path}   is trained in full by {owners[path]!r} and adapted by {name!r}"
                 )

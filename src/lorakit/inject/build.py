@@ -16,7 +16,7 @@ from lorakit.inits import start
 from lorakit.inits.classic import generator_for
 from lorakit.inject.fingerprint import describe_base, fingerprint
 from lorakit.inject.full_parameters import copy_full_parameters, expand_norms, find_full_modules
-from lorakit.inject.places import Place, check_parts, explain_unmatched
+from lorakit.inject.places import Place, check_parts, explain_unmatched, list_modules
 from lorakit.inject.targets import select, short_names
 from lorakit.inject.token_rows import start_token_rows
 from lorakit.inject.tying import tie_factors
@@ -109,9 +109,7 @@ def resolve_targets(model: nn.Module, spec: Spec, places: Mapping[str, Place]) -
     )
     check_overrides(spec, chosen)
     settings = {name: spec.settings(name) for name in chosen}
-    # Files list the experts of a stack by tensor, all other places by module.
-    modules = [place.module_name for place in chosen.values() if place.site.kind != "experts"]
-    layers = tuple(dict.fromkeys(modules))
+    layers = list_modules(chosen.values())
     return Selection(spec, chosen, settings, full_modules, layers)
 
 

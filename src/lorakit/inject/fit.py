@@ -2,20 +2,24 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
+import torch
 from torch import nn
 
 from lorakit.adapter import Adapter
 from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch
+from lorakit.inject.conversions import convert_adapter
 from lorakit.inject.fingerprint import fingerprint
 from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.names import fit_names
 from lorakit.inject.places import Place
+from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import base_modules, base_parameters
 from lorakit.spec import is_inside
 from lorakit.text import did_you_mean, near_misses, plural
 
-SAME_FACTORS = {"linear", "conv1d"}  # kinds of sites whose factors fit one another
+# Kinds of sites whose factors fit one another.
+SAME_FACTORS = ({"linear", "conv1d"}, {"linear", "parameter"})
 
 
 def fit_adapter(
@@ -39,6 +43,7 @@ def fit_adapter(
     origin = f"The file says it was trained on {base}. " if base else ""
     advice = f"{origin}Nothing was attached."
     parameters = dict(base_parameters(model))
+    convert_adapter(model, adapter, places)
     fit_names(adapter, places, parameters)
     full_modules = find_full_modules(model, adapter.spec.full_modules, require_match=False)
     faults = [
@@ -53,6 +58,7 @@ def fit_adapter(
             f"The adapter does not fit {type(model).__name__}: {counts}.", faults, advice
         )
     check_base(model, adapter, full_modules, any_base=any_base, advice=advice)
+    _settle_own_weights(adapter, places, parameters)
     _move_to_layers(adapter, places, parameters)
     return adapter
 
@@ -78,6 +84,27 @@ def check_base(
             f"({found}).",
             advice=f"{advice} Pass any_base=True (--any-base) if you mean it.",
         )
+
+
+def _settle_own_weights(
+    adapter: Adapter, places: Mapping[str, Place], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Leave out the weights of adapted layers that the model has too.
+
+    PEFT writes the weights of adapted embeddings along. Those of a vocabulary that was resized
+    differ from the model's, and replace them in all layers that share them.
+    """
+    for name in adapter.deltas:
+        path = places[name].weight_name
+        own, weight = adapter.full_parameters.get(path), parameters.get(path)
+        if own is None or weight is None:
+            continue
+        if torch.equal(own.to(weight), weight):
+            del adapter.full_parameters[path]
+            continue
+        for other, shared in parameters.items():
+            if memory_of(shared) == memory_of(weight) and other not in adapter.full_parameters:
+                adapter.full_parameters[other] = nn.Parameter(own.detach().clone())
 
 
 def _move_to_layers(
@@ -119,7 +146,7 @@ def _mismatches(delta: Delta, place: Place) -> Iterator[str]:
     """Yield the ways in which a delta does not fit a place of its name."""
     kind = place.site.kind
     kernel = place.site.kernel(place.layer)
-    if delta.kind and delta.kind != kind and {delta.kind, kind} != SAME_FACTORS:
+    if delta.kind and delta.kind != kind and {delta.kind, kind} not in SAME_FACTORS:
         yield f"was made for a layer of kind {delta.kind}, the model's is {kind}"
     if delta.kind and delta.kernel != kernel:
         yield f"was made for a kernel of {delta.kernel}, the layer's is {kernel}"

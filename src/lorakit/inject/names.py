@@ -12,7 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from lorakit.adapter import Adapter
-from lorakit.inject.places import Place
+from lorakit.inject.places import Place, list_modules
 from lorakit.sites.slot import WRAPPERS
 from lorakit.spec import Spec
 
@@ -79,8 +79,7 @@ def fit_names(
     adapter.full_parameters = {
         tensors[name]: tensor for name, tensor in adapter.full_parameters.items()
     }
-    modules = [places[name].module_name for name in adapter.deltas]
-    adapter.target_names = tuple(dict.fromkeys(modules))
+    adapter.target_names = list_modules(places[name] for name in adapter.deltas)
     adapter.spec = _strip_spec(adapter.spec)
 
 

@@ -101,6 +101,15 @@ def find_places(
     return places
 
 
+def list_modules(places: Iterable[Place]) -> tuple[str, ...]:
+    """Return the modules of places under which files list them, each once.
+
+    Files list experts, and the weight of a module of an unknown class, by tensor.
+    """
+    by_module = [place for place in places if place.site.kind not in ("experts", "parameter")]
+    return tuple(dict.fromkeys(place.module_name for place in by_module))
+
+
 def make_layout(sizes: Mapping[str, int]) -> Layout:
     """Return the layout for one entry of `Spec.parts`."""
     outputs = {part: size for part, size in sizes.items() if part != "groups"}

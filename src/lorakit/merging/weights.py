@@ -72,9 +72,11 @@ def merge(model: nn.Module, *, allow_loss: bool = False) -> Undo:
     state = get_state(model)
     _check_mergeable(state)
     base = dict(base_parameters(model))
-    full = _enabled_full_parameters(state)
+    full: dict[str, Tensor] = {**_enabled_full_parameters(state)}
     sums = find_sums(model, state)
     _check_weights(base, full, sums)
+    # While the adapters are on, their sum is with the weight that one of them brings along.
+    full |= {path: sums.pop(path).stored() for path in full.keys() & sums.keys()}
     quantised_sums = {path: total for path, total in sums.items() if total.site.is_quantised}
     new_quantised, rounding = requantise(quantised_sums, allow_loss=allow_loss)
     undo = Undo(
@@ -120,7 +122,7 @@ def _enabled_full_parameters(state: State) -> dict[str, nn.Parameter]:
 
 def _check_weights(
     base: Mapping[str, nn.Parameter],
-    full: Mapping[str, nn.Parameter],
+    full: Mapping[str, Tensor],
     sums: Mapping[str, WeightSum],
 ) -> None:
     """Refuse weights that the model does not store, and trained values that are not finite."""
@@ -143,7 +145,7 @@ def _check_weights(
 def _new_values(
     paths: list[str],
     weight: nn.Parameter,
-    full: Mapping[str, nn.Parameter],
+    full: Mapping[str, Tensor],
     sums: Mapping[str, WeightSum],
 ) -> dict[str, Tensor]:
     """Return the merged values of those of these names that change.

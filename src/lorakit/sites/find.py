@@ -15,7 +15,7 @@ from lorakit.sites.fused_parts import Layout, OutputSliceSite, make_qkv_layout
 from lorakit.sites.linear import LINEAR_LAYERS
 from lorakit.sites.quantised import QUANTISED
 from lorakit.sites.recurrent import recurrent_sites
-from lorakit.sites.weight_swap import IN_PROJ, OUT_PROJ, SEPARATE_PROJECTIONS
+from lorakit.sites.weight_swap import IN_PROJ, OUT_PROJ, OWN_WEIGHT, SEPARATE_PROJECTIONS
 
 FUSED_KINDS = ("linear", "conv1d")
 """Kinds of layers whose matrix may hold several projections."""
@@ -99,6 +99,7 @@ def sites_of(
     if site is None:
         for stack in expert_sites(layer):
             yield stack.name, stack
+        yield from _supported(layer, [("", OWN_WEIGHT)])
         return
     yield "", site
     if site.kind not in FUSED_KINDS:

@@ -9,7 +9,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from lorakit.sites.base import LayerT, Site, WeightedChange, is_plain
+from lorakit.sites.base import LayerT, Site, WeightedChange, is_plain, own_weight
 from lorakit.spec import Settings
 
 
@@ -91,6 +91,23 @@ class NamedWeightSite(SwappedWeightSite[nn.Module]):
         return weight is not None and is_plain(weight)
 
 
+@final
+class OwnWeightSite(SwappedWeightSite[nn.Module]):
+    """The matrix that a module keeps as its parameter `weight`, such as the router of experts."""
+
+    def supports(self, layer: nn.Module) -> bool:
+        if any(known.__module__.startswith("torch.") for known in _list_own_classes(layer)):
+            return False
+        weight = own_weight(layer)
+        return weight is not None and weight.ndim == 2
+
+
+def _list_own_classes(layer: nn.Module) -> list[type]:
+    """Return the class of a module and those that it derives from, without nn.Module."""
+    return [known for known in type(layer).__mro__ if known is not nn.Module]
+
+
+OWN_WEIGHT = OwnWeightSite("parameter", "weight")
 IN_PROJ = NamedWeightSite("in_proj", "in_proj_weight")
 OUT_PROJ = NamedWeightSite("out_proj", "out_proj.weight")
 # Of an attention with keys and values of other widths than its queries.

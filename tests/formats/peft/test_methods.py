@@ -22,7 +22,7 @@ peft = pytest.importorskip("peft")
 from lorakit.formats.peft.methods import METHODS_BY_TYPE  # noqa: E402
 
 from ..models import FAMILIES, fill, logits, randn  # noqa: E402
-from ..rewrite import make_foreign  # noqa: E402
+from ..rewrite import make_foreign, rewrite  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -299,3 +299,16 @@ def test_faulty_file_is_refused(case: str, tmp_path: Path) -> None:
     with pytest.raises(AdapterFileError) as caught:
         Adapter.load(tmp_path)
     assert any(text in fault for fault in caught.value.faults), caught.value.faults
+
+
+def test_the_product_of_an_old_file_is_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv1d(4, 6, 2))
+    fill(lorakit.attach(model, Spec(delta="lokr", rank=4, targets=["0"]))).save(tmp_path)
+    rewrite(tmp_path, entries={"format": 1})
+    with pytest.raises(AdapterFileError) as caught:
+        Adapter.load(tmp_path, unchecked=True)
+    assert str(caught.value).endswith(
+        "1 fault.\n  base_model.model.0   w1 and w2 of a one-dimensional convolution are "
+        "multiplied in PEFT's order, and the file is of lorakit 0.1.0, which used another: train "
+        "it again\nNothing was loaded."
+    )

@@ -14,7 +14,7 @@ from torch import nn
 import lorakit
 from lorakit import Adapter, LowRank, Spec
 from lorakit.errors import AdapterFileError
-from lorakit.formats.peft.patterns import LONGEST, MOST_EXPRESSIONS, PatternTable
+from lorakit.formats.peft.patterns import LONGEST, MOST_EXPRESSIONS, ValuesByPattern
 
 from ..models import fill
 from ..rewrite import CONFIG, make_foreign
@@ -51,7 +51,7 @@ PATTERNS = [
 @pytest.mark.parametrize("name", NAMES)
 def test_each_pattern_matches_as_in_peft(name: str) -> None:
     for pattern in PATTERNS:
-        table = PatternTable({pattern: "found"})
+        table = ValuesByPattern({pattern: "found"})
         is_match = re.match(rf"(.*\.)?({pattern})$", name) is not None
         assert (table.find(name, "none") == "found") == is_match, pattern
 
@@ -59,7 +59,7 @@ def test_each_pattern_matches_as_in_peft(name: str) -> None:
 @pytest.mark.parametrize("start", range(len(PATTERNS)))
 def test_the_first_pattern_counts_as_in_peft(start: int) -> None:
     patterns = PATTERNS[start:] + PATTERNS[:start]
-    table = PatternTable({pattern: pattern for pattern in patterns})
+    table = ValuesByPattern({pattern: pattern for pattern in patterns})
     for name in NAMES:
         assert table.find(name, name) == get_pattern_key(patterns, name)
 

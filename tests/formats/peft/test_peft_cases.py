@@ -13,8 +13,9 @@ from torch import nn
 
 import lorakit
 from lorakit import Adapter
+from lorakit.errors import AdapterFileError
 
-from ..models import bert, llama, logits, randn, tied
+from ..models import bert, gpt2, llama, logits, randn, tied
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -44,6 +45,11 @@ def outputs(base: nn.Module, folder: Path) -> torch.Tensor:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], dict[str, Any]]] = {
+    "embeddings of another name saved along": (
+        gpt2,
+        {"target_modules": ["c_attn"]},
+        {"save_embedding_layers": True},
+    ),
     "embeddings saved along": (
         resized,
         {"target_modules": ["q_proj", "v_proj"]},
@@ -109,10 +115,90 @@ def test_keys_with_the_name_of_the_adapter_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_keys_of_other_programs_do_no_harm(tmp_path: Path) -> None:
+def test_keys_of_other_programs_do_no_harm_and_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     want = save(tmp_path, llama(), {"target_modules": ["q_proj"]})
     path = tmp_path / CONFIG
     added = {"unsloth_version": "2025.1", "library_name": "peft", "lora_dtype": "bfloat16"}
     added |= {"merge_weights": True, "created_at": "today", "_from_model_config": True}
-    path.write_text(json.dumps({**json.loads(path.read_text()), **added}))
+    capsys.readouterr()
+    Adapter.load(tmp_path)
+    assert capsys.readouterr() == ("", "")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **added, "torch_dtype": None}))
     assert torch.allclose(outputs(llama(), tmp_path), want, atol=1e-5)
+    assert " ".join(capsys.readouterr().err.split()) == (
+        f"{path}: ignored, no tensor depends on it: _from_model_config, created_at, "
+        "library_name, lora_dtype, merge_weights, unsloth_version"
+    )
+
+
+@pytest.mark.slow
+def test_near_misses_are_of_keys_that_change_something(tmp_path: Path) -> None:
+    save(tmp_path, llama(), {"target_modules": ["q_proj"]})
+    path = tmp_path / CONFIG
+    added = {"unsloth_versions": "2025.1", "library_names": "peft", "lora_alpa": 3}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **added}))
+    with pytest.raises(AdapterFileError) as caught:
+        Adapter.load(tmp_path)
+    problem = f"{CONFIG}: unknown key"
+    assert caught.value.faults == [
+        f"{problem} 'unsloth_versions' = '2025.1' may change the meaning of the tensors",
+        f"{problem} 'library_names' = 'peft' may change the meaning of the tensors",
+        f"{problem} 'lora_alpa' = 3 may change the meaning of the tensors; did you mean "
+        "'lora_alpha'?",
+    ]
+
+
+def grown(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Return a model with 16 more tokens, whose embedding and head depend on the seed."""
+    model = build()
+    model.resize_token_embeddings(66, mean_resizing=False)
+    for place, layer in enumerate((model.get_input_embeddings(), model.get_output_embeddings())):
+        layer.weight.data.copy_(randn(*layer.weight.shape, seed=seed + place))
+    return model.eval()
+
+
+ROWS = {"target_modules": ["q_proj"], "trainable_token_indices": [3, 64]}
+GROWN: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
+    "embedding": (llama, {"target_modules": ["q_proj", "embed_tokens"]}),
+    "both": (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "both, dora": (llama, {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}),
+    "tied, embedding": (tied, {"target_modules": ["q_proj", "embed_tokens"]}),
+    "tied, head": (tied, {"target_modules": ["q_proj", "lm_head"]}),
+    "tied, both": (tied, {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}),
+    "rows of tokens": (llama, ROWS),
+    "tied, rows of tokens": (tied, ROWS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", GROWN)
+def test_the_weight_of_an_adapted_embedding_is_that_of_the_file(case: str, tmp_path: Path) -> None:
+    """PEFT writes it along, and loads it into a base whose vocabulary was resized again."""
+    build, config = GROWN[case]
+    trained = save(tmp_path, grown(build, 1), config, save_embedding_layers=True)
+    theirs = peft.PeftModel.from_pretrained(grown(build, 5), tmp_path).eval()
+    want = logits(theirs)
+    model = grown(build, 5)
+    before = logits(model)
+    adapter = lorakit.attach(model, Adapter.load(tmp_path))
+    assert torch.allclose(logits(model), want, atol=1e-4)
+    assert (before - want).abs().max() > 1
+    undo = lorakit.merge(model)
+    assert torch.allclose(logits(model), want, atol=1e-4)
+    lorakit.unmerge(model, undo)
+    again = adapter.save(tmp_path / "again")
+    assert Adapter.load(again) == adapter
+    lorakit.detach(model)
+    assert torch.equal(logits(model), before)
+    theirs = peft.PeftModel.from_pretrained(grown(build, 5), again).eval()
+    assert torch.allclose(logits(theirs), want, atol=1e-4)
+    # On the base of the training nothing is replaced.
+    same = grown(build, 1)
+    assert "model.embed_tokens.weight" not in attached(same, tmp_path).full_parameters
+    assert torch.allclose(logits(same), trained, atol=1e-4)
+
+
+def attached(model: nn.Module, folder: Path) -> Adapter:
+    return lorakit.attach(model, Adapter.load(folder))

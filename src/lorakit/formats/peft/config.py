@@ -15,25 +15,34 @@ from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import AdapterFileError
 from lorakit.formats.checked_json import format_value, is_object, parse_json
-from lorakit.formats.peft.methods import ADALORA, METHODS_BY_TYPE, TYING, Method
+from lorakit.formats.peft.methods import ADALORA, HARMLESS_KEYS, METHODS_BY_TYPE, TYING, Method
 from lorakit.formats.peft.patterns import (
     MOST_EXPRESSIONS,
-    PatternTable,
+    ValuesByPattern,
     count_expressions,
     find_expression_fault,
     list_last_parts,
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
 from lorakit.spec import Settings, Spec, full_name, matches
-from lorakit.text import dtype_name, near_misses
+from lorakit.text import dtype_name, near_misses, print_message
 
 CONFIG = "adapter_config.json"
 EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
 DEFAULT_ALPHA = 8
 MOST_KEYS = 300
-PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming")
+PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva", "kaiming", "mica")
 # PEFT writes these layers along after a change of the vocabulary, without a word in the config.
-VOCABULARY_LAYERS = ("embed_tokens", "lm_head")
+VOCABULARY_LAYERS = (
+    "embed_tokens",
+    "lm_head",
+    "wte",
+    "shared",
+    "word_embeddings",
+    "tok_embeddings",
+    "embed_in",
+    "embed_out",
+)
 # The last PEFT that adds the change of an attention's out_proj twice: every forward merges, and
 # merging writes W + change and then merges the layer once more.
 LAST_DOUBLING_VERSION = [0, 21]
@@ -71,8 +80,8 @@ class PeftConfig:
     method: Method
     rank: int
     alpha: float | None
-    ranks: PatternTable[int]
-    alphas: PatternTable[float]
+    ranks: ValuesByPattern[int]
+    alphas: ValuesByPattern[float]
     scale_rule: str
     dropout: float
     init: str
@@ -231,10 +240,22 @@ def _find_key_fault(key: str, value: object, method: Method) -> str:
     known = method.known_keys
     if key in known or is_off or value in ("", 0):
         return ""
-    hint = near_misses(key, known, count=1)
+    hint = near_misses(key, method.meaningful_keys, count=1)
     shown = f"{key!r} = {format_value(value)}"
     problem = f"unknown key {shown} may change the meaning of the tensors"
     return f"{problem}; {hint}" if hint else problem
+
+
+def tell_ignored_keys(folder: Path, values: JsonObject) -> None:
+    """Print the keys of other programs that are ignored, if there are any.
+
+    Args:
+        folder: of the config.
+        values: of the config, without nulls.
+    """
+    ignored = sorted(HARMLESS_KEYS.intersection(values))
+    if ignored:
+        print_message(f"{folder / CONFIG}: ignored, no tensor depends on it: {', '.join(ignored)}")
 
 
 def _find_pattern_faults(values: JsonObject, method: Method) -> Iterator[str]:
@@ -271,8 +292,8 @@ def parse_config(values: JsonObject, method: Method) -> PeftConfig:
         method=method,
         rank=settings.get("rank", method.default_rank),
         alpha=settings.get("alpha", DEFAULT_ALPHA) if "alpha" in keys else None,
-        ranks=PatternTable(settings.get("ranks", {})),
-        alphas=PatternTable(settings.get("alphas", {})),
+        ranks=ValuesByPattern(settings.get("ranks", {})),
+        alphas=ValuesByPattern(settings.get("alphas", {})),
         scale_rule="alpha/sqrt(rank)" if settings.get("rslora") else "alpha/rank",
         dropout=settings.get("dropout", 0.0),
         init="gaussian" if is_gaussian else "kaiming",
@@ -321,9 +342,9 @@ def is_part_of_adapter(path: str, config: PeftConfig, adapted: Collection[str]) 
 
 
 def is_saved_along(path: str) -> bool:
-    """Return True for the weight of an embedding or a head that PEFT writes by itself."""
+    """Return True for a parameter of an embedding or a head that PEFT writes by itself."""
     layer, _, key = path.rpartition(".")
-    return key == "weight" and layer.rpartition(".")[2] in VOCABULARY_LAYERS
+    return key in ("weight", "bias") and layer.rpartition(".")[2] in VOCABULARY_LAYERS
 
 
 def _list_outer_modules(name: str) -> list[str]:
@@ -349,9 +370,11 @@ def build_spec(
         full_parameters: names of the fully trained parameters.
     """
     full_modules = list(config.full_modules)
-    for path in filter(is_saved_along, full_parameters):
+    # PEFT trains no module in full that has, or shares, trained token rows.
+    saved_along = [] if token_rows else filter(is_saved_along, full_parameters)
+    for path in saved_along:
         layer = path.rpartition(".")[0]
-        if not any(matches(pattern, layer) for pattern in full_modules):
+        if layer not in settings and not any(matches(pattern, layer) for pattern in full_modules):
             full_modules.append(layer)
     words = {word: bias for bias, word in config.method.bias_words.items()}
     token_ids = {name: tuple(ids) for name, ids in list_token_ids(token_rows).items()}
@@ -375,7 +398,14 @@ def _choose_targets(config: PeftConfig, names: Iterable[str]) -> str | tuple[str
     targets = config.targets
     if isinstance(targets, str) or config.exclude or config.limits_layers or config.tie:
         return full_names
-    return (*(targets or ()), *config.target_parameters) or full_names
+    parameters = [_name_parameter(name, full_names) for name in config.target_parameters]
+    return (*(targets or ()), *parameters) or full_names
+
+
+def _name_parameter(parameter: str, names: Iterable[str]) -> str:
+    """Return lorakit's name of a target parameter: that of the module for a module's weight."""
+    module = parameter.removesuffix(".weight")
+    return module if any(matches(module, name) for name in names) else parameter
 
 
 def find_target_names(config: PeftConfig, names: Iterable[str]) -> tuple[str, ...] | str:

@@ -16,6 +16,7 @@ from lorakit.formats.peft.config import EPSILON
 from lorakit.formats.peft.methods import ADALORA, LOKR, METHODS_BY_DELTA, TYING, Method
 from lorakit.formats.peft.origin import MARK
 from lorakit.formats.peft.packed import attention_name
+from lorakit.formats.peft.target_parameters import list_parameters
 from lorakit.formats.peft.token_rows import IDS_KEY, NO_TARGETS, list_token_ids
 from lorakit.spec import Settings, Spec, alpha_for_scale, full_name, matches
 
@@ -30,11 +31,12 @@ def build_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) -
     """
     method = METHODS_BY_DELTA[spec.delta]
     token_ids = list_token_ids(parts.deltas)
-    stacks = [name for name, delta in deltas.items() if delta.kind == "experts"]
+    parameters = list_parameters(deltas)
     only_token_rows = bool(token_ids) and not deltas
     targets = parts.target_names
     if not isinstance(targets, str):
-        targets = [name for name in targets if name not in stacks and name not in token_ids]
+        others = {*parameters, *token_ids}
+        targets = [name for name in targets if name not in others]
     full_modules = _find_full_modules(parts.full_parameters, spec.full_modules)
     config: dict[str, object] = {
         "auto_mapping": MARK,
@@ -49,7 +51,7 @@ def build_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) -
     config |= {key: settings[setting] for setting, key in method.setting_keys.items()}
     config |= method.constants
     if method.is_lora:
-        config |= _list_lora_values(spec, stacks, token_ids)
+        config |= _list_lora_values(spec, [*parameters.values()], token_ids)
     elif method is LOKR:
         config |= _list_lokr_values(deltas)
     elif method is ADALORA:
@@ -64,8 +66,10 @@ def _list_settings(spec: Spec, deltas: Mapping[str, Delta], method: Method) -> d
     alpha = _alpha_under_rule(spec.settings(""), rule, method)
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
+    parameters = list_parameters(deltas)
     for name, delta in deltas.items():
-        pattern = f"^{re.escape(attention_name(name))}$"
+        config_name = parameters.get(name, attention_name(name))
+        pattern = f"^{re.escape(config_name)}$"
         if delta.initial_rank != spec.rank:
             ranks[pattern] = delta.initial_rank
         own_alpha = _alpha_under_rule(delta, rule, method)
@@ -100,11 +104,11 @@ def _use_whole_number(value: float) -> float:
 
 
 def _list_lora_values(
-    spec: Spec, stacks: list[str], token_ids: Mapping[str, list[int]]
+    spec: Spec, parameters: list[str], token_ids: Mapping[str, list[int]]
 ) -> dict[str, object]:
     values: dict[str, object] = {
         "use_dora": spec.delta == "dora",
-        "target_parameters": stacks or None,
+        "target_parameters": parameters or None,
         IDS_KEY: token_ids or None,
         "init_lora_weights": "gaussian" if spec.init == "gaussian" else True,
     }

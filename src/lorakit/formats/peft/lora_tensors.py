@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lorakit.deltas.base import LowRank
 from lorakit.deltas.dora import DoRA
-from lorakit.formats.peft.expert_stacks import flatten_stack
 from lorakit.formats.peft.methods import PREFIX
 from lorakit.formats.peft.module_tensors import ModuleTensors, SortedTensors, group_by_module
+from lorakit.formats.peft.target_parameters import flatten_stack
 from lorakit.spec import full_name
 
 LINEAR_ENDINGS = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
@@ -79,8 +79,6 @@ def sort_lora_tensors(tensors: Mapping[str, Tensor]) -> SortedTensors:
         if all(_is_matrix(module.tensors.get(factor)) for factor in "AB"):
             modules[name] = module
     faults += _find_rank_differences(modules)
-    for name in _find_untrained_weights(modules):
-        rest.pop(name, None)
     return SortedTensors(modules, rest, tuple(faults))
 
 
@@ -146,10 +144,3 @@ def _find_rank_differences(modules: Mapping[str, ModuleTensors]) -> Iterator[str
             hint = GROUPS_HINT if module.kernel else ""
             shapes = f"A is {tuple(A.shape)} and B is {tuple(B.shape)}"
             yield f"{PREFIX}{name}   {shapes}: the ranks differ{hint}"
-
-
-def _find_untrained_weights(modules: Mapping[str, ModuleTensors]) -> Iterator[str]:
-    """Yield the frozen weights of adapted embeddings and heads, which PEFT writes as well."""
-    for name, module in modules.items():
-        if module.kind == "embedding" or f".{name}".endswith(".lm_head"):
-            yield full_name(name, "weight")

@@ -65,6 +65,8 @@ COMMON_KINDS = {
     "task_type": TEXT,
     "peft_version": TEXT,
 }
+# Keys that are read, and do not change what the tensors mean.
+FACT_KEYS = frozenset({"base_model_name_or_path", "task_type", "peft_version"})
 # Keys that other programs add, none of which changes what the tensors mean.
 HARMLESS_KEYS = frozenset(
     {
@@ -147,6 +149,11 @@ class Method:
         """All config keys that are read, ignored or refused."""
         ignored = self.ignored_keys | COMMON_IGNORED_KEYS | HARMLESS_KEYS
         return {*self.key_kinds, *ignored, *self.refused_keys}
+
+    @property
+    def meaningful_keys(self) -> set[str]:
+        """The config keys that change what the tensors mean."""
+        return {*self.key_kinds, *self.refused_keys} - FACT_KEYS
 
     @property
     def bias_words(self) -> dict[str, str]:

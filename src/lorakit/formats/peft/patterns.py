@@ -100,13 +100,13 @@ def list_last_parts(name: str) -> list[str]:
     return [name, *(name[found.end() :] for found in re.finditer(r"\.", name))]
 
 
-class PatternTable(Generic[Value]):
+class ValuesByPattern(Generic[Value]):
     """Values by pattern; the first pattern that matches a name counts.
 
     Args:
         values: by pattern, in PEFT's order.
 
-    >>> table = PatternTable({"h.0.q": 2, "q|v": 3})
+    >>> table = ValuesByPattern({"h.0.q": 2, "q|v": 3})
     >>> [table.find(name, 1) for name in ("model.h.0.q", "h.1.q", "h.1.k")]
     [2, 3, 1]
     """

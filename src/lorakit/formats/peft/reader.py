@@ -34,9 +34,9 @@ from lorakit.formats.peft.config import (
     parse_config,
     parse_config_file,
     read_config,
+    tell_ignored_keys,
 )
 from lorakit.formats.peft.deltas import Module, build_deltas
-from lorakit.formats.peft.expert_stacks import restore_stacks
 from lorakit.formats.peft.header import Header, parse_header
 from lorakit.formats.peft.lora_tensors import sort_lora_tensors
 from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX
@@ -45,10 +45,11 @@ from lorakit.formats.peft.origin import find_origin_faults, is_same_json
 from lorakit.formats.peft.packed import attention_name, find_attention_paths
 from lorakit.formats.peft.parameter_tensors import sort_parameters
 from lorakit.formats.peft.spec_header import spec_from_header
+from lorakit.formats.peft.target_parameters import restore_parameters
 from lorakit.formats.peft.token_rows import IDS_KEY, split_token_rows
 from lorakit.formats.peft.weights import PICKLE, WEIGHTS, read_weights
 from lorakit.formats.tensor_files import find_value_faults
-from lorakit.spec import Settings, Spec, setting_faults
+from lorakit.spec import Settings, Spec, full_name, setting_faults
 from lorakit.text import plural
 
 SAVE_AGAIN = (
@@ -156,8 +157,14 @@ def _read(folder: Path, *, unchecked: bool) -> AdapterParts:
         deltas={**deltas, **contents.token_rows},
         full_parameters={name: nn.Parameter(tensor) for name, tensor in full_parameters.items()},
         provenance=_collect_provenance(config, header),
-        target_names=find_target_names(config, header.kinds or modules),
+        target_names=find_target_names(config, _list_layers(header, modules)),
     )
+
+
+def _list_layers(header: Header, modules: Mapping[str, Module]) -> list[str]:
+    """Return the modules of a file that are not adapted by the names of their parameters."""
+    kinds = header.kinds or {name: module.tensors.kind for name, module in modules.items()}
+    return [name for name, kind in kinds.items() if kind != "parameter"]
 
 
 def _refusal(folder: Path, faults: Iterable[str], advice: str = "") -> AdapterFileError:
@@ -193,6 +200,7 @@ def _read_contents(folder: Path, *, unchecked: bool) -> Contents:
     if description_faults:
         advice = SAVE_AGAIN.format(folder=str(folder)) if origin_faults else ""
         raise _refusal(folder, [*description_faults, *faults], advice)
+    tell_ignored_keys(folder, present)
     config = parse_config(present, method)
     return Contents(folder, config, header, tensors, by_module, split.deltas, tuple(faults))
 
@@ -227,18 +235,16 @@ def _resolve_modules(contents: Contents) -> dict[str, Module]:
     """Step 2: give every module its name in lorakit and its settings; refuse all faults so far."""
     config, header = contents.config, contents.header
     faults = list(contents.faults)
-    modules, stack_faults = restore_stacks(
-        contents.by_module.modules,
-        config.target_parameters,
-        lambda name: config.settings(name).rank,
-    )
-    faults += stack_faults
+    modules, parameter_faults = restore_parameters(contents.by_module.modules, config)
+    faults += parameter_faults
     # Without notes on packed deltas PEFT wrote the file: an attention has both weights, and both
     # have one rank.
     paths = {} if header.packed else find_attention_paths(modules)
     modules = _rename_attention(modules, paths)
     faults += _find_foreign_parameters(contents.by_module.rest, config, header, modules)
     faults += _find_listing_faults(modules, header)
+    if header.version == 1:
+        faults += _find_old_products(modules)
     settings = _resolve_settings(modules, paths, config)
     faults += _find_setting_faults(settings.values())
     for name, module in modules.items():
@@ -261,6 +267,8 @@ def _resolve_settings(
     settings: dict[str, Settings] = {}
     for name, module in modules.items():
         config_name = attention_name(paths.get(name, name))
+        if module.kind == "parameter":
+            config_name = full_name(name, "weight")
         own = config.settings(config_name, module.kind)
         if config.doubles_out_proj and name in paths and name.endswith("out_proj"):
             own = replace(own, alpha=2 * own.alpha)
@@ -281,14 +289,20 @@ def _rename_attention(
 
 
 def _find_foreign_parameters(
-    parameters: Iterable[str], config: PeftConfig, header: Header, modules: Iterable[str]
+    parameters: Iterable[str],
+    config: PeftConfig,
+    header: Header,
+    modules: Mapping[str, ModuleTensors],
 ) -> Iterator[str]:
     """Yield the parameters that neither the modules nor the config account for."""
     adapted = set(modules)
+    embeddings = {name for name, module in modules.items() if module.kind == "embedding"}
     for parts in header.packed.values():
         adapted.update(parts)
     for name in parameters:
-        if not is_part_of_adapter(name, config, adapted):
+        # PEFT writes the weight of an adapted embedding along.
+        is_known = name.removesuffix(".weight") in embeddings
+        if not is_known and not is_part_of_adapter(name, config, adapted):
             yield f"{PREFIX}{name}   is not part of the adapter that {CONFIG} describes"
 
 
@@ -302,6 +316,16 @@ def _find_listing_faults(modules: Mapping[str, ModuleTensors], header: Header) -
     for name in modules:
         if name not in header.kinds:
             yield f"{PREFIX}{name}   is extra: the header does not list it"
+
+
+def _find_old_products(modules: Mapping[str, ModuleTensors]) -> Iterator[str]:
+    """Yield the modules of LoKr whose factors lorakit 0.1.0 multiplied in another order."""
+    for name, module in modules.items():
+        if "w2" in module.tensors and len(module.kernel) == 1:
+            yield (
+                f"{PREFIX}{name}   w1 and w2 of a one-dimensional convolution are multiplied in "
+                "PEFT's order, and the file is of lorakit 0.1.0, which used another: train it again"
+            )
 
 
 def _find_setting_faults(settings: Iterable[Settings]) -> list[str]:

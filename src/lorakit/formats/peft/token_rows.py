@@ -22,7 +22,8 @@ from lorakit.spec import full_name, is_whole
 IDS_KEY, ROWS_ENDING = "trainable_token_indices", "token_adapter.trainable_tokens_delta"
 NO_TARGETS = "dummy-target-modules"  # PEFT's target_modules where no layer is adapted
 # PEFT also writes the frozen weight of the layer, under one of these names.
-FROZEN_WEIGHTS = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
+FROZEN_WEIGHT = "token_adapter.base_layer.weight"
+FROZEN_WEIGHTS = ("weight", "base_layer.weight", FROZEN_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def split_token_rows(
     faults: list[str] = []
     for name, new in rows.items():
         for weight in FROZEN_WEIGHTS:
-            rest.pop(PREFIX + full_name(name, weight), None)
+            frozen = rest.pop(PREFIX + full_name(name, weight), None)
+            if frozen is not None:
+                rest[PREFIX + full_name(name, "weight")] = frozen
         own_ids = _find_ids(ids, name)
         fault = _find_row_fault(new, own_ids)
         if fault:

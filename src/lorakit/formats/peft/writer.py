@@ -4,7 +4,7 @@ Source: huggingface/peft 0.21, `tuners/lora/config.py` and `utils/save_and_load.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,14 +19,15 @@ from lorakit.files import replace_files
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.peft.config import CONFIG
 from lorakit.formats.peft.config_writer import build_config
-from lorakit.formats.peft.expert_stacks import find_stack_paths
 from lorakit.formats.peft.header import FORMAT, Header, MatrixShape
 from lorakit.formats.peft.lora_tensors import layout_lora_tensors
 from lorakit.formats.peft.methods import METHODS_BY_DELTA, PREFIX
 from lorakit.formats.peft.packed import OUT_PROJ_PATH, Notes, Packed, pack
 from lorakit.formats.peft.parameter_tensors import layout_parameters
 from lorakit.formats.peft.spec_header import spec_to_header
+from lorakit.formats.peft.target_parameters import find_stack_paths
 from lorakit.formats.peft.token_rows import (
+    FROZEN_WEIGHT,
     describe_token_layers,
     layout_token_rows,
     select_token_rows,
@@ -144,7 +145,7 @@ def layout_tensors(
     packed = pack(header_spec, own_deltas)
     tensors = layout_token_rows(token_rows) | _layout_deltas(packed.deltas)
     for path, tensor in full_parameters.items():
-        tensors[_find_parameter_key(path, packed)] = tensor
+        tensors[_find_parameter_key(path, packed, token_rows)] = tensor
     return Layout(tensors, packed.deltas, header_spec, packed.config_spec, packed.notes)
 
 
@@ -160,13 +161,15 @@ def _layout_deltas(deltas: Mapping[str, Delta]) -> dict[str, Tensor]:
     return tensors
 
 
-def _find_parameter_key(path: str, packed: Packed) -> str:
+def _find_parameter_key(path: str, packed: Packed, token_rows: Collection[str]) -> str:
     """Return the key of a fully trained parameter: PEFT moves those of adapted layers."""
     layer, _, parameter = path.rpartition(".")
     for packed_name, parts in packed.notes.items():
         if layer in parts and packed_name.endswith(OUT_PROJ_PATH):
             layer = packed_name
             break
+    if layer in token_rows:
+        return PREFIX + full_name(layer, FROZEN_WEIGHT)
     if layer in packed.deltas:
         return PREFIX + full_name(layer, f"base_layer.{parameter}")
     return PREFIX + path
