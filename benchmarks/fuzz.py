@@ -132,7 +132,7 @@ def write_folders(place: Path) -> list[Path]:
     import peft
 
     for name, (kind, fields) in PEFTS.items():
-        wrapped = peft.get_peft_model(Model(), getattr(peft, kind)(**fields))  # type: ignore[arg-type]
+        wrapped = peft.get_peft_model(Model(), getattr(peft, kind)(**fields))
         folders.append(place / f"peft {name}")
         wrapped.save_pretrained(folders[-1], save_embedding_layers=False)
     for name in ("LoRA", "full"):

@@ -27,7 +27,7 @@ def parse_json(text: str | bytes) -> object:
     """
     if len(text) > LARGEST_TEXT:
         raise ValueError(f"{len(text):,} bytes are more than the {LARGEST_TEXT:,} that are read")
-    count = text.count(b"," if isinstance(text, bytes) else ",")
+    count = text.count(b",") if isinstance(text, bytes) else text.count(",")
     if count > MOST_VALUES:
         raise ValueError(f"{count:,} values are more than the {MOST_VALUES:,} that are read")
     try:
