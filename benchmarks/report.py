@@ -43,6 +43,7 @@ ORDER = (
     "variants_oz_books",
     "variants_sst2",
     "rank_schedules",
+    "fuzz",
 )
 OPENING = """# Results
 

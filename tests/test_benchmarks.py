@@ -76,3 +76,15 @@ def test_sides_that_train_different_values_are_not_compared(
     monkeypatch.setitem(step.VARIANTS, "PEFT", step.build_full)
     with pytest.raises(SystemExit, match="the two sides train"):
         step.measure(step.Setting(**TINY), ("floor", "PEFT", "lorakit"), 1)
+
+
+def test_mutated_adapter_folders_are_refused_or_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fuzz
+
+    counts, faults = fuzz.run(400, seed=7)
+    for name in ("fuzz", "beside_peft"):
+        sys.modules.pop(name, None)
+    assert faults == []
+    assert counts["refused"] > 150 and counts["loaded and attached"] > 40
+    assert counts.total() == 400

@@ -12,19 +12,25 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from lorakit.errors import NOT_STARTED, OutputError
 
 # Names that `part_path` gives.
 PART = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})(-\d+)?\.part")
+TRIAL = "lorakit"  # name of the folder by which is seen whether something can be written
 LOCK_ATTEMPTS = 100
 LOCK_PAUSE = 0.05  # seconds between two attempts
+# The C function that exchanges two paths: its name, the arguments around the first path, the flag.
+EXCHANGES = {
+    "linux": ("renameat2", (-100,), (-100,), 2),  # AT_FDCWD, RENAME_EXCHANGE
+    "darwin": ("renamex_np", (), (), 2),  # RENAME_SWAP
+}
 _counter = itertools.count()
 _held_folders: set[tuple[int, int]] = set()  # of this process: device and inode
 _parts_in_use: set[Path] = set()  # of this process
@@ -42,13 +48,13 @@ def part_path(path: Path) -> Path:
 def _use_parts(paths: Iterable[Path]) -> Iterator[list[Path]]:
     """Yield a temporary path for each path, and remove what is there after the block."""
     parts = [part_path(path) for path in paths]
-    _parts_in_use.update(parts)
-    try:
-        yield parts
-    finally:
+    with ExitStack() as cleanup:
+        # In a stack, because Ctrl-C may come while a part is removed.
+        cleanup.callback(_parts_in_use.difference_update, parts)
         for part in parts:
-            _remove(part)
-        _parts_in_use.difference_update(parts)
+            cleanup.callback(_remove, part)
+        _parts_in_use.update(parts)
+        yield parts
 
 
 def list_parts(path: Path) -> list[Path]:
@@ -218,18 +224,45 @@ def _try_lock(descriptor: int) -> bool:
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary path for a folder, and move the folder to `path` after the block.
 
-    The block creates the folder. After an exception `path` is unchanged and the temporary folder is
-    removed.
+    The block creates the folder, and it is on the disk before it is moved. After an exception
+    `path` is unchanged and the temporary folder is removed. A process that is killed leaves the old
+    folder or the new one, except on a file system that cannot exchange two folders in one step.
     """
     remove_leftovers(path.parent, glob.escape(path.name))
     with _use_parts([path, path]) as (part, old):
         yield part
-        with ExitStack() as undo:
-            if path.exists():
-                undo.callback(old.rename, path)
-                path.rename(old)
-            part.rename(path)
-            undo.pop_all()
+        sync_folder(part)
+        with lock_folder(path.parent):
+            if not path.exists():
+                part.rename(path)
+            elif not _exchange(part, path):
+                _move_in_two_steps(part, path, old)
+        sync_entries(path.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; return False where the system cannot."""
+    import ctypes  # here, because `--help` needs none of it
+
+    if sys.platform not in EXCHANGES:
+        return False
+    function, before, between, flag = EXCHANGES[sys.platform]
+    try:
+        exchange = getattr(ctypes.CDLL(None), function)
+    except AttributeError:  # an older system
+        return False
+    failed = exchange(*before, os.fsencode(first), *between, os.fsencode(second), flag)
+    return not failed
+
+
+def _move_in_two_steps(part: Path, path: Path, old: Path) -> None:
+    """Move a folder to the path of another one, which is moved to a third path."""
+    path.rename(old)
+    try:
+        part.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -306,9 +339,12 @@ def _obstacle(path: Path) -> str:
     if path.name:
         names.add(part_path(path).name)
     try:
-        with TemporaryDirectory(prefix=".lorakit-", dir=existing) as folder:
+        for place in (existing, absolute.parent):
+            remove_leftovers(place, TRIAL)
+        with _use_parts([existing / TRIAL]) as (folder,):
+            folder.mkdir()
             for name in names:
-                Path(folder, name).mkdir()
+                (folder / name).mkdir()
     except OSError as error:
         return f"nothing can be written in {existing}: {_reason(error)}"
     return ""

@@ -10,7 +10,9 @@ from lorakit.spec import is_whole
 
 Check = Callable[[object], bool]
 
-LARGEST_TEXT = 16 << 20  # bytes; that of 3,000 modules with a rank each has 0.5 MiB
+# Bytes and values; those of 3,000 modules with a rank each are 0.5 MiB and 15,000 values. A value
+# of two bytes takes up to 200 bytes of memory.
+LARGEST_TEXT, MOST_VALUES = 8 << 20, 100_000
 DEEPEST = 32  # objects and lists inside each other; lorakit and PEFT write 5 at most
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -25,6 +27,9 @@ def parse_json(text: str | bytes) -> object:
     """
     if len(text) > LARGEST_TEXT:
         raise ValueError(f"{len(text):,} bytes are more than the {LARGEST_TEXT:,} that are read")
+    count = text.count(b",") if isinstance(text, bytes) else text.count(",")
+    if count > MOST_VALUES:
+        raise ValueError(f"{count:,} values are more than the {MOST_VALUES:,} that are read")
     try:
         value: object = json.loads(text)
     except RecursionError:

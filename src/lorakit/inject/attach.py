@@ -244,6 +244,9 @@ def _adapted_weights(adapter: Adapter, places: Mapping[str, Place]) -> Iterator[
 def enable(model: nn.Module, which: AdapterRequest) -> None:
     """Switch adapters on and off; those that are not named are off.
 
+    All threads share what is on. A thread that has enabled adapters itself gets those or a
+    RowsError in its forwards, never others that another thread has enabled meanwhile.
+
     Args:
         model: a model with adapters.
         which: one name, several names, {name: weight}, or None for the base alone.

@@ -171,7 +171,7 @@ def export(
     check_new_folder(output, "a merged model", "Nothing was written.")
     subject = open_subject(
         model,
-        adapter,
+        adapter.copy(),  # it is frozen, and moved to the model
         dtype=dtype,
         device=device,
         any_base=any_base,

@@ -6,11 +6,14 @@ Parameter is registered in the layer, and the base's own waits in the slot, so t
 casts with the model. While the adapter is disabled, its Parameter waits instead.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from lorakit.errors import AdapterNameError, ModelError, RowsError
@@ -40,13 +43,31 @@ class RowRouter(Protocol):
         ...
 
 
+class Mark:
+    """An object that ends with the thread that it belongs to."""
+
+
+class OwnMark(threading.local):
+    """The mark of the thread that reads it."""
+
+    def __init__(self) -> None:
+        self.mark = Mark()
+
+
+Requests = WeakKeyDictionary[Mark, dict[str, float]]
+_own = OwnMark()
+_switching = threading.RLock()
+
+
 @dataclass
 class State:
     """The adapters of one model; copied and pickled with it, because slots refer to it.
 
     Attributes:
         adapters: every attached Adapter by name (a class of a higher layer).
-        enabled: weights of the enabled adapters by name.
+        enabled: weights of the enabled adapters by name; replaced and never changed, so that a
+            layer that runs meanwhile in another thread reads the old ones or the new ones.
+        requests: the weights that each thread has set last; replaced and never changed.
         required_grad: `requires_grad` of every parameter before the first adapter was attached.
         unpacked_layers: layers that bitsandbytes must not pack while adapters are attached.
         merged: token of the Undo that takes the merge back; None while nothing is merged.
@@ -59,6 +80,38 @@ class State:
     unpacked_layers: list[nn.Module] = field(default_factory=list)
     merged: str | None = None
     route: RowRouter | None = None
+    requests: Requests = field(default_factory=WeakKeyDictionary)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the attributes for a copy, which no thread has switched yet."""
+        return {name: value for name, value in vars(self).items() if name != "requests"}
+
+    def __setstate__(self, attributes: dict[str, object]) -> None:
+        vars(self).update(attributes)
+        self.requests = WeakKeyDictionary()
+
+    def read_enabled(self) -> dict[str, float]:
+        """Return the weights of the enabled adapters, for a forward of this thread.
+
+        Raises:
+            RowsError: this thread has enabled adapters, and another thread others after it.
+        """
+        enabled = self.enabled
+        if torch.compiler.is_compiling():
+            return enabled
+        own = self.requests.get(_own.mark)
+        if own is None or own is enabled or own == enabled:
+            return enabled
+        raise RowsError(
+            f"This thread enabled {_list_weights(own)}, and then another thread "
+            f"{_list_weights(enabled)}.",
+            advice="Hold a lock around enable and the forwards that follow it, or give each thread "
+            "a copy of the model.",
+        )
+
+
+def _list_weights(enabled: dict[str, float]) -> str:
+    return ", ".join(map(repr, enabled)) or "none"
 
 
 class Slot(nn.Module):
@@ -86,7 +139,7 @@ class Slot(nn.Module):
         """Yield weight, site and delta of each enabled delta whose site does (not) swap weights."""
         if self.state.route is not None:
             return
-        for name, weight in self.state.enabled.items():
+        for name, weight in self.state.read_enabled().items():
             for suffix, site in self.sites.items():
                 delta = self._modules.get(name + suffix)
                 if delta is not None and site.swaps_weight is swaps_weight:
@@ -367,9 +420,10 @@ def set_enabled(model: nn.Module, state: State, enabled: dict[str, float]) -> No
             waiting.append((name, layer, slot))
     layers = [layer for _, layer, _ in waiting]
     slots = [slot for _, _, slot in waiting]
-    with all_or_nothing([state, *layers, *slots]):
-        state.enabled.clear()
-        state.enabled.update(enabled)
+    with _switching, all_or_nothing([state, *layers, *slots]):
+        state.enabled = dict(enabled)
+        state.requests = WeakKeyDictionary(state.requests)
+        state.requests[_own.mark] = state.enabled
         for name, layer, slot in waiting:
             _register_wanted(name, layer, slot, state)
 

@@ -13,7 +13,7 @@ import torch
 
 from lorakit.adapter import Adapter
 from lorakit.errors import OutputError
-from lorakit.files import PART, remove_leftovers, replace_folder, sync
+from lorakit.files import PART, remove_leftovers, replace_folder
 from lorakit.text import first_line
 from lorakit.train.budget import Budget, BudgetState
 from lorakit.train.progress import Progress
@@ -73,7 +73,6 @@ def save(
         with replace_folder(folder) as part:
             adapter.save(part)
             torch.save(state, part / STATE)
-            sync(part / STATE)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError.
         raise OSError(f"The checkpoint {folder} cannot be written: {first_line(error)}") from error

@@ -645,3 +645,47 @@ def test_whole_parameter_without_dimensions(tmp_path: Path) -> None:
     adapter = fill(lorakit.attach(model, Spec(rank=1, targets=["0"], full_modules=["1"])))
     read = Adapter.load(adapter.save(tmp_path))
     assert read == adapter and read.full_parameters["1.temperature"].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("ids", "dtype", "fault"),
+    [
+        ([1, 3], torch.int64, "trainable_tokens_delta   is int64: a floating dtype is needed"),
+        ([1, 10**20], torch.float32, "is [1, 100000000000000000000] for it: a list of ids"),
+    ],
+    ids=["dtype", "id"],
+)
+def test_token_rows_that_no_embedding_has_are_refused(
+    ids: list[int], dtype: torch.dtype, fault: str, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4))
+    spec = Spec(rank=1, targets=("1",), token_rows={"0": (1, 3)})
+    lorakit.attach(model, spec).save(tmp_path)
+    make_foreign(tmp_path)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        (key,) = (name for name in tensors if name.endswith("trainable_tokens_delta"))
+        tensors[key] = tensors[key].to(dtype)
+
+    rewrite(tmp_path, {"trainable_token_indices": {"0": ids}}, change)
+    assert any(fault in line for line in refused(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", ["[]", "1.5", '{"a":1}'])
+def test_a_config_of_more_values_than_memory_allows_is_refused(value: str, folder: Path) -> None:
+    path = folder / CONFIG
+    path.write_text('{"x": [' + f"{value}," * 200_000 + "0]}")
+    (message,) = refused(folder)
+    assert message.startswith(f"{path} is not JSON: ")
+    assert "values are more than the 100,000 that are read" in message
+
+
+@pytest.mark.slow
+def test_a_file_of_more_tensors_than_are_read_is_refused(folder: Path) -> None:
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = {str(i): empty for i in range(100_001)}
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text)
+    (message,) = refused(folder)
+    assert "100,001 tensors are more than the 100,000 read" in message

@@ -178,7 +178,7 @@ def _refusal(folder: Path, faults: Iterable[str], advice: str = "") -> AdapterFi
 
 def _read_contents(folder: Path, *, unchecked: bool) -> Contents:
     """Step 1: read both files, and refuse a config or header that is not understood."""
-    values = read_config(folder)
+    values = {} if _is_half_moved(folder) else read_config(folder)
     weights = read_weights(folder)
     header, header_faults = parse_header(weights.entry)
     values = _find_own_config(folder, values, header)
@@ -222,7 +222,13 @@ def _find_own_config(folder: Path, values: dict[str, Any], header: Header) -> di
                 newer = parse_config_file(part)
                 if is_same_json(newer, header.config):
                     return newer
-    return values
+    return values or read_config(folder)
+
+
+def _is_half_moved(folder: Path) -> bool:
+    """Return True after a first save that was interrupted between the two files."""
+    has_config, has_weights = ((folder / name).is_file() for name in (CONFIG, WEIGHTS))
+    return has_weights and not has_config and list_parts(folder / CONFIG) != []
 
 
 def _widen(tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ NO_TARGETS = "dummy-target-modules"  # PEFT's target_modules where no layer is a
 # PEFT also writes the frozen weight of the layer, under one of these names.
 FROZEN_WEIGHT = "token_adapter.base_layer.weight"
 FROZEN_WEIGHTS = ("weight", "base_layer.weight", FROZEN_WEIGHT)
+LARGEST_ID = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def split_token_rows(
         if fault:
             faults.append(f"{PREFIX}{name}   {fault}")
             continue
+        if not new.is_floating_point():
+            continue  # `find_value_faults` names it
         layer = layers.get(name, TokenLayer())
         tokens = torch.tensor(own_ids)
         deltas[name] = TokenRows(new, tokens, layer.size, layer.kind)
@@ -114,7 +117,7 @@ def _find_pattern(patterns: Mapping[str, object], name: str) -> str | None:
 def _find_row_fault(new: Tensor, ids: object) -> str:
     """Return why these rows cannot be those of these ids, or an empty string."""
     tokens = cast(list[int], ids) if isinstance(ids, list) else None
-    if tokens is None or not all(is_whole(token, least=0) for token in tokens):
+    if tokens is None or not all(map(_is_id, tokens)):
         return (
             f"has token rows, but {IDS_KEY} is {format_value(ids)} for it: a list of ids is needed"
         )
@@ -122,6 +125,10 @@ def _find_row_fault(new: Tensor, ids: object) -> str:
     if len(distinct) != len(tokens) or new.ndim != 2 or len(new) != len(tokens):
         return f"has rows {tuple(new.shape)}, but {IDS_KEY} names {len(distinct)} different tokens"
     return ""
+
+
+def _is_id(token: object) -> bool:
+    return is_whole(token, least=0) and token <= LARGEST_ID
 
 
 def _find_missing_rows(ids: object, rows: Mapping[str, Tensor]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from lorakit.formats.tensor_files import check_named_tensors, read_pickle, unrea
 from lorakit.text import dtype_name
 
 WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+MOST_TENSORS = 100_000
 SIGNATURE = "lorakit_sha256"  # the entry beside lorakit's, for the hash of the whole file
 
 
@@ -59,7 +60,10 @@ def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, "pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            for key in file.keys():  # noqa: SIM118  a file, not a dictionary
+            keys = file.keys()
+            if len(keys) > MOST_TENSORS:
+                raise ValueError(f"{len(keys):,} tensors are more than the {MOST_TENSORS:,} read")
+            for key in keys:
                 # A copy: tensors inside the file are not aligned, and kernels may then round
                 # differently.
                 tensors[key] = file.get_tensor(key).clone()
