@@ -229,7 +229,7 @@ def _accumulate_gradients(session: Session, groups: Sequence[Sequence[Example]])
     job, accelerator = session.job, session.accelerator
     count = sum(example.trained for example in chain.from_iterable(groups))
     total = 0.0
-    for group in groups:
+    for group in chain.from_iterable(map(job.passes, groups)):
         with accelerator.autocast():
             loss = batch_loss(job.model, job.collate(group), job.task)[0] / count
         total += loss.item()

@@ -94,6 +94,11 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
     plan = plan_run(settings, spec, data, say)
     loaded = load_run(settings, data, plan, say)
     job = make_job(settings, data, loaded)
+    if job.unpadded:
+        say(
+            f"note: padding changes what {type(job.model).__name__} says of a row: each pass takes "
+            "rows of one length, and nothing is padded"
+        )
     logits = _describe_logits(job, loaded.base, say) if data.task == "causal-lm" else None
     shared = data.count_shared()
     if shared:

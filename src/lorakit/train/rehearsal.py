@@ -55,10 +55,11 @@ def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> Non
     # From the second step on, the two moments of AdamW are in memory beside the batch.
     parameters = job.adapter.parameters()
     moments = [_two_like(parameter) for parameter in parameters]
-    with accelerator.autocast():
-        loss = batch_loss(job.model, job.collate(job.batch(index)), job.task)[0]
-    check_loss(loss, job.adapter)
-    accelerator.backward(loss)
+    for examples in job.passes(job.batch(index)):
+        with accelerator.autocast():
+            loss = batch_loss(job.model, job.collate(examples), job.task)[0]
+        check_loss(loss, job.adapter)
+        accelerator.backward(loss)
     del moments
 
 
