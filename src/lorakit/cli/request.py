@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lorakit.cli.flags import flag_name
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.spec import option, option_like
-from lorakit.text import plural
+from lorakit.text import plural, print_message
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class ModelRequest:
             device=self.device,
             any_base=self.any_base,
             trust_remote_code=self.trust_remote_code,
+            say=print_message,
         )
 
 

@@ -4,11 +4,11 @@ It is the baseline that an adapter has to exceed.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import Example
@@ -39,7 +39,7 @@ class LinearHeadScores(TypedDict):
 
 
 def encoder_features(
-    encoder: "PreTrainedModel",
+    encoder: nn.Module,
     examples: Sequence[Example],
     pad: int,
     progress: Progress | None = None,
@@ -59,7 +59,7 @@ def encoder_features(
     features: list[np.ndarray] = [np.empty(0)] * len(examples)
     device = next(encoder.parameters()).device
     lengths = [len(example.ids) for example in examples]
-    unpadded = len(set(lengths)) > 1 and leaks_padding(encoder, pad)
+    unpadded = len(set(lengths)) > 1 and leaks_padding(cast("PreTrainedModel", encoder), pad)
     with torch.inference_mode():
         for positions in sort_into_batches(lengths, BATCH_SIZE, unpadded=unpadded):
             batch = collate([examples[i] for i in positions], pad, device)
@@ -72,7 +72,7 @@ def encoder_features(
     return np.stack(features)
 
 
-def _features_of_batch(encoder: "PreTrainedModel", batch: dict[str, Tensor]) -> Tensor:
+def _features_of_batch(encoder: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     outputs = encoder(**batch)
     hidden: Tensor = outputs.last_hidden_state.float()
     mask = batch["attention_mask"].unsqueeze(-1)
@@ -85,7 +85,7 @@ def _features_of_batch(encoder: "PreTrainedModel", batch: dict[str, Tensor]) -> 
 
 
 def fit_linear_head(
-    encoder: "PreTrainedModel",
+    encoder: nn.Module,
     examples: Sequence[Example],
     held_out: Sequence[Example],
     *,
