@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from lorakit.data.hub import similar_names
 from lorakit.errors import ModelError
 from lorakit.models.locate import NAMING_ADVICE, locate
 from lorakit.models.tasks import TASKS
@@ -234,6 +235,9 @@ def load_config(
     from transformers import AutoConfig
 
     where, _ = locate(name)
+    if not Path(where).exists():
+        # The hub may know no such name either.
+        advice = f"{similar_names(Path(where))} {advice}".strip()
     read = partial(AutoConfig.from_pretrained, where, trust_remote_code=trust_remote_code)
     config = _read(f"The config of {name}", read, advice)
     if not trust_remote_code:
