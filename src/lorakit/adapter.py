@@ -38,6 +38,7 @@ class Adapter:
             on a model.
         renamed: the model's name of each layer that the adapter named otherwise, such as
             `_orig_mod.0`, set by `attach`.
+        left_out: the reason for each module that the preset "all-linear" left out of a new adapter.
         source: the folder that it was read from; None for one that was made here.
 
     >>> from lorakit import LowRank
@@ -62,6 +63,7 @@ class Adapter:
         self.target_names = target_names or tuple(self.deltas)
         self.tied_deltas: dict[str, Delta] = {}
         self.renamed: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
         self.source: Path | None = None
 
     @property

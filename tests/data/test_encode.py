@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, ByT5Tokenizer
 
 from lorakit.data import templates
 from lorakit.data.batches import Batches, collate
@@ -307,3 +307,12 @@ def test_every_example_comes_once_an_epoch_in_an_order_the_seed_gives() -> None:
     # Any batch can be asked for first: that is what resuming does.
     assert again[17] == batches[17]
     assert other[17] != batches[17]
+
+
+def test_rows_without_tokens_are_refused() -> None:
+    rows = Rows("text", [{"text": ""}, {"text": ""}], ["a:1", "a:2"], "a.txt")
+    with pytest.raises(DataError) as caught:
+        encode_causal(rows, ByT5Tokenizer(), 8)
+    assert caught.value.message == (
+        "No row of a.txt has two tokens or more, so nothing would be trained."
+    )

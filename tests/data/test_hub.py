@@ -8,7 +8,7 @@ import pytest
 from lorakit.data import hub
 from lorakit.data.rows import read_rows
 from lorakit.errors import DataError, ModelError
-from lorakit.models.load import locate
+from lorakit.models.load import load_config, locate
 
 
 @pytest.fixture
@@ -36,6 +36,23 @@ def test_a_path_that_is_nowhere_is_refused_with_a_similar_folder(tmp_path: Path)
     with pytest.raises(ModelError) as caught:
         locate(str(tmp_path / "stories260k"))
     assert caught.value.advice == "did you mean 'stories260K'?"
+
+
+@pytest.mark.parametrize("name", ["lama", "lama/", "models/laama", "modls/lama"])
+def test_a_name_that_the_hub_does_not_know_is_refused_with_a_similar_folder(
+    name: str, unreachable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError("404: there is no such repository")
+
+    monkeypatch.setattr(hub, "_answers", lambda address: True)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    (unreachable / "llama").mkdir()
+    (unreachable / "models" / "llama").mkdir(parents=True)
+    expected = "models" if name.startswith("modls") else "llama"
+    with pytest.raises(ModelError) as caught:
+        load_config(name)
+    assert f"did you mean '{expected}'?" in caught.value.advice
 
 
 def test_a_model_that_was_downloaded_is_found_without_the_hub(unreachable: Path) -> None:

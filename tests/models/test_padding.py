@@ -1,18 +1,27 @@
 """What a model says of a row does not depend on the other rows of its batch."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import Tensor
 
+from lorakit.compare.methods.linear_head import encoder_features
 from lorakit.data.encode import IGNORED, Example
 from lorakit.evaluate.decoding import Decoding
 from lorakit.evaluate.generate import generate
 from lorakit.evaluate.score import evaluate
 from lorakit.models.load import Loaded, pad_id
 from lorakit.models.padding import leaks_padding
+from lorakit.spec import Spec
+from lorakit.train.config import TrainSpec
+from lorakit.train.prepare import prepare_run
+from lorakit.train.run import train_adapter
 
 # A single row has a single class.
 pytestmark = pytest.mark.filterwarnings("ignore:A single label")
@@ -140,3 +149,46 @@ def test_logits_of_a_padded_row_on_both_sides() -> None:
         mask = (padded != 0).long()
         got = model(padded, attention_mask=mask).logits[mask.bool()]
         assert torch.allclose(got, alone[0], atol=1e-5)
+
+
+TRAINED = ["ConvBertForSequenceClassification", "NystromformerForSequenceClassification"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*TRAINED, "BertForSequenceClassification"])
+def test_the_loss_of_training_is_that_of_the_rows_alone(
+    kind: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    model = build(kind)
+    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    data = tmp_path / "rows.jsonl"
+    texts = ["the cat sat", "a dog", "one small red dog run to its warm house", "old town by two"]
+    made = [{"text": text, "label": "abc"[i % 3]} for i, text in enumerate(texts)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in made))
+    settings = TrainSpec(
+        model=str(folder), data=str(data), output=str(tmp_path / "out"), steps=1, batch_size=4
+    )
+    settings = replace(settings, eval_fraction=0.0)
+    said: list[str] = []
+    prepared = prepare_run(settings, Spec(rank=2), said.append)
+    job = prepared.job
+    alone = evaluate(job.model, job.examples, "classify", pad=job.pad, batch_size=1, classes=3)
+    is_told = any(f"padding changes what {kind} says of a row" in line for line in said)
+    assert is_told is job.unpadded is (kind in TRAINED)
+    train_adapter(settings, Spec(rank=2))
+    step = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert step["loss"] == pytest.approx(alone.metrics["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*TRAINED, "BertForSequenceClassification"])
+def test_features_of_a_row_are_those_of_the_row_alone(kind: str) -> None:
+    encoder = build(kind).base_model
+    assert leaks_padding(encoder, 0) is (kind in TRAINED)
+    examples = [Example(ids, target=1) for ids in rows()]
+    together = encoder_features(encoder, examples, pad=0)
+    alone = [encoder_features(encoder, [example], pad=0)[0] for example in examples]
+    assert together == pytest.approx(np.stack(alone), abs=1e-5)

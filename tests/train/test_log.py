@@ -1,12 +1,20 @@
 """The log shows means of losses and times with evaluations; the file has each step."""
 
 import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from lorakit.spec import Spec
 from lorakit.train import log
+from lorakit.train.config import TrainSpec
 from lorakit.train.log import Log
+from lorakit.train.run import train_adapter
+
+from ..conftest import sentences
 
 
 @pytest.fixture
@@ -57,3 +65,42 @@ def test_the_time_left_includes_evaluations(
     last = capsys.readouterr().err.splitlines()[-1]
     steps = 6 - start
     assert last.endswith(f"{2 * (steps + 10) / steps:.1f} s left")
+
+
+def test_an_evaluation_has_a_bar_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    monkeypatch.setenv("COLUMNS", "60")
+    written = Log(tmp_path / "metrics.jsonl", 0, 8)
+    with written.evaluating(30) as advance:
+        advance(10)
+        (task,) = [one for one in written.bar.tasks if one.description == "evaluating"]
+        assert (task.completed, task.total) == (10, 30)
+        written.bar.refresh()
+    assert [task.description for task in written.bar.tasks] == ["training"]
+    written.close()
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", capsys.readouterr().err)  # colours, cursor
+    assert "evaluating" in shown and "10/30" in shown
+    assert max(map(len, re.split(r"[\r\n]", shown))) <= 60
+
+
+@pytest.mark.slow
+def test_a_run_advances_the_bar_of_its_evaluations(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+
+    @contextmanager
+    def evaluating(_: Log, total: int) -> Iterator[Callable[[int], None]]:
+        counts.append(-total)
+        yield counts.append
+
+    monkeypatch.setattr(Log, "evaluating", evaluating)
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(20)))
+    settings = TrainSpec(
+        model=str(tiny_llama), data=str(data), output=str(tmp_path / "out"), steps=1, threads=1
+    )
+    train_adapter(settings, Spec(rank=2))
+    assert counts[0] < 0 and sum(counts) == 0

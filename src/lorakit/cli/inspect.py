@@ -9,6 +9,7 @@ from lorakit.cli.inspect_tables import show_adapter, show_targets
 from lorakit.cli.request import ModelRequest
 from lorakit.errors import SpecError
 from lorakit.spec import option, option_like
+from lorakit.text import print_message
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def _load(request: InspectRequest, adapter: "Adapter") -> "Loaded":
         task,
         any_base=request.any_base,
         trust_remote_code=request.trust_remote_code,
+        say=print_message,
     )
 
 

@@ -55,6 +55,7 @@ class ModelRequest:
             device=self.device,
             any_base=self.any_base,
             trust_remote_code=self.trust_remote_code,
+            say=print_message,
         )
 
 

@@ -146,6 +146,19 @@ def sort_into_batches(
     return batches
 
 
+def split_by_length(examples: Sequence[Example]) -> list[list[Example]]:
+    """Return the examples in groups of one length each, in which nothing is padded.
+
+    >>> groups = split_by_length([Example([7, 8]), Example([9]), Example([5, 6])])
+    >>> [[example.ids for example in group] for group in groups]
+    [[[7, 8], [5, 6]], [[9]]]
+    """
+    groups: dict[int, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(len(example.ids), []).append(example)
+    return list(groups.values())
+
+
 def _split(order: list[int], size: int) -> list[list[int]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 

@@ -85,6 +85,12 @@ def encode_causal(
     trained = [example for example in examples if example.trained]
     if rows.kind != "text" and len(trained) < len(examples):
         raise _untrained_error(rows, examples, max_length)
+    if not trained:
+        raise DataError(
+            f"No row of {rows.source} has two tokens or more, so nothing would be trained.",
+            advice="A tokenizer that knows none of their characters gives no tokens: "
+            "`lorakit preview` shows the tokens of a row.",
+        )
     return trained
 
 

@@ -77,13 +77,17 @@ def data_sets_offline() -> Iterator[None]:
 
 
 def similar_names(path: Path) -> str:
-    """Return `did you mean …?` with similar names in the folder of a path, or an empty string.
+    """Return `did you mean …?` with names that are similar to the first part of a path that is
+    missing, or an empty string.
 
-    >>> similar_names(Path("/bni"))
-    "did you mean 'bin'?"
+    >>> similar_names(Path("/bni")), similar_names(Path("/bni/python"))
+    ("did you mean 'bin'?", "did you mean 'bin'?")
     """
+    missing = path
     try:
-        names = [entry.name for entry in islice(path.parent.iterdir(), LISTED)]
+        while not missing.parent.exists():
+            missing = missing.parent
+        names = [entry.name for entry in islice(missing.parent.iterdir(), LISTED)]
     except OSError:
         return ""
-    return near_misses(path.name, names)
+    return near_misses(missing.name, names)

@@ -35,6 +35,7 @@ class Selection:
         settings: the settings of each of them, overrides applied.
         full_modules: names of the modules that train in full.
         layers: names of the adapted modules as files list them, in the model's order.
+        left_out: the reason for each layer that the preset "all-linear" leaves out.
     """
 
     spec: Spec
@@ -42,6 +43,7 @@ class Selection:
     settings: dict[str, Settings]
     full_modules: tuple[str, ...]
     layers: tuple[str, ...]
+    left_out: dict[str, str]
 
 
 def build_adapter(
@@ -86,6 +88,7 @@ def build_adapter(
         full_parameters,
         target_names=short_names(selection.layers, dict(base_modules(model))),
     )
+    adapter.left_out = selection.left_out
     adapter.provenance |= describe_origin(model, adapter, selection.full_modules, seed)
     return adapter
 
@@ -109,8 +112,28 @@ def resolve_targets(model: nn.Module, spec: Spec, places: Mapping[str, Place]) -
     )
     check_overrides(spec, chosen)
     settings = {name: spec.settings(name) for name in chosen}
+    left_out = _find_single_outputs(spec, chosen, settings)
+    chosen = {name: place for name, place in chosen.items() if name not in left_out}
+    settings = {name: settings[name] for name in chosen}
     layers = list_modules(chosen.values())
-    return Selection(spec, chosen, settings, full_modules, layers)
+    return Selection(spec, chosen, settings, full_modules, layers, left_out)
+
+
+def _find_single_outputs(
+    spec: Spec, places: Mapping[str, Place], settings: Mapping[str, Settings]
+) -> dict[str, str]:
+    """Return the reason for each layer that "all-linear" leaves out, since its rank is 1 at most.
+
+    Such are the gates of shared experts. If all layers are of this kind, none is left out.
+    """
+    if spec.targets != "all-linear" or not DELTAS[spec.delta].has_matrix_rank:
+        return {}
+    single = {
+        name: f"left out of 'all-linear': rank {settings[name].rank} is above min(in, out) = 1"
+        for name, place in places.items()
+        if min(place.shape) == 1 and settings[name].rank > 1
+    }
+    return single if len(single) < len(places) else {}
 
 
 def check_overrides(spec: Spec, chosen: Mapping[str, Place]) -> None:

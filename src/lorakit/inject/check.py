@@ -63,7 +63,7 @@ def check(model: nn.Module, *args: object, **kwargs: object) -> list[str]:
     ['0']
     """
     places = _find_adapted(model)
-    watch = _watch(model, places.values())
+    watch = watch_places(model, places.values())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     hooks = watch.add_hooks()
     try:
@@ -102,7 +102,7 @@ def _restore_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
             buffer.copy_(buffers[name])
 
 
-def _find_direct_reads(places: Mapping[str, Place], watch: "_Watch") -> Iterator[str]:
+def _find_direct_reads(places: Mapping[str, Place], watch: "Watch") -> Iterator[str]:
     """Yield a fault for each place with a weight that another module read, weight by weight."""
     names_by_weight: dict[int, list[str]] = {}
     for name, place in places.items():
@@ -119,7 +119,7 @@ def _find_direct_reads(places: Mapping[str, Place], watch: "_Watch") -> Iterator
             )
 
 
-def _find_idle(places: Mapping[str, Place], watch: "_Watch") -> Iterator[str]:
+def _find_idle(places: Mapping[str, Place], watch: "Watch") -> Iterator[str]:
     """Yield a fault for each place with a layer that did not run."""
     for name, place in places.items():
         is_read = _weight_id(place) in watch.direct_reads
@@ -131,8 +131,8 @@ def _weight_id(place: Place) -> int:
     return id(place.layer.get_parameter(place.site.weight_name()))
 
 
-def _watch(model: nn.Module, places: Iterable[Place]) -> "_Watch":
-    """Return a watch for the weights of these places."""
+def watch_places(model: nn.Module, places: Iterable[Place]) -> "Watch":
+    """Return a watch for the weights of these places; it sees what runs between its hooks."""
     owners: dict[int, set[nn.Module]] = {}
     for _, module in base_modules(model):
         for parameter in module._parameters.values():
@@ -143,10 +143,10 @@ def _watch(model: nn.Module, places: Iterable[Place]) -> "_Watch":
         weight = _weight_id(place)
         owners[weight].add(place.layer)
         watched[weight] = owners[weight]
-    return _Watch(watched)
+    return Watch(watched)
 
 
-class _Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode):
     """Record of all operations on some weights, and of the modules that run.
 
     Args:

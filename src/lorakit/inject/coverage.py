@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from lorakit.adapter import Adapter
 from lorakit.deltas.base import Delta
 from lorakit.inject.obstacles import find_obstacles
 from lorakit.inject.places import Place
@@ -62,6 +63,7 @@ class Coverage:
         trainable_parameters: number of values that require a gradient.
         total_parameters: number of all values, those of adapters included.
         obstacles: the reason for each layer of a known class that cannot be adapted, by name.
+        left_out: the reason for each module that the preset "all-linear" left out, by name.
         renamed: names of adapters that were mapped to those of the model, by adapter.
     """
 
@@ -73,6 +75,7 @@ class Coverage:
     trainable_parameters: int
     total_parameters: int
     obstacles: dict[str, str]
+    left_out: dict[str, str]
     renamed: dict[str, dict[str, str]]
 
     @property
@@ -91,6 +94,7 @@ class Coverage:
             "trainable_parameters": self.trainable_parameters,
             "total_parameters": self.total_parameters,
             "obstacles": self.obstacles,
+            "left_out": self.left_out,
             "renamed": self.renamed,
             "percent": self.percent,
         }
@@ -110,7 +114,7 @@ class Coverage:
             lines.append(f"  out of reach {modules:<44} {form}")
         lines += _note_ranks(self.modules)
         lines += _note_scales(self.modules)
-        lines += _note_obstacles(self.obstacles)
+        lines += _note_reasons({**self.obstacles, **self.left_out})
         lines += _note_names(self.renamed)
         trainable, every = self.trainable_parameters, self.total_parameters
         share = f"{trainable:,} of {every:,} = {self.percent:.4f} %"
@@ -204,10 +208,10 @@ def _note_scales(modules: list[AdaptedLayer]) -> list[str]:
     return [f"  note: {span}; {low} to {high} is what usually trains well"]
 
 
-def _note_obstacles(obstacles: Mapping[str, str]) -> list[str]:
-    """Return a note for each reason why layers of a known class cannot be adapted."""
+def _note_reasons(reasons: Mapping[str, str]) -> list[str]:
+    """Return a note for each reason why modules are not adapted, with their names."""
     names: dict[str, list[str]] = {}
-    for name, reason in obstacles.items():
+    for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
     return [f"  note: {_list_names(group)} {reason}" for reason, group in names.items()]
 
@@ -256,8 +260,16 @@ def coverage(model: nn.Module) -> Coverage:
         trainable_parameters=_count(_trainable(model)),
         total_parameters=_count_all(model, state),
         obstacles=find_obstacles(model, places.values()),
+        left_out=_collect_left_out(state.adapters.values()),
         renamed={name: own.renamed for name, own in state.adapters.items() if own.renamed},
     )
+
+
+def _collect_left_out(adapters: Iterable[Adapter]) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for adapter in adapters:
+        reasons |= adapter.left_out
+    return reasons
 
 
 def _find_adapters(

@@ -13,24 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.models.load import TOKENIZER_CONFIG
+from lorakit.models.own_tokenizer import TEMPLATES, TOKENIZER, has_tokenizer
 
 CONFIG = "config.json"
 INDEX = ".index.json"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-TOKENIZER_CONFIG = "tokenizer_config.json"
-TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-TOKENIZER = (
-    TOKENIZER_CONFIG,
-    "tokenizer.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 # Files of these formats hold weights, which are the base's.
 WEIGHTS = (
     ".safetensors",
@@ -160,12 +148,6 @@ def stored_tensors(base: BaseFolder) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and tensors of all weight files."""
     for file in base.weights:
         yield from read_tensors(file).items()
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Return True if a folder holds a whole tokenizer."""
-    names = TOKENIZER[1:]
-    return (folder / TOKENIZER_CONFIG).is_file() and any((folder / one).is_file() for one in names)
 
 
 def copy_files(base: BaseFolder, target: Path, adapter: Path | None) -> None:

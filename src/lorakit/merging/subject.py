@@ -9,12 +9,13 @@ import torch
 from lorakit.adapter import Adapter
 from lorakit.errors import MergeError, ModelError
 from lorakit.inject.attach import attach, detach
-from lorakit.merging.folder import BaseFolder, find_base_folder, has_tokenizer, stored_dtypes
+from lorakit.merging.folder import BaseFolder, find_base_folder, stored_dtypes
 from lorakit.merging.quantised import dequantise, quantised_form
-from lorakit.models.load import count_embeddings, load_config, load_tokenizer
+from lorakit.models.load import load_config, load_tokenizer
 from lorakit.models.locate import locate
 from lorakit.models.open import check_trained
 from lorakit.models.own_class import Candidate, choose_class
+from lorakit.models.own_tokenizer import check_vocabulary, has_tokenizer
 from lorakit.text import dtype_name
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def open_subject(
     tokenizer = _find_tokenizer(where, adapter.source, trust_remote_code=trust_remote_code)
     model, new_modules = candidate.load(name, torch.float32, device)
     if adapter.source is not None and has_tokenizer(adapter.source) and tokenizer is not None:
-        _check_vocabulary(model, tokenizer)
+        check_vocabulary(model, tokenizer, "Nothing was written.")
     if model.base_model is not model:  # it has a head
         check_trained(name, new_modules, adapter.full_parameters)
     attach(model, adapter, trainable=False, any_base=any_base)
@@ -122,18 +123,6 @@ def _find_tokenizer(
         return load_tokenizer(where, trust_remote_code=trust_remote_code)
     except ModelError:
         return None
-
-
-def _check_vocabulary(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse a tokenizer of the adapter's folder that has more ids than the base can embed."""
-    rows, ids = count_embeddings(model), len(tokenizer)
-    if rows is not None and ids > rows:
-        raise ModelError(
-            f"The tokenizer has {ids:,} ids, the embedding {rows:,} rows.",
-            advice="The adapter's folder has tokens that the base lacks: make its embedding larger "
-            "(model.resize_token_embeddings), or remove the tokenizer from the adapter's folder. "
-            "Nothing was written.",
-        )
 
 
 def _floating_dtypes(base: BaseFolder) -> tuple[torch.dtype, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from lorakit.data.hub import similar_names
 from lorakit.errors import ModelError
 from lorakit.models.locate import NAMING_ADVICE, locate
 from lorakit.models.tasks import TASKS
@@ -141,7 +142,10 @@ def check_class(
 
     auto = TASKS[task].model_class
     has_own_code = trust_remote_code and getattr(config, "auto_map", None)
-    if type(config) in getattr(transformers, auto)._model_mapping or has_own_code:
+    # Of Whisper and the like, transformers would load the decoder alone.
+    is_half = task == "causal-lm" and config.is_encoder_decoder
+    is_known = type(config) in getattr(transformers, auto)._model_mapping and not is_half
+    if is_known or has_own_code:
         return
     named = ", ".join(config.architectures or ()) or type(config).__name__
     raise ModelError(
@@ -231,6 +235,9 @@ def load_config(
     from transformers import AutoConfig
 
     where, _ = locate(name)
+    if not Path(where).exists():
+        # The hub may know no such name either.
+        advice = f"{similar_names(Path(where))} {advice}".strip()
     read = partial(AutoConfig.from_pretrained, where, trust_remote_code=trust_remote_code)
     config = _read(f"The config of {name}", read, advice)
     if not trust_remote_code:
@@ -433,7 +440,7 @@ def find_positions(config: "PretrainedConfig", model: nn.Module | None = None) -
             return module.num_embeddings - module.padding_idx - 1
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-    return int(positions or 0)
+    return max(0, int(positions or 0))  # XLNet's -1 means any number
 
 
 def find_max_length(

@@ -61,7 +61,7 @@ def locate(name: str) -> tuple[str, str]:
         raise ModelError(
             f"{name} is a file; a model is a folder.", advice=f"Did you mean {path.parent}?"
         )
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") > 1
+    is_path = name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
     if is_path and not path.exists():
         raise ModelError(f"There is no folder {name}.", advice=similar_names(path))
     if path.is_dir() and not (path / "config.json").is_file():

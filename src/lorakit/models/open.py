@@ -1,6 +1,7 @@
 """A base model with an adapter on it, and the encoded rows of its task."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.adapter import Adapter
@@ -9,7 +10,8 @@ from lorakit.data.labels import LABELLED, encode_labelled
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
-from lorakit.models.load import Loaded, count_embeddings, load, load_config
+from lorakit.models.load import Loaded, count_embeddings, find_max_length, load, load_config
+from lorakit.models.own_tokenizer import check_vocabulary, take_own_tokenizer
 from lorakit.models.tasks import task_of_peft_type
 from lorakit.spec import is_inside
 from lorakit.text import plural
@@ -53,8 +55,11 @@ def open_model(
     device: str = "auto",
     any_base: bool = False,
     trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Loaded:
     """Load a base for a task, and attach the adapter to it.
+
+    The tokenizer and the chat template are those of the adapter's folder, where it has them.
 
     Args:
         model: a folder, a hub id or `builtin:NAME`.
@@ -64,9 +69,11 @@ def open_model(
         device: cpu, cuda, … or "auto".
         any_base: True to take another base than the adapter was trained on.
         trust_remote_code: True to run Python code that the base's folder brings along.
+        say: called with what is used of the adapter's folder beside its weights.
 
     Raises:
-        ModelError: the base cannot be loaded, or has a head of random weights.
+        ModelError: the base cannot be loaded, or has a head of random weights; or the adapter's
+            folder has a tokenizer that does not fit it.
         AdapterMismatch: the adapter does not fit it.
     """
     labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
@@ -82,9 +89,27 @@ def open_model(
     )
     check_trained(model, loaded.new_modules, trained)
     if adapter is not None:
+        if adapter.source is not None:
+            _use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
         attach(loaded.model, adapter, trainable=False, any_base=any_base)
         loaded.model.eval()
     return loaded
+
+
+def _use_own_tokenizer(
+    loaded: Loaded, folder: Path, say: Callable[[str], None], *, trust_remote_code: bool
+) -> None:
+    """Give a base the tokenizer and the chat template of an adapter's folder, and say so."""
+    tokenizer, used = take_own_tokenizer(
+        loaded.tokenizer, folder, trust_remote_code=trust_remote_code
+    )
+    if not used:
+        return
+    check_vocabulary(loaded.model, tokenizer, "Nothing was computed.")
+    loaded.tokenizer = tokenizer
+    loaded.max_length = find_max_length(loaded.model.config, tokenizer, loaded.model)
+    which = "are used, not those" if " and " in used else "is used, not that"
+    say(f"note: {used} of {folder} {which} of {loaded.name}")
 
 
 def check_trained(name: str, new_modules: Iterable[str], trained: Iterable[str]) -> None:

@@ -46,6 +46,8 @@ def packing_obstacle(model: "PreTrainedModel", longest: int) -> str | None:
     attention = getattr(config, "_attn_implementation", None)
     if attention not in ("sdpa", NAME):
         return f"its attention is {attention!r}, not sdpa"
+    if model._is_stateful:
+        return "it hands a state from token to token"
     for key in WINDOWS:
         window = getattr(config, key, None)
         if is_whole(window, least=1) and window < longest:

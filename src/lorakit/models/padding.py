@@ -17,13 +17,13 @@ FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, Key
 
 
 def leaks_padding(model: "PreTrainedModel", pad: int, *, on_the_left: bool = False) -> bool:
-    """Return True if padding changes what a model says of a row.
+    """Return True if padding changes what a model computes for a row.
 
     Convolutions and pooling over a whole row, recurrent models, and models that count positions
     from the start of the batch may do so. It runs on two short rows.
 
     Args:
-        model: a model of transformers with logits; in eval mode.
+        model: a model of transformers, with logits or without a head; it runs in eval mode.
         pad: the id that fills batches.
         on_the_left: True for the padding of generation, False for that of training and scoring.
     """
@@ -33,13 +33,17 @@ def leaks_padding(model: "PreTrainedModel", pad: int, *, on_the_left: bool = Fal
     ids, mask = ([pad] * fill, [0] * fill)
     row = ids + short if on_the_left else short + ids
     seen = mask + [1] * len(short) if on_the_left else [1] * len(short) + mask
+    was_training = model.training
+    model.eval()
     try:
         with torch.inference_mode():
-            compute = _next_logits if on_the_left else _all_logits
+            compute = _next_logits if on_the_left else _all_outputs
             alone = compute(model, [short], [[1] * len(short)], pad)
             both = compute(model, [long, row], [[1] * len(long), seen], pad)
     except FAILURES:
         return True
+    finally:
+        model.train(was_training)
     if alone.ndim == 3:
         both = both[:, : len(short)]
     expected, found = alone[0], both[1]
@@ -50,8 +54,10 @@ def leaks_padding(model: "PreTrainedModel", pad: int, *, on_the_left: bool = Fal
     return not bool(difference <= allowed)
 
 
-def _all_logits(model: "PreTrainedModel", rows: Rows, masks: Rows, pad: int) -> Tensor:
-    return model(**_as_inputs(model, rows, masks)).logits
+def _all_outputs(model: "PreTrainedModel", rows: Rows, masks: Rows, pad: int) -> Tensor:
+    """Return the logits, or the last hidden state of a model without a head."""
+    outputs = model(**_as_inputs(model, rows, masks))
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
 def _next_logits(model: "PreTrainedModel", rows: Rows, masks: Rows, pad: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The plan of a run: parameters, memory by part, and time, from shapes alone."""
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, TypedDict
@@ -134,13 +135,20 @@ class Plan:
         base: the model; nothing may be attached to it.
         spec: spec of the adapter; a new head trains in full beside it.
         work: the largest pass of the run.
+        left_out: the reason for each module that the spec leaves out, for the coverage.
 
     Raises:
         TargetError: a target matches nothing.
         SpecError: a rank that a layer cannot have; all are named.
     """
 
-    def __init__(self, base: MetaModel, spec: Spec, work: Work):
+    def __init__(
+        self,
+        base: MetaModel,
+        spec: Spec,
+        work: Work,
+        left_out: Mapping[str, str] | None = None,
+    ):
         self.base = base
         self.work = work
         heads = [name for name in base.new_modules if name not in spec.full_modules]
@@ -148,6 +156,7 @@ class Plan:
         self._traces: dict[tuple[Step, int | None], Trace] = {}
         self._adapter_bytes: dict[torch.dtype, AdapterBytes] = {}
         self.adapter = attach_on_meta(base.model, self.spec)
+        self.adapter.left_out |= left_out or {}
         self.coverage = coverage(base.model)
         # A parameter that two layers share counts once.
         own = {id(parameter): parameter for _, parameter in base_parameters(base.model)}
@@ -334,7 +343,9 @@ class Plan:
         return count_other_methods(width, layers, self.spec.rank)
 
 
-def make_plan(base: MetaModel, spec: Spec, work: Work) -> Plan:
+def make_plan(
+    base: MetaModel, spec: Spec, work: Work, left_out: Mapping[str, str] | None = None
+) -> Plan:
     """Return a plan, or refuse a length that the model cannot read.
 
     Raises:
@@ -345,7 +356,7 @@ def make_plan(base: MetaModel, spec: Spec, work: Work) -> Plan:
             f"{work.length:,} tokens asked, {base.name} takes at most {base.max_length:,}.",
             advice="Lower --max-length.",
         )
-    return Plan(base, spec, work)
+    return Plan(base, spec, work, left_out)
 
 
 def measure_adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterBytes:

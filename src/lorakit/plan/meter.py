@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from lorakit.errors import PlanError
+
 Arguments = Sequence[object]
 Keywords = Mapping[str, object]
 Operation = Callable[..., object]
@@ -34,6 +36,11 @@ FLOPS = {
     ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
+
+
+# Operations of a step that is traced; a model of a hundred layers takes fewer. A loop over tokens,
+# as in Jamba without its kernels, takes many more, for minutes.
+MOST_CALLS = 20_000
 
 
 class Allocation(NamedTuple):
@@ -97,6 +104,11 @@ class Meter(TorchDispatchMode):
         self, func: torch._ops.OpOverload, args: Arguments, keywords: Keywords, out: object
     ) -> None:
         self.calls += 1
+        if self.calls > MOST_CALLS:
+            raise PlanError(
+                f"one step takes more than {MOST_CALLS:,} operations: the model may compute token "
+                "by token",
+            )
         fresh = sum(self._see(tensor) for tensor in _tensors(out))
         count = FLOPS.get(func._overloadpacket)
         if count is not None:

@@ -19,6 +19,7 @@ from lorakit.plan.config import PlanRequest
 from lorakit.plan.estimate import Memory, Plan, RankRow, Work, make_plan
 from lorakit.plan.fits import find_fits
 from lorakit.plan.meta_model import MetaModel, load_meta_model
+from lorakit.plan.reach import leave_out_unreached
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, count_rank_costs
 from lorakit.spec import Spec
@@ -174,9 +175,10 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
     if rows:
         examples = tokenise_rows(base, rows, run.max_length, labels, request.loss_on)
         batches = make_batches(run, base, examples) if examples else None
+    spec, left_out = leave_out_unreached(base, spec)
     allocated = allocate_run_ranks(base, spec, run)
     work = make_work(run, base, spec, batches)
-    return Planned(make_plan(base, allocated, work), batches)
+    return Planned(make_plan(base, allocated, work, left_out), batches)
 
 
 def _device_row(plan: Plan, device: devices.Device) -> DeviceRow:

@@ -116,8 +116,8 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
     fake = FakeTensorMode()
     was_training = model.training
     with (
-        _quiet_fake_tensors(),
-        _substituted(model, step.dtype, fake) as known,
+        quiet_fake_tensors(),
+        substituted(model, step.dtype, fake) as known,
         _checkpointed(model, step.checkpointing),
         fake,
     ):
@@ -125,9 +125,10 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
         try:
             return _run(model, step, Meter(known, model.config.get_text_config().vocab_size))
         except NEEDS_VALUES as error:
-            name, kind = type(model).__name__, type(error).__name__
+            kind = "" if isinstance(error, PlanError) else f"{type(error).__name__}: "
             raise PlanError(
-                f"A step of {name} cannot be run on shapes alone: {kind}: {first_line(error)}",
+                f"A step of {type(model).__name__} cannot be run on shapes alone: "
+                f"{kind}{first_line(error)}",
                 advice="A short run measures what it holds.",
             ) from error
         finally:
@@ -193,7 +194,7 @@ def _is_masked(model: "PreTrainedModel", step: Step) -> bool:
 
 
 @contextmanager
-def _quiet_fake_tensors() -> Iterator[None]:
+def quiet_fake_tensors() -> Iterator[None]:
     """Keep fake tensors from logging what PlanError says."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
@@ -205,7 +206,7 @@ def _quiet_fake_tensors() -> Iterator[None]:
 
 
 @contextmanager
-def _substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> Iterator[set[int]]:
+def substituted(model: nn.Module, dtype: torch.dtype, fake: FakeTensorMode) -> Iterator[set[int]]:
     """Put fake CPU tensors in the place of all parameters and buffers; yield the storages' keys."""
     before: list[tuple[Table, Table]] = []
     substitutes: dict[int, Tensor] = {}

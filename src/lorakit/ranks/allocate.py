@@ -11,9 +11,8 @@ from lorakit.deltas.overrides import RequestedSettings, requested_settings, writ
 from lorakit.errors import SpecError
 from lorakit.inits.from_data import as_batch_list, observe_inputs
 from lorakit.inits.start import STARTS
-from lorakit.inject.full_parameters import find_full_modules
-from lorakit.inject.places import Place, explain_unmatched
-from lorakit.inject.targets import select
+from lorakit.inject.build import resolve_targets
+from lorakit.inject.places import Place, explain_unmatched, find_places
 from lorakit.spec import Settings, Spec, alpha_for_scale, first_match, is_number, is_whole
 from lorakit.text import near_misses, plural
 
@@ -122,8 +121,7 @@ def count_rank_costs(model: nn.Module, spec: Spec, budget: int | None) -> RankCo
         )
     if budget is not None and not is_whole(budget, least=1):
         raise SpecError(f"budget: a whole number of at least 1 is needed, got {budget!r}.")
-    full_modules = tuple(find_full_modules(model, spec.full_modules))
-    places = select(model, spec.targets, spec.exclude, without=full_modules, parts=spec.parts)
+    places = resolve_targets(model, spec, find_places(model, spec.parts)).places
     costs = {name: place.values_per_rank for name, place in places.items()}
     if budget is None:
         budget = sum(cost * spec.settings(name).rank for name, cost in costs.items())

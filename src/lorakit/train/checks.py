@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakit.adapter import Adapter
 from lorakit.errors import TrainingError
@@ -46,6 +46,16 @@ def _trainable_base_parameters(model: nn.Module, adapter: Adapter) -> Iterator[s
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in known:
             yield f"{name}   of the base requires a gradient"
+
+
+def check_loss(loss: Tensor, adapter: Adapter) -> None:
+    """Check before the first backward pass that the loss depends on a trained parameter.
+
+    Raises:
+        TrainingError: it depends on none; all trained modules are named.
+    """
+    if not loss.requires_grad:
+        check_gradients(adapter)
 
 
 def check_gradients(adapter: Adapter) -> None:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from lorakit.adapter import Adapter
-from lorakit.data.batches import Batches, collate, pack_examples
+from lorakit.data.batches import Batches, collate, pack_examples, split_by_length
 from lorakit.data.encode import Example
 from lorakit.evaluate.score import Scores, evaluate
 from lorakit.models.packing import packed_attention
+from lorakit.models.padding import leaks_padding
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
@@ -61,6 +62,13 @@ class Job:
         return next(self.model.parameters()).device
 
     @cached_property
+    def unpadded(self) -> bool:
+        """True if a pass takes sequences of one length alone, since padding would change them."""
+        lengths = {len(example.ids) for example in self.examples}
+        is_mixed = self.settings.batch_size > 1 and len(lengths) > 1 and not self.packed
+        return is_mixed and leaks_padding(self.model, self.pad)
+
+    @cached_property
     def batches(self) -> Batches:
         """The order of the batches."""
         lengths = [len(example.ids) for example in self.examples]
@@ -96,6 +104,10 @@ class Job:
         if self.packed:
             return pack_examples(examples, self.device)
         return collate(examples, self.pad, self.device)
+
+    def passes(self, examples: Sequence[Example]) -> list[list[Example]]:
+        """Return the examples of a batch by the forward passes that they are computed in."""
+        return split_by_length(examples) if self.unpadded else [list(examples)]
 
     def batch(self, index: int) -> list[Example]:
         """Return the examples of a batch of the run."""

@@ -78,6 +78,22 @@ class Log:
             self.losses = []
         self.bar.update(self.task, completed=line["step"], note=note)
 
+    @contextmanager
+    def evaluating(self, total: int) -> Iterator[Callable[[int], None]]:
+        """Show a second bar on a terminal during an evaluation.
+
+        Args:
+            total: sequences that are evaluated.
+
+        Yields:
+            A function that advances the bar by a number.
+        """
+        task = self.bar.add_task("evaluating", total=total, note="")
+        try:
+            yield lambda count: self.bar.advance(task, count)
+        finally:
+            self.bar.remove_task(task)
+
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         fitted = wrap_lines(text, line_width(self.console.file))

@@ -229,7 +229,7 @@ def _accumulate_gradients(session: Session, groups: Sequence[Sequence[Example]])
     job, accelerator = session.job, session.accelerator
     count = sum(example.trained for example in chain.from_iterable(groups))
     total = 0.0
-    for group in groups:
+    for group in chain.from_iterable(map(job.passes, groups)):
         with accelerator.autocast():
             loss = batch_loss(job.model, job.collate(group), job.task)[0] / count
         total += loss.item()
@@ -270,7 +270,8 @@ def _update_parameters(session: Session) -> None:
 def _evaluate(session: Session) -> dict[str, float]:
     """Return the metrics on held-out sequences, and count them as an evaluation."""
     job, progress = session.job, session.progress
-    metrics = job.evaluate(job.eval_examples).metrics
+    with session.log.evaluating(len(job.eval_examples)) as advance:
+        metrics = job.evaluate(job.eval_examples, advance).metrics
     loss = metrics["loss"]
     if not math.isfinite(loss):
         raise _stop(session, f"The held-out loss is {loss} at step {progress.step}.")

@@ -12,6 +12,7 @@ from lorakit.models.load import auto_dtype, device_of
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make_plan
 from lorakit.plan.meta_model import MetaModel, load_meta_model
+from lorakit.plan.reach import leave_out_unreached
 from lorakit.plan.report import (
     Description,
     allocate_run_ranks,
@@ -36,12 +37,16 @@ class RunPlan:
 
     Attributes:
         examples: the rows to train on, tokenised.
+        spec: spec of the adapter; modules that no row reaches are excluded from default targets.
+        left_out: the reason for each of those modules, by name.
         base_dtype: dtype of the base model.
         report: parameters and memory, as `lorakit plan` reports them; None where shapes alone do
             not tell them.
     """
 
     examples: list[Example]
+    spec: Spec
+    left_out: dict[str, str]
     base_dtype: str
     report: Description | None
 
@@ -61,8 +66,9 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
     )
     examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
     dtype = _base_dtype(settings, base, spec)
+    spec, left_out = leave_out_unreached(base, spec)
     report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)
-    return RunPlan(examples, dtype, report)
+    return RunPlan(examples, spec, left_out, dtype, report)
 
 
 def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:

@@ -93,8 +93,13 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
     check_request(settings, spec)
     say(data.described)
     plan = plan_run(settings, spec, data, say)
-    loaded = load_run(settings, spec, data, plan, say)
+    loaded = load_run(settings, data, plan, say)
     job = make_job(settings, data, loaded)
+    if job.unpadded:
+        say(
+            f"note: padding changes what {type(job.model).__name__} says of a row: each pass takes "
+            "rows of one length, and nothing is padded"
+        )
     logits = _describe_logits(job, loaded.base, say) if data.task == "causal-lm" else None
     shared = data.count_shared()
     if shared:
@@ -153,7 +158,7 @@ def check_request(settings: TrainSpec, spec: Spec) -> None:
         )
 
 
-def load_run(settings: TrainSpec, spec: Spec, data: RunData, plan: RunPlan, say: Say) -> LoadedRun:
+def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> LoadedRun:
     """Load the model, attach the adapter, and tokenise the held-out rows.
 
     Raises:
@@ -182,7 +187,8 @@ def load_run(settings: TrainSpec, spec: Spec, data: RunData, plan: RunPlan, say:
     if lr is None:
         config = base.model.config.get_text_config()
         lr = default_lr(getattr(config, "hidden_size", DEFAULT_WIDTH))
-    adapter = _attach_adapter(base, spec, settings, plan.examples, lr)
+    adapter = _attach_adapter(base, plan.spec, settings, plan.examples, lr)
+    adapter.left_out |= plan.left_out
     adapter.provenance |= _provenance(base, data, max_length)
     covered = coverage(base.model)
     loaded = LoadedRun(base, adapter, covered, plan.examples, held_out, max_length, lr, packed)

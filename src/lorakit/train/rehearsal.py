@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lorakit.errors import TrainingError
 from lorakit.evaluate.score import batch_loss
 from lorakit.train import checkpoints
+from lorakit.train.checks import check_loss
 from lorakit.train.job import Job
 
 
@@ -29,7 +30,7 @@ def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple
         (sequences, tokens of the longest one); (0, 0) where no batch is left.
 
     Raises:
-        TrainingError: the batch does not fit into memory.
+        TrainingError: the batch does not fit into memory, or its loss depends on nothing trained.
     """
     if first >= last:
         return 0, 0
@@ -54,9 +55,11 @@ def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> Non
     # From the second step on, the two moments of AdamW are in memory beside the batch.
     parameters = job.adapter.parameters()
     moments = [_two_like(parameter) for parameter in parameters]
-    with accelerator.autocast():
-        loss = batch_loss(job.model, job.collate(job.batch(index)), job.task)[0]
-    accelerator.backward(loss)
+    for examples in job.passes(job.batch(index)):
+        with accelerator.autocast():
+            loss = batch_loss(job.model, job.collate(examples), job.task)[0]
+        check_loss(loss, job.adapter)
+        accelerator.backward(loss)
     del moments
 
 

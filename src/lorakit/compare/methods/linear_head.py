@@ -4,7 +4,7 @@ It is the baseline that an adapter has to exceed.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import Example
 from lorakit.evaluate.metrics import classification
+from lorakit.models.padding import leaks_padding
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
+    from transformers import PreTrainedModel
 
 STRENGTHS = (0.003, 0.03, 0.3)  # inverse regularisation to choose from, C of scikit-learn
 VALIDATION = 10  # the last tenth of the training rows chooses the strength
@@ -37,12 +39,16 @@ class LinearHeadScores(TypedDict):
 
 
 def encoder_features(
-    encoder: nn.Module, examples: Sequence[Example], pad: int, progress: Progress | None = None
+    encoder: nn.Module,
+    examples: Sequence[Example],
+    pad: int,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """Return features of each example: first token, mean over tokens, and the pooled output if any.
 
     Args:
-        encoder: of transformers, without a head, with the adapters that are enabled.
+        encoder: of transformers, without a head, with the adapters that are enabled; where padding
+            would change its features, it gets rows of one length at a time.
         examples: encoded rows.
         pad: id that fills batches.
         progress: called with the number of examples done since the last call.
@@ -53,8 +59,9 @@ def encoder_features(
     features: list[np.ndarray] = [np.empty(0)] * len(examples)
     device = next(encoder.parameters()).device
     lengths = [len(example.ids) for example in examples]
+    unpadded = len(set(lengths)) > 1 and leaks_padding(cast("PreTrainedModel", encoder), pad)
     with torch.inference_mode():
-        for positions in sort_into_batches(lengths, BATCH_SIZE):
+        for positions in sort_into_batches(lengths, BATCH_SIZE, unpadded=unpadded):
             batch = collate([examples[i] for i in positions], pad, device)
             batch.pop("labels")
             rows = _features_of_batch(encoder, batch).cpu().numpy()

@@ -1,0 +1,103 @@
+"""The tokenizer and the chat template that lie in an adapter's folder."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorakit.errors import ModelError
+from lorakit.models.load import TOKENIZER_CONFIG, count_embeddings, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+JINJA, JSON, NAMED = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
+TEMPLATES = (JINJA, JSON, NAMED)
+TOKENIZER = (
+    TOKENIZER_CONFIG,
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return True if a folder holds a whole tokenizer."""
+    names = TOKENIZER[1:]
+    return (folder / TOKENIZER_CONFIG).is_file() and any((folder / one).is_file() for one in names)
+
+
+def take_own_tokenizer(
+    tokenizer: "PreTrainedTokenizerBase", folder: Path, *, trust_remote_code: bool = False
+) -> tuple["PreTrainedTokenizerBase", str]:
+    """Return the tokenizer of an adapter's folder, else the base's with the folder's chat template.
+
+    Args:
+        tokenizer: of the base; its chat template is used where the folder has none.
+        folder: of the adapter.
+        trust_remote_code: True to run Python code that the folder brings along.
+
+    Returns:
+        The tokenizer, and what of the folder is used, in words; empty if that is nothing.
+
+    Raises:
+        ModelError: the folder's tokenizer or chat template cannot be read.
+    """
+    if has_tokenizer(folder):
+        own = load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
+        if own.chat_template:
+            return own, "the tokenizer and the chat template"
+        own.chat_template = tokenizer.chat_template
+        return own, "the tokenizer"
+    template = _read_template(folder)
+    if not template:
+        return tokenizer, ""
+    tokenizer.chat_template = template
+    return tokenizer, "the chat template"
+
+
+def _read_template(folder: Path) -> str | dict[str, str]:
+    """Return the chat template of a folder, or several by name; empty if it has none."""
+    try:
+        named = {file.stem: file.read_text("utf-8") for file in (folder / NAMED).glob("*.jinja")}
+        default = ""
+        if (folder / JINJA).is_file():
+            default = (folder / JINJA).read_text("utf-8")
+        elif (folder / JSON).is_file():
+            default = json.loads((folder / JSON).read_text("utf-8"))["chat_template"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"The chat template in {folder} cannot be read: {type(error).__name__}: {error}.",
+            advice="Remove the file, and the base's template is used.",
+        ) from error
+    if default and named:
+        named["default"] = default
+    return named or default
+
+
+def check_vocabulary(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", outcome: str
+) -> None:
+    """Refuse a tokenizer of an adapter's folder that has more ids than the base can embed.
+
+    Args:
+        model: the base.
+        tokenizer: of the adapter's folder.
+        outcome: the end of the message, such as "Nothing was written."
+
+    Raises:
+        ModelError: the message names both counts.
+    """
+    rows, ids = count_embeddings(model), len(tokenizer)
+    if rows is not None and ids > rows:
+        raise ModelError(
+            f"The tokenizer has {ids:,} ids, the embedding {rows:,} rows.",
+            advice="The adapter's folder has tokens that the base lacks: make its embedding larger "
+            "(model.resize_token_embeddings), or remove the tokenizer from the adapter's folder. "
+            f"{outcome}",
+        )
