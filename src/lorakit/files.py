@@ -305,6 +305,17 @@ def check_new_folder(path: Path, what: str, unchanged: str) -> None:
         raise OutputError(f"{path} {fault}.", advice=f"Name a new folder. {unchanged}")
 
 
+def check_new_file(path: Path) -> None:
+    """Refuse a file that exists already or cannot be made.
+
+    Raises:
+        OutputError: it says which.
+    """
+    if path.exists():
+        raise OutputError(f"{path} exists already.", advice="Name a new file. Nothing was written.")
+    check_can_be_made(path)
+
+
 def check_can_be_made(path: Path) -> None:
     """Check that a file or folder could be written at a path; missing folders before it are made.
 

@@ -3,13 +3,15 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lorakit.cli import flags
 from lorakit.cli.request import DataRequest, ModelRequest, require
 from lorakit.cli.tables import print_table
-from lorakit.errors import DataError
+from lorakit.errors import NOT_STARTED, DataError
 from lorakit.evaluate.decoding import Decoding
+from lorakit.files import check_new_file
 from lorakit.spec import option, option_like
 from lorakit.train.config import TrainSpec
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from lorakit.cli.results import EvalResult
     from lorakit.data.encode import Example
     from lorakit.data.rows import Rows
+    from lorakit.evaluate.score import Scores
     from lorakit.models.load import Loaded
     from lorakit.train.report import Metrics
 
@@ -54,6 +57,16 @@ class EvalRequest:
     )
     max_length: int | None = option_like(TrainSpec, "max_length", least=2)
     batch_size: int = option(32, "sequences in one forward pass", least=1)
+    predictions: str | None = option(
+        None,
+        "write the predicted label of each row to this new file; rows need no labels then",
+        type=str,
+    )
+    format: str = option(
+        "jsonl",
+        "of --predictions; glue is what the server of GLUE takes",
+        choices=("jsonl", "glue"),
+    )
     text_metrics: bool = option(
         False, "also generate texts, and compare them with the completions: BLEU, chrF, ROUGE-L"
     )
@@ -79,23 +92,45 @@ def run(args: argparse.Namespace) -> "EvalResult":
 def _evaluate(
     model: ModelRequest, data: DataRequest, request: EvalRequest, decoding: Decoding
 ) -> "EvalResult":
+    from lorakit.data.labels import LABELLED
+    from lorakit.evaluate.predictions import write_predictions
     from lorakit.models.open import encode_rows, resolve_task
 
+    if request.predictions:
+        check_new_file(Path(request.predictions))
     rows = data.read()
     adapter = model.load_adapter()
     task = resolve_task(adapter, request.task, rows)
+    if request.predictions and task == "causal-lm":
+        raise DataError(
+            "--predictions is for labels and values, and the task is causal-lm.",
+            advice=f"Use `lorakit generate --data` for texts. {NOT_STARTED}",
+        )
     if request.text_metrics:
         _check_completions(rows, data)
     loaded = model.open(adapter, task)
-    examples = encode_rows(rows, loaded, request.max_length, request.loss_on)
+    examples = encode_rows(
+        rows,
+        loaded,
+        request.max_length,
+        request.loss_on,
+        to_predict=request.predictions is not None,
+    )
+    scores = _score(loaded, examples, request.batch_size)
+    has_targets = task == "causal-lm" or rows.kind in LABELLED
     result: Metrics = {
-        **_score(loaded, examples, request.batch_size),
+        **(scores.metrics if has_targets else {}),
         "task": task,
         "rows": len(rows),
         "rows_cut": sum(example.cut > 0 for example in examples),
         "model": model.model,
         "adapter": model.adapter,
     }
+    if request.predictions:
+        path = Path(request.predictions)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result["predictions"] = str(path)
+        write_predictions(path, request.format, scores.predictions, loaded.labels)
     if request.text_metrics:
         result |= _text_metrics(loaded, rows, decoding, request.batch_size)
     return cast("EvalResult", result)
@@ -111,13 +146,13 @@ def _check_completions(rows: "Rows", data: DataRequest) -> None:
         )
 
 
-def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> "Metrics":
+def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> "Scores":
     from lorakit.evaluate.score import evaluate
     from lorakit.models.load import pad_id
     from lorakit.train.log import progress_bar
 
     with progress_bar("scoring", len(examples)) as advance:
-        scores = evaluate(
+        return evaluate(
             loaded.model,
             examples,
             loaded.task,
@@ -126,7 +161,6 @@ def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> 
             classes=len(loaded.labels),
             progress=advance,
         )
-    return dict(scores.metrics)
 
 
 def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size: int) -> "Metrics":
@@ -149,6 +183,8 @@ def show(result: "EvalResult") -> None:
     adapter = f" + {result['adapter']}" if result["adapter"] else ", the base alone"
     title = f"{result['model']}{adapter} ({result['task']})"
     print_table(["metric", "value"], rows, title=title)
+    if "predictions" in result:
+        print(f"{result['rows']:,} predictions are in {result['predictions']}")
     if result["rows_cut"]:
         print(f"note: {result['rows_cut']:,} rows are longer than fits and were cut")
     if result["task"] != "causal-lm" and result.get("pearson", 0) is None:

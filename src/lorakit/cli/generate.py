@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
 from lorakit.cli.request import DataRequest, ModelRequest, require
-from lorakit.errors import NOT_STARTED, DataError, OutputError, SpecError
+from lorakit.errors import NOT_STARTED, DataError, SpecError
 from lorakit.evaluate.decoding import Decoding
-from lorakit.files import write_json_lines
+from lorakit.files import check_new_file, write_json_lines
 from lorakit.spec import option
 
 if TYPE_CHECKING:
@@ -54,10 +54,8 @@ def run(args: argparse.Namespace) -> "GenerateResult":
     how = Decoding(**decoding)
     if bool(request.prompt) == bool(source.data):
         raise SpecError("Give either --prompt or --data.", advice=NOT_STARTED)
-    if request.output and Path(request.output).exists():
-        raise OutputError(
-            f"{request.output} exists already.", advice="Name a new file. Nothing was written."
-        )
+    if request.output:
+        check_new_file(Path(request.output))
     return _generate(ModelRequest(**model), request, source, how)
 
 

@@ -12,7 +12,7 @@ from lorakit.rank_search.report import AdviceReport, SearchReport, ThresholdRepo
 class EvalResult(TypedDict):
     """Result of `eval`; metrics of other tasks are missing, correlations of a constant are None."""
 
-    loss: float
+    loss: NotRequired[float]
     perplexity: NotRequired[float]
     tokens: NotRequired[int]
     accuracy: NotRequired[float]
@@ -27,6 +27,7 @@ class EvalResult(TypedDict):
     rows_cut: int
     model: str
     adapter: str | None
+    predictions: NotRequired[str]
     bleu: NotRequired[float]
     chrf: NotRequired[float]
     rouge_l: NotRequired[float]

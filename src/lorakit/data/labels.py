@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.encode import Example, check_text, without_added
+from lorakit.data.layouts import KINDS
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import near_misses
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LABELLED = ("labelled", "pair")  # kinds of rows with a label
+UNLABELLED = ("text", "unlabelled pair")  # those for which one can be predicted
 MOST_NUMBERS = 50  # different numbers that may be the names of classes
 # Kinds of rows that no task trains on, as they are called.
 UNTRAINED = {
@@ -23,9 +25,10 @@ UNTRAINED = {
 }
 
 
-def require_labels(rows: Rows) -> None:
-    """Refuse rows that have no label."""
-    if rows.kind not in LABELLED:
+def require_labels(rows: Rows, *, to_predict: bool = False) -> None:
+    """Refuse rows that have no label, unless it is to be predicted."""
+    allowed = (*LABELLED, *UNLABELLED) if to_predict else LABELLED
+    if rows.kind not in allowed:
         raise DataError(
             f"Rows of {rows.source} have no label; classify needs text and label, or text_a, "
             "text_b and label.",
@@ -141,22 +144,25 @@ def encode_labelled(
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
     labels: Sequence[str] | None,
+    *,
+    to_predict: bool = False,
 ) -> list[Example]:
     """Tokenise one or two texts a row, with a class index or a value as target.
 
     Args:
-        rows: of kind labelled or pair.
+        rows: of a kind in LABELLED; to predict labels, also in UNLABELLED.
         tokenizer: of transformers.
         max_length: tokens; the longer text of a row is cut at its end.
         labels: the class names in order; None for regression.
+        to_predict: True to take rows without a label, whose target is 0 then.
 
     Raises:
         DataError: rows of another kind, or labels that are not a class or a number; each is named.
     """
-    require_labels(rows)
+    require_labels(rows, to_predict=to_predict)
     check_text(rows.where, rows.rows)
-    targets = _values(rows) if labels is None else _class_indices(rows, labels)
-    is_pair = rows.kind == "pair"
+    targets = _targets(rows, labels)
+    is_pair = "text_a" in KINDS[rows.kind]
     first = [row["text_a" if is_pair else "text"] for row in rows.rows]
     first = [without_added(tokenizer, text) for text in first]
     second = [row["text_b"] for row in rows.rows] if is_pair else None
@@ -169,6 +175,13 @@ def encode_labelled(
         target, own_types = targets[number], types[number]
         examples.append(Example(ids, target=target, types=own_types, row=number, cut=cut))
     return examples
+
+
+def _targets(rows: Rows, labels: Sequence[str] | None) -> Sequence[float | int]:
+    """Return the target of each row; 0 where it has no label."""
+    if rows.kind in UNLABELLED:
+        return [0] * len(rows)
+    return _values(rows) if labels is None else _class_indices(rows, labels)
 
 
 def _values(rows: Rows) -> list[float]:

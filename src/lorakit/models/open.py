@@ -189,7 +189,12 @@ def choose_max_length(max_length: int | None, limit: int) -> int:
 
 
 def encode_rows(
-    rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
+    rows: Rows,
+    loaded: Loaded,
+    max_length: int | None = None,
+    loss_on: str = "completion",
+    *,
+    to_predict: bool = False,
 ) -> list[Example]:
     """Tokenise rows for the task of a loaded model.
 
@@ -198,6 +203,7 @@ def encode_rows(
         loaded: the model with its tokenizer and task.
         max_length: tokens of a sequence; None for 512, or fewer if the model can read fewer.
         loss_on: "completion" or "all", as in `encode_causal`.
+        to_predict: True to take rows without labels for classify and regress.
 
     Raises:
         DataError: the rows do not suit the task, or `max_length` is more than the model can read.
@@ -207,7 +213,7 @@ def encode_rows(
         examples = encode_causal(rows, loaded.tokenizer, longest, loss_on)
     else:
         labels = loaded.labels if loaded.task == "classify" else None
-        examples = encode_labelled(rows, loaded.tokenizer, longest, labels)
+        examples = encode_labelled(rows, loaded.tokenizer, longest, labels, to_predict=to_predict)
     where = [rows.where[example.row] for example in examples]
     check_ids(loaded, where, [example.ids for example in examples])
     return examples

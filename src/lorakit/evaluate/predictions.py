@@ -1,0 +1,40 @@
+"""Predictions of rows, written to a file: JSON Lines, or the form that GLUE's server takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakit.evaluate.score import Prediction
+from lorakit.files import write_json_lines, write_text
+
+
+def write_predictions(
+    path: Path, form: str, predictions: Sequence[Prediction], labels: Sequence[str]
+) -> None:
+    """Write a prediction for each row, in the order of the rows.
+
+    Args:
+        path: a new file.
+        form: jsonl or glue. GLUE's has the columns `index`, from 0, and `prediction`.
+        predictions: of each row.
+        labels: names of the classes; empty for a regression.
+    """
+    if form == "glue":
+        named = (_glue_value(prediction, labels) for prediction in predictions)
+        lines = [f"{index}\t{value}" for index, value in enumerate(named)]
+        write_text(path, "\n".join(["index\tprediction", *lines, ""]))
+        return
+    write_json_lines(path, [_describe(prediction, labels) for prediction in predictions])
+
+
+def _glue_value(prediction: Prediction, labels: Sequence[str]) -> str:
+    """Return the name of a class, or a similarity as the server takes it: from 0 to 5."""
+    value, _ = prediction
+    return labels[int(value)] if labels else f"{min(max(value, 0.0), 5.0):.3f}"
+
+
+def _describe(prediction: Prediction, labels: Sequence[str]) -> dict[str, Any]:
+    value, probability = prediction
+    if not labels:
+        return {"prediction": value}
+    return {"prediction": labels[int(value)], "probability": round(probability, 6)}
