@@ -315,6 +315,11 @@ UNBOUNDED = {  # what a YAML file says -> what is said of it
     "a: 2020-13-45": "month must be in 1..12",
     "a: !!timestamp x": "cannot be read",
     "a: " + "9" * 5000: "cannot be read",
+    "rank: 1" + ":20" * 150_000: "a value has 450,001 characters, 2,000 are the limit",
+    "lr: 0x" + "f" * 3600: "a value has 3,602 characters, 2,000 are the limit",
+    "lr: 1" + ":20" * 500 + ".5": "cannot be read: int too large to convert to float",
+    "\n".join(f"k{i}: 1" for i in range(40_000)): "has 40,000 keys; no command has 1,000",
+    "1: 1": "has a key that is no text",
 }
 
 

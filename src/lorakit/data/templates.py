@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Turn = dict[str, str]  # role and content
+# Characters that a template may make of a conversation, beside ten for each of its own.
+LONGEST = 1 << 18
 
 
 class TemplateLimitError(DataError):
@@ -100,6 +102,9 @@ def _apply_template(
     # A template is a program of its own, whose errors are of any class.
     except Exception as error:
         raise DataError(f"the chat template cannot render it: {first_line(error)}") from error
+    longest = LONGEST + 10 * sum(len(turn["content"]) for turn in turns)
+    if len(text) > longest:
+        raise TemplateLimitError(f"{len(text):,} characters, more than {longest:,},")
     return str(text)
 
 
