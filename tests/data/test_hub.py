@@ -63,11 +63,11 @@ def test_data_that_is_nowhere_is_refused_without_a_retry(
 
     offline: list[bool] = []
 
-    def load_dataset(name: str, split: str) -> None:
+    def load_dataset(name: str) -> None:
         offline.append(datasets.config.HF_HUB_OFFLINE and constants.HF_HUB_OFFLINE)
         raise ConnectionError("Couldn't reach it")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset)
     (unreachable / "reviews").mkdir()
     with pytest.raises(DataError, match=r"did you mean 'reviews'\?"):
         read_rows("review")

@@ -11,11 +11,13 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lorakit.data.hub import data_sets_offline, is_offline, similar_names
 from lorakit.errors import DataError
+from lorakit.files import leaves_folder
 from lorakit.text import first_line, plural
 
 # The column of each key: its name, or its number in a table without a header.
@@ -132,7 +134,12 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
     is_reachable = Path(source).is_dir() or not is_offline()
     try:
         with nullcontext() if is_reachable else data_sets_offline():
-            loaded = datasets.load_dataset(source, split=split)
+            builder = datasets.load_dataset_builder(source)
+            _check_data_files(source, builder.config.data_files or {})
+            builder.download_and_prepare()
+            loaded = builder.as_dataset(split=split)
+    except DataError:
+        raise
     # Errors of the library and of its back ends are of many classes; each means no data.
     except Exception as error:
         what = "a data set" if Path(source).is_dir() else "a file here"
@@ -142,6 +149,32 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
             advice=f"{similar_names(Path(source))} {NAMING_ADVICE}".lstrip(),
         ) from error
     return _number_rows(source, loaded)
+
+
+def _check_data_files(source: str, data_files: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a data set whose README.md, or a link in it, names data elsewhere.
+
+    Args:
+        source: a folder or a hub id.
+        data_files: paths or addresses of its files, by split.
+
+    Raises:
+        DataError: each file outside of it is named.
+    """
+    files = dict.fromkeys(chain.from_iterable(data_files.values()))
+    faults = [file for file in files if not _is_inside(file, source)]
+    if faults:
+        raise DataError(
+            f"{source} names {plural(len(faults), 'file')} outside of it as its data.",
+            faults,
+            "Copy them into the data set, or name one of them. Nothing was read.",
+        )
+
+
+def _is_inside(file: str, source: str) -> bool:
+    if Path(source).is_dir():
+        return "://" not in file and not leaves_folder(Path(file), Path(source))
+    return file.startswith(f"hf://datasets/{source}@")
 
 
 def _read_file(path: Path, columns: Columns, quotes: bool | None) -> Iterator[Record]:
