@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from typing import Any, TextIO
 
 ESCAPE = "\x1b"  # begins a change of colour
+# How torch begins to refuse a pickle, before it advises to run the code in it.
+WEIGHTS_ONLY = "Weights only load failed"
 # Names of settings in PEFT, TRL, transformers, LLaMA-Factory and others, by ours.
 SYNONYMS = {
     "rank": "r lora_r lora_rank lora_dim network_dim",
@@ -232,6 +234,8 @@ def first_line(error: BaseException) -> str:
     'no such model'
     """
     for line in str(error).splitlines():
+        if line.startswith(WEIGHTS_ONLY):
+            return "it is no pickle, or holds other objects than tensors"
         if line.strip():
             return line.strip()
     return type(error).__name__

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from logging import ERROR, getLogger
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lorakit.errors import ModelError
@@ -42,8 +44,19 @@ TOKENIZER_ADVICE = (
     "Copy the tokenizer's files, such as tokenizer.json and tokenizer_config.json, into the folder."
 )
 TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
-# Errors of transformers for a folder that it cannot read, or whose values have other types.
-READ_ERRORS = (OSError, ValueError, LookupError, ImportError, TypeError, AttributeError)
+# Errors of transformers for a folder that is damaged, or whose values have other types.
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 @dataclass

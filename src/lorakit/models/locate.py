@@ -89,7 +89,7 @@ def check_shards(folder: Path) -> None:
     for index in sorted(folder.glob("*.index.json")):
         try:
             names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            faults = sorted(name for name in names if PurePath(name).name != name)
+            faults = sorted(name for name in names if name == ".." or PurePath(name).name != name)
         except (
             OSError,
             ValueError,
