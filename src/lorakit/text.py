@@ -134,6 +134,21 @@ def did_you_mean(words: Iterable[str]) -> str:
     return f"did you mean {names}?" if names else ""
 
 
+def add_hint(text: str, hint: str) -> str:
+    """Return a text with a hint, if there is one: a new sentence, or behind a semicolon.
+
+    >>> add_hint("'lor' is none of lora, dora", "did you mean 'lora'?")
+    "'lor' is none of lora, dora; did you mean 'lora'?"
+    >>> add_hint("There is no 'lor'.", "did you mean 'lora'?")
+    "There is no 'lor'. Did you mean 'lora'?"
+    """
+    if not hint:
+        return text
+    if text and not text.endswith("."):
+        return f"{text}; {hint}"
+    return f"{text} {hint[0].upper()}{hint[1:]}".lstrip()
+
+
 def format_bytes(count: float) -> str:
     """Return a number of bytes with its unit.
 

@@ -28,7 +28,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 CASES = {
     "no such command": (
         ["trian"],
-        "SpecError: There is no command 'trian'. did you mean 'train' or 'rank'?",
+        "SpecError: There is no command 'trian'. Did you mean 'train' or 'rank'?",
     ),
     "a mistyped flag": (
         ["train", "--rnak", "8"],
@@ -361,11 +361,13 @@ def test_a_setting_of_another_library_is_translated(
         assert f": did you mean '{flag}'?" in capsys.readouterr().err
     (tmp_path / "run.yaml").write_text(f"{name}: 8\n")
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
-    assert f"'{name}' is no setting did you mean '{field}'?" in capsys.readouterr().err
+    assert f"'{name}' is no setting; did you mean '{field}'?" in capsys.readouterr().err
     for cls in (Spec, TrainSpec):
         own = field.partition(":")[0]
         if own in {one.name for one in fields(cls)}:
-            with pytest.raises(SpecError, match=f"'{name}' is no field of .* did you mean .*{own}"):
+            with pytest.raises(
+                SpecError, match=f"'{name}' is no field of .*; did you mean .*{own}"
+            ):
                 cls(**{name: 8})
 
 

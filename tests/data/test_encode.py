@@ -283,7 +283,7 @@ def test_a_label_that_is_no_class_is_named(bert: Any) -> None:
             ["bad", "good"],
         )
     assert caught.value.faults == [
-        "d.jsonl:2   label 'goood' is none of the classes did you mean 'good'?"
+        "d.jsonl:2   label 'goood' is none of the classes; did you mean 'good'?"
     ]
     with pytest.raises(DataError, match="1 of 1 labels"):
         encode_labelled(rows("labelled", {"text": "a", "label": "high"}), bert, 64, None)

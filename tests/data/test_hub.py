@@ -28,14 +28,14 @@ def test_a_model_that_is_nowhere_is_refused_with_a_similar_folder(unreachable: P
     with pytest.raises(ModelError) as caught:
         locate("lama")
     assert "there is no such folder, it has not been downloaded before" in caught.value.message
-    assert caught.value.advice.startswith("did you mean 'llama'? Name a model folder")
+    assert caught.value.advice.startswith("Did you mean 'llama'? Name a model folder")
 
 
 def test_a_path_that_is_nowhere_is_refused_with_a_similar_folder(tmp_path: Path) -> None:
     (tmp_path / "stories260K").mkdir()
     with pytest.raises(ModelError) as caught:
         locate(str(tmp_path / "stories260k"))
-    assert caught.value.advice == "did you mean 'stories260K'?"
+    assert caught.value.advice == "Did you mean 'stories260K'?"
 
 
 def test_a_model_that_was_downloaded_is_found_without_the_hub(unreachable: Path) -> None:
@@ -69,7 +69,7 @@ def test_data_that_is_nowhere_is_refused_without_a_retry(
 
     monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset)
     (unreachable / "reviews").mkdir()
-    with pytest.raises(DataError, match=r"did you mean 'reviews'\?"):
+    with pytest.raises(DataError, match=r"Did you mean 'reviews'\?"):
         read_rows("review")
     assert offline == [True] and not constants.HF_HUB_OFFLINE
 

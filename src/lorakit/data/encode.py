@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lorakit.data.rows import Rows
 from lorakit.data.templates import TemplateLimitError, encode_answers, encode_conversation
 from lorakit.errors import NOT_STARTED, DataError
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -426,7 +426,8 @@ def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
             indices.append(index)
         else:
             hint = near_misses(label, labels)
-            faults.append(f"{where}   label {label!r} is none of the classes {hint}".rstrip())
+            fault = f"{where}   label {label!r} is none of the classes"
+            faults.append(add_hint(fault, hint))
     if faults:
         raise _label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
     return indices

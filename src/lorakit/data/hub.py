@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from lorakit.text import near_misses
+from lorakit.text import add_hint, near_misses
 
 PATIENCE = 3.0  # seconds for a connection; the libraries would try for a minute
 LISTED = 10_000  # names of a folder that are searched for a near miss
@@ -77,13 +77,13 @@ def data_sets_offline() -> Iterator[None]:
 
 
 def similar_names(path: Path) -> str:
-    """Return `did you mean …?` with similar names in the folder of a path, or an empty string.
+    """Return `Did you mean …?` with similar names in the folder of a path, or an empty string.
 
     >>> similar_names(Path("/bni"))
-    "did you mean 'bin'?"
+    "Did you mean 'bin'?"
     """
     try:
         names = [entry.name for entry in islice(path.parent.iterdir(), LISTED)]
     except OSError:
         return ""
-    return near_misses(path.name, names)
+    return add_hint("", near_misses(path.name, names))

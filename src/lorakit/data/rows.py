@@ -15,7 +15,7 @@ from typing import Any
 
 from lorakit.data.sources import Columns, Record, is_delimited, read_records
 from lorakit.errors import DataError
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 # The keys of each kind; a row is of the first kind whose keys it has.
 KINDS = {
@@ -153,7 +153,7 @@ def _key_error(problem: str, values: Mapping[Any, Any]) -> DataError:
     hints = [near_misses(str(key), KEYS, 1) for key in values]
     hint = next((hint for hint in hints if hint), "")
     example = next(iter(values), "review")
-    advice = f"Name the columns, as in --columns text={example}. {hint}".rstrip()
+    advice = add_hint(f"Name the columns, as in --columns text={example}.", hint)
     return DataError(problem, [f"its first row has {present}", *known], advice)
 
 

@@ -258,7 +258,7 @@ def _check_alone(name: str, where: str) -> None:
 
     A repository of the hub would even be replaced by the base that the adapter names.
     """
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils.peft_utils import find_adapter_config_file
 
     if find_adapter_config_file(where) is not None:
         raise ModelError(

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from lorakit.data.hub import cached_model, is_offline, similar_names
 from lorakit.errors import MissingExtra, ModelError, install_line
-from lorakit.text import first_line, near_misses, plural
+from lorakit.text import add_hint, first_line, near_misses, plural
 
 NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
 
@@ -125,7 +125,7 @@ def _locate_builtin(name: str) -> tuple[str, str]:
     short = name.removeprefix("builtin:")
     if short not in BUILTIN:
         raise ModelError(
-            f"There is no {name!r}. {near_misses(short, BUILTIN)}".rstrip(),
+            add_hint(f"There is no {name!r}.", near_misses(short, BUILTIN)),
             advice=f"Builtin: {', '.join(BUILTIN)}.",
         )
     builtin = BUILTIN[short]

@@ -15,7 +15,7 @@ from lorakit.inject.full_parameters import find_full_modules
 from lorakit.inject.places import Place, explain_unmatched
 from lorakit.inject.targets import select
 from lorakit.spec import Settings, Spec, alpha_for_scale, first_match, is_number, is_whole
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 Places = Mapping[str, Place]
 ShapeFunction = Callable[[float], float]
@@ -215,9 +215,8 @@ def _shape_function(shape: str | ShapeFunction) -> ShapeFunction:
         return SHAPES[shape]
     known = (*SHAPES, EXPLAINED)
     hint = near_misses(str(shape), known)
-    ending = f"; {hint}" if hint else "."
     raise SpecError(
-        f"shape {shape!r} is none of {', '.join(known)}{ending}",
+        add_hint(f"shape {shape!r} is none of {', '.join(known)}.", hint),
         advice="Other shapes are given as a function of the depth, or as weights by name pattern.",
     )
 

@@ -25,7 +25,7 @@ from lorakit.formats.peft.patterns import (
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
 from lorakit.spec import Settings, Spec, full_name, matches
-from lorakit.text import dtype_name, near_misses
+from lorakit.text import add_hint, dtype_name, near_misses
 
 CONFIG = "adapter_config.json"
 EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
@@ -234,7 +234,7 @@ def _find_key_fault(key: str, value: object, method: Method) -> str:
     hint = near_misses(key, known, count=1)
     shown = f"{key!r} = {format_value(value)}"
     problem = f"unknown key {shown} may change the meaning of the tensors"
-    return f"{problem}; {hint}" if hint else problem
+    return add_hint(problem, hint)
 
 
 def _find_pattern_faults(values: JsonObject, method: Method) -> Iterator[str]:
