@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,14 +35,14 @@ def deep() -> nn.Module:
     return model
 
 
-def two_parameters_on_one_storage() -> nn.Sequential:
-    model = odd.plain()
+def two_parameters_on_one_storage() -> nn.Module:
+    model: Any = odd.plain()
     model[2].weight = nn.Parameter(model[0].weight.data)
     return model
 
 
-def viewed() -> nn.Sequential:
-    model = odd.plain()
+def viewed() -> nn.Module:
+    model: Any = odd.plain()
     whole = odd.randn(8, 4)
     model[0].weight, model[2].weight = nn.Parameter(whole[:4]), nn.Parameter(whole[4:])
     return model
@@ -165,7 +166,8 @@ def differentiate_forward(build: Build, folder: Path) -> None:
         x = input_of(model)
         with forward_ad.dual_level():
             y = model(forward_ad.make_dual(x, torch.ones_like(x)))
-            return [forward_ad.unpack_dual(y).tangent]
+            tangent: Any = forward_ad.unpack_dual(y).tangent
+            return [tangent]
 
     compare(build, compute)
 
@@ -187,7 +189,8 @@ def trace(build: Build, folder: Path) -> None:
         with pytest.raises(type(refused)):
             torch.jit.trace(model, x, check_trace=False)
         return
-    found = torch.jit.trace(model, x, check_trace=False)(x)
+    traced: Any = torch.jit.trace(model, x, check_trace=False)
+    found = traced(x)
     assert found.is_meta or error(found.detach(), model(x).detach()) < 1e-12
 
 
