@@ -1,14 +1,17 @@
 """Numbers that count as such, and pieces of text, where the doctests are not enough."""
 
 import io
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+import lorakit
 from lorakit.spec import is_number, is_whole
 from lorakit.text import (
     dtype_name,
@@ -172,3 +175,12 @@ def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert line_width(None) is None
     monkeypatch.setenv("COLUMNS", "72")
     assert line_width(io.StringIO()) == 72
+
+
+HINTS = re.compile(r"(?<! )[ ]\{(near_misses|did_you_mean|suggest_\w+)\b")
+
+
+def test_a_hint_is_joined_to_its_text_in_one_way() -> None:
+    root = Path(lorakit.__file__).parent
+    joined = [path.name for path in root.rglob("*.py") if HINTS.search(path.read_text("utf-8"))]
+    assert joined == []

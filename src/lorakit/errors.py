@@ -6,7 +6,7 @@ from dataclasses import fields
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from lorakit.text import did_you_mean, plural, similar_settings
+from lorakit.text import add_hint, did_you_mean, plural, similar_settings
 
 Value = TypeVar("Value")
 
@@ -134,7 +134,7 @@ def refuse_unknown_names(cls: type[Value]) -> type[Value]:
     >>> Spec(lora_alpha=16)
     Traceback (most recent call last):
     lorakit.errors.SpecError: 1 unknown field of Spec.
-      'lora_alpha' is no field of Spec did you mean 'alpha'?
+      'lora_alpha' is no field of Spec; did you mean 'alpha'?
     Nothing was started.
     """
     known = [one.name for one in fields(cast(Any, cls))]
@@ -146,8 +146,8 @@ def refuse_unknown_names(cls: type[Value]) -> type[Value]:
         for name in values:
             if name not in known:
                 written = _as_arguments(similar_settings(name, known))
-                fault = f"{name!r} is no field of {cls.__name__} {did_you_mean(written)}"
-                faults.append(fault.rstrip())
+                fault = f"{name!r} is no field of {cls.__name__}"
+                faults.append(add_hint(fault, did_you_mean(written)))
         if faults:
             count = plural(len(faults), "unknown field")
             raise SpecError(f"{count} of {cls.__name__}.", faults, NOT_STARTED)

@@ -366,6 +366,17 @@ def _reason(error: OSError | ValueError) -> str:
     return reason[:1].lower() + reason[1:] if reason else type(error).__name__
 
 
+def leaves_folder(path: Path, folder: Path) -> bool:
+    """Return True if a path is outside of a folder when all links are followed.
+
+    A snapshot in the cache of the hub links to files beside it: the whole repository counts there.
+    """
+    root = folder.resolve()
+    if root.parent.name == "snapshots" and (root.parent.parent / "blobs").is_dir():
+        root = root.parent.parent
+    return not path.resolve().is_relative_to(root)
+
+
 def folder_bytes(path: Path) -> int:
     """Return the size of the files of a folder, without those in folders inside it."""
     return sum(file.stat().st_size for file in path.iterdir() if file.is_file())

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, TypeGuard, TypeVar, cast, overload
 
 from lorakit.errors import SpecError, refuse_unknown_names
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 SCALES: dict[str, Callable[[float, int], float]] = {
     "alpha/rank": lambda alpha, rank: alpha / rank,
@@ -267,7 +267,7 @@ def _spec_faults(spec: Spec) -> Iterator[Fault]:
         value = getattr(spec, name)
         if value not in allowed:
             fault = f"{value!r} is none of {', '.join(allowed)}"
-            yield name, f"{fault} {near_misses(str(value), allowed, 1)}".rstrip()
+            yield name, add_hint(fault, near_misses(str(value), allowed, 1))
     tie: object = spec.tie
     if type(tie) is not bool:
         yield "tie", f"True or False is needed, got {tie!r}"
@@ -373,7 +373,7 @@ def _change_faults(
             changed[key] = value
         else:
             hint = near_misses(str(key), settings)
-            yield where, f"{key!r} cannot be overridden {hint}".rstrip()
+            yield where, add_hint(f"{key!r} cannot be overridden", hint)
     for name, fault in setting_faults(changed):
         if name in change:
             yield f"{where}.{name}", fault
@@ -397,7 +397,7 @@ def setting_faults(values: Mapping[str, object]) -> Iterator[Fault]:
         value = values[name]
         if value not in allowed:
             fault = f"{value!r} is none of {', '.join(allowed)}"
-            yield name, f"{fault} {near_misses(str(value), allowed)}".rstrip()
+            yield name, add_hint(fault, near_misses(str(value), allowed))
 
 
 def _init_std_faults(init_std: object, init: object) -> Iterator[Fault]:

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from typing import Any, TextIO
 
 ESCAPE = "\x1b"  # begins a change of colour
+# How torch begins to refuse a pickle, before it advises to run the code in it.
+WEIGHTS_ONLY = "Weights only load failed"
 # Names of settings in PEFT, TRL, transformers, LLaMA-Factory and others, by ours.
 SYNONYMS = {
     "rank": "r lora_r lora_rank lora_dim network_dim",
@@ -132,6 +134,21 @@ def did_you_mean(words: Iterable[str]) -> str:
     return f"did you mean {names}?" if names else ""
 
 
+def add_hint(text: str, hint: str) -> str:
+    """Return a text with a hint, if there is one: a new sentence, or behind a semicolon.
+
+    >>> add_hint("'lor' is none of lora, dora", "did you mean 'lora'?")
+    "'lor' is none of lora, dora; did you mean 'lora'?"
+    >>> add_hint("There is no 'lor'.", "did you mean 'lora'?")
+    "There is no 'lor'. Did you mean 'lora'?"
+    """
+    if not hint:
+        return text
+    if text and not text.endswith("."):
+        return f"{text}; {hint}"
+    return f"{text} {hint[0].upper()}{hint[1:]}".lstrip()
+
+
 def format_bytes(count: float) -> str:
     """Return a number of bytes with its unit.
 
@@ -232,6 +249,8 @@ def first_line(error: BaseException) -> str:
     'no such model'
     """
     for line in str(error).splitlines():
+        if line.startswith(WEIGHTS_ONLY):
+            return "it is no pickle, or holds other objects than tensors"
         if line.strip():
             return line.strip()
     return type(error).__name__

@@ -333,7 +333,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "method": (
         {"method": "tise"},
-        "method 'tise' is none of exact, ties, dare, magnitude did you mean 'ties'?",
+        "method 'tise' is none of exact, ties, dare, magnitude; did you mean 'ties'?",
     ),
     "no density": (
         {"method": "dare"},

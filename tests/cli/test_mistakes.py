@@ -28,7 +28,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 CASES = {
     "no such command": (
         ["trian"],
-        "SpecError: There is no command 'trian'. did you mean 'train' or 'rank'?",
+        "SpecError: There is no command 'trian'. Did you mean 'train' or 'rank'?",
     ),
     "a mistyped flag": (
         ["train", "--rnak", "8"],
@@ -315,6 +315,11 @@ UNBOUNDED = {  # what a YAML file says -> what is said of it
     "a: 2020-13-45": "month must be in 1..12",
     "a: !!timestamp x": "cannot be read",
     "a: " + "9" * 5000: "cannot be read",
+    "rank: 1" + ":20" * 150_000: "a value has 450,001 characters, 2,000 are the limit",
+    "lr: 0x" + "f" * 3600: "a value has 3,602 characters, 2,000 are the limit",
+    "lr: 1" + ":20" * 500 + ".5": "cannot be read: int too large to convert to float",
+    "\n".join(f"k{i}: 1" for i in range(40_000)): "has 40,000 keys; no command has 1,000",
+    "1: 1": "has a key that is no text",
 }
 
 
@@ -356,11 +361,13 @@ def test_a_setting_of_another_library_is_translated(
         assert f": did you mean '{flag}'?" in capsys.readouterr().err
     (tmp_path / "run.yaml").write_text(f"{name}: 8\n")
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 2
-    assert f"'{name}' is no setting did you mean '{field}'?" in capsys.readouterr().err
+    assert f"'{name}' is no setting; did you mean '{field}'?" in capsys.readouterr().err
     for cls in (Spec, TrainSpec):
         own = field.partition(":")[0]
         if own in {one.name for one in fields(cls)}:
-            with pytest.raises(SpecError, match=f"'{name}' is no field of .* did you mean .*{own}"):
+            with pytest.raises(
+                SpecError, match=f"'{name}' is no field of .*; did you mean .*{own}"
+            ):
                 cls(**{name: 8})
 
 

@@ -87,6 +87,12 @@ LIMITLESS = {
     "{% set n = namespace(x='x') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}": (
         "more than 1.0 GiB of memory"
     ),
+    "{% if false %}{{ ["
+    + "9**(9**9)," * 300
+    + "] }}{% endif %}": "more than 0.2 s of processor time",
+    "{{ [" + "('a' * 10**8)|length," * 300 + "] }}": "more than 0.2 s of processor time",
+    "{{ 'x' * 300000 }}": "300,000 characters, more than 262,294, for one conversation",
+    "{{ '' }}": "the chat template makes an empty text of it",
 }
 
 
@@ -106,17 +112,22 @@ def test_rows_that_the_template_refuses_are_named_all_at_once(tiny_llama: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("template", LIMITLESS, ids=["time", "memory", "doubling"])
+@pytest.mark.parametrize(
+    "template",
+    LIMITLESS,
+    ids=["time", "memory", "doubling", "constants", "system", "text", "nothing"],
+)
 def test_a_template_without_limits_is_stopped(
     template: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(templates, "SECONDS", 0.2)
+    if "processor time" in LIMITLESS[template]:
+        monkeypatch.setattr(templates, "SECONDS", 0.2)
     endless = AutoTokenizer.from_pretrained(tiny_llama)
     endless.chat_template = template
-    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGPROF)
     with pytest.raises(DataError, match=LIMITLESS[template]):
         encode_causal(rows("messages", chat("user", "assistant")), endless, 64)
-    after = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
+    after = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGPROF)
     assert after == before
 
 
@@ -271,7 +282,7 @@ def test_a_label_that_is_no_class_is_named(bert: Any) -> None:
             ["bad", "good"],
         )
     assert caught.value.faults == [
-        "d.jsonl:2   label 'goood' is none of the classes did you mean 'good'?"
+        "d.jsonl:2   label 'goood' is none of the classes; did you mean 'good'?"
     ]
     with pytest.raises(DataError, match="1 of 1 labels"):
         encode_labelled(rows("labelled", {"text": "a", "label": "high"}), bert, 64, None)

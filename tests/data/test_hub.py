@@ -28,14 +28,14 @@ def test_a_model_that_is_nowhere_is_refused_with_a_similar_folder(unreachable: P
     with pytest.raises(ModelError) as caught:
         locate("lama")
     assert "there is no such folder, it has not been downloaded before" in caught.value.message
-    assert caught.value.advice.startswith("did you mean 'llama'? Name a model folder")
+    assert caught.value.advice.startswith("Did you mean 'llama'? Name a model folder")
 
 
 def test_a_path_that_is_nowhere_is_refused_with_a_similar_folder(tmp_path: Path) -> None:
     (tmp_path / "stories260K").mkdir()
     with pytest.raises(ModelError) as caught:
         locate(str(tmp_path / "stories260k"))
-    assert caught.value.advice == "did you mean 'stories260K'?"
+    assert caught.value.advice == "Did you mean 'stories260K'?"
 
 
 @pytest.mark.parametrize("name", ["lama", "lama/", "models/laama", "modls/lama"])
@@ -80,13 +80,13 @@ def test_data_that_is_nowhere_is_refused_without_a_retry(
 
     offline: list[bool] = []
 
-    def load_dataset(name: str, split: str) -> None:
+    def load_dataset(name: str) -> None:
         offline.append(datasets.config.HF_HUB_OFFLINE and constants.HF_HUB_OFFLINE)
         raise ConnectionError("Couldn't reach it")
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset)
     (unreachable / "reviews").mkdir()
-    with pytest.raises(DataError, match=r"did you mean 'reviews'\?"):
+    with pytest.raises(DataError, match=r"Did you mean 'reviews'\?"):
         read_rows("review")
     assert offline == [True] and not constants.HF_HUB_OFFLINE
 

@@ -159,7 +159,7 @@ def test_empty_and_missing_sources_are_refused(tmp_path: Path) -> None:
     for name, text in cases.items():
         with pytest.raises(DataError, match=text):
             read_rows(str(tmp_path / name))
-    with pytest.raises(DataError, match=r"did you mean 'data\.jsonl'"):
+    with pytest.raises(DataError, match=r"Did you mean 'data\.jsonl'"):
         read_rows(str(tmp_path / "dta.jsonl"))
     with pytest.raises(DataError, match="Builtin data: builtin:stdlib-docs"):
         read_rows("builtin:nope")

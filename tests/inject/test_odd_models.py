@@ -297,6 +297,71 @@ def test_a_weight_that_a_module_computes_is_no_place(module: str) -> None:
     assert list(places) == (["out_proj"] if module == "attention" else ["weight_ih_l0"])
 
 
+def pruned(layer: nn.Module, *names: str) -> nn.Module:
+    for name in names:
+        prune.l1_unstructured(layer, name, 0.5)
+    return layer
+
+
+PRUNED = "is pruned: torch.nn.utils.prune.remove makes its weight a parameter again"
+PARAMETRISED = (
+    "has a parametrization: torch.nn.utils.parametrize.remove_parametrizations makes its weight a "
+    "parameter again"
+)
+COMPUTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "attention": (
+        lambda: pruned(nn.MultiheadAttention(4, 1), "in_proj_weight"),
+        "qkvo",
+        f"  in_proj_weight   {PRUNED}\n",
+    ),
+    "separate": (
+        lambda: pruned(nn.MultiheadAttention(4, 1, kdim=3), "q_proj_weight"),
+        "q",
+        f"  q_proj_weight   {PRUNED}\n",
+    ),
+    "in a transformer": (
+        lambda: parametrizations.weight_norm(
+            nn.TransformerEncoderLayer(8, 2, 16).self_attn, "in_proj_weight"
+        ),
+        "attention",
+        f"  in_proj_weight   {PARAMETRISED}\n",
+    ),
+    "output": (
+        lambda: nn.ModuleList([nn.MultiheadAttention(4, 1), pruned(nn.Conv2d(4, 4, 3), "weight")]),
+        "conv",
+        f"  1   {PRUNED}\n",
+    ),
+    "recurrent": (
+        lambda: pruned(nn.LSTM(4, 4), "weight_ih_l0", "weight_hh_l0"),
+        "q",
+        f"  weight_hh_l0   {PRUNED}\n  weight_ih_l0   {PRUNED}\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COMPUTED)
+def test_a_refusal_names_the_weights_that_a_module_computes(case: str) -> None:
+    build, targets, text = COMPUTED[case]
+    model: Any = build()
+    if case == "in a transformer":
+        model.out_proj = pruned(model.out_proj, "weight")
+    with pytest.raises(TargetError) as caught:
+        lorakit.attach(model, lorakit.Spec(rank=1, targets=targets))
+    assert text in str(caught.value)
+
+
+def test_a_pattern_that_finds_only_computed_weights_says_so() -> None:
+    model = pruned(nn.Bilinear(4, 4, 3), "weight")
+    with pytest.raises(TargetError) as caught:
+        lorakit.attach(model, lorakit.Spec(rank=1, targets=["*"]))
+    assert caught.value.faults == [f"'*'   0 layers   weight {PRUNED}"]
+
+
+def test_coverage_names_the_weights_that_a_module_computes() -> None:
+    model = pruned(nn.MultiheadAttention(4, 1), "in_proj_weight")
+    assert f"  note: in_proj_weight {PRUNED}" in str(lorakit.coverage(model)).splitlines()
+
+
 @pytest.mark.slow
 def test_five_thousand_nested_modules(tmp_path: Path) -> None:
     model: nn.Module = plain()[0]
@@ -357,3 +422,29 @@ def test_function_transforms_agree_with_autograd() -> None:
     assert error(torch.func.vmap(model)(X), model(X).detach()) < 1e-12
     exported = torch.export.export(model, (X,)).module()
     assert error(exported(X), model(X).detach()) < 1e-12
+
+
+DELTAS = ("lora", "dora", "vera", "loha", "lokr", "adalora")
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("delta", DELTAS)
+def test_the_old_exporter_takes_every_delta_whose_factors_train(delta: str) -> None:
+    # The part of torch.onnx.export(dynamo=False) that needs no onnx.
+    utils = pytest.importorskip("torch.onnx._internal.torchscript_exporter.utils")
+    model = plain().eval()
+    fill(lorakit.attach(model, lorakit.Spec(rank=1, alpha=1, delta=delta, dtype="float64")))
+    traced = torch.jit.trace(model, X)
+    assert error(traced(X).detach(), model(X).detach()) < 1e-12
+    graph, _, _ = utils._model_to_graph(model, (X,))
+    assert {node.kind().partition("::")[0] for node in graph.nodes()} <= {"onnx", "prim"}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("delta", DELTAS)
+def test_the_old_exporter_writes_a_file(delta: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    model = plain().eval()
+    fill(lorakit.attach(model, lorakit.Spec(rank=1, alpha=1, delta=delta, dtype="float64")))
+    torch.onnx.export(model, (X,), str(tmp_path / "model.onnx"), dynamo=False)
+    assert (tmp_path / "model.onnx").stat().st_size

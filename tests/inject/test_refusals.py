@@ -64,13 +64,13 @@ SPECS = {
     ),
     "scale rule": (
         {"scale_rule": "alpha/sqr(rank)"},
-        "scale_rule: 'alpha/sqr(rank)' is none of alpha/rank, alpha/sqrt(rank) did you mean "
+        "scale_rule: 'alpha/sqr(rank)' is none of alpha/rank, alpha/sqrt(rank); did you mean "
         "'alpha/sqrt(rank)'",
     ),
     "init": (
         {"init": "kaming"},
         "init: 'kaming' is none of kaiming, gaussian, orthogonal, pissa, pissa-fast, olora, "
-        "eva, lora-ga did you mean 'kaiming'?",
+        "eva, lora-ga; did you mean 'kaiming'?",
     ),
     "init_std without gaussian": (
         {"init_std": 0.1},
@@ -103,7 +103,7 @@ SPECS = {
     ),
     "override of no field": (
         {"overrides": {"a": {"ranks": 3}}},
-        "overrides['a']: 'ranks' cannot be overridden did you mean 'rank'?",
+        "overrides['a']: 'ranks' cannot be overridden; did you mean 'rank'?",
     ),
     "override out of range": (
         {"overrides": {"a": {"rank": 0}}},
@@ -150,7 +150,7 @@ def test_all_faults_of_a_spec_are_named_at_once() -> None:
 def test_unknown_field_is_refused() -> None:
     message = refused(SpecError, lambda: Spec.from_dict({"rank": 4, "rnk": 4}))
     assert message == (
-        "1 unknown field of Spec.\n  'rnk' is no field of Spec did you mean 'rank'?\n"
+        "1 unknown field of Spec.\n  'rnk' is no field of Spec; did you mean 'rank'?\n"
         "Nothing was started."
     )
 
@@ -537,7 +537,7 @@ def test_merge_of_what_is_not_finite_is_refused() -> None:
 def test_detach_of_an_unknown_name_is_refused() -> None:
     model = attached("style")
     assert refused(AdapterNameError, lambda: lorakit.detach(model, "styel")) == (
-        "No adapter 'styel' is attached. did you mean 'style'?\n"
+        "No adapter 'styel' is attached. Did you mean 'style'?\n"
         "Attached: 'style'. Nothing was detached."
     )
     assert refused(AdapterNameError, lambda: lorakit.detach(sequential())) == (

@@ -270,7 +270,7 @@ def test_devices_are_found_however_they_are_spelled() -> None:
         devices.find_device("RTX 4080")
     assert (
         caught.value.message
-        == "No device is called 'RTX 4080'. did you mean 'RTX 4090' or 'RTX 3080' or 'RTX 2080 Ti'?"
+        == "No device is called 'RTX 4080'. Did you mean 'RTX 4090' or 'RTX 3080' or 'RTX 2080 Ti'?"
     )
 
 
@@ -491,11 +491,11 @@ REFUSED = {
     ),
     "a card that is not there": (
         ["--model", "card:gpt-3"],
-        "There is no 'card:gpt-3'. did you mean 'gpt3'",
+        "There is no 'card:gpt-3'. Did you mean 'gpt3'",
     ),
     "a device that is not there": (
         ["--model", "{llama}", "--device", "H20"],
-        "No device is called 'H20'. did you mean 'H200'",
+        "No device is called 'H20'. Did you mean 'H200'",
     ),
     "a rate that is none": (
         ["--model", "{llama}", "--teraflops", "0"],

@@ -47,7 +47,7 @@ def test_the_picture_holds_the_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("p.pgn", "p.pgn: .pgn is no kind of picture. did you mean 'png'"),
+        ("p.pgn", "p.pgn: .pgn is no kind of picture. Did you mean 'png'"),
         ("p", "no ending is no kind of picture"),
         ("no/p.png", "no/p.png is in a folder that does not exist"),
     ],

@@ -23,7 +23,7 @@ def test_a_killed_search_does_not_block_the_next(tmp_path: Path) -> None:
         assert [path.name for path in (tmp_path / "out" / "run").iterdir()] == ["run.json"]
 
 
-@pytest.mark.parametrize("name", ["rank.json", "notes.txt"])
+@pytest.mark.parametrize("name", ["rank.json", "notes.txt", "run/notes.txt"])
 def test_a_finished_search_and_other_files_are_kept(name: str, tmp_path: Path) -> None:
     leave_unfinished(tmp_path / "out")
     (tmp_path / "out" / name).write_text("{}")

@@ -115,7 +115,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shape": (
         {"shape": "botom-heavy"},
         "shape 'botom-heavy' is none of even, bottom-heavy, top-heavy, linear, linear-falling, "
-        "explained-variance; did you mean 'bottom-heavy' or 'top-heavy'?",
+        "explained-variance. Did you mean 'bottom-heavy' or 'top-heavy'?",
     ),
     "budget": ({"budget": 10}, "A budget of 10 values is too small: rank 1 of 2 layers takes 32."),
     "no number": ({"budget": 1.5}, "budget: a whole number of at least 1 is needed, got 1.5."),

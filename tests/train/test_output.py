@@ -1,6 +1,7 @@
 """The folder of a run: nothing of another origin is deleted, and one run at a time works in it."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -55,18 +56,30 @@ def test_a_file_of_other_origin_is_never_replaced(
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "checkpoints/notes.txt", "checkpoints/step-best/adapter.bin"]
+    ("name", "told"),
+    [
+        ("README.md", "README.md"),
+        ("checkpoints/notes.txt", "checkpoints/notes.txt"),
+        ("checkpoints/step-best/adapter.bin", "checkpoints/step-best"),
+        ("checkpoints/step-000010/notes.txt", "checkpoints/step-000010/notes.txt"),
+        ("checkpoints/step-000010/plots/loss.png", "checkpoints/step-000010/plots"),
+    ],
 )
-def test_a_file_added_to_a_run_is_never_deleted(name: str, tmp_path: Path) -> None:
+def test_a_file_added_to_a_run_is_never_deleted(name: str, told: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("# My own words")
     before = files_of(folder)
     with pytest.raises(OutputError) as caught:
         check_output(folder, OVERWRITE)
-    added = "/".join(name.split("/")[:2])
-    assert f"no run of lorakit wrote them: {added}." in caught.value.message
+    assert f"no run of lorakit wrote them: {told}." in caught.value.message
     assert files_of(folder) == before
+
+
+def test_a_pipe_is_no_run(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(OutputError, match=r"no run of lorakit wrote them: run\.json"):
+        check_output(tmp_path, OVERWRITE)
 
 
 def test_checkpoints_behind_a_link_are_not_deleted(tmp_path: Path) -> None:

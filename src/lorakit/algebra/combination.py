@@ -28,7 +28,7 @@ from lorakit.deltas.base import Delta
 from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.linalg import Factors, randomised_svd
 from lorakit.spec import Spec, is_number
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 METHODS = ("exact", *SPARSE_METHODS)
 BIASES_BY_SIZE = ("none", "adapted", "all")  # values of Spec.bias, the fewest biases first
@@ -203,8 +203,8 @@ def _option_faults(method: str, density: float | None, whole: str) -> list[str]:
     faults: list[str] = []
     for option, value, known in (("method", method, METHODS), ("whole", whole, MODES)):
         if value not in known:
-            fault = f"{option} {value!r} is none of {', '.join(known)} {near_misses(value, known)}"
-            faults.append(fault.rstrip())
+            fault = f"{option} {value!r} is none of {', '.join(known)}"
+            faults.append(add_hint(fault, near_misses(value, known)))
     if method not in SPARSE_METHODS:
         if density is not None:
             faults.append(f"density {density!r}: method {method!r} keeps every weight")

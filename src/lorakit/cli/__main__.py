@@ -13,7 +13,14 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from lorakit.cli.flags import HelpFormatter, Parser
 from lorakit.errors import LorakitError, SpecError
-from lorakit.text import lasting_stderr, line_width, near_misses, print_message, wrap_lines
+from lorakit.text import (
+    add_hint,
+    lasting_stderr,
+    line_width,
+    near_misses,
+    print_message,
+    wrap_lines,
+)
 
 FAILED, INTERRUPTED = 1, 130
 TRACEBACK = "LORAKIT_TRACEBACK"
@@ -160,8 +167,8 @@ def _run(words: list[str], as_json: bool) -> int:
         return 0
     name, *rest = words
     if name not in COMMANDS:
-        message = f"There is no command {name!r}. {near_misses(name, COMMANDS)}"
-        raise SpecError(message.rstrip(), advice=f"Commands: {', '.join(COMMANDS)}.")
+        message = add_hint(f"There is no command {name!r}.", near_misses(name, COMMANDS))
+        raise SpecError(message, advice=f"Commands: {', '.join(COMMANDS)}.")
     args = parser_for(name).parse_args(rest)
     args.__dict__.pop("json", None)
     from lorakit.cli.quiet import silence_libraries

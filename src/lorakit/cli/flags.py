@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.text import did_you_mean, near_misses, plural, similar_settings
+from lorakit.text import add_hint, did_you_mean, near_misses, plural, similar_settings
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -263,7 +263,7 @@ def _read_yaml(path: str | None, classes: tuple[type, ...]) -> Values:
         if key not in known:
             similar = similar_settings(key, known)
             hint = did_you_mean(f"{name}: {value}" if value else name for name, value in similar)
-            faults.append(f"{key!r} is no setting {hint}".rstrip())
+            faults.append(add_hint(f"{key!r} is no setting", hint))
     if faults:
         count = plural(len(faults), "unknown key")
         raise SpecError(f"{count} in {path}.", faults, NOT_STARTED)

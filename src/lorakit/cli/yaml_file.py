@@ -10,18 +10,20 @@ from lorakit.text import first_line, format_bytes
 
 LARGEST = 1 << 19  # bytes of a file, and what its aliases may expand to
 DEEPEST = 50  # levels
+LONGEST = 2000  # characters of a value: numbers of more digits take much time, or cannot be printed
+MOST_KEYS = 1000
 # The reader in C is ten times as fast, where it is installed.
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # AttributeError: of a tag such as !!timestamp with another text.
-READ_ERRORS = (OSError, ValueError, AttributeError, yaml.YAMLError)
+READ_ERRORS = (OSError, ValueError, AttributeError, OverflowError, yaml.YAMLError)
 
 
 def read_yaml(path: str) -> dict[Any, Any]:
     """Return the mapping that a YAML file holds.
 
     Raises:
-        SpecError: the file cannot be read, holds something else, or is too large, too deep or too
-            large when its aliases are written out.
+        SpecError: the file cannot be read, holds something else, has too many keys, or is too
+            large, too deep or too large when its aliases are written out.
     """
     try:
         with Path(path).open("rb") as file:
@@ -37,6 +39,12 @@ def read_yaml(path: str) -> dict[Any, Any]:
         ) from error
     if not isinstance(values, dict):
         raise SpecError(f"{path} has no `key: value` lines.", advice=NOT_STARTED)
+    if len(values) > MOST_KEYS:
+        raise SpecError(
+            f"{path} has {len(values):,} keys; no command has {MOST_KEYS:,}.", advice=NOT_STARTED
+        )
+    if not all(isinstance(key, str) for key in values):
+        raise SpecError(f"{path} has a key that is no text.", advice=NOT_STARTED)
     return values
 
 
@@ -64,7 +72,7 @@ def _check_size(text: str) -> None:
                 raise ValueError(f"*{event.anchor} contains itself")
             size = sizes.get(event.anchor, 1)
         elif isinstance(event, yaml.ScalarEvent):
-            size = 1 + len(event.value)
+            size = 1 + _measure(event.value)
         if anchor and size and not isinstance(event, yaml.AliasEvent):
             sizes[anchor] = size
         totals[-1] += size
@@ -72,3 +80,10 @@ def _check_size(text: str) -> None:
             raise ValueError(f"it is nested more than {DEEPEST} levels deep")
         if totals[-1] > 2 * LARGEST:
             raise ValueError(f"with its aliases written out it exceeds {format_bytes(LARGEST)}")
+
+
+def _measure(value: str) -> int:
+    """Return the length of a value, or refuse one that is too long."""
+    if len(value) > LONGEST:
+        raise ValueError(f"a value has {len(value):,} characters, {LONGEST:,} are the limit")
+    return len(value)

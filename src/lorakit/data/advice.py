@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from lorakit.data.layouts import KEYS
-from lorakit.text import near_misses
+from lorakit.text import add_hint, near_misses
 
 # What columns are often called, by the key that they stand for.
 OFTEN = {
@@ -36,11 +36,10 @@ def advise_columns(values: Mapping[Any, Any], *, is_table: bool) -> tuple[list[s
     example = " ".join(f"{key}={column}" for key, column in _guess(values).items())
     usual = " ".join(OFTEN.values()).split()
     hints = [near_misses(str(name), KEYS, 1) for name in values if name not in usual]
-    advice = [f"Name the columns, as in --columns {example}."]
+    advice = f"Name the columns, as in --columns {example}."
     if is_table:
-        advice.append("If the first line names no columns, use their numbers.")
-    advice += [hint for hint in hints if hint][:1]
-    return faults, " ".join(advice)
+        advice += " If the first line names no columns, use their numbers."
+    return faults, add_hint(advice, next((hint for hint in hints if hint), ""))
 
 
 def _show(name: object, number: int | None) -> str:

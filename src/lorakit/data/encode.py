@@ -213,6 +213,8 @@ def _encode_messages(
     else:
         ids = encode_conversation(tokenizer, turns, tools)
         labels = list(ids)
+    if not ids:
+        raise DataError("the chat template makes an empty text of it")
     excess = max(0, len(ids) - max_length)
     return [Example(ids[:max_length], labels[:max_length], cut=excess)]
 

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from lorakit.text import near_misses
+from lorakit.text import add_hint, near_misses
 
 PATIENCE = 3.0  # seconds for a connection; the libraries would try for a minute
 LISTED = 10_000  # names of a folder that are searched for a near miss
@@ -77,11 +77,11 @@ def data_sets_offline() -> Iterator[None]:
 
 
 def similar_names(path: Path) -> str:
-    """Return `did you mean …?` with names that are similar to the first part of a path that is
+    """Return `Did you mean …?` with names that are similar to the first part of a path that is
     missing, or an empty string.
 
     >>> similar_names(Path("/bni")), similar_names(Path("/bni/python"))
-    ("did you mean 'bin'?", "did you mean 'bin'?")
+    ("Did you mean 'bin'?", "Did you mean 'bin'?")
     """
     missing = path
     try:
@@ -90,4 +90,4 @@ def similar_names(path: Path) -> str:
         names = [entry.name for entry in islice(missing.parent.iterdir(), LISTED)]
     except OSError:
         return ""
-    return near_misses(missing.name, names)
+    return add_hint("", near_misses(missing.name, names))

@@ -8,7 +8,7 @@ from lorakit.data.encode import Example, check_text, without_added
 from lorakit.data.layouts import KINDS
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
-from lorakit.text import near_misses
+from lorakit.text import add_hint, near_misses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -210,7 +210,8 @@ def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
             indices.append(index)
         else:
             hint = near_misses(label, labels)
-            faults.append(f"{where}   label {label!r} is none of the classes {hint}".rstrip())
+            fault = f"{where}   label {label!r} is none of the classes"
+            faults.append(add_hint(fault, hint))
     if faults:
         raise _label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
     return indices

@@ -14,8 +14,11 @@ BYTES = 1 << 30
 AGAIN = 0.1  # seconds until the signal comes again, where an exception was lost
 
 
-class TimeExceeded(Exception):
-    """The block has taken more processor time than it may."""
+class TimeExceeded(BaseException):
+    """The block has taken more processor time than it may.
+
+    It is no Exception: jinja catches every Exception while it computes the constants of a template.
+    """
 
 
 @contextmanager
@@ -25,7 +28,7 @@ def limited(seconds: float = SECONDS, size: int = BYTES) -> Iterator[None]:
     Outside the main thread only the memory is limited, because Python gives it all signals.
 
     Args:
-        seconds: processor time of this process.
+        seconds: processor time of this process, its time in the system included.
         size: bytes beside those that the process has already.
 
     Raises:
@@ -42,13 +45,13 @@ def limited(seconds: float = SECONDS, size: int = BYTES) -> Iterator[None]:
 
 @contextmanager
 def _limited_time(seconds: float) -> Iterator[None]:
-    handler = signal.signal(signal.SIGVTALRM, _stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, AGAIN)
+    handler = signal.signal(signal.SIGPROF, _stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds, AGAIN)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

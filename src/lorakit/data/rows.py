@@ -19,7 +19,7 @@ from lorakit.data.layouts.data_to_text import SEEN
 from lorakit.data.layouts.layout import MEANINGFUL, Row, RowFault, is_given
 from lorakit.data.sources import Columns, Reading, open_source
 from lorakit.errors import NOT_STARTED, DataError
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 CATEGORIES = ("all", "seen", "unseen")
 # Keys whose values a layout has checked already.
@@ -247,7 +247,7 @@ def _parse_columns(columns: Iterable[str]) -> dict[str, str | int]:
     split = (pair.partition("=") for pair in columns)
     chosen = {key: column for key, _, column in split}
     faults = [
-        f"{key}={column}   {near_misses(key, KEYS)}".rstrip()
+        add_hint(f"{key}={column}", near_misses(key, KEYS))
         for key, column in chosen.items()
         if key not in KEYS or not column
     ]

@@ -4,9 +4,10 @@ A record has the columns and values of the file; layouts say which rows they mak
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from lorakit.data.content import is_packed, read_text
@@ -28,7 +29,8 @@ from lorakit.data.tables import (
     usual_form,
 )
 from lorakit.errors import DataError
-from lorakit.text import first_line
+from lorakit.files import leaves_folder
+from lorakit.text import first_line, plural
 
 JSON = (".jsonl", ".ndjson", ".json")
 TABLES = (".parquet", ".arrow")
@@ -145,7 +147,12 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
     is_reachable = Path(source).is_dir() or not is_offline()
     try:
         with nullcontext() if is_reachable else data_sets_offline():
-            loaded = datasets.load_dataset(source, split=split)
+            builder = datasets.load_dataset_builder(source)
+            _check_data_files(source, builder.config.data_files or {})
+            builder.download_and_prepare()
+            loaded = builder.as_dataset(split=split)
+    except DataError:
+        raise
     # Errors of the library and of its back ends are of many classes; each means no data.
     except Exception as error:
         what = "a data set" if Path(source).is_dir() else "a file here"
@@ -155,6 +162,32 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
             advice=f"{similar_names(Path(source))} {NAMING_ADVICE}".lstrip(),
         ) from error
     return number_rows(source, loaded)
+
+
+def _check_data_files(source: str, data_files: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a data set whose README.md, or a link in it, names data elsewhere.
+
+    Args:
+        source: a folder or a hub id.
+        data_files: paths or addresses of its files, by split.
+
+    Raises:
+        DataError: each file outside of it is named.
+    """
+    files = dict.fromkeys(chain.from_iterable(data_files.values()))
+    faults = [file for file in files if not _is_inside(file, source)]
+    if faults:
+        raise DataError(
+            f"{source} names {plural(len(faults), 'file')} outside of it as its data.",
+            faults,
+            "Copy them into the data set, or name one of them. Nothing was read.",
+        )
+
+
+def _is_inside(file: str, source: str) -> bool:
+    if Path(source).is_dir():
+        return "://" not in file and not leaves_folder(Path(file), Path(source))
+    return file.startswith(f"hf://datasets/{source}@")
 
 
 def _suffix(path: Path) -> str:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 Turn = Mapping[str, Any]  # role, content, and what else the template reads
 Tools = Sequence[Mapping[str, Any]] | None  # that the assistant may call
+# Characters that a template may make of a conversation, beside ten for each of its own.
+LONGEST = 1 << 18
 
 
 class TemplateLimitError(DataError):
@@ -122,6 +124,9 @@ def _apply_template(
     # A template is a program of its own, whose errors are of any class.
     except Exception as error:
         raise DataError(f"the chat template cannot render it: {first_line(error)}") from error
+    longest = LONGEST + 10 * len(str([*turns, tools]))
+    if len(text) > longest:
+        raise TemplateLimitError(f"{len(text):,} characters, more than {longest:,},")
     return str(text)
 
 

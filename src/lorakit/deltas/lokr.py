@@ -104,11 +104,13 @@ class LoKr(Delta):
 
     def matrix(self, M: Tensor | None = None) -> Tensor:
         w1, w2 = self.factor("w1"), self.factor("w2")
+        # torch.kron, in operations that every exporter knows
         if len(self.kernel) == 1 and self._parameters["w2"] is not None:
             by_channel = w2.reshape(len(w2), -1, *self.kernel)
-            product = torch.kron(by_channel, w1.unsqueeze(2))
-            return self.scale * product.flatten(1)
-        return self.scale * torch.kron(w1, w2.contiguous())
+            product = by_channel[:, None, :, None, :] * w1[None, :, None, :, None]
+        else:
+            product = w1[:, None, :, None] * w2[None, :, None, :]
+        return self.scale * product.reshape(self.shape)
 
 
 def nearest_divisors(size: int) -> tuple[int, int]:

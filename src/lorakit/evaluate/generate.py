@@ -10,12 +10,12 @@ from lorakit.data.batches import sort_into_batches
 from lorakit.data.encode import check_text, encode_prompt
 from lorakit.data.prompts import Chat, Prompt, show_prompt
 from lorakit.data.templates import TemplateLimitError, encode_turns
-from lorakit.errors import DataError
+from lorakit.errors import DataError, ModelError
 from lorakit.evaluate.decoding import Decoding
-from lorakit.models.load import Loaded, pad_id
+from lorakit.models.load import Loaded, advise, pad_id
 from lorakit.models.open import check_ids
 from lorakit.models.padding import leaks_padding
-from lorakit.text import plural
+from lorakit.text import first_line, plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +42,7 @@ def generate(
 
     Raises:
         DataError: prompts that the chat template refuses, or that leave no room for a token.
+        ModelError: transformers refuses what the model's generation_config.json asks for.
     """
     tokenizer = loaded.tokenizer
     where = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
@@ -116,11 +117,17 @@ def _generate_batch(
     tokenizer = loaded.tokenizer
     width = max(len(row) for row in rows)
     model: Any = loaded.model
-    generated = model.generate(
-        input_ids=_pad_left(rows, width, settings["pad_token_id"], device),
-        attention_mask=_pad_left([[1] * len(row) for row in rows], width, 0, device),
-        **settings,
-    )
+    try:
+        generated = model.generate(
+            input_ids=_pad_left(rows, width, settings["pad_token_id"], device),
+            attention_mask=_pad_left([[1] * len(row) for row in rows], width, 0, device),
+            **settings,
+        )
+    except ValueError as error:  # of its generation_config.json
+        raise ModelError(
+            f"{loaded.name} cannot generate with its own settings: {first_line(error)}",
+            advice=advise(error, "They are in its generation_config.json."),
+        ) from error
     return tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorakit.errors import AdapterFileError
-from lorakit.text import dtype_name, first_line
+from lorakit.text import dtype_name, first_line, plural
 
 
 def read_pickle(path: Path) -> object:
@@ -38,13 +38,41 @@ def check_named_tensors(path: Path, content: object) -> dict[str, Tensor]:
     """Return the content of a file as tensors by name.
 
     Raises:
-        AdapterFileError: it is not a dictionary of tensors by name.
+        AdapterFileError: it is not a dictionary of tensors by name, or a tensor has no values of
+            its own for every element.
     """
     if isinstance(content, dict):
         items = cast(dict[object, object], content).items()
         if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
-            return cast(dict[str, Tensor], content)
+            tensors = cast(dict[str, Tensor], content)
+            _check_storage(path, tensors)
+            return tensors
     raise AdapterFileError(f"{path} does not hold tensors by name.", advice="Nothing was loaded.")
+
+
+def _check_storage(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that a small file makes of any size: sparse and nested ones, and views.
+
+    Raises:
+        AdapterFileError: each is named.
+    """
+    faults = [
+        f"{key}   is not stored value by value" for key, x in tensors.items() if _is_virtual(x)
+    ]
+    if faults:
+        raise AdapterFileError(
+            f"{path} has {plural(len(faults), 'tensor')} that cannot be read.",
+            faults,
+            "Nothing was loaded.",
+        )
+
+
+def _is_virtual(tensor: Tensor) -> bool:
+    if tensor.is_meta:
+        return False
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return True
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def find_value_faults(tensors: Mapping[str, Tensor]) -> Iterator[str]:

@@ -38,6 +38,7 @@ from lorakit.sites.slot import (
     set_enabled,
 )
 from lorakit.spec import Spec, is_number
+from lorakit.text import add_hint
 
 
 @torch.inference_mode(False)  # or the adapter could never train
@@ -321,7 +322,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     state = get_state(model)
     if name is not None and name not in state.adapters:
         raise AdapterNameError(
-            f"No adapter {name!r} is attached. {suggest_adapter(state, name)}".rstrip(),
+            add_hint(f"No adapter {name!r} is attached.", suggest_adapter(state, name)),
             advice=f"{list_attached(state)} Nothing was detached.",
         )
     names = list(state.adapters) if name is None else [name]

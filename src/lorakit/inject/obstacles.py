@@ -1,18 +1,21 @@
 """Models and layers that cannot be adapted in their present state, with the reason."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lorakit.errors import ModelError
 from lorakit.inject.places import Place
-from lorakit.sites.obstacles import find_obstacle
+from lorakit.sites.obstacles import find_obstacle, find_weight_obstacles
 from lorakit.sites.slot import base_modules, base_parameters
+from lorakit.spec import full_name
 
 
 def find_obstacles(model: nn.Module, places: Iterable[Place]) -> dict[str, str]:
     """Return the reason for each layer of a known class that no place belongs to, by name.
+
+    Attention and recurrent modules have a reason for each weight.
 
     >>> import torch
     >>> layer = nn.Linear(2, 2, dtype=torch.complex64)
@@ -27,7 +30,14 @@ def find_obstacles(model: nn.Module, places: Iterable[Place]) -> dict[str, str]:
         reason = "" if name in owners else find_obstacle(module)
         if reason:
             obstacles[name] = reason
+        for weight, why in find_weight_obstacles(module).items():
+            obstacles[full_name(name, weight)] = why
     return obstacles
+
+
+def describe_obstacles(obstacles: Mapping[str, str]) -> list[str]:
+    """Return a line for each obstacle, as the faults of an error have them."""
+    return [f"{name or 'the model'}   {reason}" for name, reason in obstacles.items()]
 
 
 def refuse_model(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from itertools import chain
 from torch import nn
 
 from lorakit.errors import TargetError
-from lorakit.inject.obstacles import find_obstacles
+from lorakit.inject.obstacles import describe_obstacles, find_obstacles
 from lorakit.inject.places import Place, find_places
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.find import SITES
@@ -237,14 +237,16 @@ def _count_matches(matched: Mapping[str, set[str]]) -> str:
 def _explain_miss(model: nn.Module, pattern: str, usable: Mapping[str, Place]) -> str:
     """Return why a pattern matches nothing, or a near miss; empty if neither is found."""
     for name, module in base_modules(model):
-        if name and name not in usable and matches(pattern, name):
+        is_layer = name and "parametrizations" not in name.split(".")
+        if is_layer and name not in usable and matches(pattern, name):
             return _describe_container(name, module, usable)
     if pattern in PRESETS:
         return f"in a list it is a name; the preset is targets={pattern!r}"
     last_parts = {name.split(".")[-1] for name in usable}
     near = nearest(pattern, {*last_parts, *usable, *PRESETS}, count=1)
     if not near:
-        return ""
+        obstacles = find_obstacles(model, usable.values())
+        return "; ".join(f"{name or 'the model'} {reason}" for name, reason in obstacles.items())
     places = [place for name, place in usable.items() if matches(near[0], name)]
     if not places:
         return did_you_mean(near)
@@ -290,7 +292,7 @@ def _match_linear(model: nn.Module, usable: Mapping[str, Place]) -> set[str]:
         obstacles = find_obstacles(model, usable.values())
         raise TargetError(
             f"targets='all-linear' finds no linear layer in {type(model).__name__}.",
-            [f"{name or 'the model'}   {reason}" for name, reason in obstacles.items()],
+            describe_obstacles(obstacles),
             advice=f"It can adapt {', '.join(SITES)} layers; targets='none' trains biases or full "
             "modules alone. Nothing was attached.",
         )
@@ -302,6 +304,7 @@ def _match_convolutions(model: nn.Module, usable: Mapping[str, Place]) -> set[st
     if not chosen:
         raise TargetError(
             f"targets='conv' finds no convolution in {type(model).__name__}.",
+            describe_obstacles(find_obstacles(model, usable.values())),
             advice="Nothing was attached.",
         )
     return chosen
@@ -324,7 +327,10 @@ def _match_roles(model: nn.Module, preset: str, usable: Mapping[str, Place]) -> 
             )
         raise TargetError(
             f"The preset {preset!r} does not fit {type(model).__name__}.",
-            [f"{role!r}   0 layers" for role in missing],
+            [
+                *(f"{role!r}   0 layers" for role in missing),
+                *describe_obstacles(find_obstacles(model, usable.values())),
+            ],
             advice,
         )
     return {name for name, role in roles.items() if role in wanted}

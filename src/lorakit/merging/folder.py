@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lorakit.errors import ModelError
+from lorakit.files import leaves_folder
 from lorakit.models.load import TOKENIZER_CONFIG
 from lorakit.models.own_tokenizer import TEMPLATES, TOKENIZER, has_tokenizer
+from lorakit.text import plural
 
 CONFIG = "config.json"
 INDEX = ".index.json"
@@ -65,7 +67,7 @@ def find_base_folder(where: str) -> BaseFolder:
         where: a folder or a hub id.
 
     Raises:
-        ModelError: it has no weights that can be rewritten.
+        ModelError: it has no weights that can be rewritten, or a link to a file elsewhere.
     """
     path = Path(where)
     if not path.is_dir():
@@ -80,7 +82,32 @@ def find_base_folder(where: str) -> BaseFolder:
             advice="Nothing was written.",
         )
     carried, left_out = _sort_files(path, {file.name for file in weights})
+    check_links(path, carried)
     return BaseFolder(path, weights, carried, left_out)
+
+
+def check_links(folder: Path, names: Iterable[str]) -> None:
+    """Refuse to copy what a link in a folder shows of the rest of this machine.
+
+    Args:
+        folder: of a base or an adapter.
+        names: paths in it that are to be copied.
+
+    Raises:
+        ModelError: each link to a place outside is named.
+    """
+    faults = [
+        f"{name} -> {(folder / name).resolve()}"
+        for name in names
+        if leaves_folder(folder / name, folder)
+    ]
+    if faults:
+        raise ModelError(
+            f"{folder} has {plural(len(faults), 'link')} to files outside of it, which a merged "
+            "model would hold.",
+            faults,
+            "Replace them by copies of the files, or remove them. Nothing was written.",
+        )
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -103,7 +130,9 @@ def _sort_files(folder: Path, weights: set[str]) -> tuple[tuple[str, ...], tuple
         is_index = path.name in (SAFETENSORS + INDEX, PICKLE + INDEX)
         if path.name.startswith(".") or path.name in weights or is_index:
             continue
-        if path.is_file():
+        if leaves_folder(path, folder):
+            carried.append(path.name)  # `check_links` refuses it
+        elif path.is_file():
             (left_out if path.name.endswith(WEIGHTS) else carried).append(path.name)
         elif path.is_dir():
             inside = [file for file in path.rglob("*") if file.is_file()]
@@ -167,12 +196,22 @@ def copy_files(base: BaseFolder, target: Path, adapter: Path | None) -> None:
         replaced = set(TOKENIZER) if TOKENIZER_CONFIG in own else set()
         if _has_template(adapter, own):
             replaced |= set(TEMPLATES)
+    if adapter is not None:
+        check_links(adapter, _files_of(adapter, own))
     target.mkdir(parents=True)
     for name in base.carried:
         if Path(name).parts[0] not in replaced:
             _copy(base.path / name, target / name)
     for name in own:
         _copy(adapter / name, target / name)  # type: ignore[operator]
+
+
+def _files_of(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """Yield names in a folder, and for those of folders also the paths of all files in them."""
+    for name in names:
+        yield name
+        for file in (folder / name).rglob("*"):
+            yield str(file.relative_to(folder))
 
 
 def _has_template(folder: Path, names: list[str]) -> bool:

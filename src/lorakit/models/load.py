@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from logging import ERROR, getLogger
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lorakit.data.hub import similar_names
@@ -43,7 +45,19 @@ TOKENIZER_ADVICE = (
     "Copy the tokenizer's files, such as tokenizer.json and tokenizer_config.json, into the folder."
 )
 TALKATIVE = ("torchao", "torch.utils._pytree")  # loggers
-READ_ERRORS = (OSError, ValueError, KeyError, ImportError)  # of transformers
+# Errors of transformers for a folder that is damaged, or whose values have other types.
+READ_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    EOFError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 @dataclass
@@ -242,19 +256,44 @@ def load_config(
     config = _read(f"The config of {name}", read, advice)
     if not trust_remote_code:
         _check_kernels(name, config)
+    _check_alone(name, where)
     return config
+
+
+def _check_alone(name: str, where: str) -> None:
+    """Refuse a model with an adapter of PEFT beside it, which transformers would load as well.
+
+    A repository of the hub would even be replaced by the base that the adapter names.
+    """
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if find_adapter_config_file(where) is not None:
+        raise ModelError(
+            f"{name} is a model with an adapter in its folder: there is an adapter_config.json.",
+            advice="Move the adapter's files to a folder of their own, and name it as --adapter.",
+        )
 
 
 def _check_kernels(name: str, config: "PretrainedConfig") -> None:
     """Refuse a config that names attention code of a repository, which transformers would fetch."""
-    parts = [config, *(getattr(config, part, None) for part in config.sub_configs)]
-    kernels = {getattr(part, "_attn_implementation", None) for part in parts}
-    named = sorted(kernel for kernel in kernels if kernel and "/" in kernel)
+    kernels = {str(part._attn_implementation) for part in _list_configs(config)}
+    named = sorted(kernel for kernel in kernels if "/" in kernel)
     if named:
         raise ModelError(
             f"The config of {name} asks for attention code of a repository: {', '.join(named)}.",
             advice=TRUST_ADVICE,
         )
+
+
+def _list_configs(config: "PretrainedConfig") -> "Iterator[PretrainedConfig]":
+    """Yield a config and those of its parts, such as a vision tower, at every depth."""
+    from transformers import PretrainedConfig
+
+    yield config
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PretrainedConfig):
+            yield from _list_configs(part)
 
 
 def build_without_weights(
@@ -266,7 +305,7 @@ def build_without_weights(
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
             return AutoModel.from_config(config, trust_remote_code=trust_remote_code)
-    except (*READ_ERRORS, TypeError, AttributeError):
+    except READ_ERRORS:
         return None
 
 

@@ -1,14 +1,15 @@
 """Names of models: folders, hub ids, and `builtin:NAME` of models in Python packages."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lorakit.data.hub import cached_model, is_offline, similar_names
 from lorakit.errors import MissingExtra, ModelError, install_line
-from lorakit.text import near_misses
+from lorakit.text import add_hint, first_line, near_misses, plural
 
 NAMING_ADVICE = "Name a model folder, a hub id within reach, or builtin:minilm."
 
@@ -50,8 +51,8 @@ def locate(name: str) -> tuple[str, str]:
         name: a folder, a hub id or `builtin:NAME`.
 
     Raises:
-        ModelError: an unknown builtin, one whose weights are not those that were checked, or a
-            folder without a model.
+        ModelError: an unknown builtin, one whose weights are not those that were checked, a folder
+            without a model, or one whose weights are elsewhere.
         MissingExtra: the package of a builtin is not installed.
     """
     if name.startswith("builtin:"):
@@ -72,8 +73,40 @@ def locate(name: str) -> tuple[str, str]:
             )
         raise ModelError(f"{name} is not a model folder: it has no config.json.", advice=advice)
     if not path.exists() and is_offline():
-        return str(_find_downloaded(name)), name
-    return name, name
+        path = _find_downloaded(name)
+    if not path.is_dir():
+        return name, name
+    check_shards(path)
+    return str(path), name
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a model whose index of weight files names a file that is not in its folder.
+
+    Raises:
+        ModelError: each such name is listed, or the index cannot be read.
+    """
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            faults = sorted(name for name in names if name == ".." or PurePath(name).name != name)
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            raise ModelError(
+                f"{index} is no index of weight files: {first_line(error)}."
+            ) from error
+        if faults:
+            raise ModelError(
+                f"{index} names {plural(len(faults), 'file')} outside of its folder.",
+                faults,
+                "Move them into the folder, and name them so in the index. Nothing was loaded.",
+            )
 
 
 def _find_downloaded(name: str) -> Path:
@@ -92,7 +125,7 @@ def _locate_builtin(name: str) -> tuple[str, str]:
     short = name.removeprefix("builtin:")
     if short not in BUILTIN:
         raise ModelError(
-            f"There is no {name!r}. {near_misses(short, BUILTIN)}".rstrip(),
+            add_hint(f"There is no {name!r}.", near_misses(short, BUILTIN)),
             advice=f"Builtin: {', '.join(BUILTIN)}.",
         )
     builtin = BUILTIN[short]

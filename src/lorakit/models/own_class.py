@@ -27,9 +27,6 @@ from lorakit.text import first_line
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-# Errors of transformers when a class does not take a config.
-UNSUITABLE = (*READ_ERRORS, TypeError, AttributeError)
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -74,7 +71,7 @@ class Candidate:
                 dtype,
                 trust_remote_code=self.trust_remote_code,
             )
-        except UNSUITABLE as error:
+        except READ_ERRORS as error:
             raise ModelError(
                 f"{name} cannot be loaded as {self.model_class.__name__}: {first_line(error)}",
                 advice=advise(error, NAMING_ADVICE),
@@ -104,7 +101,7 @@ def choose_class(
         candidate = Candidate(model_class, options, trust_remote_code)
         try:
             model = candidate.build(config)
-        except UNSUITABLE:
+        except READ_ERRORS:
             continue
         suitable.append(candidate)
         if _has_all(model, adapter):
@@ -123,7 +120,7 @@ def _classes(
 
     remote = getattr(config, "auto_map", None) or {} if trust_remote_code else {}
     own = [name for name in remote if name.startswith("AutoModel")]
-    own += [name for name in config.architectures or () if hasattr(transformers, name)]
+    own += [name for name in config.architectures or () if _is_model_class(name)]
     of_task = MODEL_CLASSES.get(adapter.provenance.get("task_type") or "")
     others = [of_task, *MODEL_CLASSES.values()] if of_task else list(MODEL_CLASSES.values())
     named_head = _named_head(adapter)
@@ -133,6 +130,14 @@ def _classes(
         has_labels = name.endswith("Classification")
         options = (named_head or _counted_head(config, adapter)) if has_labels else {}
         yield getattr(transformers, name), options
+
+
+def _is_model_class(name: str) -> bool:
+    """Return True for the name of a model in transformers: a config may name anything."""
+    import transformers
+
+    found = getattr(transformers, name, None)
+    return isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
 
 
 def _named_head(adapter: Adapter) -> dict[str, Any]:

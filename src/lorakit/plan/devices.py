@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from lorakit.errors import SpecError
-from lorakit.text import did_you_mean, nearest
+from lorakit.text import add_hint, did_you_mean, nearest
 
 HERE = "this machine"
 CONTEXT = 512 << 20  # bytes that CUDA, its libraries and PyTorch's kernels take of a GPU
@@ -62,7 +62,7 @@ def find_device(name: str) -> Device:
     if found is None:
         hint = did_you_mean(known[key] for key in nearest(_key(name), known))
         raise SpecError(
-            f"No device is called {name!r}. {hint}".rstrip(),
+            add_hint(f"No device is called {name!r}.", hint),
             advice=f"Devices: {', '.join((*GPUS, HERE))}.",
         )
     if found == HERE:

@@ -14,7 +14,7 @@ from lorakit.models.locate import locate
 from lorakit.models.tasks import TASKS
 from lorakit.plan.headers import build_from_shapes, find_weight_files, read_shapes
 from lorakit.plan.published import PREFIX, PUBLISHED
-from lorakit.text import first_line, near_misses
+from lorakit.text import add_hint, first_line, near_misses
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -93,7 +93,7 @@ def _load_published(name: str, task: str, labels: int) -> MetaModel:
     short = name.removeprefix(PREFIX)
     if short not in PUBLISHED:
         raise ModelError(
-            f"There is no {name!r}. {near_misses(short, PUBLISHED)}".rstrip(),
+            add_hint(f"There is no {name!r}.", near_misses(short, PUBLISHED)),
             advice=f"Cards: {', '.join(PUBLISHED)}.",
         )
     card = PUBLISHED[short]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lorakit.errors import MissingExtra, OutputError, install_line
 from lorakit.files import replace_file
-from lorakit.text import near_misses
+from lorakit.text import add_hint, near_misses
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,9 +69,10 @@ def check_path(path: str | Path) -> None:
     ending = _ending(path)
     if ending not in kinds:
         shown = f".{ending}" if ending else "no ending"
-        message = f"{path}: {shown} is no kind of picture. {near_misses(ending, kinds)}"
+        message = f"{path}: {shown} is no kind of picture."
         known = ", ".join(sorted(kinds))
-        raise OutputError(message.rstrip(), advice=f"Known: {known}. Nothing was written.")
+        message = add_hint(message, near_misses(ending, kinds))
+        raise OutputError(message, advice=f"Known: {known}. Nothing was written.")
     if path.is_dir():
         raise OutputError(f"{path} is a folder.", advice="Nothing was written.")
     if not path.absolute().parent.is_dir():

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
 from lorakit.spec import Fault, is_number, is_whole, option
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 HIGHEST = 32
 WAYS = ("truncate", "grid", "grow", "threshold", "advice")
@@ -116,7 +116,7 @@ class RankSearchSpec:
             value, choices = getattr(self, field.name), field.metadata.get("choices")
             if choices and value not in choices:
                 fault = f"{value!r} is none of {', '.join(choices)}"
-                yield field.name, f"{fault} {near_misses(str(value), choices)}".rstrip()
+                yield field.name, add_hint(fault, near_misses(str(value), choices))
 
     def _lower_rank_faults(self) -> Iterator[Fault]:
         for rank in self.try_ranks:

@@ -1,5 +1,6 @@
 """The output folder of a search: what a killed search has left in it is deleted by the next one."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from lorakit.train import output as run_output
 from lorakit.train.report import versions
 
 RUN = "run"  # the folder of a search's runs
+CANDIDATE = re.compile(r"rank-\d+")  # the folder of one rank in it
 
 
 def check_output(output: Path) -> None:
@@ -53,4 +55,11 @@ def _is_unfinished(output: Path) -> bool:
         return False
     if any(runs.iterdir()) and not run_output.is_run(runs / run_output.RUN):
         return False
+    if not all(_is_of_search(entry) for entry in runs.iterdir()):
+        return False
     return all(entry == runs or is_leftover(entry) for entry in output.iterdir())
+
+
+def _is_of_search(entry: Path) -> bool:
+    is_candidate = CANDIDATE.fullmatch(entry.name) is not None
+    return is_candidate or entry.name in run_output.WRITTEN or is_leftover(entry)

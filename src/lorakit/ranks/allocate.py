@@ -14,7 +14,7 @@ from lorakit.inits.start import STARTS
 from lorakit.inject.build import resolve_targets
 from lorakit.inject.places import Place, explain_unmatched, find_places
 from lorakit.spec import Settings, Spec, alpha_for_scale, first_match, is_number, is_whole
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 Places = Mapping[str, Place]
 ShapeFunction = Callable[[float], float]
@@ -213,9 +213,8 @@ def _shape_function(shape: str | ShapeFunction) -> ShapeFunction:
         return SHAPES[shape]
     known = (*SHAPES, EXPLAINED)
     hint = near_misses(str(shape), known)
-    ending = f"; {hint}" if hint else "."
     raise SpecError(
-        f"shape {shape!r} is none of {', '.join(known)}{ending}",
+        add_hint(f"shape {shape!r} is none of {', '.join(known)}.", hint),
         advice="Other shapes are given as a function of the depth, or as weights by name pattern.",
     )
 

@@ -9,6 +9,12 @@ from torch.nn.utils.parametrize import is_parametrized
 from lorakit.sites.base import is_plain
 
 KNOWN_CLASSES = (nn.Linear, nn.Embedding, _ConvNd)
+# Modules that read weights of several names themselves; each such weight is a place.
+READERS = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+PARAMETRIZED = (
+    "has a parametrization: torch.nn.utils.parametrize.remove_parametrizations makes its weight a "
+    "parameter again"
+)
 
 
 def find_obstacle(layer: nn.Module) -> str:
@@ -20,17 +26,15 @@ def find_obstacle(layer: nn.Module) -> str:
     """
     if isinstance(layer, torch.jit.ScriptModule):
         return "is compiled by TorchScript: attach to the module that it was made from"
+    if isinstance(layer, READERS):
+        return ""  # `find_weight_obstacles` tells of each weight
     if is_parametrized(layer):
-        return (
-            "has a parametrization: torch.nn.utils.parametrize.remove_parametrizations makes its "
-            "weight a parameter again"
-        )
+        return PARAMETRIZED
     if not isinstance(layer, KNOWN_CLASSES):
         return ""
-    names = {*layer._parameters, *layer._buffers}
-    for ends, state, remove in STATES:
-        if {f"weight{end}" for end in ends} <= names:
-            return f"{state}: torch.nn.utils.{remove} makes its weight a parameter again"
+    computed = find_computed_weights(layer).get("weight")
+    if computed:
+        return computed
     weight = layer._parameters.get("weight")
     if weight is None:
         return "has a weight that is no parameter of its own"
@@ -42,6 +46,34 @@ def find_obstacle(layer: nn.Module) -> str:
     if not _keeps_forward(layer):
         return "has a forward of its own, which may use the weight in another way"
     return ""
+
+
+def find_weight_obstacles(layer: nn.Module) -> dict[str, str]:
+    """Return the reason for each weight of an attention or recurrent module that is no parameter.
+
+    >>> import torch.nn.utils.prune as prune
+    >>> list(find_weight_obstacles(prune.identity(nn.GRUCell(2, 2), "weight_hh")))
+    ['weight_hh']
+    """
+    if not isinstance(layer, READERS):
+        return {}
+    reasons = find_computed_weights(layer)
+    if is_parametrized(layer):
+        reasons |= dict.fromkeys(layer.get_submodule("parametrizations")._modules, PARAMETRIZED)
+    return {name: reason for name, reason in reasons.items() if "weight" in name}
+
+
+def find_computed_weights(layer: nn.Module) -> dict[str, str]:
+    """Return why each weight that a hook computes from other tensors is none of the parameters."""
+    names = {*layer._parameters, *layer._buffers}
+    reasons: dict[str, str] = {}
+    for (first, second), state, remove in STATES:
+        for name in sorted(names):
+            weight = name.removesuffix(first)
+            if weight != name and f"{weight}{second}" in names:
+                reason = f"{state}: torch.nn.utils.{remove} makes its weight a parameter again"
+                reasons[weight] = reason
+    return reasons
 
 
 # Ends of the names of the tensors that stand for "weight", the state, and what undoes it.

@@ -20,6 +20,7 @@ from lorakit.train.progress import Progress
 
 FOLDER, STATE = "checkpoints", "training_state.pt"
 NAME = re.compile(r"step-\d{6,}")
+WRITTEN = ("adapter_config.json", "adapter_model.safetensors", STATE)  # in one checkpoint
 RandomState = dict[str, Any]  # by library
 
 
@@ -125,11 +126,17 @@ def _step_of(folder: Path) -> int:
 
 
 def foreign_names(folder: Path) -> list[str]:
-    """Return the names in a folder of checkpoints that no run has written."""
+    """Return the paths in a folder of checkpoints that no run has written."""
     if not folder.is_dir() or folder.is_symlink():
         return [folder.name]
-    paths = [path for path in folder.iterdir() if not _is_checkpoint(path)]
-    return sorted(path.name for path in paths if not PART.fullmatch(path.name))
+    foreign: list[Path] = []
+    for path in folder.iterdir():
+        if _is_checkpoint(path):
+            foreign += [one for one in path.iterdir() if one.is_dir() or one.name not in WRITTEN]
+        else:
+            foreign.append(path)
+    names = [path for path in foreign if not PART.fullmatch(path.name)]
+    return sorted(str(path.relative_to(folder)) for path in names)
 
 
 def remove_all(output: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
 from lorakit.models.tasks import CHOICES, TRUST_HELP
 from lorakit.spec import Fault, is_number, is_whole, option
-from lorakit.text import near_misses, plural
+from lorakit.text import add_hint, near_misses, plural
 
 RANKS = (
     "even",
@@ -290,8 +290,7 @@ def _kind_faults(field: Field[Any], value: object) -> Iterator[Fault]:
         yield field.name, f"{needed} is needed, got {value!r}"
     elif choices and value not in choices:
         hint = near_misses(str(value), choices, 1)
-        fault = f"{value!r} is none of {', '.join(choices)} {hint}"
-        yield field.name, fault.rstrip()
+        yield field.name, add_hint(f"{value!r} is none of {', '.join(choices)}", hint)
 
 
 def _whole_number_faults(field: Field[Any], value: object) -> Iterator[Fault]:

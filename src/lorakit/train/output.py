@@ -112,6 +112,8 @@ def _foreign_names(output: Path) -> list[str]:
 
 def is_run(path: Path) -> bool:
     """Return True if a run.json was written by a run of lorakit."""
+    if not path.is_file():
+        return False  # a pipe would never end
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

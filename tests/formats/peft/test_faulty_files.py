@@ -242,7 +242,7 @@ def test_spec_of_the_header_is_checked(folder: Path, spec: dict[str, Any]) -> No
     retensor(folder, lambda t: None, spec=spec)
     (fault, *_) = refused(folder)
     assert fault in (
-        "'rnk' is no field of Spec did you mean 'rank'?",
+        "'rnk' is no field of Spec; did you mean 'rank'?",
         "rank: a whole number of at least 1 is needed, got 2.5",
     )
 

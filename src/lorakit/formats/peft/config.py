@@ -25,7 +25,7 @@ from lorakit.formats.peft.patterns import (
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
 from lorakit.spec import Settings, Spec, full_name, matches
-from lorakit.text import dtype_name, near_misses, print_message
+from lorakit.text import add_hint, dtype_name, near_misses, print_message
 
 CONFIG = "adapter_config.json"
 EPSILON = 1e-5  # PEFT divides the alpha of AdaLoRA by rank + EPSILON
@@ -243,7 +243,7 @@ def _find_key_fault(key: str, value: object, method: Method) -> str:
     hint = near_misses(key, method.meaningful_keys, count=1)
     shown = f"{key!r} = {format_value(value)}"
     problem = f"unknown key {shown} may change the meaning of the tensors"
-    return f"{problem}; {hint}" if hint else problem
+    return add_hint(problem, hint)
 
 
 def tell_ignored_keys(folder: Path, values: JsonObject) -> None:
