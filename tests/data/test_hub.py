@@ -52,7 +52,7 @@ def test_a_name_that_the_hub_does_not_know_is_refused_with_a_similar_folder(
     expected = "models" if name.startswith("modls") else "llama"
     with pytest.raises(ModelError) as caught:
         load_config(name)
-    assert f"did you mean '{expected}'?" in caught.value.advice
+    assert f"Did you mean '{expected}'?" in caught.value.advice
 
 
 def test_a_model_that_was_downloaded_is_found_without_the_hub(unreachable: Path) -> None:

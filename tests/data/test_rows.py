@@ -175,7 +175,7 @@ def test_unknown_keys_and_columns_are_named_with_the_known_ones(tmp_path: Path) 
         read_rows(source, columns=["prompt=mr", "completion=stars"])
     with pytest.raises(DataError) as caught:
         read_rows(source, columns=["promt=review"])
-    assert caught.value.faults == ["promt=review   did you mean 'prompt'?"]
+    assert caught.value.faults == ["promt=review; did you mean 'prompt'?"]
 
 
 def test_passages_lose_nothing(tmp_path: Path) -> None:

@@ -216,8 +216,7 @@ FAMILIES = {
         WORDS,
         presets(12, 2, 4),
         "q_proj k_proj v_proj o_proj gate_up_proj down_proj",
-        {"embedding": 1, "linear": 1},
-        {"MixtralTopKRouter": 2},
+        {"embedding": 1, "linear": 1, "parameter": 2},
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
@@ -231,8 +230,7 @@ FAMILIES = {
         WORDS,
         presets(12, 2, 4),
         "q_proj k_proj v_proj o_proj gate_up_proj down_proj",
-        {"embedding": 1, "linear": 1},
-        {"Qwen3MoeTopKRouter": 2},
+        {"embedding": 1, "linear": 1, "parameter": 2},
     ),
     # PEFT's Mamba reads the base's weight of dt_proj past the adapter.
     "mamba": Family(

@@ -34,15 +34,19 @@ class PlanRequest:
     )
     separator: str = option(
         "auto",
-        "between the fields of a table",
+        "between the fields of a table; auto is comma for .csv and tab for .tsv, unless the "
+        "columns are known with another one",
         choices=("auto", "comma", "tab", "semicolon", "bar"),
     )
     categories: str = option(
-        "all", "categories of WebNLG to use", choices=("all", "seen", "unseen")
+        "all",
+        "WebNLG only: use the categories that its training data have, or the others",
+        choices=("all", "seen", "unseen"),
     )
     quotes: bool | None = option(
         None,
-        "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",
+        "read quotation marks around the fields of a table as csv writes them (default: where "
+        "the file shows that they are)",
         type=bool,
     )
     loss_on: str = option(
