@@ -1,6 +1,7 @@
 """Models in int8 or 4 bits on a CPU: adapted, trained, saved, read back, merged into 16 bits."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,3 +225,21 @@ def test_the_command_merges_into_a_coarse_folder(
     for name, delta in adapter.deltas.items():
         exact = base[f"{name}.weight"].float() + delta.matrix().detach()
         assert torch.equal(plain.get_submodule(name).weight, exact.bfloat16())
+
+
+@pytest.mark.slow
+def test_int8_that_was_never_converted_is_refused(
+    tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes", reason=ASKED)
+    if torch.cuda.is_available():
+        pytest.skip("bitsandbytes converts the weights on a GPU")
+    folder = tmp_path / "asked"
+    shutil.copytree(tiny_llama, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"load_in_8bit": True, "quant_method": "bitsandbytes"}
+    (folder / "config.json").write_text(json.dumps(config))
+    data = tmp_path / "d.txt"
+    data.write_text("the cat")
+    assert main(["eval", "--model", str(folder), "--data", str(data)]) == 2
+    assert "asks for quantised weights" in capsys.readouterr().err

@@ -189,7 +189,7 @@ def _encode_completion(
     row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
     prompt = encode_prompt(tokenizer, row["prompt"])
-    answer = tokenizer(row["completion"], add_special_tokens=False).input_ids
+    answer = tokenizer(row["completion"], add_special_tokens=False, verbose=False).input_ids
     answer = _with_eos(tokenizer, answer, row["completion"])
     excess = max(0, len(prompt) + len(answer) - max_length)
     # The first token (BOS, if the model has one) is kept; then the oldest tokens of the prompt are

@@ -16,6 +16,7 @@ from torch import nn
 from lorakit.data.hub import similar_names
 from lorakit.errors import ModelError
 from lorakit.models.locate import NAMING_ADVICE, locate
+from lorakit.models.quantised import check_quantised
 from lorakit.models.tasks import TASKS
 from lorakit.text import first_line
 
@@ -202,6 +203,9 @@ def load_weights(
         dtype: of the weights.
         seed: of a new head's weights.
         trust_remote_code: as in `load`.
+
+    Raises:
+        ModelError: its config asks for quantised weights, and transformers left them plain.
     """
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
@@ -214,6 +218,7 @@ def load_weights(
             ignore_mismatched_sizes=bool(options),
             **options,
         )
+    check_quantised(model, where)
     mismatched = [key for key, *_ in info["mismatched_keys"]]
     return model, [*info["missing_keys"], *mismatched]
 
