@@ -91,7 +91,7 @@ LIMITLESS = {
     + "9**(9**9)," * 300
     + "] }}{% endif %}": "more than 0.2 s of processor time",
     "{{ [" + "('a' * 10**8)|length," * 300 + "] }}": "more than 0.2 s of processor time",
-    "{{ 'x' * 300000 }}": "300,000 characters, more than 262,294, for one conversation",
+    "{{ 'x' * 300000 }}": "300,000 characters, more than 263,064, for one conversation",
     "{{ '' }}": "the chat template makes an empty text of it",
 }
 
