@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Protocol
 
 from lorakit.data.advice import advise_columns
@@ -52,6 +53,7 @@ class Rows:
         layout: what the source is in, as it is told.
         is_measured: True if the layout says that the labels are measured values.
         notes: how it was read, and what of it was not used.
+        is_part: True if the source was not read to its end.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Rows:
     layout: str = ""
     is_measured: bool = False
     notes: tuple[str, ...] = ()
+    is_part: bool = False
 
     @property
     def repeated(self) -> int:
@@ -78,7 +81,8 @@ class Rows:
         'data: 1 row of a.txt: text'
         """
         told = "; ".join([self.layout or self.kind, *self.notes])
-        return f"data: {plural(len(self), 'row')} of {self.source}: {told}"
+        counted = f"{'the first ' if self.is_part else ''}{plural(len(self), 'row')}"
+        return f"data: {counted} of {self.source}: {told}"
 
     def take(self, chosen: Iterable[int]) -> "Rows":
         """Return the rows of these positions."""
@@ -104,8 +108,10 @@ def row_key(row: Mapping[str, object]) -> str:
     return json.dumps(row, sort_keys=True)
 
 
-def read_for(settings: DataSettings, source: str, split: str = "train") -> Rows:
-    """Read the rows of a source as settings say."""
+def read_for(
+    settings: DataSettings, source: str, split: str = "train", limit: int | None = None
+) -> Rows:
+    """Read the rows of a source as settings say; no more than `limit`."""
     return read_rows(
         source,
         columns=settings.columns,
@@ -113,6 +119,7 @@ def read_for(settings: DataSettings, source: str, split: str = "train") -> Rows:
         separator=settings.separator,
         categories=settings.categories,
         split=split,
+        limit=limit,
     )
 
 
@@ -124,8 +131,9 @@ def read_rows(
     separator: str = "auto",
     categories: str = "all",
     split: str = "train",
+    limit: int | None = None,
 ) -> Rows:
-    """Read and check all rows of a source.
+    """Read and check the rows of a source.
 
     Args:
         source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt, also with .gz),
@@ -136,21 +144,24 @@ def read_rows(
         separator: between the fields of a table: comma, tab, semicolon, bar or auto.
         categories: of WebNLG: those of its training data (seen), the others (unseen), or all.
         split: of a builtin or of a data set of the hub: train or test.
+        limit: number of rows after which nothing more is read.
 
     Raises:
         DataError: the source does not exist, is empty, or has rows that do not fit; each of these
             is named with its fault.
     """
     chosen = _parse_columns(columns)
-    opened = open_source(source, Reading(chosen, quotes, separator), split)
-    records = list(opened.records)
-    if not records:
+    reading = Reading(chosen, quotes, separator, whole=limit is None)
+    opened = open_source(source, reading, split)
+    records = iter(opened.records)
+    first = next(records, None)
+    if first is None:
         raise DataError(f"{source} holds no rows.")
-    layout = _find_layout(source, records[0], chosen, is_table=not opened.typed)
+    layout = _find_layout(source, first, chosen, is_table=not opened.typed)
     _check_categories(source, layout, categories)
-    collected = _collect(records, layout, chosen, categories)
+    collected = _collect(chain([first], records), layout, chosen, categories, limit)
     named_all = set(layout.columns) <= set(chosen)
-    collected.refuse(source, layout, len(records), may_drop=named_all)
+    collected.refuse(source, layout, may_drop=named_all)
     return Rows(
         layout.kind,
         collected.rows,
@@ -160,6 +171,7 @@ def read_rows(
         layout=layout.name,
         is_measured=layout.regression,
         notes=(*opened.notes, *collected.notes()),
+        is_part=collected.is_part,
     )
 
 
@@ -167,12 +179,14 @@ def read_rows(
 class _Collected:
     """Rows of the records, and what was found wrong with them or left out."""
 
+    records: int = 0
     rows: list[Row] = field(default_factory=list[Row])
     where: list[str] = field(default_factory=list[str])
     faults: list[str] = field(default_factory=list[str])
     unused: dict[str, bool] = field(default_factory=dict[str, bool])  # True: it holds something
     without_reference: int = 0
     of_other_categories: int = 0
+    is_part: bool = False  # True if there may be more
 
     def notes(self) -> Iterator[str]:
         if self.unused:
@@ -182,17 +196,18 @@ class _Collected:
         if self.of_other_categories:
             yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
 
-    def refuse(self, source: str, layout: Layout, records: int, *, may_drop: bool) -> None:
+    def refuse(self, source: str, layout: Layout, *, may_drop: bool) -> None:
         """Raise what is wrong with the records, if anything is.
 
         Args:
             source: as the user named it.
             layout: of its rows.
-            records: number of them.
             may_drop: True if the user named each column that is to be used.
         """
         if self.faults:
-            counted = f"{plural(len(self.faults), 'fault')} in {plural(records, 'row')} of {source}"
+            counted = (
+                f"{plural(len(self.faults), 'fault')} in {plural(self.records, 'row')} of {source}"
+            )
             named = ", ".join(str(column) for column in layout.columns)
             raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
         meaning = [name for name, given in self.unused.items() if given and name in MEANINGFUL]
@@ -209,11 +224,19 @@ class _Collected:
 
 
 def _collect(
-    records: Iterable[Record], layout: Layout, columns: Columns, categories: str
+    records: Iterable[Record],
+    layout: Layout,
+    columns: Columns,
+    categories: str,
+    limit: int | None,
 ) -> _Collected:
-    """Return the rows of all records."""
+    """Return the rows of all records, or the first of them."""
     collected = _Collected()
     for record in records:
+        if limit is not None and len(collected.rows) >= limit:
+            collected.is_part = True
+            break
+        collected.records += 1
         if record.values is None:
             collected.faults.append(f"{record.where}   {record.fault}")
             continue
@@ -234,6 +257,9 @@ def _collect(
             collected.faults += [f"{record.where}   {fault}" for fault in faults]
         collected.rows += rows
         collected.where += [record.where] * len(rows)
+    if limit is not None and len(collected.rows) > limit:
+        del collected.rows[limit:], collected.where[limit:]
+        collected.is_part = True
     return collected
 
 
