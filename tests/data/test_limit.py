@@ -44,7 +44,7 @@ def test_only_the_beginning_of_a_long_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "d.jsonl"
-    path.write_text('{"text": "a"}\n' * 100)
+    path.write_text('{"text": "a"}\n' * 10_000)
     monkeypatch.setattr(content, "CHUNK", 64)
     monkeypatch.setattr(content, "HEAD", 32)
     read: list[bytes] = []
@@ -57,7 +57,7 @@ def test_only_the_beginning_of_a_long_file_is_read(
 
     monkeypatch.setattr(content, "_read_chunks", count)
     assert len(DataRequest(data=str(path), limit=3).read()) == 3
-    assert sum(map(len, read)) < 400
+    assert sum(map(len, read)) < 2000
 
 
 # Files that are longer than their head; their rows are those of the whole file.

@@ -3,21 +3,21 @@
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lorakit.data.content import Text
 from lorakit.errors import DataError
 
 # Characters: a plain text is cut between paragraphs into passages of about this length.
 PASSAGE = 1000
+LINES = 100  # that are parsed at once
 # Keys under which a JSON object holds its rows.
 HOLDERS = ("data", "rows", "examples", "instances", "train")
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record of a source.
 
     Attributes:
@@ -131,16 +131,35 @@ def _is_object(line: str) -> bool:
 
 
 def _parse_lines(text: Text) -> Iterator[Record]:
-    for number, line in enumerate(text.lines(), 1):
-        if not line.strip():
-            continue
-        where = f"{text.path}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Record(where, None, f"is not JSON: {error}")
-            continue
-        yield check_object(where, value)
+    """Yield a record for each line that is not empty."""
+    numbered = ((number, line) for number, line in enumerate(text.lines(), 1) if line.strip())
+    while block := list(islice(numbered, LINES)):
+        lines = [line for _, line in block]
+        for (number, line), value in zip(block, _parse_together(lines), strict=True):
+            where = f"{text.path}:{number}"
+            yield Record(where, value) if value is not None else _parse_line(where, line)
+
+
+def _parse_together(lines: list[str]) -> list[dict[str, Any] | None]:
+    """Return the object of each line; None for each if one of them may be something else.
+
+    To parse many lines at once takes half of the time.
+    """
+    try:
+        values = json.loads(f"[{','.join(lines)}]")
+    except (ValueError, RecursionError):
+        values = []
+    if len(values) == len(lines) and all(type(value) is dict for value in values):
+        return values
+    return [None] * len(lines)
+
+
+def _parse_line(where: str, line: str) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Record(where, None, f"is not JSON: {error}")
+    return check_object(where, value)
 
 
 def holds_references(text: Text) -> bool:

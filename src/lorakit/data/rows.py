@@ -7,24 +7,25 @@ A row that does not fit is named by file and line, and nothing is returned.
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lorakit.data.advice import advise_columns
+from lorakit.data.collect import Collector
 from lorakit.data.documents import Record
-from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout, rename
-from lorakit.data.layouts.data_to_text import SEEN
-from lorakit.data.layouts.layout import MEANINGFUL, Row, RowFault, is_given
+from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout
+from lorakit.data.layouts.layout import Row
+from lorakit.data.packed_rows import PackedPlaces, PackedRows
 from lorakit.data.sources import Columns, Reading, open_source
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import near_misses, plural
 
 CATEGORIES = ("all", "seen", "unseen")
-# Keys whose values a layout has checked already.
-CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
 
 
 class DataSettings(Protocol):
@@ -57,8 +58,8 @@ class Rows:
     """
 
     kind: str
-    rows: list[dict[str, Any]]
-    where: list[str]
+    rows: Sequence[Row]
+    where: Sequence[str]
     source: str
     typed: bool = False
     layout: str = ""
@@ -69,7 +70,7 @@ class Rows:
     @property
     def repeated(self) -> int:
         """Number of rows that are equal to an earlier one."""
-        return len(self.rows) - len({row_key(row) for row in self.rows})
+        return len(self) - len(np.unique(self.key_hashes()))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,16 +88,30 @@ class Rows:
     def take(self, chosen: Iterable[int]) -> "Rows":
         """Return the rows of these positions."""
         positions = list(chosen)
-        rows = [self.rows[i] for i in positions]
-        where = [self.where[i] for i in positions]
-        return replace(self, rows=rows, where=where)
+        return replace(self, rows=_take(self.rows, positions), where=_take(self.where, positions))
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield for each row a text that is the same for equal rows, and no others."""
+        if isinstance(self.rows, PackedRows):
+            return self.rows.keys()
+        return (row_key(row).encode() for row in self.rows)
+
+    def key_hashes(self) -> NDArray[np.int64]:
+        """Return (rows,) int64, the same for equal rows while this process lasts."""
+        return np.fromiter(map(hash, self.keys()), np.int64, len(self))
 
     def content_hash(self) -> str:
         """Return a SHA-256 over the rows in their order."""
         digest = hashlib.sha256(self.kind.encode())
-        for row in self.rows:
-            digest.update(row_key(row).encode())
+        for key in self.keys():
+            digest.update(key)
         return digest.hexdigest()
+
+
+def _take(values: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
+    if isinstance(values, PackedRows | PackedPlaces):
+        return values.take(positions)
+    return [values[i] for i in positions]
 
 
 def row_key(row: Mapping[str, object]) -> str:
@@ -159,113 +174,21 @@ def read_rows(
         raise DataError(f"{source} holds no rows.")
     layout = _find_layout(source, first, chosen, is_table=not opened.typed)
     _check_categories(source, layout, categories)
-    collected = _collect(chain([first], records), layout, chosen, categories, limit)
-    named_all = set(layout.columns) <= set(chosen)
-    collected.refuse(source, layout, may_drop=named_all)
+    collector = Collector(layout, chosen, categories)
+    collector.collect(chain([first], records), limit)
+    collector.refuse(source)
+    rows, places = collector.finish()
     return Rows(
         layout.kind,
-        collected.rows,
-        collected.where,
+        rows,
+        places,
         source,
         typed=opened.typed,
         layout=layout.name,
         is_measured=layout.regression,
-        notes=(*opened.notes, *collected.notes()),
-        is_part=collected.is_part,
+        notes=(*opened.notes, *collector.notes()),
+        is_part=collector.is_part,
     )
-
-
-@dataclass
-class _Collected:
-    """Rows of the records, and what was found wrong with them or left out."""
-
-    records: int = 0
-    rows: list[Row] = field(default_factory=list[Row])
-    where: list[str] = field(default_factory=list[str])
-    faults: list[str] = field(default_factory=list[str])
-    unused: dict[str, bool] = field(default_factory=dict[str, bool])  # True: it holds something
-    without_reference: int = 0
-    of_other_categories: int = 0
-    is_part: bool = False  # True if there may be more
-
-    def notes(self) -> Iterator[str]:
-        if self.unused:
-            yield f"columns not used: {', '.join(self.unused)}"
-        if self.without_reference:
-            yield f"{plural(self.without_reference, 'row')} without a reference left out"
-        if self.of_other_categories:
-            yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
-
-    def refuse(self, source: str, layout: Layout, *, may_drop: bool) -> None:
-        """Raise what is wrong with the records, if anything is.
-
-        Args:
-            source: as the user named it.
-            layout: of its rows.
-            may_drop: True if the user named each column that is to be used.
-        """
-        if self.faults:
-            counted = (
-                f"{plural(len(self.faults), 'fault')} in {plural(self.records, 'row')} of {source}"
-            )
-            named = ", ".join(str(column) for column in layout.columns)
-            raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
-        meaning = [name for name, given in self.unused.items() if given and name in MEANINGFUL]
-        if meaning and not may_drop:
-            named = " ".join(f"{column}={column}" for column in layout.columns)
-            raise DataError(
-                f"{source} has columns that would change what is learned, and that rows in the "
-                f"layout {layout.name} do not use.",
-                [repr(name) for name in meaning],
-                f"To leave them out, name those to use: --columns {named}. {NOT_STARTED}",
-            )
-        if not self.rows:
-            raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
-
-
-def _collect(
-    records: Iterable[Record],
-    layout: Layout,
-    columns: Columns,
-    categories: str,
-    limit: int | None,
-) -> _Collected:
-    """Return the rows of all records, or the first of them."""
-    collected = _Collected()
-    for record in records:
-        if limit is not None and len(collected.rows) >= limit:
-            collected.is_part = True
-            break
-        collected.records += 1
-        if record.values is None:
-            collected.faults.append(f"{record.where}   {record.fault}")
-            continue
-        values = rename(record.values, columns)
-        for name in layout.unused(values):
-            collected.unused[name] = collected.unused.get(name, False) or is_given(values[name])
-        if not _is_chosen(values.get(layout.categories), categories):
-            collected.of_other_categories += 1
-            continue
-        try:
-            rows = list(layout.convert(layout, values))
-        except RowFault as fault:
-            collected.faults.append(f"{record.where}   {fault}")
-            continue
-        collected.without_reference += not rows
-        for row in rows:
-            faults = _row_faults(row, columns)
-            collected.faults += [f"{record.where}   {fault}" for fault in faults]
-        collected.rows += rows
-        collected.where += [record.where] * len(rows)
-    if limit is not None and len(collected.rows) > limit:
-        del collected.rows[limit:], collected.where[limit:]
-        collected.is_part = True
-    return collected
-
-
-def _is_chosen(category: object, categories: str) -> bool:
-    """Return True if a row's category is among those that the user wants."""
-    return categories == "all" or (category in SEEN) == (categories == "seen")
 
 
 def _parse_columns(columns: Iterable[str]) -> dict[str, str | int]:
@@ -306,27 +229,3 @@ def _check_categories(source: str, layout: Layout, categories: str) -> None:
             f"{layout.name}.",
             advice=NOT_STARTED,
         )
-
-
-def _row_faults(row: Mapping[str, object], columns: Columns) -> Iterator[str]:
-    """Yield the faults of a row's values."""
-    for key, value in row.items():
-        name = f"{key!r} (column {columns[key]!r})" if key in columns else repr(key)
-        if value is None:
-            yield f"{name} is missing"
-        elif key == "label":
-            if not _is_label(value):
-                yield f"{name} is {value!r}, a word or a number is needed"
-        elif key in CHECKED or isinstance(value, list):
-            continue
-        elif not isinstance(value, str):
-            yield f"{name} is a {type(value).__name__}, text is needed"
-        elif not value.strip() and key != "prompt":
-            yield f"{name} is empty"
-
-
-def _is_label(value: object) -> bool:
-    """Return True for a finite number, a bool, or a text that is not empty."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, bool | int | str) and bool(str(value).strip())

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from lorakit.data.labels import infer_task, list_labels
-from lorakit.data.rows import Rows, read_for, row_key
+from lorakit.data.rows import Rows, read_for
 from lorakit.errors import DataError
 from lorakit.train.config import TrainSpec
 
@@ -40,8 +41,8 @@ class RunData:
         """Return the number of held-out rows that are in the training data too."""
         if not self.held_out:
             return 0
-        trained = {row_key(row) for row in self.rows.rows}
-        return sum(row_key(row) in trained for row in self.held_out.rows)
+        shared = np.isin(self.held_out.key_hashes(), self.rows.key_hashes())
+        return int(shared.sum())
 
 
 def read_data(settings: TrainSpec) -> RunData:
