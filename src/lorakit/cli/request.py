@@ -62,7 +62,13 @@ class ModelRequest:
 class DataRequest:
     """The rows to use."""
 
-    data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
+    data: str | tuple[str, ...] = option(
+        "",
+        "a file, a folder of files, a hub id, or builtin:stdlib-docs; or several",
+        required=True,
+        several=True,
+        metavar="DATA",
+    )
     columns: tuple[str, ...] = option_like(TrainSpec, "columns")
     quotes: bool | None = option_like(TrainSpec, "quotes")
     separator: str = option_like(TrainSpec, "separator")

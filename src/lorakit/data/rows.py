@@ -7,21 +7,21 @@ A row that does not fit is named by file and line, and nothing is returned.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.data.advice import advise_columns
-from lorakit.data.collect import Collector
+from lorakit.data.collect import BLOCK, Collector
 from lorakit.data.documents import Record
 from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout
 from lorakit.data.layouts.layout import Row
 from lorakit.data.packed_rows import PackedPlaces, PackedRows
-from lorakit.data.sources import Columns, Reading, open_source
+from lorakit.data.sources import Columns, Reading, list_files, open_source
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import near_misses, plural
 
@@ -123,19 +123,98 @@ def row_key(row: Mapping[str, object]) -> str:
     return json.dumps(row, sort_keys=True)
 
 
-def read_for(
-    settings: DataSettings, source: str, split: str = "train", limit: int | None = None
-) -> Rows:
-    """Read the rows of a source as settings say; no more than `limit`."""
-    return read_rows(
-        source,
-        columns=settings.columns,
-        quotes=settings.quotes,
-        separator=settings.separator,
-        categories=settings.categories,
-        split=split,
-        limit=limit,
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of several data sets, one after the other.
+
+    Raises:
+        DataError: their rows are of different kinds; the layout of each is named.
+
+    >>> parts = [Rows("text", [{"text": name}], [f"{name}:1"], name) for name in "ab"]
+    >>> join_rows(parts).where, join_rows(parts).source
+    (['a:1', 'b:1'], 'a, b')
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if len({(part.kind, part.is_measured) for part in parts}) > 1:
+        raise DataError(
+            "The data sets are in layouts that cannot be trained on together.",
+            [f"{part.source}   {part.layout}" for part in parts],
+            f"Give data of one kind, or name columns with --columns. {NOT_STARTED}",
+        )
+    rows, where = _concatenate(parts)
+    notes: list[str] = []
+    for part in parts:
+        notes += [f"{part.source}: {note}" for note in part.notes]
+    return Rows(
+        parts[0].kind,
+        rows,
+        where,
+        ", ".join(part.source for part in parts),
+        typed=all(part.typed for part in parts),
+        layout=" and ".join(dict.fromkeys(part.layout for part in parts)),
+        is_measured=parts[0].is_measured,
+        notes=tuple(notes),
+        is_part=any(part.is_part for part in parts),
     )
+
+
+def _concatenate(parts: Sequence[Rows]) -> tuple[Sequence[Row], Sequence[str]]:
+    """Return all rows and their places; packed if those of one part are."""
+    rows = chain.from_iterable(part.rows for part in parts)
+    where = chain.from_iterable(part.where for part in parts)
+    if not any(isinstance(part.rows, PackedRows) for part in parts):
+        return list(rows), list(where)
+    packed, places = PackedRows(parts[0].kind), PackedPlaces()
+    while block := list(islice(rows, BLOCK)):
+        packed.extend(block)
+    places.extend(where)
+    return packed, places
+
+
+def read_for(
+    settings: DataSettings,
+    sources: str | Sequence[str],
+    split: str = "train",
+    limit: int | None = None,
+) -> Rows:
+    """Read the rows of one or more sources as settings say; no more than `limit`."""
+    return join_rows(read_parts(settings, sources, split, limit))
+
+
+def read_parts(
+    settings: DataSettings,
+    sources: str | Sequence[str],
+    split: str = "train",
+    limit: int | None = None,
+) -> list[Rows]:
+    """Read the rows of each source as settings say; all together no more than `limit`."""
+
+    def read(source: str, limit: int | None) -> Rows:
+        return read_rows(
+            source,
+            columns=settings.columns,
+            quotes=settings.quotes,
+            separator=settings.separator,
+            categories=settings.categories,
+            split=split,
+            limit=limit,
+        )
+
+    return _read_each([sources] if isinstance(sources, str) else sources, read, limit)
+
+
+def _read_each(
+    sources: Sequence[str], read: Callable[[str, int | None], Rows], limit: int | None
+) -> list[Rows]:
+    """Return the rows of each source, until there are as many as the limit."""
+    parts: list[Rows] = []
+    for source in sources:
+        left = None if limit is None else limit - sum(len(part) for part in parts)
+        if left == 0:
+            parts[-1] = replace(parts[-1], is_part=True)
+            break
+        parts.append(read(source, left))
+    return parts
 
 
 def read_rows(
@@ -151,8 +230,8 @@ def read_rows(
     """Read and check the rows of a source.
 
     Args:
-        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt, also with .gz),
-            `builtin:NAME`, or a hub id or folder that the `datasets` library loads.
+        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt, also with .gz), a folder of
+            such files, `builtin:NAME`, or a hub id or folder that the `datasets` library loads.
         columns: `key=column` pairs where the file's own names differ; a column is a name, or a
             number (from 0) in a table without a header.
         quotes: whether quotation marks wrap fields of a table; None to find it out.
@@ -167,6 +246,21 @@ def read_rows(
     """
     chosen = _parse_columns(columns)
     reading = Reading(chosen, quotes, separator, whole=limit is None)
+    files = list_files(source)
+    if files:
+
+        def read(file: str, limit: int | None) -> Rows:
+            return _read_source(file, reading, split, categories, limit)
+
+        return replace(join_rows(_read_each(files, read, limit)), source=source)
+    return _read_source(source, reading, split, categories, limit)
+
+
+def _read_source(
+    source: str, reading: Reading, split: str, categories: str, limit: int | None
+) -> Rows:
+    """Read and check the rows of one source."""
+    chosen = reading.columns
     opened = open_source(source, reading, split)
     records = iter(opened.records)
     first = next(records, None)

@@ -4,6 +4,7 @@ A record has the columns and values of the file; layouts say which rows they mak
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ JSON = (".jsonl", ".ndjson", ".json")
 TABLES = (".parquet", ".arrow")
 PLAIN_TEXT = (".txt", ".md")
 SUFFIXES = (*JSON, ".csv", ".tsv", *TABLES, *PLAIN_TEXT)
+# Files that `datasets` writes beside rows, and files that hold one split.
+MADE = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
+SPLIT = re.compile(r"(?<![a-z])(train(ing)?|test(ing)?|valid(ation)?|dev|eval(uation)?)(?![a-z])")
 MOST_FILES = 1000  # of a folder that is a data set
 NAMING_ADVICE = "Name a file, builtin:stdlib-docs, or a data set of the hub."
 
@@ -95,6 +99,27 @@ def open_source(source: str, reading: Reading, split: str) -> Source:
     elif _suffix(path) in SUFFIXES or _is_missing_path(source):
         raise DataError(f"There is no file {source}.", advice=similar_names(path))
     return Source(_read_hub(source, split))
+
+
+def list_files(source: str) -> list[str]:
+    """Return the files of a folder that are read one after the other; none for anything else.
+
+    A folder that `datasets` made, or whose files are called like splits, is left to that library.
+    """
+    folder = Path(source)
+    if source.startswith("builtin:") or not folder.is_dir():
+        return []
+    _check_folder(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    suffixes = {_suffix(path) for path in files}
+    of_library = suffixes.intersection(TABLES) or {path.name for path in files} & MADE
+    if of_library or any(SPLIT.search(path.stem.lower()) for path in files):
+        return []
+    for wanted in ((*JSON, ".csv", ".tsv"), (".txt",)):
+        chosen = [str(path) for path in files if _suffix(path) in wanted]
+        if chosen:
+            return chosen
+    return []
 
 
 def _check_folder(folder: Path) -> None:

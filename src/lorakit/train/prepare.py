@@ -112,7 +112,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "logits": logits,
         "base_dtype": plan.base_dtype,
         "rows_cut": loaded.cut_rows,
-        "rows_repeated": data.rows.repeated,
+        "rows_repeated": data.rows.repeated - data.copies,
         "rows_shared": shared,
         "max_length": loaded.max_length,
         "lr": loaded.lr,
