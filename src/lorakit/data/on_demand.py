@@ -115,7 +115,7 @@ def encode_on_demand(
     is_flat = rows.kind in MEASURED_BY_BYTES
     errors: dict[int, DataError] = {}
     untrained: list[int] = []
-    sizes = enumerate(map(len, _stored(rows).texts()))
+    sizes = enumerate(_stored(rows).sizes())
     while block := list(islice(sizes, BLOCK)):
         longer = [n for n, size in block if not is_flat or not SHORTEST <= size <= max_length]
         encoded = dict(_encode_block(rows, longer, tokenizer, max_length, encode))
@@ -156,10 +156,12 @@ def _encode_block(
 
 
 def _check_broken(rows: Rows) -> None:
-    """Refuse rows with half a surrogate pair, which is stored with an escape that begins so."""
-    stored = _stored(rows).texts()
-    suspects = rows.take(number for number, text in enumerate(stored) if b"\\ud" in text)
-    check_text(suspects.where, suspects.rows)
+    """Refuse rows with half a surrogate pair."""
+    stored = _stored(rows)
+    if stored.may_be_broken:
+        texts = enumerate(stored.texts())
+        suspects = rows.take(number for number, text in texts if b"\\ud" in text)
+        check_text(suspects.where, suspects.rows)
 
 
 def _stored(rows: Rows) -> PackedRows:

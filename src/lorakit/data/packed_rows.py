@@ -42,6 +42,8 @@ class PackedRows(Sequence[Row]):
         self._file = _TemporaryFile()
         self._starts = array("Q", [0])  # of each row, and the end of the last
         self._positions: Sequence[int] | None = None  # of the rows that were taken
+        # True if a text may have half a surrogate pair: each is stored as an escape that begins so.
+        self.may_be_broken = False
 
     def extend(self, rows: list[Row]) -> None:
         """Add rows at the end."""
@@ -54,10 +56,12 @@ class PackedRows(Sequence[Row]):
     def _encode(self, rows: list[Row]) -> Iterable[str]:
         """Return the JSON of each row."""
         if not self.is_flat:
+            self.may_be_broken = True
             return map(_in_order, rows)
         # All at once is fast. They can be cut apart at `{"`, which no text in them holds: JSON
         # writes a backslash before a quotation mark.
         joined = _sorted(rows).removeprefix('[{"').removesuffix("}]")
+        self.may_be_broken |= "\\ud" in joined
         return (f'{{"{row}}}' for row in joined.split('}, {"'))
 
     def __len__(self) -> int:
@@ -90,6 +94,11 @@ class PackedRows(Sequence[Row]):
         positions = iter(self._all_positions())
         while block := list(islice(positions, BLOCK)):
             yield from self._read(block)
+
+    def sizes(self) -> Iterator[int]:
+        """Yield the number of bytes of each row as it is stored."""
+        starts = self._starts
+        return (starts[i + 1] - starts[i] for i in self._all_positions())
 
     def keys(self) -> Iterator[bytes]:
         """Yield for each row a text that is the same for equal rows."""
