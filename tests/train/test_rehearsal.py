@@ -50,7 +50,9 @@ def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
 
 
 @pytest.mark.slow
-def test_data_and_plan_are_told_first_and_the_plan_is_in_the_report(settings: dict[str, Any]) -> None:
+def test_data_and_plan_are_told_first_and_the_plan_is_in_the_report(
+    settings: dict[str, Any],
+) -> None:
     messages: list[str] = []
     report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=messages.append)
     assert messages[0].startswith("data: ")

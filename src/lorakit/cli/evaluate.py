@@ -107,7 +107,7 @@ def _evaluate(
             advice=f"Use `lorakit generate --data` for texts. {NOT_STARTED}",
         )
     if request.text_metrics:
-        _check_completions(rows, data)
+        _check_completions(rows)
     loaded = model.open(adapter, task)
     examples = encode_rows(
         rows,
@@ -136,13 +136,13 @@ def _evaluate(
     return cast("EvalResult", result)
 
 
-def _check_completions(rows: "Rows", data: DataRequest) -> None:
+def _check_completions(rows: "Rows") -> None:
     from lorakit.data.prompts import ANSWERED
 
     if rows.kind not in ANSWERED:
         found = "messages" if rows.kind == "messages" else "none"
         raise DataError(
-            f"--text-metrics compares with completions, but the rows of {data.data} have {found}."
+            f"--text-metrics compares with completions, but the rows of {rows.source} have {found}."
         )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from lorakit.adapter import Adapter
 from lorakit.data.encode import Example, encode_causal
 from lorakit.data.labels import LABELLED, encode_labelled
+from lorakit.data.on_demand import encode_on_demand
+from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
@@ -186,6 +188,22 @@ def choose_max_length(max_length: int | None, limit: int) -> int:
             f"max_length: {max_length} tokens are given, the model takes at most {limit}."
         )
     return max_length
+
+
+def encode_for_training(
+    rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
+) -> Sequence[Example]:
+    """Tokenise rows as `encode_rows` does; many rows of language modelling on demand.
+
+    They are tokenised at once all the same if the tokenizer has ids that the model has no
+    embedding for, because each row has to be checked then.
+    """
+    known = count_embeddings(loaded.model)
+    fits = known is None or len(loaded.tokenizer) <= known
+    if loaded.task != "causal-lm" or not fits or not isinstance(rows.rows, PackedRows):
+        return encode_rows(rows, loaded, max_length, loss_on)
+    longest = choose_max_length(max_length, loaded.max_length)
+    return encode_on_demand(rows, loaded.tokenizer, longest, loss_on)
 
 
 def encode_rows(

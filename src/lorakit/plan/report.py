@@ -9,10 +9,11 @@ import torch
 from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
 from lorakit.data.labels import infer_task, list_labels
+from lorakit.data.on_demand import count_tokens, find_longest
 from lorakit.data.rows import Rows, read_for
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.load import LONGEST, Loaded, auto_dtype, load_tokenizer
-from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_rows
+from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_for_training
 from lorakit.models.packing import packing_obstacle
 from lorakit.plan import devices
 from lorakit.plan.config import PlanRequest
@@ -256,8 +257,8 @@ def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example])
     Raises:
         SpecError: fewer tokens a batch than the longest row has.
     """
-    lengths = [len(example.ids) for example in examples]
-    longest = max(lengths)
+    lengths = count_tokens(examples)
+    longest = find_longest(examples)
     if run.batch_tokens is not None and run.batch_tokens < longest:
         raise SpecError(
             f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {longest:,} tokens.",
@@ -310,7 +311,7 @@ def tokenise_rows(
     labels: Sequence[str],
     loss_on: str,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
-) -> list[Example]:
+) -> Sequence[Example]:
     """Return the rows as training reads them; only the tokenizer of the model is loaded.
 
     Args:
@@ -329,7 +330,7 @@ def tokenise_rows(
         )
     longest = int(min(tokenizer.model_max_length, base.max_length or LONGEST))
     loaded = Loaded(base.transformer, tokenizer, base.task, list(labels), base.name, (), longest)
-    return encode_rows(rows, loaded, max_length, loss_on)
+    return encode_for_training(rows, loaded, max_length, loss_on)
 
 
 def _time(

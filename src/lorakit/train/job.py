@@ -14,6 +14,7 @@ from torch import Tensor
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate, pack_examples, split_by_length
 from lorakit.data.encode import Example
+from lorakit.data.on_demand import count_tokens
 from lorakit.evaluate.score import Scores, evaluate
 from lorakit.models.packing import packed_attention
 from lorakit.models.padding import leaks_padding
@@ -71,9 +72,8 @@ class Job:
     @cached_property
     def batches(self) -> Batches:
         """The order of the batches."""
-        lengths = [len(example.ids) for example in self.examples]
         return Batches(
-            lengths,
+            count_tokens(self.examples),
             self.settings.batch_size,
             self.settings.seed,
             self.settings.batch_tokens,
