@@ -90,6 +90,77 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
             "tools": [TOOL],
         },
     ),
+    "ShareGPT with OpenHermes's system prompt": (
+        {
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+            "system_prompt": "Be kind.",
+        },
+        "messages",
+        {"messages": [{"role": "system", "content": "Be kind."}, USER, ANSWER]},
+    ),
+    "OpenAI's functions": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "function_call": OPENAI_CALL["function"]},
+                {"role": "function", "name": "f", "content": "2"},
+                ANSWER,
+            ],
+            "functions": [TOOL["function"]],
+        },
+        "messages",
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                {"role": "tool", "name": "f", "content": "2"},
+                ANSWER,
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "roles of other data sets": (
+        {
+            "messages": [
+                {"role": "Human", "content": "Hi"},
+                {"role": "AI", "content": "Hello"},
+            ]
+        },
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "a thinking part": (
+        {
+            "messages": [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "Hm."},
+                        {"type": "text", "text": "Hello"},
+                    ],
+                },
+            ]
+        },
+        "messages",
+        {"messages": [USER, {**ANSWER, "reasoning_content": "Hm."}]},
+    ),
+    "messages as a JSON text": (
+        {"messages": json.dumps([USER, ANSWER])},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "ShareGPT as an object of lists": (
+        {"conversations": {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "LIMA": ({"conversations": ["Hi", "Hello"]}, "messages", {"messages": [USER, ANSWER]}),
+    "Capybara": (
+        {"conversation": [{"input": "Hi", "output": "Hello"}]},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
     "TRL's prompt and completion": (
         {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]},
         "messages",
@@ -130,6 +201,36 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         {"prompt": "Hi", "completion": "No", "label": False},
         "rated",
         {"prompt": "Hi", "completion": "No", "label": False},
+    ),
+    "preferences of whole conversations beside their prompt": (
+        {
+            "prompt": "Hi",
+            "chosen": [USER, ANSWER],
+            "rejected": [USER, {**ANSWER, "content": "No"}],
+        },
+        "preference",
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "No"}]},
+    ),
+    "preferences as transcripts": (
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: No",
+        },
+        "preference",
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello", "rejected": " No"},
+    ),
+    "preferences of a question": (
+        {"question": "Hi", "chosen": "Hello", "rejected": "No"},
+        "preference",
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "No"},
+    ),
+    "rated conversations in ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "No"}],
+            "kto_tag": False,
+        },
+        "rated",
+        {"prompt": [USER], "completion": [{**ANSWER, "content": "No"}], "label": False},
     ),
     "several labels": (
         {"text": "a", "labels": ["x", "y"]},
@@ -212,6 +313,14 @@ FAULTY: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [USER, {**ANSWER, "weight": 0.5}]},
         "turn 2 of 'messages' has the weight 0.5, not 0 or 1",
     ),
+    "two system prompts": (
+        {"system": "a", "messages": [{"role": "system", "content": "b"}, USER, ANSWER]},
+        "has a system prompt in a column and another one in its turns",
+    ),
+    "a role that no one has": (
+        {"messages": [USER, {**ANSWER, "role": "martian"}]},
+        "'messages' has no assistant turn to learn from, but one of 'martian'",
+    ),
     "no answer": ({"messages": [USER]}, "'messages' has no assistant turn to learn from"),
     "an unknown speaker": (
         {"conversations": [{"from": "martian", "value": "x"}]},
@@ -245,6 +354,13 @@ def test_a_faulty_row_is_named_by_its_line(case: str, tmp_path: Path) -> None:
         read_rows(source)
     assert caught.value.faults[0].startswith(f"{source}:1   ")
     assert fault in caught.value.faults[0]
+
+
+def test_conversations_of_one_file_may_be_written_differently(tmp_path: Path) -> None:
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    rows = [{"messages": sharegpt}, {"messages": [USER, ANSWER]}, {"messages": sharegpt}]
+    source = write(tmp_path / "d.jsonl", *rows)
+    assert read_rows(source).rows == [{"messages": [USER, ANSWER]}] * 3
 
 
 WEBNLG = [
