@@ -178,6 +178,18 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
             ],
         },
     ),
+    "a question on a text": (
+        {"context": "A is B.", "question": "What is A?", "answer": "B"},
+        "instruction",
+        {
+            "prompt": "Context: A is B.\nQuestion: What is A?\nAnswer: ",
+            "completion": "B",
+            "messages": [
+                {"role": "user", "content": "A is B.\n\nWhat is A?"},
+                {"role": "assistant", "content": "B"},
+            ],
+        },
+    ),
     "preferences": (
         {"prompt": "Hi", "chosen": "Hello", "rejected": "No"},
         "preference",
@@ -252,6 +264,16 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "completion",
         {"prompt": "A : is : B | A : has : C", "completion": "A is B."},
     ),
+    "DART of the hub": (
+        {"tripleset": [["A", "IS", "B"]], "annotations": {"source": ["w"], "text": ["A is B."]}},
+        "completion",
+        {"prompt": "A : is : B", "completion": "A is B."},
+    ),
+    "E2E of the hub": (
+        {"meaning_representation": "name[A]", "human_reference": "A is."},
+        "completion",
+        {"prompt": "name[A]", "completion": "A is."},
+    ),
     "SQuAD": (
         {"context": "A is B.", "question": "What is A?", "answers": {"text": [], "x": []}},
         "completion",
@@ -279,6 +301,36 @@ def test_alpaca_is_a_prompt_and_a_conversation(tmp_path: Path) -> None:
     assert short["prompt"].startswith("Below is an instruction that describes a task. Write")
     assert [turn["content"] for turn in full["messages"]] == ["Be kind.", "Add.\n\n1 1", "2"]
     assert full["needs_template"] and "needs_template" not in short
+
+
+ANSWERED = {
+    "MetaMath": {"query": "Hi", "response": "Hello", "type": "GSM"},
+    "OpenOrca": {"question": "Hi", "response": "Hello", "system_prompt": ""},
+    "a prompt with its response": {"prompt": "Hi", "response": "Hello"},
+}
+
+
+@pytest.mark.parametrize("case", ANSWERED)
+def test_requests_with_responses_are_instructions(case: str, tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "d.jsonl", ANSWERED[case]))
+    assert rows.rows[0]["prompt"].endswith("\n\n### Instruction:\nHi\n\n### Response:")
+    assert rows.rows[0]["messages"] == [USER, ANSWER]
+
+
+def test_a_system_prompt_of_openorca_is_used(tmp_path: Path) -> None:
+    record = {"question": "Hi", "response": "Hello", "system_prompt": "Be kind."}
+    (row,) = read_rows(write(tmp_path / "d.jsonl", record)).rows
+    assert row["messages"] == [{"role": "system", "content": "Be kind."}, USER, ANSWER]
+    assert row["needs_template"]
+
+
+def test_pairs_without_an_agreed_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    agreed, not_agreed = (
+        {"sentence1": "a", "sentence2": "b", "gold_label": label} for label in ("neutral", "-")
+    )
+    rows = read_rows(write(tmp_path / "d.jsonl", not_agreed, agreed))
+    assert rows.rows == [{"text_a": "a", "text_b": "b", "label": "neutral"}]
+    assert rows.notes == ("1 row without a reference left out",)
 
 
 MISREAD = {
