@@ -8,15 +8,15 @@ A row that does not fit is named by file and line, and nothing is returned.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from lorakit.data.advice import advise_columns
+from lorakit.data.advice import advise_columns, suggest_columns
 from lorakit.data.documents import Record
 from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout, rename
 from lorakit.data.layouts.data_to_text import SEEN
-from lorakit.data.layouts.layout import MEANINGFUL, Row, RowFault, is_given
+from lorakit.data.layouts.layout import Row, RowFault, is_given
 from lorakit.data.sources import Columns, Reading, open_source
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import add_hint, near_misses, plural
@@ -150,7 +150,7 @@ def read_rows(
     _check_categories(source, layout, categories)
     collected = _collect(records, layout, chosen, categories)
     named_all = set(layout.columns) <= set(chosen)
-    collected.refuse(source, layout, len(records), may_drop=named_all)
+    collected.refuse(source, layout, records, may_drop=named_all)
     return Rows(
         layout.kind,
         collected.rows,
@@ -170,42 +170,63 @@ class _Collected:
     rows: list[Row] = field(default_factory=list[Row])
     where: list[str] = field(default_factory=list[str])
     faults: list[str] = field(default_factory=list[str])
-    unused: dict[str, bool] = field(default_factory=dict[str, bool])  # True: it holds something
+    # True: it holds something
+    unused: dict[str | int, bool] = field(default_factory=dict[str | int, bool])
     without_reference: int = 0
     of_other_categories: int = 0
 
     def notes(self) -> Iterator[str]:
         if self.unused:
-            yield f"columns not used: {', '.join(self.unused)}"
+            yield f"columns not used: {', '.join(_show_name(name) for name in self.unused)}"
         if self.without_reference:
             yield f"{plural(self.without_reference, 'row')} without a reference left out"
         if self.of_other_categories:
             yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
 
-    def refuse(self, source: str, layout: Layout, records: int, *, may_drop: bool) -> None:
+    def refuse(
+        self, source: str, layout: Layout, records: Sequence[Record], *, may_drop: bool
+    ) -> None:
         """Raise what is wrong with the records, if anything is.
 
         Args:
             source: as the user named it.
             layout: of its rows.
-            records: number of them.
+            records: all of them.
             may_drop: True if the user named each column that is to be used.
         """
         if self.faults:
-            counted = f"{plural(len(self.faults), 'fault')} in {plural(records, 'row')} of {source}"
+            faults, rows = plural(len(self.faults), "fault"), plural(len(records), "row")
+            counted = f"{faults} in {rows} of {source}"
             named = ", ".join(str(column) for column in layout.columns)
             raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
-        meaning = [name for name, given in self.unused.items() if given and name in MEANINGFUL]
+        given = [name for name, holds in self.unused.items() if holds]
+        meaning = [name for name in given if layout.would_change(name)]
         if meaning and not may_drop:
-            named = " ".join(f"{column}={column}" for column in layout.columns)
             raise DataError(
                 f"{source} has columns that would change what is learned, and that rows in the "
                 f"layout {layout.name} do not use.",
                 [repr(name) for name in meaning],
-                f"To leave them out, name those to use: --columns {named}. {NOT_STARTED}",
+                f"{_advise_choice(layout, records[0])} {NOT_STARTED}",
             )
         if not self.rows:
             raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
+
+
+def _show_name(name: str | int) -> str:
+    """Return a column's name as it is told; in quotation marks if it is empty or has spaces."""
+    if isinstance(name, int):
+        return f"column {name}"
+    return name if name and name == name.strip() else repr(name)
+
+
+def _advise_choice(layout: Layout, first: Record) -> str:
+    """Return the flags that leave out the columns that are not used, and those that use them."""
+    named = " ".join(f"{column}={column}" for column in layout.columns)
+    advice = f"To leave them out, name those to use: --columns {named}."
+    used = suggest_columns(first.values or {}) if layout.kind == "text" else ""
+    if used in ("", named):
+        return advice
+    return f"{advice} To use them, name them too, as in --columns {used}."
 
 
 def _collect(

@@ -29,11 +29,15 @@ LAYOUTS = [
     *labels.UNLABELLED,
 ]
 HEADERLESS = labels.HEADERLESS
-KEYS = sorted(set[str]().union(*KINDS.values()))
+# Keys that `--columns` knows: of all kinds, and of the requests that become conversations.
+KEYS = sorted({"input", "instruction", "output", "system", "tools"}.union(*KINDS.values()))
 
 
 def find_layout(values: Values, columns: Mapping[str, str | int]) -> Layout | None:
     """Return the layout of a record; with columns that the user named, one that has them all.
+
+    A column that is named although it has the name already is a choice: then a layout that needs
+    no other column goes first.
 
     Args:
         values: of the first record.
@@ -42,10 +46,15 @@ def find_layout(values: Values, columns: Mapping[str, str | int]) -> Layout | No
     if not all(column in values for column in columns.values()):
         return None
     renamed = rename(values, columns)
-    for layout in LAYOUTS:
-        if set(columns) <= {*layout.columns, *layout.optional} and layout.fits(renamed):
-            return layout
-    return None
+    named = set(columns)
+    found = [
+        layout
+        for layout in LAYOUTS
+        if named <= {*layout.columns, *layout.optional} and layout.fits(renamed)
+    ]
+    if any(key == column for key, column in columns.items()):
+        found.sort(key=lambda layout: not set(layout.columns) <= named)
+    return found[0] if found else None
 
 
 def find_headerless(values: Mapping[int, str]) -> Layout | None:

@@ -30,6 +30,7 @@ MEANINGFUL = {
     "history",
     "image",
     "images",
+    "kto_tag",
     "label",
     "labels",
     "loss_weight",
@@ -37,10 +38,28 @@ MEANINGFUL = {
     "reward",
     "sample_weight",
     "system",
+    "system_prompt",
+    "functions",
     "tools",
     "videos",
     "weight",
     "weights",
+}
+# Columns that say, beside a text, that it is not all that is to be learned.
+BESIDE_TEXT = {
+    "answer",
+    "category",
+    "class",
+    "completion",
+    "emotion",
+    "intent",
+    "output",
+    "rating",
+    "response",
+    "sentiment",
+    "stars",
+    "summary",
+    "target",
 }
 
 
@@ -84,10 +103,15 @@ class Layout:
         present = all(column in values for column in self.columns)
         return present and self.matches(values)
 
-    def unused(self, values: Values) -> list[str]:
-        """Return the named columns of a record that are not used."""
+    def unused(self, values: Values) -> list[str | int]:
+        """Return the columns of a record that are not used."""
         used = {*self.columns, *self.optional}
-        return [name for name in values if isinstance(name, str) and name not in used]
+        return [name for name in values if name not in used]
+
+    def would_change(self, column: str | int) -> bool:
+        """Return True if an unused column of this name would change what is learned."""
+        name = str(column).strip().lower()
+        return name in MEANINGFUL or (self.kind == "text" and name in BESIDE_TEXT)
 
 
 def as_list(value: object) -> list[Any] | None:

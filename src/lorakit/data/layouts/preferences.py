@@ -28,6 +28,9 @@ def convert_preference(layout: Layout, values: Values) -> Iterator[Row]:
         yield _split_common_start(chosen, rejected)
         return
     prompt = values.get(column)
+    more = read_text(values, "input") if column == "instruction" else ""
+    if more.strip():
+        prompt = f"{prompt}\n\n{more}"
     if not isinstance(prompt, str):
         prompt = with_system(values, read_turns(prompt, column))
     row: Row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
@@ -67,6 +70,21 @@ def _split_common_start(chosen: str | list[Turn], rejected: str | list[Turn]) ->
         "chosen": chosen[common:],
         "rejected": rejected[common:],
     }
+
+
+def convert_preferred_output(layout: Layout, values: Values) -> Iterator[Row]:
+    """Yield the row of a preference as OpenAI writes it, with its prompt in an object.
+
+    Raises:
+        RowFault: the prompt or one of the answers is missing.
+    """
+    given = values.get("input")
+    asked = dict(given) if isinstance(given, Mapping) else {}
+    answers = zip(("chosen", "rejected"), layout.columns[1:], strict=True)
+    row: Row = {"prompt": read_turns(asked.get("messages"), "messages")}
+    row |= {key: read_turns(values.get(column), str(column)) for key, column in answers}
+    tools = read_tools(asked)
+    yield {**row, "tools": tools} if tools else row
 
 
 def convert_transcripts(layout: Layout, values: Values) -> Iterator[Row]:
@@ -129,7 +147,7 @@ LAYOUTS = [
             f"preferences ({prompt}, chosen, rejected)",
             "preference",
             (prompt, "chosen", "rejected"),
-            EXTRAS,
+            (*EXTRAS, "input") if prompt == "instruction" else EXTRAS,
             convert=convert_preference,
         )
         for prompt in PROMPTS
@@ -140,6 +158,12 @@ LAYOUTS = [
         ("chosen", "rejected"),
         matches=has_turns("chosen", "rejected"),
         convert=convert_preference,
+    ),
+    Layout(
+        "preferences (OpenAI)",
+        "preference",
+        ("input", "preferred_output", "non_preferred_output"),
+        convert=convert_preferred_output,
     ),
     Layout(
         "preferences (chosen, rejected)",
