@@ -14,7 +14,14 @@ from typing import Any, Protocol
 
 from lorakit.data.advice import advise_columns, suggest_columns
 from lorakit.data.documents import Record
-from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout, rename
+from lorakit.data.layouts import (
+    KEYS,
+    Layout,
+    choose_columns,
+    find_headerless,
+    find_layout,
+    rename,
+)
 from lorakit.data.layouts.data_to_text import SEEN
 from lorakit.data.layouts.layout import Row, RowFault, is_given
 from lorakit.data.sources import Columns, Reading, open_source
@@ -24,6 +31,8 @@ from lorakit.text import add_hint, near_misses, plural
 CATEGORIES = ("all", "seen", "unseen")
 # Keys whose values a layout has checked already.
 CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
+# Kinds in which a prompt or an answer may be a list of turns.
+WITH_TURNS = ("prompt", "preference", "rated")
 
 
 class DataSettings(Protocol):
@@ -221,9 +230,12 @@ def _show_name(name: str | int) -> str:
 
 def _advise_choice(layout: Layout, first: Record) -> str:
     """Return the flags that leave out the columns that are not used, and those that use them."""
-    named = " ".join(f"{column}={column}" for column in layout.columns)
+    values = first.values or {}
+    named = choose_columns(layout, values)
+    if not named:
+        return "To leave them out, remove them from the file."
     advice = f"To leave them out, name those to use: --columns {named}."
-    used = suggest_columns(first.values or {}) if layout.kind == "text" else ""
+    used = suggest_columns(values) if layout.kind == "text" else ""
     if used in ("", named):
         return advice
     return f"{advice} To use them, name them too, as in --columns {used}."
@@ -251,7 +263,7 @@ def _collect(
             continue
         collected.without_reference += not rows
         for row in rows:
-            faults = _row_faults(row, columns)
+            faults = _row_faults(row, columns, may_be_turns=layout.kind in WITH_TURNS)
             collected.faults += [f"{record.where}   {fault}" for fault in faults]
         collected.rows += rows
         collected.where += [record.where] * len(rows)
@@ -303,7 +315,9 @@ def _check_categories(source: str, layout: Layout, categories: str) -> None:
         )
 
 
-def _row_faults(row: Mapping[str, object], columns: Columns) -> Iterator[str]:
+def _row_faults(
+    row: Mapping[str, object], columns: Columns, *, may_be_turns: bool
+) -> Iterator[str]:
     """Yield the faults of a row's values."""
     for key, value in row.items():
         name = f"{key!r} (column {columns[key]!r})" if key in columns else repr(key)
@@ -312,7 +326,7 @@ def _row_faults(row: Mapping[str, object], columns: Columns) -> Iterator[str]:
         elif key == "label":
             if not _is_label(value):
                 yield f"{name} is {value!r}, a word or a number is needed"
-        elif key in CHECKED or isinstance(value, list):
+        elif key in CHECKED or (may_be_turns and isinstance(value, list)):
             continue
         elif not isinstance(value, str):
             yield f"{name} is a {type(value).__name__}, text is needed"

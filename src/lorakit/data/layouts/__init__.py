@@ -3,7 +3,8 @@
 Each file holds the layouts of one kind of data; layout.py says what a layout is.
 """
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorakit.data.layouts import (
@@ -63,6 +64,20 @@ def find_headerless(values: Mapping[int, str]) -> Layout | None:
         if layout.fits(values):
             return layout
     return None
+
+
+def choose_columns(layout: Layout, values: Values) -> str:
+    """Return pairs of `--columns` that choose a record's layout; empty if no pairs would."""
+    keys: Sequence[str] = KINDS[layout.kind]
+    if layout.kind == "instruction":
+        keys = ("instruction", "output")
+    if len(layout.columns) > len(keys):
+        return ""
+    pairs = dict(zip(keys, layout.columns, strict=False))
+    chosen = find_layout(values, pairs)
+    if chosen is None or chosen.kind != layout.kind:
+        return ""
+    return shlex.join(f"{key}={column}" for key, column in pairs.items())
 
 
 def rename(values: Values, columns: Mapping[str, str | int]) -> dict[Any, Any]:

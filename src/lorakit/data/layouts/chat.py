@@ -37,6 +37,8 @@ SPEAKERS = {
 ROLES = {**SPEAKERS, "observation": "tool", "function_response": "tool", "tool_response": "tool"}
 CALLS = ("function_call", "tool_call")  # roles of turns in which the assistant calls tools
 EXCHANGE = ("input", "output")  # what is said and answered, as one turn of Capybara has them
+WEIGHTS = ("weight", "train", "loss")  # names for whether a turn is learned
+NO_TEXTS = ("image", "images", "audio", "audios", "video", "videos")
 
 
 def read_turns(turns: object, column: str) -> list[Turn]:
@@ -73,6 +75,9 @@ def list_turns(turns: object) -> list[Any] | None:
 def _read_any_turn(turn: object, place: str) -> list[Turn]:
     if not isinstance(turn, Mapping):
         return [read_turn(turn, place)]
+    beside = first_given(turn, NO_TEXTS)
+    if beside:
+        raise RowFault(f"{place} has {beside!r}, only text can be used")
     if "from" in turn and "role" not in turn:
         return [_read_sharegpt_turn(turn, place)]
     said = [turn.get(key) for key in EXCHANGE]
@@ -152,7 +157,8 @@ def read_calls(calls: object, place: str) -> list[Turn]:
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RowFault(f"{place} has a tool call without a function's name")
-        arguments = parse_json(function.get("arguments", {}), f"{place}: arguments of a tool call")
+        own_arguments = function.get("arguments") or {}
+        arguments = parse_json(own_arguments, f"{place}: arguments of a tool call")
         own = {"name": function["name"], "arguments": arguments}
         given = {str(key): value for key, value in call.items() if value is not None}
         outer = {key: given[key] for key in ("id",) if key in given}
@@ -207,7 +213,8 @@ def make_row(turns: list[Turn], tools: list[Turn], column: str, context: int = 0
     """
     trained: list[bool] = []
     for number, turn in enumerate(turns, 1):
-        weight = turn.pop("weight", turn.pop("train", 1))
+        weights = [turn.pop(key) for key in WEIGHTS if key in turn]
+        weight = weights[0] if weights else 1
         if weight not in (0, 1):
             raise RowFault(f"turn {number} of {column!r} has the weight {weight!r}, not 0 or 1")
         is_answer = turn["role"] == "assistant" and number > context
@@ -261,7 +268,7 @@ def _read_sharegpt_turn(turn: Mapping[str, Any], place: str) -> Turn:
     name, value = turn.get("from"), turn.get("value")
     if not isinstance(name, str) or not isinstance(value, str):
         raise RowFault(f"{place} has no 'from' and 'value' as text")
-    weight = {"weight": turn["weight"]} if turn.get("weight") is not None else {}
+    weight = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None}
     if name in CALLS:
         parsed = parse_json(value, f"{place}: tool calls")
         calls = read_calls(parsed if isinstance(parsed, list) else [parsed], place)

@@ -26,6 +26,7 @@ KINDS = {
 # Columns that would change what is learned, where they hold something.
 MEANINGFUL = {
     "audio",
+    "choices",
     "chosen",
     "history",
     "image",
@@ -34,6 +35,7 @@ MEANINGFUL = {
     "label",
     "labels",
     "loss_weight",
+    "options",
     "rejected",
     "reward",
     "sample_weight",
@@ -52,6 +54,7 @@ BESIDE_TEXT = {
     "class",
     "completion",
     "emotion",
+    "gold_label",
     "intent",
     "output",
     "rating",
