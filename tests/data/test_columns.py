@@ -97,6 +97,10 @@ ADVISED: dict[str, tuple[dict[str, Any], str]] = {
     "pairs": ({"problem": "a", "solution": "b", "answer": "4"}, "problem answer"),
     "a label of its own name": ({"id": "1", "tweet": "a", "label": 0}, "tweet label"),
     "capitals": ({"Text": "a", "Label": 0}, "Text Label"),
+    "an instruction in capitals": (
+        {"Instruction": "a", "Response": "b"},
+        "Instruction Response",
+    ),
     "an answer that is true or false": (
         {"question": "Is a b?", "passage": "A is b.", "answer": True},
         "question passage answer",

@@ -445,6 +445,12 @@ def test_a_faulty_row_is_named_by_its_line(case: str, tmp_path: Path) -> None:
     assert fault in caught.value.faults[0]
 
 
+def test_a_column_without_a_name_is_no_system_prompt(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text(",instruction,input,output\n7,Hi,,Hello\n")
+    (row,) = read_rows(str(tmp_path / "d.csv")).rows
+    assert row["messages"] == [USER, ANSWER]
+
+
 def test_conversations_of_one_file_may_be_written_differently(tmp_path: Path) -> None:
     sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
     rows = [{"messages": sharegpt}, {"messages": [USER, ANSWER]}, {"messages": sharegpt}]

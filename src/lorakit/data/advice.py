@@ -13,7 +13,7 @@ from lorakit.text import add_hint, did_you_mean
 
 # What columns are often called, by the key that they stand for.
 OFTEN = {
-    "prompt": "prompt question query problem input source src context article dialogue document "
+    "prompt": "prompt instruction question query problem input source src context article dialogue document "
     "passage request user mr text",
     "completion": "completion answer answers response output target reply summary highlights "
     "solution ref tgt chosen",

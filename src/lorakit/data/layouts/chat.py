@@ -76,7 +76,7 @@ def _read_any_turn(turn: object, place: str) -> list[Turn]:
     if not isinstance(turn, Mapping):
         return [read_turn(turn, place)]
     beside = first_given(turn, NO_TEXTS)
-    if beside:
+    if beside is not None:
         raise RowFault(f"{place} has {beside!r}, only text can be used")
     if "from" in turn and "role" not in turn:
         return [_read_sharegpt_turn(turn, place)]
@@ -187,7 +187,7 @@ def read_tools(values: Values) -> list[Turn]:
         RowFault: they are no list of objects.
     """
     column = first_given(values, TOOLS)
-    if not column:
+    if column is None:
         return []
     parsed = parse_json(values[column], f"{column!r}")
     if not isinstance(parsed, list) or not all(isinstance(tool, Mapping) for tool in parsed):
@@ -243,9 +243,10 @@ def with_system(values: Values, turns: list[Turn]) -> list[Turn]:
     Raises:
         RowFault: it is no text, or the turns begin with another system prompt.
     """
-    system = read_text(values, first_given(values, SYSTEM))
-    if not system:
+    column = first_given(values, SYSTEM)
+    if column is None:
         return turns
+    system = read_text(values, column)
     if turns[0]["role"] == "system":
         if turns[0]["content"] != system:
             raise RowFault("has a system prompt in a column and another one in its turns")

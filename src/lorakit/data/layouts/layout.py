@@ -158,9 +158,9 @@ def is_given(value: object) -> bool:
     return value is not None and value not in ("", [], {})
 
 
-def first_given(values: Values, columns: Iterable[str]) -> str:
-    """Return the first of these columns that holds something; empty if none does."""
-    return next((column for column in columns if is_given(values.get(column))), "")
+def first_given(values: Values, columns: Iterable[str]) -> str | None:
+    """Return the first of these columns that holds something; None if none does."""
+    return next((column for column in columns if is_given(values.get(column))), None)
 
 
 def read_text(values: Values, column: str) -> str:
