@@ -109,6 +109,10 @@ ADVISED: dict[str, tuple[dict[str, Any], str]] = {
         {"Class Index": 3, "Title": "a b", "Description": "c d"},
         "Title Description Class Index",
     ),
+    "a label with a further text": (
+        {"headline": "a b", "labels": "x", "snippet": "c d"},
+        "headline snippet labels",
+    ),
     "a name with spaces": ({"my text": "a", "stars": 5}, "my text stars"),
     "turns": ({"id": "abcdef", "items": [USER, ANSWER]}, "items"),
     "texts in turn": ({"id": "abcdef", "data": ["a", "b"]}, "data"),

@@ -451,6 +451,24 @@ def test_a_column_without_a_name_is_no_system_prompt(tmp_path: Path) -> None:
     assert row["messages"] == [USER, ANSWER]
 
 
+def test_calls_of_sharegpt_that_follow_each_other_are_one_turn(tmp_path: Path) -> None:
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}
+    turns = [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello"},
+        call,
+        call,
+        {"from": "observation", "value": "2"},
+        {**call, "weight": 0},
+        call,
+    ]
+    (row,) = read_rows(write(tmp_path / "d.jsonl", {"conversations": turns})).rows
+    silent = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    tool = {"role": "tool", "content": "2"}
+    assert row["messages"] == [USER, {**ANSWER, "tool_calls": [CALL, CALL]}, tool, silent, silent]
+    assert row["trained"] == [False, True, False, False, True]
+
+
 def test_conversations_of_one_file_may_be_written_differently(tmp_path: Path) -> None:
     sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
     rows = [{"messages": sharegpt}, {"messages": [USER, ANSWER]}, {"messages": sharegpt}]

@@ -13,11 +13,12 @@ from lorakit.text import add_hint, did_you_mean
 
 # What columns are often called, by the key that they stand for.
 OFTEN = {
-    "prompt": "prompt instruction question query problem input source src context article dialogue document "
-    "passage request user mr text",
+    "prompt": "prompt instruction question query problem input source src context article dialogue "
+    "document passage request user mr text",
     "completion": "completion answer answers response output target reply summary highlights "
     "solution ref tgt chosen",
-    "label": "label class class_index category stars rating sentiment intent emotion topic target",
+    "label": "label labels gold_label class class_index category stars rating sentiment intent "
+    "emotion topic target",
     "text": "text review comment content body tweet sentence document message chat",
 }
 # Sets of keys that make a row, as far as their columns are found; the fullest first.

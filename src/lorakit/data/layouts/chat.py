@@ -1,7 +1,7 @@
 """Conversations: messages as OpenAI and TRL write them, ShareGPT's turns, and lists of texts."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lorakit.data.layouts.layout import (
@@ -58,8 +58,30 @@ def read_turns(turns: object, column: str) -> list[Turn]:
         return [_say(number % 2, text) for number, text in enumerate(listed)]
     found: list[Turn] = []
     for number, turn in enumerate(listed, 1):
-        found += _read_any_turn(turn, f"turn {number} of {column!r}")
+        for read in _read_any_turn(turn, f"turn {number} of {column!r}"):
+            if not (_is_sharegpt_call(turn) and _join_calls(found, read)):
+                found.append(read)
     return found
+
+
+def _is_sharegpt_call(turn: object) -> bool:
+    return isinstance(turn, Mapping) and "role" not in turn and turn.get("from") in CALLS
+
+
+def _join_calls(turns: Sequence[Turn], calls: Turn) -> bool:
+    """Add calls to the turn before, if it is the assistant's too: ShareGPT gives each its own turn.
+
+    Returns:
+        False if they are not of one turn.
+    """
+    if not turns:
+        return False
+    last = turns[-1]
+    are_alike = all(last.get(key) == calls.get(key) for key in WEIGHTS)
+    if last["role"] != "assistant" or not are_alike:
+        return False
+    last["tool_calls"] = [*last.get("tool_calls", ()), *calls["tool_calls"]]
+    return True
 
 
 def list_turns(turns: object) -> list[Any] | None:
