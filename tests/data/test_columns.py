@@ -29,6 +29,11 @@ MISREAD = {
         {"#1 String": "a", "#2 String": "b", "Quality": 1, "weight": 2},
         "'weight'",
     ),
+    "entities": ({"text": "a", "entities": [{"start": 0}]}, "'entities'"),
+    "an answer that was rejected": (
+        {"query": "a", "response": "b", "rejected_response": "c"},
+        "'rejected_response'",
+    ),
     "choices": ({"question": "a", "choices": ["x", "y"], "answer": "x"}, "'choices'"),
     "a gold label": ({"text": "a", "gold_label": "x"}, "'gold_label'"),
     "an image of a conversation": (
@@ -115,7 +120,7 @@ ADVISED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a name with spaces": ({"my text": "a", "stars": 5}, "my text stars"),
     "turns": ({"id": "abcdef", "items": [USER, ANSWER]}, "items"),
-    "texts in turn": ({"id": "abcdef", "data": ["a", "b"]}, "data"),
+    "texts in turn": ({"id": "abcdef", "data": ["a b", "c"]}, "data"),
     "an identifier beside a text": ({"user_id": "abcdef", "body": "a"}, "body"),
 }
 
@@ -131,10 +136,20 @@ def test_the_advised_columns_work(case: str, tmp_path: Path) -> None:
     assert len(read_rows(source, columns=advised)) == 1
 
 
+def test_a_system_prompt_is_kept_by_the_advised_columns(tmp_path: Path) -> None:
+    source = write(tmp_path / "d.jsonl", {"input": "Hi", "output": "Hello", "system": "Be kind."})
+    with pytest.raises(DataError, match="--columns instruction=input output=output"):
+        read_rows(source)
+    (row,) = read_rows(source, columns=["instruction=input", "output=output"]).rows
+    assert row["messages"][0] == {"role": "system", "content": "Be kind."}
+
+
 def test_no_columns_are_advised_where_none_would_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column holds a text") as caught:
         read_rows(write(tmp_path / "d.jsonl", {"id": 1, "segments": [{"text": "a"}]}))
     assert "--columns" not in caught.value.advice
+    with pytest.raises(DataError, match="no column holds a text"):
+        read_rows(write(tmp_path / "e.jsonl", {"words": ["a", "b"], "ner": ["O", "B"]}))
 
 
 def test_a_table_without_a_header_is_advised_by_numbers(tmp_path: Path) -> None:

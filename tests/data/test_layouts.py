@@ -194,6 +194,11 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "messages",
         {"messages": [USER, ANSWER]},
     ),
+    "an exchange with a system prompt": (
+        {"conversation": [{"system": "Be kind.", "input": "Hi", "output": "Hello"}]},
+        "messages",
+        {"messages": [{"role": "system", "content": "Be kind."}, USER, ANSWER]},
+    ),
     "TRL's prompt and completion": (
         {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]},
         "messages",

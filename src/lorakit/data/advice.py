@@ -8,21 +8,23 @@ from itertools import islice
 from typing import Any
 
 from lorakit.data.layouts import KEYS
-from lorakit.data.layouts.chat import list_turns
+from lorakit.data.layouts.chat import SYSTEM, list_turns
+from lorakit.data.layouts.layout import first_given
 from lorakit.text import add_hint, did_you_mean
 
 # What columns are often called, by the key that they stand for.
 OFTEN = {
-    "prompt": "prompt instruction question query problem input source src context article dialogue "
-    "document passage request user mr text",
-    "completion": "completion answer answers response output target reply summary highlights "
-    "solution ref tgt chosen",
+    "prompt": "prompt instruction question query problem input inputs source src context article "
+    "dialogue document passage request user mr text",
+    "completion": "completion answer answers response output target targets reply summary "
+    "highlights solution ref tgt chosen",
     "label": "label labels gold_label class class_index category stars rating sentiment intent "
     "emotion topic target",
     "text": "text review comment content body tweet sentence document message chat",
 }
 # Sets of keys that make a row, as far as their columns are found; the fullest first.
 SETS = (("prompt", "completion"), ("text_a", "text_b", "label"), ("text", "label"), ("text",))
+REQUEST = ("instruction", "output")  # keys of a prompt and its completion beside a system prompt
 SUPPORTED = "text; prompt + completion; messages; text + label; text_a + text_b + label"
 SHOWN, SAMPLE = 12, 40  # columns, characters
 LONGEST_CLASS = 20  # characters of a column without a name that may hold the name of a class
@@ -68,7 +70,10 @@ def suggest_columns(values: Mapping[Any, Any]) -> str:
     found = _find_columns(values)
     for keys in SETS:
         if all(key in found for key in keys):
-            return shlex.join(f"{key}={found[key]}" for key in keys)
+            has_system = keys[0] == "prompt" and first_given(values, SYSTEM) is not None
+            names = REQUEST if has_system else keys
+            pairs = zip(names, keys, strict=True)
+            return shlex.join(f"{name}={found[key]}" for name, key in pairs)
     turns = [name for name, value in values.items() if _may_be_turns(value)]
     return shlex.join([f"messages={turns[0]}"]) if turns else ""
 
@@ -177,4 +182,5 @@ def _may_be_turns(value: object) -> bool:
     """Return True for turns, and for texts that two may have said in turn."""
     listed = list_turns(value) or []
     are_texts = len(listed) > 1 and all(isinstance(text, str) for text in listed)
-    return are_texts or _begins_a_chat(value)
+    are_sentences = are_texts and any(" " in text for text in listed)
+    return are_sentences or _begins_a_chat(value)

@@ -104,7 +104,8 @@ def _read_any_turn(turn: object, place: str) -> list[Turn]:
         return [_read_sharegpt_turn(turn, place)]
     said = [turn.get(key) for key in EXCHANGE]
     if "role" not in turn and all(isinstance(text, str) for text in said):
-        return [_say(number, str(text)) for number, text in enumerate(said)]
+        exchange = [_say(number, str(text)) for number, text in enumerate(said)]
+        return with_system(turn, exchange)
     return [read_turn(turn, place)]
 
 
