@@ -64,6 +64,39 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "messages",
         {"messages": [USER, ANSWER, USER, ANSWER], "trained": [False, False, False, True]},
     ),
+    "a turn of ShareGPT that is not learned": (
+        {
+            "conversations": [
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello", "train": False},
+                {"from": "human", "value": "Hi"},
+                {"from": "gpt", "value": "Hello"},
+            ]
+        },
+        "messages",
+        {"messages": [USER, ANSWER, USER, ANSWER], "trained": [False, False, False, True]},
+    ),
+    "a call without arguments": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "tool_calls": [{"name": "f", "arguments": ""}]},
+            ]
+        },
+        "messages",
+        {
+            "messages": [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [
+                        {"type": "function", "function": {"name": "f", "arguments": {}}}
+                    ],
+                },
+            ]
+        },
+    ),
     "ShareGPT": (
         {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
         "messages",
@@ -90,6 +123,82 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
             "tools": [TOOL],
         },
     ),
+    "ShareGPT with OpenHermes's system prompt": (
+        {
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+            "system_prompt": "Be kind.",
+        },
+        "messages",
+        {"messages": [{"role": "system", "content": "Be kind."}, USER, ANSWER]},
+    ),
+    "OpenAI's functions": (
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "function_call": OPENAI_CALL["function"]},
+                {"role": "function", "name": "f", "content": "2"},
+                ANSWER,
+            ],
+            "functions": [TOOL["function"]],
+        },
+        "messages",
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                {"role": "tool", "name": "f", "content": "2"},
+                ANSWER,
+            ],
+            "tools": [TOOL],
+        },
+    ),
+    "roles of other data sets": (
+        {
+            "messages": [
+                {"role": "Human", "content": "Hi"},
+                {"role": "AI", "content": "Hello"},
+            ]
+        },
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "a thinking part": (
+        {
+            "messages": [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "Hm."},
+                        {"type": "text", "text": "Hello"},
+                    ],
+                },
+            ]
+        },
+        "messages",
+        {"messages": [USER, {**ANSWER, "reasoning_content": "Hm."}]},
+    ),
+    "messages as a JSON text": (
+        {"messages": json.dumps([USER, ANSWER])},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "ShareGPT as an object of lists": (
+        {"conversations": {"from": ["human", "gpt"], "value": ["Hi", "Hello"]}},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "LIMA": ({"conversations": ["Hi", "Hello"]}, "messages", {"messages": [USER, ANSWER]}),
+    "Capybara": (
+        {"conversation": [{"input": "Hi", "output": "Hello"}]},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "an exchange with a system prompt": (
+        {"conversation": [{"system": "Be kind.", "input": "Hi", "output": "Hello"}]},
+        "messages",
+        {"messages": [{"role": "system", "content": "Be kind."}, USER, ANSWER]},
+    ),
     "TRL's prompt and completion": (
         {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]},
         "messages",
@@ -104,6 +213,18 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
             "messages": [
                 {"role": "user", "content": "Why?"},
                 {"role": "assistant", "content": "So."},
+            ],
+        },
+    ),
+    "a question on a text": (
+        {"context": "A is B.", "question": "What is A?", "answer": "B"},
+        "instruction",
+        {
+            "prompt": "Context: A is B.\nQuestion: What is A?\nAnswer: ",
+            "completion": "B",
+            "messages": [
+                {"role": "user", "content": "A is B.\n\nWhat is A?"},
+                {"role": "assistant", "content": "B"},
             ],
         },
     ),
@@ -131,6 +252,55 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "rated",
         {"prompt": "Hi", "completion": "No", "label": False},
     ),
+    "preferences of whole conversations beside their prompt": (
+        {
+            "prompt": "Hi",
+            "chosen": [USER, ANSWER],
+            "rejected": [USER, {**ANSWER, "content": "No"}],
+        },
+        "preference",
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [{**ANSWER, "content": "No"}]},
+    ),
+    "preferences as transcripts": (
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: No",
+        },
+        "preference",
+        {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " Hello", "rejected": " No"},
+    ),
+    "preferences of an instruction with its input": (
+        {"instruction": "Add.", "input": "1 1", "chosen": "2", "rejected": "3"},
+        "preference",
+        {"prompt": "Add.\n\n1 1", "chosen": "2", "rejected": "3"},
+    ),
+    "OpenAI's preferences": (
+        {
+            "input": {"messages": [USER], "tools": [TOOL]},
+            "preferred_output": [ANSWER],
+            "non_preferred_output": [{**ANSWER, "content": "No"}],
+        },
+        "preference",
+        {
+            "prompt": [USER],
+            "chosen": [ANSWER],
+            "rejected": [{**ANSWER, "content": "No"}],
+            "tools": [TOOL],
+        },
+    ),
+    "preferences of a question": (
+        {"question": "Hi", "chosen": "Hello", "rejected": "No"},
+        "preference",
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "No"},
+    ),
+    "rated conversations in ShareGPT": (
+        {
+            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "No"}],
+            "kto_tag": False,
+        },
+        "rated",
+        {"prompt": [USER], "completion": [{**ANSWER, "content": "No"}], "label": False},
+    ),
     "several labels": (
         {"text": "a", "labels": ["x", "y"]},
         "multi-label",
@@ -150,6 +320,16 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         {"tripleset": [["A", "IS", "B"], ["A", "HAS", "C"]], "annotations": [{"text": "A is B."}]},
         "completion",
         {"prompt": "A : is : B | A : has : C", "completion": "A is B."},
+    ),
+    "DART of the hub": (
+        {"tripleset": [["A", "IS", "B"]], "annotations": {"source": ["w"], "text": ["A is B."]}},
+        "completion",
+        {"prompt": "A : is : B", "completion": "A is B."},
+    ),
+    "E2E of the hub": (
+        {"meaning_representation": "name[A]", "human_reference": "A is."},
+        "completion",
+        {"prompt": "name[A]", "completion": "A is."},
     ),
     "SQuAD": (
         {"context": "A is B.", "question": "What is A?", "answers": {"text": [], "x": []}},
@@ -180,27 +360,34 @@ def test_alpaca_is_a_prompt_and_a_conversation(tmp_path: Path) -> None:
     assert full["needs_template"] and "needs_template" not in short
 
 
-MISREAD = {
-    "a label beside a completion": ({"prompt": "a", "completion": "b", "label": 3}, "'label'"),
-    "a weight": ({"text": "a", "weight": 0.5}, "'weight'"),
-    "labels in another column": ({"text": "a", "labels": "x"}, "'labels'"),
-    "images": ({"messages": [USER, ANSWER], "images": ["a.png"]}, "'images'"),
+ANSWERED = {
+    "MetaMath": {"query": "Hi", "response": "Hello", "type": "GSM"},
+    "OpenOrca": {"question": "Hi", "response": "Hello", "system_prompt": ""},
+    "a prompt with its response": {"prompt": "Hi", "response": "Hello"},
 }
 
 
-@pytest.mark.parametrize("case", MISREAD)
-def test_a_column_that_changes_the_meaning_is_not_dropped(case: str, tmp_path: Path) -> None:
-    record, column = MISREAD[case]
-    with pytest.raises(DataError, match="would change what is learned") as caught:
-        read_rows(write(tmp_path / "d.jsonl", record))
-    assert caught.value.faults == [column]
+@pytest.mark.parametrize("case", ANSWERED)
+def test_requests_with_responses_are_instructions(case: str, tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "d.jsonl", ANSWERED[case]))
+    assert rows.rows[0]["prompt"].endswith("\n\n### Instruction:\nHi\n\n### Response:")
+    assert rows.rows[0]["messages"] == [USER, ANSWER]
 
 
-def test_columns_that_are_named_drop_the_others(tmp_path: Path) -> None:
-    source = write(tmp_path / "d.jsonl", {"text": "a", "weight": 0.5, "id": 7})
-    rows = read_rows(source, columns=["text=text"])
-    assert rows.rows == [{"text": "a"}]
-    assert rows.notes == ("columns not used: weight, id",)
+def test_a_system_prompt_of_openorca_is_used(tmp_path: Path) -> None:
+    record = {"question": "Hi", "response": "Hello", "system_prompt": "Be kind."}
+    (row,) = read_rows(write(tmp_path / "d.jsonl", record)).rows
+    assert row["messages"] == [{"role": "system", "content": "Be kind."}, USER, ANSWER]
+    assert row["needs_template"]
+
+
+def test_pairs_without_an_agreed_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    agreed, not_agreed = (
+        {"sentence1": "a", "sentence2": "b", "gold_label": label} for label in ("neutral", "-")
+    )
+    rows = read_rows(write(tmp_path / "d.jsonl", not_agreed, agreed))
+    assert rows.rows == [{"text_a": "a", "text_b": "b", "label": "neutral"}]
+    assert rows.notes == ("1 row without a reference left out",)
 
 
 FAULTY: dict[str, tuple[dict[str, Any], str]] = {
@@ -211,6 +398,22 @@ FAULTY: dict[str, tuple[dict[str, Any], str]] = {
     "a weight of a half": (
         {"messages": [USER, {**ANSWER, "weight": 0.5}]},
         "turn 2 of 'messages' has the weight 0.5, not 0 or 1",
+    ),
+    "an image beside a turn": (
+        {"messages": [{**USER, "images": ["a.png"]}, ANSWER]},
+        "turn 1 of 'messages' has 'images', only text can be used",
+    ),
+    "a list of completions": (
+        {"prompt": "a", "completion": ["b", "c"]},
+        "'completion' is a list, text is needed",
+    ),
+    "two system prompts": (
+        {"system": "a", "messages": [{"role": "system", "content": "b"}, USER, ANSWER]},
+        "has a system prompt in a column and another one in its turns",
+    ),
+    "a role that no one has": (
+        {"messages": [USER, {**ANSWER, "role": "martian"}]},
+        "'messages' has no assistant turn to learn from, but one of 'martian'",
     ),
     "no answer": ({"messages": [USER]}, "'messages' has no assistant turn to learn from"),
     "an unknown speaker": (
@@ -245,6 +448,37 @@ def test_a_faulty_row_is_named_by_its_line(case: str, tmp_path: Path) -> None:
         read_rows(source)
     assert caught.value.faults[0].startswith(f"{source}:1   ")
     assert fault in caught.value.faults[0]
+
+
+def test_a_column_without_a_name_is_no_system_prompt(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text(",instruction,input,output\n7,Hi,,Hello\n")
+    (row,) = read_rows(str(tmp_path / "d.csv")).rows
+    assert row["messages"] == [USER, ANSWER]
+
+
+def test_calls_of_sharegpt_that_follow_each_other_are_one_turn(tmp_path: Path) -> None:
+    call = {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}
+    turns = [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello"},
+        call,
+        call,
+        {"from": "observation", "value": "2"},
+        {**call, "weight": 0},
+        call,
+    ]
+    (row,) = read_rows(write(tmp_path / "d.jsonl", {"conversations": turns})).rows
+    silent = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    tool = {"role": "tool", "content": "2"}
+    assert row["messages"] == [USER, {**ANSWER, "tool_calls": [CALL, CALL]}, tool, silent, silent]
+    assert row["trained"] == [False, True, False, False, True]
+
+
+def test_conversations_of_one_file_may_be_written_differently(tmp_path: Path) -> None:
+    sharegpt = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    rows = [{"messages": sharegpt}, {"messages": [USER, ANSWER]}, {"messages": sharegpt}]
+    source = write(tmp_path / "d.jsonl", *rows)
+    assert read_rows(source).rows == [{"messages": [USER, ANSWER]}] * 3
 
 
 WEBNLG = [
@@ -382,14 +616,6 @@ def test_a_separator_that_is_named(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("body|x\na,b|1\n")
     rows = read_rows(str(tmp_path / "d.csv"), separator="bar", columns=["text=body"])
     assert rows.rows == [{"text": "a,b"}]
-
-
-def test_an_unknown_table_shows_its_columns_and_fitting_flags(tmp_path: Path) -> None:
-    (tmp_path / "d.tsv").write_text("x1\tGood book, I read it twice.\t5\n" * 2)
-    with pytest.raises(DataError) as caught:
-        read_rows(str(tmp_path / "d.tsv"))
-    assert "use their numbers" in caught.value.advice
-    assert caught.value.faults[1].startswith("its first row has column 1 'Good book")
 
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:

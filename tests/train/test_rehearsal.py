@@ -50,7 +50,7 @@ def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
 
 
 @pytest.mark.slow
-def test_data_and_plan_are_told_first_and_the_plan_is_in_the_report(
+def test_data_and_plan_are_the_first_messages(
     settings: dict[str, Any],
 ) -> None:
     messages: list[str] = []

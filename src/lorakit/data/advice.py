@@ -1,21 +1,35 @@
 """Advice on the columns of a file whose layout is not known."""
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
 from lorakit.data.layouts import KEYS
-from lorakit.text import add_hint, near_misses
+from lorakit.data.layouts.chat import SYSTEM, list_turns
+from lorakit.data.layouts.layout import first_given
+from lorakit.text import add_hint, did_you_mean
 
 # What columns are often called, by the key that they stand for.
 OFTEN = {
-    "prompt": "question query input source src context request user mr",
-    "completion": "answer response output target reply summary ref tgt",
-    "label": "class category stars rating sentiment intent topic target",
-    "text": "review comment content body tweet sentence document message",
+    "prompt": "prompt instruction question query problem input inputs source src context article "
+    "dialogue document passage request user mr text",
+    "completion": "completion answer answers response output target targets reply summary "
+    "highlights solution ref tgt chosen",
+    "label": "label labels gold_label class class_index category stars rating sentiment intent "
+    "emotion topic target",
+    "text": "text review comment content body tweet sentence document message chat",
 }
+# Sets of keys that make a row, as far as their columns are found; the fullest first.
+SETS = (("prompt", "completion"), ("text_a", "text_b", "label"), ("text", "label"), ("text",))
+REQUEST = ("instruction", "output")  # keys of a prompt and its completion beside a system prompt
 SUPPORTED = "text; prompt + completion; messages; text + label; text_a + text_b + label"
 SHOWN, SAMPLE = 12, 40  # columns, characters
+LONGEST_CLASS = 20  # characters of a column without a name that may hold the name of a class
+SIMILAR = 0.75  # names are misspelled keys from here on
+NO_TEXT = re.compile(r"(.*_)?(id|idx|index|uid|uuid|hash|url|date|time|timestamp)")
 
 
 def advise_columns(values: Mapping[Any, Any], *, is_table: bool) -> tuple[list[str], str]:
@@ -28,25 +42,58 @@ def advise_columns(values: Mapping[Any, Any], *, is_table: bool) -> tuple[list[s
     >>> advise_columns({"review": "Well made, it lasts.", "stars": "5"}, is_table=False)[1]
     'Name the columns, as in --columns text=review label=stars.'
     """
+    has_names = not (is_table and _is_data(list(values)))
+    if not has_names:
+        values = {i: value if name == i else name for i, (name, value) in enumerate(values.items())}
     faults = [
-        f"its first row has {_show(name, number if is_table else None)}: {_shorten(value)}"
+        f"its first row has {_show(name, value, number if is_table else None)}"
         for number, (name, value) in enumerate(islice(values.items(), SHOWN))
     ]
     faults.append(f"known are, beside published layouts: {SUPPORTED}")
-    example = " ".join(f"{key}={column}" for key, column in _guess(values).items())
-    usual = " ".join(OFTEN.values()).split()
-    hints = [near_misses(str(name), KEYS, 1) for name in values if name not in usual]
+    example = suggest_columns(values)
+    if not example:
+        return faults, "Write rows with the keys of one of these: no column holds a text."
+    if not has_names:
+        return faults, f"No line names the columns: use their numbers, as in --columns {example}."
     advice = f"Name the columns, as in --columns {example}."
     if is_table:
         advice += " If the first line names no columns, use their numbers."
-    return faults, add_hint(advice, next((hint for hint in hints if hint), ""))
+    return faults, add_hint(advice, did_you_mean(_misspelled(values)))
 
 
-def _show(name: object, number: int | None) -> str:
-    """Return a column's name as it is shown, with its number in a table."""
+def suggest_columns(values: Mapping[Any, Any]) -> str:
+    """Return pairs of keys and columns that make a row of a record; empty if nothing does.
+
+    >>> suggest_columns({"id": "a1", "article": "It rained.", "highlights": "Rain."})
+    'prompt=article completion=highlights'
+    """
+    found = _find_columns(values)
+    for keys in SETS:
+        if all(key in found for key in keys):
+            has_system = keys[0] == "prompt" and first_given(values, SYSTEM) is not None
+            names = REQUEST if has_system else keys
+            pairs = zip(names, keys, strict=True)
+            return shlex.join(f"{name}={found[key]}" for name, key in pairs)
+    turns = [name for name, value in values.items() if _may_be_turns(value)]
+    return shlex.join([f"messages={turns[0]}"]) if turns else ""
+
+
+def _is_data(names: Sequence[object]) -> bool:
+    """Return True if the first line of a table holds a row and not the names of columns."""
+    return any(isinstance(name, int) or _is_value(str(name)) for name in names)
+
+
+def _is_value(name: str) -> bool:
+    return len(name.split()) > 3 or bool(re.fullmatch(r"[-+]?\d+(\.\d*)?", name.strip()))
+
+
+def _show(name: object, value: object, number: int | None) -> str:
+    """Return a column as it is shown: its name or its number or both, and a value of it."""
+    shown = _shorten(value)
     if isinstance(name, int):
-        return f"column {name}"
-    return repr(name) if number is None else f"column {number} {_shorten(repr(name))}"
+        return f"column {name} {shown!r}"
+    named = repr(name) if number is None else f"column {number} {_shorten(repr(name))}"
+    return f"{named}: {shown}"
 
 
 def _shorten(value: object) -> str:
@@ -55,27 +102,85 @@ def _shorten(value: object) -> str:
     return text if len(text) <= SAMPLE else f"{text[:SAMPLE]}…"
 
 
-def _guess(values: Mapping[Any, Any]) -> dict[str, object]:
-    """Return the column that each key may stand for: by its name, else by how long its text is."""
-    named = _guess_by_name(values)
-    for keys in (("prompt", "completion"), ("text", "label")):
-        if all(key in named for key in keys):
-            return {key: named[key] for key in keys}
-    lengths = {name: len(value) for name, value in values.items() if isinstance(value, str)}
-    longest = max(lengths, key=lambda name: lengths[name], default="review")
-    guess = {"text": named.get("text", longest)}
-    if "label" in named and named["label"] != guess["text"]:
-        guess["label"] = named["label"]
-    return guess
+def _misspelled(values: Mapping[Any, Any]) -> list[str]:
+    """Return the key that a column's name seems to mean, if one does."""
+    usual = {*" ".join(OFTEN.values()).split(), *KEYS}
+    for name in values:
+        if str(name).lower() not in usual:
+            close = get_close_matches(str(name), KEYS, 1, SIMILAR)
+            if close:
+                return close
+    return []
 
 
-def _guess_by_name(values: Mapping[Any, Any]) -> dict[str, object]:
-    """Return the columns that are called as they often are, each for one key."""
-    named: dict[str, object] = {}
-    for key, names in OFTEN.items():
-        often = names.split()
-        found = [name for name in values if str(name).lower() in often]
-        unnamed = [name for name in found if name not in named.values()]
-        if unnamed:
-            named[key] = unnamed[0]
-    return named
+def _find_columns(values: Mapping[Any, Any]) -> dict[str, object]:
+    """Return the column that each key may stand for: by its name, else by what it holds."""
+    if any(_begins_a_chat(value) for value in values.values()):
+        return {}
+    texts = [name for name, value in values.items() if _is_text(name, value)]
+    found = {key: name for key in OFTEN if (name := _find_named(key, values, texts)) is not None}
+    label = found.get("label", _find_class(values, texts))
+    texts = [name for name in texts if name != label]
+    if not texts:
+        return {}
+    if label is not None:
+        found["label"] = label
+    sentences = [name for name in texts if " " in values[name].strip()]
+    if len(sentences) == 2:
+        found |= {"text_a": sentences[0], "text_b": sentences[1]}
+    if found.get("text") in (None, label):
+        found["text"] = max(texts, key=lambda name: len(values[name]))
+    if found.get("prompt") == found.get("completion"):
+        found.pop("prompt", None)
+    return found
+
+
+def _find_named(key: str, values: Mapping[Any, Any], texts: Sequence[object]) -> object:
+    """Return the column that is called as those of a key often are, the usual names first."""
+    for often in OFTEN[key].split():
+        for name, value in values.items():
+            fits = _is_class(value) if key == "label" else name in texts
+            if fits and str(name).strip().lower().replace(" ", "_") == often:
+                return name
+    return None
+
+
+def _find_class(values: Mapping[Any, Any], texts: Sequence[object]) -> object:
+    """Return the column that may hold classes: an answer of true or false, or a short word."""
+    answers = OFTEN["completion"].split()
+    for name, value in values.items():
+        is_answer = name in answers and isinstance(value, bool | int)
+        is_short = isinstance(name, int) and len(texts) > 1 and _is_word(value)
+        if is_answer or is_short:
+            return name
+    return None
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and len(value.split()) == 1 and len(value) <= LONGEST_CLASS
+
+
+def _is_text(name: object, value: object) -> bool:
+    """Return True if a column may hold the text to learn."""
+    is_named_so = not NO_TEXT.fullmatch(str(name).strip().lower())
+    return isinstance(value, str) and bool(value.strip()) and is_named_so
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and bool(value.strip()))
+
+
+def _begins_a_chat(value: object) -> bool:
+    """Return True for a list of messages or of ShareGPT's turns."""
+    listed = list_turns(value)
+    if not listed or not isinstance(listed[0], Mapping):
+        return False
+    return any(pair <= set(listed[0]) for pair in ({"role", "content"}, {"from", "value"}))
+
+
+def _may_be_turns(value: object) -> bool:
+    """Return True for turns, and for texts that two may have said in turn."""
+    listed = list_turns(value) or []
+    are_texts = len(listed) > 1 and all(isinstance(text, str) for text in listed)
+    are_sentences = are_texts and any(" " in text for text in listed)
+    return are_sentences or _begins_a_chat(value)

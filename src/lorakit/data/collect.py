@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard
 
+from lorakit.data.advice import suggest_columns
 from lorakit.data.documents import Record
-from lorakit.data.layouts import Layout, rename
+from lorakit.data.layouts import Layout, choose_columns, rename
 from lorakit.data.layouts.data_to_text import SEEN
-from lorakit.data.layouts.layout import KINDS, MEANINGFUL, Row, RowFault, is_given, keep_names
+from lorakit.data.layouts.layout import KINDS, Row, RowFault, Values, is_given, keep_names
 from lorakit.data.packed_rows import PackedPlaces, PackedRows
 from lorakit.data.tables import Columns
 from lorakit.errors import NOT_STARTED, DataError
@@ -18,6 +19,8 @@ MANY = 100_000  # rows from which on they are kept in a file
 BLOCK = 1000  # rows that are packed at once
 # Keys whose values a layout has checked already.
 CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
+# Kinds in which a prompt or an answer may be a list of turns.
+WITH_TURNS = ("prompt", "preference", "rated")
 
 
 @dataclass
@@ -34,11 +37,13 @@ class Collector:
     columns: Columns
     categories: str = "all"
     records: int = 0
+    first: Values = field(default_factory=dict[object, object])  # of the first record
     rows: list[Row] = field(default_factory=list[Row])
     where: list[str] = field(default_factory=list[str])
     packed: tuple[PackedRows, PackedPlaces] | None = None  # those before, if there are many
     faults: list[str] = field(default_factory=list[str])
-    unused: dict[str, bool] = field(default_factory=dict[str, bool])  # True: it holds something
+    # True: it holds something
+    unused: dict[str | int, bool] = field(default_factory=dict[str | int, bool])
     without_reference: int = 0
     of_other_categories: int = 0
     is_part: bool = False  # True if there may be more
@@ -57,6 +62,8 @@ class Collector:
                 self._pack()
             self.records += 1
             where, values, fault = record
+            if values is not None and not self.first:
+                self.first = values
             if values is None:
                 self.faults.append(f"{where}   {fault}")
             elif _is_row(values, names):
@@ -88,8 +95,10 @@ class Collector:
             self.faults.append(f"{where}   {fault}")
             return
         self.without_reference += not rows
+        may_be_turns = self.layout.kind in WITH_TURNS
         for row in rows:
-            self.faults += [f"{where}   {fault}" for fault in _row_faults(row, self.columns)]
+            faults = _row_faults(row, self.columns, may_be_turns=may_be_turns)
+            self.faults += [f"{where}   {fault}" for fault in faults]
         self.rows += rows
         self.where += [where] * len(rows)
 
@@ -110,7 +119,7 @@ class Collector:
 
     def notes(self) -> Iterator[str]:
         if self.unused:
-            yield f"columns not used: {', '.join(self.unused)}"
+            yield f"columns not used: {', '.join(_show_name(name) for name in self.unused)}"
         if self.without_reference:
             yield f"{plural(self.without_reference, 'row')} without a reference left out"
         if self.of_other_categories:
@@ -124,18 +133,37 @@ class Collector:
             )
             named = ", ".join(str(column) for column in self.layout.columns)
             raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
-        meaning = [name for name, given in self.unused.items() if given and name in MEANINGFUL]
+        given = [name for name, holds in self.unused.items() if holds]
+        meaning = [name for name in given if self.layout.would_change(name)]
         named_all = set(self.layout.columns) <= set(self.columns)
         if meaning and not named_all:
-            named = " ".join(f"{column}={column}" for column in self.layout.columns)
             raise DataError(
                 f"{source} has columns that would change what is learned, and that rows in the "
                 f"layout {self.layout.name} do not use.",
                 [repr(name) for name in meaning],
-                f"To leave them out, name those to use: --columns {named}. {NOT_STARTED}",
+                f"{_advise_choice(self.layout, self.first)} {NOT_STARTED}",
             )
         if not len(self):
             raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
+
+
+def _show_name(name: str | int) -> str:
+    """Return a column's name as it is told; in quotation marks if it is empty or has spaces."""
+    if isinstance(name, int):
+        return f"column {name}"
+    return name if name and name == name.strip() else repr(name)
+
+
+def _advise_choice(layout: Layout, first: Values) -> str:
+    """Return the flags that leave out the columns that are not used, and those that use them."""
+    named = choose_columns(layout, first)
+    if not named:
+        return "To leave them out, remove them from the file."
+    advice = f"To leave them out, name those to use: --columns {named}."
+    used = suggest_columns(first) if layout.kind == "text" else ""
+    if used in ("", named):
+        return advice
+    return f"{advice} To use them, name them too, as in --columns {used}."
 
 
 def _is_row(values: Mapping[object, object], names: list[str | int] | None) -> TypeGuard[Row]:
@@ -150,7 +178,9 @@ def _is_chosen(category: object, categories: str) -> bool:
     return categories == "all" or (category in SEEN) == (categories == "seen")
 
 
-def _row_faults(row: Mapping[str, object], columns: Columns) -> Iterator[str]:
+def _row_faults(
+    row: Mapping[str, object], columns: Columns, *, may_be_turns: bool
+) -> Iterator[str]:
     """Yield the faults of a row's values."""
     for key, value in row.items():
         name = f"{key!r} (column {columns[key]!r})" if key in columns else repr(key)
@@ -159,7 +189,7 @@ def _row_faults(row: Mapping[str, object], columns: Columns) -> Iterator[str]:
         elif key == "label":
             if not _is_label(value):
                 yield f"{name} is {value!r}, a word or a number is needed"
-        elif key in CHECKED or isinstance(value, list):
+        elif key in CHECKED or (may_be_turns and isinstance(value, list)):
             continue
         elif not isinstance(value, str):
             yield f"{name} is a {type(value).__name__}, text is needed"

@@ -8,7 +8,7 @@ from lorakit.data.encode import Example, check_text, without_added
 from lorakit.data.layouts import KINDS
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
-from lorakit.text import add_hint, near_misses
+from lorakit.text import add_hint, near_misses, plural
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LABELLED = ("labelled", "pair")  # kinds of rows with a label
 UNLABELLED = ("text", "unlabelled pair")  # those for which one can be predicted
 MOST_NUMBERS = 50  # different numbers that may be the names of classes
+UNMARKED = {"-1", "0", "1", "2"}  # labels of which the first may be none
 # Kinds of rows that no task trains on, as they are called.
 UNTRAINED = {
     "multi-label": "texts with several labels each",
@@ -99,12 +100,20 @@ def _is_number(label: object) -> bool:
 
 
 def _check_classes(rows: Rows) -> None:
-    """Refuse labels that are numbers, and too many to be the names of classes.
+    """Refuse labels that are numbers, and may not be the names of classes.
 
     Raises:
-        DataError: there are more than fifty different numbers.
+        DataError: there are more than fifty different numbers, or -1 beside the classes 0, 1 and
+            2, by which data sets of the hub mark rows without a label.
     """
     names = {label_text(row["label"]) for row in rows.rows}
+    if names >= UNMARKED and not any(_is_below(name, -1) for name in names):
+        marked = sum(label_text(row["label"]) == "-1" for row in rows.rows)
+        raise DataError(
+            f"{plural(marked, 'row')} of {rows.source} have the label -1 beside 0, 1 and 2: data "
+            "sets often mark rows without a label so.",
+            advice=f"Remove them, or give --task classify if -1 is a class. {NOT_STARTED}",
+        )
     if len(names) > MOST_NUMBERS and all(_parse_number(name) is not None for name in names):
         shown = ", ".join(sorted(names)[:5])
         raise DataError(
@@ -112,6 +121,11 @@ def _check_classes(rows: Rows) -> None:
             "measured values, or the names of as many classes.",
             advice=f"Give --task regress or --task classify. {NOT_STARTED}",
         )
+
+
+def _is_below(name: str, limit: float) -> bool:
+    number = _parse_number(name)
+    return number is not None and number < limit
 
 
 def infer_task(rows: Rows, task: str = "auto") -> str:

@@ -87,6 +87,7 @@ LAYOUTS = [
     ),
     Layout("DART", "completion", ("tripleset", "annotations"), convert=convert_dart),
     Layout("E2E", "completion", ("mr", "ref")),
+    Layout("E2E", "completion", ("meaning_representation", "human_reference")),
     Layout("E2E without references", "prompt", ("MR",)),
     Layout("E2E without references", "prompt", ("mr",)),
 ]

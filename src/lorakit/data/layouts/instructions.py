@@ -1,4 +1,4 @@
-"""Instructions with answers: Alpaca, and questions with answers.
+"""Instructions with answers: Alpaca and its like, and questions with answers.
 
 Such a row is a conversation of two turns for a model that has a chat template, and a prompt with
 a completion for a model that has none.
@@ -6,7 +6,7 @@ a completion for a model that has none.
 
 from collections.abc import Iterator
 
-from lorakit.data.layouts.chat import Turn
+from lorakit.data.layouts.chat import SYSTEM, Turn, with_system
 from lorakit.data.layouts.layout import Layout, Row, RowFault, Values, as_list, is_given, read_text
 
 # The prompt of Stanford Alpaca, which a base model without a chat template is trained on.
@@ -18,6 +18,7 @@ WITH_INPUT = (
 )
 WITHOUT_INPUT = f"{TASK}. {ASKED}\n\n### Instruction:\n{{instruction}}\n\n### Response:"
 QUESTION = "Question: {question}\nAnswer: "
+WITH_CONTEXT = "Context: {context}\nQuestion: {question}\nAnswer: "
 
 
 def convert_alpaca(layout: Layout, values: Values) -> Iterator[Row]:
@@ -28,12 +29,12 @@ def convert_alpaca(layout: Layout, values: Values) -> Iterator[Row]:
     Raises:
         RowFault: the instruction or the output is missing or no text.
     """
-    instruction = _need_text(values, "instruction")
+    instruction = _need_text(values, str(layout.columns[0]))
     more = read_text(values, layout.optional[0])
     prompt = WITH_INPUT if more.strip() else WITHOUT_INPUT
     asked = f"{instruction}\n\n{more}" if more.strip() else instruction
     answer = _need_text(values, str(layout.columns[1]))
-    turns = [*_system(values), *_history(values), *_exchange(asked, answer)]
+    turns = with_system(values, [*_history(values), *_exchange(asked, answer)])
     row: Row = {
         "prompt": prompt.format_map({"instruction": instruction, "input": more}),
         "completion": answer,
@@ -51,11 +52,18 @@ def convert_question(layout: Layout, values: Values) -> Iterator[Row]:
         RowFault: one of them is missing or no text.
     """
     question, answer = _need_text(values, "question"), _need_text(values, "answer")
-    yield {
-        "prompt": QUESTION.format_map({"question": question}),
+    context = read_text(values, "context")
+    prompt = WITH_CONTEXT if context.strip() else QUESTION
+    asked = f"{context}\n\n{question}" if context.strip() else question
+    turns = with_system(values, _exchange(asked, answer))
+    row: Row = {
+        "prompt": prompt.format_map({"context": context, "question": question}),
         "completion": answer,
-        "messages": _exchange(question, answer),
+        "messages": turns,
     }
+    if len(turns) > 2:
+        row["needs_template"] = True
+    yield row
 
 
 def _need_text(values: Values, column: str) -> str:
@@ -67,11 +75,6 @@ def _need_text(values: Values, column: str) -> str:
 
 def _exchange(asked: str, answer: str) -> list[Turn]:
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-
-
-def _system(values: Values) -> list[Turn]:
-    system = read_text(values, "system")
-    return [{"role": "system", "content": system}] if system else []
 
 
 def _history(values: Values) -> list[Turn]:
@@ -89,25 +92,30 @@ def _is_answered(values: Values) -> bool:
     return isinstance(values.get("answer"), str) or not is_given(values.get("answer"))
 
 
+# Names: of the layout, of the instruction, of the answer, and of the input.
+ALPACAS = (
+    ("Alpaca", "instruction", "output", "input"),
+    ("Dolly", "instruction", "response", "context"),
+    ("query and response", "query", "response", "input"),
+    ("question and response", "question", "response", "context"),
+    ("prompt and response", "prompt", "response", "input"),
+)
 LAYOUTS = [
-    Layout(
-        "Alpaca",
-        "instruction",
-        ("instruction", "output"),
-        ("input", "system", "history"),
-        convert=convert_alpaca,
-    ),
-    Layout(
-        "Dolly",
-        "instruction",
-        ("instruction", "response"),
-        ("context", "system", "history"),
-        convert=convert_alpaca,
+    *(
+        Layout(
+            name,
+            "instruction",
+            (instruction, answer),
+            (more, *SYSTEM, "history"),
+            convert=convert_alpaca,
+        )
+        for name, instruction, answer, more in ALPACAS
     ),
     Layout(
         "question and answer",
         "instruction",
         ("question", "answer"),
+        ("context", *SYSTEM),
         matches=_is_answered,
         convert=convert_question,
     ),

@@ -3,7 +3,15 @@
 import math
 from collections.abc import Callable, Iterator
 
-from lorakit.data.layouts.layout import Layout, Row, RowFault, Values, as_list, need_list
+from lorakit.data.layouts.layout import (
+    Layout,
+    Row,
+    RowFault,
+    Values,
+    as_list,
+    keep_names,
+    need_list,
+)
 
 # Names of the two texts of a pair, as published: by GLUE's tasks, SNLI, PAWS and the like.
 PAIRS = (
@@ -25,8 +33,20 @@ def pair_layouts() -> Iterator[Layout]:
     """Yield a layout for each two names of texts and each name of a label."""
     for pair in PAIRS:
         for label in LABELS:
-            columns, is_measured = (*pair, label), label in MEASURED
-            yield Layout("pairs of texts and label", "pair", columns, regression=is_measured)
+            convert = convert_judged if label == "gold_label" else keep_names
+            yield Layout(
+                "pairs of texts and label",
+                "pair",
+                (*pair, label),
+                convert=convert,
+                regression=label in MEASURED,
+            )
+
+
+def convert_judged(layout: Layout, values: Values) -> Iterator[Row]:
+    """Yield a pair, unless its annotators did not agree on a label: SNLI writes `-` then."""
+    if values.get("gold_label") != "-":
+        yield from keep_names(layout, values)
 
 
 def convert_labels(layout: Layout, values: Values) -> Iterator[Row]:

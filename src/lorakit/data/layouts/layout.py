@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, cast
 
 Values = Mapping[Any, Any]  # of one record, by the name or number of a column
@@ -25,21 +26,45 @@ KINDS = {
 # Columns that would change what is learned, where they hold something.
 MEANINGFUL = {
     "audio",
+    "choices",
     "chosen",
     "history",
     "image",
     "images",
+    "kto_tag",
     "label",
     "labels",
     "loss_weight",
+    "options",
     "rejected",
+    "rejected_response",
     "reward",
     "sample_weight",
     "system",
+    "system_prompt",
+    "functions",
     "tools",
     "videos",
     "weight",
     "weights",
+}
+# Columns that say, beside a text, that it is not all that is to be learned.
+BESIDE_TEXT = {
+    "answer",
+    "category",
+    "class",
+    "completion",
+    "emotion",
+    "entities",
+    "gold_label",
+    "intent",
+    "output",
+    "rating",
+    "response",
+    "sentiment",
+    "stars",
+    "summary",
+    "target",
 }
 
 
@@ -83,10 +108,15 @@ class Layout:
         present = all(column in values for column in self.columns)
         return present and self.matches(values)
 
-    def unused(self, values: Values) -> list[str]:
-        """Return the named columns of a record that are not used."""
+    def unused(self, values: Values) -> list[str | int]:
+        """Return the columns of a record that are not used."""
         used = {*self.columns, *self.optional}
-        return [name for name in values if isinstance(name, str) and name not in used]
+        return [name for name in values if name not in used]
+
+    def would_change(self, column: str | int) -> bool:
+        """Return True if an unused column of this name would change what is learned."""
+        name = str(column).strip().lower()
+        return name in MEANINGFUL or (self.kind == "text" and name in BESIDE_TEXT)
 
 
 def as_list(value: object) -> list[Any] | None:
@@ -96,13 +126,30 @@ def as_list(value: object) -> list[Any] | None:
     return None
 
 
+def as_objects(value: object) -> list[Any] | None:
+    """Return a list, of objects also where their values are listed by name; None for another value.
+
+    The `datasets` library makes an object of lists of a list of objects.
+
+    >>> as_objects({"from": ["human", "gpt"], "value": ["Hi", "Hello"]})
+    [{'from': 'human', 'value': 'Hi'}, {'from': 'gpt', 'value': 'Hello'}]
+    """
+    if not isinstance(value, Mapping):
+        return as_list(value)
+    lists = {name: as_list(values) for name, values in value.items()}
+    if not lists or None in lists.values():
+        return None
+    rows = zip_longest(*(values or [] for values in lists.values()))
+    return [dict(zip(lists, row, strict=True)) for row in rows]
+
+
 def need_list(values: Values, column: str | int) -> list[Any]:
     """Return the list in a column.
 
     Raises:
         RowFault: it holds none.
     """
-    found = as_list(values.get(column))
+    found = as_objects(values.get(column))
     if found is None:
         raise RowFault(f"{column!r} is not a list")
     return found
@@ -111,6 +158,11 @@ def need_list(values: Values, column: str | int) -> list[Any]:
 def is_given(value: object) -> bool:
     """Return True if a column holds something: a text, a number, a list that is not empty."""
     return value is not None and value not in ("", [], {})
+
+
+def first_given(values: Values, columns: Iterable[str]) -> str | None:
+    """Return the first of these columns that holds something; None if none does."""
+    return next((column for column in columns if is_given(values.get(column))), None)
 
 
 def read_text(values: Values, column: str) -> str:
