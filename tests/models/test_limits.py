@@ -120,7 +120,7 @@ def encode_broken(kind: str, row: dict[str, object], folder: Path) -> None:
     if task == "causal-lm":
         encode_causal(Rows(kind, [row], ["rows:1"], "rows"), tokenizer, 32)
     else:
-        from lorakit.data.encode import encode_labelled
+        from lorakit.data.labels import encode_labelled
 
         encode_labelled(Rows(kind, [row], ["rows:1"], "rows"), tokenizer, 32, ["x"])
 

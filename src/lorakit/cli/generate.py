@@ -100,7 +100,7 @@ def _as_turns(
     prompts: Sequence["Prompt"], loaded: "Loaded", name: str, *, chat: bool
 ) -> list["Prompt"]:
     """Return the prompts as `generate` takes them; with `chat`, texts become a user's turn."""
-    from lorakit.data.encode import has_template
+    from lorakit.data.templates import has_template
 
     turns: list[Prompt] = []
     for prompt in prompts:
