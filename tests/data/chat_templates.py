@@ -83,14 +83,15 @@ GPT_OSS = (
     "{% if m.thinking and not later %}"
     "{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}"
     "{% if m.tool_calls %}{% set call = m.tool_calls[0].function %}"
-    "{% if m.content and not m.thinking and not later %}"
+    "{% if m.content and not m.thinking and not later and loop.index > messages | length - 2 %}"
     "{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.content + '<|end|>' }}{% endif %}"
     "{{ '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' }}"
     "{{ call.arguments | tojson + '<|call|>' }}"
     "{% else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content }}"
     "{{ '<|return|>' if loop.last and not add_generation_prompt else '<|end|>' }}{% endif %}"
     "{% elif m.role == 'tool' %}"
-    "{{ '<|start|>functions to=assistant<|channel|>commentary<|message|>' }}"
+    "{{ '<|start|>functions.' + loop.previtem.tool_calls[0].function.name }}"
+    "{{ ' to=assistant<|channel|>commentary<|message|>' }}"
     "{{ m.content | tojson + '<|end|>' }}"
     "{% else %}{% set role = 'developer' if m.role == 'system' else m.role %}"
     "{{ '<|start|>' + role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
@@ -159,6 +160,12 @@ GENERATION = (
     "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}"
     "{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# Knows content as a list of parts only.
+PARTS = (
+    "{% for m in messages %}{{ m.role + ':' }}{% for part in m.content %}{{ part.text }}{% endfor %}"
+    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 
 # Shows the last question with its answer only.

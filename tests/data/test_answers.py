@@ -142,11 +142,29 @@ CASES = {
     ),
     "gpt-oss, tools": (
         templates.GPT_OSS,
-        [*CALLED, *turns("where?", "there")],
+        [CALLED[0], call("looking"), *CALLED[2:], *turns("where?", "there")],
         [
             ' to=functions.look<|channel|>commentary json<|message|>{"at": "mat"}<|call|>',
             "<|channel|>final<|message|>on a mat<|end|>",
             "<|channel|>final<|message|>there<|return|>",
+        ],
+    ),
+    "gpt-oss, two tools": (
+        templates.GPT_OSS,
+        [*turns("where?", "there"), CALLED[0], call("looking"), *CALLED[2:]],
+        [
+            "<|channel|>final<|message|>there<|end|>",
+            ' to=functions.look<|channel|>commentary json<|message|>{"at": "mat"}<|call|>',
+            "<|channel|>final<|message|>on a mat<|return|>",
+        ],
+    ),
+    "qwen 3.5, tools": (
+        templates.QWEN_3_5,
+        [*CALLED, *turns("where?", "there")],
+        [
+            f"{WRITTEN_CALL}<|im_end|>",
+            "on a mat<|im_end|>",
+            "\n</think>\n\nthere<|im_end|>",
         ],
     ),
     "gemma 3": (templates.GEMMA_3, PROMPTED, ["sat<end_of_turn>", "ran<end_of_turn>"]),
@@ -188,10 +206,11 @@ def test_answers_are_what_follows_the_prompt(name: str, plain: Any) -> None:
     assert answers(plain, template, chat, tools) == expected
 
 
+REFUSING = ("FORGETFUL", "PARTS")
 ORDINARY = {
     name: template
     for name, template in vars(templates).items()
-    if isinstance(template, str) and name.isupper() and not name.startswith(("_", "FORGETFUL"))
+    if isinstance(template, str) and name.isupper() and name[0] != "_" and name not in REFUSING
 }
 CONTENTS = ["sat", " sat ", "a\nb", "user", "assistant", "<b>", "it sat", "\n\nsat", "sat\n"]
 
@@ -242,13 +261,18 @@ def encode(tokenizer: Any, *chats: list[dict]) -> None:
     encode_causal(Rows("messages", rows, where, "d.jsonl"), tokenizer, 256)
 
 
-def test_a_turn_that_the_template_leaves_out_is_named(plain: Any) -> None:
-    plain.chat_template = templates.FORGETFUL
+@pytest.mark.parametrize(
+    ("template", "row"), [(templates.FORGETFUL, 2), (templates.PARTS, 1)], ids=["last", "parts"]
+)
+def test_a_turn_that_the_template_leaves_out_is_named(template: str, row: int, plain: Any) -> None:
+    plain.chat_template = template
+    chats = [turns("a", "b"), turns("a", "b", "c", "d")]
     with pytest.raises(DataError) as caught:
-        encode(plain, turns("a", "b"), turns("a", "b", "c", "d"))
-    assert caught.value.faults == [
-        "d.jsonl:2   the chat template leaves out turn 2, or writes it in another place"
-    ]
+        encode(plain, *chats[row - 1 :])
+    assert caught.value.faults[-1] == (
+        f"d.jsonl:{len(chats) - row + 1}   the chat template leaves out turn 2, or writes it in "
+        "another place"
+    )
     assert '"train": false' in caught.value.advice
 
 

@@ -180,11 +180,20 @@ class Conversation:
                 continue
             start = self._find_start(number)
             end = self._find_end(number, start)
-            if not at <= start < end:
+            if not at <= start < end or self._leaves_out(number, self.text[start:end]):
                 raise self._not_found(number)
             spans.append((start, end))
             at = end
         return spans
+
+    def _leaves_out(self, number: int, answer: str) -> bool:
+        """Return True if the content of a turn without calls is nowhere in the text."""
+        turn = self.turns[number]
+        words = turn["content"].split()
+        if turn.get("tool_calls") or not words or words[-1] in answer:
+            return False
+        changed = _replace(self.turns, number, next(_mark(turn)))
+        return self._render(changed) == self.text
 
     def _not_found(self, number: int) -> DataError:
         return DataError(
@@ -287,8 +296,8 @@ class Conversation:
             whole = self._render(_replace(self.turns, number, marked))
             part = self._render(_replace(own, number, marked), prompts=prompts)
             if whole != self.text and part != rendered:
-                at = len(self.text) - count_common_end(self.text, whole)
-                return at, rendered[len(rendered) - count_common_end(rendered, part) :]
+                at = count_alike(self.text, whole)
+                return at, rendered[count_alike(rendered, part) :]
         return None
 
 
@@ -320,23 +329,19 @@ def count_common(expected: str, text: str) -> int:
     >>> count_common("assistant <think>", "assistant <b>yes</b>")
     10
     """
-    shared = _count_alike(expected, text)
+    shared = count_alike(expected, text)
     if shared == len(expected):
         return shared
     ends = (piece.end() for piece in PIECE.finditer(expected))
     return max((end for end in ends if end <= shared), default=0)
 
 
-def count_common_end(first: str, second: str) -> int:
-    """Count the characters at the end of two texts that are the same.
+def count_alike(first: str, second: str) -> int:
+    """Count the characters that two texts begin with alike.
 
-    >>> count_common_end("the cat sat", "a cat sat")
-    8
+    >>> count_alike("the cat sat", "the car")
+    6
     """
-    return _count_alike(first[::-1], second[::-1])
-
-
-def _count_alike(first: str, second: str) -> int:
     pairs = enumerate(zip(first, second, strict=False))
     shorter = min(len(first), len(second))
     return next((place for place, (one, other) in pairs if one != other), shorter)
