@@ -1,6 +1,7 @@
 """Numbers that count as such, and pieces of text, where the doctests are not enough."""
 
 import io
+import pty
 import subprocess
 import sys
 
@@ -172,3 +173,13 @@ def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert line_width(None) is None
     monkeypatch.setenv("COLUMNS", "72")
     assert line_width(io.StringIO()) == 72
+
+
+def test_a_terminal_that_does_not_know_its_size_limits_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, terminal = pty.openpty()  # its size is 0 by 0
+    with open(terminal, "w") as stream:
+        assert stream.isatty()
+        assert line_width(stream) is None

@@ -79,9 +79,11 @@ def run(args: argparse.Namespace) -> "EvalResult":
 def _evaluate(
     model: ModelRequest, data: DataRequest, request: EvalRequest, decoding: Decoding
 ) -> "EvalResult":
+    from lorakit.data.template_files import check_use
     from lorakit.models.open import encode_rows, resolve_task
 
     rows = data.read()
+    check_use(rows, model.template)
     adapter = model.load_adapter()
     task = resolve_task(adapter, request.task, rows)
     if request.text_metrics:

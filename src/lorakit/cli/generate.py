@@ -54,6 +54,11 @@ def run(args: argparse.Namespace) -> "GenerateResult":
     how = Decoding(**decoding)
     if bool(request.prompt) == bool(source.data):
         raise SpecError("Give either --prompt or --data.", advice=NOT_STARTED)
+    if model.get("template") and request.prompt and not request.chat:
+        raise SpecError(
+            "template: plain prompts are used as they are.",
+            advice=f"Add --chat, or leave --template out. {NOT_STARTED}",
+        )
     if request.output and Path(request.output).exists():
         raise OutputError(
             f"{request.output} exists already.", advice="Name a new file. Nothing was written."
@@ -65,10 +70,13 @@ def _generate(
     model: ModelRequest, request: GenerateRequest, data: DataRequest, decoding: Decoding
 ) -> "GenerateResult":
     from lorakit.data.prompts import show_prompt
+    from lorakit.data.template_files import check_use
     from lorakit.evaluate.generate import generate
     from lorakit.train.log import progress_bar
 
     rows = None if request.prompt else _read_rows(data)
+    if rows is not None and not request.chat:
+        check_use(rows, model.template)
     loaded = model.open(model.load_adapter(), "causal-lm")
     prompts = _list_prompts(request, rows, loaded)
     turns = _as_turns(prompts, loaded, model.model, chat=request.chat)
@@ -109,7 +117,9 @@ def _as_turns(
     needs_template = not all(isinstance(turn, str) for turn in turns)
     if needs_template and not has_template(loaded.tokenizer):
         raise DataError(
-            f"{name} has no chat template.", advice="Use plain prompts, without --chat."
+            f"{name} has no chat template.",
+            advice="Use plain prompts, without --chat, or name a template: --template chatml, or "
+            "a file.",
         )
     return turns
 

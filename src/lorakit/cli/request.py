@@ -29,6 +29,7 @@ class ModelRequest:
         None, "folder of an adapter to attach (default: the base alone)", type=str
     )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
+    template: str | None = option_like(TrainSpec, "template")
     dtype: str = option_like(TrainSpec, "base_dtype", help="dtype of the base")
     device: str = option_like(TrainSpec, "device")
     threads: int | None = option_like(TrainSpec, "threads", least=1)
@@ -55,6 +56,7 @@ class ModelRequest:
             device=self.device,
             any_base=self.any_base,
             trust_remote_code=self.trust_remote_code,
+            template=self.template,
         )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.data.limits import BYTES, SECONDS, limited
+from lorakit.data.rows import Rows
+from lorakit.data.templates import TEMPLATE_FILE
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.text import first_line, format_bytes
 
@@ -42,8 +44,8 @@ CHATML = r"""
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
 """
+CONVERSATIONS = ("messages", "instruction")  # kinds of rows
 LARGEST = 1 << 20  # bytes of a file with a template
-TEMPLATE_FILE = "chat_template.jinja"
 # Files of a folder that may hold a chat template, in the order in which they are looked at.
 TEMPLATE_FILES = (TEMPLATE_FILE, "chat_template.json", "tokenizer_config.json")
 
@@ -65,6 +67,27 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     has_end = CHATML_END in tokenizer.get_vocab()
     end = repr(CHATML_END) if has_end else "eos_token"
     tokenizer.chat_template = CHATML.strip().replace("END", end)
+
+
+def check_use(rows: Rows, template: str | None) -> None:
+    """Refuse a chat template for rows that are no conversations.
+
+    Raises:
+        SpecError: the template would change nothing.
+    """
+    if template is not None and rows.kind not in CONVERSATIONS:
+        raise SpecError(
+            f"template: the rows of {rows.source} are no conversations; a chat template changes "
+            "nothing.",
+            advice=f"Leave it out, or give rows with messages. {NOT_STARTED}",
+        )
+
+
+def used_template(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return the chat template by which these rows are rendered; None if they are not."""
+    template = tokenizer.chat_template
+    is_used = rows.kind in CONVERSATIONS and isinstance(template, str)
+    return template if is_used else None
 
 
 def read_template(path: Path) -> str:

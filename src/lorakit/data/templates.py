@@ -16,6 +16,7 @@ Turn = Mapping[str, Any]  # role, content, and what else the template reads
 Tools = Sequence[Mapping[str, Any]] | None  # that the assistant may call
 Span = tuple[int, int]  # the first character, and the first after it
 
+TEMPLATE_FILE = "chat_template.jinja"  # of a folder
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NEEDS_TEMPLATE = (
     "Use a chat model, name a template (--template chatml, or a file), or give rows with prompt "

@@ -97,7 +97,7 @@ def _generation_settings(decoding: Decoding, loaded: Loaded) -> dict[str, Any]:
         "num_beams": decoding.beams,
         "no_repeat_ngram_size": decoding.no_repeat_ngram,
         "pad_token_id": pad_id(loaded.tokenizer, loaded.model),
-        "eos_token_id": loaded.tokenizer.eos_token_id,
+        "eos_token_id": loaded.stops,
         "use_cache": True,
     }
     if decoding.temperature > 0:

@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from lorakit.data.template_files import set_template
 from lorakit.errors import ModelError
 from lorakit.models.locate import NAMING_ADVICE, locate
+from lorakit.models.stops import find_stops
 from lorakit.models.tasks import TASKS
 from lorakit.text import first_line
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import (
+        GenerationConfig,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+    )
 
 Read = TypeVar("Read")
 # Least width of a model whose steps are faster in bfloat16 on a CPU (benchmarks/base_dtype.py).
@@ -67,6 +74,11 @@ class Loaded:
     new_modules: tuple[str, ...]
     max_length: int
 
+    @property
+    def stops(self) -> list[int]:
+        """Ids of the tokens at which the model stops; see `find_stops`."""
+        return find_stops(self.tokenizer, getattr(self.model, "generation_config", None))
+
 
 def load(
     name: str,
@@ -78,6 +90,7 @@ def load(
     device: str = "auto",
     seed: int = 0,
     trust_remote_code: bool = False,
+    template: str | None = None,
 ) -> Loaded:
     """Load a model with the head that the task needs, and its tokenizer.
 
@@ -90,9 +103,11 @@ def load(
         device: cpu, cuda, … or "auto".
         seed: of a new head's weights.
         trust_remote_code: True to run Python code that the folder or repository brings along.
+        template: chat template that replaces the tokenizer's: chatml, or a file.
 
     Raises:
         ModelError: it cannot be found, read, or used for the task.
+        SpecError: the template cannot be read.
     """
     import transformers
 
@@ -118,7 +133,9 @@ def load(
             f"{name} cannot be loaded for {task}: {first_line(error)}",
             advice=advise(error, NAMING_ADVICE),
         ) from error
-    tokenizer = load_tokenizer(where, NAMING_ADVICE, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(
+        where, NAMING_ADVICE, trust_remote_code=trust_remote_code, template=template
+    )
     new_modules = outermost_modules(model, missing)
     check_new_modules(name, task, new_modules)
     if task != "causal-lm" and model.config.pad_token_id is None:
@@ -264,7 +281,7 @@ def build_without_weights(
 
 
 def load_tokenizer(
-    name: str, advice: str = "", *, trust_remote_code: bool = False
+    name: str, advice: str = "", *, trust_remote_code: bool = False, template: str | None = None
 ) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a model by folder, hub id or `builtin:NAME`.
 
@@ -272,10 +289,12 @@ def load_tokenizer(
         name: of the model.
         advice: of the error, where the tokenizer cannot be read.
         trust_remote_code: as in `load`.
+        template: as in `load`.
 
     Raises:
         ModelError: there is none, transformers cannot read it, or it needs code that is not
             trusted.
+        SpecError: the template cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -288,7 +307,23 @@ def load_tokenizer(
     tokenizer = _read(f"The tokenizer of {name}", read, advice)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise ModelError(f"The tokenizer of {name} has no vocabulary.", advice=TOKENIZER_ADVICE)
+    if template is not None:
+        set_template(tokenizer, template)
     return tokenizer
+
+
+def load_generation_config(
+    name: str, config: "PretrainedConfig", *, trust_remote_code: bool = False
+) -> "GenerationConfig":
+    """Return the settings by which a model generates; those of its config if it has no others."""
+    from transformers import GenerationConfig
+
+    where, _ = locate(name)
+    try:
+        with quiet():
+            return GenerationConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except READ_ERRORS:
+        return GenerationConfig.from_model_config(config)
 
 
 def _has_tokenizer_files(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from lorakit.adapter import Adapter
 from lorakit.data.encode import Example, encode_causal
 from lorakit.data.labels import LABELLED, encode_labelled
 from lorakit.data.rows import Rows
+from lorakit.data.template_files import find_template
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
 from lorakit.models.load import Loaded, count_embeddings, load, load_config
@@ -53,6 +54,7 @@ def open_model(
     device: str = "auto",
     any_base: bool = False,
     trust_remote_code: bool = False,
+    template: str | None = None,
 ) -> Loaded:
     """Load a base for a task, and attach the adapter to it.
 
@@ -64,13 +66,19 @@ def open_model(
         device: cpu, cuda, … or "auto".
         any_base: True to take another base than the adapter was trained on.
         trust_remote_code: True to run Python code that the base's folder brings along.
+        template: chat template: chatml, or a file; None for that of the adapter's folder, or of
+            the base.
 
     Raises:
         ModelError: the base cannot be loaded, or has a head of random weights.
+        SpecError: the template cannot be read.
         AdapterMismatch: the adapter does not fit it.
     """
     labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
     trained = tuple(adapter.full_parameters) if adapter else ()
+    if template is None and adapter is not None and adapter.source is not None:
+        own = find_template(adapter.source)
+        template = str(own) if own else None
     loaded = load(
         model,
         task,
@@ -79,6 +87,7 @@ def open_model(
         trains_base=bool(trained),
         device=device,
         trust_remote_code=trust_remote_code,
+        template=template,
     )
     check_trained(model, loaded.new_modules, trained)
     if adapter is not None:

@@ -59,7 +59,14 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
         labels=len(data.labels) or 2,
         trust_remote_code=settings.trust_remote_code,
     )
-    examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
+    examples = tokenise_rows(
+        base,
+        data.rows,
+        settings.max_length,
+        data.labels,
+        settings.loss_on,
+        settings.template,
+    )
     dtype = _base_dtype(settings, base, spec)
     report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)
     return RunPlan(examples, dtype, report)

@@ -12,6 +12,7 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
+from lorakit.data.template_files import used_template
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
@@ -172,6 +173,7 @@ def load_run(settings: TrainSpec, spec: Spec, data: RunData, plan: RunPlan, say:
         device=settings.device,
         seed=settings.seed,
         trust_remote_code=settings.trust_remote_code,
+        template=settings.template,
     )
     max_length = choose_max_length(settings.max_length, base.max_length)
     held_out = []
@@ -300,6 +302,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         loaded.lr,
         Path(settings.output),
         loaded.packed,
+        used_template(data.rows, loaded.base.tokenizer),
     )
     make_budget(loaded.adapter, settings, job.steps)  # Refuses a budget that it cannot keep.
     return job
