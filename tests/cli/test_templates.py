@@ -9,8 +9,10 @@ import pytest
 
 from lorakit.cli import preview
 from lorakit.cli.__main__ import main
+from lorakit.data.rows import read_rows
+from lorakit.plan.meta_model import load_meta_model
+from lorakit.plan.report import tokenise_rows
 
-SLOW = pytest.mark.slow
 CHAT = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "on a mat."}]
 
 
@@ -32,19 +34,27 @@ def say(capsys: pytest.CaptureFixture[str], command: str, *words: object) -> tup
     return code, output.out, output.err
 
 
-PLAN = ["--device", "L4", "--teraflops", 1]
-
-
-@pytest.mark.parametrize("command", ["preview", "eval", pytest.param("plan", marks=SLOW)])
+@pytest.mark.parametrize("command", ["preview", "eval", "plan"])
 def test_messages_need_a_template(
     command: str, bare: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = PLAN if command == "plan" else []
-    words = ["--model", bare, "--data", bare / "chat.jsonl", *more]
+    words = ["--model", bare, "--data", bare / "chat.jsonl"]
     code, _, told = say(capsys, command, *words)
     assert code == 2
     assert "--template chatml" in told.replace("\n", " ")
-    assert say(capsys, command, *words, "--template", "chatml")[0] == 0
+    if command != "plan":  # which takes long
+        assert say(capsys, command, *words, "--template", "chatml")[0] == 0
+
+
+def test_a_plan_reads_rows_by_the_template(bare: Path) -> None:
+    rows = read_rows(str(bare / "chat.jsonl"))
+    base = load_meta_model(str(bare), "causal-lm")
+    (bare / "own.jinja").write_text("{{ messages[1].content }}")
+    lengths = []
+    for template in ("chatml", str(bare / "own.jinja")):
+        examples = tokenise_rows(base, rows, None, [], "all", template)
+        lengths.append(len(examples[0].ids))
+    assert lengths[0] > lengths[1]
 
 
 @pytest.mark.parametrize("command", ["preview", "eval", "plan"])

@@ -165,7 +165,8 @@ GENERATION = (
 # Knows content as a list of parts only.
 PARTS = (
     "{% for m in messages %}{{ m.role + ':' }}"
-    "{% for part in m.content %}{{ part.text }}{% endfor %}{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 
 # Shows the last question with its answer only.

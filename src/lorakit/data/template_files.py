@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorakit.data.limits import BYTES, SECONDS, limited
 from lorakit.data.rows import Rows
@@ -85,7 +85,7 @@ def check_use(rows: Rows, template: str | None) -> None:
 
 def used_template(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Return the chat template by which these rows are rendered; None if they are not."""
-    template = tokenizer.chat_template
+    template: Any = tokenizer.chat_template  # a dictionary, where there are several
     is_used = rows.kind in CONVERSATIONS and isinstance(template, str)
     return template if is_used else None
 

@@ -1,6 +1,6 @@
 """Stops: the tokens after which a model has said what it says."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorakit.data.answers import MARK
 from lorakit.data.templates import has_template, render
@@ -22,9 +22,9 @@ def find_stops(
         tokenizer: of transformers.
         generation: settings of the model; None if it has none.
     """
-    declared = generation.eos_token_id if generation is not None else None
-    listed = declared if isinstance(declared, list) else [declared]
-    found = {*listed, tokenizer.eos_token_id, find_turn_end(tokenizer)}
+    declared: Any = generation.eos_token_id if generation is not None else None
+    listed = declared if isinstance(declared, list | tuple) else [declared]
+    found: set[Any] = {*listed, tokenizer.eos_token_id, find_turn_end(tokenizer)}
     return sorted(token for token in found if isinstance(token, int) and token >= 0)
 
 
