@@ -50,7 +50,7 @@ def encode_answers(
     """
     text, spans = find_answers(tokenizer, turns, tools, trained)
     if not tokenizer.is_fast:
-        return _encode_pieces(tokenizer, text, spans)
+        return _encode_by_beginnings(tokenizer, text, spans)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     places = [_without_spaces(text, span) for span in encoded.offset_mapping]
     return encoded.input_ids, [_is_inside(place, spans) for place in places]
@@ -74,32 +74,34 @@ def _is_inside(place: Span, spans: Sequence[Span]) -> bool:
     return start < end and any(first <= start and end <= last for first, last in spans)
 
 
-def _encode_pieces(
+def _encode_by_beginnings(
     tokenizer: "PreTrainedTokenizerBase", text: str, spans: Sequence[Span]
 ) -> tuple[list[int], list[bool]]:
-    """Tokenise the spans and the text between them each by itself.
+    """Find the tokens of the spans by the number of tokens before their ends.
 
     It is for tokenizers that do not say which characters a token stands for, such as ByT5's.
 
     Raises:
-        DataError: the tokens are not those of the whole text.
+        DataError: the tokens of a beginning of the text are not those of the whole text.
     """
-    ids: list[int] = []
-    is_answer: list[bool] = []
-    at = 0
-    for start, end in [*spans, (len(text), len(text))]:
-        for piece, answered in ((text[at:start], False), (text[start:end], True)):
-            own = tokenizer(piece, add_special_tokens=False).input_ids
-            ids += own
-            is_answer += [answered] * len(own)
-        at = end
-    if ids != tokenizer(text, add_special_tokens=False).input_ids:
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    is_answer = [False] * len(ids)
+    for span in spans:
+        first, last = (_count_tokens(tokenizer, text[:place], ids) for place in span)
+        is_answer[first:last] = [True] * (last - first)
+    return ids, is_answer
+
+
+def _count_tokens(tokenizer: "PreTrainedTokenizerBase", text: str, ids: Sequence[int]) -> int:
+    """Count the tokens of a beginning of a text, whose own tokens are `ids`."""
+    own = tokenizer(text, add_special_tokens=False).input_ids
+    if own != ids[: len(own)]:
         raise DataError(
             f"{type(tokenizer).__name__} does not say which characters a token stands for, so the "
             "tokens of the assistant cannot be found.",
             advice="Use --loss-on all, or a tokenizer with a tokenizer.json.",
         )
-    return ids, is_answer
+    return len(own)
 
 
 def find_answers(

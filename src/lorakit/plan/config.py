@@ -42,7 +42,8 @@ class PlanRequest:
     )
     quotes: bool | None = option(
         None,
-        "read quotation marks around fields of a .csv (default: yes) or .tsv (default: no)",
+        "read quotation marks around the fields of a table as csv writes them (default: where "
+        "the file shows that they are)",
         type=bool,
     )
     loss_on: str = option(

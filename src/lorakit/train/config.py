@@ -93,7 +93,7 @@ class TrainSpec:
     template: str | None = option(
         None,
         "chat template for conversations: chatml, or a file with a jinja template (default: that "
-        "of the adapter's folder, or of the model)",
+        "of the model)",
         type=str,
     )
     max_length: int | None = option(
