@@ -51,7 +51,7 @@ def encode_answers(
     text, spans = find_answers(tokenizer, turns, tools, trained)
     if not tokenizer.is_fast:
         return _encode_by_beginnings(tokenizer, text, spans)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     places = [_without_spaces(text, span) for span in encoded.offset_mapping]
     return encoded.input_ids, [_is_inside(place, spans) for place in places]
 
@@ -84,7 +84,7 @@ def _encode_by_beginnings(
     Raises:
         DataError: the tokens of a beginning of the text are not those of the whole text.
     """
-    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     is_answer = [False] * len(ids)
     for span in spans:
         first, last = (_count_tokens(tokenizer, text[:place], ids) for place in span)
@@ -94,7 +94,7 @@ def _encode_by_beginnings(
 
 def _count_tokens(tokenizer: "PreTrainedTokenizerBase", text: str, ids: Sequence[int]) -> int:
     """Count the tokens of a beginning of a text, whose own tokens are `ids`."""
-    own = tokenizer(text, add_special_tokens=False).input_ids
+    own = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if own != ids[: len(own)]:
         raise DataError(
             f"{type(tokenizer).__name__} does not say which characters a token stands for, so the "

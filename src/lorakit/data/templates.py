@@ -44,7 +44,7 @@ def encode_turns(
 ) -> list[int]:
     """Return the token ids of a conversation and of the start of the assistant's next turn."""
     text = render(tokenizer, turns, tools, prompts=True)
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def encode_conversation(
@@ -52,7 +52,7 @@ def encode_conversation(
 ) -> list[int]:
     """Return the token ids of a whole conversation."""
     text = render(tokenizer, turns, tools)
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def render(
