@@ -448,7 +448,7 @@ def test_preview_marks_what_is_trained(
     )
     assert short["rows_cut"] > 0 and short["tokens"] + short["tokens_cut"] == found["tokens"]
     out = tell(capsys, "preview", "--model", tiny_llama, "--data", files / "pairs.jsonl")
-    assert "[</s>]" in out and "Trained tokens are in [brackets]." in out and "█" in out
+    assert "</s>]\n" in out and "Trained tokens are in [brackets]." in out and "█" in out
     assert "sequences whose EOS is trained   60 (</s>)" in out
     out = tell(
         capsys,

@@ -552,7 +552,10 @@ def test_wrong_requests_are_refused(
 # --- settings ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["columns", "quotes", "separator", "categories", "loss_on"])
+ROW_SETTINGS = ["columns", "quotes", "separator", "categories", "loss_on", "template"]
+
+
+@pytest.mark.parametrize("name", ROW_SETTINGS)
 def test_settings_of_the_rows_are_those_of_training(name: str) -> None:
     """A plan cannot import the settings of training, so they are written down twice."""
     planned = PlanRequest.__dataclass_fields__[name]

@@ -93,12 +93,14 @@ def _evaluate(
     model: ModelRequest, data: DataRequest, request: EvalRequest, decoding: Decoding
 ) -> "EvalResult":
     from lorakit.data.labels import LABELLED
+    from lorakit.data.template_files import check_use
     from lorakit.evaluate.predictions import write_predictions
     from lorakit.models.open import encode_rows, resolve_task
 
     if request.predictions:
         check_new_file(Path(request.predictions))
     rows = data.read()
+    check_use(rows, model.template)
     adapter = model.load_adapter()
     task = resolve_task(adapter, request.task, rows)
     if request.predictions and task == "causal-lm":

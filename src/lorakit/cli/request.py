@@ -29,6 +29,12 @@ class ModelRequest:
         None, "folder of an adapter to attach (default: the base alone)", type=str
     )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
+    template: str | None = option_like(
+        TrainSpec,
+        "template",
+        help="chat template for conversations: chatml, or a file with a jinja template (default: "
+        "that of the adapter's folder, or of the model)",
+    )
     dtype: str = option_like(TrainSpec, "base_dtype", help="dtype of the base")
     device: str = option_like(TrainSpec, "device")
     threads: int | None = option_like(TrainSpec, "threads", least=1)
@@ -56,6 +62,7 @@ class ModelRequest:
             any_base=self.any_base,
             trust_remote_code=self.trust_remote_code,
             say=print_message,
+            template=self.template,
         )
 
 

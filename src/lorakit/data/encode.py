@@ -5,8 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lorakit.data.answers import encode_answers
 from lorakit.data.rows import Rows
-from lorakit.data.templates import TemplateLimitError, encode_answers, encode_conversation
+from lorakit.data.templates import (
+    NEEDS_TEMPLATE,
+    TemplateLimitError,
+    encode_conversation,
+    has_template,
+)
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import plural
 
@@ -60,9 +66,8 @@ def encode_causal(
             token.
 
     Raises:
-        DataError: the rows are of another kind; the tokenizer has no EOS token or no chat template,
-            or a template that rewrites earlier turns; or rows in which no token would be trained,
-            each named.
+        DataError: the rows are of another kind; the tokenizer has no EOS token or no chat template;
+            or rows that the template refuses or in which no token would be trained, each named.
     """
     check_causal(rows, tokenizer)
     check_text(rows.where, rows.rows)
@@ -173,13 +178,8 @@ def check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
     if rows.kind == "messages" and not has_template(tokenizer):
         raise DataError(
             f"{rows.source} holds messages, but the model's tokenizer has no chat template.",
-            advice="Use a chat model, or rows with prompt and completion.",
+            advice=f"{NEEDS_TEMPLATE} {NOT_STARTED}",
         )
-
-
-def has_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return True if the model's tokenizer says how a conversation is written."""
-    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def _row_error(rows: Rows, errors: Mapping[int, DataError]) -> DataError:
@@ -270,7 +270,8 @@ def _encode_instruction(
     if row.get("needs_template"):
         raise DataError(
             "has a system prompt or earlier turns, and the tokenizer has no chat template",
-            advice="Use a chat model, or remove these columns.",
+            advice="Use a chat model, name a template (--template chatml, or a file), or remove "
+            "these columns.",
         )
     return _encode_completion(row, tokenizer, max_length, loss_on)
 

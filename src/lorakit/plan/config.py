@@ -56,6 +56,12 @@ class PlanRequest:
         "tokens that are trained: only completions and assistant turns, or all",
         choices=("completion", "all"),
     )
+    template: str | None = option(
+        None,
+        "chat template for conversations: chatml, or a file with a jinja template (default: that "
+        "of the model)",
+        type=str,
+    )
     task: str = option(
         "auto",
         "task to learn; auto chooses it by the rows, or by the config of the model",

@@ -104,6 +104,12 @@ class TrainSpec:
         "tokens that are trained: only completions and assistant turns, or all",
         choices=("completion", "all"),
     )
+    template: str | None = option(
+        None,
+        "chat template for conversations: chatml, or a file with a jinja template (default: that "
+        "of the model)",
+        type=str,
+    )
     max_length: int | None = option(
         None,
         "longest sequence in tokens; a longer text is split, other rows are cut (default: 512, "

@@ -43,6 +43,7 @@ class Job:
         lr: peak learning rate.
         output: folder for checkpoints.
         packed: True if the sequences of a batch are concatenated instead of padded.
+        chat_template: the chat template that the sequences were made with, if any.
     """
 
     model: "PreTrainedModel"
@@ -56,6 +57,7 @@ class Job:
     lr: float
     output: Path
     packed: bool = False
+    chat_template: str | None = None
 
     @property
     def device(self) -> torch.device:

@@ -65,7 +65,14 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
         labels=len(data.labels) or 2,
         trust_remote_code=settings.trust_remote_code,
     )
-    examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
+    examples = tokenise_rows(
+        base,
+        data.rows,
+        settings.max_length,
+        data.labels,
+        settings.loss_on,
+        settings.template,
+    )
     if isinstance(examples, ExamplesOnDemand):
         say(
             f"note: {len(data.rows):,} rows are tokenised when a batch needs them; the lengths of "

@@ -13,6 +13,7 @@ from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import count_cut, count_tokens, find_longest
+from lorakit.data.template_files import used_template
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
@@ -178,6 +179,7 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
         device=settings.device,
         seed=settings.seed,
         trust_remote_code=settings.trust_remote_code,
+        template=settings.template,
     )
     max_length = choose_max_length(settings.max_length, base.max_length)
     held_out = []
@@ -307,6 +309,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         loaded.lr,
         Path(settings.output),
         loaded.packed,
+        used_template(data.rows, loaded.base.tokenizer),
     )
     make_budget(loaded.adapter, settings, job.steps)  # Refuses a budget that it cannot keep.
     return job
