@@ -106,7 +106,11 @@ def open_source(source: str, reading: Reading, split: str) -> Source:
 def list_files(source: str) -> list[str]:
     """Return the files of a folder that are read one after the other; none for anything else.
 
-    A folder that `datasets` made, or whose files are called like splits, is left to that library.
+    A folder that `datasets` made, that has a data card, or whose files are called like splits, is
+    left to that library.
+
+    Raises:
+        DataError: it is no data set, or a link in it shows a file elsewhere.
     """
     folder = Path(source)
     if source.startswith("builtin:") or not folder.is_dir():
@@ -115,13 +119,23 @@ def list_files(source: str) -> list[str]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
     suffixes = {_suffix(path) for path in files}
     of_library = suffixes.intersection(TABLES) or {path.name for path in files} & MADE
-    if of_library or any(SPLIT.search(path.stem.lower()) for path in files):
+    if of_library or _has_card(folder) or any(SPLIT.search(path.stem.lower()) for path in files):
         return []
     for wanted in ((*JSON, ".csv", ".tsv"), (".txt",)):
         chosen = [str(path) for path in files if _suffix(path) in wanted]
         if chosen:
+            _check_data_files(source, {"": chosen})
             return chosen
     return []
+
+
+def _has_card(folder: Path) -> bool:
+    """Return True if the README.md of a folder begins with settings, which may name its files."""
+    card = folder / "README.md"
+    try:
+        return card.is_file() and card.read_bytes()[:3] == b"---"
+    except OSError:
+        return False
 
 
 def _check_folder(folder: Path) -> None:

@@ -23,9 +23,9 @@ def find_stops(
         generation: settings of the model; None if it has none.
     """
     declared: Any = generation.eos_token_id if generation is not None else None
-    listed = declared if isinstance(declared, list | tuple) else [declared]
-    found: set[Any] = {*listed, tokenizer.eos_token_id, find_turn_end(tokenizer)}
-    return sorted(token for token in found if isinstance(token, int) and token >= 0)
+    listed: list[Any] = [*declared] if isinstance(declared, list | tuple) else [declared]
+    listed += [tokenizer.eos_token_id, find_turn_end(tokenizer)]
+    return sorted({token for token in listed if isinstance(token, int) and token >= 0})
 
 
 def find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
