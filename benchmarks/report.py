@@ -28,6 +28,7 @@ ORDER = (
     "compile_time",
     "attach",
     "whole_job",
+    "large_data",
     "head",
     "base_dtype",
     "spectra",

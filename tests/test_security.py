@@ -25,7 +25,8 @@ from lorakit.data.encode import encode_causal
 from lorakit.data.rows import Rows, read_rows
 from lorakit.errors import AdapterFileError, DataError, LorakitError, ModelError, SpecError
 from lorakit.merging.export import export
-from lorakit.models.load import load, load_config
+from lorakit.models.load import load
+from lorakit.models.read import load_config
 
 from .laws.table import fill
 

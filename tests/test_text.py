@@ -1,6 +1,7 @@
 """Numbers that count as such, and pieces of text, where the doctests are not enough."""
 
 import io
+import pty
 import re
 import subprocess
 import sys
@@ -184,3 +185,13 @@ def test_a_hint_is_joined_to_its_text_in_one_way() -> None:
     root = Path(lorakit.__file__).parent
     joined = [path.name for path in root.rglob("*.py") if HINTS.search(path.read_text("utf-8"))]
     assert joined == []
+
+
+def test_a_terminal_that_does_not_know_its_size_limits_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    _, terminal = pty.openpty()  # its size is 0 by 0
+    with open(terminal, "w") as stream:
+        assert stream.isatty()
+        assert line_width(stream) is None

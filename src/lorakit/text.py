@@ -198,7 +198,8 @@ def line_width(stream: Any) -> int | None:  # noqa: ANN401  a TextIO, or what st
     if columns.isdecimal() and int(columns) > 0:
         return int(columns)
     try:
-        return os.get_terminal_size(stream.fileno()).columns if stream.isatty() else None
+        # A terminal that does not know its size says 0.
+        return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
     except (OSError, ValueError, AttributeError):
         return None
 

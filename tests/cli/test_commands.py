@@ -265,6 +265,28 @@ def test_a_config_file_gives_settings_and_flags_win(
 
 
 @pytest.mark.slow
+def test_several_data_sets_have_their_weights_from_flags_and_yaml(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    sources = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for source, count in zip(sources, (40, 10), strict=True):
+        source.write_text("".join(f'{{"text": "{source.stem} {i}"}}\n' for i in range(count)))
+    config = tmp_path / "run.yaml"
+    config.write_text(f"data: [{sources[0]}, {sources[1]}]\ndata-weights: [1, 1]\n")
+    given = ["--data", *sources, "--data-weights", 1, 1]
+    reports = []
+    for number, flags in enumerate((given, ["--config", config])):
+        output = tmp_path / f"o{number}"
+        basic = ["--model", tiny_llama, "--steps", 1, "--eval-fraction", 0, "--output", output]
+        reports.append(ask(capsys, "train", *basic, *flags))
+    for report in reports:
+        assert (report["rows"], report["rows_repeated"]) == (80, 0)
+        assert report["settings"]["data"] == [str(source) for source in sources]
+        assert report["settings"]["data_weights"] == [1, 1]
+    assert reports[0]["data_hash"] == reports[1]["data_hash"]
+
+
+@pytest.mark.slow
 def test_eval_agrees_with_what_training_measured(
     capsys: pytest.CaptureFixture[str],
     judge: Path,
@@ -426,7 +448,7 @@ def test_preview_marks_what_is_trained(
     )
     assert short["rows_cut"] > 0 and short["tokens"] + short["tokens_cut"] == found["tokens"]
     out = tell(capsys, "preview", "--model", tiny_llama, "--data", files / "pairs.jsonl")
-    assert "[</s>]" in out and "Trained tokens are in [brackets]." in out and "█" in out
+    assert "</s>]\n" in out and "Trained tokens are in [brackets]." in out and "█" in out
     assert "sequences whose EOS is trained   60 (</s>)" in out
     out = tell(
         capsys,

@@ -62,17 +62,26 @@ def test_every_assistant_turn_is_trained_and_no_other(llama: Any) -> None:
     )
 
 
-def test_a_template_that_rewrites_turns_is_refused(llama: Any, tiny_llama: Path) -> None:
+def test_answers_are_found_though_a_template_rewrites_turns(tiny_llama: Path) -> None:
     other = AutoTokenizer.from_pretrained(tiny_llama)
     other.chat_template = (
         "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     )
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    with pytest.raises(DataError, match="rewrites earlier turns"):
-        encode_causal(rows("messages", {"messages": [*messages, *messages]}), other, 64)
+    (example,) = encode_causal(rows("messages", {"messages": [*messages, *messages]}), other, 64)
+    assert other.decode(example.ids) == "4abab"
+    assert trained_text(other, example) == "bb"
+
+
+def test_messages_without_a_template_are_refused_with_the_ways_out(tiny_llama: Path) -> None:
+    other = AutoTokenizer.from_pretrained(tiny_llama)
     other.chat_template = None
-    with pytest.raises(DataError, match="has no chat template"):
-        encode_causal(rows("messages", {"messages": messages}), other, 64)
+    with pytest.raises(DataError, match="has no chat template") as caught:
+        encode_causal(rows("messages", chat("user", "assistant")), other, 64)
+    assert caught.value.advice == (
+        "Use a chat model, name a template (--template chatml, or a file), or give rows with "
+        "prompt and completion. Nothing was started."
+    )
 
 
 STRICT = (
@@ -91,7 +100,7 @@ LIMITLESS = {
     + "9**(9**9)," * 300
     + "] }}{% endif %}": "more than 0.2 s of processor time",
     "{{ [" + "('a' * 10**8)|length," * 300 + "] }}": "more than 0.2 s of processor time",
-    "{{ 'x' * 300000 }}": "300,000 characters, more than 262,294, for one conversation",
+    "{{ 'x' * 300000 }}": "300,000 characters, more than 263,064, for one conversation",
     "{{ '' }}": "the chat template makes an empty text of it",
 }
 

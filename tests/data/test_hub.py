@@ -8,7 +8,8 @@ import pytest
 from lorakit.data import hub
 from lorakit.data.rows import read_rows
 from lorakit.errors import DataError, ModelError
-from lorakit.models.load import load_config, locate
+from lorakit.models.locate import locate
+from lorakit.models.read import load_config
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lorakit.data.documents import split_passages
+from lorakit.data.documents import cut_passages
 from lorakit.data.rows import read_rows
 from lorakit.errors import DataError
 
@@ -182,7 +182,7 @@ def test_passages_lose_nothing(tmp_path: Path) -> None:
     text = (
         "\n\n".join(f"Paragraph {i}. " + "word " * 120 for i in range(40)) + "\n" + "long " * 3000
     )
-    parts = split_passages(text)
+    parts = list(cut_passages(text.split("\n")))
     assert "".join("".join(parts).split()) == "".join(text.split())
     assert all(len(part) <= 8000 for part in parts)
     assert len(parts) > 10

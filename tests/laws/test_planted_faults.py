@@ -257,7 +257,7 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "linear-float64",
     ),
     "enable(None) leaves it on": (
-        edit(slot, "set_enabled", "state.enabled.clear()", "pass"),
+        edit(slot, "set_enabled", "state.enabled = dict(enabled)", "pass"),
         law.disabled_equals_base,
         "linear-float64",
     ),
@@ -509,7 +509,12 @@ FAULTS: dict[str, tuple[Plant, Callable[[Row, Path], None], str]] = {
         "loha:linear-float64",
     ),
     "LoKr the other way round": (
-        edit(LoKr, "matrix", "torch.kron(w1, w2.contiguous())", "torch.kron(w2.contiguous(), w1)"),
+        edit(
+            LoKr,
+            "matrix",
+            "w1[:, None, :, None] * w2[None, :, None, :]",
+            "w1[None, :, None, :] * w2[:, None, :, None]",
+        ),
         law.attached_equals_dense,
         "lokr:linear-float64",
     ),

@@ -16,8 +16,9 @@ from lorakit.errors import DataError, LorakitError
 from lorakit.evaluate.decoding import Decoding
 from lorakit.evaluate.generate import generate
 from lorakit.evaluate.preview import preview
-from lorakit.models.load import load, load_tokenizer, pad_id
+from lorakit.models.load import load, pad_id
 from lorakit.models.open import encode_rows
+from lorakit.models.read import load_tokenizer
 from lorakit.plan.meta_model import load_meta_model
 
 from ..conftest import CHAT, SIZES
@@ -95,20 +96,24 @@ def test_a_folder_without_a_tokenizer_says_so(kind: str, tiny_llama: Path, tmp_p
     )
 
 
-def test_byt5_with_a_chat_template(tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", ["", "\n"])  # which ByT5 removes after a special token
+def test_byt5_with_a_chat_template(between: str) -> None:
     tokenizer = ByT5Tokenizer()
-    tokenizer.chat_template = CHAT
-    turns = [{"role": "user", "content": "the cat?"}, {"role": "assistant", "content": "on a mat"}]
+    tokenizer.chat_template = CHAT.replace(
+        "{{ eos_token }}", between.join(["{{ eos_token + '", "' }}"])
+    )
+    turns = [
+        {"role": "user", "content": "the cat?"},
+        {"role": "assistant", "content": "on a mat"},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "a dog"},
+    ]
     rows = Rows("messages", [{"messages": turns}], ["rows:1"], "rows")
     [example] = encode_causal(rows, tokenizer, 200)
     trained = [i for i, label in zip(example.ids, example.labels, strict=True) if label != IGNORED]
-    assert tokenizer.decode(trained) == "on a mat</s>"
-    assert (
-        example.ids
-        == tokenizer(
-            "<|user|>the cat?</s><|assistant|>on a mat</s>", add_special_tokens=False
-        ).input_ids
-    )
+    assert tokenizer.decode(trained) == "on a mat</s>a dog</s>"
+    text = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert example.ids == tokenizer(text, add_special_tokens=False).input_ids
 
 
 HALF = "a \ud800 cat"

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from lorakit.models.load import TALKATIVE, quiet
+from lorakit.models.read import TALKATIVE, quiet
 
 
 @pytest.mark.parametrize("name", TALKATIVE)

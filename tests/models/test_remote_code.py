@@ -14,8 +14,9 @@ from lorakit.adapter import Adapter
 from lorakit.cli.__main__ import COMMANDS, help_pages, main
 from lorakit.errors import ModelError
 from lorakit.merging.export import export
-from lorakit.models.load import load, load_config
+from lorakit.models.load import load
 from lorakit.models.open import open_model
+from lorakit.models.read import load_config
 from lorakit.plan.meta_model import load_meta_model
 
 from ..laws.table import fill

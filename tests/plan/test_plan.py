@@ -15,7 +15,7 @@ from lorakit import Spec
 from lorakit.cli.__main__ import main
 from lorakit.errors import PlanError, SpecError
 from lorakit.models.load import load
-from lorakit.plan import devices, estimate
+from lorakit.plan import devices, estimate, fits
 from lorakit.plan.config import PlanRequest
 from lorakit.plan.curve import Curve, Sample
 from lorakit.plan.estimate import Plan, Work
@@ -235,6 +235,18 @@ def test_only_curves_that_are_asked_for_are_traced(monkeypatch: pytest.MonkeyPat
         find_fits(plan, devices.Device("large", 0, size << 30, gpu=False))
     assert len(traced) <= 8
     assert min(step.batch for step in traced) >= 16  # no curve of small batches
+
+
+@pytest.mark.slow
+def test_what_plainly_fits_is_what_the_curves_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(bare("llama", "causal-lm"), Spec(rank=4), Work(batch=2, length=64))
+    device = devices.Device("large", 0, 80 << 30, gpu=False)
+    told = find_fits(plan, device)
+    assert {step.length for step, _ in plan._traces} == {64}
+    assert {rank for _, rank in plan._traces} == {None, 0}  # 0: every parameter
+    monkeypatch.setattr(fits, "_fits_grown", lambda *_: False)
+    assert find_fits(plan, device) == told
+    assert len({step.length for step, _ in plan._traces}) > 1
 
 
 @pytest.mark.slow
@@ -540,7 +552,10 @@ def test_wrong_requests_are_refused(
 # --- settings ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["columns", "quotes", "separator", "categories", "loss_on"])
+ROW_SETTINGS = ["columns", "quotes", "separator", "categories", "loss_on", "template"]
+
+
+@pytest.mark.parametrize("name", ROW_SETTINGS)
 def test_settings_of_the_rows_are_those_of_training(name: str) -> None:
     """A plan cannot import the settings of training, so they are written down twice."""
     planned = PlanRequest.__dataclass_fields__[name]

@@ -84,7 +84,7 @@ def test_a_run_reports_its_dtype_and_resumes_in_it(
         "bfloat16",
         "auto",
     )
-    assert ", the base in bfloat16; " in messages[0]
+    assert ", the base in bfloat16; " in messages[1]
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 3, RuntimeError("the power went out"))
         with pytest.raises(RuntimeError, match="power"):

@@ -50,14 +50,17 @@ def small(monkeypatch: pytest.MonkeyPatch, usable: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_plan_is_the_first_message_and_in_the_report(settings: dict[str, Any]) -> None:
+def test_data_and_plan_are_the_first_messages(
+    settings: dict[str, Any],
+) -> None:
     messages: list[str] = []
     report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), say=messages.append)
-    assert messages[0].startswith(
+    assert messages[0].startswith("data: ")
+    assert messages[1].startswith(
         f"plan: {report['trainable_parameters']:,} of {report['total_parameters']:,} "
         "parameters train, "
     )
-    assert messages[1].startswith("Loading ")
+    assert messages[2].startswith("Loading ")
     assert report["plan"]["memory"]["peak"] > report["plan"]["memory"]["activations"] > 0
 
 
@@ -114,7 +117,7 @@ def test_a_model_that_cannot_be_planned_trains(
         ]
         is None
     )
-    assert messages[0] == "note: no plan: A step of Odd cannot be run on shapes alone."
+    assert messages[1] == "note: no plan: A step of Odd cannot be run on shapes alone."
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ COMMANDS = {
     "merge": Command("merge", "merge an adapter into its base, and write a plain model"),
     "explain": Command("explain", "explain LoRA with worked examples", "[TOPIC ...]"),
 }
+VERBATIM = ("preview",)  # commands that print data, whose lines are not broken
 HELP = """usage: lorakit COMMAND [flags]
 
 Train, inspect, evaluate and merge low-rank adapters (LoRA) of PyTorch models.
@@ -179,7 +180,7 @@ def _run(words: list[str], as_json: bool) -> int:
     if as_json:
         print(json.dumps(result, default=str))
     else:
-        _show(command, result)
+        _show(name, result)
     return 0
 
 
@@ -196,10 +197,11 @@ class Page(StringIO):
         return self.is_terminal
 
 
-def _show(command: Module, result: Mapping[str, object]) -> None:
-    """Print a result for people, with lines that fit."""
+def _show(name: str, result: Mapping[str, object]) -> None:
+    """Print the result of a command for people, with lines that fit."""
+    command = load_command(name)
     width = line_width(sys.stdout)
-    if width is None:
+    if width is None or name in VERBATIM:
         command.show(result)
         return
     with redirect_stdout(Page(width, is_terminal=sys.stdout.isatty())) as page:

@@ -93,12 +93,14 @@ def _evaluate(
     model: ModelRequest, data: DataRequest, request: EvalRequest, decoding: Decoding
 ) -> "EvalResult":
     from lorakit.data.labels import LABELLED
+    from lorakit.data.template_files import check_use
     from lorakit.evaluate.predictions import write_predictions
     from lorakit.models.open import encode_rows, resolve_task
 
     if request.predictions:
         check_new_file(Path(request.predictions))
     rows = data.read()
+    check_use(rows, model.template)
     adapter = model.load_adapter()
     task = resolve_task(adapter, request.task, rows)
     if request.predictions and task == "causal-lm":
@@ -107,7 +109,7 @@ def _evaluate(
             advice=f"Use `lorakit generate --data` for texts. {NOT_STARTED}",
         )
     if request.text_metrics:
-        _check_completions(rows, data)
+        _check_completions(rows)
     loaded = model.open(adapter, task)
     examples = encode_rows(
         rows,
@@ -136,13 +138,13 @@ def _evaluate(
     return cast("EvalResult", result)
 
 
-def _check_completions(rows: "Rows", data: DataRequest) -> None:
+def _check_completions(rows: "Rows") -> None:
     from lorakit.data.prompts import ANSWERED
 
     if rows.kind not in ANSWERED:
         found = "messages" if rows.kind == "messages" else "none"
         raise DataError(
-            f"--text-metrics compares with completions, but the rows of {data.data} have {found}."
+            f"--text-metrics compares with completions, but the rows of {rows.source} have {found}."
         )
 
 

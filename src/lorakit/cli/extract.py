@@ -113,8 +113,9 @@ def _compare(
 def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
     """Return both models, of the class in the tuned one's config."""
     from lorakit.errors import ModelError
-    from lorakit.models.load import load, load_config
+    from lorakit.models.load import load
     from lorakit.models.open import config_labels
+    from lorakit.models.read import load_config
 
     trusted = request.trust_remote_code
     config = load_config(request.tuned, trust_remote_code=trusted)

@@ -111,8 +111,8 @@ def _arguments(one: Field[Any]) -> Values:
         return {**arguments, "action": argparse.BooleanOptionalAction}
     if one.metadata.get("several"):
         arguments["nargs"] = "+"
-        arguments["metavar"] = one.metadata.get("metavar", "N" if kind is int else "NAME")
-        arguments["type"] = int if kind is int else str
+        arguments["metavar"] = one.metadata.get("metavar", METAVARS.get(kind, "NAME"))
+        arguments["type"] = kind if kind in METAVARS else str
         return arguments
     choices = one.metadata.get("choices")
     arguments |= {"type": kind, "choices": choices}
@@ -170,13 +170,21 @@ def read_settings(args: argparse.Namespace, *classes: type) -> list[Values]:
     _check_least(given, classes)
     for key, value in given.items():
         # A shell has expanded `~` already; a YAML file has not.
-        if isinstance(value, str) and value.startswith("~/"):
-            given[key] = os.path.expanduser(value)
+        if isinstance(value, list):
+            given[key] = [_expand_home(one) for one in value]
+        else:
+            given[key] = _expand_home(value)
     for key in PATTERNS:
         if isinstance(flagged.get(key), list):
             given[key] = parse_names(flagged[key])
     _check_outputs([given[key] for key in OUTPUTS if given.get(key)])
     return [_of_class(given, cls) for cls in classes]
+
+
+def _expand_home(value: object) -> object:
+    if isinstance(value, str) and value.startswith("~/"):
+        return os.path.expanduser(value)
+    return value
 
 
 def _check_outputs(paths: Iterable[object]) -> None:

@@ -54,6 +54,11 @@ def run(args: argparse.Namespace) -> "GenerateResult":
     how = Decoding(**decoding)
     if bool(request.prompt) == bool(source.data):
         raise SpecError("Give either --prompt or --data.", advice=NOT_STARTED)
+    if model.get("template") and request.prompt and not request.chat:
+        raise SpecError(
+            "template: plain prompts are used as they are.",
+            advice=f"Add --chat, or leave --template out. {NOT_STARTED}",
+        )
     if request.output:
         check_new_file(Path(request.output))
     return _generate(ModelRequest(**model), request, source, how)
@@ -63,10 +68,13 @@ def _generate(
     model: ModelRequest, request: GenerateRequest, data: DataRequest, decoding: Decoding
 ) -> "GenerateResult":
     from lorakit.data.prompts import show_prompt
+    from lorakit.data.template_files import check_use
     from lorakit.evaluate.generate import generate
     from lorakit.train.log import progress_bar
 
     rows = None if request.prompt else _read_rows(data)
+    if rows is not None and not request.chat:
+        check_use(rows, model.template)
     loaded = model.open(model.load_adapter(), "causal-lm")
     prompts = _list_prompts(request, rows, loaded)
     turns = _as_turns(prompts, loaded, model.model, chat=request.chat)
@@ -98,7 +106,7 @@ def _as_turns(
     prompts: Sequence["Prompt"], loaded: "Loaded", name: str, *, chat: bool
 ) -> list["Prompt"]:
     """Return the prompts as `generate` takes them; with `chat`, texts become a user's turn."""
-    from lorakit.data.encode import has_template
+    from lorakit.data.templates import has_template
 
     turns: list[Prompt] = []
     for prompt in prompts:
@@ -107,7 +115,9 @@ def _as_turns(
     needs_template = not all(isinstance(turn, str) for turn in turns)
     if needs_template and not has_template(loaded.tokenizer):
         raise DataError(
-            f"{name} has no chat template.", advice="Use plain prompts, without --chat."
+            f"{name} has no chat template.",
+            advice="Use plain prompts, without --chat, or name a template: --template chatml, or "
+            "a file.",
         )
     return turns
 

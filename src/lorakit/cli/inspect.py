@@ -117,7 +117,7 @@ def _build_on_meta(name: str, *, trust_remote_code: bool) -> "nn.Module":
     import torch
     import transformers
 
-    from lorakit.models.load import load_config, quiet
+    from lorakit.models.read import load_config, quiet
 
     config = load_config(name, trust_remote_code=trust_remote_code)
     classes = [getattr(transformers, one, None) for one in config.architectures or ()]

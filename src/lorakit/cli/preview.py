@@ -1,8 +1,10 @@
 """`lorakit preview`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from lorakit.cli import flags
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from lorakit.evaluate.preview import Bin, Preview
 
 BAR = 40  # characters of the longest bar
+TRAINED = "bold black on green"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,9 @@ class PreviewRequest:
     trust_remote_code: bool = option_like(TrainSpec, "trust_remote_code")
     task: str = option_like(TrainSpec, "task")
     loss_on: str = option_like(TrainSpec, "loss_on")
+    template: str | None = option_like(TrainSpec, "template")
     max_length: int | None = option_like(TrainSpec, "max_length", least=2)
-    show: int = option(3, "number of rows to show token by token", least=0)
+    show: int = option(3, "number of rows to show with what is trained of them", least=0)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +57,7 @@ def run(args: argparse.Namespace) -> "Preview":
         request.max_length,
         request.show,
         trust_remote_code=request.trust_remote_code,
+        template=request.template,
     )
 
 
@@ -78,23 +83,36 @@ def show(result: "Preview") -> None:
 
 
 def _show_rows(result: "Preview") -> None:
-    """Print rows token by token: trained ones in green, or in [brackets] without colour."""
+    """Print rows: what is trained in green, or in [brackets] without colour."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
+    has_colour = console.is_terminal and not console.no_color
     for row in result["shown"]:
-        line = Text(f"{row['where']}\n", style="dim")
-        for piece, trained in row["pieces"]:
-            bracketed = trained and not console.is_terminal
-            text = f"[{piece}]" if bracketed else piece
-            line.append(text, style="bold black on green" if trained else "")
+        line = Text()
+        line.append(f"{row['where']}\n", style="dim" if has_colour else "")
+        for trained, text in join_pieces(row["pieces"]):
+            if trained and has_colour:
+                line.append(text, style=TRAINED)
+            else:
+                line.append(f"[{text}]" if trained else text)
         if row["target"] is not None:
-            line.append(f"\n-> {row['target']}", style="bold green")
+            line.append(f"\n-> {row['target']}", style="bold green" if has_colour else "")
         console.print(line, end="\n\n")
     if result["shown"] and result["task"] == "causal-lm":
-        marked = "green" if console.is_terminal else "in [brackets]"
+        marked = "green" if has_colour else "in [brackets]"
         console.print(f"Trained tokens are {marked}.\n", markup=False)
+
+
+def join_pieces(pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[bool, str]]:
+    """Yield the text of each run of tokens that are all trained, or all not.
+
+    >>> list(join_pieces([("a", False), ("b", True), ("c", True)]))
+    [(False, 'a'), (True, 'bc')]
+    """
+    for trained, run in groupby(pieces, itemgetter(1)):
+        yield trained, "".join(text for text, _ in run)
 
 
 def _show_lengths(histogram: Sequence["Bin"]) -> None:

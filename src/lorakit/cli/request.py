@@ -29,6 +29,12 @@ class ModelRequest:
         None, "folder of an adapter to attach (default: the base alone)", type=str
     )
     any_base: bool = option(False, "accept an adapter that was trained on other base weights")
+    template: str | None = option_like(
+        TrainSpec,
+        "template",
+        help="chat template for conversations: chatml, or a file with a jinja template (default: "
+        "that of the adapter's folder, or of the model)",
+    )
     dtype: str = option_like(TrainSpec, "base_dtype", help="dtype of the base")
     device: str = option_like(TrainSpec, "device")
     threads: int | None = option_like(TrainSpec, "threads", least=1)
@@ -56,6 +62,7 @@ class ModelRequest:
             any_base=self.any_base,
             trust_remote_code=self.trust_remote_code,
             say=print_message,
+            template=self.template,
         )
 
 
@@ -63,7 +70,13 @@ class ModelRequest:
 class DataRequest:
     """The rows to use."""
 
-    data: str = option("", "a file, a hub id, or builtin:stdlib-docs", required=True)
+    data: str | tuple[str, ...] = option(
+        "",
+        "a file, a folder of files, a hub id, or builtin:stdlib-docs; or several",
+        required=True,
+        several=True,
+        metavar="DATA",
+    )
     columns: tuple[str, ...] = option_like(TrainSpec, "columns")
     quotes: bool | None = option_like(TrainSpec, "quotes")
     separator: str = option_like(TrainSpec, "separator")
@@ -71,17 +84,15 @@ class DataRequest:
     split: str = option(
         "test", "split of builtin data, or of data from a hub", choices=("train", "test")
     )
-    limit: int | None = option(None, "use only the first N rows", type=int, least=1)
+    limit: int | None = option(None, "read only the first N rows", type=int, least=1)
 
     def read(self) -> "Rows":
         """Return the rows."""
         from lorakit.data.rows import read_for
 
-        rows = read_for(self, self.data, self.split)
+        rows = read_for(self, self.data, self.split, self.limit)
         print_message(rows.describe())
-        if self.limit is None:
-            return rows
-        return rows.take(range(min(self.limit, len(rows))))
+        return rows
 
 
 def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
@@ -89,7 +100,7 @@ def read_texts(data: str, columns: tuple[str, ...]) -> list[str]:
     from lorakit.data.rows import read_rows
 
     texts = []
-    for row in read_rows(data, columns=columns, split="test").rows[:COMPARED_ROWS]:
+    for row in read_rows(data, columns=columns, split="test", limit=COMPARED_ROWS).rows:
         text = " ".join(row[key] for key in TEXT_KEYS if isinstance(row.get(key), str))
         if not text:
             text = "\n".join(turn["content"] for turn in row.get("messages", ()))

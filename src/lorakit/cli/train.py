@@ -92,7 +92,8 @@ def show_next(report: "RunReport") -> None:
     """Print the commands that a user would type next, quoted for a shell."""
     settings = report["settings"]
     model, adapter = shlex.quote(report["model"]), shlex.quote(report["output"])
-    data = shlex.quote(settings["eval_data"] or settings["data"])
+    sources = settings["eval_data"] or settings["data"]
+    data = shlex.join([sources] if isinstance(sources, str) else sources)
     merged = shlex.quote(f"{report['output']}-merged")
     columns = " ".join(shlex.quote(column) for column in settings["columns"])
     named = f" --columns {columns}" if columns else ""

@@ -3,20 +3,21 @@
 import json
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from lorakit.data.content import Text
 from lorakit.errors import DataError
 
 # Characters: a plain text is cut between paragraphs into passages of about this length.
 PASSAGE = 1000
+LINES = 100  # that are parsed at once
 # Keys under which a JSON object holds its rows.
 HOLDERS = ("data", "rows", "examples", "instances", "train")
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record of a source.
 
     Attributes:
@@ -43,30 +44,31 @@ def check_object(where: str, value: object) -> Record:
     return Record(where, None, "is not an object with named values")
 
 
-def parse_json(path: Path, text: str, *, by_line: bool) -> Iterator[Record]:
+def parse_json(text: Text, *, by_line: bool) -> Iterator[Record]:
     """Return the records of JSON: a list, an object that holds one, or one object a line.
 
     Args:
-        path: of the file, for messages.
         text: of the file.
         by_line: True if the name of the file says that each line is an object.
 
     Raises:
         DataError: it is none of these.
     """
-    is_list = text.lstrip()[:1] == "["
-    if by_line and not is_list:
-        return _parse_lines(path, text)
+    head, is_short = text.head()
+    first, _, others = head.lstrip().partition("\n")
+    is_list = first[:1] == "["
+    has_others = bool(others.strip()) or not is_short
+    if not is_list and (by_line or (has_others and _is_object(first))):
+        return _parse_lines(text)
     try:
-        document = json.loads(text)
+        document = json.loads(text.read())
     except (ValueError, RecursionError) as error:
-        first = text.lstrip().partition("\n")[0]
-        if by_line or _is_object(first):
-            return _parse_lines(path, text)
-        raise DataError(f"{path} is not JSON: {error}.") from error
+        if by_line:
+            return _parse_lines(text)
+        raise DataError(f"{text.path} is not JSON: {error}.") from error
     if by_line and is_list and not all(isinstance(row, Mapping) for row in document):
-        return _parse_lines(path, text)
-    return number_rows(path, find_rows(path, document))
+        return _parse_lines(text)
+    return number_rows(text.path, find_rows(text.path, document))
 
 
 def find_rows(path: Path, document: object) -> Iterable[object]:
@@ -128,63 +130,96 @@ def _is_object(line: str) -> bool:
         return False
 
 
-def _parse_lines(path: Path, text: str) -> Iterator[Record]:
-    # Not splitlines(): it also cuts at characters that JSON strings may hold, such as U+2028.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Record(where, None, f"is not JSON: {error}")
-            continue
-        yield check_object(where, value)
+def _parse_lines(text: Text) -> Iterator[Record]:
+    """Yield a record for each line that is not empty."""
+    numbered = ((number, line) for number, line in enumerate(text.lines(), 1) if line.strip())
+    while block := list(islice(numbered, LINES)):
+        lines = [line for _, line in block]
+        for (number, line), value in zip(block, _parse_together(lines), strict=True):
+            where = f"{text.path}:{number}"
+            yield Record(where, value) if value is not None else _parse_line(where, line)
 
 
-def parse_references(path: Path, text: str) -> list[Record] | None:
-    """Return the records of a text whose lines are all `data||reference`; None if it is another."""
-    records: list[Record] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        data, separator, reference = line.partition("||")
-        if not separator or "||" in reference or not data.strip():
-            return None
-        values = {"prompt": data.rstrip(), "completion": reference.strip()}
-        records.append(Record(f"{path}:{number}", values))
-    return records or None
+def _parse_together(lines: list[str]) -> list[dict[str, Any] | None]:
+    """Return the object of each line; None for each if one of them may be something else.
+
+    To parse many lines at once takes half of the time.
+    """
+    try:
+        values = json.loads(f"[{','.join(lines)}]")
+    except (ValueError, RecursionError):
+        values = []
+    if len(values) == len(lines) and all(type(value) is dict for value in values):
+        return values
+    return [None] * len(lines)
 
 
-def number_passages(path: Path, text: str) -> Iterator[Record]:
+def _parse_line(where: str, line: str) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Record(where, None, f"is not JSON: {error}")
+    return check_object(where, value)
+
+
+def holds_references(text: Text) -> bool:
+    """Return True if the lines of a text are all `data||reference`; of a long one, the first."""
+    lines = [line for line in text.head()[0].split("\n") if line.strip()]
+    return bool(lines) and all(_split_reference(line) for line in lines)
+
+
+def _split_reference(line: str) -> dict[str, str] | None:
+    """Return the prompt and the completion of a line; None if it is not `data||reference`."""
+    data, separator, reference = line.partition("||")
+    if not separator or "||" in reference or not data.strip():
+        return None
+    return {"prompt": data.rstrip(), "completion": reference.strip()}
+
+
+def parse_references(text: Text) -> Iterator[Record]:
+    """Yield the records of a text whose lines are `data||reference`."""
+    for number, line in enumerate(text.lines(), 1):
+        if line.strip():
+            values = _split_reference(line)
+            fault = "" if values else "is not `data||reference`, as the lines before it are"
+            yield Record(f"{text.path}:{number}", values, fault)
+
+
+def number_passages(text: Text) -> Iterator[Record]:
     """Yield a record for each passage of a plain text."""
-    for number, passage in enumerate(split_passages(text), 1):
-        yield Record(f"{path}, passage {number}", {"text": passage})
+    for number, passage in enumerate(cut_passages(text.lines()), 1):
+        yield Record(f"{text.path}, passage {number}", {"text": passage})
 
 
-def split_passages(text: str) -> list[str]:
-    """Cut a plain text into passages of about 1,000 characters.
+def cut_passages(lines: Iterable[str]) -> Iterator[str]:
+    """Yield passages of about 1,000 characters of a plain text.
 
     The cuts are between paragraphs where there are any, else between lines.
 
-    >>> split_passages("One.\\n\\nTwo.")
+    >>> list(cut_passages(["One.", "", "Two."]))
     ['One.\\n\\nTwo.']
     """
-    passages: list[list[str]] = [[]]
+    passage: list[str] = []
     size = 0
-    for line in text.replace("\r\n", "\n").split("\n"):
+    for line in lines:
         ends_paragraph = not line.strip()
         if size >= 2 * PASSAGE or (size >= PASSAGE and ends_paragraph):
-            passages.append([])
-            size = 0
+            yield from _join(passage)
+            passage, size = [], 0
         for piece in _wrap(line):
             if size + len(piece) > 3 * PASSAGE:
-                passages.append([])
-                size = 0
-            passages[-1].append(piece)
+                yield from _join(passage)
+                passage, size = [], 0
+            passage.append(piece)
             size += len(piece) + 1
-    joined = ["\n".join(lines).strip("\n") for lines in passages]
-    return [passage for passage in joined if passage]
+    yield from _join(passage)
+
+
+def _join(lines: list[str]) -> Iterator[str]:
+    """Yield a passage, unless it is empty."""
+    joined = "\n".join(lines).strip("\n")
+    if joined:
+        yield joined
 
 
 def _wrap(line: str) -> list[str]:

@@ -5,8 +5,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lorakit.data.answers import encode_answers
 from lorakit.data.rows import Rows
-from lorakit.data.templates import TemplateLimitError, encode_answers, encode_conversation
+from lorakit.data.templates import (
+    NEEDS_TEMPLATE,
+    TemplateLimitError,
+    encode_conversation,
+    has_template,
+)
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import plural
 
@@ -60,18 +66,16 @@ def encode_causal(
             token.
 
     Raises:
-        DataError: the rows are of another kind; the tokenizer has no EOS token or no chat template,
-            or a template that rewrites earlier turns; or rows in which no token would be trained,
-            each named.
+        DataError: the rows are of another kind; the tokenizer has no EOS token or no chat template;
+            or rows that the template refuses or in which no token would be trained, each named.
     """
-    _check_causal(rows, tokenizer)
+    check_causal(rows, tokenizer)
     check_text(rows.where, rows.rows)
-    encode = ENCODERS[rows.kind]
     examples: list[Example] = []
     errors: dict[int, DataError] = {}  # by position of the row
     for number, row in enumerate(rows.rows):
         try:
-            encoded = encode(row, tokenizer, max_length, loss_on)
+            encoded = encode_row(rows.kind, row, tokenizer, max_length, loss_on)
         except TemplateLimitError:
             raise
         except DataError as error:
@@ -80,11 +84,9 @@ def encode_causal(
         for example in encoded:
             example.row = number
             examples.append(example)
-    if errors:
-        raise _row_error(rows, errors)
+    untrained = [example.row for example in examples if not example.trained]
+    refuse_rows(rows, errors, untrained, max_length)
     trained = [example for example in examples if example.trained]
-    if rows.kind != "text" and len(trained) < len(examples):
-        raise _untrained_error(rows, examples, max_length)
     if not trained:
         raise DataError(
             f"No row of {rows.source} has two tokens or more, so nothing would be trained.",
@@ -92,6 +94,39 @@ def encode_causal(
             "`lorakit preview` shows the tokens of a row.",
         )
     return trained
+
+
+def encode_row(
+    kind: str,
+    row: dict[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    loss_on: str,
+) -> list[Example]:
+    """Return the examples of a row, as `encode_causal` does for all rows."""
+    return ENCODERS[kind](row, tokenizer, max_length, loss_on)
+
+
+def refuse_rows(
+    rows: Rows, errors: Mapping[int, DataError], untrained: Sequence[int], max_length: int
+) -> None:
+    """Refuse rows that cannot be encoded, or in which nothing would be trained.
+
+    The end of a text may be an example in which nothing is trained; it is left out.
+
+    Args:
+        rows: all rows.
+        errors: by position of the row.
+        untrained: positions of the rows of examples without a trained token.
+        max_length: tokens of a sequence at most.
+
+    Raises:
+        DataError: each row is named.
+    """
+    if errors:
+        raise _row_error(rows, errors)
+    if rows.kind != "text" and untrained:
+        raise _untrained_error(rows, untrained, max_length)
 
 
 def check_text(where: Sequence[str], rows: Sequence[object]) -> None:
@@ -128,7 +163,7 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(one)
 
 
-def _check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Refuse rows or a tokenizer that cannot be used for language modelling."""
     if rows.kind not in ENCODERS:
         has_labels = "label" in rows.rows[0]
@@ -143,13 +178,8 @@ def _check_causal(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> None:
     if rows.kind == "messages" and not has_template(tokenizer):
         raise DataError(
             f"{rows.source} holds messages, but the model's tokenizer has no chat template.",
-            advice="Use a chat model, or rows with prompt and completion.",
+            advice=f"{NEEDS_TEMPLATE} {NOT_STARTED}",
         )
-
-
-def has_template(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Return True if the model's tokenizer says how a conversation is written."""
-    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def _row_error(rows: Rows, errors: Mapping[int, DataError]) -> DataError:
@@ -162,12 +192,11 @@ def _row_error(rows: Rows, errors: Mapping[int, DataError]) -> DataError:
     )
 
 
-def _untrained_error(rows: Rows, examples: Sequence[Example], max_length: int) -> DataError:
+def _untrained_error(rows: Rows, untrained: Sequence[int], max_length: int) -> DataError:
     faults = [
-        f"{rows.where[example.row]}   no token of it is trained: only its prompt fits into "
+        f"{rows.where[number]}   no token of it is trained: only its prompt fits into "
         f"{max_length} tokens"
-        for example in examples
-        if not example.trained
+        for number in untrained
     ]
     return DataError(
         f"{len(faults)} of {len(rows)} rows would train nothing.",
@@ -179,10 +208,23 @@ def _untrained_error(rows: Rows, examples: Sequence[Example], max_length: int) -
 def _encode_text(
     row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
-    ids = _with_eos(tokenizer, _tokenise(tokenizer, row["text"]), row["text"])
-    starts = range(0, len(ids), max_length)
-    parts = [ids[start : start + max_length] for start in starts]
-    return [Example(part, list(part)) for part in parts]
+    (examples,) = encode_texts([row["text"]], tokenizer, max_length)
+    return examples
+
+
+def encode_texts(
+    texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Iterator[list[Example]]:
+    """Yield the examples of each text; it is faster to tokenise many at once."""
+    added = find_added(tokenizer)
+    own = [_remove_added(text, added) for text in texts]
+    # Not verbose: a text longer than the model's limit is split.
+    encoded = tokenizer(own, verbose=False).input_ids
+    for text, tokens in zip(texts, encoded, strict=True):
+        ids = _with_eos(tokenizer, tokens, text)
+        starts = range(0, len(ids), max_length)
+        parts = [ids[start : start + max_length] for start in starts]
+        yield [Example(part, list(part)) for part in parts]
 
 
 def _encode_completion(
@@ -228,7 +270,8 @@ def _encode_instruction(
     if row.get("needs_template"):
         raise DataError(
             "has a system prompt or earlier turns, and the tokenizer has no chat template",
-            advice="Use a chat model, or remove these columns.",
+            advice="Use a chat model, name a template (--template chatml, or a file), or remove "
+            "these columns.",
         )
     return _encode_completion(row, tokenizer, max_length, loss_on)
 
@@ -263,14 +306,32 @@ def without_added(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
 
     A text that a chat template has made has them already.
     """
+    return _remove_added(text, find_added(tokenizer))
+
+
+def find_added(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[str], list[str]]:
+    """Return the special tokens that a tokenizer adds before a text, and those after it."""
     added: list[int] = tokenizer("").input_ids
     names: Any = tokenizer  # their special tokens are texts
-    for token in (names.bos_token, names.cls_token):
-        if token and added[:1] == [names.convert_tokens_to_ids(token)]:
-            text = text.removeprefix(token)
-    for token in (names.eos_token, names.sep_token):
-        if token and added[-1:] == [names.convert_tokens_to_ids(token)]:
-            text = text.removesuffix(token)
+    first = [
+        token
+        for token in (names.bos_token, names.cls_token)
+        if token and added[:1] == [names.convert_tokens_to_ids(token)]
+    ]
+    last = [
+        token
+        for token in (names.eos_token, names.sep_token)
+        if token and added[-1:] == [names.convert_tokens_to_ids(token)]
+    ]
+    return first, last
+
+
+def _remove_added(text: str, added: tuple[list[str], list[str]]) -> str:
+    first, last = added
+    for token in first:
+        text = text.removeprefix(token)
+    for token in last:
+        text = text.removesuffix(token)
     return text
 
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lorakit.data.encode import has_template
 from lorakit.data.rows import Rows
-from lorakit.data.templates import Turn
+from lorakit.data.templates import Turn, has_template
 from lorakit.errors import DataError
 
 if TYPE_CHECKING:

@@ -7,32 +7,25 @@ A row that does not fit is named by file and line, and nothing is returned.
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, Protocol
 
-from lorakit.data.advice import advise_columns, suggest_columns
+import numpy as np
+from numpy.typing import NDArray
+
+from lorakit.data.advice import advise_columns
+from lorakit.data.collect import BLOCK, Collector
 from lorakit.data.documents import Record
-from lorakit.data.layouts import (
-    KEYS,
-    Layout,
-    choose_columns,
-    find_headerless,
-    find_layout,
-    rename,
-)
-from lorakit.data.layouts.data_to_text import SEEN
-from lorakit.data.layouts.layout import Row, RowFault, is_given
-from lorakit.data.sources import Columns, Reading, open_source
+from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout
+from lorakit.data.layouts.layout import Row
+from lorakit.data.packed_rows import PackedPlaces, PackedRows
+from lorakit.data.sources import Columns, Reading, list_files, open_source
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import add_hint, near_misses, plural
 
 CATEGORIES = ("all", "seen", "unseen")
-# Keys whose values a layout has checked already.
-CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
-# Kinds in which a prompt or an answer may be a list of turns.
-WITH_TURNS = ("prompt", "preference", "rated")
 
 
 class DataSettings(Protocol):
@@ -61,21 +54,23 @@ class Rows:
         layout: what the source is in, as it is told.
         is_measured: True if the layout says that the labels are measured values.
         notes: how it was read, and what of it was not used.
+        is_part: True if the source was not read to its end.
     """
 
     kind: str
-    rows: list[dict[str, Any]]
-    where: list[str]
+    rows: Sequence[Row]
+    where: Sequence[str]
     source: str
     typed: bool = False
     layout: str = ""
     is_measured: bool = False
     notes: tuple[str, ...] = ()
+    is_part: bool = False
 
     @property
     def repeated(self) -> int:
         """Number of rows that are equal to an earlier one."""
-        return len(self.rows) - len({row_key(row) for row in self.rows})
+        return len(self) - len(np.unique(self.key_hashes()))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -87,21 +82,36 @@ class Rows:
         'data: 1 row of a.txt: text'
         """
         told = "; ".join([self.layout or self.kind, *self.notes])
-        return f"data: {plural(len(self), 'row')} of {self.source}: {told}"
+        counted = f"{'the first ' if self.is_part else ''}{plural(len(self), 'row')}"
+        return f"data: {counted} of {self.source}: {told}"
 
     def take(self, chosen: Iterable[int]) -> "Rows":
         """Return the rows of these positions."""
         positions = list(chosen)
-        rows = [self.rows[i] for i in positions]
-        where = [self.where[i] for i in positions]
-        return replace(self, rows=rows, where=where)
+        return replace(self, rows=_take(self.rows, positions), where=_take(self.where, positions))
+
+    def keys(self) -> Iterator[bytes]:
+        """Yield for each row a text that is the same for equal rows, and no others."""
+        if isinstance(self.rows, PackedRows):
+            return self.rows.keys()
+        return (row_key(row).encode() for row in self.rows)
+
+    def key_hashes(self) -> NDArray[np.int64]:
+        """Return (rows,) int64, the same for equal rows while this process lasts."""
+        return np.fromiter(map(hash, self.keys()), np.int64, len(self))
 
     def content_hash(self) -> str:
         """Return a SHA-256 over the rows in their order."""
         digest = hashlib.sha256(self.kind.encode())
-        for row in self.rows:
-            digest.update(row_key(row).encode())
+        for key in self.keys():
+            digest.update(key)
         return digest.hexdigest()
+
+
+def _take(values: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
+    if isinstance(values, PackedRows | PackedPlaces):
+        return values.take(positions)
+    return [values[i] for i in positions]
 
 
 def row_key(row: Mapping[str, object]) -> str:
@@ -113,16 +123,98 @@ def row_key(row: Mapping[str, object]) -> str:
     return json.dumps(row, sort_keys=True)
 
 
-def read_for(settings: DataSettings, source: str, split: str = "train") -> Rows:
-    """Read the rows of a source as settings say."""
-    return read_rows(
-        source,
-        columns=settings.columns,
-        quotes=settings.quotes,
-        separator=settings.separator,
-        categories=settings.categories,
-        split=split,
+def join_rows(parts: Sequence[Rows]) -> Rows:
+    """Return the rows of several data sets, one after the other.
+
+    Raises:
+        DataError: their rows are of different kinds; the layout of each is named.
+
+    >>> parts = [Rows("text", [{"text": name}], [f"{name}:1"], name) for name in "ab"]
+    >>> join_rows(parts).where, join_rows(parts).source
+    (['a:1', 'b:1'], 'a, b')
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if len({(part.kind, part.is_measured) for part in parts}) > 1:
+        raise DataError(
+            "The data sets are in layouts that cannot be trained on together.",
+            [f"{part.source}   {part.layout}" for part in parts],
+            f"Give data of one kind, or name columns with --columns. {NOT_STARTED}",
+        )
+    rows, where = _concatenate(parts)
+    notes: list[str] = []
+    for part in parts:
+        notes += [f"{part.source}: {note}" for note in part.notes]
+    return Rows(
+        parts[0].kind,
+        rows,
+        where,
+        ", ".join(part.source for part in parts),
+        typed=all(part.typed for part in parts),
+        layout=" and ".join(dict.fromkeys(part.layout for part in parts)),
+        is_measured=parts[0].is_measured,
+        notes=tuple(notes),
+        is_part=any(part.is_part for part in parts),
     )
+
+
+def _concatenate(parts: Sequence[Rows]) -> tuple[Sequence[Row], Sequence[str]]:
+    """Return all rows and their places; packed if those of one part are."""
+    rows = chain.from_iterable(part.rows for part in parts)
+    where = chain.from_iterable(part.where for part in parts)
+    if not any(isinstance(part.rows, PackedRows) for part in parts):
+        return list(rows), list(where)
+    packed, places = PackedRows(parts[0].kind), PackedPlaces()
+    while block := list(islice(rows, BLOCK)):
+        packed.extend(block)
+    places.extend(where)
+    return packed, places
+
+
+def read_for(
+    settings: DataSettings,
+    sources: str | Sequence[str],
+    split: str = "train",
+    limit: int | None = None,
+) -> Rows:
+    """Read the rows of one or more sources as settings say; no more than `limit`."""
+    return join_rows(read_parts(settings, sources, split, limit))
+
+
+def read_parts(
+    settings: DataSettings,
+    sources: str | Sequence[str],
+    split: str = "train",
+    limit: int | None = None,
+) -> list[Rows]:
+    """Read the rows of each source as settings say; all together no more than `limit`."""
+
+    def read(source: str, limit: int | None) -> Rows:
+        return read_rows(
+            source,
+            columns=settings.columns,
+            quotes=settings.quotes,
+            separator=settings.separator,
+            categories=settings.categories,
+            split=split,
+            limit=limit,
+        )
+
+    return _read_each([sources] if isinstance(sources, str) else sources, read, limit)
+
+
+def _read_each(
+    sources: Sequence[str], read: Callable[[str, int | None], Rows], limit: int | None
+) -> list[Rows]:
+    """Return the rows of each source, until there are as many as the limit."""
+    parts: list[Rows] = []
+    for source in sources:
+        left = None if limit is None else limit - sum(len(part) for part in parts)
+        if left == 0:
+            parts[-1] = replace(parts[-1], is_part=True)
+            break
+        parts.append(read(source, left))
+    return parts
 
 
 def read_rows(
@@ -133,147 +225,65 @@ def read_rows(
     separator: str = "auto",
     categories: str = "all",
     split: str = "train",
+    limit: int | None = None,
 ) -> Rows:
-    """Read and check all rows of a source.
+    """Read and check the rows of a source.
 
     Args:
-        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt, also with .gz),
-            `builtin:NAME`, or a hub id or folder that the `datasets` library loads.
+        source: a file (.jsonl .json .csv .tsv .parquet .arrow .txt, also with .gz), a folder of
+            such files, `builtin:NAME`, or a hub id or folder that the `datasets` library loads.
         columns: `key=column` pairs where the file's own names differ; a column is a name, or a
             number (from 0) in a table without a header.
         quotes: whether quotation marks wrap fields of a table; None to find it out.
         separator: between the fields of a table: comma, tab, semicolon, bar or auto.
         categories: of WebNLG: those of its training data (seen), the others (unseen), or all.
         split: of a builtin or of a data set of the hub: train or test.
+        limit: number of rows after which nothing more is read.
 
     Raises:
         DataError: the source does not exist, is empty, or has rows that do not fit; each of these
             is named with its fault.
     """
     chosen = _parse_columns(columns)
-    opened = open_source(source, Reading(chosen, quotes, separator), split)
-    records = list(opened.records)
-    if not records:
+    reading = Reading(chosen, quotes, separator, whole=limit is None)
+    files = list_files(source)
+    if files:
+
+        def read(file: str, limit: int | None) -> Rows:
+            return _read_source(file, reading, split, categories, limit)
+
+        return replace(join_rows(_read_each(files, read, limit)), source=source)
+    return _read_source(source, reading, split, categories, limit)
+
+
+def _read_source(
+    source: str, reading: Reading, split: str, categories: str, limit: int | None
+) -> Rows:
+    """Read and check the rows of one source."""
+    chosen = reading.columns
+    opened = open_source(source, reading, split)
+    records = iter(opened.records)
+    first = next(records, None)
+    if first is None:
         raise DataError(f"{source} holds no rows.")
-    chosen = _names_of_numbers(chosen, records[0])
-    layout = _find_layout(source, records[0], chosen, is_table=not opened.typed)
+    chosen = _names_of_numbers(chosen, first)
+    layout = _find_layout(source, first, chosen, is_table=not opened.typed)
     _check_categories(source, layout, categories)
-    collected = _collect(records, layout, chosen, categories)
-    named_all = set(layout.columns) <= set(chosen)
-    collected.refuse(source, layout, records, may_drop=named_all)
+    collector = Collector(layout, chosen, categories)
+    collector.collect(chain([first], records), limit)
+    collector.refuse(source)
+    rows, places = collector.finish()
     return Rows(
         layout.kind,
-        collected.rows,
-        collected.where,
+        rows,
+        places,
         source,
         typed=opened.typed,
         layout=layout.name,
         is_measured=layout.regression,
-        notes=(*opened.notes, *collected.notes()),
+        notes=(*opened.notes, *collector.notes()),
+        is_part=collector.is_part,
     )
-
-
-@dataclass
-class _Collected:
-    """Rows of the records, and what was found wrong with them or left out."""
-
-    rows: list[Row] = field(default_factory=list[Row])
-    where: list[str] = field(default_factory=list[str])
-    faults: list[str] = field(default_factory=list[str])
-    # True: it holds something
-    unused: dict[str | int, bool] = field(default_factory=dict[str | int, bool])
-    without_reference: int = 0
-    of_other_categories: int = 0
-
-    def notes(self) -> Iterator[str]:
-        if self.unused:
-            yield f"columns not used: {', '.join(_show_name(name) for name in self.unused)}"
-        if self.without_reference:
-            yield f"{plural(self.without_reference, 'row')} without a reference left out"
-        if self.of_other_categories:
-            yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
-
-    def refuse(
-        self, source: str, layout: Layout, records: Sequence[Record], *, may_drop: bool
-    ) -> None:
-        """Raise what is wrong with the records, if anything is.
-
-        Args:
-            source: as the user named it.
-            layout: of its rows.
-            records: all of them.
-            may_drop: True if the user named each column that is to be used.
-        """
-        if self.faults:
-            faults, rows = plural(len(self.faults), "fault"), plural(len(records), "row")
-            counted = f"{faults} in {rows} of {source}"
-            named = ", ".join(str(column) for column in layout.columns)
-            raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
-        given = [name for name, holds in self.unused.items() if holds]
-        meaning = [name for name in given if layout.would_change(name)]
-        if meaning and not may_drop:
-            raise DataError(
-                f"{source} has columns that would change what is learned, and that rows in the "
-                f"layout {layout.name} do not use.",
-                [repr(name) for name in meaning],
-                f"{_advise_choice(layout, records[0])} {NOT_STARTED}",
-            )
-        if not self.rows:
-            raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
-
-
-def _show_name(name: str | int) -> str:
-    """Return a column's name as it is told; in quotation marks if it is empty or has spaces."""
-    if isinstance(name, int):
-        return f"column {name}"
-    return name if name and name == name.strip() else repr(name)
-
-
-def _advise_choice(layout: Layout, first: Record) -> str:
-    """Return the flags that leave out the columns that are not used, and those that use them."""
-    values = first.values or {}
-    named = choose_columns(layout, values)
-    if not named:
-        return "To leave them out, remove them from the file."
-    advice = f"To leave them out, name those to use: --columns {named}."
-    used = suggest_columns(values) if layout.kind == "text" else ""
-    if used in ("", named):
-        return advice
-    return f"{advice} To use them, name them too, as in --columns {used}."
-
-
-def _collect(
-    records: Iterable[Record], layout: Layout, columns: Columns, categories: str
-) -> _Collected:
-    """Return the rows of all records."""
-    collected = _Collected()
-    for record in records:
-        if record.values is None:
-            collected.faults.append(f"{record.where}   {record.fault}")
-            continue
-        values = rename(record.values, columns)
-        for name in layout.unused(values):
-            collected.unused[name] = collected.unused.get(name, False) or is_given(values[name])
-        if not _is_chosen(values.get(layout.categories), categories):
-            collected.of_other_categories += 1
-            continue
-        try:
-            rows = list(layout.convert(layout, values))
-        except RowFault as fault:
-            collected.faults.append(f"{record.where}   {fault}")
-            continue
-        collected.without_reference += not rows
-        for row in rows:
-            faults = _row_faults(row, columns, may_be_turns=layout.kind in WITH_TURNS)
-            collected.faults += [f"{record.where}   {fault}" for fault in faults]
-        collected.rows += rows
-        collected.where += [record.where] * len(rows)
-    return collected
-
-
-def _is_chosen(category: object, categories: str) -> bool:
-    """Return True if a row's category is among those that the user wants."""
-    return categories == "all" or (category in SEEN) == (categories == "seen")
 
 
 def _parse_columns(columns: Iterable[str]) -> dict[str, str | int]:
@@ -321,29 +331,3 @@ def _check_categories(source: str, layout: Layout, categories: str) -> None:
             f"{layout.name}.",
             advice=NOT_STARTED,
         )
-
-
-def _row_faults(
-    row: Mapping[str, object], columns: Columns, *, may_be_turns: bool
-) -> Iterator[str]:
-    """Yield the faults of a row's values."""
-    for key, value in row.items():
-        name = f"{key!r} (column {columns[key]!r})" if key in columns else repr(key)
-        if value is None:
-            yield f"{name} is missing"
-        elif key == "label":
-            if not _is_label(value):
-                yield f"{name} is {value!r}, a word or a number is needed"
-        elif key in CHECKED or (may_be_turns and isinstance(value, list)):
-            continue
-        elif not isinstance(value, str):
-            yield f"{name} is a {type(value).__name__}, text is needed"
-        elif not value.strip() and key != "prompt":
-            yield f"{name} is empty"
-
-
-def _is_label(value: object) -> bool:
-    """Return True for a finite number, a bool, or a text that is not empty."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, bool | int | str) and bool(str(value).strip())

@@ -4,15 +4,17 @@ A record has the columns and values of the file; layouts say which rows they mak
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from lorakit.data.content import is_packed, read_text
+from lorakit.data.content import Text, is_packed, open_text
 from lorakit.data.documents import (
     Record,
+    holds_references,
     number_passages,
     number_rows,
     parse_json,
@@ -36,6 +38,9 @@ JSON = (".jsonl", ".ndjson", ".json")
 TABLES = (".parquet", ".arrow")
 PLAIN_TEXT = (".txt", ".md")
 SUFFIXES = (*JSON, ".csv", ".tsv", *TABLES, *PLAIN_TEXT)
+# Files that `datasets` writes beside rows, and files that hold one split.
+MADE = {"dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
+SPLIT = re.compile(r"(?<![a-z])(train(ing)?|test(ing)?|valid(ation)?|dev|eval(uation)?)(?![a-z])")
 MOST_FILES = 1000  # of a folder that is a data set
 NAMING_ADVICE = "Name a file, builtin:stdlib-docs, or a data set of the hub."
 
@@ -49,11 +54,13 @@ class Reading:
             header.
         quotes: True if quotation marks wrap fields of a table; None to find it out.
         separator: between the fields of a table, a key of tables.SEPARATORS, or auto.
+        whole: False if only the first rows are read, so that no file is searched to its end.
     """
 
     columns: Columns = field(default_factory=dict[str, str | int])
     quotes: bool | None = None
     separator: str = "auto"
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,27 @@ def open_source(source: str, reading: Reading, split: str) -> Source:
     elif _suffix(path) in SUFFIXES or _is_missing_path(source):
         raise DataError(f"There is no file {source}.", advice=similar_names(path))
     return Source(_read_hub(source, split))
+
+
+def list_files(source: str) -> list[str]:
+    """Return the files of a folder that are read one after the other; none for anything else.
+
+    A folder that `datasets` made, or whose files are called like splits, is left to that library.
+    """
+    folder = Path(source)
+    if source.startswith("builtin:") or not folder.is_dir():
+        return []
+    _check_folder(folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    suffixes = {_suffix(path) for path in files}
+    of_library = suffixes.intersection(TABLES) or {path.name for path in files} & MADE
+    if of_library or any(SPLIT.search(path.stem.lower()) for path in files):
+        return []
+    for wanted in ((*JSON, ".csv", ".tsv"), (".txt",)):
+        chosen = [str(path) for path in files if _suffix(path) in wanted]
+        if chosen:
+            return chosen
+    return []
 
 
 def _check_folder(folder: Path) -> None:
@@ -206,20 +234,17 @@ def _read_file(path: Path, reading: Reading) -> Source:
         )
     if suffix in TABLES:
         return Source(number_rows(path, read_table(path)))
-    text, encoding = read_text(path)
-    notes = (f"read as {encoding}",) if encoding else ()
+    text = open_text(path, whole=reading.whole)
+    notes = (f"read as {text.encoding}",) if text.encoding else ()
     if suffix in JSON:
-        records = parse_json(path, text, by_line=suffix != ".json")
-        return Source(records, notes=notes)
+        return Source(parse_json(text, by_line=suffix != ".json"), notes=notes)
     if suffix in PLAIN_TEXT:
-        return _read_plain_text(path, text, reading, notes)
+        return _read_plain_text(text, reading, notes)
     usual = "," if suffix == ".csv" else "\t"
-    return _read_delimited(path, text, reading, usual, notes)
+    return _read_delimited(text, reading, usual, notes)
 
 
-def _read_delimited(
-    path: Path, text: str, reading: Reading, usual: str, notes: tuple[str, ...]
-) -> Source:
+def _read_delimited(text: Text, reading: Reading, usual: str, notes: tuple[str, ...]) -> Source:
     """Return the records of a table, whose form is found from its first lines."""
     if reading.separator != "auto":
         usual = SEPARATORS[reading.separator]
@@ -232,15 +257,14 @@ def _read_delimited(
         notes = (*notes, f"its fields are separated by a {NAMES[form.separator]}")
     if form.quotes and form.separator == "\t" and reading.quotes is None:
         notes = (*notes, "quotation marks wrap its fields")
-    return Source(parse_delimited(path, text, form), typed=False, notes=notes)
+    return Source(parse_delimited(text, form), typed=False, notes=notes)
 
 
-def _read_plain_text(path: Path, text: str, reading: Reading, notes: tuple[str, ...]) -> Source:
+def _read_plain_text(text: Text, reading: Reading, notes: tuple[str, ...]) -> Source:
     """Return the rows of a table, the pairs of `data||reference`, or the passages of a text."""
     is_table = reading.separator != "auto" or reading.columns
     if is_table or find_form(text, reading.columns, ["\t"], reading.quotes):
-        return _read_delimited(path, text, reading, "\t", (*notes, "it is a table"))
-    pairs = parse_references(path, text)
-    if pairs:
-        return Source(pairs, notes=(*notes, "its lines are `data||reference`"))
-    return Source(number_passages(path, text), notes=notes)
+        return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
+    if holds_references(text):
+        return Source(parse_references(text), notes=(*notes, "its lines are `data||reference`"))
+    return Source(number_passages(text), notes=notes)

@@ -1,14 +1,14 @@
 """Records of tables: delimited text, Parquet and Arrow."""
 
 import csv
-import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.data.content import Text
 from lorakit.data.documents import Record
 from lorakit.data.layouts import find_headerless, find_layout
 from lorakit.errors import DataError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Columns = Mapping[str, str | int]
 
 LARGEST_FIELD = 1 << 28
+ROWS = 1000  # of a table that are made at once
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 NAMES = {separator: name for name, separator in SEPARATORS.items()}
 QUOTES = "see --quotes and --no-quotes"
@@ -44,8 +45,8 @@ class Form:
     is_known: bool = False
 
 
-def read_table(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a Parquet or Arrow file.
+def read_table(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a Parquet or Arrow file, of which a part at a time is read.
 
     Raises:
         DataError: it is damaged, or no such file.
@@ -53,31 +54,38 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
 
     try:
-        table = _open_table(path)
-        # Rows of a damaged table can lie outside of the memory that was read.
-        table.validate(full=True)
-        return table.to_pylist()
+        for batch in _read_batches(path):
+            for start in range(0, batch.num_rows, ROWS):
+                part = batch.slice(start, ROWS)
+                # Rows of a damaged table can lie outside of the memory that was read.
+                part.validate(full=True)
+                yield from part.to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as a table: {first_line(error)}.") from error
 
 
-def _open_table(path: Path) -> Any:  # noqa: ANN401  pyarrow has no types
-    """Return the table of a file; its values are not checked."""
+def _read_batches(path: Path) -> Iterator[Any]:
+    """Yield the record batches of a file; their values are not checked."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     # Not a memory map: a file that is cut off meanwhile would end the process.
-    content = pa.py_buffer(path.read_bytes())
-    if path.suffix.lower() == ".parquet":
-        return pq.read_table(pa.BufferReader(content))
-    try:
-        return pa.ipc.open_stream(content).read_all()
-    except pa.ArrowInvalid:
-        return pa.ipc.open_file(content).read_all()
+    with pa.OSFile(str(path)) as file:
+        if path.suffix.lower() == ".parquet":
+            yield from pq.ParquetFile(file).iter_batches(ROWS)
+            return
+        try:
+            stream = pa.ipc.open_stream(file)
+        except pa.ArrowInvalid:
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
+            return
+        yield from stream
 
 
 def find_form(
-    text: str, columns: Columns, separators: Sequence[str], quotes: bool | None
+    text: Text, columns: Columns, separators: Sequence[str], quotes: bool | None
 ) -> Form | None:
     """Return the form in which the columns of a text are those of a known layout, or None.
 
@@ -87,10 +95,11 @@ def find_form(
         separators: to try, the usual one first.
         quotes: as the user said; None to find it out.
     """
+    first = text.head()[0].split("\n")
     for separator in separators:
         wraps = _wraps(text, separator) if quotes is None else quotes
         try:
-            lines = list(islice(_read_lines(text, separator, quotes=wraps), 2))
+            lines = list(islice(_read_lines(first, separator, quotes=wraps), 2))
         except csv.Error:
             continue
         if not lines or len(lines[0]) < 2:
@@ -104,14 +113,14 @@ def find_form(
     return None
 
 
-def usual_form(text: str, columns: Columns, separator: str, quotes: bool | None) -> Form:
+def usual_form(text: Text, columns: Columns, separator: str, quotes: bool | None) -> Form:
     """Return the form of a table whose columns are in no known layout."""
     wraps = _wraps(text, separator) if quotes is None else quotes
     by_number = any(isinstance(column, int) for column in columns.values())
     return Form(separator, wraps, has_header=not by_number)
 
 
-def _wraps(text: str, separator: str) -> bool:
+def _wraps(text: Text, separator: str) -> bool:
     """Return True if quotation marks wrap fields.
 
     They do where fields are separated by commas and the like. Where tabs separate them, quotation
@@ -120,38 +129,48 @@ def _wraps(text: str, separator: str) -> bool:
     """
     if separator != "\t":
         return True
-    if len(_widths(text, separator, quotes=False)) > 1:
-        return len(_widths(text, separator, quotes=True)) == 1
-    fields = text.replace("\n", "\t").split("\t")
+    head, is_short = text.head()
+    lines = head.split("\n")
+    if len(_widths(lines, separator, quotes=False)) > 1:
+        return len(_widths(lines, separator, quotes=True, is_cut=not is_short)) == 1
+    fields = head.replace("\n", "\t").split("\t")
     quoted = [field for field in fields if field.startswith('"')]
     if not all(WRAPPED.fullmatch(field) for field in quoted):
         return False
     return any('""' in field[1:-1] for field in quoted)
 
 
-def _widths(text: str, separator: str, *, quotes: bool) -> set[int]:
-    """Return the numbers of fields that lines have; none where it cannot be read."""
+def _widths(
+    lines: Sequence[str], separator: str, *, quotes: bool, is_cut: bool = False
+) -> set[int]:
+    """Return the numbers of fields that lines have; none where they cannot be read."""
+    widths: set[int] = set()
+    reader = _read_lines(lines, separator, quotes=quotes)
     try:
-        return {len(fields) for fields in _read_lines(text, separator, quotes=quotes)} - {0}
+        for fields in reader:
+            widths.add(len(fields))
     except csv.Error:
-        return set()
+        # Lines that were cut off may end inside of a field.
+        if not is_cut or reader.line_num < len(lines):
+            return set()
+    return widths - {0}
 
 
-def _read_lines(text: str, separator: str, *, quotes: bool) -> "Reader":
+def _read_lines(lines: Iterable[str], separator: str, *, quotes: bool) -> "Reader":
     csv.field_size_limit(LARGEST_FIELD)
-    # Not splitlines(): it also cuts at characters that a field may hold, such as U+2028.
-    lines = io.StringIO(text) if quotes else text.split("\n")
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=separator, quoting=quoting, strict=quotes)
+    ended = (f"{line}\n" for line in lines)
+    return csv.reader(ended, delimiter=separator, quoting=quoting, strict=quotes)
 
 
-def parse_delimited(path: Path, text: str, form: Form) -> Iterator[Record]:
+def parse_delimited(text: Text, form: Form) -> Iterator[Record]:
     """Yield the records of a delimited text.
 
     Raises:
         DataError: its header cannot be read, has a name twice, or has another separator.
     """
-    reader = _read_lines(text, form.separator, quotes=form.quotes)
+    path = text.path
+    reader = _read_lines(text.lines(), form.separator, quotes=form.quotes)
     header = _read_header(path, reader, form.separator) if form.has_header else None
     while True:
         where = f"{path}:{reader.line_num + 1}"

@@ -12,9 +12,10 @@ from lorakit.data.prompts import Chat, Prompt, show_prompt
 from lorakit.data.templates import TemplateLimitError, encode_turns
 from lorakit.errors import DataError, ModelError
 from lorakit.evaluate.decoding import Decoding
-from lorakit.models.load import Loaded, advise, pad_id
+from lorakit.models.load import Loaded, pad_id
 from lorakit.models.open import check_ids
 from lorakit.models.padding import leaks_padding
+from lorakit.models.read import advise
 from lorakit.text import first_line, plural
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def _generation_settings(decoding: Decoding, loaded: Loaded) -> dict[str, Any]:
         "num_beams": decoding.beams,
         "no_repeat_ngram_size": decoding.no_repeat_ngram,
         "pad_token_id": pad_id(loaded.tokenizer, loaded.model),
-        "eos_token_id": loaded.tokenizer.eos_token_id,
+        "eos_token_id": loaded.stops,
         "use_cache": True,
     }
     if decoding.temperature > 0:

@@ -1,14 +1,22 @@
 """Preview of a data set as training would read it: tokens, labels, cuts and lengths."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from lorakit.data.encode import IGNORED, Example, encode_causal
 from lorakit.data.labels import encode_labelled, infer_task, label_text, list_labels
 from lorakit.data.rows import Rows
-from lorakit.models.load import build_without_weights, find_max_length, load_config, load_tokenizer
+from lorakit.data.template_files import check_use
+from lorakit.models.load import find_max_length
 from lorakit.models.open import choose_max_length
+from lorakit.models.read import (
+    build_without_weights,
+    load_config,
+    load_generation_config,
+    load_tokenizer,
+)
+from lorakit.models.stops import find_stops
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,6 +63,7 @@ def preview(
     show: int,
     *,
     trust_remote_code: bool = False,
+    template: str | None = None,
 ) -> Preview:
     """Tokenise rows as training does, and count; no weights are loaded.
 
@@ -66,11 +75,14 @@ def preview(
         max_length: tokens of a sequence; None for training's own default.
         show: number of rows to return token by token.
         trust_remote_code: True to run Python code that the model's folder brings along.
+        template: chat template: chatml, or a file; None for that of the model.
 
     Raises:
         DataError: what training would refuse.
+        SpecError: the template cannot be read, or the rows are no conversations.
     """
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    check_use(rows, template)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code, template=template)
     config = load_config(model, trust_remote_code=trust_remote_code)
     base = build_without_weights(config, trust_remote_code=trust_remote_code)
     longest = choose_max_length(max_length, find_max_length(config, tokenizer, base))
@@ -81,6 +93,9 @@ def preview(
         examples = encode_causal(rows, tokenizer, longest, loss_on)
     else:
         examples = encode_labelled(rows, tokenizer, longest, names)
+    generation = load_generation_config(model, config, trust_remote_code=trust_remote_code)
+    ends = _count_ends(examples, find_stops(tokenizer, generation)) if is_causal else Counter()
+    names_of_ends = [str(tokenizer.convert_ids_to_tokens(token)) for token in ends]
     lengths = [len(example.ids) for example in examples]
     return {
         "task": task,
@@ -93,17 +108,21 @@ def preview(
         "rows_cut": sum(example.cut > 0 for example in examples),
         "tokens_cut": sum(example.cut for example in examples),
         "rows_repeated": rows.repeated,
-        "eos": str(tokenizer.eos_token) if is_causal else None,
-        "eos_trained": _count_trained_eos(examples, tokenizer) if is_causal else None,
+        "eos": " ".join(names_of_ends) or str(tokenizer.eos_token) if is_causal else None,
+        "eos_trained": ends.total() if is_causal else None,
         "labels": _count_labels(rows) if names else {},
         "histogram": _histogram(lengths),
         "shown": [_show(example, rows, tokenizer, task, names) for example in examples[:show]],
     }
 
 
-def _count_trained_eos(examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase") -> int:
-    """Return the number of sequences that end in a trained EOS token."""
-    return sum(example.labels[-1] == tokenizer.eos_token_id for example in examples)
+def _count_ends(examples: Sequence[Example], stops: Collection[int]) -> Counter[int]:
+    """Return the number of sequences whose last trained token is this one, for each stop."""
+    last: Counter[int] = Counter()
+    for example in examples:
+        trained = [label for label in example.labels if label != IGNORED]
+        last[trained[-1]] += 1
+    return Counter({token: count for token, count in last.most_common() if token in stops})
 
 
 def _count_labels(rows: Rows) -> dict[str, int]:

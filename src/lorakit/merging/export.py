@@ -27,7 +27,8 @@ from lorakit.merging.folder import (
 from lorakit.merging.quantised import Rounding, dequantised_parameters
 from lorakit.merging.subject import Subject, open_subject
 from lorakit.merging.weights import Undo, merge
-from lorakit.models.load import pad_id, quiet
+from lorakit.models.load import pad_id
+from lorakit.models.read import quiet
 from lorakit.sites.quantised import without_packing
 from lorakit.spec import is_inside
 from lorakit.text import dtype_name, plural

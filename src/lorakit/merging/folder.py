@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lorakit.errors import ModelError
 from lorakit.files import leaves_folder
-from lorakit.models.load import TOKENIZER_CONFIG
 from lorakit.models.own_tokenizer import TEMPLATES, TOKENIZER, has_tokenizer
+from lorakit.models.read import TOKENIZER_CONFIG
 from lorakit.text import plural
 
 CONFIG = "config.json"

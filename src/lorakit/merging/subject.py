@@ -11,11 +11,11 @@ from lorakit.errors import MergeError, ModelError
 from lorakit.inject.attach import attach, detach
 from lorakit.merging.folder import BaseFolder, find_base_folder, stored_dtypes
 from lorakit.merging.quantised import dequantise, quantised_form
-from lorakit.models.load import load_config, load_tokenizer
 from lorakit.models.locate import locate
 from lorakit.models.open import check_trained
 from lorakit.models.own_class import Candidate, choose_class
 from lorakit.models.own_tokenizer import check_vocabulary, has_tokenizer
+from lorakit.models.read import load_config, load_tokenizer
 from lorakit.text import dtype_name
 
 if TYPE_CHECKING:

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 from lorakit.adapter import Adapter
 from lorakit.data.encode import Example, encode_causal
 from lorakit.data.labels import LABELLED, encode_labelled
+from lorakit.data.on_demand import encode_on_demand
+from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows
+from lorakit.data.template_files import check_template, set_template
 from lorakit.errors import DataError, ModelError
 from lorakit.inject.attach import attach
-from lorakit.models.load import Loaded, count_embeddings, find_max_length, load, load_config
+from lorakit.models.load import Loaded, count_embeddings, find_max_length, load
 from lorakit.models.own_tokenizer import check_vocabulary, take_own_tokenizer
+from lorakit.models.read import load_config
 from lorakit.models.tasks import task_of_peft_type
 from lorakit.spec import is_inside
 from lorakit.text import plural
@@ -55,6 +59,7 @@ def open_model(
     device: str = "auto",
     any_base: bool = False,
     trust_remote_code: bool = False,
+    template: str | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Loaded:
     """Load a base for a task, and attach the adapter to it.
@@ -69,15 +74,19 @@ def open_model(
         device: cpu, cuda, … or "auto".
         any_base: True to take another base than the adapter was trained on.
         trust_remote_code: True to run Python code that the base's folder brings along.
+        template: chat template: chatml, or a file; None for that of the adapter's folder, or of
+            the base.
         say: called with what is used of the adapter's folder beside its weights.
 
     Raises:
         ModelError: the base cannot be loaded, or has a head of random weights; or the adapter's
             folder has a tokenizer that does not fit it.
+        SpecError: the template cannot be read.
         AdapterMismatch: the adapter does not fit it.
     """
     labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
     trained = tuple(adapter.full_parameters) if adapter else ()
+    check_template(template)
     loaded = load(
         model,
         task,
@@ -93,6 +102,8 @@ def open_model(
             _use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
         attach(loaded.model, adapter, trainable=False, any_base=any_base)
         loaded.model.eval()
+    if template is not None:
+        set_template(loaded.tokenizer, template)
     return loaded
 
 
@@ -186,6 +197,22 @@ def choose_max_length(max_length: int | None, limit: int) -> int:
             f"max_length: {max_length} tokens are given, the model takes at most {limit}."
         )
     return max_length
+
+
+def encode_for_training(
+    rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
+) -> Sequence[Example]:
+    """Tokenise rows as `encode_rows` does; many rows of language modelling on demand.
+
+    They are tokenised at once all the same if the tokenizer has ids that the model has no
+    embedding for, because each row has to be checked then.
+    """
+    known = count_embeddings(loaded.model)
+    fits = known is None or len(loaded.tokenizer) <= known
+    if loaded.task != "causal-lm" or not fits or not isinstance(rows.rows, PackedRows):
+        return encode_rows(rows, loaded, max_length, loss_on)
+    longest = choose_max_length(max_length, loaded.max_length)
+    return encode_on_demand(rows, loaded.tokenizer, longest, loss_on)
 
 
 def encode_rows(

@@ -12,15 +12,13 @@ from lorakit.errors import ModelError
 from lorakit.inject.places import find_places
 from lorakit.models.load import (
     NAMING_ADVICE,
-    READ_ERRORS,
-    advise,
     device_of,
     head_options,
     load_weights,
     outermost_modules,
-    quiet,
 )
 from lorakit.models.locate import locate
+from lorakit.models.read import READ_ERRORS, advise, quiet
 from lorakit.models.tasks import MODEL_CLASSES
 from lorakit.text import first_line
 

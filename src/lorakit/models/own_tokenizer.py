@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.errors import ModelError
-from lorakit.models.load import TOKENIZER_CONFIG, count_embeddings, load_tokenizer
+from lorakit.models.load import count_embeddings
+from lorakit.models.read import TOKENIZER_CONFIG, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -20,11 +20,13 @@ class PlanRequest:
         required=True,
     )
     trust_remote_code: bool = option(False, TRUST_HELP)
-    data: str | None = option(
+    data: str | tuple[str, ...] | None = option(
         None,
         "data whose row lengths are used: a file, a hub id, or builtin:stdlib-docs (default: all "
         "rows have the maximum length)",
         type=str,
+        several=True,
+        metavar="DATA",
     )
     columns: tuple[str, ...] = option(
         (),
@@ -53,6 +55,12 @@ class PlanRequest:
         "completion",
         "tokens that are trained: only completions and assistant turns, or all",
         choices=("completion", "all"),
+    )
+    template: str | None = option(
+        None,
+        "chat template for conversations: chatml, or a file with a jinja template (default: that "
+        "of the model)",
+        type=str,
     )
     task: str = option(
         "auto",

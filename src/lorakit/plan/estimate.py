@@ -11,7 +11,7 @@ from lorakit.adapter import Adapter
 from lorakit.errors import ModelError, TargetError
 from lorakit.formats.peft.writer import layout_tensors
 from lorakit.inits.start import STARTS
-from lorakit.inject.attach import detach
+from lorakit.inject.attach import attach, detach
 from lorakit.inject.coverage import coverage
 from lorakit.inject.targets import select
 from lorakit.plan.blocks import trace_by_blocks
@@ -154,6 +154,7 @@ class Plan:
         heads = [name for name in base.new_modules if name not in spec.full_modules]
         self.spec = replace(spec, full_modules=(*spec.full_modules, *heads))
         self._traces: dict[tuple[Step, int | None], Trace] = {}
+        self._adapters: dict[int, Adapter] = {}
         self._adapter_bytes: dict[torch.dtype, AdapterBytes] = {}
         self.adapter = attach_on_meta(base.model, self.spec)
         self.adapter.left_out |= left_out or {}
@@ -184,20 +185,18 @@ class Plan:
         return trace_by_blocks(self.base.transformer, step)
 
     def _trace_adapter(self, step: Step, rank: int | None) -> Trace:
-        attach_on_meta(self.base.model, self._spec_at(rank))
+        attach(self.base.model, self.adapter if rank is None else self.adapter_at(rank))
         try:
             return trace_by_blocks(self.base.transformer, step)
         finally:
             detach(self.base.model)
 
-    def _spec_at(self, rank: int | None) -> Spec:
-        return self.spec if rank is None else replace(self.spec, rank=rank)
-
     def adapter_at(self, rank: int) -> Adapter:
-        """Return a new adapter of this rank, of tensors without values."""
-        adapter = attach_on_meta(self.base.model, self._spec_at(rank))
-        detach(self.base.model)
-        return adapter
+        """Return an adapter of this rank, of tensors without values."""
+        if rank not in self._adapters:
+            self._adapters[rank] = attach_on_meta(self.base.model, replace(self.spec, rank=rank))
+            detach(self.base.model)
+        return self._adapters[rank]
 
     # --- memory ----------------------------------------------------------------------------------
 

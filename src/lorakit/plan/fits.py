@@ -78,10 +78,21 @@ def _largest_batch(plan: Plan, step: Step, method: str, gpu: bool, room: int) ->
 def _longest(plan: Plan, step: Step, room: int) -> int:
     most = plan.base.max_length or MOST_LENGTH
     length = plan.work.length
+    if _fits_grown(plan, step, most / length, room):
+        return most
     parts = {max(2, length // part) for part in (1, 2, 4)}
     samples = sorted(parts | {8, 16})[-3:]
     peak = _peak_by(plan, step, Size("length", samples, most))
     return find_largest(lambda length: peak(length) <= room, most)
+
+
+def _fits_grown(plan: Plan, step: Step, factor: float, room: int) -> bool:
+    """Return True if a step fits with its length or rank multiplied by a factor, as is plain.
+
+    Each tensor grows at most with the square of these sizes, so for small models the trace of the
+    step itself is enough.
+    """
+    return plan.trace(step).peak * max(1.0, factor) ** 2 <= room
 
 
 def _peak_by(plan: Plan, step: Step, size: Size, *, full: bool = False) -> Bytes:
@@ -160,6 +171,8 @@ def _highest_rank(plan: Plan, step: Step, usable: int) -> int:
     def sample(rank: int) -> Sample:
         return Sample(rank, plan.trace(step, rank=rank).timeline)
 
+    if _fits_grown(plan, step, most / plan.spec.rank, usable - fixed_bytes(most)):
+        return most
     start = fixed_bytes(low)
     slope = (fixed_bytes(high) - start) / (high - low)
     peak = Curve([sample(low), sample(high)])

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.models.load import check_class, check_new_modules, find_positions, load_config, quiet
+from lorakit.models.load import check_class, check_new_modules, find_positions
 from lorakit.models.locate import locate
+from lorakit.models.read import load_config, quiet
 from lorakit.models.tasks import TASKS
 from lorakit.plan.headers import build_from_shapes, find_weight_files, read_shapes
 from lorakit.plan.published import PREFIX, PUBLISHED

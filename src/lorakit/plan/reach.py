@@ -18,6 +18,7 @@ from lorakit.inject.check import Watch, watch_places
 from lorakit.inject.places import Place, find_places
 from lorakit.inject.targets import select
 from lorakit.plan.meta_model import MetaModel
+from lorakit.plan.shape_cache import ShapeCache
 from lorakit.plan.trace import NEEDS_VALUES, quiet_fake_tensors, substituted
 from lorakit.spec import Spec
 
@@ -59,7 +60,7 @@ def _find_reasons(base: MetaModel, places: Mapping[str, Place]) -> dict[str, str
     model = base.transformer
     fake = FakeTensorMode()
     was_training = model.training
-    with quiet_fake_tensors(), substituted(model, torch.float32, fake), fake:
+    with quiet_fake_tensors(), substituted(model, torch.float32, fake), ShapeCache(fake):
         watch = watch_places(model, places.values())
         hooks = watch.add_hooks()
         model.eval()

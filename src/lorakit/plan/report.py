@@ -2,18 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, Protocol, TypedDict
 
 import torch
 
 from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
 from lorakit.data.labels import infer_task, list_labels
+from lorakit.data.on_demand import count_tokens, find_longest
 from lorakit.data.rows import Rows, read_for
+from lorakit.data.template_files import check_use
 from lorakit.errors import NOT_STARTED, SpecError
-from lorakit.models.load import LONGEST, Loaded, auto_dtype, load_tokenizer
-from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_rows
+from lorakit.models.load import LONGEST, Loaded, auto_dtype
+from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_for_training
 from lorakit.models.packing import packing_obstacle
+from lorakit.models.read import load_tokenizer
 from lorakit.plan import devices
 from lorakit.plan.config import PlanRequest
 from lorakit.plan.estimate import Memory, Plan, RankRow, Work, make_plan
@@ -24,9 +27,6 @@ from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, count_rank_costs
 from lorakit.spec import Spec
 from lorakit.text import dtype_name, format_bytes, format_duration
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class RunSettings(Protocol):
@@ -173,7 +173,9 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
     )
     batches = None
     if rows:
-        examples = tokenise_rows(base, rows, run.max_length, labels, request.loss_on)
+        examples = tokenise_rows(
+            base, rows, run.max_length, labels, request.loss_on, request.template
+        )
         batches = make_batches(run, base, examples) if examples else None
     spec, left_out = leave_out_unreached(base, spec)
     allocated = allocate_run_ranks(base, spec, run)
@@ -256,8 +258,8 @@ def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example])
     Raises:
         SpecError: fewer tokens a batch than the longest row has.
     """
-    lengths = [len(example.ids) for example in examples]
-    longest = max(lengths)
+    lengths = count_tokens(examples)
+    longest = find_longest(examples)
     if run.batch_tokens is not None and run.batch_tokens < longest:
         raise SpecError(
             f"batch_tokens: {run.batch_tokens:,} asked, the longest row has {longest:,} tokens.",
@@ -309,8 +311,8 @@ def tokenise_rows(
     max_length: int | None,
     labels: Sequence[str],
     loss_on: str,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
-) -> list[Example]:
+    template: str | None = None,
+) -> Sequence[Example]:
     """Return the rows as training reads them; only the tokenizer of the model is loaded.
 
     Args:
@@ -319,17 +321,21 @@ def tokenise_rows(
         max_length: tokens of a sequence; as in training where None.
         labels: class names, for classify.
         loss_on: completion or all.
-        tokenizer: tokenizer of the model, if it is loaded already.
+        template: chat template: chatml, or a file; None for that of the model.
+
+    Raises:
+        SpecError: the template cannot be read, or the rows are no conversations.
     """
-    if tokenizer is None:
-        tokenizer = load_tokenizer(
-            base.name,
-            advice="Without --data no tokenizer is needed.",
-            trust_remote_code=base.trust_remote_code,
-        )
+    check_use(rows, template)
+    tokenizer = load_tokenizer(
+        base.name,
+        advice="Without --data no tokenizer is needed.",
+        trust_remote_code=base.trust_remote_code,
+        template=template,
+    )
     longest = int(min(tokenizer.model_max_length, base.max_length or LONGEST))
     loaded = Loaded(base.transformer, tokenizer, base.task, list(labels), base.name, (), longest)
-    return encode_rows(rows, loaded, max_length, loss_on)
+    return encode_for_training(rows, loaded, max_length, loss_on)
 
 
 def _time(

@@ -119,11 +119,13 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
         quiet_fake_tensors(),
         substituted(model, step.dtype, fake) as known,
         _checkpointed(model, step.checkpointing),
-        fake,
     ):
         model.train()
         try:
-            return _run(model, step, Meter(known, model.config.get_text_config().vocab_size))
+            with fake:
+                batch = _fake_batch(step)
+            vocabulary = model.config.get_text_config().vocab_size
+            return _run(model, step, batch, Meter(fake, known, vocabulary))
         except NEEDS_VALUES as error:
             kind = "" if isinstance(error, PlanError) else f"{type(error).__name__}: "
             raise PlanError(
@@ -135,8 +137,7 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
             model.train(was_training)
 
 
-def _run(model: "PreTrainedModel", step: Step, meter: Meter) -> Trace:
-    batch = _fake_batch(step)
+def _run(model: "PreTrainedModel", step: Step, batch: dict[str, Tensor], meter: Meter) -> Trace:
     precision = nullcontext()
     if step.mixed != "no":
         precision = torch.autocast("cpu", AUTOCAST[step.mixed])

@@ -63,7 +63,7 @@ class AdviceReport(AdviceRow):
     task: str
     rows: int
     model: str
-    data: str
+    data: str | tuple[str, ...]
 
 
 def draw_curve(report: SearchReport) -> "Figure":

@@ -246,7 +246,9 @@ def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
         labels=len(labels) or 2,
         trust_remote_code=settings.trust_remote_code,
     )
-    examples = tokenise_rows(base, rows, settings.max_length, labels, settings.loss_on)
+    examples = tokenise_rows(
+        base, rows, settings.max_length, labels, settings.loss_on, settings.template
+    )
     new_modules = tuple(find_full_modules(base.model, base.new_modules))
     places = select(base.model, spec.targets, spec.exclude, without=new_modules)
     values = sum(parameter.numel() for parameter in base.model.parameters())

@@ -12,6 +12,7 @@ from lorakit.adapter import Adapter
 from lorakit.algebra.outcome import Outcome
 from lorakit.algebra.truncation import resize
 from lorakit.data.encode import Example
+from lorakit.data.on_demand import count_tokens
 from lorakit.errors import SpecError
 from lorakit.rank_search.candidate import (
     ByModule,
@@ -241,7 +242,7 @@ def take_share(
     >>> [example.row for example in take_share(examples, tokens=40, least=1)]
     [0, 2, 4, 6]
     """
-    total = sum(len(example.ids) for example in examples)
+    total = sum(count_tokens(examples))
     if tokens >= total:
         return [*examples]
     share = int(len(examples) * tokens / total)

@@ -48,7 +48,7 @@ def model_card(report: RunReport) -> str:
         trained=report["trainable_parameters"],
         total=report["total_parameters"],
         rows=_metric_rows(report),
-        data=report["settings"]["data"],
+        data=_name_data(report["settings"]["data"]),
         data_rows=report["rows"],
         data_hash=report["data_hash"][:16],
         steps=report["steps"],
@@ -80,3 +80,7 @@ def _format_number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _name_data(data: str | list[str]) -> str:
+    return data if isinstance(data, str) else "`, `".join(data)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from lorakit.adapter import Adapter
+from lorakit.data.templates import TEMPLATE_FILE
 from lorakit.errors import OutputError
-from lorakit.files import PART, remove_leftovers, replace_folder
+from lorakit.files import PART, remove_leftovers, replace_folder, write_text
 from lorakit.text import first_line
 from lorakit.train.budget import Budget, BudgetState
 from lorakit.train.progress import Progress
@@ -45,6 +46,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     budget: Budget | None = None,
+    chat_template: str | None = None,
 ) -> Path:
     """Write a checkpoint: a loadable adapter folder, and the state of everything else.
 
@@ -54,6 +56,7 @@ def save(
         optimizer: its optimizer.
         progress: the progress of the run; its step names the checkpoint.
         budget: AdaLoRA's rank budget, if there is one.
+        chat_template: chat template that the adapter is trained with, if there is one.
 
     Returns:
         The folder `checkpoints/step-N`. A run that is killed leaves no half of it.
@@ -73,6 +76,8 @@ def save(
     try:
         with replace_folder(folder) as part:
             adapter.save(part)
+            if chat_template is not None:
+                write_text(part / TEMPLATE_FILE, chat_template)
             torch.save(state, part / STATE)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError.

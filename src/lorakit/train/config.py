@@ -46,7 +46,21 @@ class TrainSpec:
 
     model: str = option("", "base model: a folder, a hub id, or builtin:minilm", required=True)
     trust_remote_code: bool = option(False, TRUST_HELP)
-    data: str = option("", "training data: a file, a hub id, or builtin:stdlib-docs", required=True)
+    data: str | tuple[str, ...] = option(
+        "",
+        "training data: a file, a folder of files, a hub id, or builtin:stdlib-docs; or several",
+        required=True,
+        several=True,
+        metavar="DATA",
+    )
+    data_weights: tuple[float, ...] = option(
+        (),
+        "share of each data set in an epoch, if there are several, e.g. 0.7 0.3: rows of those "
+        "with fewer are repeated (default: each row is seen once)",
+        several=True,
+        type=float,
+        above=0,
+    )
     output: str = option(
         "", "folder for the adapter, its report and its checkpoints", required=True
     )
@@ -89,6 +103,12 @@ class TrainSpec:
         "completion",
         "tokens that are trained: only completions and assistant turns, or all",
         choices=("completion", "all"),
+    )
+    template: str | None = option(
+        None,
+        "chat template for conversations: chatml, or a file with a jinja template (default: that "
+        "of the model)",
+        type=str,
     )
     max_length: int | None = option(
         None,
@@ -211,6 +231,8 @@ class TrainSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", _as_tuple(self.columns))
+        object.__setattr__(self, "data", _one_or_several(self.data))
+        object.__setattr__(self, "data_weights", _several(self.data_weights))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(
@@ -233,6 +255,10 @@ class TrainSpec:
                 yield field.name, "is needed"
 
     def _conflicts(self) -> Iterator[Fault]:
+        sources = 1 if isinstance(self.data, str) else len(self.data)
+        if self.data_weights and len(self.data_weights) != sources:
+            given = plural(len(self.data_weights), "weight")
+            yield "data_weights", f"{given} for {plural(sources, 'data set')}; give one for each"
         if self.batch_tokens is not None and self.packing == "off":
             yield "batch_tokens", "counts packed rows, and packing is off; use batch_size"
         if self.gradient_checkpointing and self.light_checkpointing:
@@ -254,6 +280,10 @@ class TrainSpec:
         """Return the settings as JSON holds them."""
         values = asdict(self)
         values["columns"] = list(self.columns)
+        # A run of an earlier version has neither.
+        if not isinstance(self.data, str):
+            values["data"] = list(self.data)
+        values["data_weights"] = list(self.data_weights) or None
         return values
 
     def differences(self, earlier: Mapping[str, object]) -> list[str]:
@@ -277,6 +307,17 @@ def _as_tuple(columns: object) -> tuple[str, ...]:
     return tuple(cast(Iterable[str], columns))
 
 
+def _several(value: object) -> tuple[Any, ...]:
+    """Return the values of a setting of which there may be several."""
+    return tuple(cast("list[Any]", value)) if isinstance(value, list | tuple) else (value,)
+
+
+def _one_or_several(data: object) -> Any:  # noqa: ANN401  checked later
+    """Return one data set as it is, and several as a tuple."""
+    named = _several(data)
+    return named[0] if len(named) == 1 else named
+
+
 def _kind_of(field: Field[Any]) -> type:
     """Return the type of a field's values, None aside."""
     return field.metadata.get("type") or type(field.default)
@@ -285,7 +326,11 @@ def _kind_of(field: Field[Any]) -> type:
 def _kind_faults(field: Field[Any], value: object) -> Iterator[Fault]:
     """Yield a fault of a text, a switch or a choice."""
     kind, choices = _kind_of(field), field.metadata.get("choices")
-    if kind in (str, bool) and value is not None and not isinstance(value, kind):
+    if field.metadata.get("several"):
+        for one in _several(value) if kind is str else ():
+            if not isinstance(one, str) or (not one and isinstance(value, tuple)):
+                yield field.name, f"text is needed, got {one!r}"
+    elif kind in (str, bool) and value is not None and not isinstance(value, kind):
         needed = "yes or no" if kind is bool else "text"
         yield field.name, f"{needed} is needed, got {value!r}"
     elif choices and value not in choices:
@@ -305,12 +350,13 @@ def _number_faults(field: Field[Any], value: object) -> Iterator[Fault]:
     if _kind_of(field) is not float or value is None:
         return
     above, minimum = field.metadata.get("above"), field.metadata.get("minimum")
-    if not is_number(value):
-        yield field.name, f"a number is needed, got {value!r}"
-    elif above is not None and value <= above:
-        yield field.name, f"a number above {above} is needed, got {value!r}"
-    elif minimum is not None and value < minimum:
-        yield field.name, f"{minimum} or more is needed, got {value!r}"
+    for one in _several(value):
+        if not is_number(one):
+            yield field.name, f"a number is needed, got {one!r}"
+        elif above is not None and one <= above:
+            yield field.name, f"a number above {above} is needed, got {one!r}"
+        elif minimum is not None and one < minimum:
+            yield field.name, f"{minimum} or more is needed, got {one!r}"
 
 
 def _upper_bound_faults(field: Field[Any], value: object) -> Iterator[Fault]:

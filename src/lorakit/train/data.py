@@ -1,11 +1,16 @@
 """The rows of a run: read, held out, and the task they are for."""
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 
 from lorakit.data.labels import infer_task, list_labels
-from lorakit.data.rows import Rows, read_for, row_key
+from lorakit.data.mixture import count_draws, describe_draws, draw_positions
+from lorakit.data.rows import Rows, join_rows, read_for, read_parts
 from lorakit.errors import DataError
 from lorakit.train.config import TrainSpec
 
@@ -22,7 +27,8 @@ class RunData:
         labels: class names, for classify; empty otherwise.
         rows: rows to train on.
         held_out: rows to evaluate on; None where there are none.
-        described: a line on what was read.
+        described: lines on what was read.
+        copies: number of rows to train on that `data_weights` repeats.
     """
 
     task: str
@@ -30,6 +36,7 @@ class RunData:
     rows: Rows
     held_out: Rows | None
     described: str = ""
+    copies: int = 0
 
     @property
     def held_out_count(self) -> int:
@@ -40,8 +47,8 @@ class RunData:
         """Return the number of held-out rows that are in the training data too."""
         if not self.held_out:
             return 0
-        trained = {row_key(row) for row in self.rows.rows}
-        return sum(row_key(row) in trained for row in self.held_out.rows)
+        shared = np.isin(self.held_out.key_hashes(), self.rows.key_hashes())
+        return int(shared.sum())
 
 
 def read_data(settings: TrainSpec) -> RunData:
@@ -50,31 +57,59 @@ def read_data(settings: TrainSpec) -> RunData:
     Raises:
         DataError: rows that cannot be read or do not fit the task, or a single class.
     """
-    rows = read_for(settings, settings.data)
+    parts = read_parts(settings, settings.data)
+    rows = join_rows(parts)
     task = infer_task(rows, settings.task)
     # A rare label may be in the held-out rows alone: labels are collected before the split.
     labels = list_labels(rows) if task == "classify" else []
-    trained, held_out = _hold_out(rows, settings)
+    kept, held_out = _hold_out(rows, settings)
+    described = [part.describe() for part in parts]
+    copies = 0
+    if settings.data_weights:
+        positions = _split(kept, parts)
+        sizes = [len(own) for own in positions]
+        draws = count_draws(sizes, settings.data_weights)
+        kept = draw_positions(positions, draws, settings.seed)
+        described += describe_draws(parts, sizes, draws)
+        copies = sum(draws) - sum(sizes)
     if task == "classify" and len(labels) < 2:
         raise DataError(
-            f"{settings.data} has one label only ({labels[0]!r}): there is nothing to tell apart."
+            f"{rows.source} has one label only ({labels[0]!r}): there is nothing to tell apart."
         )
-    return RunData(task, labels, trained, held_out, rows.describe())
+    return RunData(task, labels, rows.take(kept), held_out, "\n".join(described), copies)
 
 
-def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Rows, Rows | None]:
-    """Return the rows to train on and the held-out rows.
+def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Sequence[int], Rows | None]:
+    """Return the positions of the rows to train on, and the held-out rows.
 
     These are other data, the test split of a builtin, or rows drawn by the seed.
     """
-    if settings.eval_data or settings.data.startswith("builtin:"):
+    is_builtin = isinstance(settings.data, str) and settings.data.startswith("builtin:")
+    if settings.eval_data or is_builtin:
         source = settings.eval_data or settings.data
-        return rows, read_for(settings, source, "test")
+        return range(len(rows)), read_for(settings, source, "test")
     least = 1 if settings.eval_fraction and len(rows) >= FEW_ROWS else 0
     share = round(settings.eval_fraction * len(rows))
     count = min(HELD_OUT_ROWS, max(least, share))
     if not count:
-        return rows, None
+        return range(len(rows)), None
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(rows), generator=generator).tolist()
-    return rows.take(sorted(order[count:])), rows.take(sorted(order[:count]))
+    return sorted(order[count:]), rows.take(sorted(order[:count]))
+
+
+def _split(positions: Sequence[int], parts: Sequence[Rows]) -> list[Sequence[int]]:
+    """Return the positions that are of each part.
+
+    Raises:
+        DataError: all rows of one are held out.
+    """
+    ends = [*accumulate(len(part) for part in parts)]
+    cuts = [0, *(bisect_left(positions, end) for end in ends)]
+    own = [positions[start:end] for start, end in pairwise(cuts)]
+    empty = [part.source for part, some in zip(parts, own, strict=True) if not some]
+    if empty:
+        raise DataError(
+            "All rows of a data set are held out.", empty, "Give --eval-data, or more rows."
+        )
+    return own

@@ -14,6 +14,7 @@ from torch import Tensor
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate, pack_examples, split_by_length
 from lorakit.data.encode import Example
+from lorakit.data.on_demand import count_tokens
 from lorakit.evaluate.score import Scores, evaluate
 from lorakit.models.packing import packed_attention
 from lorakit.models.padding import leaks_padding
@@ -42,6 +43,7 @@ class Job:
         lr: peak learning rate.
         output: folder for checkpoints.
         packed: True if the sequences of a batch are concatenated instead of padded.
+        chat_template: the chat template that the sequences were made with, if any.
     """
 
     model: "PreTrainedModel"
@@ -55,6 +57,7 @@ class Job:
     lr: float
     output: Path
     packed: bool = False
+    chat_template: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -71,9 +74,8 @@ class Job:
     @cached_property
     def batches(self) -> Batches:
         """The order of the batches."""
-        lengths = [len(example.ids) for example in self.examples]
         return Batches(
-            lengths,
+            count_tokens(self.examples),
             self.settings.batch_size,
             self.settings.seed,
             self.settings.batch_tokens,

@@ -158,7 +158,14 @@ def _checkpoint_is_due(job: Job, progress: Progress) -> bool:
 
 def _save_checkpoint(session: Session) -> None:
     job, progress = session.job, session.progress
-    checkpoints.save(job.output, job.adapter, session.optimizer, progress, session.budget)
+    checkpoints.save(
+        job.output,
+        job.adapter,
+        session.optimizer,
+        progress,
+        session.budget,
+        job.chat_template,
+    )
     checkpoints.prune(job.output, job.settings.keep, progress.best_step)
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lorakit.data.templates import TEMPLATE_FILE
 from lorakit.errors import OutputError
 from lorakit.files import check_can_be_made, hold_folder
 from lorakit.formats.peft.spec_header import use_present_names
@@ -25,6 +26,7 @@ WRITTEN = (
     METRICS,
     "adapter_config.json",
     "adapter_model.safetensors",
+    TEMPLATE_FILE,
     checkpoints.FOLDER,
 )
 

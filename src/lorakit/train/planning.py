@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakit.data.encode import Example
+from lorakit.data.on_demand import ExamplesOnDemand
 from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
 from lorakit.models.load import auto_dtype, device_of
 from lorakit.plan.devices import this_machine
@@ -44,7 +45,7 @@ class RunPlan:
             not tell them.
     """
 
-    examples: list[Example]
+    examples: Sequence[Example]
     spec: Spec
     left_out: dict[str, str]
     base_dtype: str
@@ -64,7 +65,19 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
         labels=len(data.labels) or 2,
         trust_remote_code=settings.trust_remote_code,
     )
-    examples = tokenise_rows(base, data.rows, settings.max_length, data.labels, settings.loss_on)
+    examples = tokenise_rows(
+        base,
+        data.rows,
+        settings.max_length,
+        data.labels,
+        settings.loss_on,
+        settings.template,
+    )
+    if isinstance(examples, ExamplesOnDemand):
+        say(
+            f"note: {len(data.rows):,} rows are tokenised when a batch needs them; the lengths of "
+            "short ones are estimated"
+        )
     dtype = _base_dtype(settings, base, spec)
     spec, left_out = leave_out_unreached(base, spec)
     report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)

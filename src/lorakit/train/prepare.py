@@ -12,6 +12,8 @@ from torch import nn
 from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
+from lorakit.data.on_demand import count_cut, count_tokens, find_longest
+from lorakit.data.template_files import used_template
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
@@ -57,8 +59,8 @@ class LoadedRun:
     base: Loaded
     adapter: Adapter
     coverage: Coverage
-    examples: list[Example]
-    held_out: list[Example]
+    examples: Sequence[Example]
+    held_out: Sequence[Example]
     max_length: int
     lr: float
     packed: bool
@@ -66,7 +68,7 @@ class LoadedRun:
     @property
     def cut_rows(self) -> int:
         """Number of examples that were cut to `max_length`."""
-        return sum(example.cut > 0 for example in self.examples)
+        return count_cut(self.examples)
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "logits": logits,
         "base_dtype": plan.base_dtype,
         "rows_cut": loaded.cut_rows,
-        "rows_repeated": data.rows.repeated,
+        "rows_repeated": data.rows.repeated - data.copies,
         "rows_shared": shared,
         "max_length": loaded.max_length,
         "lr": loaded.lr,
@@ -177,6 +179,7 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
         device=settings.device,
         seed=settings.seed,
         trust_remote_code=settings.trust_remote_code,
+        template=settings.template,
     )
     max_length = choose_max_length(settings.max_length, base.max_length)
     held_out = []
@@ -221,7 +224,7 @@ def _is_packed(base: Loaded, examples: Sequence[Example], settings: TrainSpec, s
     """
     if settings.packing == "off":
         return False
-    obstacle = _find_packing_obstacle(base, max(len(example.ids) for example in examples))
+    obstacle = _find_packing_obstacle(base, find_longest(examples))
     if obstacle is None:
         return True
     if settings.packing == "on" or settings.batch_tokens is not None:
@@ -265,7 +268,7 @@ def _first_batches(
     base: Loaded, examples: Sequence[Example], settings: TrainSpec
 ) -> list[dict[str, Any]]:
     """Return the first batches of the run, as the model is called with them for a loss."""
-    lengths = [len(example.ids) for example in examples]
+    lengths = count_tokens(examples)
     order = Batches(lengths, settings.batch_size, settings.seed, settings.batch_tokens)
     device, pad = next(base.model.parameters()).device, pad_id(base.tokenizer, base.model)
     batches = []
@@ -306,6 +309,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         loaded.lr,
         Path(settings.output),
         loaded.packed,
+        used_template(data.rows, loaded.base.tokenizer),
     )
     make_budget(loaded.adapter, settings, job.steps)  # Refuses a budget that it cannot keep.
     return job

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from lorakit.data.templates import TEMPLATE_FILE
 from lorakit.files import write_json, write_text
 from lorakit.spec import Spec
 from lorakit.text import lasting_stderr
@@ -154,5 +155,7 @@ def _write_results(job: Job, report: RunReport) -> None:
         "steps": report["steps"],
     }
     job.adapter.save(job.output)
+    if job.chat_template is not None:
+        write_text(job.output / TEMPLATE_FILE, job.chat_template)
     write_json(job.output / REPORT, report)
     write_text(job.output / CARD, model_card(report))

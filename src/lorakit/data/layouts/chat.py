@@ -35,6 +35,7 @@ SPEAKERS = {
 }
 # Further names in ShareGPT layout; a template of messages may have its own meaning for them.
 ROLES = {**SPEAKERS, "observation": "tool", "function_response": "tool", "tool_response": "tool"}
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # keys of the assistant's thinking
 CALLS = ("function_call", "tool_call")  # roles of turns in which the assistant calls tools
 EXCHANGE = ("input", "output")  # what is said and answered, as one turn of Capybara has them
 WEIGHTS = ("weight", "train", "loss")  # names for whether a turn is learned
@@ -255,9 +256,10 @@ def make_row(turns: list[Turn], tools: list[Turn], column: str, context: int = 0
     return row
 
 
-def has_content(turn: Turn) -> bool:
-    """Return True if a turn says something or calls a tool."""
-    return bool(turn["content"].strip() or turn.get("tool_calls") or turn.get("reasoning_content"))
+def has_content(turn: Mapping[str, Any]) -> bool:
+    """Return True if a turn says or thinks something, or calls a tool."""
+    is_thinking = any(turn.get(key) for key in THOUGHTS)
+    return bool(turn["content"].strip() or turn.get("tool_calls") or is_thinking)
 
 
 def with_system(values: Values, turns: list[Turn]) -> list[Turn]:

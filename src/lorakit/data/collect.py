@@ -1,0 +1,204 @@
+"""Rows of records: converted as their layout says, checked, and packed where there are many."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
+from lorakit.data.advice import suggest_columns
+from lorakit.data.documents import Record
+from lorakit.data.layouts import Layout, choose_columns, rename
+from lorakit.data.layouts.data_to_text import SEEN
+from lorakit.data.layouts.layout import KINDS, Row, RowFault, Values, is_given, keep_names
+from lorakit.data.packed_rows import PackedPlaces, PackedRows
+from lorakit.data.tables import Columns
+from lorakit.errors import NOT_STARTED, DataError
+from lorakit.text import plural
+
+MANY = 100_000  # rows from which on they are kept in a file
+BLOCK = 1000  # rows that are packed at once
+# Keys whose values a layout has checked already.
+CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
+# Kinds in which a prompt or an answer may be a list of turns.
+WITH_TURNS = ("prompt", "preference", "rated")
+
+
+@dataclass
+class Collector:
+    """Rows of records, and what was found wrong with them or left out.
+
+    Attributes:
+        layout: of the records.
+        columns: the column of each key that the user named.
+        categories: those that are wanted, of WebNLG.
+    """
+
+    layout: Layout
+    columns: Columns
+    categories: str = "all"
+    records: int = 0
+    first: Values = field(default_factory=dict[object, object])  # of the first record
+    rows: list[Row] = field(default_factory=list[Row])
+    where: list[str] = field(default_factory=list[str])
+    packed: tuple[PackedRows, PackedPlaces] | None = None  # those before, if there are many
+    faults: list[str] = field(default_factory=list[str])
+    # True: it holds something
+    unused: dict[str | int, bool] = field(default_factory=dict[str | int, bool])
+    without_reference: int = 0
+    of_other_categories: int = 0
+    is_part: bool = False  # True if there may be more
+
+    def __len__(self) -> int:
+        return len(self.rows) + (len(self.packed[0]) if self.packed else 0)
+
+    def collect(self, records: Iterable[Record], limit: int | None) -> None:
+        """Add the rows of records, up to a limit."""
+        names = self._names_of_rows()
+        for record in records:
+            if limit is not None and len(self) >= limit:
+                self.is_part = True
+                break
+            if len(self.rows) >= (BLOCK if self.packed else MANY):
+                self._pack()
+            self.records += 1
+            where, values, fault = record
+            if values is not None and not self.first:
+                self.first = values
+            if values is None:
+                self.faults.append(f"{where}   {fault}")
+            elif _is_row(values, names):
+                self.rows.append(values)
+                self.where.append(where)
+            else:
+                self._convert(where, rename(values, self.columns))
+        if limit is not None and len(self) > limit:
+            surplus = len(self) - limit
+            del self.rows[-surplus:], self.where[-surplus:]
+            self.is_part = True
+
+    def _names_of_rows(self) -> list[str | int] | None:
+        """Return the names of a record that is a row as it stands; None where none is."""
+        columns, kind = [*self.layout.columns], self.layout.kind
+        is_kept = self.layout.convert is keep_names and columns == [*KINDS[kind]]
+        return columns if is_kept and not self.columns else None
+
+    def _convert(self, where: str, values: Mapping[object, object]) -> None:
+        """Add the rows of a record, or its faults."""
+        for name in self.layout.unused(values):
+            self.unused[name] = self.unused.get(name, False) or is_given(values[name])
+        if not _is_chosen(values.get(self.layout.categories), self.categories):
+            self.of_other_categories += 1
+            return
+        try:
+            rows = list(self.layout.convert(self.layout, values))
+        except RowFault as fault:
+            self.faults.append(f"{where}   {fault}")
+            return
+        self.without_reference += not rows
+        may_be_turns = self.layout.kind in WITH_TURNS
+        for row in rows:
+            faults = _row_faults(row, self.columns, may_be_turns=may_be_turns)
+            self.faults += [f"{where}   {fault}" for fault in faults]
+        self.rows += rows
+        self.where += [where] * len(rows)
+
+    def _pack(self) -> None:
+        """Move the rows into a file."""
+        self.packed = self.packed or (PackedRows(self.layout.kind), PackedPlaces())
+        self.packed[0].extend(self.rows)
+        self.packed[1].extend(self.where)
+        self.rows, self.where = [], []
+
+    def finish(self) -> tuple[Sequence[Row], Sequence[str]]:
+        """Return all rows, and the place of each."""
+        if not self.packed:
+            return self.rows, self.where
+        if self.rows:
+            self._pack()
+        return self.packed
+
+    def notes(self) -> Iterator[str]:
+        if self.unused:
+            yield f"columns not used: {', '.join(_show_name(name) for name in self.unused)}"
+        if self.without_reference:
+            yield f"{plural(self.without_reference, 'row')} without a reference left out"
+        if self.of_other_categories:
+            yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
+
+    def refuse(self, source: str) -> None:
+        """Raise what is wrong with the records of a source, if anything is."""
+        if self.faults:
+            counted = (
+                f"{plural(len(self.faults), 'fault')} in {plural(self.records, 'row')} of {source}"
+            )
+            named = ", ".join(str(column) for column in self.layout.columns)
+            raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
+        given = [name for name, holds in self.unused.items() if holds]
+        meaning = [name for name in given if self.layout.would_change(name)]
+        named_all = set(self.layout.columns) <= set(self.columns)
+        if meaning and not named_all:
+            raise DataError(
+                f"{source} has columns that would change what is learned, and that rows in the "
+                f"layout {self.layout.name} do not use.",
+                [repr(name) for name in meaning],
+                f"{_advise_choice(self.layout, self.first)} {NOT_STARTED}",
+            )
+        if not len(self):
+            raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
+
+
+def _show_name(name: str | int) -> str:
+    """Return a column's name as it is told; in quotation marks if it is empty or has spaces."""
+    if isinstance(name, int):
+        return f"column {name}"
+    return name if name and name == name.strip() else repr(name)
+
+
+def _advise_choice(layout: Layout, first: Values) -> str:
+    """Return the flags that leave out the columns that are not used, and those that use them."""
+    named = choose_columns(layout, first)
+    if not named:
+        return "To leave them out, remove them from the file."
+    advice = f"To leave them out, name those to use: --columns {named}."
+    used = suggest_columns(first) if layout.kind == "text" else ""
+    if used in ("", named):
+        return advice
+    return f"{advice} To use them, name them too, as in --columns {used}."
+
+
+def _is_row(values: Mapping[object, object], names: list[str | int] | None) -> TypeGuard[Row]:
+    """Return True if a record is a row as it stands: texts, none empty, under these names."""
+    if type(values) is not dict or list(values) != names:
+        return False
+    return all(type(value) is str and value.strip() for value in values.values())
+
+
+def _is_chosen(category: object, categories: str) -> bool:
+    """Return True if a row's category is among those that the user wants."""
+    return categories == "all" or (category in SEEN) == (categories == "seen")
+
+
+def _row_faults(
+    row: Mapping[str, object], columns: Columns, *, may_be_turns: bool
+) -> Iterator[str]:
+    """Yield the faults of a row's values."""
+    for key, value in row.items():
+        name = f"{key!r} (column {columns[key]!r})" if key in columns else repr(key)
+        if value is None:
+            yield f"{name} is missing"
+        elif key == "label":
+            if not _is_label(value):
+                yield f"{name} is {value!r}, a word or a number is needed"
+        elif key in CHECKED or (may_be_turns and isinstance(value, list)):
+            continue
+        elif not isinstance(value, str):
+            yield f"{name} is a {type(value).__name__}, text is needed"
+        elif not value.strip() and key != "prompt":
+            yield f"{name} is empty"
+
+
+def _is_label(value: object) -> bool:
+    """Return True for a finite number, a bool, or a text that is not empty."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, bool | int | str) and bool(str(value).strip())
