@@ -121,6 +121,8 @@ ADVISED: dict[str, tuple[dict[str, Any], str]] = {
     "a name with spaces": ({"my text": "a", "stars": 5}, "my text stars"),
     "turns": ({"id": "abcdef", "items": [USER, ANSWER]}, "items"),
     "texts in turn": ({"id": "abcdef", "data": ["a b", "c"]}, "data"),
+    "numbers as names": ({"0": "a b", "1": 3, "label": "x"}, "0 label"),
+    "a column without a name": ({"": "a b c", "headline": "a"}, "headline"),
     "an identifier beside a text": ({"user_id": "abcdef", "body": "a"}, "body"),
 }
 

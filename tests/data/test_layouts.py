@@ -456,6 +456,16 @@ def test_a_column_without_a_name_is_no_system_prompt(tmp_path: Path) -> None:
     assert row["messages"] == [USER, ANSWER]
 
 
+@pytest.mark.parametrize("missing", ["prompt", "completion"])
+def test_a_later_row_without_a_list_of_messages_is_named(missing: str, tmp_path: Path) -> None:
+    full = {"prompt": [USER], "completion": [ANSWER]}
+    part = {key: value for key, value in full.items() if key != missing}
+    source = write(tmp_path / "d.jsonl", full, part)
+    with pytest.raises(DataError) as caught:
+        read_rows(source)
+    assert caught.value.faults == [f"{source}:2   {missing!r} is missing"]
+
+
 def test_calls_of_sharegpt_that_follow_each_other_are_one_turn(tmp_path: Path) -> None:
     call = {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}
     turns = [

@@ -117,6 +117,7 @@ def _find_columns(values: Mapping[Any, Any]) -> dict[str, object]:
     """Return the column that each key may stand for: by its name, else by what it holds."""
     if any(_begins_a_chat(value) for value in values.values()):
         return {}
+    values = {name: value for name, value in values.items() if name != ""}  # no flag can name it
     texts = [name for name, value in values.items() if _is_text(name, value)]
     found = {key: name for key in OFTEN if (name := _find_named(key, values, texts)) is not None}
     label = found.get("label", _find_class(values, texts))

@@ -266,6 +266,7 @@ def _read_source(
     first = next(records, None)
     if first is None:
         raise DataError(f"{source} holds no rows.")
+    chosen = _names_of_numbers(chosen, first)
     layout = _find_layout(source, first, chosen, is_table=not opened.typed)
     _check_categories(source, layout, categories)
     collector = Collector(layout, chosen, categories)
@@ -297,6 +298,13 @@ def _parse_columns(columns: Iterable[str]) -> dict[str, str | int]:
     if faults:
         raise DataError("Columns are named as key=column.", faults, f"Keys: {', '.join(KEYS)}.")
     return {key: int(column) if column.isdigit() else column for key, column in chosen.items()}
+
+
+def _names_of_numbers(columns: Columns, first: Record) -> Columns:
+    """Return the columns; by name where a number is the name, as in JSON that pandas wrote."""
+    values = first.values or {}
+    named = {key: str(column) for key, column in columns.items() if column not in values}
+    return {**columns, **{key: name for key, name in named.items() if name in values}}
 
 
 def _find_layout(source: str, first: Record, columns: Columns, *, is_table: bool) -> Layout:

@@ -307,8 +307,8 @@ def _read_sharegpt_turn(turn: Mapping[str, Any], place: str) -> Turn:
 
 def convert_prompted(layout: Layout, values: Values) -> Iterator[Row]:
     """Yield a row whose prompt and completion are lists of messages, as in TRL."""
-    before = with_system(values, read_turns(values["prompt"], "prompt"))
-    answer = read_turns(values["completion"], "completion")
+    before = with_system(values, read_turns(values.get("prompt"), "prompt"))
+    answer = read_turns(values.get("completion"), "completion")
     yield make_row([*before, *answer], read_tools(values), "completion", context=len(before))
 
 
