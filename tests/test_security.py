@@ -124,6 +124,8 @@ def test_no_code_of_a_data_set_runs(trap: Path, tmp_path: Path) -> None:
     data.mkdir()
     (data / "data.py").write_text(CODE)
     (data / "rows.jsonl").write_text(ROW)
+    assert len(read_rows(str(data))) == 1  # the file, not the script
+    (data / "README.md").write_text("---\nlicense: mit\n---\n")  # now it is for `datasets`
     with pytest.raises(DataError, match="Dataset scripts are no longer supported"):
         read_rows(str(data))
     (data / "data.py").unlink()
