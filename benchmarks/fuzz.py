@@ -542,7 +542,7 @@ def main(words: list[str] | None = None) -> int:
     counts, faults = run(cases, args.seed)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = time.process_time() - begun + children.ru_utime + children.ru_stime
-    runs = [{"outcome": name, "cases": count} for name, count in sorted(counts.items())]
+    runs = [{"side": name, "cases": count} for name, count in sorted(counts.items())]
     criteria = [
         {
             "text": "nothing but a refusal or an adapter comes out, within the limits: no fault",
@@ -557,6 +557,7 @@ def main(words: list[str] | None = None) -> int:
         runs=runs,
         criteria=criteria,
         one_row_a_run=True,
+        measures={"cases": ("cases", ",")},
         cpu_seconds=round(seconds),
         seed=args.seed,
         faults=faults[:50],

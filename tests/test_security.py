@@ -36,6 +36,7 @@ ROW = '{"text": "the cat sat"}\n'
 PROMISE = re.compile(r"^\| (?P<promise>[^|]+) \| `(?P<test>[^|]+)` \|$", re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_every_promise_has_a_test_that_exists() -> None:
     promises = PROMISE.findall((ROOT / "SECURITY.md").read_text("utf-8"))
     assert len(promises) >= 20
@@ -93,6 +94,7 @@ NAMES = ("modeling_llama", "configuration_llama", "tokenization_llama", "process
 NAMES += ("torch", "transformers", "pipeline", "conftest", "sitecustomize", "__init__", "own")
 
 
+@pytest.mark.slow
 def test_python_files_beside_a_model_never_run(
     folder: Path, trap: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +121,7 @@ def test_no_generation_code_is_fetched(folder: Path, capsys: pytest.CaptureFixtu
     assert "Nothing of it was run." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_code_of_a_data_set_runs(trap: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
@@ -358,6 +361,7 @@ def test_a_merge_copies_nothing_that_a_link_shows(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_snapshot_of_the_hub_links_to_its_own_files(folder: Path, adapter: Path) -> None:
     cache = folder.parent / "models--tiny"
     snapshot = cache / "snapshots" / "0a"

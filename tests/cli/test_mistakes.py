@@ -323,6 +323,7 @@ UNBOUNDED = {  # what a YAML file says -> what is said of it
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", UNBOUNDED, ids=[text[:12] for text in UNBOUNDED])
 def test_a_config_is_read_in_bounded_time(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -216,6 +216,7 @@ def test_a_table_whose_texts_lie_outside_of_the_file_is_refused(tmp_path: Path) 
     assert str(caught.value).startswith(f"{path} cannot be read as a table: ")
 
 
+@pytest.mark.slow
 def test_a_table_with_texts_that_are_not_utf8_is_refused(tmp_path: Path) -> None:
     import pyarrow as pa
 

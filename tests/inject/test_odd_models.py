@@ -427,6 +427,7 @@ def test_function_transforms_agree_with_autograd() -> None:
 DELTAS = ("lora", "dora", "vera", "loha", "lokr", "adalora")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("delta", DELTAS)
 def test_the_old_exporter_takes_every_delta_whose_factors_train(delta: str) -> None:

@@ -67,6 +67,7 @@ def test_parts_of_a_fused_layer_are_routed(
         assert torch.allclose(got[at], out(model, ids()[at : at + 1])[0], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_adapters_of_different_layers_and_ranks_train_in_one_batch() -> None:
     model = llama().double()
     specs = {
@@ -169,6 +170,7 @@ def test_rows_repeated_by_beam_search_are_refused() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_autocast_computes_the_same_rows(precision: torch.dtype) -> None:
     model = routed_model(bert)

@@ -52,6 +52,7 @@ def close(got: list[Tensor], want: list[Tensor], tolerance: float = 1e-5) -> boo
     )
 
 
+@pytest.mark.slow
 @ways
 def test_accumulated_gradients_are_those_of_one_batch(name: str, targets: str) -> None:
     family, model, adapter = trained(name, targets)
@@ -73,6 +74,7 @@ def test_checkpointing_gives_the_same_gradients(name: str, targets: str, reentra
     assert close(gradients(model, adapter, family.inputs), want)
 
 
+@pytest.mark.slow
 @ways
 def test_autocast_trains_the_same_tensors(name: str, targets: str) -> None:
     family, model, adapter = trained(name, targets)

@@ -241,6 +241,7 @@ def quick_start(
         return losses, saved, fresh(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
 def test_quick_start_of_the_readme(bias: str, tmp_path: Path):
     with torch.random.fork_rng(devices=[]):

@@ -139,6 +139,7 @@ def test_every_known_head_gives_the_models_own_loss(
     assert close(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spec",
     [

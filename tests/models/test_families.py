@@ -33,6 +33,7 @@ def test_presets_select_what_their_names_say(family: Family) -> None:
     assert {name.rpartition(".")[2] for name in lorakit.select(model)} == set(family.names.split())
 
 
+@pytest.mark.slow
 @families
 def test_fresh_equals_base_and_coverage_is_whole(family: Family) -> None:
     model = family.build()

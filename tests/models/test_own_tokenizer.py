@@ -49,11 +49,13 @@ def opened(base: Path, adapter: Path):
     return loaded, said
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_tokenizer_takes_the_base_s(base: Path, adapter: Path) -> None:
     loaded, said = opened(base, adapter)
     assert not said and loaded.tokenizer.chat_template != OWN
 
 
+@pytest.mark.slow
 def test_added_tokens_and_the_template_are_the_adapter_s(
     base: Path, adapter: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +77,7 @@ def test_a_tokenizer_without_a_template_keeps_the_base_s(base: Path, adapter: Pa
     assert "<new0>" in loaded.tokenizer.get_vocab() and loaded.tokenizer.chat_template == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jinja", "json", "named"])
 def test_a_template_alone_is_used(form: str, base: Path, adapter: Path) -> None:
     if form == "json":
@@ -91,6 +94,7 @@ def test_a_template_alone_is_used(form: str, base: Path, adapter: Path) -> None:
     assert said == [f"note: the chat template of {adapter} is used, not that of {loaded.name}"]
 
 
+@pytest.mark.slow
 def test_a_template_that_cannot_be_read_is_refused(base: Path, adapter: Path) -> None:
     (adapter / "chat_template.json").write_text("{")
     with pytest.raises(ModelError, match=r"The chat template in .*adapter cannot be read"):

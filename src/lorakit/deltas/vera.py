@@ -27,6 +27,14 @@ class SharedPair(nn.Module):
         self.register_buffer("A", A)
         self.register_buffer("B", B)
 
+    def __str__(self) -> str:
+        return f"A {tuple(self.A.shape)} and B {tuple(self.B.shape)}"
+
+    def covers(self, shape: tuple[int, int]) -> bool:
+        """Return True if the factors of a matrix of this shape can be cut out."""
+        out, inputs = shape
+        return out <= len(self.B) and inputs <= self.A.shape[1]
+
 
 class VeRA(Delta):
     """W' = W + diag(b) B diag(d) A, with A and B cut out of the shared pair.
@@ -122,6 +130,8 @@ class VeRA(Delta):
         fits = inputs == limit if self.inputs else inputs <= limit
         if len(self.b) != out or not fits:
             yield f"changes a matrix of {self.shape}, the layer's is {tuple(shape)}"
+        elif not self.pair.covers(shape):
+            yield f"cannot be cut out of the shared {self.pair}: the layer's is {tuple(shape)}"
 
     def complete_for_layer(
         self, kind: str, kernel: tuple[int, ...], shape: tuple[int, int]

@@ -107,6 +107,7 @@ THEIRS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", THEIRS)
 @pytest.mark.parametrize("dims", [1, 2, 3])
 def test_peft_in_ours(dims: int, case: str, tmp_path: Path) -> None:

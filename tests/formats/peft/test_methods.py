@@ -312,3 +312,12 @@ def test_the_product_of_an_old_file_is_refused(tmp_path: Path) -> None:
         "multiplied in PEFT's order, and the file is of lorakit 0.1.0, which used another: train "
         "it again\nNothing was loaded."
     )
+
+
+def test_shared_factors_that_are_narrower_than_the_header_says_are_refused(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    fill(lorakit.attach(model, Spec(delta="vera", rank=2, targets=["0"]))).save(tmp_path)
+    narrow = {"base_model.vera_A": torch.ones(2, 3)}
+    rewrite(tmp_path, change=lambda tensors: tensors.update(narrow))
+    with pytest.raises(AdapterFileError, match=r"6 inputs, which cannot be cut out .* A \(2, 3\)"):
+        Adapter.load(tmp_path)

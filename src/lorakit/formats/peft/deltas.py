@@ -10,6 +10,7 @@ from torch import Tensor
 from lorakit.deltas.base import Delta, options_of
 from lorakit.deltas.kinds import DELTAS
 from lorakit.deltas.vera import SharedPair
+from lorakit.errors import AdapterFileError
 from lorakit.formats.peft.config import PeftConfig
 from lorakit.formats.peft.header import Header, MatrixShape
 from lorakit.formats.peft.methods import LOKR, VERA
@@ -43,7 +44,8 @@ def build_deltas(
         shared_factors: VeRA's A and B; empty for other types.
 
     Raises:
-        AdapterFileError: a packed delta has another scale in the header than in the config.
+        AdapterFileError: a packed delta has another scale in the header than in the config, or a
+            delta of VeRA has more inputs than the shared factors.
     """
     pair = SharedPair(**shared_factors) if config.method is VERA else None
     deltas: dict[str, Delta] = {}
@@ -92,7 +94,12 @@ def _build_parameter_delta(
     kernel = module.tensors.kernel if shape.kernel is None else shape.kernel
     options = options_of(module.settings, kind, kernel)
     arguments: dict[str, Any] = {**module.tensors.tensors, **options}
-    if method is VERA:
+    if method is VERA and pair is not None:
+        if not pair.covers((0, shape.inputs)):
+            raise AdapterFileError(
+                f"The header gives {name} {shape.inputs} inputs, which cannot be cut out of the "
+                f"shared {pair}."
+            )
         arguments["pair"] = pair
         arguments["inputs"] = shape.inputs
     elif method is LOKR:
