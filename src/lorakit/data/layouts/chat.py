@@ -316,7 +316,7 @@ def has_turns(*columns: str, key: str = "") -> Test:
     """Return a test whether these columns of a record are lists of turns.
 
     Args:
-        columns: names of the columns.
+        *columns: names of the columns.
         key: that the first turn has to have: `role` or `from`; either if it is empty.
     """
     keys = {key} if key else {"role", "from"}
