@@ -336,3 +336,11 @@ def test_rows_without_tokens_are_refused() -> None:
     assert caught.value.message == (
         "No row of a.txt has two tokens or more, so nothing would be trained."
     )
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_a_template_reads_thoughts_by_the_name_it_knows(name: str, tiny_llama: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.thinking }}|{{ m.content }}{% endfor %}"
+    turn = {"role": "assistant", "content": "four", name: "two and two"}
+    assert templates.render(tokenizer, [turn]) == "two and two|four"

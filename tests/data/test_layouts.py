@@ -635,3 +635,35 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
     (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(b"{}")[:-6])
     with pytest.raises(DataError, match="cannot be unpacked"):
         read_rows(str(tmp_path / "e.jsonl.gz"))
+
+
+HIDDEN: dict[str, tuple[str, str, str]] = {
+    "fastText": ("d.txt", "__label__2 good\n__label__1 bad\n", "in the form of fastText"),
+    "CoNLL": ("d.txt", "-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\n", "in the form of CoNLL"),
+    "a table of no known layout": ("d.txt", "ham\tGo until\nspam\tFree\n", "no known layout"),
+    "two lists of rows": (
+        "d.json",
+        '{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
+        "rows under 2 keys",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_labels_and_lists_are_not_lost_in_silence(case: str, tmp_path: Path) -> None:
+    name, content, message = HIDDEN[case]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_rows(str(tmp_path / name))
+
+
+def test_columns_of_values_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text('{"text": ["a", "b"], "label": ["x", "y"]}')
+    rows = read_rows(str(tmp_path / "d.json"))
+    assert rows.rows == [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+
+
+def test_empty_columns_of_a_spreadsheet_have_numbers(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("v1,v2,,,\nham,Go until,,,\nspam,Free,,,\n")
+    rows = read_rows(str(tmp_path / "d.csv"), columns=["text=v2", "label=v1"])
+    assert rows.rows[1] == {"text": "Free", "label": "spam"}

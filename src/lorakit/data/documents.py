@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lorakit.data.content import Text
+from lorakit.data.layouts.layout import as_objects
 from lorakit.errors import DataError
 
 # Characters: a plain text is cut between paragraphs into passages of about this length.
@@ -80,17 +81,38 @@ def find_rows(path: Path, document: object) -> Iterable[object]:
     if isinstance(document, list):
         return document
     if isinstance(document, Mapping):
-        lists = [document[key] for key in HOLDERS if isinstance(document.get(key), list)]
-        if lists and _has_paragraphs(lists[0]):
-            return _flatten_squad(lists[0])
         if isinstance(document.get("entries"), list):
             return _flatten_webnlg(document["entries"])
+        _refuse_several(path, document)
+        lists = [document[key] for key in HOLDERS if _holds_objects(document.get(key))]
         if lists:
-            return lists[0]
+            return _flatten_squad(lists[0]) if _has_paragraphs(lists[0]) else lists[0]
+        rows = as_objects(document)
+        if rows:
+            return rows
     raise DataError(
         f"{path} holds a {type(document).__name__}, a list of rows is needed.",
         advice="Write a list of objects, or one object a line as .jsonl.",
     )
+
+
+def _holds_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, Mapping) for row in value[:1])
+
+
+def _refuse_several(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse a document with several lists of rows, such as those to train on and those to test on.
+
+    Raises:
+        DataError: the keys are named.
+    """
+    keys = [key for key, value in document.items() if value and _holds_objects(value)]
+    if len(keys) > 1:
+        raise DataError(
+            f"{path} holds rows under {len(keys)} keys, and nothing says which are meant.",
+            [repr(key) for key in keys],
+            "Write each list to a file of its own. Nothing was started.",
+        )
 
 
 def _has_paragraphs(rows: list[object]) -> bool:
@@ -183,6 +205,26 @@ def parse_references(text: Text) -> Iterator[Record]:
             values = _split_reference(line)
             fault = "" if values else "is not `data||reference`, as the lines before it are"
             yield Record(f"{text.path}:{number}", values, fault)
+
+
+def refuse_labels(text: Text) -> None:
+    """Refuse a plain text whose lines hold labels or tags in a form that is not read.
+
+    Raises:
+        DataError: it is in the form of fastText or of CoNLL.
+    """
+    head, _ = text.head()
+    lines = [line for line in islice(head.split("\n"), LINES) if line.strip()]
+    if lines and all(line.startswith("__label__") for line in lines):
+        raise DataError(
+            f"{text.path} is in the form of fastText: its lines begin with `__label__`.",
+            advice="Write a table with the columns text and label. Nothing was started.",
+        )
+    if lines and lines[0].startswith("-DOCSTART-"):
+        raise DataError(
+            f"{text.path} is in the form of CoNLL: a token and its tags on each line.",
+            advice="Such tokens are read from JSON, as `tokens` and `tags`. Nothing was started.",
+        )
 
 
 def number_passages(text: Text) -> Iterator[Record]:

@@ -19,6 +19,7 @@ from lorakit.data.documents import (
     number_rows,
     parse_json,
     parse_references,
+    refuse_labels,
 )
 from lorakit.data.hub import data_sets_offline, is_offline, similar_names
 from lorakit.data.tables import (
@@ -26,6 +27,7 @@ from lorakit.data.tables import (
     SEPARATORS,
     Columns,
     find_form,
+    is_table_without_layout,
     parse_delimited,
     read_table,
     usual_form,
@@ -279,6 +281,9 @@ def _read_plain_text(text: Text, reading: Reading, notes: tuple[str, ...]) -> So
     is_table = reading.separator != "auto" or reading.columns
     if is_table or find_form(text, reading.columns, ["\t"], reading.quotes):
         return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
+    if is_table_without_layout(text):
+        return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
+    refuse_labels(text)
     if holds_references(text):
         return Source(parse_references(text), notes=(*notes, "its lines are `data||reference`"))
     return Source(number_passages(text), notes=notes)

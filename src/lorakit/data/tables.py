@@ -113,6 +113,14 @@ def find_form(
     return None
 
 
+def is_table_without_layout(text: Text) -> bool:
+    """Return True if the lines of a text have tabs, and all equally many."""
+    head, _ = text.head()
+    counts = {line.count("\t") for line in head.split("\n") if line.strip()}
+    several = head.strip().count("\n") > 0
+    return several and len(counts) == 1 and 0 not in counts
+
+
 def usual_form(text: Text, columns: Columns, separator: str, quotes: bool | None) -> Form:
     """Return the form of a table whose columns are in no known layout."""
     wraps = _wraps(text, separator) if quotes is None else quotes
@@ -200,10 +208,15 @@ def _read_header(path: Path, reader: Iterator[list[str]], separator: str) -> lis
         names = next(reader, [])
     except csv.Error as error:
         raise DataError(f"The first line of {path} cannot be read: {error}; {QUOTES}.") from error
+    if names.count("") > 1:  # a spreadsheet writes commas for columns that it shows as empty
+        names = [name or str(number) for number, name in enumerate(names)]
     repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if repeated:
         listed = ", ".join(repr(name) for name in repeated)
-        raise DataError(f"{path} has more than one column called {listed}.")
+        raise DataError(
+            f"{path} has more than one column called {listed}.",
+            advice="If its first line names no columns, use their numbers, as in --columns text=1.",
+        )
     if len(names) == 1:
         _check_separator(path, names[0], separator)
     return names

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lorakit.data.layouts.chat import THOUGHTS
 from lorakit.data.limits import BYTES, SECONDS, TimeExceeded, limited
 from lorakit.errors import DataError
 from lorakit.text import first_line, format_bytes
@@ -71,7 +72,7 @@ def render(
     """
     with _guarded():
         text = tokenizer.apply_chat_template(
-            [dict(turn) for turn in turns],
+            [name_thoughts(turn) for turn in turns],
             tools=[dict(tool) for tool in tools] if tools else None,
             tokenize=False,
             add_generation_prompt=prompts,
@@ -80,6 +81,19 @@ def render(
     if len(text) > longest:
         raise TemplateLimitError(f"{len(text):,} characters, more than {longest:,},")
     return str(text)
+
+
+def name_thoughts(turn: Turn) -> dict[str, Any]:
+    """Return a turn whose thoughts have every name by which a template may read them.
+
+    >>> name_thoughts({"role": "assistant", "content": "4", "thinking": "2+2"})["reasoning"]
+    '2+2'
+    """
+    given = {key: turn[key] for key in THOUGHTS if turn.get(key)}
+    if not given:
+        return dict(turn)
+    named = dict.fromkeys(THOUGHTS, next(iter(given.values())))
+    return {**named, **turn, **given}
 
 
 def has_blocks(tokenizer: "PreTrainedTokenizerBase", tools: Tools = None) -> bool:
@@ -100,7 +114,7 @@ def render_blocks(
     special: dict[str, Any] = tokenizer.special_tokens_map
     with _guarded():
         rendered: Any = render_jinja_template(
-            [[dict(turn) for turn in turns]],
+            [[name_thoughts(turn) for turn in turns]],
             [dict(tool) for tool in tools] if tools else None,
             chat_template=_template(tokenizer, tools),
             return_assistant_tokens_mask=True,
