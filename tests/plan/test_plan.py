@@ -550,6 +550,16 @@ def test_wrong_requests_are_refused(
     assert text in refusal(capsys, *(w.format(**places) for w in words))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--gradient-checkpointing", "--light-checkpointing"])
+def test_attention_with_dropout_is_computed_again_as_it_was(
+    flag: str, tiny_bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(tiny_bert), "--task", "classify", "--device", "RTX 4090"]
+    kept = run(capsys, *words)["memory"]["activations"]
+    assert 0 < run(capsys, *words, flag)["memory"]["activations"] <= kept
+
+
 # --- settings ------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,13 @@
 """Modes that watch one training step on fake tensors: memory and work, and attention as it is."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from lorakit.errors import PlanError
@@ -163,30 +163,27 @@ def _grouped_product(args: Arguments, keywords: Keywords) -> Tensor:
     return out.to(args[0].dtype)  # type: ignore[attr-defined]
 
 
-class RealAttention(TorchFunctionMode):
-    """Attention as the real step calls it, where fake tensors cannot tell.
+@contextmanager
+def real_attention(*, fused: bool, masked: bool) -> Iterator[None]:
+    """Let attention be called as the real step calls it, where fake tensors cannot tell.
+
+    It is replaced where it stands: a mode of torch is off while a backward pass computes again.
 
     Args:
-        fused: the mask of attention's dropout is drawn again in the backward pass, not kept.
-        masked: attention gets a mask.
+        fused: True if the mask of attention's dropout is drawn again in the backward pass, and not
+            kept.
+        masked: True if attention gets a mask.
     """
+    attend = nn.functional.scaled_dot_product_attention
 
-    def __init__(self, fused: bool, masked: bool):
-        super().__init__()
-        self.fused = fused
-        self.masked = masked
+    def call(*args: Tensor, **keywords: object) -> Tensor:
+        changed = {"dropout_p": 0.0} if fused else {}
+        if not masked:
+            changed["attn_mask"] = None
+        return attend(*args, **{**keywords, **changed})
 
-    def __torch_function__(
-        self,
-        func: Operation,
-        types: object,
-        args: Arguments = (),
-        kwargs: Keywords | None = None,
-    ) -> object:
-        keywords = dict(kwargs or {})
-        if func is nn.functional.scaled_dot_product_attention:
-            if self.fused:
-                keywords["dropout_p"] = 0.0
-            if not self.masked:
-                keywords["attn_mask"] = None
-        return func(*args, **keywords)
+    nn.functional.scaled_dot_product_attention = call
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = attend

@@ -20,7 +20,7 @@ from lorakit.errors import PlanError
 from lorakit.evaluate.score import batch_loss
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.models.packing import packed_attention
-from lorakit.plan.meter import Meter, RealAttention
+from lorakit.plan.meter import Meter, real_attention
 from lorakit.sites.slot import SLOT
 from lorakit.text import first_line
 
@@ -142,7 +142,7 @@ def _run(model: "PreTrainedModel", step: Step, batch: dict[str, Tensor], meter: 
     if step.mixed != "no":
         precision = torch.autocast("cpu", AUTOCAST[step.mixed])
     packed = packed_attention(model) if step.packed else nullcontext()
-    attention = RealAttention(step.fused, _is_masked(model, step))
+    attention = real_attention(fused=step.fused, masked=_is_masked(model, step))
     phases: list[int] = []
     kept = 0
     with meter, attention, packed:
