@@ -101,7 +101,7 @@ LIMITLESS = {
     + "] }}{% endif %}": "more than 0.2 s of processor time",
     "{{ [" + "('a' * 10**8)|length," * 300 + "] }}": "more than 0.2 s of processor time",
     "{{ 'x' * 300000 }}": "300,000 characters, more than 263,064, for one conversation",
-    "{{ '' }}": "the chat template makes an empty text of it",
+    "{{ '' }}": "the chat template leaves out turn 2",
 }
 
 

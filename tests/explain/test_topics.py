@@ -157,7 +157,7 @@ def test_all_topics_are_listed_and_shown(
         (["grpah"], "'grpah'   did you mean 'graph'?"),
         (["counts", "graph", "--plot", "p.png"], "there is none of counts, graph"),
         (["threshold", "--plot", "p.png"], "Topics with a picture: example, image,"),
-        (["graph", "--plot", "p.pgn"], "did you mean 'png'"),
+        (["graph", "--plot", "p.pgn"], "Did you mean 'png'"),
     ],
 )
 def test_an_unknown_topic_or_picture_is_refused(

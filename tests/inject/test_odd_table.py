@@ -299,8 +299,8 @@ def run_cell(name: str, action: str, folder: Path) -> None:
 
 
 def test_the_table_is_complete() -> None:
-    if not COUNTS:
-        pytest.skip("the cells were not run")
+    if COUNTS.total() < len(MODELS) * len(ACTIONS):
+        pytest.skip("not all cells were run by this process")
     print(f"{len(MODELS)} models x {len(ACTIONS)} actions: {dict(COUNTS)}, wrong 0")
     refused = len(REFUSED_MODELS) * len(ACTIONS) + len(REFUSED_CELLS)
     cells = len(MODELS) * len(ACTIONS)

@@ -119,7 +119,8 @@ def _find_columns(values: Mapping[Any, Any]) -> dict[str, object]:
         return {}
     values = {name: value for name, value in values.items() if name != ""}  # no flag can name it
     texts = [name for name, value in values.items() if _is_text(name, value)]
-    found = {key: name for key in OFTEN if (name := _find_named(key, values, texts)) is not None}
+    by_key = {key: _find_named(key, values, texts) for key in OFTEN}
+    found = {key: name for key, name in by_key.items() if name is not None}
     label = found.get("label", _find_class(values, texts))
     texts = [name for name in texts if name != label]
     if not texts:

@@ -33,7 +33,8 @@ def require_labels(rows: Rows, *, to_predict: bool = False) -> None:
         raise DataError(
             f"Rows of {rows.source} have no label; classify needs text and label, or text_a, "
             "text_b and label.",
-            advice="Use --task causal-lm, or name the label's column: --columns label=…",
+            advice="Name the label's column (--columns label=…), or use --task causal-lm. "
+            "`lorakit eval --predictions FILE` needs no labels.",
         )
 
 

@@ -21,7 +21,11 @@ def count_draws(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
     """
     pairs = list(zip(sizes, weights, strict=True))
     rows_per_weight = max(size / weight for size, weight in pairs)
-    return [max(size, round(weight * rows_per_weight)) for size, weight in pairs]
+    draws: list[int] = []
+    for size, weight in pairs:
+        share = round(weight * rows_per_weight)
+        draws.append(max(size, share))
+    return draws
 
 
 def draw_positions(
@@ -41,8 +45,9 @@ def draw_positions(
     drawn: list[int] = []
     for own, count in zip(positions, draws, strict=True):
         times, rest = divmod(count, len(own))
-        more = torch.randperm(len(own), generator=generator)[:rest].tolist()
-        drawn += [*own] * times + [own[i] for i in more]
+        drawn += [*own] * times
+        order = torch.randperm(len(own), generator=generator)
+        drawn += [own[position] for position in order[:rest].tolist()]
     return sorted(drawn)
 
 
@@ -53,4 +58,5 @@ def describe_draws(
     for part, size, count in zip(parts, sizes, draws, strict=True):
         share = 100 * count / sum(draws)
         often = "once" if count == size else f"{count / size:.4g} times"
-        yield f"data: {share:.1f} % of an epoch from {part.source}: {size:,} rows, each {often}"
+        whole = f"{share:.1f} % of an epoch from {part.source}"
+        yield f"data: {whole}: {size:,} rows, each {often}"

@@ -117,7 +117,9 @@ def encode_on_demand(
     untrained: list[int] = []
     sizes = enumerate(_stored(rows).sizes())
     while block := list(islice(sizes, BLOCK)):
-        longer = [n for n, size in block if not is_flat or not SHORTEST <= size <= max_length]
+        longer = [
+            number for number, size in block if not is_flat or not SHORTEST <= size <= max_length
+        ]
         encoded = dict(_encode_block(rows, longer, tokenizer, max_length, encode))
         for number, size in block:
             found = encoded.get(number)

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -174,16 +174,17 @@ def real_attention(*, fused: bool, masked: bool) -> Iterator[None]:
             kept.
         masked: True if attention gets a mask.
     """
-    attend = nn.functional.scaled_dot_product_attention
+    functions: Any = nn.functional
+    attend: Callable[..., Tensor] = functions.scaled_dot_product_attention
 
     def call(*args: Tensor, **keywords: object) -> Tensor:
-        changed = {"dropout_p": 0.0} if fused else {}
+        changed: dict[str, object] = {"dropout_p": 0.0} if fused else {}
         if not masked:
             changed["attn_mask"] = None
         return attend(*args, **{**keywords, **changed})
 
-    nn.functional.scaled_dot_product_attention = call
+    functions.scaled_dot_product_attention = call
     try:
         yield
     finally:
-        nn.functional.scaled_dot_product_attention = attend
+        functions.scaled_dot_product_attention = attend

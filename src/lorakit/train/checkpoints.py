@@ -21,7 +21,8 @@ from lorakit.train.progress import Progress
 
 FOLDER, STATE = "checkpoints", "training_state.pt"
 NAME = re.compile(r"step-\d{6,}")
-WRITTEN = ("adapter_config.json", "adapter_model.safetensors", STATE)  # in one checkpoint
+# In one checkpoint.
+WRITTEN = ("adapter_config.json", "adapter_model.safetensors", STATE, TEMPLATE_FILE)
 RandomState = dict[str, Any]  # by library
 
 

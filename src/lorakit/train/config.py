@@ -308,13 +308,17 @@ def _as_tuple(columns: object) -> tuple[str, ...]:
 
 
 def _several(value: object) -> tuple[Any, ...]:
-    """Return the values of a setting of which there may be several."""
+    """Return the values of a setting of which there may be several; none for None."""
+    if value is None:
+        return ()
     return tuple(cast("list[Any]", value)) if isinstance(value, list | tuple) else (value,)
 
 
 def _one_or_several(data: object) -> Any:  # noqa: ANN401  checked later
     """Return one data set as it is, and several as a tuple."""
     named = _several(data)
+    if not named:
+        return data
     return named[0] if len(named) == 1 else named
 
 
