@@ -53,7 +53,8 @@ def fingerprint(
         visited.add(id(parameter))
         if parameter.is_meta:
             return ""
-        values = _sample(parameter, rows_by_memory.get(memory_of(parameter), set()))
+        left_out = rows_by_memory.get(memory_of(parameter), set()) if rows_by_memory else set()
+        values = _sample(parameter, left_out)
         digest.update(f"{name} {tuple(parameter.shape)} {values}\n".encode())
     return digest.hexdigest()[:16]
 
