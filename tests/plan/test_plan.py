@@ -568,7 +568,7 @@ ROW_SETTINGS = ["columns", "quotes", "separator", "categories", "loss_on", "temp
 
 @pytest.mark.parametrize("name", ROW_SETTINGS)
 def test_settings_of_the_rows_are_those_of_training(name: str) -> None:
-    """A plan cannot import the settings of training, so they are written down twice."""
+    """A plan and a run take them from one place."""
     planned = PlanRequest.__dataclass_fields__[name]
     trained = TrainSpec.__dataclass_fields__[name]
     assert planned.metadata == trained.metadata

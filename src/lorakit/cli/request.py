@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from lorakit.cli.flags import flag_name
+from lorakit.data.settings import RowSettings
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.spec import option, option_like
 from lorakit.text import plural, print_message
@@ -77,10 +78,10 @@ class DataRequest:
         several=True,
         metavar="DATA",
     )
-    columns: tuple[str, ...] = option_like(TrainSpec, "columns")
-    quotes: bool | None = option_like(TrainSpec, "quotes")
-    separator: str = option_like(TrainSpec, "separator")
-    categories: str = option_like(TrainSpec, "categories")
+    columns: tuple[str, ...] = option_like(RowSettings, "columns")
+    quotes: bool | None = option_like(RowSettings, "quotes")
+    separator: str = option_like(RowSettings, "separator")
+    categories: str = option_like(RowSettings, "categories")
     split: str = option(
         "test", "split of builtin data, or of data from a hub", choices=("train", "test")
     )

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from lorakit.data.settings import RowSettings
 from lorakit.models.tasks import CHOICES, TRUST_HELP
-from lorakit.spec import option
+from lorakit.spec import option, option_like
 
 METHODS = ("full", "lora", "lora-8bit", "lora-4bit")  # of training, whose sizes are compared
 
@@ -28,40 +29,12 @@ class PlanRequest:
         several=True,
         metavar="DATA",
     )
-    columns: tuple[str, ...] = option(
-        (),
-        "names of columns that differ from the expected ones, e.g. text=review label=stars",
-        several=True,
-        metavar="KEY=COLUMN",
-    )
-    separator: str = option(
-        "auto",
-        "between the fields of a table; auto is comma for .csv and tab for .tsv, unless the "
-        "columns are known with another one",
-        choices=("auto", "comma", "tab", "semicolon", "bar"),
-    )
-    categories: str = option(
-        "all",
-        "WebNLG only: use the categories that its training data have, or the others",
-        choices=("all", "seen", "unseen"),
-    )
-    quotes: bool | None = option(
-        None,
-        "read quotation marks around the fields of a table as csv writes them (default: where "
-        "the file shows that they are)",
-        type=bool,
-    )
-    loss_on: str = option(
-        "completion",
-        "tokens that are trained: only completions and assistant turns, or all",
-        choices=("completion", "all"),
-    )
-    template: str | None = option(
-        None,
-        "chat template for conversations: chatml, or a file with a jinja template (default: that "
-        "of the model)",
-        type=str,
-    )
+    columns: tuple[str, ...] = option_like(RowSettings, "columns")
+    separator: str = option_like(RowSettings, "separator")
+    categories: str = option_like(RowSettings, "categories")
+    quotes: bool | None = option_like(RowSettings, "quotes")
+    loss_on: str = option_like(RowSettings, "loss_on")
+    template: str | None = option_like(RowSettings, "template")
     task: str = option(
         "auto",
         "task to learn; auto chooses it by the rows, or by the config of the model",

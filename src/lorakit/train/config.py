@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields
 from typing import Any, cast
 
+from lorakit.data.settings import RowSettings
 from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
 from lorakit.models.tasks import CHOICES, TRUST_HELP
-from lorakit.spec import Fault, is_number, is_whole, option
+from lorakit.spec import Fault, is_number, is_whole, option, option_like
 from lorakit.text import add_hint, near_misses, plural
 
 RANKS = (
@@ -76,40 +77,12 @@ class TrainSpec:
         minimum=0,
         below=1,
     )
-    columns: tuple[str, ...] = option(
-        (),
-        "names of columns that differ from the expected ones, e.g. text=review label=stars",
-        several=True,
-        metavar="KEY=COLUMN",
-    )
-    quotes: bool | None = option(
-        None,
-        "read quotation marks around the fields of a table as csv writes them (default: where "
-        "the file shows that they are)",
-        type=bool,
-    )
-    separator: str = option(
-        "auto",
-        "between the fields of a table; auto is comma for .csv and tab for .tsv, unless the "
-        "columns are known with another one",
-        choices=("auto", "comma", "tab", "semicolon", "bar"),
-    )
-    categories: str = option(
-        "all",
-        "WebNLG only: use the categories that its training data have, or the others",
-        choices=("all", "seen", "unseen"),
-    )
-    loss_on: str = option(
-        "completion",
-        "tokens that are trained: only completions and assistant turns, or all",
-        choices=("completion", "all"),
-    )
-    template: str | None = option(
-        None,
-        "chat template for conversations: chatml, or a file with a jinja template (default: that "
-        "of the model)",
-        type=str,
-    )
+    columns: tuple[str, ...] = option_like(RowSettings, "columns")
+    quotes: bool | None = option_like(RowSettings, "quotes")
+    separator: str = option_like(RowSettings, "separator")
+    categories: str = option_like(RowSettings, "categories")
+    loss_on: str = option_like(RowSettings, "loss_on")
+    template: str | None = option_like(RowSettings, "template")
     max_length: int | None = option(
         None,
         "longest sequence in tokens; a longer text is split, other rows are cut (default: 512, "
