@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -39,8 +40,9 @@ class Text:
     codec: str
     encoding: str
 
+    @cached_property
     def head(self) -> tuple[str, bool]:
-        """Return the text, or whole lines of its beginning; and True if that is all of it."""
+        """The text, or whole lines of its beginning; and True if that is all of it."""
         begun = ""
         for part in self.parts():
             begun += part

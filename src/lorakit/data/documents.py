@@ -55,7 +55,7 @@ def parse_json(text: Text, *, by_line: bool) -> Iterator[Record]:
     Raises:
         DataError: it is none of these.
     """
-    head, is_short = text.head()
+    head, is_short = text.head
     first, _, others = head.lstrip().partition("\n")
     is_list = first[:1] == "["
     has_others = bool(others.strip()) or not is_short
@@ -186,7 +186,7 @@ def _parse_line(where: str, line: str) -> Record:
 
 def holds_references(text: Text) -> bool:
     """Return True if the lines of a text are all `data||reference`; of a long one, the first."""
-    lines = [line for line in text.head()[0].split("\n") if line.strip()]
+    lines = [line for line in text.head[0].split("\n") if line.strip()]
     return bool(lines) and all(_split_reference(line) for line in lines)
 
 
@@ -213,7 +213,7 @@ def refuse_labels(text: Text) -> None:
     Raises:
         DataError: it is in the form of fastText or of CoNLL.
     """
-    head, _ = text.head()
+    head, _ = text.head
     lines = [line for line in islice(head.split("\n"), LINES) if line.strip()]
     if lines and all(line.startswith("__label__") for line in lines):
         raise DataError(

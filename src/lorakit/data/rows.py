@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any, Protocol
 
@@ -70,7 +71,7 @@ class Rows:
     @property
     def repeated(self) -> int:
         """Number of rows that are equal to an earlier one."""
-        return len(self) - len(np.unique(self.key_hashes()))
+        return len(self) - len(np.unique(self.key_hashes))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,8 +97,9 @@ class Rows:
             return self.rows.keys()
         return (row_key(row).encode() for row in self.rows)
 
+    @cached_property
     def key_hashes(self) -> NDArray[np.int64]:
-        """Return (rows,) int64, the same for equal rows while this process lasts."""
+        """(rows,) int64, the same for equal rows while this process lasts."""
         return np.fromiter(map(hash, self.keys()), np.int64, len(self))
 
     def content_hash(self) -> str:

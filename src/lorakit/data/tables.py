@@ -95,7 +95,7 @@ def find_form(
         separators: to try, the usual one first.
         quotes: as the user said; None to find it out.
     """
-    first = text.head()[0].split("\n")
+    first = text.head[0].split("\n")
     for separator in separators:
         wraps = _wraps(text, separator) if quotes is None else quotes
         try:
@@ -115,7 +115,7 @@ def find_form(
 
 def is_table_without_layout(text: Text) -> bool:
     """Return True if the lines of a text have tabs, and all equally many."""
-    head, _ = text.head()
+    head, _ = text.head
     counts = {line.count("\t") for line in head.split("\n") if line.strip()}
     several = head.strip().count("\n") > 0
     return several and len(counts) == 1 and 0 not in counts
@@ -137,7 +137,7 @@ def _wraps(text: Text, separator: str) -> bool:
     """
     if separator != "\t":
         return True
-    head, is_short = text.head()
+    head, is_short = text.head
     lines = head.split("\n")
     if len(_widths(lines, separator, quotes=False)) > 1:
         return len(_widths(lines, separator, quotes=True, is_cut=not is_short)) == 1

@@ -47,7 +47,7 @@ class RunData:
         """Return the number of held-out rows that are in the training data too."""
         if not self.held_out:
             return 0
-        shared = np.isin(self.held_out.key_hashes(), self.rows.key_hashes())
+        shared = np.isin(self.held_out.key_hashes, self.rows.key_hashes)
         return int(shared.sum())
 
 
