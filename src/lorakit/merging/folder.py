@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lorakit.data.template_files import TOKENIZER_CONFIG
 from lorakit.errors import ModelError
 from lorakit.files import leaves_folder
 from lorakit.models.own_tokenizer import TEMPLATES, TOKENIZER, has_tokenizer
-from lorakit.models.read import TOKENIZER_CONFIG
 from lorakit.text import plural
 
 CONFIG = "config.json"

@@ -4,15 +4,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorakit.data.template_files import TOKENIZER_CONFIG
+from lorakit.data.templates import TEMPLATE_FILE
 from lorakit.errors import ModelError
 from lorakit.models.load import count_embeddings
-from lorakit.models.read import TOKENIZER_CONFIG, load_tokenizer
+from lorakit.models.read import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-JINJA, JSON, NAMED = "chat_template.jinja", "chat_template.json", "additional_chat_templates"
-TEMPLATES = (JINJA, JSON, NAMED)
+JSON, NAMED = "chat_template.json", "additional_chat_templates"
+TEMPLATES = (TEMPLATE_FILE, JSON, NAMED)
 TOKENIZER = (
     TOKENIZER_CONFIG,
     "tokenizer.json",
@@ -67,8 +69,8 @@ def _read_template(folder: Path) -> str | dict[str, str]:
     try:
         named = {file.stem: file.read_text("utf-8") for file in (folder / NAMED).glob("*.jinja")}
         default = ""
-        if (folder / JINJA).is_file():
-            default = (folder / JINJA).read_text("utf-8")
+        if (folder / TEMPLATE_FILE).is_file():
+            default = (folder / TEMPLATE_FILE).read_text("utf-8")
         elif (folder / JSON).is_file():
             default = json.loads((folder / JSON).read_text("utf-8"))["chat_template"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

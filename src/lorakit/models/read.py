@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from lorakit.data.hub import similar_names
-from lorakit.data.template_files import set_template
+from lorakit.data.template_files import TOKENIZER_CONFIG, set_template
 from lorakit.errors import ModelError
 from lorakit.models.locate import locate
 from lorakit.text import first_line
@@ -30,7 +30,6 @@ TRUST_ADVICE = (
     "Its own code is not run unless you ask for it: read it, then pass --trust-remote-code "
     "(trust_remote_code=True in Python). Nothing of it was run."
 )
-TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer",
     "vocab",
