@@ -23,7 +23,7 @@ class RowSettings:
     )
     separator: str = option(
         "auto",
-        "between the fields of a table; auto is comma for .csv and tab for .tsv, unless the "
+        "separator of the fields of a table; auto is comma for .csv and tab for .tsv, unless the "
         "columns are known with another one",
         choices=("auto", "comma", "tab", "semicolon", "bar"),
     )
