@@ -35,14 +35,7 @@ def convert_alpaca(layout: Layout, values: Values) -> Iterator[Row]:
     asked = f"{instruction}\n\n{more}" if more.strip() else instruction
     answer = _need_text(values, str(layout.columns[1]))
     turns = with_system(values, [*_history(values), *_exchange(asked, answer)])
-    row: Row = {
-        "prompt": prompt.format_map({"instruction": instruction, "input": more}),
-        "completion": answer,
-        "messages": turns,
-    }
-    if len(turns) > 2:
-        row["needs_template"] = True
-    yield row
+    yield _make_row(prompt.format_map({"instruction": instruction, "input": more}), answer, turns)
 
 
 def convert_question(layout: Layout, values: Values) -> Iterator[Row]:
@@ -56,14 +49,13 @@ def convert_question(layout: Layout, values: Values) -> Iterator[Row]:
     prompt = WITH_CONTEXT if context.strip() else QUESTION
     asked = f"{context}\n\n{question}" if context.strip() else question
     turns = with_system(values, _exchange(asked, answer))
-    row: Row = {
-        "prompt": prompt.format_map({"context": context, "question": question}),
-        "completion": answer,
-        "messages": turns,
-    }
-    if len(turns) > 2:
-        row["needs_template"] = True
-    yield row
+    yield _make_row(prompt.format_map({"context": context, "question": question}), answer, turns)
+
+
+def _make_row(prompt: str, answer: str, turns: list[Turn]) -> Row:
+    """Return the row of an instruction: a prompt alone cannot hold a system prompt or more turns."""
+    row: Row = {"prompt": prompt, "completion": answer, "messages": turns}
+    return {**row, "needs_template": True} if len(turns) > 2 else row
 
 
 def _need_text(values: Values, column: str) -> str:
