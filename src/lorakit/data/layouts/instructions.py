@@ -53,7 +53,7 @@ def convert_question(layout: Layout, values: Values) -> Iterator[Row]:
 
 
 def _make_row(prompt: str, answer: str, turns: list[Turn]) -> Row:
-    """Return the row of an instruction: a prompt alone cannot hold a system prompt or more turns."""
+    """Return a row; a prompt alone cannot hold a system prompt or earlier turns."""
     row: Row = {"prompt": prompt, "completion": answer, "messages": turns}
     return {**row, "needs_template": True} if len(turns) > 2 else row
 
