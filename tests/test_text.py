@@ -139,6 +139,8 @@ def test_a_message_that_nobody_reads_is_dropped(
     with lasting_stderr():
         print("step 1", file=sys.stderr, flush=True)
         Console(stderr=True).print("step 2")
+        sys.stderr.close()
+        assert sys.stderr.writable()
     assert sys.stderr is stream
     assert capsys.readouterr().out == ""
 
@@ -146,7 +148,9 @@ def test_a_message_that_nobody_reads_is_dropped(
 def test_messages_arrive_while_they_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     with lasting_stderr():
         print("step 1", file=sys.stderr)
-    assert capsys.readouterr().err == "step 1\n"
+        sys.stderr.close()  # as a handler of logs does at the end
+        print("step 2", file=sys.stderr)
+    assert capsys.readouterr().err == "step 1\nstep 2\n"
 
 
 # --- width ---------------------------------------------------------------------------------------

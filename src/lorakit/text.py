@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, redirect_stderr
 from difflib import get_close_matches
+from io import StringIO
 from typing import Any, TextIO
 
 ESCAPE = "\x1b"  # begins a change of colour
@@ -288,8 +289,12 @@ class LastingStream:
         """Return True for a terminal."""
         return self.stream is not None and self.stream.isatty()
 
+    def close(self) -> None:
+        """Write what is buffered; the stream below belongs to the process, and stays open."""
+        self.flush()
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  as the stream has it
-        return getattr(self.stream, name)
+        return getattr(self.stream or StringIO(), name)
 
 
 @contextmanager
