@@ -65,6 +65,25 @@ class Example:
         return len(self.ids) + len(self.answer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Settings by which rows are tokenised.
+
+    Attributes:
+        tokenizer: of transformers.
+        max_length: tokens of a sequence at most.
+        labels: names of the classes, where there are any.
+        loss_on: completion or all, for language modelling.
+        to_predict: True to take rows whose labels are to be predicted.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    max_length: int
+    labels: Sequence[str] = ()
+    loss_on: str = "completion"
+    to_predict: bool = False
+
+
 def encode_causal(
     rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str = "completion"
 ) -> list[Example]:

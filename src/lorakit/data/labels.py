@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lorakit.data.encode import Example, check_text, without_added
+from lorakit.data.encode import Encoding, Example, check_text, without_added
 from lorakit.data.layouts import KINDS
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
@@ -286,28 +286,19 @@ def _require_several(rows: Rows, *, to_predict: bool = False) -> None:
         )
 
 
-def encode_several(
-    rows: Rows,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    labels: Sequence[str],
-    *,
-    to_predict: bool = False,
-) -> list[Example]:
+def encode_several(rows: Rows, how: Encoding) -> list[Example]:
     """Tokenise texts, with a flag for each class.
 
     Args:
-        rows: of the kind multi-label; to predict labels, also texts.
-        tokenizer: of transformers.
-        max_length: tokens; a longer text is cut at its end.
-        labels: the class names in order.
-        to_predict: True to take rows without labels, whose flags are 0 then.
+        rows: of the kind multi-label; to predict labels, also texts, whose flags are 0.
+        how: tokenizer, length and classes; a longer text is cut at its end.
 
     Raises:
         DataError: rows of another kind, or labels that are not a class; each is named.
     """
-    _require_several(rows, to_predict=to_predict)
-    examples = _encode_texts(rows, tokenizer, max_length)
+    _require_several(rows, to_predict=how.to_predict)
+    labels = how.labels
+    examples = _encode_texts(rows, how.tokenizer, how.max_length)
     faults: list[str] = []
     for example in examples:
         example.flags = [0.0] * len(labels)

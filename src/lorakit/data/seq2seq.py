@@ -1,26 +1,20 @@
 """Prompts and answers for encoder-decoders: one is read, the other is written."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from lorakit.data.encode import Example, check_text, with_eos, without_added
+from lorakit.data.encode import Encoding, Example, check_text, with_eos, without_added
 from lorakit.data.prompts import ANSWERED
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
-
-def encode_pairs(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[Example]:
+def encode_pairs(rows: Rows, how: Encoding) -> list[Example]:
     """Tokenise prompts for an encoder, and their completions for the decoder.
 
     Args:
         rows: of a kind in ANSWERED; of an instruction, its prompt as a text.
-        tokenizer: of transformers; it says which special tokens a prompt and an answer end in.
-        max_length: tokens of a prompt and of an answer; what is longer is cut at its end.
+        how: tokenizer, which says which special tokens a prompt and an answer end in, and length of
+            a prompt and of an answer; what is longer is cut at its end.
 
     Raises:
         DataError: rows of another kind, or the tokenizer has no EOS token.
@@ -31,6 +25,7 @@ def encode_pairs(
             "prompt and a completion.",
             advice=f"Name their columns: --columns prompt=… completion=…. {NOT_STARTED}",
         )
+    tokenizer, max_length = how.tokenizer, how.max_length
     if tokenizer.eos_token_id is None:
         raise DataError("The tokenizer has no EOS token, so no answer could learn to end.")
     check_text(rows.where, rows.rows)
@@ -41,9 +36,10 @@ def encode_pairs(
     examples: list[Example] = []
     for number, (ids, answer) in enumerate(zip(read, written, strict=True)):
         complete = with_eos(tokenizer, answer, answers[number])
-        short, short_answer = cut(ids, max_length), cut(complete, max_length)
-        lost = len(ids) + len(complete) - len(short) - len(short_answer)
-        examples.append(Example(short, answer=short_answer, row=number, cut=lost))
+        example = Example(cut(ids, max_length), row=number)
+        example.answer = cut(complete, max_length)
+        example.cut = len(ids) + len(complete) - example.size
+        examples.append(example)
     return examples
 
 

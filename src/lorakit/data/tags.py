@@ -2,15 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
-from lorakit.data.encode import IGNORED, Example, check_text
+from lorakit.data.encode import IGNORED, Encoding, Example, check_text
 from lorakit.data.labels import class_position, label_error, label_text
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TAGGED = "tokens"  # kind of rows with a tag for each token
 UNTAGGED = "untagged tokens"  # those for which tags can be predicted
@@ -46,28 +42,20 @@ def _tag_order(tag: str) -> tuple[bool, float, str, str]:
     return tag != "O", number, entity, prefix
 
 
-def encode_tagged(
-    rows: Rows,
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    tags: Sequence[str],
-    *,
-    to_predict: bool = False,
-) -> list[Example]:
+def encode_tagged(rows: Rows, how: Encoding) -> list[Example]:
     """Tokenise the tokens of rows; the first of the model's tokens of each has its tag.
 
     Args:
-        rows: of the kind TAGGED; to predict tags, also UNTAGGED.
-        tokenizer: of transformers; it has to say where in a text its tokens are.
-        max_length: tokens of a sequence; a longer one is cut at its end.
-        tags: names of the classes, in order.
-        to_predict: True to take rows without tags. Then a row may not be cut.
+        rows: of the kind TAGGED; to predict tags, also UNTAGGED, and then no row may be cut.
+        how: tokenizer, which has to say where in a text its tokens are, length and classes; a
+            longer sequence is cut at its end.
 
     Raises:
         DataError: rows of another kind, unknown tags, a tokenizer that gives no offsets, or a row
             of which nothing is left; each is named.
     """
-    require_tags(rows, to_predict=to_predict)
+    require_tags(rows, to_predict=how.to_predict)
+    tokenizer = how.tokenizer
     check_text(rows.where, rows.rows)
     if not tokenizer.is_fast:
         raise DataError(
@@ -75,11 +63,13 @@ def encode_tagged(
             "cannot have tags.",
             advice=f"Use a model with a tokenizer of the `tokenizers` library. {NOT_STARTED}",
         )
-    targets = _find_targets(rows, tags)
+    targets = _find_targets(rows, how.labels)
     words = [[str(token) for token in row["tokens"]] for row in rows.rows]
     texts = [" ".join(some) for some in words]
     uncut = tokenizer(texts, verbose=False).input_ids
-    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    encoded = tokenizer(
+        texts, truncation=True, max_length=how.max_length, return_offsets_mapping=True
+    )
     types = encoded.get("token_type_ids") or [None] * len(rows)
     examples: list[Example] = []
     missing: list[str] = []
@@ -92,7 +82,7 @@ def encode_tagged(
             missing.append(f"{rows.where[number]}   {_describe_missing(words[number], first)}")
         cut = len(uncut[number]) - len(ids)
         examples.append(Example(ids, tags=own, types=types[number], row=number, cut=cut))
-    if to_predict and missing:
+    if how.to_predict and missing:
         raise DataError(
             f"{len(missing)} of {len(rows)} rows would have tokens without a predicted tag.",
             missing,

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, TypedDict
 
-from lorakit.data.encode import IGNORED, Example
+from lorakit.data.encode import IGNORED, Encoding, Example
 from lorakit.data.labels import label_text
 from lorakit.data.layouts.layout import Row
 from lorakit.data.rows import Rows
@@ -20,7 +20,6 @@ from lorakit.models.read import (
 )
 from lorakit.models.stops import find_stops
 from lorakit.models.tasks import TASKS
-from lorakit.tasks.base import Encoding
 from lorakit.tasks.find import find_task
 from lorakit.tasks.rows import choose_task
 

@@ -73,7 +73,8 @@ def evaluate(
         progress: called with the number of examples done since the last call.
 
     Returns:
-        Scores: the loss, and what the `metrics` of the task return.
+        Scores: the loss, what the `metrics` of the task return, and the number of rows where each
+            has a prediction.
     """
     was_training = model.training
     model.eval()
@@ -84,8 +85,9 @@ def evaluate(
         model.train(was_training)
     count = sum(example.trained for example in examples)
     loss = sum(losses) / max(count, 1)
-    metrics = find_task(task).metrics(Scored(examples, predictions, loss, labels))
-    return Scores({"loss": loss, **metrics}, predictions, losses)
+    found = find_task(task).metrics(Scored(examples, predictions, loss, labels))
+    counted = {"rows": len(predictions)} if predictions else {}
+    return Scores({"loss": loss, **found, **counted}, predictions, losses)
 
 
 def _predict(

@@ -1,24 +1,23 @@
 """Task: what is learned from rows, as a loss, predictions and metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.data.encode import IGNORED, Example
+from lorakit.data.encode import IGNORED, Encoding, Example
 from lorakit.data.rows import Rows
 from lorakit.models.tasks import TASKS, TaskNames
 from lorakit.tasks.metrics import perplexity
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 Batch = dict[str, Any]  # a model's arguments, and `labels`
 # (class, probability), (value, 1.0), the probability of each class, or the class of each token.
 Prediction = tuple[float, ...]
+Predictions = list[Prediction]
+Metrics = Mapping[str, Any]
 Losses = tuple[Tensor, Tensor | None]  # and the outputs that predictions are made of
 
 
@@ -35,25 +34,6 @@ class Shape:
     batch: int
     length: int
     answer: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """Settings by which rows are tokenised.
-
-    Attributes:
-        tokenizer: of transformers.
-        max_length: tokens of a sequence at most.
-        labels: names of the classes, where there are any.
-        loss_on: completion or all, for language modelling.
-        to_predict: True to take rows whose labels are to be predicted.
-    """
-
-    tokenizer: "PreTrainedTokenizerBase"
-    max_length: int
-    labels: Sequence[str] = ()
-    loss_on: str = "completion"
-    to_predict: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,12 +94,12 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Losses:
         """Return the summed loss of a batch, and the model's outputs; see `batch_loss`."""
 
-    def predict(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+    def predict(self, outputs: Tensor, batch: Batch) -> Predictions:
         """Return the prediction of each row, from the outputs of `loss`; none by default."""
         return []
 
     @abstractmethod
-    def metrics(self, scored: Scored) -> dict[str, Any]:
+    def metrics(self, scored: Scored) -> Metrics:
         """Return the metrics of a data set by name, beside its loss."""
 
 
@@ -142,7 +122,7 @@ def token_loss(logits: Tensor, targets: Tensor, *, by_row: bool) -> Tensor:
     return loss.view(len(targets), -1).sum(1) if by_row else loss
 
 
-def language_metrics(examples: Sequence[Example], loss: float) -> dict[str, Any]:
+def language_metrics(examples: Sequence[Example], loss: float) -> Metrics:
     """Return perplexity and the number of trained tokens."""
     count = sum(example.trained for example in examples)
     return {"perplexity": perplexity(loss), "tokens": count}

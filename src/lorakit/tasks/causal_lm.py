@@ -1,18 +1,18 @@
 """Causal language modelling: the next token of texts, completions and conversations."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakit.data.encode import IGNORED, Example, encode_causal
+from lorakit.data.encode import IGNORED, Encoding, Example, encode_causal
 from lorakit.data.rows import Rows
 from lorakit.models.chunked_loss import chunked_loss, chunked_loss_by_row, find_head
 from lorakit.tasks.base import (
     Batch,
-    Encoding,
     Losses,
+    Metrics,
     Scored,
     Shape,
     Task,
@@ -49,6 +49,6 @@ class CausalLM(Task):
         logits = model(**inputs, use_cache=False).logits
         return token_loss(logits[:, :-1], labels[:, 1:], by_row=by_row), logits
 
-    def metrics(self, scored: Scored) -> dict[str, Any]:
+    def metrics(self, scored: Scored) -> Metrics:
         """Return the perplexity, and the number of trained tokens."""
         return language_metrics(scored.examples, scored.loss)

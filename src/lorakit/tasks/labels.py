@@ -2,9 +2,13 @@
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor, nn
 
-from lorakit.tasks.base import Batch, Losses, Task, split_labels
+from lorakit.data.encode import Encoding, Example
+from lorakit.data.labels import encode_labelled
+from lorakit.data.rows import Rows
+from lorakit.tasks.base import Batch, Losses, Shape, Task, split_labels
 
 
 class LabelTask(Task):
@@ -16,6 +20,20 @@ class LabelTask(Task):
         outputs = model(**inputs).logits.float()
         reduction = "none" if by_row else "sum"
         return self.compare(outputs, labels, reduction), outputs
+
+    def encode(self, rows: Rows, how: Encoding) -> list[Example]:
+        """Tokenise rows, as `encode_labelled` does."""
+        return encode_labelled(
+            rows,
+            how.tokenizer,
+            how.max_length,
+            how.labels or None,
+            to_predict=how.to_predict,
+        )
+
+    def shape_labels(self, shape: Shape, classes: int) -> Tensor:
+        """Return a class or a value a row, (batch,)."""
+        return torch.ones(shape.batch, dtype=torch.long)
 
     @abstractmethod
     def compare(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:

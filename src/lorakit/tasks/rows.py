@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lorakit.adapter import Adapter
-from lorakit.data.encode import Example
+from lorakit.data.encode import Encoding, Example
 from lorakit.data.labels import LABELLED, TASK_OF_KIND, infer_task
 from lorakit.data.on_demand import encode_on_demand
 from lorakit.data.packed_rows import PackedRows
@@ -13,7 +13,6 @@ from lorakit.models.load import Loaded, count_embeddings
 from lorakit.models.open import check_ids, choose_max_length
 from lorakit.models.read import load_config
 from lorakit.models.tasks import task_of_config, task_of_peft_type
-from lorakit.tasks.base import Encoding
 from lorakit.tasks.find import find_task
 
 

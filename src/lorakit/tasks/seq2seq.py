@@ -5,13 +5,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lorakit.data.encode import Example
+from lorakit.data.encode import Encoding, Example
 from lorakit.data.rows import Rows
 from lorakit.data.seq2seq import encode_pairs
 from lorakit.tasks.base import (
     Batch,
-    Encoding,
     Losses,
+    Metrics,
     Scored,
     Shape,
     Task,
@@ -28,7 +28,7 @@ class Seq2Seq(Task):
 
     def encode(self, rows: Rows, how: Encoding) -> list[Example]:
         """Tokenise rows, as `encode_pairs` does."""
-        return encode_pairs(rows, how.tokenizer, how.max_length)
+        return encode_pairs(rows, how)
 
     def shape_labels(self, shape: Shape, classes: int) -> Tensor:
         """Return a label for each token of the answer, (batch, answer)."""
@@ -42,6 +42,6 @@ class Seq2Seq(Task):
         logits = model(**inputs, decoder_input_ids=shift(labels=labels), use_cache=False).logits
         return token_loss(logits, labels, by_row=by_row), logits
 
-    def metrics(self, scored: Scored) -> dict[str, Any]:
+    def metrics(self, scored: Scored) -> Metrics:
         """Return the perplexity, and the number of trained tokens."""
         return language_metrics(scored.examples, scored.loss)
