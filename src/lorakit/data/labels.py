@@ -111,9 +111,9 @@ def _check_classes(rows: Rows) -> None:
     if names >= UNMARKED and not any(_is_below(name, -1) for name in names):
         marked = sum(label_text(row["label"]) == "-1" for row in rows.rows)
         raise DataError(
-            f"{plural(marked, 'row')} of {rows.source} have the label -1 beside 0, 1 and 2: data "
-            "sets often mark rows without a label so.",
-            advice=f"Remove them, or give --task classify if -1 is a class. {NOT_STARTED}",
+            f"The label -1 of {plural(marked, 'row')} of {rows.source} stands beside 0, 1 and 2: "
+            "data sets often mark rows without a label so.",
+            advice=f"Remove such rows, or give --task classify if -1 is a class. {NOT_STARTED}",
         )
     if len(names) > MOST_NUMBERS and all(_parse_number(name) is not None for name in names):
         shown = ", ".join(sorted(names)[:5])
