@@ -42,18 +42,18 @@ def advise_columns(values: Mapping[Any, Any], *, is_table: bool) -> tuple[list[s
     >>> advise_columns({"review": "Well made, it lasts.", "stars": "5"}, is_table=False)[1]
     'Name the columns, as in --columns text=review label=stars.'
     """
-    has_names = not (is_table and _is_data(list(values)))
-    if not has_names:
-        values = {i: value if name == i else name for i, (name, value) in enumerate(values.items())}
+    has_numbers = any(isinstance(name, int) for name in values)
+    if is_table and not has_numbers and _is_data(list(values)):
+        values, has_numbers = dict(enumerate(values)), True
     faults = [
-        f"its first row has {_show(name, value, number if is_table else None)}"
+        f"its first row has {_show(name, value, number if is_table and not has_numbers else None)}"
         for number, (name, value) in enumerate(islice(values.items(), SHOWN))
     ]
     faults.append(f"known are, beside published layouts: {SUPPORTED}")
     example = suggest_columns(values)
     if not example:
         return faults, "Write rows with the keys of one of these: no column holds a text."
-    if not has_names:
+    if has_numbers:
         return faults, f"No line names the columns: use their numbers, as in --columns {example}."
     advice = f"Name the columns, as in --columns {example}."
     if is_table:
@@ -78,9 +78,9 @@ def suggest_columns(values: Mapping[Any, Any]) -> str:
     return shlex.join([f"messages={turns[0]}"]) if turns else ""
 
 
-def _is_data(names: Sequence[object]) -> bool:
+def _is_data(names: Sequence[str]) -> bool:
     """Return True if the first line of a table holds a row and not the names of columns."""
-    return any(isinstance(name, int) or _is_value(str(name)) for name in names)
+    return any(_is_value(name) for name in names)
 
 
 def _is_value(name: str) -> bool:

@@ -19,6 +19,7 @@ MANY = 100_000  # rows from which on they are kept in a file
 BLOCK = 1000  # rows that are packed at once
 # Keys whose values a layout has checked already.
 CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
+PAIR = ("text_a", "text_b")
 # Kinds in which a prompt or an answer may be a list of turns.
 WITH_TURNS = ("prompt", "preference", "rated")
 
@@ -45,6 +46,7 @@ class Collector:
     # True: it holds something
     unused: dict[str | int, bool] = field(default_factory=dict[str | int, bool])
     without_reference: int = 0
+    half_empty: int = 0  # pairs of texts of which one is empty
     of_other_categories: int = 0
     is_part: bool = False  # True if there may be more
 
@@ -97,6 +99,7 @@ class Collector:
         self.without_reference += not rows
         may_be_turns = self.layout.kind in WITH_TURNS
         for row in rows:
+            self.half_empty += _is_half_empty(row)
             faults = _row_faults(row, self.columns, may_be_turns=may_be_turns)
             self.faults += [f"{where}   {fault}" for fault in faults]
         self.rows += rows
@@ -122,6 +125,8 @@ class Collector:
             yield f"columns not used: {', '.join(_show_name(name) for name in self.unused)}"
         if self.without_reference:
             yield f"{plural(self.without_reference, 'row')} without a reference left out"
+        if self.half_empty:
+            yield f"{plural(self.half_empty, 'pair')} with one empty text"
         if self.of_other_categories:
             yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
 
@@ -178,9 +183,7 @@ def _is_chosen(category: object, categories: str) -> bool:
     return categories == "all" or (category in SEEN) == (categories == "seen")
 
 
-def _row_faults(
-    row: Mapping[str, object], columns: Columns, *, may_be_turns: bool
-) -> Iterator[str]:
+def _row_faults(row: Row, columns: Columns, *, may_be_turns: bool) -> Iterator[str]:
     """Yield the faults of a row's values."""
     for key, value in row.items():
         name = f"{key!r} (column {columns[key]!r})" if key in columns else repr(key)
@@ -193,8 +196,14 @@ def _row_faults(
             continue
         elif not isinstance(value, str):
             yield f"{name} is a {type(value).__name__}, text is needed"
-        elif not value.strip() and key != "prompt":
+        elif not value.strip() and key != "prompt" and not _is_half_empty(row):
             yield f"{name} is empty"
+
+
+def _is_half_empty(row: Row) -> bool:
+    """Return True for a pair of texts of which one is empty: QQP has such."""
+    texts = [row[key] for key in PAIR if isinstance(row.get(key), str)]
+    return len(texts) == len(PAIR) and sum(bool(text.strip()) for text in texts) == 1
 
 
 def _is_label(value: object) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from lorakit.data.tables import (
     NAMES,
     SEPARATORS,
     Columns,
+    find_declared,
     find_form,
     is_table_without_layout,
     parse_delimited,
@@ -262,11 +263,15 @@ def _read_file(path: Path, reading: Reading) -> Source:
 
 def _read_delimited(text: Text, reading: Reading, usual: str, notes: tuple[str, ...]) -> Source:
     """Return the records of a table, whose form is found from its first lines."""
+    declared = find_declared(text)
+    if declared:
+        text = replace(text, skipped=1)
+        usual = declared
     if reading.separator != "auto":
         usual = SEPARATORS[reading.separator]
         tried = [usual]
     else:
-        tried = [usual, *(one for one in SEPARATORS.values() if one != usual)]
+        tried = [usual, *(one for one in SEPARATORS.values() if one != usual and not declared)]
     known = find_form(text, reading.columns, tried, reading.quotes)
     form = known or usual_form(text, reading.columns, usual, reading.quotes)
     if form.separator != usual:
@@ -278,7 +283,7 @@ def _read_delimited(text: Text, reading: Reading, usual: str, notes: tuple[str, 
 
 def _read_plain_text(text: Text, reading: Reading, notes: tuple[str, ...]) -> Source:
     """Return the rows of a table, the pairs of `data||reference`, or the passages of a text."""
-    is_table = reading.separator != "auto" or reading.columns
+    is_table = reading.separator != "auto" or reading.columns or find_declared(text)
     if is_table or find_form(text, reading.columns, ["\t"], reading.quotes):
         return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
     if is_table_without_layout(text):
