@@ -1,13 +1,15 @@
 """Rows of records: converted as their layout says, checked, and packed where there are many."""
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeGuard
 
 from lorakit.data.advice import suggest_columns
 from lorakit.data.documents import Record
-from lorakit.data.layouts import Layout, choose_columns, rename
+from lorakit.data.layouts import Layout, choose_columns, find_layout, rename
 from lorakit.data.layouts.data_to_text import SEEN
 from lorakit.data.layouts.layout import KINDS, Row, RowFault, Values, is_given, keep_names
 from lorakit.data.packed_rows import PackedPlaces, PackedRows
@@ -19,6 +21,8 @@ MANY = 100_000  # rows from which on they are kept in a file
 BLOCK = 1000  # rows that are packed at once
 # Keys whose values a layout has checked already.
 CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
+TEXTS = ("text", "text_a", "text_b")
+LABELS = ("label", "labels", "tags")
 PAIR = ("text_a", "text_b")
 # Kinds in which a prompt or an answer may be a list of turns.
 WITH_TURNS = ("prompt", "preference", "rated")
@@ -32,11 +36,13 @@ class Collector:
         layout: of the records.
         columns: the column of each key that the user named.
         categories: those that are wanted, of WebNLG.
+        named: columns whose values are names of classes, or None without a label.
     """
 
     layout: Layout
     columns: Columns
     categories: str = "all"
+    named: frozenset[str] = frozenset()
     records: int = 0
     first: Values = field(default_factory=dict[object, object])  # of the first record
     rows: list[Row] = field(default_factory=list[Row])
@@ -49,6 +55,19 @@ class Collector:
     half_empty: int = 0  # pairs of texts of which one is empty
     of_other_categories: int = 0
     is_part: bool = False  # True if there may be more
+
+    @property
+    def label_column(self) -> str | int | None:
+        """The column of the file that holds the labels or the tags, if there is one."""
+        name = self._label_name
+        return None if name is None else self.columns.get(str(name), name)
+
+    @cached_property
+    def _label_name(self) -> str | int | None:
+        """Its name in the layout."""
+        keys = KINDS[self.layout.kind]
+        has_labels = keys[-1] in LABELS and len(keys) == len(self.layout.columns)
+        return self.layout.columns[-1] if has_labels else None
 
     def __len__(self) -> int:
         return len(self.rows) + (len(self.packed[0]) if self.packed else 0)
@@ -91,6 +110,9 @@ class Collector:
         if not _is_chosen(values.get(self.layout.categories), self.categories):
             self.of_other_categories += 1
             return
+        if self.label_column in self.named and values.get(self._label_name) is None:
+            self.without_reference += 1
+            return
         try:
             rows = list(self.layout.convert(self.layout, values))
         except RowFault as fault:
@@ -111,6 +133,18 @@ class Collector:
         self.packed[0].extend(self.rows)
         self.packed[1].extend(self.where)
         self.rows, self.where = [], []
+
+    def _advise_texts(self) -> str:
+        """Return the way to the labels that are to be predicted, where no row has one."""
+        if self.label_column not in self.named:
+            return ""
+        pairs = zip(KINDS[self.layout.kind], self.layout.columns, strict=True)
+        texts = {key: self.columns.get(key, column) for key, column in pairs if key in TEXTS}
+        chosen = find_layout(self.first, texts)
+        if chosen is None or chosen.kind == self.layout.kind:
+            return f"To predict their labels, remove the column {self.label_column!r}."
+        named = shlex.join(f"{key}={column}" for key, column in texts.items())
+        return f"To predict their labels, name the texts alone: --columns {named}."
 
     def finish(self) -> tuple[Sequence[Row], Sequence[str]]:
         """Return all rows, and the place of each."""
@@ -149,7 +183,8 @@ class Collector:
                 f"{_advise_choice(self.layout, self.first)} {NOT_STARTED}",
             )
         if not len(self):
-            raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
+            problem = f"{source} holds no rows that can be used."
+            raise DataError(problem, [*self.notes()], self._advise_texts())
 
 
 def _show_name(name: str | int) -> str:

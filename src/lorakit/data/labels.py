@@ -39,7 +39,10 @@ def require_labels(rows: Rows, *, to_predict: bool = False) -> None:
 
 
 def list_labels(rows: Rows) -> list[str]:
-    """Return the labels of a classification: numbers in their order, then words sorted.
+    """Return the labels of a classification: as the source orders them, else numbers, then words.
+
+    Numbers are in their order, words sorted. A source that has an order also names the classes of
+    which it has no row.
 
     Raises:
         DataError: the rows have no label.
@@ -50,6 +53,8 @@ def list_labels(rows: Rows) -> list[str]:
     """
     require_labels(rows)
     labels = {label_text(row["label"]) for row in rows.rows}
+    if len(labels) > 1 and labels <= {*rows.classes}:
+        return [*rows.classes]
     return sorted(labels, key=_label_order)
 
 
@@ -108,6 +113,8 @@ def _check_classes(rows: Rows) -> None:
             2, by which data sets of the hub mark rows without a label.
     """
     names = {label_text(row["label"]) for row in rows.rows}
+    if rows.classes:
+        return
     if names >= UNMARKED and not any(_is_below(name, -1) for name in names):
         marked = sum(label_text(row["label"]) == "-1" for row in rows.rows)
         raise DataError(

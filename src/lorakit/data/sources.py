@@ -10,7 +10,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from lorakit.data.class_names import Names, NamesByColumn, find_names
 from lorakit.data.content import Text, is_packed, open_text
 from lorakit.data.documents import (
     Record,
@@ -30,6 +32,7 @@ from lorakit.data.tables import (
     find_form,
     is_table_without_layout,
     parse_delimited,
+    read_class_names,
     read_table,
     usual_form,
 )
@@ -74,11 +77,13 @@ class Source:
         records: in their order.
         typed: True if the source tells texts from numbers, as JSON does and a .csv does not.
         notes: how it was read, where that is not what its name says.
+        names: the names of classes by column, where the source holds their numbers.
     """
 
     records: Iterable[Record]
     typed: bool = True
     notes: tuple[str, ...] = ()
+    names: NamesByColumn = field(default_factory=dict[str, Names])
 
 
 def open_source(source: str, reading: Reading, split: str) -> Source:
@@ -103,7 +108,7 @@ def open_source(source: str, reading: Reading, split: str) -> Source:
         raise DataError(f"{source} is not an ordinary file.", advice="Name a file with rows.")
     elif _suffix(path) in SUFFIXES or _is_missing_path(source):
         raise DataError(f"There is no file {source}.", advice=similar_names(path))
-    return Source(_read_hub(source, split))
+    return _read_hub(source, split)
 
 
 def list_files(source: str) -> list[str]:
@@ -186,7 +191,7 @@ def _read_builtin(source: str, split: str) -> Iterator[Record]:
     return number_rows(source, stdlib_docs.make_rows(split))
 
 
-def _read_hub(source: str, split: str) -> Iterator[Record]:
+def _read_hub(source: str, split: str) -> Source:
     import datasets
 
     is_reachable = Path(source).is_dir() or not is_offline()
@@ -195,7 +200,7 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
             builder = datasets.load_dataset_builder(source)
             _check_data_files(source, builder.config.data_files or {})
             builder.download_and_prepare()
-            loaded = builder.as_dataset(split=split)
+            loaded: Any = builder.as_dataset(split=split)
     except DataError:
         raise
     # Errors of the library and of its back ends are of many classes; each means no data.
@@ -206,7 +211,8 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
             f"{type(error).__name__}: {first_line(error)}",
             advice=f"{similar_names(Path(source))} {NAMING_ADVICE}".lstrip(),
         ) from error
-    return number_rows(source, loaded)
+    names = find_names(loaded.features.to_dict()) if loaded.features else {}
+    return Source(number_rows(source, loaded), names=names)
 
 
 def _check_data_files(source: str, data_files: Mapping[str, Sequence[str]]) -> None:
@@ -250,7 +256,7 @@ def _read_file(path: Path, reading: Reading) -> Source:
             advice=f"Supported endings are {' '.join(SUFFIXES)}, each also with .gz.",
         )
     if suffix in TABLES:
-        return Source(number_rows(path, read_table(path)))
+        return Source(number_rows(path, read_table(path)), names=read_class_names(path))
     text = open_text(path, whole=reading.whole)
     notes = (f"read as {text.encoding}",) if text.encoding else ()
     if suffix in JSON:

@@ -3,11 +3,13 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.data.class_names import NamesByColumn, read_names
 from lorakit.data.content import Text
 from lorakit.data.documents import Record
 from lorakit.data.layouts import find_headerless, find_layout
@@ -56,37 +58,56 @@ def read_table(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: it is damaged, or no such file.
     """
-    import pyarrow as pa
-
-    try:
-        for batch in _read_batches(path):
+    with _open_table(path) as (_, batches):
+        for batch in batches:
             for start in range(0, batch.num_rows, ROWS):
                 part = batch.slice(start, ROWS)
                 # Rows of a damaged table can lie outside of the memory that was read.
                 part.validate(full=True)
                 yield from part.to_pylist()
+
+
+def read_class_names(path: Path) -> NamesByColumn:
+    """Return the names of classes that a Parquet or Arrow file holds, by column.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    with _open_table(path) as (schema, _):
+        return read_names(schema.metadata)
+
+
+@contextmanager
+def _open_table(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Give the schema and the record batches of a file; the values of these are not checked.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import pyarrow as pa
+
+    try:
+        # Not a memory map: a file that is cut off meanwhile would end the process.
+        with pa.OSFile(str(path)) as file:
+            yield _open_batches(path, file)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as a table: {first_line(error)}.") from error
 
 
-def _read_batches(path: Path) -> Iterator[Any]:
-    """Yield the record batches of a file; their values are not checked."""
+def _open_batches(path: Path, file: Any) -> tuple[Any, Iterator[Any]]:  # noqa: ANN401  untyped
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Not a memory map: a file that is cut off meanwhile would end the process.
-    with pa.OSFile(str(path)) as file:
-        if path.suffix.lower() == ".parquet":
-            yield from pq.ParquetFile(file).iter_batches(ROWS)
-            return
-        try:
-            stream = pa.ipc.open_stream(file)
-        except pa.ArrowInvalid:
-            reader = pa.ipc.open_file(file)
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
-            return
-        yield from stream
+    if path.suffix.lower() == ".parquet":
+        parquet = pq.ParquetFile(file)
+        return parquet.schema_arrow, parquet.iter_batches(ROWS)
+    try:
+        stream = pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        reader = pa.ipc.open_file(file)
+        numbers = range(reader.num_record_batches)
+        return reader.schema, (reader.get_batch(number) for number in numbers)
+    return stream.schema, iter(stream)
 
 
 def find_declared(text: Text) -> str:
