@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import TypeGuard
 from lorakit.data.advice import suggest_columns
 from lorakit.data.documents import Record
 from lorakit.data.layouts import Layout, choose_columns, find_layout, rename
-from lorakit.data.layouts.data_to_text import SEEN
+from lorakit.data.layouts.data_to_text import ENGLISH, SEEN
 from lorakit.data.layouts.layout import KINDS, Row, RowFault, Values, is_given, keep_names
 from lorakit.data.packed_rows import PackedPlaces, PackedRows
 from lorakit.data.tables import Columns
@@ -54,6 +55,7 @@ class Collector:
     without_reference: int = 0
     half_empty: int = 0  # pairs of texts of which one is empty
     of_other_categories: int = 0
+    languages: Counter[str] = field(default_factory=Counter[str])  # of the references
     is_part: bool = False  # True if there may be more
 
     @property
@@ -119,6 +121,7 @@ class Collector:
             self.faults.append(f"{where}   {fault}")
             return
         self.without_reference += not rows
+        self.languages.update(self.layout.languages(values))
         may_be_turns = self.layout.kind in WITH_TURNS
         for row in rows:
             self.half_empty += _is_half_empty(row)
@@ -161,6 +164,11 @@ class Collector:
             yield f"{plural(self.without_reference, 'row')} without a reference left out"
         if self.half_empty:
             yield f"{plural(self.half_empty, 'pair')} with one empty text"
+        others = [name for name in self.languages if name != self.layout.language]
+        if others or self.layout.language != ENGLISH:
+            counts = [f"{plural(self.languages[name], 'text')} in {name}" for name in others]
+            left_out = f", {' and '.join(counts)} left out" if counts else ""
+            yield f"its texts in {self.layout.language} are used{left_out}"
         if self.of_other_categories:
             yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
 

@@ -351,7 +351,7 @@ def _find_layout(source: str, first: Record, columns: Columns, *, is_table: bool
     if layout is None:
         problem = f"The columns of {source} are those of no known layout."
         raise DataError(problem, *advise_columns(values, is_table=is_table))
-    return layout
+    return layout.choose_language(values)
 
 
 def _check_categories(source: str, layout: Layout, categories: str) -> None:
