@@ -275,7 +275,7 @@ def read_rows(
     """
     chosen = _parse_columns(columns)
     reading = Reading(chosen, quotes, separator, whole=limit is None)
-    files = list_files(source)
+    files = list_files(source, split)
     if files:
 
         def read(file: str, limit: int | None) -> Rows:

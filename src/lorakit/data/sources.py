@@ -36,6 +36,13 @@ from lorakit.data.tables import (
     read_table,
     usual_form,
 )
+from lorakit.data.text_folders import (
+    Folders,
+    check_folders,
+    find_folders,
+    list_classes,
+    read_texts,
+)
 from lorakit.errors import DataError
 from lorakit.files import leaves_folder
 from lorakit.text import first_line, plural
@@ -103,6 +110,9 @@ def open_source(source: str, reading: Reading, split: str) -> Source:
     if path.is_file():
         return _read_file(path, reading)
     if path.is_dir():
+        folders = find_folders(path, split)
+        if folders:
+            return _read_folders(source, folders, reading)
         _check_folder(path)
     elif path.exists():
         raise DataError(f"{source} is not an ordinary file.", advice="Name a file with rows.")
@@ -111,17 +121,21 @@ def open_source(source: str, reading: Reading, split: str) -> Source:
     return _read_hub(source, split)
 
 
-def list_files(source: str) -> list[str]:
+def list_files(source: str, split: str = "train") -> list[str]:
     """Return the files of a folder that are read one after the other; none for anything else.
 
     A folder that `datasets` made, that has a data card, or whose files are called like splits, is
     left to that library.
 
+    Args:
+        source: as for `open_source`.
+        split: as for `open_source`.
+
     Raises:
         DataError: it is no data set, or a link in it shows a file elsewhere.
     """
     folder = Path(source)
-    if source.startswith("builtin:") or not folder.is_dir():
+    if source.startswith("builtin:") or not folder.is_dir() or find_folders(folder, split):
         return []
     _check_folder(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -135,6 +149,16 @@ def list_files(source: str) -> list[str]:
             _check_data_files(source, {"": chosen})
             return chosen
     return []
+
+
+def _read_folders(source: str, folders: Folders, reading: Reading) -> Source:
+    """Return the texts of sub-folders, whose names are the labels."""
+    check_folders(source, folders, reading.columns)
+    classes = list_classes(folders)
+    is_labelled = not reading.columns or "label" in reading.columns
+    told = f"the names of its {len(classes)} sub-folders are the labels"
+    notes = (told,) if is_labelled else ()
+    return Source(read_texts(folders), notes=notes, names={"label": classes})
 
 
 def _has_card(folder: Path) -> bool:
