@@ -4,12 +4,12 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from itertools import islice
+from itertools import islice, permutations
 from typing import Any
 
 from lorakit.data.layouts import KEYS
 from lorakit.data.layouts.chat import SYSTEM, list_turns
-from lorakit.data.layouts.layout import first_given
+from lorakit.data.layouts.layout import as_list, first_given
 from lorakit.text import add_hint, did_you_mean
 
 # What columns are often called, by the key that they stand for.
@@ -25,7 +25,11 @@ OFTEN = {
 # Sets of keys that make a row, as far as their columns are found; the fullest first.
 SETS = (("prompt", "completion"), ("text_a", "text_b", "label"), ("text", "label"), ("text",))
 REQUEST = ("instruction", "output")  # keys of a prompt and its completion beside a system prompt
-SUPPORTED = "text; prompt + completion; messages; text + label; text_a + text_b + label"
+SUPPORTED = (
+    "text; prompt + completion; messages; text + label; text_a + text_b + label; text + labels; "
+    "tokens + tags"
+)
+FLAGS = ("0", "1", "0.0", "1.0", "true", "false")  # values of a column for one of several labels
 SHOWN, SAMPLE = 12, 40  # columns, characters
 LONGEST_CLASS = 20  # characters of a column without a name that may hold the name of a class
 SIMILAR = 0.75  # names are misspelled keys from here on
@@ -51,6 +55,9 @@ def advise_columns(values: Mapping[Any, Any], *, is_table: bool) -> tuple[list[s
     ]
     faults.append(f"known are, beside published layouts: {SUPPORTED}")
     example = suggest_columns(values)
+    flags = list_flags(values)
+    if flags and "label=" not in example:
+        return faults, advise_list(flags)
     if not example:
         return faults, "Write rows with the keys of one of these: no column holds a text."
     if has_numbers:
@@ -67,6 +74,9 @@ def suggest_columns(values: Mapping[Any, Any]) -> str:
     >>> suggest_columns({"id": "a1", "article": "It rained.", "highlights": "Rain."})
     'prompt=article completion=highlights'
     """
+    listed = _find_lists(values)
+    if listed:
+        return listed
     found = _find_columns(values)
     for keys in SETS:
         if all(key in found for key in keys):
@@ -76,6 +86,50 @@ def suggest_columns(values: Mapping[Any, Any]) -> str:
             return shlex.join(f"{name}={found[key]}" for name, key in pairs)
     turns = [name for name, value in values.items() if _may_be_turns(value)]
     return shlex.join([f"messages={turns[0]}"]) if turns else ""
+
+
+def advise_list(flags: Sequence[str]) -> str:
+    """Return what to do with columns that hold one of several labels each."""
+    shown = ", ".join(flags[:3]) + (" and others" if len(flags) > 3 else "")
+    return (
+        f"The columns {shown} seem to say which of several labels a text has: write the names of "
+        "those that it has as a list, in a column called labels of a JSON Lines file."
+    )
+
+
+def list_flags(values: Mapping[Any, Any]) -> list[str]:
+    """Return the columns that seem to hold one of several labels each; none if it is a single one.
+
+    >>> list_flags({"comment": "a", "toxic": 0, "threat": 1}), list_flags({"text": "a", "label": 1})
+    (['toxic', 'threat'], [])
+    """
+    flags = [
+        str(name)
+        for name, value in values.items()
+        if str(value).lower() in FLAGS and not NO_TEXT.fullmatch(str(name).strip().lower())
+    ]
+    return flags if len(flags) > 1 else []
+
+
+def _find_lists(values: Mapping[Any, Any]) -> str:
+    """Return pairs of keys and columns for tokens with tags, or for a text with several labels."""
+    lists = {name: value for name, value in values.items() if _is_words(value)}
+    names = [*lists]
+    for tokens, tags in permutations(names, 2):
+        are_texts = all(isinstance(token, str) for token in lists[tokens])
+        if are_texts and len(lists[tokens]) == len(lists[tags]):
+            return shlex.join([f"tokens={tokens}", f"tags={tags}"])
+    texts = [name for name, value in values.items() if _is_text(name, value)]
+    answers = OFTEN["completion"].split()
+    if len(texts) == len(names) == 1 and names[0] not in answers:
+        return shlex.join([f"text={texts[0]}", f"labels={names[0]}"])
+    return ""
+
+
+def _is_words(value: object) -> bool:
+    """Return True for a list of short words, or of numbers."""
+    listed = as_list(value) or []
+    return bool(listed) and all(isinstance(one, int) or _is_word(one) for one in listed)
 
 
 def _is_data(names: Sequence[str]) -> bool:

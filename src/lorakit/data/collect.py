@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TypeGuard
 
-from lorakit.data.advice import suggest_columns
+from lorakit.data.advice import advise_list, list_flags, suggest_columns
 from lorakit.data.documents import Record
 from lorakit.data.layouts import Layout, choose_columns, find_layout, rename
 from lorakit.data.layouts.data_to_text import ENGLISH, SEEN
@@ -181,14 +181,15 @@ class Collector:
             named = ", ".join(str(column) for column in self.layout.columns)
             raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
         given = [name for name, holds in self.unused.items() if holds]
-        meaning = [name for name in given if self.layout.would_change(name)]
+        flags = list_flags(self.first) if self.layout.kind == "text" else []
+        meaning = [name for name in given if self.layout.would_change(name) or name in flags]
         named_all = set(self.layout.columns) <= set(self.columns)
         if meaning and not named_all:
             raise DataError(
                 f"{source} has columns that would change what is learned, and that rows in the "
                 f"layout {self.layout.name} do not use.",
                 [repr(name) for name in meaning],
-                f"{_advise_choice(self.layout, self.first)} {NOT_STARTED}",
+                f"{_advise_choice(self.layout, self.first, flags)} {NOT_STARTED}",
             )
         if not len(self):
             problem = f"{source} holds no rows that can be used."
@@ -202,12 +203,14 @@ def _show_name(name: str | int) -> str:
     return name if name and name == name.strip() else repr(name)
 
 
-def _advise_choice(layout: Layout, first: Values) -> str:
+def _advise_choice(layout: Layout, first: Values, flags: Sequence[str]) -> str:
     """Return the flags that leave out the columns that are not used, and those that use them."""
     named = choose_columns(layout, first)
     if not named:
         return "To leave them out, remove them from the file."
     advice = f"To leave them out, name those to use: --columns {named}."
+    if flags:
+        return f"{advice} {advise_list(flags)}"
     used = suggest_columns(first) if layout.kind == "text" else ""
     if used in ("", named):
         return advice
