@@ -42,6 +42,7 @@ MISREAD = {
     ),
     "other tags": ({"tokens": ["a"], "ner_tags": [0], "labels": [1]}, "'labels'"),
     "a class of another name": ({"text": "a", "category": "x"}, "'category'"),
+    "a message of a tree": ({"text": "a", "role": "prompter", "lang": "en"}, "'role'"),
     "a summary": ({"text": "a", "summary": "x"}, "'summary'"),
     "images": ({"messages": [USER, ANSWER], "images": ["a.png"]}, "'images'"),
 }
@@ -123,6 +124,11 @@ ADVISED: dict[str, tuple[dict[str, Any], str]] = {
     "texts in turn": ({"id": "abcdef", "data": ["a b", "c"]}, "data"),
     "numbers as names": ({"0": "a b", "1": 3, "label": "x"}, "0 label"),
     "a column without a name": ({"": "a b c", "headline": "a"}, "headline"),
+    "inputs and outputs": ({"input_text": "a", "output_text": "b"}, "input_text output_text"),
+    "speakers beside their turns": (
+        {"dialogue": ["a b", "c d"], "speakers": ["A", "B"], "narrative": "they met"},
+        "narrative",
+    ),
     "tokens and tags": ({"words": ["a", "b"], "ner": ["O", "B"]}, "words ner"),
     "numbers as tags": ({"id": "0", "words": ["a", "b"], "ner": [0, 1]}, "words ner"),
     "tags before their tokens": ({"ner": [0, 1], "words": ["a", "b"]}, "words ner"),

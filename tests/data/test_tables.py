@@ -115,3 +115,9 @@ def test_numbers_that_pandas_writes_for_names_are_no_row(case: str, tmp_path: Pa
         {"text": "Well done it is.", "label": "good"},
         {"text": "Not at all well.", "label": "bad"},
     ]
+
+
+def test_empty_rows_of_a_spreadsheet_are_no_rows(tmp_path: Path) -> None:
+    rows = read_rows(write(tmp_path / "d.csv", "text,label\na,x\n,\n , \nb,y\n,\n"))
+    assert rows.rows == [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    assert rows.where[1].endswith(":5")

@@ -15,9 +15,9 @@ from lorakit.text import add_hint, did_you_mean
 # What columns are often called, by the key that they stand for.
 OFTEN = {
     "prompt": "prompt instruction question query problem input inputs source src context article "
-    "dialogue document passage request user mr text",
+    "dialogue document passage request user human input_text mr text",
     "completion": "completion answer answers response output target targets reply summary "
-    "highlights solution ref tgt chosen",
+    "highlights solution ref tgt chosen assistant bot gpt output_text",
     "label": "label labels gold_label class class_index category stars rating sentiment intent "
     "emotion topic target",
     "text": "text review comment content body tweet sentence document message chat",
@@ -30,6 +30,7 @@ SUPPORTED = (
     "tokens + tags"
 )
 FLAGS = ("0", "1", "0.0", "1.0", "true", "false")  # values of a column for one of several labels
+CHOICES = ("choices", "options")  # lists of answers, of which one is right
 SHOWN, SAMPLE = 12, 40  # columns, characters
 LONGEST_CLASS = 20  # characters of a column without a name that may hold the name of a class
 SIMILAR = 0.75  # names are misspelled keys from here on
@@ -120,8 +121,9 @@ def _find_lists(values: Mapping[Any, Any]) -> str:
         if are_texts and len(lists[tokens]) == len(lists[tags]):
             return shlex.join([f"tokens={tokens}", f"tags={tags}"])
     texts = [name for name, value in values.items() if _is_text(name, value)]
-    answers = OFTEN["completion"].split()
-    if len(texts) == len(names) == 1 and names[0] not in answers:
+    others = [name for name, value in values.items() if as_list(value) and name not in lists]
+    is_labels = not others and names and names[0] not in (*OFTEN["completion"].split(), *CHOICES)
+    if is_labels and len(texts) == len(names) == 1:
         return shlex.join([f"text={texts[0]}", f"labels={names[0]}"])
     return ""
 

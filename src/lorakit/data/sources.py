@@ -17,10 +17,12 @@ from lorakit.data.content import Text, is_packed, open_text
 from lorakit.data.documents import (
     Record,
     holds_references,
+    holds_tags,
     number_passages,
     number_rows,
     parse_json,
     parse_references,
+    parse_tags,
     refuse_labels,
 )
 from lorakit.data.hub import data_sets_offline, is_offline, similar_names
@@ -316,6 +318,8 @@ def _read_plain_text(text: Text, reading: Reading, notes: tuple[str, ...]) -> So
     is_table = reading.separator != "auto" or reading.columns or find_declared(text)
     if is_table or find_form(text, reading.columns, ["\t"], reading.quotes):
         return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
+    if holds_tags(text):
+        return Source(parse_tags(text), notes=(*notes, "its lines are tokens with their tags"))
     if is_table_without_layout(text):
         return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
     refuse_labels(text)

@@ -224,7 +224,7 @@ def parse_delimited(text: Text, form: Form) -> Iterator[Record]:
         where = f"{path}:{number}"
         if isinstance(fields, csv.Error):
             yield Record(where, None, f"cannot be read: {fields}; {QUOTES}")
-        elif fields and fields != [""]:
+        elif any(field.strip() for field in fields):  # a spreadsheet has empty rows too
             yield _name_fields(where, fields, header)
 
 
