@@ -41,7 +41,10 @@ def require_labels(rows: Rows, *, to_predict: bool = False) -> None:
 
 
 def list_labels(rows: Rows) -> list[str]:
-    """Return the labels of a classification: numbers in their order, then words sorted.
+    """Return the labels of a classification: as the source orders them, else numbers, then words.
+
+    Numbers are in their order, words sorted. A source that has an order also names the classes of
+    which it has no row.
 
     Raises:
         DataError: the rows have no label.
@@ -52,6 +55,8 @@ def list_labels(rows: Rows) -> list[str]:
     """
     require_labels(rows)
     labels = {label_text(row["label"]) for row in rows.rows}
+    if len(labels) > 1 and labels <= {*rows.classes}:
+        return [*rows.classes]
     return sorted(labels, key=_label_order)
 
 
@@ -110,12 +115,14 @@ def _check_classes(rows: Rows) -> None:
             2, by which data sets of the hub mark rows without a label.
     """
     names = {label_text(row["label"]) for row in rows.rows}
+    if rows.classes:
+        return
     if names >= UNMARKED and not any(_is_below(name, -1) for name in names):
         marked = sum(label_text(row["label"]) == "-1" for row in rows.rows)
         raise DataError(
-            f"{plural(marked, 'row')} of {rows.source} have the label -1 beside 0, 1 and 2: data "
-            "sets often mark rows without a label so.",
-            advice=f"Remove them, or give --task classify if -1 is a class. {NOT_STARTED}",
+            f"The label -1 of {plural(marked, 'row')} of {rows.source} stands beside 0, 1 and 2: "
+            "data sets often mark rows without a label so.",
+            advice=f"Remove such rows, or give --task classify if -1 is a class. {NOT_STARTED}",
         )
     if len(names) > MOST_NUMBERS and all(_parse_number(name) is not None for name in names):
         shown = ", ".join(sorted(names)[:5])

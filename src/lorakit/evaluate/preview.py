@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BINS = 10  # of the histogram of lengths
+BROKEN = "\ufffd"  # stands for the first bytes of a character
 
 Bin = TypedDict("Bin", {"from": int, "to": int, "count": int})
 
@@ -176,11 +177,18 @@ def _describe_target(example: Example, names: Sequence[str]) -> str | float:
 
 
 def _decode_pieces(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[str]:
-    """Return the text that each token adds; joined they are the text of the sequence."""
+    """Return the text that each token adds; joined they are the text of the sequence.
+
+    The last of several tokens that make one character adds all of it.
+    """
     pieces: list[str] = []
     before = ""
     for number, token in enumerate(ids, 1):
         text = str(tokenizer.decode(ids[:number], clean_up_tokenization_spaces=False))
+        is_begun = text.endswith(BROKEN) and number < len(ids)
+        if is_begun and before.startswith(text.rstrip(BROKEN)):
+            pieces.append("")
+            continue
         if text.startswith(before):
             pieces.append(text[len(before) :])
         else:
