@@ -44,6 +44,7 @@ SYNONYMS = {
     "lr": "learning_rate",
     "schedule": "lr_scheduler_type lr_scheduler scheduler",
     "warmup": "warmup_ratio warmup_steps lr_warmup_steps",
+    "cycles": "num_cycles lr_scheduler_num_cycles",
     "weight_decay": "wd",
     "clip": "max_grad_norm gradient_clipping grad_clip",
     "base_dtype": "torch_dtype model_dtype",

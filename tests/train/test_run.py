@@ -594,7 +594,8 @@ def test_every_fault_of_the_settings_is_named_at_once() -> None:
         )
     assert caught.value.faults == [
         "data: is needed",
-        "schedule: 'cosin' is none of constant, linear, cosine; did you mean 'cosine'?",
+        "schedule: 'cosin' is none of constant, linear, cosine, "
+        "inverse-sqrt, cyclic; did you mean 'cosine'?",
         "batch_size: a whole number of at least 1 is needed, got 0",
         "lr: a number above 0 is needed, got 0.0",
         "eval_fraction: a share from 0 to below 1 is needed, got 1.0",

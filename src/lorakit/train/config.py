@@ -22,6 +22,7 @@ RANKS = (
     "explained-variance",
     "suggested",
 )
+SCHEDULES = ("constant", "linear", "cosine", "inverse-sqrt", "cyclic")
 # Settings that a resumed run may change: none of them changes the weights at the end.
 CHANGEABLE = {
     "output",
@@ -116,7 +117,14 @@ class TrainSpec:
     schedule: str = option(
         "cosine",
         "learning rate after the warm-up",
-        choices=("constant", "linear", "cosine"),
+        choices=SCHEDULES,
+    )
+    cycles: int | None = option(
+        None,
+        "falls of the cyclic schedule from the peak rate to a quarter of it; it rises again "
+        "between them (default: 3)",
+        type=int,
+        minimum=1,
     )
     warmup: float = option(
         0.05,
@@ -234,6 +242,8 @@ class TrainSpec:
             yield "data_weights", f"{given} for {plural(sources, 'data set')}; give one for each"
         if self.batch_tokens is not None and self.packing == "off":
             yield "batch_tokens", "counts packed rows, and packing is off; use batch_size"
+        if self.cycles is not None and self.schedule != "cyclic":
+            yield "cycles", f"the {self.schedule} schedule has none; give schedule cyclic"
         if self.gradient_checkpointing and self.light_checkpointing:
             yield (
                 "light_checkpointing",
@@ -264,10 +274,13 @@ class TrainSpec:
 
         Settings that cannot change the outcome are left out.
         """
+        # A setting that an earlier version did not have was at its default.
+        defaults = {field.name: field.default for field in fields(self)}
+        before = {**defaults, "data_weights": None, **earlier}
         return [
-            f"{name}: was {earlier.get(name)!r}, now {value!r}"
+            f"{name}: was {before[name]!r}, now {value!r}"
             for name, value in self.to_dict().items()
-            if name not in CHANGEABLE and value != earlier.get(name)
+            if name not in CHANGEABLE and value != before[name]
         ]
 
 

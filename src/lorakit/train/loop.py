@@ -215,7 +215,9 @@ def train_step(session: Session) -> None:
 
 def _set_learning_rate(session: Session) -> float:
     job, settings = session.job, session.job.settings
-    factor = lr_factor(session.progress.step, job.steps, settings.warmup, settings.schedule)
+    factor = lr_factor(
+        session.progress.step, job.steps, settings.warmup, settings.schedule, settings.cycles
+    )
     lr = job.lr * factor
     set_lr(session.optimizer, lr)
     return lr
