@@ -46,6 +46,7 @@ SYNONYMS = {
     "warmup": "warmup_ratio warmup_steps lr_warmup_steps",
     "cycles": "num_cycles lr_scheduler_num_cycles",
     "weight_decay": "wd",
+    "label_smoothing": "label_smooth label_smoothing_factor",
     "clip": "max_grad_norm gradient_clipping grad_clip",
     "base_dtype": "torch_dtype model_dtype",
     "mixed_precision": "precision",

@@ -21,7 +21,13 @@ Prediction = tuple[float, float]  # (class, probability) or (value, 1.0)
 
 
 def batch_loss(
-    model: nn.Module, batch: dict[str, Any], task: str, *, by_row: bool = False
+    model: nn.Module,
+    batch: dict[str, Any],
+    task: str,
+    *,
+    by_row: bool = False,
+    label_smoothing: float = 0.0,
+    in_chunks: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the summed loss of a batch, and the model's outputs.
 
@@ -31,6 +37,8 @@ def batch_loss(
         task: causal-lm (cross-entropy a trained token), classify (a row), or regress (squared error
             a row).
         by_row: True for the sum of each row, (batch,), instead of that of all.
+        label_smoothing: share of the target that is spread over all classes or tokens.
+        in_chunks: False to compute all logits at once, and return them.
 
     Returns:
         The sum, float32 (divide it by the count of trained tokens or rows); and the logits (batch,
@@ -40,29 +48,45 @@ def batch_loss(
     labels = batch["labels"]
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     if task == "causal-lm":
-        return _causal_loss(cast("PreTrainedModel", model), inputs, labels, by_row=by_row)
+        return _causal_loss(
+            cast("PreTrainedModel", model),
+            inputs,
+            labels,
+            by_row=by_row,
+            smoothing=label_smoothing,
+            in_chunks=in_chunks,
+        )
     reduction = "none" if by_row else "sum"
     logits = model(**inputs).logits.float()
     if task == "classify":
-        return F.cross_entropy(logits, labels, reduction=reduction), logits
+        loss = F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=label_smoothing)
+        return loss, logits
     values = logits.squeeze(-1)
     return F.mse_loss(values, labels.float(), reduction=reduction), values
 
 
 def _causal_loss(
-    model: "PreTrainedModel", inputs: dict[str, Any], labels: Tensor, *, by_row: bool
+    model: "PreTrainedModel",
+    inputs: dict[str, Any],
+    labels: Tensor,
+    *,
+    by_row: bool,
+    smoothing: float,
+    in_chunks: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return the loss of the next tokens, and the logits unless they were computed in chunks."""
-    head = find_head(model, inputs["input_ids"])
+    head = find_head(model, inputs["input_ids"]) if in_chunks else None
     if head is not None:
         targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         compute = chunked_loss_by_row if by_row else chunked_loss
-        return compute(head, inputs, targets, IGNORED), None
+        return compute(head, inputs, targets, IGNORED, smoothing), None
     reduction = "none" if by_row else "sum"
     logits = model(**inputs, use_cache=False).logits
     flat = logits[:, :-1].float().flatten(0, 1)
     targets = labels[:, 1:].flatten()
-    loss = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction=reduction)
+    loss = F.cross_entropy(
+        flat, targets, ignore_index=IGNORED, reduction=reduction, label_smoothing=smoothing
+    )
     if by_row:
         loss = loss.view(len(labels), -1).sum(1)
     return loss, logits

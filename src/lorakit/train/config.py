@@ -133,6 +133,12 @@ class TrainSpec:
     )
     weight_decay: float = option(0.0, "weight decay of A and B", minimum=0)
     clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", minimum=0)
+    label_smoothing: float = option(
+        0.0,
+        "share of each target that is spread over all classes or tokens; training only",
+        minimum=0,
+        below=1,
+    )
     ranks: str = option(
         "even",
         "distribution of ranks over the layers, with the same number of values in total; "

@@ -15,6 +15,7 @@ from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate, pack_examples, split_by_length
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import count_tokens
+from lorakit.evaluate.regularisation import Regularisation
 from lorakit.evaluate.score import Scores, evaluate
 from lorakit.models.packing import packed_attention
 from lorakit.models.padding import leaks_padding
@@ -63,6 +64,11 @@ class Job:
     def device(self) -> torch.device:
         """The device of the model's first parameter."""
         return next(self.model.parameters()).device
+
+    @property
+    def regularisation(self) -> Regularisation:
+        """Changes of the loss of training."""
+        return Regularisation(label_smoothing=self.settings.label_smoothing)
 
     @cached_property
     def unpadded(self) -> bool:

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 from lorakit.data.encode import Example
 from lorakit.errors import TrainingError
-from lorakit.evaluate.score import batch_loss
+from lorakit.evaluate.regularisation import training_loss
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.train import checkpoints
 from lorakit.train.budget import Budget, make_budget
@@ -240,7 +240,8 @@ def _accumulate_gradients(session: Session, groups: Sequence[Sequence[Example]])
     total = 0.0
     for group in chain.from_iterable(map(job.passes, groups)):
         with accelerator.autocast():
-            loss = batch_loss(job.model, job.collate(group), job.task)[0] / count
+            batch = job.collate(group)
+            loss = training_loss(job.model, batch, job.task, job.regularisation) / count
         total += loss.item()
         if not math.isfinite(total):
             step = session.progress.step + 1

@@ -35,6 +35,7 @@ from lorakit.train.log import Say
 from lorakit.train.optim import default_lr
 from lorakit.train.planning import RunPlan, plan_run
 from lorakit.train.report import RunFacts, versions
+from lorakit.train.request import check_request
 
 FIRST_BATCHES = 8  # given to inits and rank allocations that look at data
 DEFAULT_WIDTH = 768  # of a config that does not name its width
@@ -92,7 +93,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         LorakitError: a request that cannot be met.
     """
     data = read_data(settings)
-    check_request(settings, spec)
+    check_request(settings, spec, data.task)
     say(data.described)
     plan = plan_run(settings, spec, data, say)
     loaded = load_run(settings, data, plan, say)
@@ -135,29 +136,6 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "plan": plan.report,
     }
     return PreparedRun(job, loaded.base, facts)
-
-
-def check_request(settings: TrainSpec, spec: Spec) -> None:
-    """Check that settings, spec and machine go together.
-
-    Raises:
-        SpecError: fp16 without a GPU, a rank budget without AdaLoRA, or float16 parameters.
-    """
-    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise SpecError(
-            "mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.", advice=NOT_STARTED
-        )
-    if settings.target_rank is not None and spec.delta != "adalora":
-        raise SpecError(
-            f"target_rank: only delta='adalora' has a budget of ranks, "
-            f"the spec has {spec.delta!r}.",
-            advice=NOT_STARTED,
-        )
-    if spec.dtype == "float16":
-        raise SpecError(
-            "dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
-            advice=NOT_STARTED,
-        )
 
 
 def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> LoadedRun:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lorakit.errors import TrainingError
-from lorakit.evaluate.score import batch_loss
+from lorakit.evaluate.regularisation import training_loss
 from lorakit.train import checkpoints
 from lorakit.train.checks import check_loss
 from lorakit.train.job import Job
@@ -57,7 +57,8 @@ def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> Non
     moments = [_two_like(parameter) for parameter in parameters]
     for examples in job.passes(job.batch(index)):
         with accelerator.autocast():
-            loss = batch_loss(job.model, job.collate(examples), job.task)[0]
+            batch = job.collate(examples)
+            loss = training_loss(job.model, batch, job.task, job.regularisation)
         check_loss(loss, job.adapter)
         accelerator.backward(loss)
     del moments
