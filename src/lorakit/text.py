@@ -45,6 +45,8 @@ SYNONYMS = {
     "schedule": "lr_scheduler_type lr_scheduler scheduler",
     "warmup": "warmup_ratio warmup_steps lr_warmup_steps",
     "cycles": "num_cycles lr_scheduler_num_cycles",
+    "optimizer": "optim optimizer_type optimizer_name",
+    "lr_ratio": "loraplus_lr_ratio loraplus_ratio lora_plus_ratio",
     "weight_decay": "wd",
     "label_smoothing": "label_smooth label_smoothing_factor",
     "clip": "max_grad_norm gradient_clipping grad_clip",

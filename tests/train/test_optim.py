@@ -1,13 +1,28 @@
-"""Learning rates follow the published curves."""
+"""Learning rates follow the published curves; optimizers by name, with their states and rates."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import get_inverse_sqrt_schedule
 
-from lorakit.errors import SpecError
+import lorakit
+from lorakit.errors import OutputError, SpecError
+from lorakit.plan.estimate import measure_adapter
+from lorakit.plan.optimizers import OPTIMIZERS
+from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
-from lorakit.train.optim import lr_factor
+from lorakit.train.optim import find_class, lr_factor, make_optimizer, set_lr
+from lorakit.train.request import check_request
+from lorakit.train.run import train_adapter
+
+from ..conftest import sentences
+from .test_run import equal, stop_after
 
 STEPS = 40
 
@@ -66,3 +81,218 @@ def test_cycles_of_another_schedule_are_refused() -> None:
     assert caught.value.faults == [
         "cycles: the cosine schedule has none; give schedule cyclic",
     ]
+
+
+# --- optimizers ----------------------------------------------------------------------------------
+
+ON_CPU = [name for name, one in OPTIMIZERS.items() if not one.is_paged]
+
+
+def adapter(**more: Any) -> lorakit.Adapter:
+    model = nn.Sequential(nn.Linear(600, 600), nn.Linear(600, 7))
+    return lorakit.attach(model, Spec(**{"rank": 7, **more}))
+
+
+def fill_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_the_plan_counts_the_state_that_an_optimizer_has(name: str) -> None:
+    trained = adapter(delta="dora")
+    optimizer = make_optimizer(trained, 1e-2, 0.0, name)
+    before = [parameter.detach().clone() for parameter in trained.parameters()]
+    for _ in range(2):
+        fill_gradients(trained.parameters())
+        optimizer.step()
+    pairs = zip(before, trained.parameters(), strict=True)
+    assert not any(torch.equal(start, parameter) for start, parameter in pairs)
+    held = 0
+    for parameter, state in optimizer.state.items():
+        tensors = [value for key, value in state.items() if isinstance(value, torch.Tensor)]
+        # The table of 8-bit values is shared, and a count of steps is one number.
+        counted = [one for one in tensors if one.numel() > 1 and one.shape != (256,)]
+        size = sum(one.nbytes for one in counted)
+        assert OPTIMIZERS[name].state_bytes(parameter.shape, 4) == size, parameter.shape
+        held += size
+    assert held == measure_adapter(trained, torch.float32, OPTIMIZERS[name]).states > 0
+
+
+def test_adamw_without_correction_is_its_formula() -> None:
+    trained = adapter()
+    optimizer = make_optimizer(trained, 1e-2, 0.1, "adamw-uncorrected")
+    wanted = [parameter.detach().double() for parameter in trained.parameters()]
+    moments = [(torch.zeros_like(one), torch.zeros_like(one)) for one in wanted]
+    for _ in range(3):
+        fill_gradients(trained.parameters())
+        gradients = [parameter.grad.double() for parameter in trained.parameters()]
+        optimizer.step()
+        for i, g in enumerate(gradients):
+            m = 0.9 * moments[i][0] + 0.1 * g
+            v = 0.999 * moments[i][1] + 0.001 * g * g
+            moments[i] = m, v
+            wanted[i] = wanted[i] - 1e-2 * (m / (v.sqrt() + 1e-8) + 0.1 * wanted[i])
+    for parameter, want in zip(trained.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.double(), want, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_step_without_correction_is_three_times_as_large() -> None:
+    sizes = []
+    for name in ("adamw", "adamw-uncorrected"):
+        trained = adapter()
+        fill_gradients(trained.parameters())
+        make_optimizer(trained, 1e-2, 0.0, name).step()
+        sizes.append(float(trained.deltas["0"].B.detach().abs().mean()))
+    assert sizes[1] / sizes[0] == pytest.approx(0.1 / 0.001**0.5, rel=1e-3)
+
+
+def test_adafactor_moves_b_from_zero_as_fast_as_its_rate_says() -> None:
+    trained = adapter()
+    fill_gradients(trained.parameters())
+    make_optimizer(trained, 1e-2, 0.0, "adafactor").step()
+    assert float(trained.deltas["0"].B.detach().square().mean().sqrt()) == pytest.approx(
+        1e-2, rel=0.05
+    )
+
+
+@pytest.mark.parametrize("delta", ["lora", "dora"])
+def test_lora_plus_gives_b_its_own_rate(delta: str) -> None:
+    trained = adapter(delta=delta, bias="all")
+    optimizer = make_optimizer(trained, 1e-2, 0.1, lr_ratio=16)
+    set_lr(optimizer, 1e-3)
+    rates_by_id = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            rates_by_id[id(parameter)] = group["lr"], group["weight_decay"]
+    for name, parameter in trained.named_parameters():
+        wanted = (16e-3 if name.endswith(".B") else 1e-3, 0.1 if parameter.ndim > 1 else 0.0)
+        assert rates_by_id.pop(id(parameter)) == pytest.approx(wanted), name
+    assert not rates_by_id
+
+
+def check(values: dict[str, Any], spec: Spec | None = None) -> list[str]:
+    settings = TrainSpec(model="m", data="d", output="o", **values)
+    with pytest.raises(SpecError) as caught:
+        check_request(settings, spec or Spec(), "causal-lm")
+    return caught.value.faults
+
+
+@pytest.mark.parametrize("delta", ["vera", "loha", "lokr", "adalora"])
+def test_lora_plus_is_refused_where_there_is_no_b_that_starts_at_zero(delta: str) -> None:
+    assert check({"lr_ratio": 4.0}, Spec(delta=delta)) == [
+        f"lr_ratio: LoRA+ is about A and B, those of lora and dora; the spec has delta={delta!r}"
+    ]
+
+
+def test_lora_plus_without_adapted_layers_is_refused() -> None:
+    assert check({"lr_ratio": 4.0}, Spec(targets="none", bias="all")) == [
+        "lr_ratio: targets='none' adapts no layer, so there is no B"
+    ]
+
+
+def test_a_paged_optimizer_is_refused_on_a_cpu() -> None:
+    assert check({"optimizer": "paged-adamw8bit", "device": "cpu"}) == [
+        "optimizer: 'paged-adamw8bit' moves its state from a GPU to main memory; this run is on "
+        "the CPU: use 'adamw8bit'"
+    ]
+
+
+def test_a_missing_package_is_named_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    [fault] = check({"optimizer": "lion8bit", "device": "cpu"})
+    assert fault.startswith("optimizer: 'lion8bit' needs bitsandbytes: ")
+    assert fault.endswith("; pip install 'lorakit[quantised]'")
+
+
+def test_a_package_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(self: object) -> None:
+        raise NotImplementedError("no kernel for cpu\nand more")
+
+    monkeypatch.setattr(find_class("adamw8bit"), "step", no_kernel)
+    assert check({"optimizer": "adamw8bit", "device": "cpu"}) == [
+        "optimizer: 'adamw8bit' takes no step on cpu: no kernel for cpu; "
+        "pip install --upgrade bitsandbytes"
+    ]
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
+    data = tmp_path / "text.jsonl"
+    data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(40)))
+    return {
+        "model": str(tiny_llama),
+        "data": str(data),
+        "output": str(tmp_path / "out"),
+        "batch_size": 4,
+        "lr": 5e-3,
+        "threads": 1,
+        "eval_fraction": 0.0,
+        "checkpoint_every": 5,
+        "device": "cpu",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_CPU)
+def test_stopped_and_resumed_equals_straight(
+    name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """The head is adapted with a rank at which bitsandbytes holds its states in 8 bits."""
+    settings |= {"steps": 20, "optimizer": name, "lr_ratio": 4.0, "schedule": "cyclic"}
+    spec = Spec(rank=14, targets=("q_proj", "lm_head"), dropout=0.1)
+    straight = train_adapter(TrainSpec(**{**settings, "output": str(tmp_path / "two")}), spec)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 10, RuntimeError("the power went out"))
+        with pytest.raises(RuntimeError, match="power"):
+            train_adapter(TrainSpec(**settings), spec)
+    resumed = train_adapter(TrainSpec(**settings, resume=True), spec)
+    assert equal(tmp_path / "out", tmp_path / "two")
+    assert resumed["loss_last"] == straight["loss_last"] != straight["loss_first"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"optimizer": "adamw-uncorrected"},
+        {"optimizer": "sgd"},
+        {"lr_ratio": 8.0},
+        {"schedule": "inverse-sqrt"},
+        {"schedule": "cyclic"},
+        {"schedule": "cyclic", "cycles": 2},
+        {"label_smoothing": 0.1},
+    ],
+    ids=str,
+)
+def test_each_setting_changes_the_weights_and_resuming_with_it_is_refused(
+    changed: dict[str, Any], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    settings |= {"steps": 6}
+    spec = Spec(rank=2, targets="qv")
+    other = {**settings, "output": str(tmp_path / "two")}
+    train_adapter(TrainSpec(**settings), spec)
+    train_adapter(TrainSpec(**{**other, **changed}), spec)
+    assert not equal(tmp_path / "out", tmp_path / "two")
+    name, value = list(changed.items())[-1]
+    with pytest.raises(OutputError, match=rf"{name}: was .*, now {value!r}"):
+        train_adapter(TrainSpec(**settings, **changed, resume=True), spec)
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_is_resumed(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Its settings lack those that came later; they had the values that are the defaults now."""
+    settings |= {"steps": 3}
+    train_adapter(TrainSpec(**settings), Spec(rank=2))
+    path = tmp_path / "out" / "run.json"
+    run = json.loads(path.read_text())
+    for name in ("optimizer", "lr_ratio", "label_smoothing", "cycles"):
+        del run["settings"][name]
+    path.write_text(json.dumps(run))
+    assert train_adapter(TrainSpec(**settings, resume=True), Spec(rank=2))["steps"] == 3

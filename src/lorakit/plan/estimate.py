@@ -18,6 +18,7 @@ from lorakit.plan.blocks import trace_by_blocks
 from lorakit.plan.devices import Rate
 from lorakit.plan.meta_adapter import attach_on_meta
 from lorakit.plan.meta_model import MetaModel
+from lorakit.plan.optimizers import DEFAULT, OPTIMIZERS, Optimizer
 from lorakit.plan.published import count_other_methods
 from lorakit.plan.trace import Step, Trace
 from lorakit.sites.slot import base_parameters
@@ -27,8 +28,7 @@ from lorakit.spec import Spec
 # for each 64 values in 4 bits.
 EIGHT_BIT, FOUR_BIT = 1.0, 0.5 + 4 / 64
 SCALE_BYTES = 4
-# Full fine-tuning in float32: weights and the two moments of AdamW; gradients are in the trace.
-FULL_BYTES = 3 * 4
+VALUE_BYTES = 4  # of full fine-tuning, in float32
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -46,6 +46,7 @@ class Work:
         auto: the dtype that "auto" means on a CPU; on a GPU it is bfloat16.
         mixed: no, bf16 or fp16.
         checkpointing: what is computed again, as `checkpoint_blocks` takes it.
+        optimizer: a name from OPTIMIZERS.
     """
 
     batch: int = 16
@@ -57,6 +58,7 @@ class Work:
     auto: torch.dtype = torch.float32
     mixed: str = "no"
     checkpointing: str = ""
+    optimizer: str = DEFAULT
 
     def dtype(self, gpu: bool) -> torch.dtype:
         """Return the dtype of the base on a CPU or GPU, as training chooses it."""
@@ -89,11 +91,13 @@ class AdapterBytes:
         frozen: tensors that it needs beside those: the start of factors that B does not start at
             zero, or the pair that VeRA's layers share.
         file: its tensors on disk; the header with names and settings comes on top.
+        states: the optimizer's state of the parameters.
     """
 
     trained: int
     frozen: int
     file: int
+    states: int
 
 
 class RankCost(NamedTuple):
@@ -103,6 +107,7 @@ class RankCost(NamedTuple):
     trained: int
     frozen: int
     file: int
+    states: int
 
 
 class Memory(TypedDict):
@@ -161,6 +166,7 @@ class Plan:
         self.coverage = coverage(base.model)
         # A parameter that two layers share counts once.
         own = {id(parameter): parameter for _, parameter in base_parameters(base.model)}
+        self.base_shapes = [tuple(parameter.shape) for parameter in own.values()]
         self.base_parameters = sum(parameter.numel() for parameter in own.values())
         self.buffer_bytes = sum(buffer.nbytes for buffer in base.model.buffers())
         detach(base.model)
@@ -234,19 +240,21 @@ class Plan:
     def adapter_bytes(self, dtype: torch.dtype, adapter: Adapter | None = None) -> AdapterBytes:
         """Return the bytes of the plan's adapter, or of another, on a base of this dtype."""
         if adapter is not None:
-            return measure_adapter(adapter, dtype)
+            return measure_adapter(adapter, dtype, self.optimizer)
         if dtype not in self._adapter_bytes:
-            self._adapter_bytes[dtype] = measure_adapter(self.adapter, dtype)
+            self._adapter_bytes[dtype] = measure_adapter(self.adapter, dtype, self.optimizer)
         return self._adapter_bytes[dtype]
 
     def fixed_bytes(
         self, dtype: torch.dtype, method: str = "lora", adapter: AdapterBytes | None = None
     ) -> int:
-        """Return the bytes in use all the time: weights, adapter, and the two moments of AdamW."""
+        """Return the bytes in use all the time: weights, adapter, and the optimizer's state."""
         if method == "full":
-            return FULL_BYTES * self.base_parameters + self.buffer_bytes
+            # Gradients are in the trace.
+            states = [self.optimizer.state_bytes(shape, VALUE_BYTES) for shape in self.base_shapes]
+            return VALUE_BYTES * self.base_parameters + sum(states) + self.buffer_bytes
         size = adapter or self.adapter_bytes(dtype)
-        return self.weights(dtype, method) + size.frozen + 3 * size.trained
+        return self.weights(dtype, method) + size.frozen + size.trained + size.states
 
     def memory(self, *, gpu: bool) -> Memory:
         """Return the bytes of each part, and of all at the moment of the peak.
@@ -260,7 +268,7 @@ class Plan:
             weights=self.weights(step.dtype),
             adapters=size.trained + size.frozen,
             gradients=size.trained,
-            optimizer=2 * size.trained,
+            optimizer=size.states,
             activations=None,
             logits=None,
             peak=None,
@@ -306,7 +314,8 @@ class Plan:
                 rank=rank,
                 trainable_parameters=cost.parameters,
                 adapter_bytes=cost.file,
-                training_bytes=cost.frozen + 4 * cost.trained,
+                # A value, its gradient, a temporary of its size, and the optimizer's state.
+                training_bytes=cost.frozen + 2 * cost.trained + cost.states,
                 share=cost.parameters / self.base_parameters,
                 past_break_even=past,
             )
@@ -318,14 +327,20 @@ class Plan:
         for rank in RANKS:
             if rank > self.highest_rank():
                 break
-            # Of all but LoKr each rank adds the same.
-            if len(costs) < 2 or self.spec.delta == "lokr":
+            # Of all but LoKr, and of states in 8 bits, each rank adds the same.
+            is_uneven = self.spec.delta == "lokr" or self.optimizer.bits == 8
+            if len(costs) < 2 or is_uneven:
                 adapter = self.adapter_at(rank)
                 size = self.adapter_bytes(dtype, adapter)
                 costs[rank] = RankCost(adapter.parameters_count, *astuple(size))
             else:
                 costs[rank] = _extrapolate(costs[1], costs[2], rank)
         return costs
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the run."""
+        return OPTIMIZERS[self.work.optimizer]
 
     def highest_rank(self) -> int:
         """Return the highest rank that all adapted layers can have."""
@@ -358,20 +373,25 @@ def make_plan(
     return Plan(base, spec, work, left_out)
 
 
-def measure_adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterBytes:
+def measure_adapter(adapter: Adapter, dtype: torch.dtype, optimizer: Optimizer) -> AdapterBytes:
     """Return the bytes of an adapter on a base of this dtype, that of its full parameters."""
-    values = sum(parameter.numel() for parameter in adapter.full_parameters.values())
-    full = values * dtype.itemsize
+    full = 0
+    states = 0
+    for parameter in adapter.full_parameters.values():
+        full += parameter.numel() * dtype.itemsize
+        states += optimizer.state_bytes(parameter.shape, dtype.itemsize)
     factors = 0
     # Buffers that several deltas share count once.
     frozen: dict[int, int] = {}
     for delta in adapter.deltas.values():
-        factors += sum(parameter.nbytes for parameter in delta.parameters())
+        for parameter in delta.parameters():
+            factors += parameter.nbytes
+            states += optimizer.state_bytes(parameter.shape, parameter.itemsize)
         for buffer in delta.buffers():
             frozen[id(buffer)] = buffer.nbytes
     written = layout_tensors(adapter.spec, adapter.deltas, {}).tensors
     file = sum(tensor.nbytes for tensor in written.values())
-    return AdapterBytes(factors + full, sum(frozen.values()), file + full)
+    return AdapterBytes(factors + full, sum(frozen.values()), file + full, states)
 
 
 def _extrapolate(one: RankCost, two: RankCost, rank: int) -> RankCost:

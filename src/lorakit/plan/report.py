@@ -49,6 +49,8 @@ class RunSettings(Protocol):
     @property
     def checkpointing(self) -> str: ...
     @property
+    def optimizer(self) -> str: ...
+    @property
     def ranks(self) -> str: ...
     @property
     def rank_budget(self) -> int | None: ...
@@ -297,6 +299,7 @@ def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | 
         auto=auto,
         mixed=run.mixed_precision,
         checkpointing=run.checkpointing,
+        optimizer=run.optimizer,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from lorakit.data.settings import RowSettings
 from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
 from lorakit.models.tasks import CHOICES, TRUST_HELP
+from lorakit.plan.optimizers import DEFAULT, OPTIMIZERS
 from lorakit.spec import Fault, is_number, is_whole, option, option_like
 from lorakit.text import add_hint, near_misses, plural
 
@@ -130,6 +131,15 @@ class TrainSpec:
         0.05,
         "length of the warm-up: below 1 a share of the steps, from 1 on a number of steps",
         minimum=0,
+    )
+    optimizer: str = option(
+        DEFAULT,
+        "optimizer; lion and those with 8bit or paged in their names are of bitsandbytes "
+        "(pip install 'lorakit[quantised]')",
+        choices=tuple(OPTIMIZERS),
+    )
+    lr_ratio: float = option(
+        1.0, "learning rate of B over that of A and all others (LoRA+)", above=0
     )
     weight_decay: float = option(0.0, "weight decay of A and B", minimum=0)
     clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", minimum=0)

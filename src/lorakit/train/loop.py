@@ -104,7 +104,11 @@ def _open_session(
     """Make the optimizer, budget and log, and set the model to training."""
     settings = job.settings
     check_trainable(job.model, job.adapter)
-    optimizer = accelerator.prepare(make_optimizer(job.adapter, job.lr, settings.weight_decay))
+    optimizer = accelerator.prepare(
+        make_optimizer(
+            job.adapter, job.lr, settings.weight_decay, settings.optimizer, settings.lr_ratio
+        )
+    )
     budget = make_budget(job.adapter, settings, job.steps)
     progress = Progress()
     if state:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lorakit.errors import TrainingError
 from lorakit.evaluate.regularisation import training_loss
+from lorakit.plan.optimizers import OPTIMIZERS, Optimizer
 from lorakit.train import checkpoints
 from lorakit.train.checks import check_loss
 from lorakit.train.job import Job
@@ -52,9 +53,10 @@ def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple
 
 
 def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> None:
-    # From the second step on, the two moments of AdamW are in memory beside the batch.
+    # From the second step on, the state of the optimizer is in memory beside the batch.
+    optimizer = OPTIMIZERS[job.settings.optimizer]
     parameters = job.adapter.parameters()
-    moments = [_two_like(parameter) for parameter in parameters]
+    moments = [_state_of(parameter, optimizer) for parameter in parameters]
     for examples in job.passes(job.batch(index)):
         with accelerator.autocast():
             batch = job.collate(examples)
@@ -64,8 +66,10 @@ def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> Non
     del moments
 
 
-def _two_like(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(tensor), torch.empty_like(tensor)
+def _state_of(parameter: Tensor, optimizer: Optimizer) -> Tensor:
+    """Return memory of the size of an optimizer's state."""
+    size = optimizer.state_bytes(parameter.shape, parameter.itemsize)
+    return torch.empty(size, dtype=torch.uint8, device=parameter.device)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

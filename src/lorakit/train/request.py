@@ -3,11 +3,17 @@
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.models.load import device_of
+from lorakit.plan.optimizers import LEAST_VALUES, OPTIMIZERS
 from lorakit.spec import Fault, Spec
-from lorakit.text import plural
+from lorakit.text import first_line, plural
 from lorakit.train.config import TrainSpec
+from lorakit.train.optim import find_class
+
+WITH_A_AND_B = ("lora", "dora")  # deltas whose B starts at zero beside A
 
 
 def check_request(settings: TrainSpec, spec: Spec, task: str) -> None:
@@ -27,12 +33,43 @@ def check_request(settings: TrainSpec, spec: Spec, task: str) -> None:
 def _machine_faults(settings: TrainSpec) -> Iterator[Fault]:
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         yield "mixed_precision", "fp16 needs a GPU; on a CPU use bf16 or no"
+    optimizer = OPTIMIZERS[settings.optimizer]
+    if optimizer.package != "bitsandbytes":
+        return
+    device = device_of(settings.device)
+    if optimizer.is_paged and device.type == "cpu":
+        fault = f"{settings.optimizer!r} moves its state from a GPU to main memory; this run is on"
+        yield "optimizer", f"{fault} the CPU: use {settings.optimizer.removeprefix('paged-')!r}"
+        return
+    obstacle = _try_optimizer(settings.optimizer, device)
+    if obstacle:
+        yield "optimizer", obstacle
+
+
+def _try_optimizer(name: str, device: torch.device) -> str | None:
+    """Return the reason why an optimizer of bitsandbytes takes no step on a device, or None."""
+    parameter = nn.Parameter(torch.ones(LEAST_VALUES, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        find_class(name)([parameter], lr=1.0).step()
+    except ImportError as error:
+        advice = "pip install 'lorakit[quantised]'"
+        return f"{name!r} needs bitsandbytes: {first_line(error)}; {advice}"
+    except Exception as error:  # A kernel that is missing can raise any exception.
+        advice = "pip install --upgrade bitsandbytes"
+        return f"{name!r} takes no step on {device.type}: {first_line(error)}; {advice}"
+    return None
 
 
 def _spec_faults(settings: TrainSpec, spec: Spec) -> Iterator[Fault]:
     if settings.target_rank is not None and spec.delta != "adalora":
         fault = f"only delta='adalora' has a budget of ranks, the spec has {spec.delta!r}"
         yield "target_rank", fault
+    if settings.lr_ratio != 1 and spec.delta not in WITH_A_AND_B:
+        fault = f"LoRA+ is about A and B, those of {' and '.join(WITH_A_AND_B)}"
+        yield "lr_ratio", f"{fault}; the spec has delta={spec.delta!r}"
+    elif settings.lr_ratio != 1 and spec.targets == "none":
+        yield "lr_ratio", "targets='none' adapts no layer, so there is no B"
     if spec.dtype == "float16":
         yield "dtype", "Adam's steps are not finite in float16; train in float32 or bfloat16"
 
