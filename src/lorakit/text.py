@@ -49,6 +49,8 @@ SYNONYMS = {
     "lr_ratio": "loraplus_lr_ratio loraplus_ratio lora_plus_ratio",
     "weight_decay": "wd",
     "label_smoothing": "label_smooth label_smoothing_factor",
+    "r_drop": "reg_loss_wgt rdrop r_drop_weight",
+    "cutoff": "masking_prob token_cutoff cutoff_ratio",
     "clip": "max_grad_norm gradient_clipping grad_clip",
     "base_dtype": "torch_dtype model_dtype",
     "mixed_precision": "precision",

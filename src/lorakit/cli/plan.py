@@ -27,6 +27,8 @@ RUN = (
     "gradient_checkpointing",
     "light_checkpointing",
     "optimizer",
+    "r_drop",
+    "cutoff",
     "epochs",
     "seed",
     "ranks",

@@ -9,6 +9,7 @@ import torch
 
 from lorakit.adapter import Adapter
 from lorakit.errors import ModelError, TargetError
+from lorakit.evaluate.regularisation import NONE, Regularisation
 from lorakit.formats.peft.writer import layout_tensors
 from lorakit.inits.start import STARTS
 from lorakit.inject.attach import attach, detach
@@ -47,6 +48,7 @@ class Work:
         mixed: no, bf16 or fp16.
         checkpointing: what is computed again, as `checkpoint_blocks` takes it.
         optimizer: a name from OPTIMIZERS.
+        regularisation: changes of the loss.
     """
 
     batch: int = 16
@@ -59,6 +61,7 @@ class Work:
     mixed: str = "no"
     checkpointing: str = ""
     optimizer: str = DEFAULT
+    regularisation: Regularisation = NONE
 
     def dtype(self, gpu: bool) -> torch.dtype:
         """Return the dtype of the base on a CPU or GPU, as training chooses it."""
@@ -79,6 +82,7 @@ class Work:
             checkpointing=self.checkpointing,
             fused=gpu,
             again=self.accumulate > 1,
+            regularisation=self.regularisation,
         )
 
 

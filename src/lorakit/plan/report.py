@@ -13,6 +13,7 @@ from lorakit.data.on_demand import count_tokens, find_longest
 from lorakit.data.rows import Rows, read_for
 from lorakit.data.template_files import check_use
 from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.evaluate.regularisation import Regularisation
 from lorakit.models.load import LONGEST, Loaded, auto_dtype
 from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_for_training
 from lorakit.models.packing import packing_obstacle
@@ -50,6 +51,10 @@ class RunSettings(Protocol):
     def checkpointing(self) -> str: ...
     @property
     def optimizer(self) -> str: ...
+    @property
+    def r_drop(self) -> float: ...
+    @property
+    def cutoff(self) -> float: ...
     @property
     def ranks(self) -> str: ...
     @property
@@ -300,6 +305,7 @@ def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | 
         mixed=run.mixed_precision,
         checkpointing=run.checkpointing,
         optimizer=run.optimizer,
+        regularisation=Regularisation(r_drop=run.r_drop, cutoff=run.cutoff),
     )
 
 

@@ -149,6 +149,19 @@ class TrainSpec:
         minimum=0,
         below=1,
     )
+    r_drop: float = option(
+        0.0,
+        "R-Drop: weight of the divergence of two passes that differ in dropout; a step takes twice "
+        "the time",
+        minimum=0,
+    )
+    cutoff: float = option(
+        0.0,
+        "share of the input tokens whose embeddings are zero in a second pass, whose loss is "
+        "added; with --r-drop the divergence too",
+        minimum=0,
+        below=1,
+    )
     ranks: str = option(
         "even",
         "distribution of ranks over the layers, with the same number of values in total; "

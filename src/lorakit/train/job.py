@@ -45,6 +45,7 @@ class Job:
         output: folder for checkpoints.
         packed: True if the sequences of a batch are concatenated instead of padded.
         chat_template: the chat template that the sequences were made with, if any.
+        special_tokens: ids of the tokenizer's special tokens.
     """
 
     model: "PreTrainedModel"
@@ -59,6 +60,7 @@ class Job:
     output: Path
     packed: bool = False
     chat_template: str | None = None
+    special_tokens: tuple[int, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +70,12 @@ class Job:
     @property
     def regularisation(self) -> Regularisation:
         """Changes of the loss of training."""
-        return Regularisation(label_smoothing=self.settings.label_smoothing)
+        return Regularisation(
+            label_smoothing=self.settings.label_smoothing,
+            r_drop=self.settings.r_drop,
+            cutoff=self.settings.cutoff,
+            special_tokens=self.special_tokens,
+        )
 
     @cached_property
     def unpadded(self) -> bool:

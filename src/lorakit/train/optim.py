@@ -1,7 +1,7 @@
 """The optimizer and the learning rate of each step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any
 
@@ -114,7 +114,7 @@ def make_optimizer(
     return find_class(name)(present, lr=lr, **chosen.options)
 
 
-def find_class(name: str) -> type[torch.optim.Optimizer]:
+def find_class(name: str) -> Callable[..., torch.optim.Optimizer]:
     """Return the class of an optimizer.
 
     Raises:

@@ -15,6 +15,7 @@ from lorakit.data.encode import Example
 from lorakit.data.on_demand import count_cut, count_tokens, find_longest
 from lorakit.data.template_files import used_template
 from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.evaluate.regularisation import find_obstacle
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import Coverage, coverage
@@ -34,6 +35,7 @@ from lorakit.train.job import Job
 from lorakit.train.log import Say
 from lorakit.train.optim import default_lr
 from lorakit.train.planning import RunPlan, plan_run
+from lorakit.train.rehearsal import unchanged
 from lorakit.train.report import RunFacts, versions
 from lorakit.train.request import check_request
 
@@ -273,7 +275,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
     """Return the job of the loop.
 
     Raises:
-        SpecError: a rank budget that AdaLoRA cannot keep.
+        SpecError: a rank budget that AdaLoRA cannot keep, or two passes that do not differ.
     """
     job = Job(
         loaded.base.model,
@@ -288,9 +290,30 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         Path(settings.output),
         loaded.packed,
         used_template(data.rows, loaded.base.tokenizer),
+        tuple(loaded.base.tokenizer.all_special_ids),
     )
     make_budget(loaded.adapter, settings, job.steps)  # Refuses a budget that it cannot keep.
+    _check_passes(job)
     return job
+
+
+def _check_passes(job: Job) -> None:
+    """Check that the second pass of R-Drop and cutoff differs from the first.
+
+    Raises:
+        SpecError: it would be equal.
+    """
+    if job.regularisation.passes == 1:
+        return
+    # Its effect on the output is zero as long as B is.
+    has_dropout = any(delta.dropout for delta in job.adapter.deltas.values())
+    if has_dropout and not job.regularisation.cutoff:
+        return
+    with unchanged(job.model, []), job.attention():
+        batch = job.collate(job.examples[:1])
+        obstacle = find_obstacle(job.model, batch, job.regularisation)
+    if obstacle is not None:
+        raise SpecError(f"{obstacle}.", advice=NOT_STARTED)
 
 
 def _describe_logits(job: Job, base: Loaded, say: Say) -> str:
@@ -299,6 +322,8 @@ def _describe_logits(job: Job, base: Loaded, say: Say) -> str:
     mixed = job.settings.mixed_precision
     with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):
         obstacle = chunking_obstacle(job.model, ids)
+    if job.regularisation.r_drop:
+        obstacle = "R-Drop compares those of two passes"
     if obstacle is None:
         return "in chunks"
     index = job.batches.longest(0, job.batches.per_epoch)

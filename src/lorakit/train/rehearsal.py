@@ -37,7 +37,7 @@ def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple
         return 0, 0
     index = job.batches.longest(first, last)
     rows, length = job.batches.shape(index)
-    with _unchanged(job.model, list(job.adapter.parameters())):
+    with unchanged(job.model, list(job.adapter.parameters())):
         try:
             _forward_and_backward(job, accelerator, index)
         except RuntimeError as error:
@@ -77,7 +77,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def _unchanged(model: nn.Module, parameters: list[Tensor]) -> Iterator[None]:
+def unchanged(model: nn.Module, parameters: list[Tensor]) -> Iterator[None]:
     """Put back random numbers and buffers at the end, and delete all gradients."""
     state = checkpoints.random_state()
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]

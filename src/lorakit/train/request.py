@@ -13,6 +13,7 @@ from lorakit.text import first_line, plural
 from lorakit.train.config import TrainSpec
 from lorakit.train.optim import find_class
 
+WITH_CLASSES = ("causal-lm", "classify")  # tasks whose loss is a cross-entropy
 WITH_A_AND_B = ("lora", "dora")  # deltas whose B starts at zero beside A
 
 
@@ -75,7 +76,9 @@ def _spec_faults(settings: TrainSpec, spec: Spec) -> Iterator[Fault]:
 
 
 def _task_faults(settings: TrainSpec, task: str) -> Iterator[Fault]:
-    if task != "regress":
+    if task in WITH_CLASSES:
         return
     if settings.label_smoothing:
-        yield "label_smoothing", "spreads a target over classes, and a regression has none"
+        yield "label_smoothing", f"spreads a target over classes, and {task} has none"
+    if settings.r_drop:
+        yield "r_drop", f"compares probabilities of classes, and {task} has none"
