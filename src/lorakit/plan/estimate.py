@@ -15,6 +15,7 @@ from lorakit.inits.start import STARTS
 from lorakit.inject.attach import attach, detach
 from lorakit.inject.coverage import coverage
 from lorakit.inject.targets import select
+from lorakit.models.precision import gpu_autocast, gpu_dtype
 from lorakit.plan.blocks import trace_by_blocks
 from lorakit.plan.devices import Rate
 from lorakit.plan.meta_adapter import attach_on_meta
@@ -44,8 +45,9 @@ class Work:
         packed: tokens of each sequence if they are concatenated in one row instead.
         accumulate: passes of one step.
         base_dtype: auto, float32, bfloat16 or float16.
-        auto: the dtype that "auto" means on a CPU; on a GPU it is bfloat16.
-        mixed: no, bf16 or fp16.
+        auto: the dtype that "auto" means on a CPU; see `gpu_dtype` for GPUs.
+        trains_base: True if parameters of the base train in full.
+        mixed: auto, no, bf16 or fp16.
         checkpointing: what is computed again, as `checkpoint_blocks` takes it.
         optimizer: a name from OPTIMIZERS.
         regularisation: changes of the loss.
@@ -58,25 +60,37 @@ class Work:
     accumulate: int = 1
     base_dtype: str = "auto"
     auto: torch.dtype = torch.float32
-    mixed: str = "no"
+    trains_base: bool = False
+    mixed: str = "auto"
     checkpointing: str = ""
     optimizer: str = DEFAULT
     regularisation: Regularisation = NONE
 
-    def dtype(self, gpu: bool) -> torch.dtype:
+    def dtype(self, gpu: bool, bfloat16: bool = True) -> torch.dtype:
         """Return the dtype of the base on a CPU or GPU, as training chooses it."""
-        if self.base_dtype == "auto":
-            return torch.bfloat16 if gpu else self.auto
-        return getattr(torch, self.base_dtype)
+        if self.base_dtype != "auto":
+            return getattr(torch, self.base_dtype)
+        if not gpu:
+            return self.auto
+        return gpu_dtype(bfloat16=bfloat16, trains_base=self.trains_base)
 
-    def step(self, task: str, gpu: bool) -> Step:
+    def autocast(self, gpu: bool, bfloat16: bool = True) -> str:
+        """Return the mixed precision on a CPU or GPU, as training chooses it."""
+        if self.mixed != "auto":
+            return self.mixed
+        if not gpu:
+            return "no"
+        dtype, is_chosen = self.dtype(gpu, bfloat16), self.base_dtype != "auto"
+        return gpu_autocast(dtype, bfloat16=bfloat16, is_chosen=is_chosen)
+
+    def step(self, task: str, gpu: bool, bfloat16: bool = True) -> Step:
         """Return the shape of one pass on a CPU or GPU."""
         return Step(
             batch=self.batch,
             length=self.length,
             task=task,
-            dtype=self.dtype(gpu),
-            mixed=self.mixed,
+            dtype=self.dtype(gpu, bfloat16),
+            mixed=self.autocast(gpu, bfloat16),
             padded=self.padded,
             packed=self.packed,
             checkpointing=self.checkpointing,
@@ -260,13 +274,13 @@ class Plan:
         size = adapter or self.adapter_bytes(dtype)
         return self.weights(dtype, method) + size.frozen + size.trained + size.states
 
-    def memory(self, *, gpu: bool) -> Memory:
+    def memory(self, *, gpu: bool, bfloat16: bool = True) -> Memory:
         """Return the bytes of each part, and of all at the moment of the peak.
 
         The peak is not their sum: activations go while gradients come. Without a forward (headers
         alone) the memory of a step is not known, and is None.
         """
-        step = self.work.step(self.base.task, gpu)
+        step = self.work.step(self.base.task, gpu, bfloat16)
         size = self.adapter_bytes(step.dtype)
         memory = Memory(
             weights=self.weights(step.dtype),
@@ -288,17 +302,24 @@ class Plan:
     # --- time and ranks --------------------------------------------------------------------------
 
     def seconds(
-        self, rate: Rate, *, gpu: bool, batch: int | None = None, length: int | None = None
+        self,
+        rate: Rate,
+        *,
+        gpu: bool,
+        bfloat16: bool = True,
+        batch: int | None = None,
+        length: int | None = None,
     ) -> float:
         """Return the seconds of one optimizer step at this rate.
 
         Args:
             rate: speed of the machine.
             gpu: True for the dtype and the kernels of a GPU.
+            bfloat16: True if the GPU computes in bfloat16.
             batch: sequences of a pass; those of the largest batch where None.
             length: tokens of a sequence; those of the largest batch where None.
         """
-        step = replace(self.work.step(self.base.task, gpu), again=False)
+        step = replace(self.work.step(self.base.task, gpu, bfloat16), again=False)
         if batch:
             step = replace(step, batch=batch, packed=())
         if length:

@@ -176,8 +176,9 @@ class TrainSpec:
     base_dtype: str = option(
         "auto",
         "dtype of the base and of modules that are trained in full; auto is bfloat16 on a GPU that "
-        "supports it, and on a CPU with AMX or AVX-512 BF16 for a causal-lm with a width of at "
-        "least 256 and no parameters trained in full; otherwise float32",
+        "computes in it, and on a CPU with AMX or AVX-512 BF16 for a causal-lm with a width of at "
+        "least 256 and no parameters trained in full; float16 on an older GPU (T4, RTX 20xx) if "
+        "no parameters are trained in full; otherwise float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     target_rank: int | None = option(
@@ -194,7 +195,10 @@ class TrainSpec:
         0.1, "AdaLoRA: weight of the loss term that keeps the directions orthogonal", minimum=0
     )
     mixed_precision: str = option(
-        "no", "dtype of autocast during training", choices=("no", "bf16", "fp16")
+        "auto",
+        "dtype of autocast during training, in fp16 with a scaled loss; auto is fp16 on a GPU that "
+        "does not compute in bfloat16, and for a base in float16 on any GPU; otherwise no",
+        choices=("auto", "no", "bf16", "fp16"),
     )
     gradient_checkpointing: bool = option(
         False, "recompute all activations in the backward pass: less memory, more time"

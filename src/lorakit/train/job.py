@@ -46,6 +46,7 @@ class Job:
         packed: True if the sequences of a batch are concatenated instead of padded.
         chat_template: the chat template that the sequences were made with, if any.
         special_tokens: ids of the tokenizer's special tokens.
+        mixed_precision: dtype of autocast: no, bf16 or fp16.
     """
 
     model: "PreTrainedModel"
@@ -61,6 +62,7 @@ class Job:
     packed: bool = False
     chat_template: str | None = None
     special_tokens: tuple[int, ...] = ()
+    mixed_precision: str = "no"
 
     @property
     def device(self) -> torch.device:

@@ -57,6 +57,7 @@ class LoadedRun:
         max_length: tokens of a sequence at most.
         lr: peak learning rate.
         packed: True if the sequences of a batch are concatenated instead of padded.
+        mixed_precision: dtype of autocast: no, bf16 or fp16.
     """
 
     base: Loaded
@@ -67,6 +68,7 @@ class LoadedRun:
     max_length: int
     lr: float
     packed: bool
+    mixed_precision: str
 
     @property
     def cut_rows(self) -> int:
@@ -120,6 +122,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "packed": loaded.packed,
         "logits": logits,
         "base_dtype": plan.base_dtype,
+        "mixed_precision": plan.mixed_precision,
         "rows_cut": loaded.cut_rows,
         "rows_repeated": data.rows.repeated - data.copies,
         "rows_shared": shared,
@@ -174,7 +177,17 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
     adapter.left_out |= plan.left_out
     adapter.provenance |= _provenance(base, data, max_length)
     covered = coverage(base.model)
-    loaded = LoadedRun(base, adapter, covered, plan.examples, held_out, max_length, lr, packed)
+    loaded = LoadedRun(
+        base,
+        adapter,
+        covered,
+        plan.examples,
+        held_out,
+        max_length,
+        lr,
+        packed,
+        plan.mixed_precision,
+    )
     say(str(covered))
     if loaded.cut_rows:
         say(
@@ -291,6 +304,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         loaded.packed,
         used_template(data.rows, loaded.base.tokenizer),
         tuple(loaded.base.tokenizer.all_special_ids),
+        loaded.mixed_precision,
     )
     make_budget(loaded.adapter, settings, job.steps)  # Refuses a budget that it cannot keep.
     _check_passes(job)
@@ -319,7 +333,7 @@ def _check_passes(job: Job) -> None:
 def _describe_logits(job: Job, base: Loaded, say: Say) -> str:
     """Describe how the loss is computed; say so if it takes the memory of all logits at once."""
     ids = job.collate(job.examples[:1])["input_ids"]
-    mixed = job.settings.mixed_precision
+    mixed = job.mixed_precision
     with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):
         obstacle = chunking_obstacle(job.model, ids)
     if job.regularisation.r_drop:

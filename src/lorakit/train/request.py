@@ -8,6 +8,7 @@ from torch import nn
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.load import device_of
 from lorakit.plan.optimizers import LEAST_VALUES, OPTIMIZERS
+from lorakit.plan.report import trains_base
 from lorakit.spec import Fault, Spec
 from lorakit.text import first_line, plural
 from lorakit.train.config import TrainSpec
@@ -24,7 +25,7 @@ def check_request(settings: TrainSpec, spec: Spec, task: str) -> None:
         SpecError: a setting that the spec, the task or the machine cannot use; all are named.
     """
     faults = [*_machine_faults(settings), *_spec_faults(settings, spec)]
-    faults += _task_faults(settings, task)
+    faults += _task_faults(settings, spec, task)
     if faults:
         count = plural(len(faults), "setting")
         lines = [f"{name}: {fault}" for name, fault in faults]
@@ -32,12 +33,12 @@ def check_request(settings: TrainSpec, spec: Spec, task: str) -> None:
 
 
 def _machine_faults(settings: TrainSpec) -> Iterator[Fault]:
-    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+    device = device_of(settings.device)
+    if settings.mixed_precision == "fp16" and device.type == "cpu":
         yield "mixed_precision", "fp16 needs a GPU; on a CPU use bf16 or no"
     optimizer = OPTIMIZERS[settings.optimizer]
     if optimizer.package != "bitsandbytes":
         return
-    device = device_of(settings.device)
     if optimizer.is_paged and device.type == "cpu":
         fault = f"{settings.optimizer!r} moves its state from a GPU to main memory; this run is on"
         yield "optimizer", f"{fault} the CPU: use {settings.optimizer.removeprefix('paged-')!r}"
@@ -75,7 +76,10 @@ def _spec_faults(settings: TrainSpec, spec: Spec) -> Iterator[Fault]:
         yield "dtype", "Adam's steps are not finite in float16; train in float32 or bfloat16"
 
 
-def _task_faults(settings: TrainSpec, task: str) -> Iterator[Fault]:
+def _task_faults(settings: TrainSpec, spec: Spec, task: str) -> Iterator[Fault]:
+    if settings.base_dtype == "float16" and (trains_base(spec) or task != "causal-lm"):
+        fault = "biases, modules and heads that are trained in full would be in float16 too"
+        yield "base_dtype", f"{fault}, whose steps are not finite; use float32"
     if task in WITH_CLASSES:
         return
     if settings.label_smoothing:
