@@ -126,13 +126,13 @@ def test_the_longest_batch_of_the_run_goes_first(
 ) -> None:
     seen: list[tuple[str, tuple[int, ...]]] = []
     for module, where in ((rehearsal, "rehearsed"), (loop, "trained")):
-        real = module.batch_loss
+        real = module.training_loss
 
-        def noted(model: Any, batch: Any, task: str, real: Any = real, where: str = where) -> Any:
+        def noted(model: Any, batch: Any, *more: Any, real: Any = real, where: str = where) -> Any:
             seen.append((where, tuple(batch["input_ids"].shape)))
-            return real(model, batch, task)
+            return real(model, batch, *more)
 
-        monkeypatch.setattr(module, "batch_loss", noted)
+        monkeypatch.setattr(module, "training_loss", noted)
     train_adapter(TrainSpec(**settings, accumulate=2), Spec(rank=4))
     trained = [shape for where, shape in seen if where == "trained"]
     assert [where for where, _ in seen] == ["rehearsed"] + ["trained"] * 24

@@ -10,6 +10,7 @@ from torch import nn
 
 from lorakit.errors import ModelError
 from lorakit.models.locate import NAMING_ADVICE, locate
+from lorakit.models.precision import gpu_dtype, has_bfloat16
 from lorakit.models.quantised import check_quantised
 from lorakit.models.read import READ_ERRORS, advise, load_config, load_tokenizer, quiet
 from lorakit.models.stops import find_stops
@@ -265,7 +266,8 @@ def auto_dtype(
 ) -> torch.dtype:
     """Return the dtype of a base for which none is given.
 
-    It is bfloat16 on a GPU that supports it. On a CPU it is bfloat16 if the CPU multiplies in it
+    On a GPU it is bfloat16 if the GPU computes in it; else float16, or float32 if parameters of the
+    base are trained. On a CPU it is bfloat16 if the CPU multiplies in it
     and the model is a causal language model at least BFLOAT16_WIDTH wide of which nothing is
     trained, since trained weights would be rounded to bfloat16 too. Else it is float32.
 
@@ -275,9 +277,10 @@ def auto_dtype(
         task: its name; a classifier's head is trained.
         trains_base: True if biases or modules of the base are trained too.
     """
+    trains_base = trains_base or TASKS[task].has_head
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type != "cpu" or TASKS[task].has_head or trains_base:
+        return gpu_dtype(bfloat16=has_bfloat16(device), trains_base=trains_base)
+    if device.type != "cpu" or trains_base:
         return torch.float32
     width = getattr(config.get_text_config(), "hidden_size", None) or 0
     is_faster = width >= BFLOAT16_WIDTH and multiplies_bfloat16()

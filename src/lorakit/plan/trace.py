@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorakit.data.batches import concatenate_rows
 from lorakit.errors import PlanError
-from lorakit.evaluate.score import batch_loss
+from lorakit.evaluate.regularisation import NONE, Regularisation, training_loss
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.models.packing import packed_attention
 from lorakit.plan.meter import Meter, real_attention
@@ -59,6 +59,7 @@ class Step:
         checkpointing: what is computed again in the backward pass, as `checkpoint_blocks` takes it.
         fused: True if attention's own dropout takes no memory, as in the kernels of GPUs.
         again: True if gradients of an earlier pass are in memory already (accumulation).
+        regularisation: changes of the loss; with R-Drop or cutoff a pass is two.
     """
 
     batch: int
@@ -72,6 +73,7 @@ class Step:
     checkpointing: str = ""
     fused: bool = False
     again: bool = False
+    regularisation: Regularisation = NONE
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,10 @@ def _run(model: "PreTrainedModel", step: Step, batch: dict[str, Tensor], meter: 
     with meter, attention, packed:
         for _ in range(1 + step.again):
             with precision:
-                loss, out = batch_loss(model, batch, step.task)
+                loss = training_loss(model, batch, step.task, step.regularisation)
                 loss = loss / step.batch
             kept = meter.now - meter.logits
             phases.append(len(meter.timeline))
-            # As the training loop does, so that the logits end before the backward pass.
-            del out
             loss.backward()
             del loss
             phases.append(len(meter.timeline))

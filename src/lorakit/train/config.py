@@ -10,6 +10,7 @@ from typing import Any, cast
 from lorakit.data.settings import RowSettings
 from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
 from lorakit.models.tasks import CHOICES, TRUST_HELP
+from lorakit.plan.optimizers import DEFAULT, OPTIMIZERS
 from lorakit.spec import Fault, is_number, is_whole, option, option_like
 from lorakit.text import add_hint, near_misses, plural
 
@@ -22,6 +23,7 @@ RANKS = (
     "explained-variance",
     "suggested",
 )
+SCHEDULES = ("constant", "linear", "cosine", "inverse-sqrt", "cyclic")
 # Settings that a resumed run may change: none of them changes the weights at the end.
 CHANGEABLE = {
     "output",
@@ -116,15 +118,50 @@ class TrainSpec:
     schedule: str = option(
         "cosine",
         "learning rate after the warm-up",
-        choices=("constant", "linear", "cosine"),
+        choices=SCHEDULES,
+    )
+    cycles: int | None = option(
+        None,
+        "falls of the cyclic schedule from the peak rate to a quarter of it; it rises again "
+        "between them (default: 3)",
+        type=int,
+        minimum=1,
     )
     warmup: float = option(
         0.05,
         "length of the warm-up: below 1 a share of the steps, from 1 on a number of steps",
         minimum=0,
     )
+    optimizer: str = option(
+        DEFAULT,
+        "optimizer; lion and those with 8bit or paged in their names are of bitsandbytes "
+        "(pip install 'lorakit[quantised]')",
+        choices=tuple(OPTIMIZERS),
+    )
+    lr_ratio: float = option(
+        1.0, "learning rate of B over that of A and all others (LoRA+)", above=0
+    )
     weight_decay: float = option(0.0, "weight decay of A and B", minimum=0)
     clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", minimum=0)
+    label_smoothing: float = option(
+        0.0,
+        "share of each target that is spread over all classes or tokens; training only",
+        minimum=0,
+        below=1,
+    )
+    r_drop: float = option(
+        0.0,
+        "R-Drop: weight of the divergence of two passes that differ in dropout; a step takes twice "
+        "the time",
+        minimum=0,
+    )
+    cutoff: float = option(
+        0.0,
+        "share of the input tokens whose embeddings are zero in a second pass, whose loss is "
+        "added; with --r-drop the divergence too",
+        minimum=0,
+        below=1,
+    )
     ranks: str = option(
         "even",
         "distribution of ranks over the layers, with the same number of values in total; "
@@ -139,8 +176,9 @@ class TrainSpec:
     base_dtype: str = option(
         "auto",
         "dtype of the base and of modules that are trained in full; auto is bfloat16 on a GPU that "
-        "supports it, and on a CPU with AMX or AVX-512 BF16 for a causal-lm with a width of at "
-        "least 256 and no parameters trained in full; otherwise float32",
+        "computes in it, and on a CPU with AMX or AVX-512 BF16 for a causal-lm with a width of at "
+        "least 256 and no parameters trained in full; float16 on an older GPU (T4, RTX 20xx) if "
+        "no parameters are trained in full; otherwise float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     target_rank: int | None = option(
@@ -157,7 +195,10 @@ class TrainSpec:
         0.1, "AdaLoRA: weight of the loss term that keeps the directions orthogonal", minimum=0
     )
     mixed_precision: str = option(
-        "no", "dtype of autocast during training", choices=("no", "bf16", "fp16")
+        "auto",
+        "dtype of autocast during training, in fp16 with a scaled loss; auto is fp16 on a GPU that "
+        "does not compute in bfloat16, and for a base in float16 on any GPU; otherwise no",
+        choices=("auto", "no", "bf16", "fp16"),
     )
     gradient_checkpointing: bool = option(
         False, "recompute all activations in the backward pass: less memory, more time"
@@ -234,6 +275,8 @@ class TrainSpec:
             yield "data_weights", f"{given} for {plural(sources, 'data set')}; give one for each"
         if self.batch_tokens is not None and self.packing == "off":
             yield "batch_tokens", "counts packed rows, and packing is off; use batch_size"
+        if self.cycles is not None and self.schedule != "cyclic":
+            yield "cycles", f"the {self.schedule} schedule has none; give schedule cyclic"
         if self.gradient_checkpointing and self.light_checkpointing:
             yield (
                 "light_checkpointing",
@@ -264,10 +307,13 @@ class TrainSpec:
 
         Settings that cannot change the outcome are left out.
         """
+        # A setting that an earlier version did not have was at its default.
+        defaults = {field.name: field.default for field in fields(self)}
+        before = {**defaults, "data_weights": None, **earlier}
         return [
-            f"{name}: was {earlier.get(name)!r}, now {value!r}"
+            f"{name}: was {before[name]!r}, now {value!r}"
             for name, value in self.to_dict().items()
-            if name not in CHANGEABLE and value != earlier.get(name)
+            if name not in CHANGEABLE and value != before[name]
         ]
 
 

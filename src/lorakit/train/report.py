@@ -27,6 +27,7 @@ class RunFacts(TypedDict):
     packed: bool
     logits: str | None
     base_dtype: str
+    mixed_precision: str
     rows_cut: int
     rows_repeated: int
     rows_shared: int
