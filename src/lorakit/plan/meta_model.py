@@ -1,6 +1,6 @@
 """Models without their weights, on the meta device: from a config, headers, or a publication."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -169,10 +169,16 @@ def _new_modules(model: "PreTrainedModel", stored: Collection[str] | None) -> tu
             continue
         if any(id(parameter) not in shared for parameter in child.parameters()):
             new.append(name)
-    for keys in (stored or (), _rename(model, stored or ())) if new else ():
-        inside = {part for key in keys for part in key.split(".")[:-1]}
-        new = [name for name in new if name not in inside]
-    return tuple(new)
+    new = _not_among(new, stored or ())
+    return tuple(_not_among(new, _rename(model, stored or ())) if new else new)
+
+
+def _not_among(modules: Collection[str], keys: Iterable[str]) -> list[str]:
+    """Return the modules of which no tensor has one of these names."""
+    stored: set[str] = set()
+    for key in keys:
+        stored.update(key.split(".")[:-1])
+    return [name for name in modules if name not in stored]
 
 
 def _rename(model: "PreTrainedModel", stored: Collection[str]) -> Iterator[str]:
