@@ -10,11 +10,12 @@ from torch import nn
 from lorakit.errors import TargetError
 from lorakit.inject.obstacles import describe_obstacles, find_obstacles
 from lorakit.inject.places import Place, find_places
+from lorakit.patterns import matches
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.find import SITES
 from lorakit.sites.obstacles import find_obstacle
 from lorakit.sites.slot import base_modules
-from lorakit.spec import is_inside, matches
+from lorakit.spec import is_inside
 from lorakit.text import did_you_mean, nearest, plural
 
 ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
