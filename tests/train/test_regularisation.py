@@ -168,8 +168,10 @@ def test_a_regression_has_no_classes_to_smooth(
         train_adapter(TrainSpec(**values), Spec(rank=2))
     assert str(caught.value) == (
         "2 settings cannot be used in this run.\n"
-        "  label_smoothing: spreads the probability of classes that exclude each other, and regress has none\n"
-        "  r_drop: compares probabilities of classes that exclude each other, and regress has none\n"
+        "  label_smoothing: spreads the probability of classes that exclude each other, and "
+        "regress has none\n"
+        "  r_drop: compares probabilities of classes that exclude each other, and regress has "
+        "none\n"
         "Nothing was started."
     )
     assert not (tmp_path / "out").exists()

@@ -121,6 +121,22 @@ def test_a_model_that_cannot_be_planned_trains(
 
 
 @pytest.mark.slow
+def test_a_plan_takes_two_seconds_or_a_share_of_a_longer_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "PLAN_SECONDS", 0.0)
+    messages: list[str] = []
+    report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), messages.append)
+    assert report["plan"] is None and report["steps"] == 2
+    assert messages[1].startswith("note: no plan: A step of LlamaForCausalLM is not planned: ")
+    for fastest in ("FASTEST_CPU", "FASTEST_GPU"):
+        monkeypatch.setattr(planning, fastest, 1e6)
+    settings["output"] += "-slow"
+    report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), messages.append)
+    assert report["plan"] is not None
+
+
+@pytest.mark.slow
 def test_the_longest_batch_of_the_run_goes_first(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,8 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
         The trace. Scratch space of kernels (oneDNN, cuBLAS) is not in it.
 
     Raises:
-        PlanError: the model computes on values of tensors in a way that shapes cannot answer.
+        PlanError: the model computes on values of tensors in a way that shapes cannot answer, or
+            in too many operations, or for longer than `time_limit` allows.
     """
     fake = FakeTensorMode()
     was_training = model.training
@@ -132,11 +133,15 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
                 batch = _fake_batch(step, getattr(model.config, "num_labels", 0))
             vocabulary = model.config.get_text_config().vocab_size
             return _run(model, step, batch, Meter(fake, known, vocabulary))
+        except PlanError as error:
+            raise PlanError(
+                f"A step of {type(model).__name__} is not planned: {error.message}.",
+                advice="A short run measures what it holds.",
+            ) from error
         except NEEDS_VALUES as error:
-            kind = "" if isinstance(error, PlanError) else f"{type(error).__name__}: "
             raise PlanError(
                 f"A step of {type(model).__name__} cannot be run on shapes alone: "
-                f"{kind}{first_line(error)}",
+                f"{type(error).__name__}: {first_line(error)}",
                 advice="A short run measures what it holds.",
             ) from error
         finally:

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import ExamplesOnDemand
 from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
 from lorakit.models.load import auto_dtype, device_of
 from lorakit.models.precision import gpu_autocast, has_bfloat16
 from lorakit.plan.devices import this_machine
-from lorakit.plan.estimate import make_plan
+from lorakit.plan.estimate import Plan, make_plan
 from lorakit.plan.meta_model import MetaModel, load_meta_model
+from lorakit.plan.meter import time_limit
 from lorakit.plan.reach import leave_out_unreached
 from lorakit.plan.report import (
     Description,
@@ -33,6 +35,13 @@ from lorakit.train.config import TrainSpec
 from lorakit.train.data import RunData
 from lorakit.train.log import Say
 from lorakit.train.output import read_earlier_run
+
+# CPU seconds that the memory of a run may take to plan, or a share of the run if that is more.
+PLAN_SECONDS = 2.0
+PLAN_SHARE = 0.05
+# Operations a second that no machine exceeds in training, with a GPU and without one.
+FASTEST_GPU, FASTEST_CPU = 5e14, 1e12
+OPERATIONS = 4  # for each parameter and token: a product forward, and one backward
 
 
 @dataclass(frozen=True)
@@ -141,8 +150,10 @@ def _plan_memory(
     batches = make_batches(settings, base, examples)
     work = make_work(settings, base, spec, batches, examples)
     plan = make_plan(base, allocate_run_ranks(base, spec, settings), work)
+    machine = this_machine(cpu=settings.device == "cpu")
     try:
-        report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
+        with time_limit(_limit_seconds(settings, plan, batches, gpu=machine.gpu)):
+            report = describe_plan(plan, machine)
     except PlanError as error:
         say(f"note: no plan: {error.message}")
         return None
@@ -158,3 +169,16 @@ def _plan_memory(
             f"--beyond-memory starts all the same. {NOT_STARTED}",
         )
     return report
+
+
+def _limit_seconds(settings: TrainSpec, plan: Plan, batches: Batches, *, gpu: bool) -> float:
+    """Return the CPU seconds that planning the memory may take; the run is not thought slower than
+    it can be.
+    """
+    passes = settings.epochs * batches.per_epoch
+    if settings.steps:
+        passes = settings.steps * settings.accumulate
+    tokens = passes * sum(batches.lengths) / batches.per_epoch
+    operations = OPERATIONS * plan.base_parameters * tokens
+    seconds = operations / (FASTEST_GPU if gpu else FASTEST_CPU)
+    return max(PLAN_SECONDS, PLAN_SHARE * seconds)
