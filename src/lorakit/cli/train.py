@@ -2,7 +2,7 @@
 
 import argparse
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lorakit.cli import flags
 from lorakit.cli.tables import print_metrics
@@ -11,6 +11,7 @@ from lorakit.text import format_bytes, format_duration, plural, print_message
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
+    from lorakit.train.dry_run import DryRun
     from lorakit.train.report import RunReport
 
 SHOWN_JUMPS = 5
@@ -20,17 +21,55 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     flags.add_fields(parser, TrainSpec, "the run")
     flags.add_fields(parser, Spec, "the adapter")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="do everything up to the first step, say what would be run, and write nothing",
+    )
 
 
-def run(args: argparse.Namespace) -> "RunReport":
+def run(args: argparse.Namespace) -> "RunReport | DryRun":
+    is_dry_run = args.__dict__.pop("dry_run", False)
     run_values, spec_values = flags.read_settings(args, TrainSpec, Spec)
     settings, spec = flags.make_both((TrainSpec, run_values), (Spec, spec_values))
+    from lorakit.train.dry_run import try_run
     from lorakit.train.run import train_adapter
 
-    return train_adapter(settings, spec, say=print_message)
+    start = try_run if is_dry_run else train_adapter
+    return start(settings, spec, say=print_message)
 
 
-def show(report: "RunReport") -> None:
+def show(report: "RunReport | DryRun") -> None:
+    if "longest_batch" in report:
+        _show_dry_run(cast("DryRun", report))
+    else:
+        _show_run(cast("RunReport", report))
+
+
+def _show_dry_run(found: "DryRun") -> None:
+    rows, length = found["longest_batch"]
+    seconds = format_duration(found["longest_batch_seconds"])
+    passes = found["settings"]["accumulate"]
+    print(
+        f"\nThe run would take {plural(found['steps'], 'step')} of {plural(passes, 'batch')}, "
+        f"with a peak learning rate of {found['lr']:g}, on {found['device']}."
+    )
+    if found["first_step"]:
+        print(f"It would go on after step {found['first_step']}.")
+    print(
+        f"The longest batch, {plural(rows, 'sequence')} of {plural(length, 'token')}, took "
+        f"{seconds} forward and backward."
+    )
+    if found["rows_held_out"]:
+        print(
+            f"It would evaluate every {plural(found['eval_every'], 'step')}, on up to "
+            f"{plural(found['rows_evaluated'], 'held-out sequence')}."
+        )
+    print(f"It would write to {found['output']}. Nothing was written: this was a dry run.")
+
+
+def _show_run(report: "RunReport") -> None:
     _show_steps(report)
     _show_loss(report)
     if report["after"]:
