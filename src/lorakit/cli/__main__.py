@@ -62,6 +62,7 @@ COMMANDS = {
     "combine": Command("combine", "add adapters up, each with a weight", "ADAPTER:WEIGHT [...]"),
     "extract": Command("extract", "make an adapter from a full fine-tune of a model"),
     "merge": Command("merge", "merge an adapter into its base, and write a plain model"),
+    "init": Command("init", "write a commented YAML file of all settings of train", "[FILE]"),
     "explain": Command("explain", "explain LoRA with worked examples", "[TOPIC ...]"),
 }
 VERBATIM = ("preview",)  # commands that print data, whose lines are not broken
