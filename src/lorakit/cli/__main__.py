@@ -63,9 +63,10 @@ COMMANDS = {
     "extract": Command("extract", "make an adapter from a full fine-tune of a model"),
     "merge": Command("merge", "merge an adapter into its base, and write a plain model"),
     "init": Command("init", "write a commented YAML file of all settings of train", "[FILE]"),
+    "completion": Command("completion", "write a script that completes words in a shell", "SHELL"),
     "explain": Command("explain", "explain LoRA with worked examples", "[TOPIC ...]"),
 }
-VERBATIM = ("preview",)  # commands that print data, whose lines are not broken
+VERBATIM = ("preview", "completion")  # commands that print data, whose lines are not broken
 HELP = """usage: lorakit COMMAND [flags]
 
 Train, inspect, evaluate and merge low-rank adapters (LoRA) of PyTorch models.
@@ -106,7 +107,7 @@ def parser_for(name: str) -> argparse.ArgumentParser:
 
 def main_help() -> str:
     """Return the help of lorakit itself."""
-    lines = [f"  {name:<9} {command.purpose}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {command.purpose}" for name, command in COMMANDS.items()]
     return HELP.format(commands="\n".join(lines))
 
 
