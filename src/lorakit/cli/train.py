@@ -2,19 +2,23 @@
 
 import argparse
 import shlex
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lorakit.cli import flags
 from lorakit.cli.tables import print_metrics
 from lorakit.spec import Spec
-from lorakit.text import format_bytes, format_duration, plural, print_message
+from lorakit.text import format_bytes, format_duration, line_width, plural, print_message
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
+    from lorakit.plots import LossPoint
     from lorakit.train.dry_run import DryRun
     from lorakit.train.report import RunReport
 
 SHOWN_JUMPS = 5
+CURVE_WIDTH = 80
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -27,17 +31,39 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="do everything up to the first step, say what would be run, and write nothing",
     )
+    parser.add_argument(
+        "--plot",
+        metavar="TEXT",
+        default=argparse.SUPPRESS,
+        help="draw the losses as a picture into this file (.png, .svg, .pdf)",
+    )
 
 
 def run(args: argparse.Namespace) -> "RunReport | DryRun":
     is_dry_run = args.__dict__.pop("dry_run", False)
+    plot: str | None = args.__dict__.get("plot")
     run_values, spec_values = flags.read_settings(args, TrainSpec, Spec)
     settings, spec = flags.make_both((TrainSpec, run_values), (Spec, spec_values))
+    from lorakit import plots
     from lorakit.train.dry_run import try_run
     from lorakit.train.run import train_adapter
 
-    start = try_run if is_dry_run else train_adapter
-    return start(settings, spec, say=print_message)
+    if plot:
+        plots.check_path(plot)
+    if is_dry_run:
+        return try_run(settings, spec, say=print_message)
+    report = train_adapter(settings, spec, say=print_message)
+    if plot:
+        title = f"{report['model_name']}, rank {report['spec']['rank']}"
+        figure = plots.draw_losses(*_read_losses(report), title=title)
+        report["plot"] = str(plots.save_figure(figure, plot))
+    return report
+
+
+def _read_losses(report: "RunReport") -> tuple[list["LossPoint"], list["LossPoint"]]:
+    from lorakit.train.log import METRICS, read_metrics, split_losses
+
+    return split_losses(read_metrics(Path(report["output"]) / METRICS))
 
 
 def show(report: "RunReport | DryRun") -> None:
@@ -71,6 +97,7 @@ def _show_dry_run(found: "DryRun") -> None:
 
 def _show_run(report: "RunReport") -> None:
     _show_steps(report)
+    _show_curve(report)
     _show_loss(report)
     if report["after"]:
         print_metrics({"before": report["before"] or {}, "after": report["after"]})
@@ -99,6 +126,15 @@ def _show_steps(report: "RunReport") -> None:
         print(f"mean loss of the first {count} {first:.4f}, of the last {count} {last:.4f}")
 
 
+def _show_curve(report: "RunReport") -> None:
+    from lorakit import plots
+
+    width = min(line_width(sys.stdout) or CURVE_WIDTH, CURVE_WIDTH)
+    curve = plots.draw_text_curve(*_read_losses(report), width=width)
+    if curve:
+        print(f"\n{curve}\n")
+
+
 def _show_loss(report: "RunReport") -> None:
     jumps = report["loss_spikes"]
     if jumps:
@@ -123,8 +159,11 @@ def show_files(report: "RunReport") -> None:
     )
     print(
         f"Report:  {folder}/report.json   each step: {folder}/metrics.jsonl   "
-        f"card: {folder}/README.md\n"
+        f"card: {folder}/README.md"
     )
+    if "plot" in report:
+        print(f"Picture: {report['plot']}")
+    print()
 
 
 def show_next(report: "RunReport") -> None:

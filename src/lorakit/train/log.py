@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorakit.files import write_json_lines
+from lorakit.plots.losses import LossPoint
 from lorakit.text import format_duration, line_width, print_message, wrap_lines
 
 METRICS = "metrics.jsonl"
@@ -153,6 +154,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def split_losses(lines: Sequence[Mapping[str, Any]]) -> tuple[list[LossPoint], list[LossPoint]]:
+    """Return the losses of steps and those of evaluations, without those that are no numbers.
+
+    Args:
+        lines: of a metrics.jsonl.
+    """
+    trained: list[LossPoint] = []
+    held_out: list[LossPoint] = []
+    for key, points in (("loss", trained), ("eval_loss", held_out)):
+        points += [
+            LossPoint(line["step"], line[key]) for line in lines if line.get(key) is not None
+        ]
+    return trained, held_out
 
 
 @contextmanager
