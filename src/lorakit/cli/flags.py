@@ -113,6 +113,7 @@ def _arguments(one: Field[Any]) -> Values:
         arguments["nargs"] = "+"
         arguments["metavar"] = one.metadata.get("metavar", METAVARS.get(kind, "NAME"))
         arguments["type"] = kind if kind in METAVARS else str
+        arguments["choices"] = one.metadata.get("choices")
         return arguments
     choices = one.metadata.get("choices")
     arguments |= {"type": kind, "choices": choices}
