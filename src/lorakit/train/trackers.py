@@ -2,7 +2,10 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,8 +78,9 @@ class Trackers:
 
     def close(self) -> None:
         """Finish all trackers."""
-        for tracker in self.open.values():
-            tracker.finish()
+        with redirect_stdout(sys.stderr):
+            for name, tracker in self.open.items():
+                _finish(name, tracker)
 
 
 def _start(name: str, options: Values) -> Any:  # noqa: ANN401  each class has its own members
@@ -87,13 +91,23 @@ def _start(name: str, options: Values) -> Any:  # noqa: ANN401  each class has i
     """
     try:
         tracker = LOGGER_TYPE_TO_CLASS[name](**options)
-        tracker.start()
+        # They greet on stdout, which is for the result.
+        with redirect_stdout(sys.stderr):
+            tracker.start()
     except Exception as error:  # each library has its own
         raise TrainingError(
             f"{name} cannot be started: {first_line(error)}",
             advice="Leave it out of --log-to, or set it up first. No step was taken.",
         ) from error
     return tracker
+
+
+def _finish(name: str, tracker: Any) -> None:  # noqa: ANN401  each class has its own members
+    if name == "trackio":
+        # accelerate leaves the run open, and trackio closes it once more, aloud, at the end.
+        import_module("trackio").finish()
+    else:
+        tracker.finish()
 
 
 def _read_identity(path: Path) -> dict[str, str]:
