@@ -166,4 +166,4 @@ def _write_results(job: Job, report: RunReport) -> None:
     if job.chat_template is not None:
         write_text(job.output / TEMPLATE_FILE, job.chat_template)
     write_json(job.output / REPORT, report)
-    write_text(job.output / CARD, model_card(report))
+    write_text(job.output / CARD, model_card(report, read_metrics(job.output / METRICS)))
