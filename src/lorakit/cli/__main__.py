@@ -54,6 +54,7 @@ COMMANDS = {
     "train": Command("train", "train an adapter, and write it to a folder with a report"),
     "eval": Command("evaluate", "score a model on a data set, with or without an adapter"),
     "generate": Command("generate", "generate text, with or without an adapter"),
+    "chat": Command("chat", "talk to a model in the terminal, with and without adapters"),
     "preview": Command("preview", "show a data set as training reads it, before any step is run"),
     "plan": Command("plan", "predict parameters, memory and time, before anything is loaded"),
     "rank": Command("rank", "search for the smallest rank that is good enough"),
@@ -173,7 +174,7 @@ def _run(words: list[str], as_json: bool) -> int:
         message = add_hint(f"There is no command {name!r}.", near_misses(name, COMMANDS))
         raise SpecError(message, advice=f"Commands: {', '.join(COMMANDS)}.")
     args = parser_for(name).parse_args(rest)
-    args.__dict__.pop("json", None)
+    args.as_json = args.__dict__.pop("json", False)
     from lorakit.cli.quiet import silence_libraries
 
     silence_libraries()
