@@ -35,7 +35,9 @@ CHANGEABLE = {
     "device",
     "beyond_memory",
     "trust_remote_code",
+    "log_to",
 }
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
 @refuse_unknown_names
@@ -230,6 +232,13 @@ class TrainSpec:
         "weights to write at the end: those of the best evaluation, or the last ones",
         choices=("best", "last"),
     )
+    log_to: tuple[str, ...] = option(
+        (),
+        f"log the metrics of each step and evaluation to these trackers too: {', '.join(TRACKERS)}",
+        several=True,
+        choices=TRACKERS,
+        metavar="TRACKER",
+    )
     beyond_memory: bool = option(
         False, "start even if the largest batch will not fit into memory according to the plan"
     )
@@ -247,6 +256,7 @@ class TrainSpec:
         object.__setattr__(self, "columns", _as_tuple(self.columns))
         object.__setattr__(self, "data", _one_or_several(self.data))
         object.__setattr__(self, "data_weights", _several(self.data_weights))
+        object.__setattr__(self, "log_to", _several(self.log_to))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(
@@ -296,6 +306,7 @@ class TrainSpec:
         """Return the settings as JSON holds them."""
         values = asdict(self)
         values["columns"] = list(self.columns)
+        values["log_to"] = list(self.log_to)
         # A run of an earlier version has neither.
         if not isinstance(self.data, str):
             values["data"] = list(self.data)
@@ -350,13 +361,21 @@ def _kind_faults(field: Field[Any], value: object) -> Iterator[Fault]:
     """Yield a fault of a text, a switch or a choice."""
     kind, choices = _kind_of(field), field.metadata.get("choices")
     if field.metadata.get("several"):
+        for one in _several(value) if choices else ():
+            yield from _choice_faults(field, one)
         for one in _several(value) if kind is str else ():
             if not isinstance(one, str) or (not one and isinstance(value, tuple)):
                 yield field.name, f"text is needed, got {one!r}"
     elif kind in (str, bool) and value is not None and not isinstance(value, kind):
         needed = "yes or no" if kind is bool else "text"
         yield field.name, f"{needed} is needed, got {value!r}"
-    elif choices and value not in choices:
+    elif choices:
+        yield from _choice_faults(field, value)
+
+
+def _choice_faults(field: Field[Any], value: object) -> Iterator[Fault]:
+    choices = field.metadata["choices"]
+    if value not in choices:
         hint = near_misses(str(value), choices, 1)
         yield field.name, add_hint(f"{value!r} is none of {', '.join(choices)}", hint)
 

@@ -81,6 +81,32 @@ def fit(job: Job, log_for: Callable[[int], Log], state: CheckpointState | None =
     return session.progress
 
 
+def check_first_step(job: Job) -> tuple[int, int]:
+    """Run the checks of a run up to its first step, which is not taken.
+
+    The longest batch runs forward and backward; the model is afterwards as before.
+
+    Returns:
+        (sequences, tokens of the longest one) of that batch.
+
+    Raises:
+        TrainingError: the batch does not fit into memory, no gradient reaches an adapted module, or
+            a dtype differs from the spec.
+    """
+    settings = job.settings
+    check_trainable(job.model, job.adapter)
+    with _accelerator_for(job) as accelerator, job.attention():
+        if settings.checkpointing:
+            checkpoint_blocks(job.model, settings.checkpointing)
+        job.model.train()
+        try:
+            is_whole = count_steps_to_see(job.model) == 1
+            check = GradientCheck(1) if is_whole else None
+            return rehearse(job, accelerator, 0, job.steps * settings.accumulate, check)
+        finally:
+            job.model.eval()
+
+
 @contextmanager
 def _accelerator_for(job: Job) -> Iterator[Accelerator]:
     """Yield an Accelerator, and reset its global state at the end, so that runs do not share it."""

@@ -14,11 +14,17 @@ from lorakit.errors import TrainingError
 from lorakit.evaluate.regularisation import training_loss
 from lorakit.plan.optimizers import OPTIMIZERS, Optimizer
 from lorakit.train import checkpoints
-from lorakit.train.checks import check_loss
+from lorakit.train.checks import GradientCheck, check_loss
 from lorakit.train.job import Job
 
 
-def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple[int, int]:
+def rehearse(
+    job: Job,
+    accelerator: Accelerator,
+    first: int,
+    last: int,
+    check: GradientCheck | None = None,
+) -> tuple[int, int]:
     """Run the longest batch; gradients, random numbers and buffers are afterwards as before.
 
     Args:
@@ -26,12 +32,14 @@ def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple
         accelerator: the accelerator of the run.
         first: the batch that the run continues with.
         last: the batch before which it ends.
+        check: sees the gradients of the batch.
 
     Returns:
         (sequences, tokens of the longest one); (0, 0) where no batch is left.
 
     Raises:
-        TrainingError: the batch does not fit into memory, or its loss depends on nothing trained.
+        TrainingError: the batch does not fit into memory, its loss depends on nothing trained, or
+            `check` finds a module without a gradient.
     """
     if first >= last:
         return 0, 0
@@ -40,6 +48,8 @@ def rehearse(job: Job, accelerator: Accelerator, first: int, last: int) -> tuple
     with unchanged(job.model, list(job.adapter.parameters())):
         try:
             _forward_and_backward(job, accelerator, index)
+            if check:
+                check.see(job.adapter)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
