@@ -119,8 +119,10 @@ def choose_precision(settings: TrainSpec, base: MetaModel, spec: Spec) -> tuple[
         chosen = auto_dtype(device, config, base.task, trains_base=train_in_full)
         dtype = earlier.get("base_dtype", dtype_name(chosen))
     mixed = settings.mixed_precision
-    if mixed == "auto":
-        mixed = earlier.get("mixed_precision", _auto_autocast(settings, dtype, device))
+    if mixed == "auto" and earlier:
+        mixed = earlier.get("mixed_precision", "no")  # "no" in runs of earlier versions
+    elif mixed == "auto":
+        mixed = _auto_autocast(settings, dtype, device)
     if mixed == "fp16" and device.type == "cpu":
         raise SpecError(
             f"The run in {settings.output} was started in fp16, which needs a GPU.",
