@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -70,16 +71,20 @@ class Text:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines without their ends."""
+        return chain.from_iterable(self.blocks_of_lines())
+
+    def blocks_of_lines(self) -> Iterator[list[str]]:
+        """Yield the lines without their ends, those that are read at once together."""
         # Not splitlines(): it also cuts at characters that a field may hold, such as U+2028.
         begun: list[str] = []
         for part in self.parts():
             end, *lines = part.split("\n")
             begun.append(end)
             if lines:
-                yield "".join(begun)
+                lines.insert(0, "".join(begun))
                 begun = [lines.pop()]
-                yield from lines
-        yield "".join(begun)
+                yield lines
+        yield ["".join(begun)]
 
     def read(self) -> str:
         """Return the whole text."""

@@ -3,9 +3,12 @@
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import repeat
 from math import ceil
 from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lorakit.data.encode import (
     Example,
@@ -57,6 +60,13 @@ class ExamplesOnDemand(Sequence[Example]):
         self.numbers.append(number)
         self.parts.append(part)
         self.lengths.append(length)
+        self.longest = max(self.longest, longest)
+
+    def add_estimated(self, first: int, lengths: NDArray[np.int64], longest: int) -> None:
+        """Add the only example of each of these rows, which are neighbours."""
+        self.numbers.extend(range(first, first + len(lengths)))
+        self.parts.extend(repeat(0, len(lengths)))
+        self.lengths.extend(lengths.tolist())
         self.longest = max(self.longest, longest)
 
     def add_measured(self, number: int, encoded: Sequence[Example]) -> list[int]:
@@ -115,16 +125,20 @@ def encode_on_demand(
     is_flat = rows.kind in MEASURED_BY_BYTES
     errors: dict[int, DataError] = {}
     untrained: list[int] = []
-    sizes = enumerate(_stored(rows).sizes())
-    while block := list(islice(sizes, BLOCK)):
-        longer = [
-            number for number, size in block if not is_flat or not SHORTEST <= size <= max_length
-        ]
+    sizes = _stored(rows).sizes()
+    estimated = np.ceil(sizes * tokens_per_byte).astype(np.int64)
+    fits = (sizes >= SHORTEST) & (sizes <= max_length) & is_flat
+    for start in range(0, len(rows), BLOCK):
+        own = slice(start, start + BLOCK)
+        if fits[own].all():
+            examples.add_estimated(start, estimated[own], int(sizes[own].max()))
+            continue
+        longer = [start + int(i) for i in np.flatnonzero(~fits[own])]
         encoded = dict(_encode_block(rows, longer, tokenizer, max_length, encode))
-        for number, size in block:
+        for number, size in enumerate(sizes[own].tolist(), start):
             found = encoded.get(number)
             if found is None:
-                examples.add(number, 0, ceil(size * tokens_per_byte), size)
+                examples.add(number, 0, int(estimated[number]), size)
             elif isinstance(found, DataError):
                 errors[number] = found
             else:

@@ -13,15 +13,14 @@ from pathlib import Path
 
 from lorakit.data.content import Text, is_packed, open_text
 from lorakit.data.documents import (
-    Record,
     holds_references,
     number_passages,
-    number_rows,
     parse_json,
     parse_references,
     refuse_labels,
 )
 from lorakit.data.hub import data_sets_offline, is_offline, similar_names
+from lorakit.data.records import Block, number_rows
 from lorakit.data.tables import (
     NAMES,
     SEPARATORS,
@@ -70,12 +69,12 @@ class Source:
     """Records of a source.
 
     Attributes:
-        records: in their order.
+        blocks: of records, in their order.
         typed: True if the source tells texts from numbers, as JSON does and a .csv does not.
         notes: how it was read, where that is not what its name says.
     """
 
-    records: Iterable[Record]
+    blocks: Iterable[Block]
     typed: bool = True
     notes: tuple[str, ...] = ()
 
@@ -177,7 +176,7 @@ def _is_missing_path(source: str) -> bool:
     return path.parent != Path() and not path.exists() and source.count("/") != 1
 
 
-def _read_builtin(source: str, split: str) -> Iterator[Record]:
+def _read_builtin(source: str, split: str) -> Iterator[Block]:
     from lorakit.data import stdlib_docs
 
     if source != "builtin:stdlib-docs":
@@ -185,7 +184,7 @@ def _read_builtin(source: str, split: str) -> Iterator[Record]:
     return number_rows(source, stdlib_docs.make_rows(split))
 
 
-def _read_hub(source: str, split: str) -> Iterator[Record]:
+def _read_hub(source: str, split: str) -> Iterator[Block]:
     import datasets
 
     is_reachable = Path(source).is_dir() or not is_offline()

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.content import Text
-from lorakit.data.documents import Record
 from lorakit.data.layouts import find_headerless, find_layout
+from lorakit.data.records import Block, Found, gather
 from lorakit.errors import DataError
 from lorakit.text import first_line, plural
 
@@ -171,36 +171,40 @@ def _read_lines(lines: Iterable[str], separator: str, *, quotes: bool) -> "Reade
     return csv.reader(ended, delimiter=separator, quoting=quoting, strict=quotes)
 
 
-def parse_delimited(text: Text, form: Form) -> Iterator[Record]:
-    """Yield the records of a delimited text.
+def parse_delimited(text: Text, form: Form) -> Iterator[Block]:
+    """Return the records of a delimited text.
 
     Raises:
         DataError: its header cannot be read, has a name twice, or has another separator.
     """
-    path = text.path
     reader = _read_lines(text.lines(), form.separator, quotes=form.quotes)
-    header = _read_header(path, reader, form.separator) if form.has_header else None
+    header = _read_header(text.path, reader, form.separator) if form.has_header else None
+    return gather(f"{text.path}:", _find_fields(reader, header))
+
+
+def _find_fields(reader: "Reader", header: list[str] | None) -> Iterator[Found]:
+    """Yield the values of each line that is not empty."""
     while True:
-        where = f"{path}:{reader.line_num + 1}"
+        number = reader.line_num + 1
         try:
             fields = next(reader, None)
         except csv.Error as error:
-            yield Record(where, None, f"cannot be read: {error}; {QUOTES}")
+            yield Found(number, None, f"cannot be read: {error}; {QUOTES}")
             return
         if fields is None:
             return
         if fields and fields != [""]:
-            yield _name_fields(where, fields, header)
+            yield _name_fields(number, fields, header)
 
 
-def _name_fields(where: str, fields: list[str], header: list[str] | None) -> Record:
-    """Return the record of a line: by number without a header, else by the header's names."""
+def _name_fields(number: int, fields: list[str], header: list[str] | None) -> Found:
+    """Return the values of a line: by number without a header, else by the header's names."""
     if header is None:
-        return Record(where, dict(enumerate(fields)))
+        return Found(number, dict(enumerate(fields)))
     if len(fields) != len(header):
         fault = f"has {plural(len(fields), 'field')}, the header has {len(header)}"
-        return Record(where, None, fault)
-    return Record(where, dict(zip(header, fields, strict=True)))
+        return Found(number, None, fault)
+    return Found(number, dict(zip(header, fields, strict=True)))
 
 
 def _read_header(path: Path, reader: Iterator[list[str]], separator: str) -> list[str]:
