@@ -11,10 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import lorakit
 from lorakit import Spec
-from lorakit.evaluate import score
 from lorakit.evaluate.score import batch_loss
 from lorakit.models import chunked_loss as heads
 from lorakit.models.chunked_loss import chunking_obstacle, cross_entropy, find_head
+from lorakit.tasks import causal_lm
 
 from ..laws.law import within
 from ..laws.table import fill, randn
@@ -79,7 +79,7 @@ def losses(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], l
     for plain in (False, True):
         with monkeypatch.context() as patch:
             if plain:
-                patch.setattr(score, "find_head", lambda *args: None)
+                patch.setattr(causal_lm, "find_head", lambda *args: None)
             patch.setattr(heads, "CHUNK_BYTES", 1)  # several chunks
             loss, logits = batch_loss(model, batch(), "causal-lm")
             assert (logits is None) is not plain
@@ -278,7 +278,7 @@ def test_the_losses_of_rows_add_up_to_that_of_the_batch(
             batch_loss(model, batch(), "causal-lm", by_row=True)[0],
             batch_loss(model, batch(), "causal-lm")[0],
         )
-        monkeypatch.setattr(score, "find_head", lambda *args: None)
+        monkeypatch.setattr(causal_lm, "find_head", lambda *args: None)
         plain = batch_loss(model, batch(), "causal-lm", by_row=True)[0]
     assert rows.shape == (3,)
     torch.testing.assert_close(rows.sum(), whole, rtol=1e-5, atol=0, check_dtype=False)

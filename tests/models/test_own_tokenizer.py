@@ -12,7 +12,8 @@ from lorakit import Adapter, Spec
 from lorakit.cli.__main__ import main
 from lorakit.data.rows import read_rows
 from lorakit.errors import ModelError
-from lorakit.models.open import encode_rows, open_model
+from lorakit.models.open import open_model
+from lorakit.tasks.rows import encode_rows
 
 OWN = "{% for m in messages %}[{{ m['content'] }}]{{ eos_token }}{% endfor %}"
 

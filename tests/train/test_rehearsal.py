@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from lorakit.data.batches import Batches
 from lorakit.errors import PlanError, SpecError, TrainingError
-from lorakit.models.open import encode_rows
 from lorakit.plan import devices
 from lorakit.spec import Spec
+from lorakit.tasks.rows import encode_rows
 from lorakit.train import loop, planning, rehearsal
 from lorakit.train import prepare as preparing
 from lorakit.train.config import TrainSpec

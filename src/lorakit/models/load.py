@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 # Least width of a model whose steps are faster in bfloat16 on a CPU (benchmarks/base_dtype.py).
 BFLOAT16_WIDTH = 256
 CPU_INFO = Path("/proc/cpuinfo")
+# What transformers calls the tasks of a head for whole texts.
+PROBLEMS = {
+    "classify": "single_label_classification",
+    "multi-label": "multi_label_classification",
+}
 LONGEST = 1 << 30  # tokens: the limit of a model whose config has none
 
 
@@ -36,7 +41,7 @@ class Loaded:
     Attributes:
         model: in eval mode, on its device.
         tokenizer: of transformers.
-        task: causal-lm, classify or regress.
+        task: a key of TASKS.
         labels: class names in the order of the outputs; empty otherwise.
         name: the name of the base in files.
         new_modules: modules with random weights, which the checkpoint does not hold: a new head.
@@ -73,8 +78,8 @@ def load(
 
     Args:
         name: a folder, a hub id or `builtin:NAME`.
-        task: causal-lm, classify or regress.
-        labels: class names, for classify.
+        task: a key of TASKS.
+        labels: class names, of a task with classes.
         dtype: of the weights; "auto" is that of `auto_dtype`.
         trains_base: True if biases or modules of the base are trained too; see `auto_dtype`.
         device: cpu, cuda, … or "auto".
@@ -115,7 +120,7 @@ def load(
     )
     new_modules = outermost_modules(model, missing)
     check_new_modules(name, task, new_modules)
-    if task != "causal-lm" and model.config.pad_token_id is None:
+    if TASKS[task].has_head and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer, model)
     model.to(target)  # type: ignore[arg-type]
     model.eval()
@@ -155,10 +160,10 @@ def check_new_modules(name: str, task: str, new_modules: Sequence[str]) -> None:
     Raises:
         ModelError: there are some; only a classifier may have a new head.
     """
-    if new_modules and task == "causal-lm":
+    if new_modules and not TASKS[task].has_head:
         raise ModelError(
-            f"{name} has no weights for {', '.join(new_modules)}: it is not a causal language "
-            "model.",
+            f"{name} has no weights for {', '.join(new_modules)}: it is not a language model for "
+            f"{task}.",
             advice="Language modelling needs one; a classifier needs rows with labels.",
         )
 
@@ -203,12 +208,13 @@ def load_weights(
 
 def head_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a config that make the head of a task."""
-    if task == "classify" and labels:
+    problem = PROBLEMS.get(task, "")
+    if TASKS[task].has_classes and labels:
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
-            "problem_type": "single_label_classification",
+            **({"problem_type": problem} if problem else {}),
         }
     if task == "regress":
         return {"num_labels": 1, "problem_type": "regression"}
@@ -266,12 +272,12 @@ def auto_dtype(
     Args:
         device: of the model.
         config: of transformers.
-        task: causal-lm, classify or regress; a classifier's head is trained.
+        task: its name; a classifier's head is trained.
         trains_base: True if biases or modules of the base are trained too.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type != "cpu" or task != "causal-lm" or trains_base:
+    if device.type != "cpu" or TASKS[task].has_head or trains_base:
         return torch.float32
     width = getattr(config.get_text_config(), "hidden_size", None) or 0
     is_faster = width >= BFLOAT16_WIDTH and multiplies_bfloat16()

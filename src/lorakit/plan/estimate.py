@@ -39,6 +39,7 @@ class Work:
     Attributes:
         batch: sequences of the largest batch.
         length: tokens of its longest sequence.
+        answer: most tokens that a decoder writes; 0 without one.
         padded: True if its sequences differ in length.
         packed: tokens of each sequence if they are concatenated in one row instead.
         accumulate: passes of one step.
@@ -50,6 +51,7 @@ class Work:
 
     batch: int = 16
     length: int = 512
+    answer: int = 0
     padded: bool = True
     packed: tuple[int, ...] = ()
     accumulate: int = 1
@@ -70,6 +72,7 @@ class Work:
             batch=self.batch,
             length=self.length,
             task=task,
+            answer=self.answer,
             dtype=self.dtype(gpu),
             mixed=self.mixed,
             padded=self.padded,

@@ -8,13 +8,12 @@ import torch
 
 from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
-from lorakit.data.labels import infer_task, list_labels
 from lorakit.data.on_demand import count_tokens, find_longest
 from lorakit.data.rows import Rows, read_for
 from lorakit.data.template_files import check_use
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.models.load import LONGEST, Loaded, auto_dtype
-from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_for_training
+from lorakit.models.open import DEFAULT_LENGTH, choose_max_length
 from lorakit.models.packing import packing_obstacle
 from lorakit.models.read import load_tokenizer
 from lorakit.plan import devices
@@ -26,6 +25,8 @@ from lorakit.plan.reach import leave_out_unreached
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, count_rank_costs
 from lorakit.spec import Spec
+from lorakit.tasks.find import find_task
+from lorakit.tasks.rows import choose_task, encode_for_training
 from lorakit.text import dtype_name, format_bytes, format_duration
 
 
@@ -163,15 +164,17 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
     labels: list[str] = []
     if request.data:
         rows = read_for(request, request.data)
-        task = infer_task(rows, request.task)
-        labels = list_labels(rows) if task == "classify" else []
+        task = choose_task(
+            rows, request.task, request.model, trust_remote_code=request.trust_remote_code
+        )
+        labels = find_task(task).list_classes(rows)
     base = load_meta_model(
         request.model,
         task,
         labels=len(labels) or 2,
         trust_remote_code=request.trust_remote_code,
     )
-    batches = None
+    batches, examples = None, ()
     if rows:
         examples = tokenise_rows(
             base, rows, run.max_length, labels, request.loss_on, request.template
@@ -179,7 +182,7 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
         batches = make_batches(run, base, examples) if examples else None
     spec, left_out = leave_out_unreached(base, spec)
     allocated = allocate_run_ranks(base, spec, run)
-    work = make_work(run, base, spec, batches)
+    work = make_work(run, base, spec, batches, examples)
     return Planned(make_plan(base, allocated, work, left_out), batches)
 
 
@@ -270,18 +273,27 @@ def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example])
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
 
-def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | None) -> Work:
+def make_work(
+    run: RunSettings,
+    base: MetaModel,
+    spec: Spec,
+    batches: Batches | None,
+    examples: Sequence[Example],
+) -> Work:
     """Return the largest pass of a run: of its batches, or of the largest that there could be."""
     batch = run.batch_size
     length = run.max_length or choose_max_length(None, base.max_length or DEFAULT_LENGTH)
     padded = True
     packed: tuple[int, ...] = ()
+    answer = length if base.task == "seq2seq" else 0
     if batches is not None:
         largest = batches.longest(0, batches.per_epoch)
         batch, length = batches.shape(largest)
         lengths = tuple(batches.lengths[index] for index in batches[largest])
         padded = any(one != length for one in lengths)
         packed = lengths if batches.packed else ()
+        if answer:
+            length, answer = _longest_parts([examples[index] for index in batches[largest]])
     auto = torch.float32
     if base.runs:
         config = base.transformer.config
@@ -290,6 +302,7 @@ def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | 
     return Work(
         batch=batch,
         length=length,
+        answer=answer,
         padded=padded,
         packed=packed,
         accumulate=run.accumulate,
@@ -336,6 +349,12 @@ def tokenise_rows(
     longest = int(min(tokenizer.model_max_length, base.max_length or LONGEST))
     loaded = Loaded(base.transformer, tokenizer, base.task, list(labels), base.name, (), longest)
     return encode_for_training(rows, loaded, max_length, loss_on)
+
+
+def _longest_parts(examples: Sequence[Example]) -> tuple[int, int]:
+    """Return the most tokens that are read, and the most that are written."""
+    read = max(len(example.ids) for example in examples)
+    return read, max(len(example.answer) for example in examples)
 
 
 def _time(

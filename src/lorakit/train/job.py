@@ -34,11 +34,11 @@ class Job:
     Attributes:
         model: the model with the adapter attached.
         adapter: the parameters that are trained.
-        task: causal-lm, classify or regress.
+        task: its name.
         examples: sequences to train on.
         held_out: sequences to evaluate on; may be empty.
         pad: token id that fills batches.
-        classes: number of classes, for classify.
+        labels: names of the classes, where the task has any.
         settings: settings of the run.
         lr: peak learning rate.
         output: folder for checkpoints.
@@ -52,7 +52,7 @@ class Job:
     examples: Sequence[Example]
     held_out: Sequence[Example]
     pad: int
-    classes: int
+    labels: Sequence[str]
     settings: TrainSpec
     lr: float
     output: Path
@@ -132,7 +132,7 @@ class Job:
             self.task,
             pad=self.pad,
             batch_size=self.settings.eval_batch_size,
-            classes=self.classes,
+            labels=self.labels,
             progress=progress,
         )
 

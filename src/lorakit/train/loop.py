@@ -193,7 +193,7 @@ def train_step(session: Session) -> None:
     loss = _accumulate_gradients(session, groups)
     norm = _clip_gradients(session)
     _update_parameters(session)
-    tokens = sum(len(example.ids) for example in chain.from_iterable(groups))
+    tokens = sum(example.size for example in chain.from_iterable(groups))
     progress.count_step(loss, tokens, time.perf_counter() - begun)
     explosion = progress.explosion()
     if explosion:

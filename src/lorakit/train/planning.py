@@ -111,9 +111,8 @@ def _plan_memory(
         SpecError: the largest batch does not fit into the memory of this machine.
     """
     batches = make_batches(settings, base, examples)
-    plan = make_plan(
-        base, allocate_run_ranks(base, spec, settings), make_work(settings, base, spec, batches)
-    )
+    work = make_work(settings, base, spec, batches, examples)
+    plan = make_plan(base, allocate_run_ranks(base, spec, settings), work)
     try:
         report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:

@@ -20,13 +20,14 @@ from lorakit.inject.attach import attach
 from lorakit.inject.coverage import Coverage, coverage
 from lorakit.models.chunked_loss import chunking_obstacle
 from lorakit.models.load import Loaded, load, pad_id
-from lorakit.models.open import choose_max_length, encode_rows
+from lorakit.models.open import choose_max_length
 from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 from lorakit.models.tasks import TASKS
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
 from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
+from lorakit.tasks.rows import encode_rows
 from lorakit.train.budget import make_budget
 from lorakit.train.config import TrainSpec
 from lorakit.train.data import RunData, read_data
@@ -304,7 +305,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         loaded.examples,
         loaded.held_out,
         pad_id(loaded.base.tokenizer, loaded.base.model),
-        len(data.labels),
+        data.labels,
         settings,
         loaded.lr,
         Path(settings.output),

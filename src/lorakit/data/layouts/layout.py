@@ -20,6 +20,7 @@ KINDS = {
     "unlabelled pair": ("text_a", "text_b"),
     "multi-label": ("text", "labels"),
     "tokens": ("tokens", "tags"),
+    "untagged tokens": ("tokens",),
     "preference": ("prompt", "chosen", "rejected"),
     "rated": ("prompt", "completion", "label"),
 }
