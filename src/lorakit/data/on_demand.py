@@ -3,7 +3,6 @@
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from math import ceil
 from typing import TYPE_CHECKING, overload
 
@@ -49,9 +48,9 @@ class ExamplesOnDemand(Sequence[Example]):
 
     rows: Rows
     encode: Callable[[Row], list[Example]]
-    numbers: "array[int]" = field(default_factory=lambda: array("L"))
-    parts: "array[int]" = field(default_factory=lambda: array("L"))
-    lengths: "array[int]" = field(default_factory=lambda: array("L"))
+    numbers: "array[int]" = field(default_factory=lambda: array("q"))
+    parts: "array[int]" = field(default_factory=lambda: array("q"))
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))
     longest: int = 0
     cut_rows: int = 0
 
@@ -65,7 +64,7 @@ class ExamplesOnDemand(Sequence[Example]):
     def add_estimated(self, first: int, lengths: NDArray[np.int64], longest: int) -> None:
         """Add the only example of each of these rows, which are neighbours."""
         self.numbers.extend(range(first, first + len(lengths)))
-        self.parts.extend(repeat(0, len(lengths)))
+        self.parts += array("q", [0]) * len(lengths)
         self.lengths.extend(lengths.tolist())
         self.longest = max(self.longest, longest)
 

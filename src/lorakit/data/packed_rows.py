@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate, pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -160,7 +160,7 @@ class Places(Sequence[str]):
         """Add places at the end, which differ in their numbers."""
         if not self._names or self._names[-1] != name:
             self._names.append(name)
-        self._of_name.extend(repeat(len(self._names) - 1, len(numbers)))
+        self._of_name += array("q", [len(self._names) - 1]) * len(numbers)
         self._numbers.extend(numbers)
 
     def add(self, place: str) -> None:
