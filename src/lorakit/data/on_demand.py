@@ -1,7 +1,7 @@
 """Examples of a large source: tokenised when a batch needs them, so that few are in memory."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import TYPE_CHECKING, overload
@@ -13,21 +13,20 @@ from lorakit.data.encode import (
     Example,
     check_causal,
     check_text,
+    encode_many,
     encode_row,
-    encode_texts,
     refuse_rows,
 )
 from lorakit.data.layouts.layout import Row
 from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows
-from lorakit.data.templates import TemplateLimitError
 from lorakit.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 256  # rows by which the length of the others is estimated
-BLOCK = 1000  # texts that are tokenised at once
+BLOCK = 1000  # rows that are looked at together
 SHORTEST = 40  # bytes: a row that is shorter may hold nothing but an EOS token
 MEASURED_BY_BYTES = ("text", "completion")  # kinds whose rows have no more tokens than bytes
 
@@ -119,12 +118,13 @@ def encode_on_demand(
     def encode(row: Row) -> list[Example]:
         return encode_row(rows.kind, row, tokenizer, max_length, loss_on)
 
+    stored = _stored(rows)
     examples = ExamplesOnDemand(rows, encode)
     tokens_per_byte = _estimate(rows, encode)
     is_flat = rows.kind in MEASURED_BY_BYTES
     errors: dict[int, DataError] = {}
     untrained: list[int] = []
-    sizes = _stored(rows).sizes()
+    sizes = stored.sizes()
     estimated = np.ceil(sizes * tokens_per_byte).astype(np.int64)
     fits = (sizes >= SHORTEST) & (sizes <= max_length) & is_flat
     for start in range(0, len(rows), BLOCK):
@@ -133,7 +133,8 @@ def encode_on_demand(
             examples.add_estimated(start, estimated[own], int(sizes[own].max()))
             continue
         longer = [start + int(i) for i in np.flatnonzero(~fits[own])]
-        encoded = dict(_encode_block(rows, longer, tokenizer, max_length, encode))
+        found = encode_many(rows.kind, stored.take(longer), tokenizer, max_length, loss_on)
+        encoded = dict(zip(longer, found, strict=True))
         for number, size in enumerate(sizes[own].tolist(), start):
             found = encoded.get(number)
             if found is None:
@@ -144,30 +145,6 @@ def encode_on_demand(
                 untrained += examples.add_measured(number, found)
     refuse_rows(rows, errors, untrained, max_length)
     return examples
-
-
-def _encode_block(
-    rows: Rows,
-    chosen: Sequence[int],
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    encode: Callable[[Row], list[Example]],
-) -> Iterator[tuple[int, list[Example] | DataError]]:
-    """Yield the examples of rows with their positions, or why a row has none."""
-    if not chosen:
-        return
-    taken = list(_stored(rows).take(chosen))
-    if rows.kind == "text":
-        texts = [row["text"] for row in taken]
-        yield from zip(chosen, encode_texts(texts, tokenizer, max_length), strict=True)
-        return
-    for number, row in zip(chosen, taken, strict=True):
-        try:
-            yield number, encode(row)
-        except TemplateLimitError:
-            raise
-        except DataError as error:
-            yield number, error
 
 
 def _check_broken(rows: Rows) -> None:
