@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import chain, groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,7 @@ class Batches:
         packed: bool = False,
     ):
         self.lengths = lengths
+        self._lengths = np.array(lengths)
         self.size = size
         self.seed = seed
         self.tokens = tokens
@@ -72,11 +74,14 @@ class Batches:
         >>> batches[batches.longest(0, 4)]
         [2]
         """
-        return max(range(start, stop), key=self._cost)
-
-    def _cost(self, number: int) -> tuple[int, int]:
-        _, longest = self.shape(number)
-        return self.width(number), longest
+        batches = [self[number] for number in range(start, stop)]
+        counts = np.array([len(batch) for batch in batches])
+        lengths = self._lengths[np.fromiter(chain.from_iterable(batches), np.int64)]
+        starts = counts.cumsum() - counts
+        longest = np.maximum.reduceat(lengths, starts)
+        widths = np.add.reduceat(lengths, starts) if self.packed else counts * longest
+        costs = zip(widths.tolist(), longest.tolist(), strict=True)
+        return start + max(enumerate(costs), key=lambda pair: pair[1])[0]
 
     def width(self, number: int) -> int:
         """Return the number of tokens of a batch, padding included."""
@@ -93,14 +98,15 @@ class Batches:
     def _order(self, epoch: int) -> list[list[int]]:
         """Return the batches of an epoch."""
         generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = torch.randperm(len(self.lengths), generator=generator).numpy()
         if self.tokens:
-            return self._cut_evenly(order)
+            return self._cut_evenly(order.tolist())
         batches: list[list[int]] = []
         width = self.size * WINDOW
         for start in range(0, len(order), width):
-            window = sorted(order[start : start + width], key=self.lengths.__getitem__)
-            sorted_batches = _split(window, self.size)
+            window = order[start : start + width]
+            by_length = self._lengths[window].argsort(kind="stable")
+            sorted_batches = _split(window[by_length].tolist(), self.size)
             shuffle = torch.randperm(len(sorted_batches), generator=generator).tolist()
             batches += [sorted_batches[i] for i in shuffle]
         return batches
