@@ -186,9 +186,8 @@ def _parse_together(lines: list[str]) -> list[dict[str, Any]] | None:
     except (ValueError, RecursionError):
         return None
     values, between = parsed[::2], parsed[1::2]
-    if len(values) != len(lines) or between.count(BETWEEN) != len(lines) - 1:
-        return None
-    return values if set(map(type, values)) == {dict} else None
+    are_apart = between == [BETWEEN] * (len(lines) - 1)
+    return values if are_apart and [*map(type, values)] == [dict] * len(lines) else None
 
 
 def _parse_line(number: int, line: str) -> Found:

@@ -6,7 +6,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Row = dict[str, Any]
 Positions = NDArray[np.int64]
-BLOCK = 1000  # rows that are read at once
+BLOCK = 1000  # rows that are read or written at once
 # Kinds whose rows hold texts and numbers alone: the order of their keys has no meaning.
 FLAT = ("text", "prompt", "completion", "labelled", "pair", "unlabelled pair")
 _sorted = json.JSONEncoder(sort_keys=True).encode
@@ -52,8 +52,13 @@ class PackedRows(Sequence[Row]):
         # True if a text may have half a surrogate pair: each is stored as an escape that begins so.
         self.may_be_broken = False
 
-    def extend(self, rows: list[Row]) -> None:
+    def extend(self, rows: Iterable[Row]) -> None:
         """Add rows at the end."""
+        remaining = iter(rows)
+        while block := list(islice(remaining, BLOCK)):
+            self._add(block)
+
+    def _add(self, rows: list[Row]) -> None:
         texts = self._encode(rows)
         self._starts.extend(accumulate(map(len, texts), initial=self._starts.pop()))
         joined = "".join(texts)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from lorakit.data.class_names import join_classes, put_names
 from lorakit.data.collect import Collector
 from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout
 from lorakit.data.layouts.layout import Row
-from lorakit.data.packed_rows import BLOCK, PackedRows, Places
+from lorakit.data.packed_rows import PackedRows, Places
 from lorakit.data.records import Record
 from lorakit.data.sources import Columns, Reading, list_files, open_source
 from lorakit.errors import NOT_STARTED, DataError
@@ -112,9 +112,11 @@ class Rows:
     def content_hash(self) -> str:
         """Return a SHA-256 over the rows in their order."""
         digest = hashlib.sha256(self.kind.encode())
-        rows = self.rows
-        is_packed = isinstance(rows, PackedRows)
-        for key in rows.keys() if is_packed else (row_key(row).encode() for row in rows):
+        if isinstance(self.rows, PackedRows):
+            keys = self.rows.keys()
+        else:
+            keys = (row_key(row).encode() for row in self.rows)
+        for key in keys:
             digest.update(key)
         return digest.hexdigest()
 
@@ -200,8 +202,7 @@ def _concatenate(parts: Sequence[Rows]) -> tuple[Sequence[Row], Sequence[str]]:
     if not any(isinstance(part.rows, PackedRows) for part in parts):
         return list(rows), list(where)
     packed, places = PackedRows(parts[0].kind), Places()
-    while block := list(islice(rows, BLOCK)):
-        packed.extend(block)
+    packed.extend(rows)
     for place in where:
         places.add(place)
     return packed, places
