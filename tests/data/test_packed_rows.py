@@ -19,6 +19,7 @@ RECORDS: dict[str, dict[str, Any]] = {
     "an end like that of a row": {"text": "a }, {"},
     "half a surrogate pair": {"text": "\ud800"},
     "a number as label": {"text": "a", "label": 0.1},
+    "turns as a prompt": {"prompt": [*TURNS, TURNS[0]]},
     "messages": {"messages": TURNS, "tools": []},
 }
 

@@ -16,7 +16,7 @@ Row = dict[str, Any]
 Positions = NDArray[np.int64]
 BLOCK = 1000  # rows that are read or written at once
 # Kinds whose rows hold texts and numbers alone: the order of their keys has no meaning.
-FLAT = ("text", "prompt", "completion", "labelled", "pair", "unlabelled pair")
+FLAT = ("text", "completion", "labelled", "pair", "unlabelled pair")
 _sorted = json.JSONEncoder(sort_keys=True).encode
 _in_order = json.JSONEncoder().encode
 # JSON has a line break in no text, so here each is one that follows a value.
