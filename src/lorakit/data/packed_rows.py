@@ -60,7 +60,8 @@ class PackedRows(Sequence[Row]):
 
     def _add(self, rows: list[Row]) -> None:
         texts = self._encode(rows)
-        self._starts.extend(accumulate(map(len, texts), initial=self._starts.pop()))
+        end = self._starts.pop()
+        self._starts.extend(accumulate(map(len, texts), initial=end))
         joined = "".join(texts)
         self._file.content.write(joined.encode())
         if self.is_flat:
@@ -99,26 +100,29 @@ class PackedRows(Sequence[Row]):
         """Return the rows of these positions, in the same file."""
         taken = PackedRows.__new__(PackedRows)
         taken.__dict__.update(self.__dict__)
-        taken._positions = self._all_positions()[np.fromiter(chosen, np.int64)]
+        positions = np.fromiter(chosen, np.int64)
+        taken._positions = self._all_positions()[positions]
         return taken
 
     def texts(self) -> Iterator[bytes]:
         """Yield each row as it is stored, in ASCII."""
         for first, stop in self._runs():
             content = self._read(first, stop)
-            starts = self._starts[first : stop + 1]
-            for start, end in pairwise(starts):
-                yield content[start - starts[0] : end - starts[0]]
+            before = self._starts[first]
+            for start, end in pairwise(self._starts[first : stop + 1]):
+                yield content[start - before : end - before]
 
     def sizes(self) -> Positions:
         """Return the number of bytes of each row as it is stored: (rows,) int64."""
-        return np.diff(np.array(self._starts))[self._all_positions()]
+        sizes = np.diff(np.array(self._starts))
+        return sizes[self._all_positions()]
 
     def hashes(self) -> Positions:
         """Return (rows,) int64, the same for equal rows while this process lasts."""
         if self.is_flat:
             return np.array(self._hashes)[self._all_positions()]
-        return np.fromiter((hash(_sorted(row)) for row in self), np.int64, len(self))
+        hashes = (hash(_sorted(row)) for row in self)
+        return np.fromiter(hashes, np.int64, len(self))
 
     def keys(self) -> Iterator[bytes]:
         """Yield texts that are, one after the other, the same for equal rows in this order."""
@@ -137,7 +141,8 @@ class PackedRows(Sequence[Row]):
             ends = np.flatnonzero(np.diff(block) != 1)
             firsts = block[[0, *(ends + 1)]].tolist()
             lasts = block[[*ends, -1]].tolist()
-            yield from ((first, last + 1) for first, last in zip(firsts, lasts, strict=True))
+            for first, last in zip(firsts, lasts, strict=True):
+                yield first, last + 1
 
     def _read(self, first: int, stop: int) -> bytes:
         """Return the stored text of neighbours."""
@@ -171,7 +176,8 @@ class Places(Sequence[str]):
     def add(self, place: str) -> None:
         """Add a place at the end."""
         name = place.rstrip("0123456789")
-        self.extend(name, [int(place[len(name) :])])
+        number = place.removeprefix(name)
+        self.extend(name, [int(number)])
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -23,7 +23,7 @@ class Record(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What was found at one place: values, or a fault."""
+    """The values of a record, or its fault, with the number of its place."""
 
     number: int
     values: Mapping[Any, Any] | None
@@ -47,19 +47,19 @@ class Block:
     faults: Mapping[int, str] = field(default_factory=dict[int, str])
 
     def found(self) -> Iterator[Found]:
-        """Yield what was found at each place."""
+        """Yield each record by its number."""
         pairs = zip(self.numbers, self.values, strict=True)
         for position, (number, values) in enumerate(pairs):
             yield Found(number, values, self.faults.get(position, ""))
 
     def records(self) -> Iterator[Record]:
-        """Yield each record."""
+        """Yield each record with its place."""
         for number, values, fault in self.found():
             yield Record(f"{self.name}{number}", values, fault)
 
 
 def check_object(number: int, value: object) -> Found:
-    """Return what was found as the values of a record, which are at fault unless an object."""
+    """Return a value as those of a record; it is a fault unless it is an object."""
     if isinstance(value, Mapping):
         return Found(number, value)
     return Found(number, None, "is not an object with named values")
@@ -71,7 +71,7 @@ def number_rows(source: object, rows: Iterable[object]) -> Iterator[Block]:
 
 
 def gather(name: str, found: Iterable[Found]) -> Iterator[Block]:
-    """Yield blocks of what was found; the first are small, so that a limit reads little."""
+    """Yield blocks of records; the first are small, so that a limit reads little."""
     remaining, size = iter(found), 1
     while some := list(islice(remaining, size)):
         yield make_block(name, some)
@@ -79,6 +79,6 @@ def gather(name: str, found: Iterable[Found]) -> Iterator[Block]:
 
 
 def make_block(name: str, found: Sequence[Found]) -> Block:
-    """Return a block of all that was found."""
+    """Return a block of records, at least one."""
     numbers, values, faults = zip(*found, strict=True)
     return Block(name, numbers, values, {i: fault for i, fault in enumerate(faults) if fault})
