@@ -59,7 +59,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(4, 9))) + "." for _ in range(count)]
 
 
-def _tokenizer(special: list[str], template: str | None = None):
+def make_tokenizer(special: list[str], template: str | None = None):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -115,7 +115,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny") / "llama"
-    tokenizer = _tokenizer(["<unk>", "<pad>", "<s>", "</s>"], CHAT)
+    tokenizer = make_tokenizer(["<unk>", "<pad>", "<s>", "</s>"], CHAT)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         **SIZES,
@@ -139,7 +139,7 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import T5Config, T5ForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("tiny") / "t5"
-    tokenizer = _tokenizer(["<unk>", "<pad>", "<s>", "</s>"])
+    tokenizer = make_tokenizer(["<unk>", "<pad>", "<s>", "</s>"])
     end = [("</s>", tokenizer.convert_tokens_to_ids("</s>"))]
     ends = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", end)
     tokenizer.backend_tokenizer.post_processor = ends
@@ -170,7 +170,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("tiny") / "bert"
-    tokenizer = _tokenizer(["[UNK]", "[PAD]", "[CLS]", "[SEP]"])
+    tokenizer = make_tokenizer(["[UNK]", "[PAD]", "[CLS]", "[SEP]"])
     config = BertConfig(vocab_size=len(tokenizer), **SIZES, pad_token_id=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

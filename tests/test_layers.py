@@ -10,7 +10,7 @@ import pytest
 from .sources import BENCHMARKS, FILES, ROOT, SRC, circle, imported_modules, short_name
 
 LAYERS = [
-    "errors text files linalg spec",
+    "errors text files linalg patterns spec",
     "deltas sites",
     "inits formats adapter",
     "inject",

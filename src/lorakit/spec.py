@@ -1,14 +1,12 @@
 """Spec, the description of an adapter. It imports no torch, so that `--help` is fast."""
 
-import glob
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from fnmatch import fnmatchcase
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeGuard, TypeVar, cast, overload
 
 from lorakit.errors import SpecError, refuse_unknown_names
+from lorakit.patterns import PatternTable
 from lorakit.text import add_hint, near_misses, plural
 
 SCALES: dict[str, Callable[[float, int], float]] = {
@@ -64,7 +62,11 @@ def is_number(value: object) -> TypeGuard[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of one layer, with its override applied."""
+    """The settings of one layer, with its override applied.
+
+    Parallel pairs of factors are one pair with their rows and columns side by side, of the same
+    scale: rank and alpha are those of all pairs together.
+    """
 
     rank: int
     alpha: float
@@ -72,14 +74,31 @@ class Settings:
     dropout: float
     init: str
     init_std: float | None
+    pairs: int = 1
 
     @property
     def scale(self) -> float:
         """The factor of B A."""
         return SCALES[self.scale_rule](self.alpha, self.rank)
 
+    def join_pairs(self) -> "Settings":
+        """Return the settings of all pairs together, if these are of each pair.
 
-SETTING_NAMES = tuple(setting.name for setting in fields(Settings))
+        >>> each = Spec(rank=4, alpha=8, overrides={"a": {"pairs": 3}}).settings("a")
+        >>> each.rank, each.alpha, each.scale
+        (12, 24, 2.0)
+        """
+        alpha = alpha_for_scale(self.alpha, self.pairs, self.scale_rule)
+        std = self.init_std
+        if self.init == "gaussian" and std is None:
+            std = 1 / self.rank
+        return replace(self, rank=self.pairs * self.rank, alpha=alpha, init_std=std)
+
+
+# Settings that a spec has for all layers; `pairs` is given for single layers alone.
+SETTING_NAMES = tuple(setting.name for setting in fields(Settings) if setting.name != "pairs")
+PAIRED = ("lora", "dora")  # deltas of which several pairs are one with a larger rank
+RANDOM_INITS = ("kaiming", "gaussian", "orthogonal")
 
 
 @overload
@@ -214,13 +233,15 @@ class Spec:
         return {} if pattern is None else dict(self.overrides[pattern])
 
     @cached_property
-    def _override_table(self) -> "PatternTable":
+    def _override_table(self) -> PatternTable:
         return PatternTable(self.overrides)
 
     def settings(self, name: str) -> Settings:
         """Return the settings of the layer called `name`, with its override applied."""
         change = self.override_for(name)
         values = {key: change.get(key, getattr(self, key)) for key in SETTING_NAMES}
+        if "pairs" in change:
+            return Settings(**values, pairs=change["pairs"]).join_pairs()
         return Settings(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -275,7 +296,7 @@ def _spec_faults(spec: Spec) -> Iterator[Fault]:
         yield from _pattern_faults(name, getattr(spec, name))
     yield from _part_faults(spec.parts)
     yield from _token_row_faults(spec)
-    yield from _override_faults(spec.overrides, settings)
+    yield from _override_faults(spec.overrides, {**settings, "pairs": 1, "delta": spec.delta})
 
 
 def _is_text(value: object) -> TypeGuard[str]:
@@ -369,14 +390,26 @@ def _change_faults(
     """Yield the faults of one override, checked together with the settings that it leaves."""
     changed = dict(settings)
     for key, value in change.items():
-        if key in settings:
+        if key in settings and key != "delta":
             changed[key] = value
         else:
             hint = near_misses(str(key), settings)
             yield where, add_hint(f"{key!r} cannot be overridden", hint)
-    for name, fault in setting_faults(changed):
+    for name, fault in (*setting_faults(changed), *_pair_faults(changed)):
         if name in change:
             yield f"{where}.{name}", fault
+
+
+def _pair_faults(values: Mapping[str, object]) -> Iterator[Fault]:
+    if not is_whole(values["pairs"], least=1):
+        yield "pairs", f"a whole number of at least 1 is needed, got {values['pairs']!r}"
+    elif values["pairs"] > 1 and values["delta"] not in PAIRED:
+        yield "pairs", f"delta {values['delta']!r} has no pairs; {' and '.join(PAIRED)} have"
+    elif values["pairs"] > 1 and values["init"] not in RANDOM_INITS:
+        yield (
+            "pairs",
+            f"init {values['init']!r} computes one pair; {', '.join(RANDOM_INITS)} draw several",
+        )
 
 
 def setting_faults(values: Mapping[str, object]) -> Iterator[Fault]:
@@ -412,22 +445,6 @@ def _init_std_faults(init_std: object, init: object) -> Iterator[Fault]:
         )
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Return True if a pattern is the name of a module, or its last parts.
-
-    `*` and `?` stand for any characters, `[...]` for one of several.
-
-    >>> matches("q_proj", "layers.0.q_proj"), matches("layers.0.*", "model.layers.0.q_proj")
-    (True, True)
-    >>> matches("proj", "q_proj")
-    False
-    """
-    # Equal names first: a name may contain characters that are special in a pattern.
-    if name == pattern or name.endswith("." + pattern):
-        return True
-    return fnmatchcase(name, pattern) or fnmatchcase(name, "*." + pattern)
-
-
 def full_name(path: str, key: str) -> str:
     """Return the full name of an item of a module; the path of the model itself is empty.
 
@@ -444,46 +461,3 @@ def is_inside(name: str, modules: Iterable[str]) -> bool:
     (True, False)
     """
     return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
-class PatternTable:
-    """Name patterns in their order; thousands of full names are found as fast as one.
-
-    Args:
-        patterns: as `matches` takes them.
-
-    >>> table = PatternTable(["h.0.q", "h.*", "q"])
-    >>> table.find("model.h.0.q"), table.find("h.1.q"), table.find("q"), table.find("v")
-    ('h.0.q', 'h.*', 'q', None)
-    """
-
-    def __init__(self, patterns: Iterable[str]):
-        self._patterns = list(patterns)
-        self._names: dict[str, int] = {}  # positions of patterns that are names
-        self._others: list[tuple[int, str]] = []
-        for position, pattern in enumerate(self._patterns):
-            name = re.sub(r"\[([*?[])\]", r"\1", pattern)  # as glob.escape writes a name
-            self._names.setdefault(name if glob.escape(name) == pattern else pattern, position)
-            if glob.escape(name) != pattern:
-                self._others.append((position, pattern))
-
-    def find(self, name: str) -> str | None:
-        """Return the first pattern that matches a name, or None."""
-        parts = name.split(".")
-        endings = (".".join(parts[start:]) for start in range(len(parts)))
-        found = [self._names[ending] for ending in endings if ending in self._names]
-        first = min(found, default=len(self._patterns))
-        for position, pattern in self._others:
-            if position > first:
-                break
-            if matches(pattern, name):
-                return pattern
-        return self._patterns[first] if found else None
-
-
-def first_match(patterns: Iterable[str], name: str) -> str | None:
-    """Return the first pattern that matches a name, or None."""
-    for pattern in patterns:
-        if matches(pattern, name):
-            return pattern
-    return None

@@ -107,6 +107,7 @@ SETTINGS: dict[str, tuple[Any, Callable[[Any], bool]]] = {
     "dropout": (0.25, lambda delta: delta.dropout == 0.25),
     "init": ("orthogonal", lambda delta: bool(abs(delta.A[0] @ delta.A[1]) < 1e-6)),
     "init_std": (9.0, lambda delta: bool(delta.A.std() > 5)),
+    "pairs": (3, lambda delta: (delta.rank, delta.scale) == (6, 16.0)),
 }
 
 

@@ -11,7 +11,7 @@ from lorakit.plan.meta_model import load_meta_model
 
 CLASSES = {
     "T5Config": "T5ForConditionalGeneration",
-    "Qwen2_5_VLConfig": "Qwen2_5_VLForConditionalGeneration",
+    "CLIPConfig": "CLIPModel",
     "ViTConfig": "ViTForImageClassification",
 }
 
@@ -25,7 +25,7 @@ def test_a_class_that_is_not_supported_is_named(config: str, read: object, tmp_p
         (load if read is load else load_meta_model)(str(tmp_path), "causal-lm")
     assert str(caught.value) == (
         f"{tmp_path} is a {CLASSES[config]}, which lorakit cannot load for causal-lm.\n"
-        "The commands take the classes of transformers' AutoModelForCausalLM. For others, attach "
-        "the adapter in Python (lorakit.attach) and train with your own loop; `lorakit merge` "
-        "takes any class."
+        "The commands take the classes of transformers' AutoModelForCausalLM and "
+        "AutoModelForImageTextToText. For others, attach the adapter in Python (lorakit.attach) "
+        "and train with your own loop; `lorakit merge` takes any class."
     )

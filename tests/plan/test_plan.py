@@ -21,6 +21,7 @@ from lorakit.plan.curve import Curve, Sample
 from lorakit.plan.estimate import Plan, Work
 from lorakit.plan.fits import find_fits
 from lorakit.plan.meta_model import MetaModel, load_meta_model
+from lorakit.plan.meter import time_limit
 from lorakit.plan.report import summarise
 from lorakit.plan.trace import Step, trace_step
 from lorakit.train.config import TrainSpec
@@ -355,6 +356,14 @@ def test_experts_are_counted_though_their_kernel_knows_no_float32_fakes() -> Non
         MetaModel(model, "mixtral", "causal-lm", (), 0), Spec(rank=4), Work(batch=2, length=32)
     ).memory(gpu=False)
     assert memory["activations"] > 0
+
+
+def test_a_trace_beyond_its_time_is_given_up() -> None:
+    plan = Plan(bare("llama", "causal-lm"), Spec(rank=4), Work(batch=2, length=8))
+    given_up = "A step of LlamaForCausalLM is not planned: its plan takes longer than that of such"
+    with time_limit(-1.0), pytest.raises(PlanError, match=given_up):
+        plan.memory(gpu=False)
+    assert plan.memory(gpu=False)["peak"]
 
 
 @pytest.mark.slow

@@ -79,6 +79,11 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "the first argument": lambda x, y: x.add_(y),
     "the same argument twice": lambda x, y: x.add_(x),
     "a number that is whole or not": lambda x, y: (x.long() * 2, x.long() * 2.0, x.long() * True),
+    "views from other places on": lambda x, y: (x[1] * 2, x[2] * 2, x[1:].t(), x[2:].t(), y[3:]),
+    "a view from the beginning on": lambda x, y: (
+        x[1:].as_strided((2, 2), (1, 1), 3),
+        x[2:].as_strided((2, 2), (1, 1), 3),
+    ),
     "a shape that changes": lambda x, y: (x.t_(), x.squeeze_()),
     "an argument that is written to": lambda x, y: torch.add(x, y, out=torch.empty(0)),
     "complex numbers": lambda x, y: torch.view_as_real(torch.complex(x, y).conj().resolve_conj()),
@@ -132,3 +137,12 @@ def test_an_argument_is_not_taken_for_another_that_was_the_same() -> None:
         x, y = fresh()
         assert x.add_(x) is x
         assert x.add_(y) is x
+
+
+def test_what_is_done_with_each_token_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    repeats = count_repeats(monkeypatch)
+    with ShapeCache(FakeTensorMode()):
+        x = torch.ones(9, 3)
+        for row in x.split(1):
+            torch.exp(row.t())
+    assert len(repeats) == 2 * 8  # the transposed row and its function, of all rows but one

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 import lorakit
 from lorakit.errors import ModelError, PlanError, SpecError, TrainingError
+from lorakit.inject.coverage import coverage
 from lorakit.models.load import find_positions, load
 from lorakit.plan import meter
 from lorakit.plan.meta_model import load_meta_model
@@ -139,6 +140,21 @@ def test_a_model_of_single_outputs_keeps_them() -> None:
     assert list(lorakit.attach(model, Spec(rank=1)).deltas) == ["0", "2"]
     with pytest.raises(SpecError, match=r"rank 2 is above min\(in, out\) = 1"):
         lorakit.attach(nn.Sequential(nn.Linear(4, 1)), Spec(rank=2))
+
+
+def test_gates_below_the_rank_are_left_out_and_wide_layers_below_it_refused() -> None:
+    blocks = [nn.Linear(64, 64) for _ in range(4)]
+    gated = nn.Sequential(*blocks, nn.Linear(64, 8))  # 3 % of all values
+    adapter = lorakit.attach(gated, Spec())
+    reason = "left out of 'all-linear': rank 16 is above min(in, out) = 8"
+    assert adapter.left_out == {"4": reason} and f"  note: 4 {reason}" in str(coverage(gated))
+    lorakit.detach(gated)
+    with pytest.raises(SpecError, match=r"4   rank 16 is above min\(in, out\) = 8 \(64 -> 8\)"):
+        lorakit.attach(gated, Spec(targets=["0", "4"]))
+    lorakit.attach(gated, Spec(overrides={"4": {"rank": 8}}))
+    wide = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8))  # 11 %
+    with pytest.raises(SpecError, match=r"1   rank 16 is above min\(in, out\) = 8 \(64 -> 8\)"):
+        lorakit.attach(wide, Spec())
 
 
 @pytest.mark.slow

@@ -121,18 +121,34 @@ def test_a_model_that_cannot_be_planned_trains(
 
 
 @pytest.mark.slow
+def test_a_plan_takes_two_seconds_or_a_share_of_a_longer_run(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "PLAN_SECONDS", 0.0)
+    messages: list[str] = []
+    report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), messages.append)
+    assert report["plan"] is None and report["steps"] == 2
+    assert messages[1].startswith("note: no plan: A step of LlamaForCausalLM is not planned: ")
+    for fastest in ("FASTEST_CPU", "FASTEST_GPU"):
+        monkeypatch.setattr(planning, fastest, 1e6)
+    settings["output"] += "-slow"
+    report = train_adapter(TrainSpec(**{**settings, "steps": 2}), Spec(rank=4), messages.append)
+    assert report["plan"] is not None
+
+
+@pytest.mark.slow
 def test_the_longest_batch_of_the_run_goes_first(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, tuple[int, ...]]] = []
     for module, where in ((rehearsal, "rehearsed"), (loop, "trained")):
-        real = module.batch_loss
+        real = module.training_loss
 
-        def noted(model: Any, batch: Any, task: str, real: Any = real, where: str = where) -> Any:
+        def noted(model: Any, batch: Any, *more: Any, real: Any = real, where: str = where) -> Any:
             seen.append((where, tuple(batch["input_ids"].shape)))
-            return real(model, batch, task)
+            return real(model, batch, *more)
 
-        monkeypatch.setattr(module, "batch_loss", noted)
+        monkeypatch.setattr(module, "training_loss", noted)
     train_adapter(TrainSpec(**settings, accumulate=2), Spec(rank=4))
     trained = [shape for where, shape in seen if where == "trained"]
     assert [where for where, _ in seen] == ["rehearsed"] + ["trained"] * 24

@@ -30,8 +30,9 @@ from lorakit.errors import AdapterMismatch, SpecError
 from lorakit.inject.fingerprint import describe_base
 from lorakit.inject.places import Place, find_places
 from lorakit.linalg import Factors, Svd, randomised_svd
+from lorakit.patterns import matches
 from lorakit.sites.slot import base_modules
-from lorakit.spec import Spec, full_name, is_inside, matches
+from lorakit.spec import Spec, full_name, is_inside
 from lorakit.text import plural
 
 FIRST_DIRECTIONS = 32  # computed first for an energy; doubled until they hold it

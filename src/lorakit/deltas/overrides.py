@@ -56,6 +56,7 @@ def write_overrides(spec: Spec, wanted: Mapping[str, RequestedSettings]) -> Spec
             return complete
         for name in differing:
             added[name] = {**spec.override_for(name), **asdict(wanted[name])}
+            added[name].pop("pairs", None)  # the rank is that of all of them
         # The longest names first: a full name also matches names that end in it.
         longest_first = sorted(added, key=len, reverse=True)
         overrides = {glob.escape(name): added[name] for name in longest_first}

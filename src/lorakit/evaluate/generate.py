@@ -19,7 +19,7 @@ from lorakit.models.read import advise
 from lorakit.text import first_line, plural
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, TextStreamer
 
 
 def generate(
@@ -30,6 +30,7 @@ def generate(
     batch_size: int = 16,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    listen: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Return the continuation of each prompt, without the prompt and without special tokens.
 
@@ -40,6 +41,8 @@ def generate(
         batch_size: prompts at once; they are ordered by length, so that padding is small.
         seed: seed of sampling.
         progress: called with the number of prompts done since the last call.
+        listen: called with each piece of the text of a single prompt as it is generated; a beam
+            search knows its text at the end alone.
 
     Raises:
         DataError: prompts that the chat template refuses, or that leave no room for a token.
@@ -51,6 +54,8 @@ def generate(
     check_ids(loaded, where, ids)
     _check_lengths(ids, loaded.max_length, reserved=0 if is_seq2seq(loaded) else 1)
     settings = _generation_settings(decoding, loaded)
+    if listen and decoding.beams == 1:
+        settings["streamer"] = _make_streamer(tokenizer, listen)
     texts = [""] * len(ids)
     device = next(loaded.model.parameters()).device
     random_devices = [device] if device.type == "cuda" else []
@@ -64,7 +69,23 @@ def generate(
                 texts[i] = text.strip()
             if progress:
                 progress(len(positions))
+    if listen and decoding.beams > 1:
+        listen(texts[0])
     return texts
+
+
+def _make_streamer(
+    tokenizer: "PreTrainedTokenizerBase", listen: Callable[[str], None]
+) -> "TextStreamer":
+    """Return a streamer of transformers that passes on the text of one prompt in pieces."""
+    from transformers import TextStreamer
+
+    class Listener(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text:
+                listen(text)
+
+    return Listener(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
 def _make_batches(loaded: Loaded, lengths: Sequence[int], size: int) -> list[list[int]]:

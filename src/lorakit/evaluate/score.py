@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import Example
 from lorakit.models.padding import leaks_padding
-from lorakit.tasks.base import Batch, Prediction, Scored
+from lorakit.tasks.base import Batch, Losses, LossSettings, Prediction, Scored
 from lorakit.tasks.find import find_task
 
 if TYPE_CHECKING:
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 
 def batch_loss(
-    model: nn.Module, batch: Batch, task: str, *, by_row: bool = False
-) -> tuple[Tensor, Tensor | None]:
+    model: nn.Module,
+    batch: Batch,
+    task: str,
+    *,
+    by_row: bool = False,
+    label_smoothing: float = 0.0,
+    in_chunks: bool = True,
+) -> Losses:
     """Return the summed loss of a batch, and the model's outputs.
 
     Args:
@@ -27,13 +33,16 @@ def batch_loss(
         batch: a result of `collate` or `pack_examples`.
         task: its name.
         by_row: True for the sum of each row, (batch,), instead of that of all.
+        label_smoothing: share of the target that is spread over all classes or tokens.
+        in_chunks: False to compute all logits at once, and return them.
 
     Returns:
         The sum, float32 (divide it by the count of trained tokens or rows); and the outputs that
         the task's predictions are made of: logits (batch, classes), (batch, length, classes) or
         values (batch,), or None if the logits were computed in chunks.
     """
-    return find_task(task).loss(model, batch, by_row=by_row)
+    how = LossSettings(by_row, label_smoothing, in_chunks)
+    return find_task(task).loss(model, batch, how)
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from lorakit.files import replace_file
 from lorakit.formats.parts import AdapterParts
 from lorakit.formats.tensor_files import check_named_tensors, find_value_faults, read_pickle
 from lorakit.linalg import split_singular_values
+from lorakit.patterns import matches
 from lorakit.sites.find import site_of
 from lorakit.sites.slot import base_modules
-from lorakit.spec import Spec, full_name, matches
+from lorakit.spec import Spec, full_name
 from lorakit.text import dtype_name, plural
 
 SUFFIXES = (".pt", ".bin", ".pth")

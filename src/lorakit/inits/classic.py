@@ -30,7 +30,7 @@ def initial_A(
     """Return a random A: (rank, in), or (experts, rank, in) for a stack; float32, on the CPU.
 
     Args:
-        settings: rank, init and init_std.
+        settings: rank, init, init_std and pairs; each pair is drawn by itself.
         shape: of the matrix (out, in), or of the stack (experts, out, in).
         fan_in: number of inputs that are non-zero at once; 1 for an embedding, whose input is
             one-hot.
@@ -47,7 +47,9 @@ def initial_A(
         return torch.randn(size, generator=generator) * std
     if settings.init == "orthogonal":
         gain = (inputs / (3 * fan_in)) ** 0.5
-        return draw_orthonormal(size, generator) * gain
+        size_of_pair = (*shape[:-2], settings.rank // settings.pairs, inputs)
+        pairs = [draw_orthonormal(size_of_pair, generator) for _ in range(settings.pairs)]
+        return torch.cat(pairs, dim=-2) * gain
     unit = torch.rand(size, generator=generator)
     return unit.mul_(2).sub_(1).div_(fan_in**0.5)
 

@@ -24,6 +24,9 @@ from lorakit.sites.slot import base_modules
 from lorakit.spec import Settings, Spec
 from lorakit.text import plural
 
+# The largest share of all values in layers that "all-linear" leaves out, being below their rank.
+NARROW_SHARE = 0.05
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -112,28 +115,35 @@ def resolve_targets(model: nn.Module, spec: Spec, places: Mapping[str, Place]) -
     )
     check_overrides(spec, chosen)
     settings = {name: spec.settings(name) for name in chosen}
-    left_out = _find_single_outputs(spec, chosen, settings)
+    left_out = _find_narrow_layers(spec, chosen, settings)
     chosen = {name: place for name, place in chosen.items() if name not in left_out}
     settings = {name: settings[name] for name in chosen}
     layers = list_modules(chosen.values())
     return Selection(spec, chosen, settings, full_modules, layers, left_out)
 
 
-def _find_single_outputs(
+def _find_narrow_layers(
     spec: Spec, places: Mapping[str, Place], settings: Mapping[str, Settings]
 ) -> dict[str, str]:
-    """Return the reason for each layer that "all-linear" leaves out, since its rank is 1 at most.
+    """Return the reason for each layer that "all-linear" leaves out, since it is below its rank.
 
-    Such are the gates of shared experts. If all layers are of this kind, none is left out.
+    Such are gates: those of shared experts, with one output, and those with one output a head. If
+    layers of more outputs hold more than a small share of all values, none of them is left out:
+    the rank is refused then. The same holds if all layers have a single output.
     """
     if spec.targets != "all-linear" or not DELTAS[spec.delta].has_matrix_rank:
         return {}
-    single = {
-        name: f"left out of 'all-linear': rank {settings[name].rank} is above min(in, out) = 1"
-        for name, place in places.items()
-        if min(place.shape) == 1 and settings[name].rank > 1
-    }
-    return single if len(single) < len(places) else {}
+    narrow = [name for name, place in places.items() if min(place.shape) < settings[name].rank]
+    values = {name: place.matrix.numel() for name, place in places.items()}
+    if sum(values[name] for name in narrow) > NARROW_SHARE * sum(values.values()):
+        narrow = [name for name in narrow if min(places[name].shape) == 1]
+    if len(narrow) == len(places):
+        return {}
+    reasons: dict[str, str] = {}
+    for name in narrow:
+        fault = f"rank {settings[name].rank} is above min(in, out) = {min(places[name].shape)}"
+        reasons[name] = f"left out of 'all-linear': {fault}"
+    return reasons
 
 
 def check_overrides(spec: Spec, chosen: Mapping[str, Place]) -> None:

@@ -7,8 +7,9 @@ from torch import nn
 from lorakit.errors import TargetError
 from lorakit.inject.places import suggest_names
 from lorakit.inject.targets import short_names
+from lorakit.patterns import matches
 from lorakit.sites.slot import SLOT, base_modules, base_parameters
-from lorakit.spec import is_inside, matches
+from lorakit.spec import is_inside
 
 
 def find_full_modules(

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lorakit.errors import TargetError
+from lorakit.patterns import first_match, matches
 from lorakit.sites.base import Site
 from lorakit.sites.find import FUSED_KINDS, sites_of
 from lorakit.sites.fused_parts import Layout
 from lorakit.sites.slot import base_modules
-from lorakit.spec import first_match, full_name, matches
+from lorakit.spec import full_name
 from lorakit.text import near_misses, plural
 
 

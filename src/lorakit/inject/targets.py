@@ -10,11 +10,12 @@ from torch import nn
 from lorakit.errors import TargetError
 from lorakit.inject.obstacles import describe_obstacles, find_obstacles
 from lorakit.inject.places import Place, find_places
+from lorakit.patterns import matches
 from lorakit.sites.conv import CONVOLUTIONS
 from lorakit.sites.find import SITES
 from lorakit.sites.obstacles import find_obstacle
 from lorakit.sites.slot import base_modules
-from lorakit.spec import is_inside, matches
+from lorakit.spec import is_inside
 from lorakit.text import did_you_mean, nearest, plural
 
 ATTENTION = r"(attn|attention|self_attn|encoder_attn|self_attention|cross_attn)"
@@ -75,7 +76,8 @@ def select(
 ) -> dict[str, Place]:
     """Return the places that `targets` names and `exclude` does not, in the model's order.
 
-    A part of a fused layer is left out where the whole layer is selected.
+    A part of a fused layer is left out where the whole layer is selected. Excluding a layer
+    excludes its parts, and of a layer with an excluded part the other parts are selected.
 
     Args:
         model: any module.
@@ -104,7 +106,7 @@ def select(
     if exclude:
         # A layer that is not selected may be excluded all the same, such as the head.
         excluded = _match_request(model, exclude, places, "exclude")
-        remaining = selected.difference(*excluded.values())
+        remaining = _leave_out(selected, set[str]().union(*excluded.values()), places)
     chosen = {name: place for name, place in usable.items() if name in remaining}
     if selected and not chosen:
         raise TargetError(
@@ -118,6 +120,21 @@ def select(
         for name, place in chosen.items()
         if not place.is_part or place.weight_name not in whole_weights
     }
+
+
+def _leave_out(selected: set[str], excluded: set[str], places: Mapping[str, Place]) -> set[str]:
+    """Return the names of selected places without the excluded ones, and without their parts."""
+    layers = {places[name].weight_name for name in excluded if not places[name].is_part}
+    parts = {places[name].weight_name for name in excluded if places[name].is_part}
+    whole = {places[name].weight_name for name in selected if not places[name].is_part}
+    remaining: set[str] = set()
+    for name, place in places.items():
+        if name in excluded or place.weight_name in layers:
+            continue
+        is_split = place.weight_name in parts & whole
+        if place.is_part if is_split else name in selected:
+            remaining.add(name)
+    return remaining
 
 
 def find_role(name: str) -> str | None:

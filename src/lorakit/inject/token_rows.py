@@ -9,9 +9,10 @@ from lorakit.deltas.base import Delta
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import TargetError
 from lorakit.inject.places import Place
+from lorakit.patterns import matches
 from lorakit.sites.shared import memory_of
 from lorakit.sites.slot import base_parameters, unwrap
-from lorakit.spec import Spec, is_inside, matches
+from lorakit.spec import Spec, is_inside
 from lorakit.text import plural
 
 VOCABULARY_KINDS = ("embedding", "linear")  # kinds of sites that have one row per token

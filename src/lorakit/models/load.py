@@ -10,6 +10,7 @@ from torch import nn
 
 from lorakit.errors import ModelError
 from lorakit.models.locate import NAMING_ADVICE, locate
+from lorakit.models.precision import gpu_dtype, has_bfloat16
 from lorakit.models.quantised import check_quantised
 from lorakit.models.read import READ_ERRORS, advise, load_config, load_tokenizer, quiet
 from lorakit.models.stops import find_stops
@@ -32,6 +33,8 @@ PROBLEMS = {
     "multi-label": "multi_label_classification",
 }
 LONGEST = 1 << 30  # tokens: the limit of a model whose config has none
+# Of models that read pictures too: their language model is trained on text.
+WITH_PICTURES = "AutoModelForImageTextToText"
 
 
 @dataclass
@@ -91,19 +94,17 @@ def load(
         ModelError: it cannot be found, read, or used for the task.
         SpecError: the template cannot be read.
     """
-    import transformers
-
     where, name_in_files = locate(name)
     target = device_of(device)
     config = load_config(where, NAMING_ADVICE, trust_remote_code=trust_remote_code)
-    check_class(name, config, task, trust_remote_code=trust_remote_code)
+    model_class = choose_auto_class(name, config, task, trust_remote_code=trust_remote_code)
     if dtype == "auto":
         weights_dtype = auto_dtype(target, config, task, trains_base=trains_base)
     else:
         weights_dtype = getattr(torch, dtype)
     try:
         model, missing = load_weights(
-            getattr(transformers, TASKS[task].model_class),
+            model_class,
             where,
             head_options(task, labels),
             weights_dtype,
@@ -128,29 +129,33 @@ def load(
     return Loaded(model, tokenizer, task, list(labels), name_in_files, new_modules, longest)
 
 
-def check_class(
+def choose_auto_class(
     name: str, config: "PretrainedConfig", task: str, *, trust_remote_code: bool = False
-) -> None:
-    """Refuse a model of a class that is not supported for a task, before its weights are read.
+) -> Any:  # noqa: ANN401  an Auto class of transformers
+    """Return the class of transformers that loads a model for a task, before its weights are read.
 
     Raises:
-        ModelError: the message names the class, and the classes that are supported.
+        ModelError: there is none; the message names the model's class, and those that are known.
     """
     import transformers
 
-    auto = TASKS[task].model_class
-    has_own_code = trust_remote_code and getattr(config, "auto_map", None)
+    names = [TASKS[task].model_class]
+    if task == "causal-lm":
+        names.append(WITH_PICTURES)
+    autos = [getattr(transformers, name) for name in names]
+    if trust_remote_code and getattr(config, "auto_map", None):
+        return autos[0]
     # Of Whisper and the like, transformers would load the decoder alone.
     is_half = task == "causal-lm" and config.is_encoder_decoder
-    is_known = type(config) in getattr(transformers, auto)._model_mapping and not is_half
-    if is_known or has_own_code:
-        return
+    for auto in autos:
+        if type(config) in auto._model_mapping and not is_half:
+            return auto
     named = ", ".join(config.architectures or ()) or type(config).__name__
     raise ModelError(
         f"{name} is a {named}, which lorakit cannot load for {task}.",
-        advice=f"The commands take the classes of transformers' {auto}. For others, attach the "
-        "adapter in Python (lorakit.attach) and train with your own loop; `lorakit merge` takes "
-        "any class.",
+        advice=f"The commands take the classes of transformers' {' and '.join(names)}. For others, "
+        "attach the adapter in Python (lorakit.attach) and train with your own loop; "
+        "`lorakit merge` takes any class.",
     )
 
 
@@ -265,7 +270,8 @@ def auto_dtype(
 ) -> torch.dtype:
     """Return the dtype of a base for which none is given.
 
-    It is bfloat16 on a GPU that supports it. On a CPU it is bfloat16 if the CPU multiplies in it
+    On a GPU it is bfloat16 if the GPU computes in it; else float16, or float32 if parameters of the
+    base are trained. On a CPU it is bfloat16 if the CPU multiplies in it
     and the model is a causal language model at least BFLOAT16_WIDTH wide of which nothing is
     trained, since trained weights would be rounded to bfloat16 too. Else it is float32.
 
@@ -275,9 +281,10 @@ def auto_dtype(
         task: its name; a classifier's head is trained.
         trains_base: True if biases or modules of the base are trained too.
     """
+    trains_base = trains_base or TASKS[task].has_head
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type != "cpu" or TASKS[task].has_head or trains_base:
+        return gpu_dtype(bfloat16=has_bfloat16(device), trains_base=trains_base)
+    if device.type != "cpu" or trains_base:
         return torch.float32
     width = getattr(config.get_text_config(), "hidden_size", None) or 0
     is_faster = width >= BFLOAT16_WIDTH and multiplies_bfloat16()

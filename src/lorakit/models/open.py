@@ -1,13 +1,15 @@
 """A base model with an adapter on it, and the encoded rows of its task."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.adapter import Adapter
 from lorakit.data.template_files import check_template, set_template
 from lorakit.errors import DataError, ModelError
-from lorakit.inject.attach import attach
+from lorakit.inject.attach import attach, enable
 from lorakit.models.load import Loaded, count_embeddings, find_max_length, load
 from lorakit.models.own_tokenizer import check_vocabulary, take_own_tokenizer
 from lorakit.models.read import load_config
@@ -76,6 +78,41 @@ def open_model(
         loaded.model.eval()
     if template is not None:
         set_template(loaded.tokenizer, template)
+    return loaded
+
+
+def add_adapter(
+    base: Loaded,
+    adapter: Adapter,
+    name: str,
+    *,
+    any_base: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> Loaded:
+    """Attach one of several adapters to a base, and switch all of them off.
+
+    Args:
+        base: the base with its own tokenizer.
+        adapter: attached under `name`.
+        name: as `attach` takes it.
+        any_base: True to take another base than the adapter was trained on.
+        trust_remote_code: True to run Python code that the adapter's folder brings along.
+        say: called with what is used of the adapter's folder beside its weights.
+
+    Returns:
+        The same model, with the tokenizer and the chat template that the adapter was trained with.
+
+    Raises:
+        AdapterMismatch: the adapter does not fit the base.
+        ModelError: its folder has a tokenizer that does not fit the base.
+    """
+    loaded = replace(base, tokenizer=copy(base.tokenizer))
+    if adapter.source is not None:
+        _use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
+    attach(base.model, adapter, name=name, trainable=False, any_base=any_base)
+    enable(base.model, None)
+    base.model.eval()
     return loaded
 
 

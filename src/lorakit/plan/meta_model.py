@@ -1,6 +1,6 @@
 """Models without their weights, on the meta device: from a config, headers, or a publication."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lorakit.errors import ModelError
-from lorakit.models.load import check_class, check_new_modules, find_positions
+from lorakit.models.load import check_new_modules, choose_auto_class, find_positions
 from lorakit.models.locate import locate
 from lorakit.models.read import load_config, quiet
 from lorakit.models.tasks import TASKS, task_of_config
@@ -138,10 +138,7 @@ def _from_config(
 def _build(
     config: "PretrainedConfig", name: str, task: str, *, trust_remote_code: bool
 ) -> "PreTrainedModel":
-    import transformers
-
-    check_class(name, config, task, trust_remote_code=trust_remote_code)
-    kind = getattr(transformers, TASKS[task].model_class)
+    kind = choose_auto_class(name, config, task, trust_remote_code=trust_remote_code)
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]), quiet():
             return kind.from_config(
@@ -159,8 +156,28 @@ def _new_modules(model: "PreTrainedModel", stored: Collection[str] | None) -> tu
     for name, child in model.named_children():
         if name == model.base_model_prefix:
             continue
-        has_own = any(id(parameter) not in shared for parameter in child.parameters())
-        is_stored = any(f".{name}." in f".{key}" for key in stored or ())
-        if has_own and not is_stored:
+        if any(id(parameter) not in shared for parameter in child.parameters()):
             new.append(name)
-    return tuple(new)
+    new = _not_among(new, stored or ())
+    return tuple(_not_among(new, _rename(model, stored or ())) if new else new)
+
+
+def _not_among(modules: Collection[str], keys: Iterable[str]) -> list[str]:
+    """Return the modules of which no tensor has one of these names."""
+    stored: set[str] = set()
+    for key in keys:
+        stored.update(key.split(".")[:-1])
+    return [name for name in modules if name not in stored]
+
+
+def _rename(model: "PreTrainedModel", stored: Collection[str]) -> Iterator[str]:
+    """Yield the names of a checkpoint as transformers changes them: GPT-NeoX's head has two."""
+    if not type(model).__module__.startswith("transformers."):
+        return
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, apply_renamings
+
+    conversions = get_model_conversion_mapping(model)
+    renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+    for key in stored:
+        yield apply_renamings(key, renamings)

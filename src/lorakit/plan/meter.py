@@ -1,8 +1,11 @@
 """Modes that watch one training step on fake tensors: memory and work, and attention as it is."""
 
+import math
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +43,18 @@ FLOPS = {
 # Operations of a step that is traced; a model of a hundred layers takes fewer. A loop over tokens,
 # as in Jamba without its kernels, takes many more, for minutes.
 MOST_CALLS = 20_000
+# The CPU time of this process at which a trace is given up.
+DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=math.inf)
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Give up the traces in this block that take more CPU seconds than these, all together."""
+    token = DEADLINE.set(time.process_time() + seconds)
+    try:
+        yield
+    finally:
+        DEADLINE.reset(token)
 
 
 class Allocation(NamedTuple):
@@ -101,6 +116,8 @@ class Meter(ShapeCache):
                 f"one step takes more than {MOST_CALLS:,} operations: the model may compute token "
                 "by token",
             )
+        if time.process_time() > DEADLINE.get():
+            raise PlanError("its plan takes longer than that of such a run may")
         fresh = sum(self._see(tensor) for tensor in _tensors(out))
         count = FLOPS.get(func._overloadpacket)
         if count is not None:

@@ -12,6 +12,7 @@ from lorakit.data.on_demand import count_tokens, find_longest
 from lorakit.data.rows import Rows, read_for
 from lorakit.data.template_files import check_use
 from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.evaluate.regularisation import Regularisation
 from lorakit.models.load import LONGEST, Loaded, auto_dtype
 from lorakit.models.open import DEFAULT_LENGTH, choose_max_length
 from lorakit.models.packing import packing_obstacle
@@ -50,6 +51,12 @@ class RunSettings(Protocol):
     @property
     def checkpointing(self) -> str: ...
     @property
+    def optimizer(self) -> str: ...
+    @property
+    def r_drop(self) -> float: ...
+    @property
+    def cutoff(self) -> float: ...
+    @property
     def ranks(self) -> str: ...
     @property
     def rank_budget(self) -> int | None: ...
@@ -71,6 +78,7 @@ class Description(TypedDict):
     coverage: str
     adapter_bytes: int
     base_dtype: str
+    mixed_precision: str
     batch: int
     length: int
     memory: Memory
@@ -148,7 +156,7 @@ def make_report(request: PlanRequest, run: RunSettings, spec: Spec) -> Report:
         flops_per_second=times.flops,
         devices=rows,
         fits={row["device"]: row["methods"]["lora"]["batch"] for row in rows},
-        ranks=plan.ranks(plan.work.dtype(device.gpu)),
+        ranks=plan.ranks(plan.work.dtype(device.gpu, device.bfloat16)),
         others=plan.other_methods(),
         spec=plan.spec.to_dict(),
         notes=_notes(planned, run, with_devices=bool(rows)),
@@ -197,7 +205,7 @@ def _device_row(plan: Plan, device: devices.Device) -> DeviceRow:
 
 def describe_plan(plan: Plan, device: devices.Device) -> Description:
     """Return counts and memory of a plan on one device."""
-    dtype = plan.work.dtype(device.gpu)
+    dtype = plan.work.dtype(device.gpu, device.bfloat16)
     return Description(
         model=plan.base.name,
         task=plan.base.task,
@@ -210,9 +218,10 @@ def describe_plan(plan: Plan, device: devices.Device) -> Description:
         coverage=str(plan.coverage),
         adapter_bytes=plan.adapter_bytes(dtype).file,
         base_dtype=dtype_name(dtype),
+        mixed_precision=plan.work.autocast(device.gpu, device.bfloat16),
         batch=plan.work.batch,
         length=plan.work.length,
-        memory=plan.memory(gpu=device.gpu),
+        memory=plan.memory(gpu=device.gpu, bfloat16=device.bfloat16),
     )
 
 
@@ -223,6 +232,8 @@ def summarise(report: Description | Report) -> str:
         f"train, an adapter file of {format_bytes(report['adapter_bytes'])}, "
         f"the base in {report['base_dtype']}"
     )
+    if report["mixed_precision"] == "fp16":
+        text += ", autocast in float16 with a scaled loss"
     peak = report["memory"]["peak"]
     if peak is not None:
         text += (
@@ -308,8 +319,11 @@ def make_work(
         accumulate=run.accumulate,
         base_dtype=run.base_dtype,
         auto=auto,
+        trains_base=trains_base(spec) or base.task != "causal-lm",
         mixed=run.mixed_precision,
         checkpointing=run.checkpointing,
+        optimizer=run.optimizer,
+        regularisation=Regularisation(r_drop=run.r_drop, cutoff=run.cutoff),
     )
 
 
@@ -365,12 +379,19 @@ def _time(
         return Times()
     rate = _rate(plan, device, teraflops)
     if batches is None:
-        return Times(step=plan.seconds(rate, gpu=device.gpu), flops=rate.flops)
+        seconds = plan.seconds(rate, gpu=device.gpu, bfloat16=device.bfloat16)
+        return Times(step=seconds, flops=rate.flops)
     passes = range(batches.per_epoch)
     counts = [batches.shape(index)[0] for index in passes]
     tokens = sum(batches.width(index) for index in passes)
     mean_length = max(2, round(tokens / sum(counts)))
-    step = plan.seconds(rate, gpu=device.gpu, batch=max(counts), length=mean_length)
+    step = plan.seconds(
+        rate,
+        gpu=device.gpu,
+        bfloat16=device.bfloat16,
+        batch=max(counts),
+        length=mean_length,
+    )
     # Passes, not steps: the rest at the end of an epoch is a pass too.
     epoch = step / run.accumulate * sum(counts) / max(counts)
     return Times(step, epoch, rate.flops)
@@ -379,7 +400,8 @@ def _time(
 def _rate(plan: Plan, device: devices.Device, teraflops: float | None) -> devices.Rate:
     if teraflops is not None:
         return devices.Rate(teraflops * 1e12)
-    dtype = AUTOCAST.get(plan.work.mixed, plan.work.dtype(device.gpu))
+    mixed = plan.work.autocast(device.gpu, device.bfloat16)
+    dtype = AUTOCAST.get(mixed, plan.work.dtype(device.gpu, device.bfloat16))
     width = getattr(plan.base.text_config, "hidden_size", 512)
     return devices.measure_rate(width, plan.work.batch * plan.work.length, dtype)
 

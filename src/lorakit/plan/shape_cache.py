@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CPU = torch.device("cpu")
 DEVICE = torch.ops.prim.device.default
+# Views that begin at a place in the storage, not at one from their argument on.
+BY_OFFSET = (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_scatter.default)
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Output:
         dtype: of its values.
         shape: of the tensor.
         stride: of the tensor.
-        offset: place of its first value in the storage.
+        offset: place of its first value in the storage, from that of the source on.
     """
 
     source: int | None
@@ -103,7 +105,8 @@ class ShapeCache(TorchDispatchMode):
         if output.is_source:
             return source
         view = torch.empty(0, dtype=output.dtype, device="meta")
-        view.set_(source.untyped_storage(), output.offset, output.shape, output.stride)
+        offset = source.storage_offset() + output.offset
+        view.set_(source.untyped_storage(), offset, output.shape, output.stride)
         return FakeTensor(self.fake, view, CPU)
 
 
@@ -114,7 +117,7 @@ def _describe(values: Iterable[object], tensors: list[Tensor]) -> tuple[object, 
         if isinstance(value, Tensor):
             tensors.append(value)
             if _is_plain(value):
-                found += (value.dtype, value.shape, value.stride(), value.storage_offset())
+                found += (value.dtype, value.shape, value.stride())
         elif isinstance(value, list | tuple):
             found.append(_describe(value, tensors))
         else:
@@ -135,7 +138,7 @@ def _record(
 ) -> Answer | None:
     """Return the answer of which a result is an example; None if it cannot be made again."""
     writes_to_argument = any(argument.is_out for argument in func._schema.arguments)
-    if writes_to_argument or torch.Tag.inplace_view in func.tags:
+    if writes_to_argument or torch.Tag.inplace_view in func.tags or func in BY_OFFSET:
         return None
     container = type(result) if isinstance(result, list | tuple) else None
     results = list(result) if isinstance(result, list | tuple) else [result]
@@ -163,13 +166,15 @@ def _record_output(tensor: Tensor, arguments: Sequence[Tensor]) -> Output:
         for index, argument in enumerate(arguments)
         if argument.untyped_storage()._cdata == storage
     ]
+    source = next(iter(same + sharing), None)
+    start = 0 if source is None else arguments[source].storage_offset()
     return Output(
-        source=next(iter(same + sharing), None),
+        source=source,
         is_source=bool(same),
         dtype=tensor.dtype,
         shape=tuple(tensor.shape),
         stride=tensor.stride(),
-        offset=int(tensor.storage_offset()),
+        offset=int(tensor.storage_offset() - start),
     )
 
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorakit.data.batches import concatenate_rows
 from lorakit.errors import PlanError
-from lorakit.evaluate.score import batch_loss
+from lorakit.evaluate.regularisation import NONE, Regularisation, training_loss
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.models.packing import packed_attention
 from lorakit.plan.meter import Meter, real_attention
@@ -59,6 +59,7 @@ class Step:
         checkpointing: what is computed again in the backward pass, as `checkpoint_blocks` takes it.
         fused: True if attention's own dropout takes no memory, as in the kernels of GPUs.
         again: True if gradients of an earlier pass are in memory already (accumulation).
+        regularisation: changes of the loss; with R-Drop or cutoff a pass is two.
     """
 
     batch: int
@@ -72,6 +73,7 @@ class Step:
     checkpointing: str = ""
     fused: bool = False
     again: bool = False
+    regularisation: Regularisation = NONE
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
         The trace. Scratch space of kernels (oneDNN, cuBLAS) is not in it.
 
     Raises:
-        PlanError: the model computes on values of tensors in a way that shapes cannot answer.
+        PlanError: the model computes on values of tensors in a way that shapes cannot answer, or
+            in too many operations, or for longer than `time_limit` allows.
     """
     fake = FakeTensorMode()
     was_training = model.training
@@ -130,11 +133,15 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
                 batch = _fake_batch(step, getattr(model.config, "num_labels", 0))
             vocabulary = model.config.get_text_config().vocab_size
             return _run(model, step, batch, Meter(fake, known, vocabulary))
+        except PlanError as error:
+            raise PlanError(
+                f"A step of {type(model).__name__} is not planned: {error.message}.",
+                advice="A short run measures what it holds.",
+            ) from error
         except NEEDS_VALUES as error:
-            kind = "" if isinstance(error, PlanError) else f"{type(error).__name__}: "
             raise PlanError(
                 f"A step of {type(model).__name__} cannot be run on shapes alone: "
-                f"{kind}{first_line(error)}",
+                f"{type(error).__name__}: {first_line(error)}",
                 advice="A short run measures what it holds.",
             ) from error
         finally:
@@ -152,12 +159,10 @@ def _run(model: "PreTrainedModel", step: Step, batch: dict[str, Tensor], meter: 
     with meter, attention, packed:
         for _ in range(1 + step.again):
             with precision:
-                loss, out = batch_loss(model, batch, step.task)
+                loss = training_loss(model, batch, step.task, step.regularisation)
                 loss = loss / step.batch
             kept = meter.now - meter.logits
             phases.append(len(meter.timeline))
-            # As the training loop does, so that the logits end before the backward pass.
-            del out
             loss.backward()
             del loss
             phases.append(len(meter.timeline))

@@ -101,11 +101,12 @@ def check_request(values: Mapping[str, Any], spec: Spec, search: RankSearchSpec)
     needed = ["model"] if search.way == "threshold" else ["model", "data"]
     faults = [f"{name}: is needed" for name in needed if not values.get(name)]
     faults += [f"{name}: {why}" for name, why in UNUSED.items() if values.get(name)]
-    faults += [
-        f"overrides[{pattern!r}].rank: {BY_LAYER}"
-        for pattern, change in spec.overrides.items()
-        if "rank" in change
-    ]
+    for pattern, change in spec.overrides.items():
+        faults += [
+            f"overrides[{pattern!r}].{name}: {BY_LAYER}"
+            for name in ("rank", "pairs")
+            if name in change
+        ]
     if search.way not in TRAINING and values.get("output"):
         faults.append(f"output: --way {search.way} makes no adapter, so there is nothing to write")
     if faults:

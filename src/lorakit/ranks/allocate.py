@@ -13,7 +13,8 @@ from lorakit.inits.from_data import as_batch_list, observe_inputs
 from lorakit.inits.start import STARTS
 from lorakit.inject.build import resolve_targets
 from lorakit.inject.places import Place, explain_unmatched, find_places
-from lorakit.spec import Settings, Spec, alpha_for_scale, first_match, is_number, is_whole
+from lorakit.patterns import first_match
+from lorakit.spec import Settings, Spec, alpha_for_scale, is_number, is_whole
 from lorakit.text import add_hint, near_misses, plural
 
 Places = Mapping[str, Place]

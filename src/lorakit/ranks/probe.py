@@ -12,8 +12,9 @@ from lorakit.deltas.overrides import requested_settings, write_overrides
 from lorakit.errors import SpecError
 from lorakit.inits.from_data import as_batch_list, eval_mode, loss_of
 from lorakit.inject.attach import attach, detach, enable, enabled
+from lorakit.patterns import matches
 from lorakit.ranks.allocate import count_rank_costs
-from lorakit.spec import Spec, matches
+from lorakit.spec import Spec
 
 PROBE = "suggestion"  # name of the probe's adapter
 

@@ -37,6 +37,26 @@ class Shape:
 
 
 @dataclass(frozen=True)
+class LossSettings:
+    """Settings of the loss of a batch.
+
+    Attributes:
+        by_row: True for the sum of each row, (batch,), instead of that of all.
+        label_smoothing: share of the target that is spread over all classes or tokens.
+        in_chunks: False to compute all logits at once, and return them.
+    """
+
+    by_row: bool = False
+    label_smoothing: float = 0.0
+    in_chunks: bool = True
+
+    @property
+    def reduction(self) -> str:
+        """The name of it in torch."""
+        return "none" if self.by_row else "sum"
+
+
+@dataclass(frozen=True)
 class Scored:
     """A data set that a model was scored on.
 
@@ -91,7 +111,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Losses:
+    def loss(self, model: nn.Module, batch: Batch, how: LossSettings) -> Losses:
         """Return the summed loss of a batch, and the model's outputs; see `batch_loss`."""
 
     def predict(self, outputs: Tensor, batch: Batch) -> Predictions:
@@ -108,18 +128,22 @@ def split_labels(batch: Batch) -> tuple[Batch, Tensor]:
     return {key: value for key, value in batch.items() if key != "labels"}, batch["labels"]
 
 
-def token_loss(logits: Tensor, targets: Tensor, *, by_row: bool) -> Tensor:
-    """Return the summed cross-entropy of tokens; of each row with `by_row`.
+def token_loss(logits: Tensor, targets: Tensor, how: LossSettings) -> Tensor:
+    """Return the summed cross-entropy of tokens, or that of each row.
 
     Args:
         logits: (batch, length, classes).
         targets: (batch, length) int64; IGNORED where nothing is counted.
-        by_row: True for (batch,), False for one sum.
+        how: (batch,) if it is by row, else one sum.
     """
-    flat = logits.float().flatten(0, 1)
-    reduction = "none" if by_row else "sum"
-    loss = F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORED, reduction=reduction)
-    return loss.view(len(targets), -1).sum(1) if by_row else loss
+    loss = F.cross_entropy(
+        logits.float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction=how.reduction,
+        label_smoothing=how.label_smoothing,
+    )
+    return loss.view(len(targets), -1).sum(1) if how.by_row else loss
 
 
 def language_metrics(examples: Sequence[Example], loss: float) -> Metrics:

@@ -12,6 +12,7 @@ from lorakit.models.chunked_loss import chunked_loss, chunked_loss_by_row, find_
 from lorakit.tasks.base import (
     Batch,
     Losses,
+    LossSettings,
     Metrics,
     Scored,
     Shape,
@@ -38,16 +39,18 @@ class CausalLM(Task):
         """Return a label a token, (batch, length)."""
         return torch.ones(shape.batch, shape.length, dtype=torch.long)
 
-    def loss(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Losses:
+    def loss(self, model: nn.Module, batch: Batch, how: LossSettings) -> Losses:
         """Return the loss, and the logits unless they were computed in chunks."""
         inputs, labels = split_labels(batch)
-        head = find_head(cast("PreTrainedModel", model), inputs["input_ids"])
+        head = None
+        if how.in_chunks:
+            head = find_head(cast("PreTrainedModel", model), inputs["input_ids"])
         if head is not None:
             targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-            compute = chunked_loss_by_row if by_row else chunked_loss
-            return compute(head, inputs, targets, IGNORED), None
+            compute = chunked_loss_by_row if how.by_row else chunked_loss
+            return compute(head, inputs, targets, IGNORED, how.label_smoothing), None
         logits = model(**inputs, use_cache=False).logits
-        return token_loss(logits[:, :-1], labels[:, 1:], by_row=by_row), logits
+        return token_loss(logits[:, :-1], labels[:, 1:], how), logits
 
     def metrics(self, scored: Scored) -> Metrics:
         """Return the perplexity, and the number of trained tokens."""

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from lorakit.data.labels import list_labels
 from lorakit.data.rows import Rows
 from lorakit.tasks import metrics
-from lorakit.tasks.base import Batch, Metrics, Predictions, Scored
+from lorakit.tasks.base import Batch, LossSettings, Metrics, Predictions, Scored
 from lorakit.tasks.labels import LabelTask
 
 
@@ -20,9 +20,11 @@ class Classify(LabelTask):
         """Return the labels: numbers in their order, then words sorted."""
         return list_labels(rows)
 
-    def compare(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    def compare(self, outputs: Tensor, labels: Tensor, how: LossSettings) -> Tensor:
         """Return the cross-entropy."""
-        return F.cross_entropy(outputs, labels, reduction=reduction)
+        smoothing = how.label_smoothing
+        reduction = how.reduction
+        return F.cross_entropy(outputs, labels, reduction=reduction, label_smoothing=smoothing)
 
     def predict(self, outputs: Tensor, batch: Batch) -> Predictions:
         """Return the most likely class of each row, and its probability."""

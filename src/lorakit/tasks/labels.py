@@ -8,18 +8,17 @@ from torch import Tensor, nn
 from lorakit.data.encode import Encoding, Example
 from lorakit.data.labels import encode_labelled
 from lorakit.data.rows import Rows
-from lorakit.tasks.base import Batch, Losses, Shape, Task, split_labels
+from lorakit.tasks.base import Batch, Losses, LossSettings, Shape, Task, split_labels
 
 
 class LabelTask(Task):
     """A task with one target for each row."""
 
-    def loss(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Losses:
+    def loss(self, model: nn.Module, batch: Batch, how: LossSettings) -> Losses:
         """Return the loss, and the outputs (batch, classes) in float32."""
         inputs, labels = split_labels(batch)
         outputs = model(**inputs).logits.float()
-        reduction = "none" if by_row else "sum"
-        return self.compare(outputs, labels, reduction), outputs
+        return self.compare(outputs, labels, how), outputs
 
     def encode(self, rows: Rows, how: Encoding) -> list[Example]:
         """Tokenise rows, as `encode_labelled` does."""
@@ -36,5 +35,5 @@ class LabelTask(Task):
         return torch.ones(shape.batch, dtype=torch.long)
 
     @abstractmethod
-    def compare(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
-        """Return the loss of rows: (batch,) for the reduction "none", their sum for "sum"."""
+    def compare(self, outputs: Tensor, labels: Tensor, how: LossSettings) -> Tensor:
+        """Return the loss of rows: (batch,) if it is by row, else their sum."""

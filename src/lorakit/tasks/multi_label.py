@@ -8,7 +8,7 @@ from lorakit.data.encode import Encoding, Example
 from lorakit.data.labels import encode_several, list_several
 from lorakit.data.rows import Rows
 from lorakit.tasks import metrics
-from lorakit.tasks.base import Batch, Metrics, Prediction, Predictions, Scored, Shape
+from lorakit.tasks.base import Batch, LossSettings, Metrics, Prediction, Predictions, Scored, Shape
 from lorakit.tasks.labels import LabelTask
 
 
@@ -29,11 +29,11 @@ class MultiLabel(LabelTask):
         """Return a flag for each class of a row, (batch, classes)."""
         return torch.ones(shape.batch, classes)
 
-    def compare(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    def compare(self, outputs: Tensor, labels: Tensor, how: LossSettings) -> Tensor:
         """Return the binary cross-entropy."""
         compute = F.binary_cross_entropy_with_logits
         losses = compute(outputs, labels, reduction="none").mean(-1)
-        return losses if reduction == "none" else losses.sum()
+        return losses if how.by_row else losses.sum()
 
     def predict(self, outputs: Tensor, batch: Batch) -> Predictions:
         """Return the probability of each class of each row."""

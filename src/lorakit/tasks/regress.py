@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lorakit.tasks import metrics
-from lorakit.tasks.base import Batch, Metrics, Predictions, Scored
+from lorakit.tasks.base import Batch, LossSettings, Metrics, Predictions, Scored
 from lorakit.tasks.labels import LabelTask
 
 
@@ -13,9 +13,9 @@ class Regress(LabelTask):
 
     name = "regress"
 
-    def compare(self, outputs: Tensor, labels: Tensor, reduction: str) -> Tensor:
+    def compare(self, outputs: Tensor, labels: Tensor, how: LossSettings) -> Tensor:
         """Return the squared error."""
-        return F.mse_loss(outputs.squeeze(-1), labels.float(), reduction=reduction)
+        return F.mse_loss(outputs.squeeze(-1), labels.float(), reduction=how.reduction)
 
     def predict(self, outputs: Tensor, batch: Batch) -> Predictions:
         """Return the value of each row."""

@@ -11,6 +11,7 @@ from lorakit.data.seq2seq import encode_pairs
 from lorakit.tasks.base import (
     Batch,
     Losses,
+    LossSettings,
     Metrics,
     Scored,
     Shape,
@@ -34,13 +35,13 @@ class Seq2Seq(Task):
         """Return a label for each token of the answer, (batch, answer)."""
         return torch.ones(shape.batch, max(1, shape.answer), dtype=torch.long)
 
-    def loss(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Losses:
+    def loss(self, model: nn.Module, batch: Batch, how: LossSettings) -> Losses:
         """Return the loss, and the logits (batch, answer, vocabulary)."""
         inputs, labels = split_labels(batch)
         # The model itself shifts the labels to the right, each family in its own way.
         shift = cast("Any", model).prepare_decoder_input_ids_from_labels
         logits = model(**inputs, decoder_input_ids=shift(labels=labels), use_cache=False).logits
-        return token_loss(logits, labels, by_row=by_row), logits
+        return token_loss(logits, labels, how), logits
 
     def metrics(self, scored: Scored) -> Metrics:
         """Return the perplexity, and the number of trained tokens."""

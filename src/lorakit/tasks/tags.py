@@ -10,6 +10,7 @@ from lorakit.tasks import metrics
 from lorakit.tasks.base import (
     Batch,
     Losses,
+    LossSettings,
     Metrics,
     Predictions,
     Scored,
@@ -37,11 +38,11 @@ class Tokens(Task):
         """Return a tag a token, (batch, length)."""
         return torch.ones(shape.batch, shape.length, dtype=torch.long)
 
-    def loss(self, model: nn.Module, batch: Batch, *, by_row: bool = False) -> Losses:
+    def loss(self, model: nn.Module, batch: Batch, how: LossSettings) -> Losses:
         """Return the loss, and the logits (batch, length, tags)."""
         inputs, labels = split_labels(batch)
         logits = model(**inputs).logits
-        return token_loss(logits, labels, by_row=by_row), logits
+        return token_loss(logits, labels, how), logits
 
     def predict(self, outputs: Tensor, batch: Batch) -> Predictions:
         """Return the most likely tag of each token that has one in the batch."""

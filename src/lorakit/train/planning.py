@@ -6,13 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import ExamplesOnDemand
 from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
 from lorakit.models.load import auto_dtype, device_of
+from lorakit.models.precision import gpu_autocast, has_bfloat16
 from lorakit.plan.devices import this_machine
-from lorakit.plan.estimate import make_plan
+from lorakit.plan.estimate import Plan, make_plan
 from lorakit.plan.meta_model import MetaModel, load_meta_model
+from lorakit.plan.meter import time_limit
 from lorakit.plan.reach import leave_out_unreached
 from lorakit.plan.report import (
     Description,
@@ -31,6 +36,13 @@ from lorakit.train.data import RunData
 from lorakit.train.log import Say
 from lorakit.train.output import read_earlier_run
 
+# CPU seconds that the memory of a run may take to plan, or a share of the run if that is more.
+PLAN_SECONDS = 2.0
+PLAN_SHARE = 0.05
+# Operations a second that no machine exceeds in training, with a GPU and without one.
+FASTEST_GPU, FASTEST_CPU = 5e14, 1e12
+OPERATIONS = 4  # for each parameter and token: a product forward, and one backward
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -41,6 +53,7 @@ class RunPlan:
         spec: spec of the adapter; modules that no row reaches are excluded from default targets.
         left_out: the reason for each of those modules, by name.
         base_dtype: dtype of the base model.
+        mixed_precision: dtype of autocast: no, bf16 or fp16.
         report: parameters and memory, as `lorakit plan` reports them; None where shapes alone do
             not tell them.
     """
@@ -49,6 +62,7 @@ class RunPlan:
     spec: Spec
     left_out: dict[str, str]
     base_dtype: str
+    mixed_precision: str
     report: Description | None
 
 
@@ -78,28 +92,53 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
             f"note: {len(data.rows):,} rows are tokenised when a batch needs them; the lengths of "
             "short ones are estimated"
         )
-    dtype = _base_dtype(settings, base, spec)
+    dtype, mixed = choose_precision(settings, base, spec)
     spec, left_out = leave_out_unreached(base, spec)
-    report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)
-    return RunPlan(examples, spec, left_out, dtype, report)
+    settled = replace(settings, base_dtype=dtype, mixed_precision=mixed)
+    report = _plan_memory(settled, spec, base, examples, say)
+    return RunPlan(examples, spec, left_out, dtype, mixed, report)
 
 
-def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
-    """Return the dtype of the base: of the settings, of the run that is resumed, or by rule."""
-    if settings.base_dtype != "auto":
-        return settings.base_dtype
-    chosen = auto_dtype(
-        device_of(settings.device),
-        base.transformer.config,
-        base.task,
-        trains_base=trains_base(spec),
-    )
+def choose_precision(settings: TrainSpec, base: MetaModel, spec: Spec) -> tuple[str, str]:
+    """Return the dtype of the base, and of autocast: of the settings, or by rule.
+
+    A run that is resumed keeps those it was started with, on any machine.
+
+    Raises:
+        SpecError: it was started in fp16, and this machine has no GPU.
+    """
+    device = device_of(settings.device)
     earlier: dict[str, Any] = {}
     if settings.resume:
         # A damaged file is reported where the settings are compared.
         with suppress(OutputError):
             earlier = read_earlier_run(Path(settings.output))
-    return earlier.get("base_dtype", dtype_name(chosen))
+    dtype = settings.base_dtype
+    if dtype == "auto":
+        config, train_in_full = base.transformer.config, trains_base(spec)
+        chosen = auto_dtype(device, config, base.task, trains_base=train_in_full)
+        dtype = earlier.get("base_dtype", dtype_name(chosen))
+    mixed = settings.mixed_precision
+    if mixed == "auto" and earlier:
+        mixed = earlier.get("mixed_precision", "no")  # "no" in runs of earlier versions
+    elif mixed == "auto":
+        mixed = _auto_autocast(settings, dtype, device)
+    if mixed == "fp16" and device.type == "cpu":
+        raise SpecError(
+            f"The run in {settings.output} was started in fp16, which needs a GPU.",
+            advice=f"Resume it on one. {NOT_STARTED}",
+        )
+    return dtype, mixed
+
+
+def _auto_autocast(settings: TrainSpec, dtype: str, device: torch.device) -> str:
+    if device.type != "cuda":
+        return "no"
+    return gpu_autocast(
+        getattr(torch, dtype),
+        bfloat16=has_bfloat16(device),
+        is_chosen=settings.base_dtype != "auto",
+    )
 
 
 def _plan_memory(
@@ -113,8 +152,10 @@ def _plan_memory(
     batches = make_batches(settings, base, examples)
     work = make_work(settings, base, spec, batches, examples)
     plan = make_plan(base, allocate_run_ranks(base, spec, settings), work)
+    machine = this_machine(cpu=settings.device == "cpu")
     try:
-        report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
+        with time_limit(_limit_seconds(settings, plan, batches, gpu=machine.gpu)):
+            report = describe_plan(plan, machine)
     except PlanError as error:
         say(f"note: no plan: {error.message}")
         return None
@@ -130,3 +171,16 @@ def _plan_memory(
             f"--beyond-memory starts all the same. {NOT_STARTED}",
         )
     return report
+
+
+def _limit_seconds(settings: TrainSpec, plan: Plan, batches: Batches, *, gpu: bool) -> float:
+    """Return the CPU seconds that planning the memory may take; the run is not thought slower than
+    it can be.
+    """
+    passes = settings.epochs * batches.per_epoch
+    if settings.steps:
+        passes = settings.steps * settings.accumulate
+    tokens = passes * sum(batches.lengths) / batches.per_epoch
+    operations = OPERATIONS * plan.base_parameters * tokens
+    seconds = operations / (FASTEST_GPU if gpu else FASTEST_CPU)
+    return max(PLAN_SECONDS, PLAN_SHARE * seconds)

@@ -5,7 +5,7 @@ Source: huggingface/peft 0.21, `tuners/*/config.py`; `methods` lists the keys of
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,8 @@ from lorakit.formats.peft.patterns import (
     list_last_parts,
 )
 from lorakit.formats.peft.token_rows import NO_TARGETS, list_token_ids
-from lorakit.spec import Settings, Spec, full_name, matches
+from lorakit.patterns import matches
+from lorakit.spec import SETTING_NAMES, Settings, Spec, full_name
 from lorakit.text import add_hint, dtype_name, near_misses, print_message
 
 CONFIG = "adapter_config.json"
@@ -378,8 +379,9 @@ def build_spec(
             full_modules.append(layer)
     words = {word: bias for bias, word in config.method.bias_words.items()}
     token_ids = {name: tuple(ids) for name, ids in list_token_ids(token_rows).items()}
+    defaults = config.default_settings()
     spec = Spec(
-        **asdict(config.default_settings()),
+        **{name: getattr(defaults, name) for name in SETTING_NAMES},
         targets=_choose_targets(config, settings),
         bias=words[config.bias],
         full_modules=tuple(full_modules),

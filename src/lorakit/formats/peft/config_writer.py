@@ -18,7 +18,8 @@ from lorakit.formats.peft.origin import MARK
 from lorakit.formats.peft.packed import attention_name
 from lorakit.formats.peft.target_parameters import list_parameters
 from lorakit.formats.peft.token_rows import IDS_KEY, NO_TARGETS, list_token_ids
-from lorakit.spec import Settings, Spec, alpha_for_scale, full_name, matches
+from lorakit.patterns import matches
+from lorakit.spec import Settings, Spec, alpha_for_scale, full_name
 
 
 def build_config(spec: Spec, deltas: Mapping[str, Delta], parts: AdapterParts) -> dict[str, object]:
