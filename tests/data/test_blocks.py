@@ -35,7 +35,13 @@ ODD_LINES = [
     "[" * 2000,
     '{"text": ' + "7" * 5000 + "}",
 ]
-KEYS = {"text": ["text"], "labelled": ["text", "label"], "completion": ["prompt", "completion"]}
+KEYS = {
+    "text": ["text"],
+    "labelled": ["text", "label"],
+    "completion": ["prompt", "completion"],
+    "pair": ["text_a", "text_b", "label"],
+    "prompt": ["prompt"],
+}
 
 
 def write_lines(draw: random.Random, keys: list[str]) -> Iterator[str]:
