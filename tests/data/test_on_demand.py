@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lorakit.data.encode import encode_causal
 from lorakit.data.on_demand import count_cut, count_tokens, encode_on_demand, find_longest
 from lorakit.data.rows import read_rows
 from lorakit.errors import DataError
+from lorakit.train import job
 from tests.conftest import sentences
 
 SOME = sentences(24)
@@ -78,3 +80,25 @@ def test_faults_are_found_before_the_first_step(
         refused.append((str(caught.value), caught.value.faults))
     assert refused[0] == refused[1]
     assert f"{tmp_path}/d.jsonl:8" in str(refused[0])
+
+
+@pytest.mark.parametrize("is_leaky", [True, False])
+def test_no_more_is_tokenised_than_shows_that_lengths_differ(
+    is_leaky: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Lengths(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            asked.append(index)
+            return SimpleNamespace(ids=[0] * super().__getitem__(index))
+
+        def __iter__(self):
+            return (self[i] for i in range(len(self)))
+
+    monkeypatch.setattr(job, "leaks_padding", lambda model, pad: is_leaky)
+    lengths: Any = Lengths([3, 4, *[5] * 100])
+    settings = SimpleNamespace(batch_size=2)
+    one: Any = SimpleNamespace(packed=False, settings=settings, model=0, pad=0, examples=lengths)
+    assert job.Job.unpadded.func(one) is is_leaky
+    assert asked == ([0, 0, 1] if is_leaky else [])

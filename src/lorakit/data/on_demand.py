@@ -1,31 +1,32 @@
 """Examples of a large source: tokenised when a batch needs them, so that few are in memory."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lorakit.data.encode import (
     Example,
     check_causal,
     check_text,
+    encode_many,
     encode_row,
-    encode_texts,
     refuse_rows,
 )
 from lorakit.data.layouts.layout import Row
 from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows
-from lorakit.data.templates import TemplateLimitError
 from lorakit.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SAMPLE = 256  # rows by which the length of the others is estimated
-BLOCK = 1000  # texts that are tokenised at once
+BLOCK = 1000  # rows that are looked at together
 SHORTEST = 40  # bytes: a row that is shorter may hold nothing but an EOS token
 MEASURED_BY_BYTES = ("text", "completion")  # kinds whose rows have no more tokens than bytes
 
@@ -46,9 +47,9 @@ class ExamplesOnDemand(Sequence[Example]):
 
     rows: Rows
     encode: Callable[[Row], list[Example]]
-    numbers: "array[int]" = field(default_factory=lambda: array("L"))
-    parts: "array[int]" = field(default_factory=lambda: array("L"))
-    lengths: "array[int]" = field(default_factory=lambda: array("L"))
+    numbers: "array[int]" = field(default_factory=lambda: array("q"))
+    parts: "array[int]" = field(default_factory=lambda: array("q"))
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))
     longest: int = 0
     cut_rows: int = 0
 
@@ -57,6 +58,13 @@ class ExamplesOnDemand(Sequence[Example]):
         self.numbers.append(number)
         self.parts.append(part)
         self.lengths.append(length)
+        self.longest = max(self.longest, longest)
+
+    def add_estimated(self, first: int, lengths: NDArray[np.int64], longest: int) -> None:
+        """Add the only example of each of these rows, which are neighbours."""
+        self.numbers.extend(range(first, first + len(lengths)))
+        self.parts += array("q", [0]) * len(lengths)
+        self.lengths.extend(lengths.tolist())
         self.longest = max(self.longest, longest)
 
     def add_measured(self, number: int, encoded: Sequence[Example]) -> list[int]:
@@ -110,51 +118,33 @@ def encode_on_demand(
     def encode(row: Row) -> list[Example]:
         return encode_row(rows.kind, row, tokenizer, max_length, loss_on)
 
+    stored = _stored(rows)
     examples = ExamplesOnDemand(rows, encode)
     tokens_per_byte = _estimate(rows, encode)
     is_flat = rows.kind in MEASURED_BY_BYTES
     errors: dict[int, DataError] = {}
     untrained: list[int] = []
-    sizes = enumerate(_stored(rows).sizes())
-    while block := list(islice(sizes, BLOCK)):
-        longer = [
-            number for number, size in block if not is_flat or not SHORTEST <= size <= max_length
-        ]
-        encoded = dict(_encode_block(rows, longer, tokenizer, max_length, encode))
-        for number, size in block:
+    sizes = stored.sizes()
+    estimated = np.ceil(sizes * tokens_per_byte).astype(np.int64)
+    fits = (sizes >= SHORTEST) & (sizes <= max_length) & is_flat
+    for start in range(0, len(rows), BLOCK):
+        own = slice(start, start + BLOCK)
+        if fits[own].all():
+            examples.add_estimated(start, estimated[own], int(sizes[own].max()))
+            continue
+        longer = [start + int(i) for i in np.flatnonzero(~fits[own])]
+        found = encode_many(rows.kind, stored.take(longer), tokenizer, max_length, loss_on)
+        encoded = dict(zip(longer, found, strict=True))
+        for number, size in enumerate(sizes[own].tolist(), start):
             found = encoded.get(number)
             if found is None:
-                examples.add(number, 0, ceil(size * tokens_per_byte), size)
+                examples.add(number, 0, int(estimated[number]), size)
             elif isinstance(found, DataError):
                 errors[number] = found
             else:
                 untrained += examples.add_measured(number, found)
     refuse_rows(rows, errors, untrained, max_length)
     return examples
-
-
-def _encode_block(
-    rows: Rows,
-    chosen: Sequence[int],
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    encode: Callable[[Row], list[Example]],
-) -> Iterator[tuple[int, list[Example] | DataError]]:
-    """Yield the examples of rows with their positions, or why a row has none."""
-    if not chosen:
-        return
-    taken = list(_stored(rows).take(chosen))
-    if rows.kind == "text":
-        texts = [row["text"] for row in taken]
-        yield from zip(chosen, encode_texts(texts, tokenizer, max_length), strict=True)
-        return
-    for number, row in zip(chosen, taken, strict=True):
-        try:
-            yield number, encode(row)
-        except TemplateLimitError:
-            raise
-        except DataError as error:
-            yield number, error
 
 
 def _check_broken(rows: Rows) -> None:
