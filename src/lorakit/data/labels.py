@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lorakit.data.encode import Example, check_text, without_added
+from lorakit.data.encode import Example, check_text, find_added, remove_added
 from lorakit.data.layouts import KINDS
+from lorakit.data.layouts.layout import Row
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import add_hint, near_misses, plural
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 LABELLED = ("labelled", "pair")  # kinds of rows with a label
 UNLABELLED = ("text", "unlabelled pair")  # those for which one can be predicted
+BLOCK = 1000  # rows that are tokenised at once
 MOST_NUMBERS = 50  # different numbers that may be the names of classes
 UNMARKED = {"-1", "0", "1", "2"}  # labels of which the first may be none
 # Kinds of rows that no task trains on, as they are called.
@@ -183,23 +185,42 @@ def encode_labelled(
     """
     require_labels(rows, to_predict=to_predict)
     check_text(rows.where, rows.rows)
-    targets = _targets(rows, labels)
-    is_pair = "text_a" in KINDS[rows.kind]
-    first = [row["text_a" if is_pair else "text"] for row in rows.rows]
-    first = [without_added(tokenizer, text) for text in first]
-    second = [row["text_b"] for row in rows.rows] if is_pair else None
-    uncut = tokenizer(first, second, verbose=False).input_ids
-    encoded = tokenizer(first, second, truncation=True, max_length=max_length)
-    types = encoded.get("token_type_ids") or [None] * len(uncut)
+    targets = list_targets(rows, labels)
     examples: list[Example] = []
-    for number, ids in enumerate(encoded.input_ids):
-        cut = len(uncut[number]) - len(ids)
-        target, own_types = targets[number], types[number]
-        examples.append(Example(ids, target=target, types=own_types, row=number, cut=cut))
+    for start in range(0, len(rows), BLOCK):  # what a tokenizer makes of a text takes much memory
+        examples += encode_block(rows.kind, rows.rows[start : start + BLOCK], tokenizer, max_length)
+    for number, example in enumerate(examples):
+        example.row, example.target = number, targets[number]
     return examples
 
 
-def _targets(rows: Rows, labels: Sequence[str] | None) -> Sequence[float | int]:
+def encode_block(
+    kind: str, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Example]:
+    """Tokenise rows of texts, or of pairs of texts, without their labels."""
+    keys = ("text_a", "text_b") if "text_a" in KINDS[kind] else ("text",)
+    added = find_added(tokenizer)
+    texts = [[row[key] for row in rows] for key in keys]
+    texts[0] = [remove_added(text, added) for text in texts[0]]
+    second = texts[1] if len(keys) > 1 else None
+    encoded = tokenizer(texts[0], second, verbose=False)
+    types = encoded.get("token_type_ids") or [None] * len(rows)
+    examples: list[Example] = []
+    for number, ids in enumerate(encoded.input_ids):
+        own_types = types[number]
+        cut = max(0, len(ids) - max_length)
+        if cut:
+            own_second = second[number] if second else None
+            shorter = tokenizer(
+                texts[0][number], own_second, truncation=True, max_length=max_length
+            )
+            cut = len(ids) - len(shorter.input_ids)
+            ids, own_types = shorter.input_ids, shorter.get("token_type_ids")
+        examples.append(Example(ids, types=own_types, cut=cut))
+    return examples
+
+
+def list_targets(rows: Rows, labels: Sequence[str] | None) -> Sequence[float | int]:
     """Return the target of each row; 0 where it has no label."""
     if rows.kind in UNLABELLED:
         return [0] * len(rows)

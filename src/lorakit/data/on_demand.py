@@ -15,6 +15,7 @@ from lorakit.data.encode import (
     encode_texts,
     refuse_rows,
 )
+from lorakit.data.labels import LABELLED, encode_block, list_targets, require_labels
 from lorakit.data.layouts.layout import Row
 from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 SAMPLE = 256  # rows by which the length of the others is estimated
 BLOCK = 1000  # texts that are tokenised at once
 SHORTEST = 40  # bytes: a row that is shorter may hold nothing but an EOS token
-MEASURED_BY_BYTES = ("text", "completion")  # kinds whose rows have no more tokens than bytes
+# Kinds whose rows have no more tokens than bytes.
+MEASURED_BY_BYTES = ("text", "completion", *LABELLED)
 
 
 @dataclass
@@ -37,6 +39,7 @@ class ExamplesOnDemand(Sequence[Example]):
     Attributes:
         rows: in which they are.
         encode: gives the examples of a row.
+        targets: class index or value of each row; empty for language modelling.
         numbers: position of the row of each example.
         parts: position of each example among those of its row.
         lengths: tokens of each example; estimated for a row that surely fits into one.
@@ -46,6 +49,7 @@ class ExamplesOnDemand(Sequence[Example]):
 
     rows: Rows
     encode: Callable[[Row], list[Example]]
+    targets: Sequence[float | int] = ()
     numbers: "array[int]" = field(default_factory=lambda: array("L"))
     parts: "array[int]" = field(default_factory=lambda: array("L"))
     lengths: "array[int]" = field(default_factory=lambda: array("L"))
@@ -84,6 +88,8 @@ class ExamplesOnDemand(Sequence[Example]):
         number = self.numbers[index]
         example = self.encode(self.rows.rows[number])[self.parts[index]]
         example.row = number
+        if self.targets:
+            example.target = self.targets[number]
         return example
 
 
@@ -110,17 +116,75 @@ def encode_on_demand(
     def encode(row: Row) -> list[Example]:
         return encode_row(rows.kind, row, tokenizer, max_length, loss_on)
 
-    examples = ExamplesOnDemand(rows, encode)
-    tokens_per_byte = _estimate(rows, encode)
+    def encode_all(chosen: Sequence[int]) -> Iterator[tuple[int, list[Example] | DataError]]:
+        return _encode_block(rows, chosen, tokenizer, max_length, encode)
+
     is_flat = rows.kind in MEASURED_BY_BYTES
+    sizes = range(SHORTEST, max_length + 1) if is_flat else range(0)
+    examples = ExamplesOnDemand(rows, encode)
+    errors, untrained = _add_all(examples, sizes, encode_all)
+    refuse_rows(rows, errors, untrained, max_length)
+    return examples
+
+
+def encode_labelled_on_demand(
+    rows: Rows,
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    labels: Sequence[str] | None,
+) -> ExamplesOnDemand:
+    """Return the examples of packed rows with labels.
+
+    A row that surely fits into `max_length` is not tokenised here, and the length of its example
+    is estimated.
+
+    Args:
+        rows: packed rows of a kind in LABELLED.
+        tokenizer: as for `encode_labelled`.
+        max_length: as for `encode_labelled`.
+        labels: as for `encode_labelled`.
+
+    Raises:
+        DataError: as `encode_labelled` does.
+    """
+    require_labels(rows)
+    _check_broken(rows)
+
+    def encode(row: Row) -> list[Example]:
+        return encode_block(rows.kind, [row], tokenizer, max_length)
+
+    def encode_all(chosen: Sequence[int]) -> Iterator[tuple[int, list[Example] | DataError]]:
+        taken = list(_stored(rows).take(chosen))
+        encoded = encode_block(rows.kind, taken, tokenizer, max_length) if taken else []
+        return ((number, [example]) for number, example in zip(chosen, encoded, strict=True))
+
+    examples = ExamplesOnDemand(rows, encode, list_targets(rows, labels))
+    _add_all(examples, range(max_length + 1), encode_all)
+    return examples
+
+
+def _add_all(
+    examples: ExamplesOnDemand,
+    sizes: range,
+    encode_all: Callable[[Sequence[int]], Iterator[tuple[int, list[Example] | DataError]]],
+) -> tuple[dict[int, DataError], list[int]]:
+    """Add the examples of all rows.
+
+    Args:
+        examples: without any.
+        sizes: bytes of the rows whose examples are not tokenised, but estimated.
+        encode_all: gives the examples of rows by their positions, or why a row has none.
+
+    Returns:
+        Why rows have no example, by position; and the positions of those that train nothing.
+    """
+    rows = examples.rows
+    tokens_per_byte = _estimate(rows, examples.encode)
     errors: dict[int, DataError] = {}
     untrained: list[int] = []
-    sizes = enumerate(_stored(rows).sizes())
-    while block := list(islice(sizes, BLOCK)):
-        longer = [
-            number for number, size in block if not is_flat or not SHORTEST <= size <= max_length
-        ]
-        encoded = dict(_encode_block(rows, longer, tokenizer, max_length, encode))
+    stored = enumerate(_stored(rows).sizes())
+    while block := list(islice(stored, BLOCK)):
+        encoded = dict(encode_all([number for number, size in block if size not in sizes]))
         for number, size in block:
             found = encoded.get(number)
             if found is None:
@@ -129,8 +193,7 @@ def encode_on_demand(
                 errors[number] = found
             else:
                 untrained += examples.add_measured(number, found)
-    refuse_rows(rows, errors, untrained, max_length)
-    return examples
+    return errors, untrained
 
 
 def _encode_block(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lorakit.adapter import Adapter
 from lorakit.data.encode import Example, encode_causal
 from lorakit.data.labels import LABELLED, encode_labelled
-from lorakit.data.on_demand import encode_on_demand
+from lorakit.data.on_demand import encode_labelled_on_demand, encode_on_demand
 from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows
 from lorakit.data.template_files import check_template, set_template
@@ -202,16 +202,19 @@ def choose_max_length(max_length: int | None, limit: int) -> int:
 def encode_for_training(
     rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
 ) -> Sequence[Example]:
-    """Tokenise rows as `encode_rows` does; many rows of language modelling on demand.
+    """Tokenise rows as `encode_rows` does; many rows on demand.
 
     They are tokenised at once all the same if the tokenizer has ids that the model has no
     embedding for, because each row has to be checked then.
     """
     known = count_embeddings(loaded.model)
     fits = known is None or len(loaded.tokenizer) <= known
-    if loaded.task != "causal-lm" or not fits or not isinstance(rows.rows, PackedRows):
+    if not fits or not isinstance(rows.rows, PackedRows):
         return encode_rows(rows, loaded, max_length, loss_on)
     longest = choose_max_length(max_length, loaded.max_length)
+    if loaded.task != "causal-lm":
+        labels = loaded.labels if loaded.task == "classify" else None
+        return encode_labelled_on_demand(rows, loaded.tokenizer, longest, labels)
     return encode_on_demand(rows, loaded.tokenizer, longest, loss_on)
 
 
