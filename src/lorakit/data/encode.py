@@ -268,7 +268,7 @@ def encode_texts(
 ) -> Iterator[list[Example]]:
     """Yield the examples of each text; it is faster to tokenise many at once."""
     added = find_added(tokenizer)
-    own = [_remove_added(text, added) for text in texts]
+    own = [remove_added(text, added) for text in texts]
     # Not verbose: a text longer than the model's limit is split.
     encoded = tokenizer(own, verbose=False).input_ids
     for text, tokens in zip(texts, encoded, strict=True):
@@ -357,7 +357,7 @@ def without_added(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
 
     A text that a chat template has made has them already.
     """
-    return _remove_added(text, find_added(tokenizer))
+    return remove_added(text, find_added(tokenizer))
 
 
 def find_added(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[str], list[str]]:
@@ -377,7 +377,8 @@ def find_added(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[str], list[st
     return first, last
 
 
-def _remove_added(text: str, added: tuple[list[str], list[str]]) -> str:
+def remove_added(text: str, added: tuple[list[str], list[str]]) -> str:
+    """Return a text without the special tokens at its ends, which `find_added` gives."""
     first, last = added
     for token in first:
         text = text.removeprefix(token)
