@@ -12,7 +12,7 @@ from lorakit.data.on_demand import ExamplesOnDemand
 from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
 from lorakit.models.load import auto_dtype, device_of
 from lorakit.plan.devices import this_machine
-from lorakit.plan.estimate import Plan, make_plan
+from lorakit.plan.estimate import make_plan
 from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.meter import time_limit
 from lorakit.plan.reach import leave_out_unreached
@@ -33,7 +33,7 @@ from lorakit.train.data import RunData
 from lorakit.train.log import Say
 from lorakit.train.output import read_earlier_run
 
-# CPU seconds that the memory of a run may take to plan, or a share of the run if that is more.
+# CPU seconds that a plan may take, or a share of the run if that is more.
 PLAN_SECONDS = 2.0
 PLAN_SHARE = 0.05
 # Operations a second that no machine exceeds in training, with a GPU and without one.
@@ -88,8 +88,10 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
             "short ones are estimated"
         )
     dtype = _base_dtype(settings, base, spec)
-    spec, left_out = leave_out_unreached(base, spec)
-    report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, examples, say)
+    batches = make_batches(settings, base, examples)
+    with time_limit(_limit_seconds(settings, base, batches)):
+        spec, left_out = leave_out_unreached(base, spec)
+        report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, batches, say)
     return RunPlan(examples, spec, left_out, dtype, report)
 
 
@@ -112,21 +114,18 @@ def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
 
 
 def _plan_memory(
-    settings: TrainSpec, spec: Spec, base: MetaModel, examples: Sequence[Example], say: Say
+    settings: TrainSpec, spec: Spec, base: MetaModel, batches: Batches, say: Say
 ) -> Description | None:
     """Return the plan of the run and print its summary; None if shapes alone do not give it.
 
     Raises:
         SpecError: the largest batch does not fit into the memory of this machine.
     """
-    batches = make_batches(settings, base, examples)
     plan = make_plan(
         base, allocate_run_ranks(base, spec, settings), make_work(settings, base, spec, batches)
     )
-    machine = this_machine(cpu=settings.device == "cpu")
     try:
-        with time_limit(_limit_seconds(settings, plan, batches, gpu=machine.gpu)):
-            report = describe_plan(plan, machine)
+        report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
         say(f"note: no plan: {error.message}")
         return None
@@ -144,14 +143,13 @@ def _plan_memory(
     return report
 
 
-def _limit_seconds(settings: TrainSpec, plan: Plan, batches: Batches, *, gpu: bool) -> float:
-    """Return the CPU seconds that planning the memory may take; the run is not thought slower than
-    it can be.
-    """
+def _limit_seconds(settings: TrainSpec, base: MetaModel, batches: Batches) -> float:
+    """Return the CPU seconds that a plan may take; the run is not thought slower than it can be."""
     passes = settings.epochs * batches.per_epoch
     if settings.steps:
         passes = settings.steps * settings.accumulate
     tokens = passes * sum(batches.lengths) / batches.per_epoch
-    operations = OPERATIONS * plan.base_parameters * tokens
-    seconds = operations / (FASTEST_GPU if gpu else FASTEST_CPU)
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    is_gpu = device_of(settings.device).type == "cuda"
+    seconds = OPERATIONS * parameters * tokens / (FASTEST_GPU if is_gpu else FASTEST_CPU)
     return max(PLAN_SECONDS, PLAN_SHARE * seconds)
