@@ -174,7 +174,7 @@ def score(side: Side | Loaded, examples: Sequence[Example]) -> dict[str, Any]:
         examples,
         loaded.task,
         pad=pad_id(loaded.tokenizer),
-        classes=len(loaded.labels),
+        labels=loaded.labels,
     ).metrics
 
 

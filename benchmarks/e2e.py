@@ -43,11 +43,11 @@ from beside_peft import (
 )
 
 from lorakit.data.rows import Rows, read_rows
-from lorakit.evaluate import metrics
 from lorakit.evaluate.decoding import Decoding
 from lorakit.evaluate.generate import generate
 from lorakit.models.load import Loaded, load
-from lorakit.models.open import encode_rows
+from lorakit.tasks import metrics
+from lorakit.tasks.rows import encode_rows
 
 EPOCHS, TRAINED = 2, 4672
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")

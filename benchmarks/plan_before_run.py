@@ -47,16 +47,15 @@ def plan(model: Path, rows: list[dict[str, str]], folder: Path) -> dict[str, Any
     run_data = read_data(settings)
     begun = [0.0]
 
-    def make_batches(*arguments: Any) -> Any:
-        batches = real(*arguments)
+    def begin(*arguments: Any) -> Any:
         begun[0] = time.process_time()
-        return batches
+        return real(*arguments)
 
-    real, planning.make_batches = planning.make_batches, make_batches
+    real, planning.leave_out_unreached = planning.leave_out_unreached, begin
     try:
         planned = planning.plan_run(settings, Spec(), run_data, lambda message: None)
     finally:
-        planning.make_batches = real
+        planning.leave_out_unreached = real
     return {"seconds": time.process_time() - begun[0], "planned": int(planned.report is not None)}
 
 

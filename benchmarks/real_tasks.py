@@ -23,7 +23,7 @@ from lorakit.data.encode import Example
 from lorakit.data.rows import Rows
 from lorakit.evaluate.score import evaluate
 from lorakit.models.load import Loaded, load, pad_id
-from lorakit.models.open import encode_rows
+from lorakit.tasks.rows import encode_rows
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log
@@ -203,7 +203,7 @@ def train_job(job: Job) -> list[float]:
 
 def score(job: Job, examples: Sequence[Example], metric: str) -> float:
     """Return one metric of what a job's model makes of examples."""
-    return evaluate(job.model, examples, job.task, pad=job.pad, classes=job.classes).metrics[metric]
+    return evaluate(job.model, examples, job.task, pad=job.pad, labels=job.labels).metrics[metric]
 
 
 @contextmanager

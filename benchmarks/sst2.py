@@ -37,7 +37,7 @@ from beside_peft import (
 from lorakit.data.encode import Example
 from lorakit.data.rows import Rows, read_rows
 from lorakit.models.load import Loaded, load
-from lorakit.models.open import encode_rows
+from lorakit.tasks.rows import encode_rows
 
 FULL = """Does the classifier reach PEFT's accuracy with all training rows?
 

@@ -2,10 +2,13 @@
 a gradient.
 """
 
+from pathlib import Path
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import lorakit
+from lorakit.train.callback import SaveAdapter
 
 
 def fresh_base() -> LlamaForCausalLM:
@@ -39,21 +42,23 @@ settings = TrainingArguments(
     per_device_train_batch_size=16,
     learning_rate=5e-3,
     logging_steps=10,
-    save_strategy="no",
+    save_steps=20,
     report_to=[],
     use_cpu=True,
     disable_tqdm=True,
 )
-trainer = Trainer(model=model, args=settings, train_dataset=rows)
+# The Trainer's own checkpoints hold the whole model; with the callback they are the adapter alone.
+trainer = Trainer(model=model, args=settings, train_dataset=rows, callbacks=[SaveAdapter(adapter)])
 print(f"loss before: {trainer.evaluate(rows)['eval_loss']:.3f}")
 trainer.train()
 after = trainer.evaluate(rows)["eval_loss"]
 print(f"loss after:  {after:.3f}")
 
-# The Trainer's own checkpoints hold the whole model; this is the adapter alone.
-adapter.save("trained-by-trainer")
+saved = sorted(str(path.parent) for path in Path("trainer").rglob("adapter_model.safetensors"))
+print(f"adapters:    {', '.join(saved)}")
 again = fresh_base().eval()
-lorakit.attach(again, lorakit.Adapter.load("trained-by-trainer"), trainable=False)
+lorakit.attach(again, lorakit.Adapter.load("trainer"), trainable=False)
 same = Trainer(model=again, args=settings).evaluate(rows)["eval_loss"]
 print(f"read back:   {same:.3f}")
-assert abs(same - after) < 1e-4
+assert abs(same - after) < 1e-4 and saved[1:] == ["trainer/checkpoint-20", "trainer/checkpoint-40"]
+assert not list(Path("trainer").rglob("model.safetensors"))

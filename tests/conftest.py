@@ -132,6 +132,38 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder-decoder with random weights, as a Hugging Face folder."""
+    import torch
+    from tokenizers import processors
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("tiny") / "t5"
+    tokenizer = make_tokenizer(["<unk>", "<pad>", "<s>", "</s>"])
+    end = [("</s>", tokenizer.convert_tokens_to_ids("</s>"))]
+    ends = processors.TemplateProcessing("$A </s>", "$A </s> $B </s>", end)
+    tokenizer.backend_tokenizer.post_processor = ends
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        pad_token_id=1,
+        eos_token_id=3,
+        decoder_start_token_id=1,
+        is_gated_act=True,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder with random weights and dropout, without a head, as a Hugging Face folder."""
     import torch

@@ -14,7 +14,7 @@ LAYERS = [
     "deltas sites",
     "inits formats adapter",
     "inject",
-    "analysis ranks algebra merging models data evaluate plan plots",
+    "analysis ranks algebra merging models data tasks evaluate plan plots",
     "train rank_search compare explain",
     "cli loralib __main__",
 ]

@@ -137,11 +137,27 @@ def test_train_tells_before_and_after_and_what_to_type_next(
         "before",
         "after",
         "perplexity",
+        "loss: ⠒ training, o held out",
         "adapter_model.safetensors",
         "report.json",
         next_one,
     ):
         assert text in out
+
+
+@pytest.mark.slow
+def test_train_draws_the_losses_where_a_picture_is_wanted(
+    capsys: pytest.CaptureFixture[str], tiny_llama: Path, files: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    run = ["train", "--model", tiny_llama, "--data", files / "pairs.jsonl", "--steps", 3]
+    run += ["--output", tmp_path / "out", "--plot"]
+    assert main([*map(str, run), str(tmp_path / "curve.sgv")]) == 2
+    assert "curve.sgv: .sgv is no kind of picture" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    picture = tmp_path / "curve.svg"
+    assert f"Picture: {picture}" in tell(capsys, *run, picture)
+    assert picture.read_text().startswith("<?xml")
 
 
 @pytest.mark.slow

@@ -110,6 +110,8 @@ def shown(pieces: list[tuple[str, bool]]) -> Any:
 LONG = "word " * 60
 ROWS = {
     "a part": ([("Say:", False), (" one", True), (" two", True)], "Say:[ one two]"),
+    "the end of a line": ([("A:", False), (" b\n", True), ("U:", False)], "A:[ b↵]\nU:"),
+    "a terminal's commands": ([("a\x1b[31m", False), ("b\x07", True)], "a␛[31m[b␇]"),
     "everything": ([("a", True), (LONG, True), ("b\n", True), ("c", True)], f"[a{LONG}b\nc]"),
 }
 

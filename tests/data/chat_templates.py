@@ -162,10 +162,65 @@ GENERATION = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Knows content as a list of parts only.
+# An answer ends where the next turn begins, and thinking stays after the last question only.
+GLM = (
+    "{{ '[gMASK]<sop>' }}{% set ns = namespace(last=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}"
+    "{% endfor %}{% for m in messages %}{% if m.role == 'tool' %}"
+    "{{ '<|observation|>\n<tool_response>\n' + m.content + '\n</tool_response>' }}"
+    "{% elif m.role == 'assistant' %}{{ '<|assistant|>\n<think>' }}"
+    "{{ m.reasoning_content or '' if loop.index0 > ns.last else '' }}{{ '</think>' }}"
+    "{% if m.content.strip() %}{{ '\n' + m.content.strip() }}{% endif %}"
+    "{% for call in m.tool_calls or () %}{{ '\n<tool_call>' + call.function.name }}"
+    "{% for key, value in call.function.arguments.items() %}"
+    "{{ '\n<arg_key>' + key + '</arg_key>\n<arg_value>' + value + '</arg_value>' }}{% endfor %}"
+    "{{ '\n</tool_call>' }}{% endfor %}"
+    "{% else %}{{ '<|' + m.role + '|>\n' + m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+# A turn that calls tools holds their results, then what it says; the next answer goes on with it.
+GEMMA_4 = (
+    "{{ '<s>' }}{% set ns = namespace(before='') %}{% for m in messages %}{% if m.role != 'tool' %}"
+    "{% set goes_on = m.role == 'assistant' and ns.before == 'assistant' %}"
+    "{% if not goes_on %}"
+    "{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}{% endif %}"
+    "{% for call in m.tool_calls or () %}{{ '<|tool_call>call:' + call.function.name + '{' }}"
+    "{% for key, value in call.function.arguments.items() %}{{ key + ':' + value }}{% endfor %}"
+    "{{ '}<tool_call|>' }}{% endfor %}"
+    "{% set later = messages[loop.index:] %}{% set ends = namespace(at=later | length) %}"
+    "{% for one in later | reverse %}{% if one.role != 'tool' %}"
+    "{% set ends.at = later | length - loop.index %}{% endif %}{% endfor %}"
+    "{% set results = later[:ends.at] if m.tool_calls else [] %}"
+    "{% for one in results %}"
+    "{{ '<|tool_response>response{' + one.content + '}<tool_response|>' }}{% endfor %}"
+    "{{ m.content | trim }}"
+    "{% set next = (later[ends.at:] + [{'role': 'none'}])[0] %}"
+    "{% if m.tool_calls and not results %}{{ '<|tool_response>' }}"
+    "{% elif not (results and (next.role == 'assistant' or not m.content)) %}"
+    "{{ '<turn|>\n' }}{% endif %}"
+    "{% set ns.before = m.role if m.role != 'assistant' or results else 'ended' %}"
+    "{% set ns.is_calling = m.tool_calls %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and not ns.is_calling %}{{ '<|turn>model\n' }}{% endif %}"
+)
+
+# Takes the arguments of a call as a text.
+DEEPSEEK_V3 = (
+    "{{ '<s>' }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|User|>' + m.content }}"
+    "{% elif m.role == 'assistant' and m.tool_calls %}{{ '<|Assistant|>' + m.content }}"
+    "{% for call in m.tool_calls %}{{ '<|call|>' + call.function.name + '\n```json\n' }}"
+    "{{ call.function.arguments + '\n```<|/call|>' }}{% endfor %}{{ '</s>' }}"
+    "{% elif m.role == 'assistant' %}{{ '<|Assistant|>' + m.content + '</s>' }}"
+    "{% elif m.role == 'tool' %}{{ '<|result|>' + m.content + '<|/result|>' }}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>' }}{% endif %}"
+)
+
+# Knows content as a list of parts only, as templates for images do.
 PARTS = (
     "{% for m in messages %}{{ m.role + ':' }}"
-    "{% for part in m.content %}{{ part.text }}{% endfor %}{{ '<|end|>' }}{% endfor %}"
+    "{% for part in m.content | selectattr('type', 'equalto', 'text') %}{{ part.text }}"
+    "{% endfor %}{{ '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
 )
 
@@ -197,4 +252,14 @@ TOKENS = [
     "<|Assistant|>",
     "<think>",
     "</think>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|turn>",
+    "<turn|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    "<|/call|>",
 ]

@@ -42,6 +42,7 @@ MISREAD = {
     ),
     "other tags": ({"tokens": ["a"], "ner_tags": [0], "labels": [1]}, "'labels'"),
     "a class of another name": ({"text": "a", "category": "x"}, "'category'"),
+    "a message of a tree": ({"text": "a", "role": "prompter", "lang": "en"}, "'role'"),
     "a summary": ({"text": "a", "summary": "x"}, "'summary'"),
     "images": ({"messages": [USER, ANSWER], "images": ["a.png"]}, "'images'"),
 }
@@ -123,6 +124,16 @@ ADVISED: dict[str, tuple[dict[str, Any], str]] = {
     "texts in turn": ({"id": "abcdef", "data": ["a b", "c"]}, "data"),
     "numbers as names": ({"0": "a b", "1": 3, "label": "x"}, "0 label"),
     "a column without a name": ({"": "a b c", "headline": "a"}, "headline"),
+    "inputs and outputs": ({"input_text": "a", "output_text": "b"}, "input_text output_text"),
+    "speakers beside their turns": (
+        {"dialogue": ["a b", "c d"], "speakers": ["A", "B"], "narrative": "they met"},
+        "narrative",
+    ),
+    "tokens and tags": ({"words": ["a", "b"], "ner": ["O", "B"]}, "words ner"),
+    "numbers as tags": ({"id": "0", "words": ["a", "b"], "ner": [0, 1]}, "words ner"),
+    "tags before their tokens": ({"ner": [0, 1], "words": ["a", "b"]}, "words ner"),
+    "several labels": ({"comment": "a b", "topics": ["x", "y", "z"]}, "comment topics"),
+    "one of several labels": ({"id": "a1", "comment": "a b", "topics": ["x"]}, "comment topics"),
     "an identifier beside a text": ({"user_id": "abcdef", "body": "a"}, "body"),
 }
 
@@ -146,12 +157,27 @@ def test_a_system_prompt_is_kept_by_the_advised_columns(tmp_path: Path) -> None:
     assert row["messages"][0] == {"role": "system", "content": "Be kind."}
 
 
+FLAGS: dict[str, dict[str, Any]] = {
+    "of a known text": {"text": "a", "toxic": 0, "threat": 1},
+    "as a table has them": {"text": "a", "id": "7", "toxic": "0", "threat": "1.0"},
+    "as true and false": {"text": "a", "toxic": False, "threat": True},
+    "of another text": {"id": "1", "comment_text": "a b", "toxic": 0, "threat": 1},
+}
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_a_column_for_each_label_is_not_dropped(case: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_rows(write(tmp_path / "d.jsonl", FLAGS[case]))
+    assert "The columns toxic, threat seem to say which of several labels" in caught.value.advice
+    name = "text" if "text" in FLAGS[case] else "comment_text"
+    assert len(read_rows(str(tmp_path / "d.jsonl"), columns=[f"text={name}"])) == 1
+
+
 def test_no_columns_are_advised_where_none_would_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no column holds a text") as caught:
         read_rows(write(tmp_path / "d.jsonl", {"id": 1, "segments": [{"text": "a"}]}))
     assert "--columns" not in caught.value.advice
-    with pytest.raises(DataError, match="no column holds a text"):
-        read_rows(write(tmp_path / "e.jsonl", {"words": ["a", "b"], "ner": ["O", "B"]}))
 
 
 def test_a_table_without_a_header_is_advised_by_numbers(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ def labelled(*labels: object) -> Rows:
 @pytest.mark.parametrize("kind", [int, str])
 def test_a_mark_for_no_label_is_not_taken_for_a_class(kind: type) -> None:
     found = labelled(*(kind(number) for number in (0, 1, 2, -1, -1)))
-    with pytest.raises(DataError, match=r"2 rows of .* have the label -1 beside 0, 1 and 2"):
+    with pytest.raises(DataError, match=r"The label -1 of 2 rows of .* beside 0, 1 and 2"):
         infer_task(found)
+    with pytest.raises(DataError, match=r"The label -1 of 1 row of .* beside 0, 1 and 2"):
+        infer_task(labelled(*(kind(number) for number in (0, 1, 2, -1))))
     assert infer_task(found, "classify") == "classify"
 
 

@@ -194,6 +194,16 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "messages",
         {"messages": [USER, ANSWER]},
     ),
+    "exchanges of a human and an assistant": (
+        {"conversations": [{"human": "Hi", "assistant": "Hello"}]},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
+    "ShareGPT with Bing": (
+        {"conversations": [{"from": "user", "value": "Hi"}, {"from": "bing", "value": "Hello"}]},
+        "messages",
+        {"messages": [USER, ANSWER]},
+    ),
     "an exchange with a system prompt": (
         {"conversation": [{"system": "Be kind.", "input": "Hi", "output": "Hello"}]},
         "messages",
@@ -358,6 +368,18 @@ def test_alpaca_is_a_prompt_and_a_conversation(tmp_path: Path) -> None:
     assert short["prompt"].startswith("Below is an instruction that describes a task. Write")
     assert [turn["content"] for turn in full["messages"]] == ["Be kind.", "Add.\n\n1 1", "2"]
     assert full["needs_template"] and "needs_template" not in short
+
+
+@pytest.mark.parametrize("answer", ["output", "response"])
+@pytest.mark.parametrize("column", ["input", "context"])
+def test_an_input_is_read_under_either_name(answer: str, column: str, tmp_path: Path) -> None:
+    record = {"instruction": "Add.", column: "1 1", answer: "2"}
+    rows = read_rows(write(tmp_path / "d.jsonl", record))
+    assert rows.rows[0]["messages"][0]["content"] == "Add.\n\n1 1"
+    assert rows.notes == ()
+    both = {"instruction": "Add.", "context": "In C", "input": "1 1", answer: "2"}
+    rows = read_rows(write(tmp_path / "d.jsonl", both))
+    assert rows.rows[0]["messages"][0]["content"] == "Add.\n\nIn C\n\n1 1"
 
 
 ANSWERED = {
@@ -639,7 +661,6 @@ def test_a_gzip_bomb_is_refused(tmp_path: Path) -> None:
 
 HIDDEN: dict[str, tuple[str, str, str]] = {
     "fastText": ("d.txt", "__label__2 good\n__label__1 bad\n", "in the form of fastText"),
-    "CoNLL": ("d.txt", "-DOCSTART- -X- O O\n\nEU NNP B-NP B-ORG\n", "in the form of CoNLL"),
     "a table of no known layout": ("d.txt", "ham\tGo until\nspam\tFree\n", "no known layout"),
     "two lists of rows": (
         "d.json",
@@ -655,6 +676,53 @@ def test_labels_and_lists_are_not_lost_in_silence(case: str, tmp_path: Path) -> 
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=message):
         read_rows(str(tmp_path / name))
+
+
+TAGGED = {
+    "CoNLL 2003": "-DOCSTART- -X- O\n\nEU NNP B-ORG\nsays VBZ O\n\nPeter NNP B-PER\n",
+    "two fields": "EU B-ORG\nsays O\n\nPeter B-PER",
+    "tabs": "EU\tB-ORG\nsays\tO\n\n\nPeter\tB-PER\n\n",
+}
+
+
+@pytest.mark.parametrize("case", TAGGED)
+def test_lines_of_tokens_and_tags_are_sentences(case: str, tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text(TAGGED[case])
+    rows = read_rows(str(tmp_path / "d.txt"))
+    assert rows.rows == [
+        {"tokens": ["EU", "says"], "tags": ["B-ORG", "O"]},
+        {"tokens": ["Peter"], "tags": ["B-PER"]},
+    ]
+    line = 2 + TAGGED[case].partition("says")[2].partition("Peter")[0].count("\n")
+    line += 2 * ("DOCSTART" in TAGGED[case])
+    assert rows.where[1] == f"{tmp_path}/d.txt:{line}"
+    assert rows.notes == ("its lines are tokens with their tags",)
+
+
+def test_a_token_without_a_tag_is_named(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("EU B-ORG\nsays O\n\n" * 60 + "Peter\n")
+    with pytest.raises(DataError) as caught:
+        read_rows(str(tmp_path / "d.txt"))
+    assert caught.value.faults == [f"{tmp_path}/d.txt:181   has a token without a tag: 'Peter'"]
+
+
+def test_words_that_may_be_tags_are_a_text(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("Blood type O\nI am O\nBlood groups are A and B\n")
+    assert read_rows(str(tmp_path / "d.txt")).kind == "text"
+
+
+PANDAS: dict[str, Any] = {
+    "columns": {"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}},
+    "index": {"0": {"text": "a", "label": "x"}, "1": {"text": "b", "label": "y"}},
+    "split": {"columns": ["text", "label"], "index": [0, 1], "data": [["a", "x"], ["b", "y"]]},
+}
+
+
+@pytest.mark.parametrize("case", PANDAS)
+def test_json_of_pandas_is_rows(case: str, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(PANDAS[case]))
+    rows = read_rows(str(tmp_path / "d.json"))
+    assert rows.rows == [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
 
 
 def test_columns_of_values_are_rows(tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ def test_a_template_that_refuses_the_probe_is_a_template(plain: Any, tmp_path: P
 
 
 FAULTS = {
-    "missing": (None, "template: there is no file"),
+    "missing": (None, "There is no chat template "),
     "empty": (" \n", "holds no chat template"),
-    "syntax": ("a\n{% for m in messages %}", "own.jinja:2 is no jinja: "),
+    "syntax": ("a\n{% for m in messages %}", "own.jinja is no jinja in line 2: "),
     "large": ("x" * 2000, "has more than 1.0 KiB"),
     "bytes": (b"\xff\xfe\x00", "cannot be read: "),
 }

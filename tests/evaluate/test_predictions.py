@@ -11,9 +11,9 @@ from lorakit.evaluate.predictions import write_predictions
 
 def test_classes_and_values_in_both_forms(tmp_path: Path) -> None:
     classes, values = [(1.0, 0.75), (0.0, 0.5)], [(5.3, 1.0), (2.25, 1.0), (-1.0, 1.0)]
-    write_predictions(tmp_path / "a.tsv", "glue", classes, ["no", "yes"])
-    write_predictions(tmp_path / "b.tsv", "glue", values, [])
-    write_predictions(tmp_path / "c.jsonl", "jsonl", classes, ["no", "yes"])
+    write_predictions(tmp_path / "a.tsv", "glue", "classify", classes, ["no", "yes"])
+    write_predictions(tmp_path / "b.tsv", "glue", "regress", values, [])
+    write_predictions(tmp_path / "c.jsonl", "jsonl", "classify", classes, ["no", "yes"])
     assert (tmp_path / "a.tsv").read_text() == "index\tprediction\n0\tyes\n1\tno\n"
     assert (tmp_path / "b.tsv").read_text() == "index\tprediction\n0\t5.000\n1\t2.250\n2\t0.000\n"
     first = json.loads((tmp_path / "c.jsonl").read_text().partition("\n")[0])

@@ -11,10 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import lorakit
 from lorakit import Spec
-from lorakit.evaluate import score
 from lorakit.evaluate.score import batch_loss
 from lorakit.models import chunked_loss as heads
 from lorakit.models.chunked_loss import chunking_obstacle, cross_entropy, find_head
+from lorakit.tasks import causal_lm
 
 from ..laws.law import within
 from ..laws.table import fill, randn
@@ -79,7 +79,7 @@ def losses(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], l
     for plain in (False, True):
         with monkeypatch.context() as patch:
             if plain:
-                patch.setattr(score, "find_head", lambda *args: None)
+                patch.setattr(causal_lm, "find_head", lambda *args: None)
             patch.setattr(heads, "CHUNK_BYTES", 1)  # several chunks
             loss, logits = batch_loss(model, batch(), "causal-lm")
             assert (logits is None) is not plain
@@ -96,9 +96,10 @@ def close(got: list[Tensor], want: list[Tensor]) -> bool:
     )
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_loss_and_gradients_are_those_of_the_plain_expression(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heads, "CHUNK_BYTES", 1)  # chunks of 16 rows, the last one shorter
     labels = torch.randint(0, 50, (70,), generator=torch.Generator().manual_seed(2))
@@ -111,12 +112,14 @@ def test_loss_and_gradients_are_those_of_the_plain_expression(
     def chunked(x: Tensor, W: Tensor, b: Tensor) -> list[Tensor]:
         layer = nn.Linear(12, 50)
         layer.weight, layer.bias = nn.Parameter(W), nn.Parameter(b)
-        loss = cross_entropy(x, labels, layer) / 70
+        loss = cross_entropy(x, labels, layer, smoothing=smoothing) / 70
         return [loss.detach(), *torch.autograd.grad(loss, [x, layer.weight, layer.bias])]
 
     def plain(x: Tensor, W: Tensor, b: Tensor) -> list[Tensor]:
         loss = F.cross_entropy(
-            F.linear(x, W, b).to(torch.promote_types(x.dtype, torch.float32)), labels
+            F.linear(x, W, b).to(torch.promote_types(x.dtype, torch.float32)),
+            labels,
+            label_smoothing=smoothing,
         )
         return [loss.detach(), *torch.autograd.grad(loss, [x, W, b])]
 
@@ -267,19 +270,21 @@ def test_the_peak_is_a_fifth_of_the_plain_one(dtype: torch.dtype) -> None:
     assert 0 < peak(lambda: cross_entropy(x, labels, layer).backward()) <= 0.2 * plain
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_the_losses_of_rows_add_up_to_that_of_the_batch(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, smoothing: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(name)
     monkeypatch.setattr(heads, "CHUNK_BYTES", 1)
+
+    def loss(by_row: bool) -> Tensor:
+        return batch_loss(model, batch(), "causal-lm", by_row=by_row, label_smoothing=smoothing)[0]
+
     with torch.no_grad():
-        rows, whole = (
-            batch_loss(model, batch(), "causal-lm", by_row=True)[0],
-            batch_loss(model, batch(), "causal-lm")[0],
-        )
-        monkeypatch.setattr(score, "find_head", lambda *args: None)
-        plain = batch_loss(model, batch(), "causal-lm", by_row=True)[0]
+        rows, whole = loss(by_row=True), loss(by_row=False)
+        monkeypatch.setattr(causal_lm, "find_head", lambda *args: None)
+        plain = loss(by_row=True)
     assert rows.shape == (3,)
     torch.testing.assert_close(rows.sum(), whole, rtol=1e-5, atol=0, check_dtype=False)
     torch.testing.assert_close(rows, plain, rtol=1e-5, atol=0, check_dtype=False)

@@ -17,9 +17,9 @@ from lorakit.evaluate.decoding import Decoding
 from lorakit.evaluate.generate import generate
 from lorakit.evaluate.preview import preview
 from lorakit.models.load import load, pad_id
-from lorakit.models.open import encode_rows
 from lorakit.models.read import load_tokenizer
 from lorakit.plan.meta_model import load_meta_model
+from lorakit.tasks.rows import encode_rows
 
 from ..conftest import CHAT, SIZES
 

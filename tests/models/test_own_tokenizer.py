@@ -12,7 +12,9 @@ from lorakit import Adapter, Spec
 from lorakit.cli.__main__ import main
 from lorakit.data.rows import read_rows
 from lorakit.errors import ModelError
-from lorakit.models.open import encode_rows, open_model
+from lorakit.models.open import open_model
+from lorakit.models.own_tokenizer import take_own_tokenizer
+from lorakit.tasks.rows import encode_rows
 
 OWN = "{% for m in messages %}[{{ m['content'] }}]{{ eos_token }}{% endfor %}"
 
@@ -94,11 +96,25 @@ def test_a_template_alone_is_used(form: str, base: Path, adapter: Path) -> None:
     assert said == [f"note: the chat template of {adapter} is used, not that of {loaded.name}"]
 
 
-@pytest.mark.slow
-def test_a_template_that_cannot_be_read_is_refused(base: Path, adapter: Path) -> None:
-    (adapter / "chat_template.json").write_text("{")
-    with pytest.raises(ModelError, match=r"The chat template in .*adapter cannot be read"):
-        opened(base, adapter)
+# The name of a file in the adapter's folder, its content, and why it is refused.
+NO_TEMPLATES = {
+    "no JSON": ("chat_template.json", "{", "chat_template.json cannot be read: "),
+    "no jinja": ("chat_template.jinja", "a\n{% for", "chat_template.jinja is no jinja in line 2"),
+    "nothing": ("chat_template.jinja", " ", "chat_template.jinja holds no chat template"),
+    "too much": ("chat_template.jinja", "x" * (1 << 21), "chat_template.jinja has more than 1"),
+}
+
+
+@pytest.mark.parametrize("case", NO_TEMPLATES)
+def test_a_template_that_cannot_be_read_is_refused(
+    case: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    name, content, message = NO_TEMPLATES[case]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError) as caught:
+        take_own_tokenizer(AutoTokenizer.from_pretrained(tiny_llama), tmp_path)
+    assert message in caught.value.message
+    assert caught.value.advice == "Remove the file, and the base's template is used."
 
 
 def test_more_ids_than_the_base_embeds_are_refused(base: Path, adapter: Path) -> None:

@@ -97,9 +97,9 @@ def test_a_class_is_that_of_the_row_alone(kind: str) -> None:
     model = build(kind)
     assert leaks_padding(model, 0) is CLASSIFIERS[kind]
     examples = [Example(ids, target=1) for ids in rows()]
-    together = evaluate(model, examples, "classify", pad=0, classes=3)
+    together = evaluate(model, examples, "classify", pad=0, labels="abc")
     for example, loss in zip(examples, together.losses, strict=True):
-        alone = evaluate(model, [example], "classify", pad=0, classes=3)
+        alone = evaluate(model, [example], "classify", pad=0, labels="abc")
         assert loss == pytest.approx(alone.losses[0], abs=1e-5)
 
 
@@ -135,8 +135,10 @@ def test_the_last_token_is_found_where_the_tokenizer_pads_otherwise() -> None:
     pad = pad_id(tokenizer, model)
     assert pad == model.config.pad_token_id == 0
     examples = [Example(ids, target=1) for ids in rows()]
-    together = evaluate(model, examples, "classify", pad=pad, classes=3)
-    alone = [evaluate(model, [one], "classify", pad=pad, classes=3).losses[0] for one in examples]
+    together = evaluate(model, examples, "classify", pad=pad, labels="abc")
+    alone = [
+        evaluate(model, [one], "classify", pad=pad, labels="abc").losses[0] for one in examples
+    ]
     assert together.losses == pytest.approx(alone, abs=1e-5)
 
 
@@ -175,7 +177,7 @@ def test_the_loss_of_training_is_that_of_the_rows_alone(
     said: list[str] = []
     prepared = prepare_run(settings, Spec(rank=2), said.append)
     job = prepared.job
-    alone = evaluate(job.model, job.examples, "classify", pad=job.pad, batch_size=1, classes=3)
+    alone = evaluate(job.model, job.examples, "classify", pad=job.pad, batch_size=1, labels="abc")
     is_told = any(f"padding changes what {kind} says of a row" in line for line in said)
     assert is_told is job.unpadded is (kind in TRAINED)
     train_adapter(settings, Spec(rank=2))

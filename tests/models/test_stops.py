@@ -24,6 +24,8 @@ ENDS = {
     "GEMMA_3": "<end_of_turn>",
     "MISTRAL_3": "</s>",
     "PHI_4": "<|im_end|>",
+    "GLM": "<|user|>",  # the next turn begins so
+    "GEMMA_4": "<turn|>",
     "PLAIN": "</s>",  # it ends a turn by ordinary text
 }
 

@@ -15,7 +15,6 @@ from lorakit.data.encode import Example
 from lorakit.deltas.base import LowRank
 from lorakit.deltas.token_rows import TokenRows
 from lorakit.errors import AdapterMismatch, DataError, SpecError
-from lorakit.evaluate.metrics import classification
 from lorakit.evaluate.score import Scores, evaluate
 from lorakit.rank_search.config import RankSearchSpec
 from lorakit.rank_search.evidence import (
@@ -28,6 +27,7 @@ from lorakit.rank_search.evidence import (
 from lorakit.rank_search.grid import search_grid
 from lorakit.rank_search.grow import extend, grow
 from lorakit.rank_search.truncate import truncate
+from lorakit.tasks.metrics import classification
 from lorakit.train.log import Log
 from lorakit.train.loop import fit
 
@@ -253,7 +253,7 @@ def test_the_loss_of_each_row_adds_up(task: str, tmp_path: Path) -> None:
 
     texts = planted.rows(planted.Network(), 10, 0)
     examples = [replace(text, labels=[], target=i % 3) for i, text in enumerate(texts)]
-    scores = evaluate(Head(), examples, task, pad=0, classes=3, batch_size=4)
+    scores = evaluate(Head(), examples, task, pad=0, labels="abc", batch_size=4)
     assert sum(scores.losses) / 10 == pytest.approx(scores.metrics["loss"])
     if task == "classify":
         by_row = scores_by_row(scores, examples, "accuracy")
@@ -386,7 +386,10 @@ def test_what_cannot_be_cut_or_measured_is_refused(tmp_path: Path) -> None:
         truncate(job, RankSearchSpec(rank=8, metric="accuracy"))
     message = "f1 decides between two classes; here are 3: take accuracy or loss"
     with pytest.raises(SpecError, match=message):
-        truncate(replace(job, task="classify", classes=3), RankSearchSpec(rank=8, metric="f1"))
+        truncate(
+            replace(job, task="classify", labels=["a", "b", "c"]),
+            RankSearchSpec(rank=8, metric="f1"),
+        )
     with pytest.raises(DataError, match="Only 1 row is held out"):
         choose_rank({1: RowScores(np.ones(1), np.ones(1))})
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from lorakit.data.batches import Batches
 from lorakit.errors import PlanError, SpecError, TrainingError
-from lorakit.models.open import encode_rows
 from lorakit.plan import devices
 from lorakit.spec import Spec
+from lorakit.tasks.rows import encode_rows
 from lorakit.train import loop, planning, rehearsal
 from lorakit.train import prepare as preparing
 from lorakit.train.config import TrainSpec
@@ -142,13 +142,13 @@ def test_the_longest_batch_of_the_run_goes_first(
 ) -> None:
     seen: list[tuple[str, tuple[int, ...]]] = []
     for module, where in ((rehearsal, "rehearsed"), (loop, "trained")):
-        real = module.batch_loss
+        real = module.training_loss
 
-        def noted(model: Any, batch: Any, task: str, real: Any = real, where: str = where) -> Any:
+        def noted(model: Any, batch: Any, *more: Any, real: Any = real, where: str = where) -> Any:
             seen.append((where, tuple(batch["input_ids"].shape)))
-            return real(model, batch, task)
+            return real(model, batch, *more)
 
-        monkeypatch.setattr(module, "batch_loss", noted)
+        monkeypatch.setattr(module, "training_loss", noted)
     train_adapter(TrainSpec(**settings, accumulate=2), Spec(rank=4))
     trained = [shape for where, shape in seen if where == "trained"]
     assert [where for where, _ in seen] == ["rehearsed"] + ["trained"] * 24

@@ -483,13 +483,13 @@ def test_the_best_weights_are_written_and_patience_ends_a_run(
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     at: int, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = loop.batch_loss, iter(range(1, 100))
+    real, calls = loop.training_loss, iter(range(1, 100))
 
     def broken(*args: Any) -> Any:
-        loss, out = real(*args)
-        return (loss * math.nan if next(calls) == at else loss), out
+        loss = real(*args)
+        return loss * math.nan if next(calls) == at else loss
 
-    monkeypatch.setattr(loop, "batch_loss", broken)
+    monkeypatch.setattr(loop, "training_loss", broken)
     with pytest.raises(
         TrainingError, match=rf"The loss is nan at step {at}\. The run was stopped\."
     ) as caught:
@@ -536,17 +536,17 @@ def test_a_module_that_no_gradient_reaches_stops_the_first_step(
     settings = TrainSpec(
         model=str(tiny_bert), data=str(labelled_rows), output=str(tmp_path / "out"), steps=3
     )
-    real = loop.batch_loss
+    real = loop.training_loss
 
-    def cut(model: Any, batch: Any, task: str) -> Any:
+    def cut(model: Any, *args: Any) -> Any:
         dense = model.bert.encoder.layer[1].output.dense
         handle = dense.register_forward_hook(lambda layer, args, y: y.detach())
         try:
-            return real(model, batch, task)
+            return real(model, *args)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(loop, "batch_loss", cut)
+    monkeypatch.setattr(loop, "training_loss", cut)
     with pytest.raises(TrainingError) as caught:
         train_adapter(settings, Spec(rank=4))
     assert caught.value.message.startswith("At the first step ")
@@ -594,7 +594,8 @@ def test_every_fault_of_the_settings_is_named_at_once() -> None:
         )
     assert caught.value.faults == [
         "data: is needed",
-        "schedule: 'cosin' is none of constant, linear, cosine; did you mean 'cosine'?",
+        "schedule: 'cosin' is none of constant, linear, cosine, "
+        "inverse-sqrt, cyclic; did you mean 'cosine'?",
         "batch_size: a whole number of at least 1 is needed, got 0",
         "lr: a number above 0 is needed, got 0.0",
         "eval_fraction: a share from 0 to below 1 is needed, got 1.0",

@@ -54,6 +54,7 @@ COMMANDS = {
     "train": Command("train", "train an adapter, and write it to a folder with a report"),
     "eval": Command("evaluate", "score a model on a data set, with or without an adapter"),
     "generate": Command("generate", "generate text, with or without an adapter"),
+    "chat": Command("chat", "talk to a model in the terminal, with and without adapters"),
     "preview": Command("preview", "show a data set as training reads it, before any step is run"),
     "plan": Command("plan", "predict parameters, memory and time, before anything is loaded"),
     "rank": Command("rank", "search for the smallest rank that is good enough"),
@@ -62,9 +63,11 @@ COMMANDS = {
     "combine": Command("combine", "add adapters up, each with a weight", "ADAPTER:WEIGHT [...]"),
     "extract": Command("extract", "make an adapter from a full fine-tune of a model"),
     "merge": Command("merge", "merge an adapter into its base, and write a plain model"),
+    "init": Command("init", "write a commented YAML file of all settings of train", "[FILE]"),
+    "completion": Command("completion", "write a script that completes words in a shell", "SHELL"),
     "explain": Command("explain", "explain LoRA with worked examples", "[TOPIC ...]"),
 }
-VERBATIM = ("preview",)  # commands that print data, whose lines are not broken
+VERBATIM = ("preview", "completion")  # commands that print data, whose lines are not broken
 HELP = """usage: lorakit COMMAND [flags]
 
 Train, inspect, evaluate and merge low-rank adapters (LoRA) of PyTorch models.
@@ -105,7 +108,7 @@ def parser_for(name: str) -> argparse.ArgumentParser:
 
 def main_help() -> str:
     """Return the help of lorakit itself."""
-    lines = [f"  {name:<9} {command.purpose}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<10} {command.purpose}" for name, command in COMMANDS.items()]
     return HELP.format(commands="\n".join(lines))
 
 
@@ -171,7 +174,7 @@ def _run(words: list[str], as_json: bool) -> int:
         message = add_hint(f"There is no command {name!r}.", near_misses(name, COMMANDS))
         raise SpecError(message, advice=f"Commands: {', '.join(COMMANDS)}.")
     args = parser_for(name).parse_args(rest)
-    args.__dict__.pop("json", None)
+    args.as_json = args.__dict__.pop("json", False)
     from lorakit.cli.quiet import silence_libraries
 
     silence_libraries()

@@ -95,7 +95,8 @@ def _compare(report: "RunReport") -> tuple["Metrics", list[Judgement]]:
     from lorakit.evaluate.score import evaluate
     from lorakit.inject.attach import enable
     from lorakit.models.load import pad_id
-    from lorakit.models.open import encode_rows, open_model
+    from lorakit.models.open import open_model
+    from lorakit.tasks.rows import encode_rows
     from lorakit.train.log import progress_bar
 
     loaded = open_model(report["model"], Adapter.load(report["output"]), "classify")
@@ -104,7 +105,8 @@ def _compare(report: "RunReport") -> tuple["Metrics", list[Judgement]]:
     fitted = encode_rows(read_rows(data, split="train"), loaded)[:FITTED]
     scored = encode_rows(held_out, loaded)
     pad = pad_id(loaded.tokenizer, loaded.model)
-    found = evaluate(loaded.model, scored[:SHOWN], "classify", pad=pad, classes=2).predictions
+    scores = evaluate(loaded.model, scored[:SHOWN], "classify", pad=pad, labels=loaded.labels)
+    found = scores.predictions
     enable(loaded.model, None)
     with progress_bar("fitting a linear head", len(fitted) + len(scored)) as advance:
         head = fit_linear_head(

@@ -29,6 +29,7 @@ METRICS = (
     "tokens",
     "accuracy",
     "f1",
+    "f1_macro",
     "precision",
     "recall",
     "matthews",
@@ -92,22 +93,27 @@ def run(args: argparse.Namespace) -> "EvalResult":
 def _evaluate(
     model: ModelRequest, data: DataRequest, request: EvalRequest, decoding: Decoding
 ) -> "EvalResult":
-    from lorakit.data.labels import LABELLED
+    from lorakit.data.labels import WITH_TARGETS
     from lorakit.data.template_files import check_use
-    from lorakit.evaluate.predictions import write_predictions
-    from lorakit.models.open import encode_rows, resolve_task
+    from lorakit.evaluate.predictions import check_form, write_predictions
+    from lorakit.models.tasks import TASKS
+    from lorakit.tasks.rows import encode_rows, resolve_task
 
     if request.predictions:
         check_new_file(Path(request.predictions))
     rows = data.read()
     check_use(rows, model.template)
     adapter = model.load_adapter()
-    task = resolve_task(adapter, request.task, rows)
-    if request.predictions and task == "causal-lm":
+    task = resolve_task(
+        adapter, model.model, request.task, rows, trust_remote_code=model.trust_remote_code
+    )
+    if request.predictions and not TASKS[task].has_head:
         raise DataError(
-            "--predictions is for labels and values, and the task is causal-lm.",
+            f"--predictions is for labels and values, and the task is {task}.",
             advice=f"Use `lorakit generate --data` for texts. {NOT_STARTED}",
         )
+    if request.predictions:
+        check_form(request.format, task)
     if request.text_metrics:
         _check_completions(rows)
     loaded = model.open(adapter, task)
@@ -119,7 +125,7 @@ def _evaluate(
         to_predict=request.predictions is not None,
     )
     scores = _score(loaded, examples, request.batch_size)
-    has_targets = task == "causal-lm" or rows.kind in LABELLED
+    has_targets = not TASKS[task].has_head or rows.kind in WITH_TARGETS
     result: Metrics = {
         **(scores.metrics if has_targets else {}),
         "task": task,
@@ -132,7 +138,7 @@ def _evaluate(
         path = Path(request.predictions)
         path.parent.mkdir(parents=True, exist_ok=True)
         result["predictions"] = str(path)
-        write_predictions(path, request.format, scores.predictions, loaded.labels)
+        write_predictions(path, request.format, task, scores.predictions, loaded.labels)
     if request.text_metrics:
         result |= _text_metrics(loaded, rows, decoding, request.batch_size)
     return cast("EvalResult", result)
@@ -160,7 +166,7 @@ def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> 
             loaded.task,
             pad=pad_id(loaded.tokenizer, loaded.model),
             batch_size=batch_size,
-            classes=len(loaded.labels),
+            labels=loaded.labels,
             progress=advance,
         )
 
@@ -169,7 +175,7 @@ def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size
     """Generate once for each different prompt; all its completions are its references."""
     from lorakit.data.prompts import group_references
     from lorakit.evaluate.generate import generate
-    from lorakit.evaluate.metrics import text
+    from lorakit.tasks.metrics import text
     from lorakit.train.log import progress_bar
 
     groups = group_references(rows, loaded.tokenizer)
@@ -189,5 +195,5 @@ def show(result: "EvalResult") -> None:
         print(f"{result['rows']:,} predictions are in {result['predictions']}")
     if result["rows_cut"]:
         print(f"note: {result['rows_cut']:,} rows are longer than fits and were cut")
-    if result["task"] != "causal-lm" and result.get("pearson", 0) is None:
+    if result.get("pearson", 0) is None:
         print("note: one side is constant, so there is no correlation")

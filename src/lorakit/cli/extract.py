@@ -116,15 +116,12 @@ def _load_pair(request: ExtractRequest) -> tuple["Loaded", "Loaded"]:
     from lorakit.models.load import load
     from lorakit.models.open import config_labels
     from lorakit.models.read import load_config
+    from lorakit.models.tasks import TASKS, task_of_config
 
     trusted = request.trust_remote_code
     config = load_config(request.tuned, trust_remote_code=trusted)
-    task = "causal-lm"
-    labels: list[str] = []
-    if any("SequenceClassification" in name for name in config.architectures or ()):
-        task = "regress" if config.num_labels == 1 else "classify"
-    if task == "classify":
-        labels = config_labels(config)
+    task = task_of_config(config)
+    labels = config_labels(config) if TASKS[task].has_classes else []
     base, tuned = (
         load(name, task, labels=labels, dtype="float32", trust_remote_code=trusted)
         for name in (request.base, request.tuned)

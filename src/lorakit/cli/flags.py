@@ -105,7 +105,7 @@ def flag_name(field: str) -> str:
 
 def _arguments(one: Field[Any]) -> Values:
     """Return the arguments by which argparse reads the flag of a field."""
-    kind = one.metadata.get("type") or type(_default(one))
+    kind = one.metadata.get("type") or type(default_of(one))
     arguments: Values = {"default": argparse.SUPPRESS, "dest": one.name}
     if kind is bool:
         return {**arguments, "action": argparse.BooleanOptionalAction}
@@ -113,6 +113,7 @@ def _arguments(one: Field[Any]) -> Values:
         arguments["nargs"] = "+"
         arguments["metavar"] = one.metadata.get("metavar", METAVARS.get(kind, "NAME"))
         arguments["type"] = kind if kind in METAVARS else str
+        arguments["choices"] = one.metadata.get("choices")
         return arguments
     choices = one.metadata.get("choices")
     arguments |= {"type": kind, "choices": choices}
@@ -127,7 +128,8 @@ def _are_long(choices: Iterable[str]) -> bool:
     return len(",".join(choices)) > LONGEST_CHOICES
 
 
-def _default(one: Field[Any]) -> object:
+def default_of(one: Field[Any]) -> object:
+    """Return the default of a field."""
     return one.default if one.default_factory is MISSING else one.default_factory()
 
 
@@ -139,7 +141,7 @@ def _help(one: Field[Any], *, is_required: bool) -> str:
     if is_required:
         text += " (required)"
     elif "default" not in text:
-        text += _default_text(_default(one))
+        text += _default_text(default_of(one))
     return text.replace("%", "%%")
 
 

@@ -15,6 +15,7 @@ from lorakit.files import check_new_file, write_json_lines
 from lorakit.spec import option
 
 if TYPE_CHECKING:
+    from lorakit.adapter import Adapter
     from lorakit.cli.results import GenerateResult
     from lorakit.data.prompts import Prompt
     from lorakit.data.rows import Rows
@@ -75,7 +76,9 @@ def _generate(
     rows = None if request.prompt else _read_rows(data)
     if rows is not None and not request.chat:
         check_use(rows, model.template)
-    loaded = model.open(model.load_adapter(), "causal-lm")
+    adapter = model.load_adapter()
+    task = _find_task(model, adapter)
+    loaded = model.open(adapter, task)
     prompts = _list_prompts(request, rows, loaded)
     turns = _as_turns(prompts, loaded, model.model, chat=request.chat)
     with progress_bar("generating", len(turns)) as advance:
@@ -100,6 +103,15 @@ def _generate(
         "model": model.model,
         "adapter": model.adapter,
     }
+
+
+def _find_task(model: ModelRequest, adapter: "Adapter | None") -> str:
+    """Return seq2seq for an encoder-decoder, else causal-lm."""
+    from lorakit.tasks.rows import resolve_task
+
+    trusted = model.trust_remote_code
+    task = resolve_task(adapter, model.model, trust_remote_code=trusted)
+    return task if task == "seq2seq" else "causal-lm"
 
 
 def _as_turns(

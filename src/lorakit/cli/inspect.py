@@ -161,9 +161,10 @@ def _inspect_adapter(folder: str, request: InspectRequest) -> "InspectResult":
 
 
 def _load(request: InspectRequest, adapter: "Adapter") -> "Loaded":
-    from lorakit.models.open import open_model, resolve_task
+    from lorakit.models.open import open_model
+    from lorakit.tasks.rows import resolve_task
 
-    task = resolve_task(adapter)
+    task = resolve_task(adapter, request.model or "", trust_remote_code=request.trust_remote_code)
     return open_model(
         request.model or "",
         adapter,

@@ -33,9 +33,10 @@ def load_base(model: str, adapter: "Adapter", *, trust_remote_code: bool = False
         ModelError: it has no weights for a module that the adapter does not hold either.
     """
     from lorakit.models.load import load
-    from lorakit.models.open import find_labels, resolve_task, untrained_modules
+    from lorakit.models.open import find_labels, untrained_modules
+    from lorakit.tasks.rows import resolve_task
 
-    task = resolve_task(adapter)
+    task = resolve_task(adapter, model, trust_remote_code=trust_remote_code)
     labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
     loaded = load(model, task, labels=labels, dtype="float32", trust_remote_code=trust_remote_code)
     unknown = untrained_modules(loaded.new_modules, adapter.full_parameters)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 BAR = 40  # characters of the longest bar
 TRAINED = "bold black on green"
+LINE_END = "↵"
+# Pictures of characters that would do something to a terminal.
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,17 +95,29 @@ def _show_rows(result: "Preview") -> None:
     for row in result["shown"]:
         line = Text()
         line.append(f"{row['where']}\n", style="dim" if has_colour else "")
-        for trained, text in join_pieces(row["pieces"]):
+        for trained, run in join_pieces(row["pieces"]):
+            text = run.translate(CONTROLS)
             if trained and has_colour:
                 line.append(text, style=TRAINED)
             else:
-                line.append(f"[{text}]" if trained else text)
+                line.append(_bracket(text) if trained else text)
         if row["target"] is not None:
             line.append(f"\n-> {row['target']}", style="bold green" if has_colour else "")
         console.print(line, end="\n\n")
     if result["shown"] and result["task"] == "causal-lm":
         marked = "green" if has_colour else "in [brackets]"
         console.print(f"Trained tokens are {marked}.\n", markup=False)
+
+
+def _bracket(text: str) -> str:
+    """Return a text in brackets, the last of which stands on the line that it ends.
+
+    >>> _bracket("one\\ntwo\\n")
+    '[one\\ntwo↵]\\n'
+    """
+    lines = text.rstrip("\n")
+    ends = len(text) - len(lines)
+    return f"[{lines}{LINE_END * ends}]" + "\n" * ends
 
 
 def join_pieces(pieces: Sequence[tuple[str, bool]]) -> Iterator[tuple[bool, str]]:

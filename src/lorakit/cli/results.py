@@ -51,6 +51,14 @@ class GenerateResult(TypedDict):
     adapter: str | None
 
 
+class ChatResult(TypedDict):
+    """Result of `chat`: the conversation as rows to train on, and the folders of the adapters."""
+
+    rows: list[dict[str, object]]
+    model: str
+    adapters: dict[str, str]
+
+
 class Target(TypedDict):
     """One layer of a model that can be adapted; the shape is (out, in)."""
 

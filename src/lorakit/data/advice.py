@@ -4,20 +4,20 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from itertools import islice
+from itertools import islice, permutations
 from typing import Any
 
 from lorakit.data.layouts import KEYS
 from lorakit.data.layouts.chat import SYSTEM, list_turns
-from lorakit.data.layouts.layout import first_given
+from lorakit.data.layouts.layout import as_list, first_given
 from lorakit.text import add_hint, did_you_mean
 
 # What columns are often called, by the key that they stand for.
 OFTEN = {
     "prompt": "prompt instruction question query problem input inputs source src context article "
-    "dialogue document passage request user mr text",
+    "dialogue document passage request user human input_text mr text",
     "completion": "completion answer answers response output target targets reply summary "
-    "highlights solution ref tgt chosen",
+    "highlights solution ref tgt chosen assistant bot gpt output_text",
     "label": "label labels gold_label class class_index category stars rating sentiment intent "
     "emotion topic target",
     "text": "text review comment content body tweet sentence document message chat",
@@ -25,7 +25,12 @@ OFTEN = {
 # Sets of keys that make a row, as far as their columns are found; the fullest first.
 SETS = (("prompt", "completion"), ("text_a", "text_b", "label"), ("text", "label"), ("text",))
 REQUEST = ("instruction", "output")  # keys of a prompt and its completion beside a system prompt
-SUPPORTED = "text; prompt + completion; messages; text + label; text_a + text_b + label"
+SUPPORTED = (
+    "text; prompt + completion; messages; text + label; text_a + text_b + label; text + labels; "
+    "tokens + tags"
+)
+FLAGS = ("0", "1", "0.0", "1.0", "true", "false")  # values of a column for one of several labels
+CHOICES = ("choices", "options")  # lists of answers, of which one is right
 SHOWN, SAMPLE = 12, 40  # columns, characters
 LONGEST_CLASS = 20  # characters of a column without a name that may hold the name of a class
 SIMILAR = 0.75  # names are misspelled keys from here on
@@ -42,18 +47,21 @@ def advise_columns(values: Mapping[Any, Any], *, is_table: bool) -> tuple[list[s
     >>> advise_columns({"review": "Well made, it lasts.", "stars": "5"}, is_table=False)[1]
     'Name the columns, as in --columns text=review label=stars.'
     """
-    has_names = not (is_table and _is_data(list(values)))
-    if not has_names:
-        values = {i: value if name == i else name for i, (name, value) in enumerate(values.items())}
+    has_numbers = any(isinstance(name, int) for name in values)
+    if is_table and not has_numbers and _is_data(list(values)):
+        values, has_numbers = dict(enumerate(values)), True
     faults = [
-        f"its first row has {_show(name, value, number if is_table else None)}"
+        f"its first row has {_show(name, value, number if is_table and not has_numbers else None)}"
         for number, (name, value) in enumerate(islice(values.items(), SHOWN))
     ]
     faults.append(f"known are, beside published layouts: {SUPPORTED}")
     example = suggest_columns(values)
+    flags = list_flags(values)
+    if flags and "label=" not in example:
+        return faults, advise_list(flags)
     if not example:
         return faults, "Write rows with the keys of one of these: no column holds a text."
-    if not has_names:
+    if has_numbers:
         return faults, f"No line names the columns: use their numbers, as in --columns {example}."
     advice = f"Name the columns, as in --columns {example}."
     if is_table:
@@ -67,6 +75,9 @@ def suggest_columns(values: Mapping[Any, Any]) -> str:
     >>> suggest_columns({"id": "a1", "article": "It rained.", "highlights": "Rain."})
     'prompt=article completion=highlights'
     """
+    listed = _find_lists(values)
+    if listed:
+        return listed
     found = _find_columns(values)
     for keys in SETS:
         if all(key in found for key in keys):
@@ -78,9 +89,54 @@ def suggest_columns(values: Mapping[Any, Any]) -> str:
     return shlex.join([f"messages={turns[0]}"]) if turns else ""
 
 
-def _is_data(names: Sequence[object]) -> bool:
+def advise_list(flags: Sequence[str]) -> str:
+    """Return what to do with columns that hold one of several labels each."""
+    shown = ", ".join(flags[:3]) + (" and others" if len(flags) > 3 else "")
+    return (
+        f"The columns {shown} seem to say which of several labels a text has: write the names of "
+        "those that it has as a list, in a column called labels of a JSON Lines file."
+    )
+
+
+def list_flags(values: Mapping[Any, Any]) -> list[str]:
+    """Return the columns that seem to hold one of several labels each; none if it is a single one.
+
+    >>> list_flags({"comment": "a", "toxic": 0, "threat": 1}), list_flags({"text": "a", "label": 1})
+    (['toxic', 'threat'], [])
+    """
+    flags = [
+        str(name)
+        for name, value in values.items()
+        if str(value).lower() in FLAGS and not NO_TEXT.fullmatch(str(name).strip().lower())
+    ]
+    return flags if len(flags) > 1 else []
+
+
+def _find_lists(values: Mapping[Any, Any]) -> str:
+    """Return pairs of keys and columns for tokens with tags, or for a text with several labels."""
+    lists = {name: value for name, value in values.items() if _is_words(value)}
+    names = [*lists]
+    for tokens, tags in permutations(names, 2):
+        are_texts = all(isinstance(token, str) for token in lists[tokens])
+        if are_texts and len(lists[tokens]) == len(lists[tags]):
+            return shlex.join([f"tokens={tokens}", f"tags={tags}"])
+    texts = [name for name, value in values.items() if _is_text(name, value)]
+    others = [name for name, value in values.items() if as_list(value) and name not in lists]
+    is_labels = not others and names and names[0] not in (*OFTEN["completion"].split(), *CHOICES)
+    if is_labels and len(texts) == len(names) == 1:
+        return shlex.join([f"text={texts[0]}", f"labels={names[0]}"])
+    return ""
+
+
+def _is_words(value: object) -> bool:
+    """Return True for a list of short words, or of numbers."""
+    listed = as_list(value) or []
+    return bool(listed) and all(isinstance(one, int) or _is_word(one) for one in listed)
+
+
+def _is_data(names: Sequence[str]) -> bool:
     """Return True if the first line of a table holds a row and not the names of columns."""
-    return any(isinstance(name, int) or _is_value(str(name)) for name in names)
+    return any(_is_value(name) for name in names)
 
 
 def _is_value(name: str) -> bool:

@@ -9,7 +9,8 @@ are not the beginning of the whole, both are compared from the end of the same t
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.layouts.chat import THOUGHTS, has_content
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MARK = "\ue000"  # a character that stands in no conversation: it is free for private use
+FIRST = {"role": "user", "content": "a"}
 PIECE = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\s+|[^\s<\[]+|.", re.DOTALL)
 NOT_SHOWN = 'Use a template that shows it, or give the turn `"train": false`.'
 
@@ -123,6 +125,8 @@ def find_answers(
     learned = list(trained or answers)
     chat.check_calls(learned)
     if not has_blocks(tokenizer, tools):
+        if learned[-1]:
+            chat = replace(chat, text=chat.text + chat.find_handover())
         return chat.text, chat.find_spans(learned)
     blocks = render_blocks(tokenizer, turns, tools)
     if learned != [turn["role"] == "assistant" for turn in turns]:
@@ -184,9 +188,61 @@ class Conversation:
             end = self._find_end(number, start)
             if not at <= start < end or self._leaves_out(number, self.text[start:end]):
                 raise self._not_found(number)
-            spans.append((start, end))
+            spans += self._without_results(number, (start, end))
             at = end
         return spans
+
+    def find_handover(self) -> str:
+        """Return the token by which the model would hand over to the next turn.
+
+        It is empty if the template ends the last turn by a special token of its own, or begins the
+        next one by none. In GLM's, an answer ends where `<|user|>` or `<|observation|>` follows.
+        """
+        if self._ends_in_special_token(self.text):
+            return ""
+        calls = {key: self.turns[-1][key] for key in ("tool_calls",) if key in self.turns[-1]}
+        # Without thinking, which a template may remove once another turn follows.
+        turns = [FIRST, {"role": "assistant", "content": "b", **calls}]
+        role = "tool" if calls else "user"
+        try:
+            text = self._render(turns)
+            longer = self._render([*turns, {"role": role, "content": "c"}])
+        except DataError:
+            return ""
+        return self._special_token_at(longer, len(text)) if longer.startswith(text) else ""
+
+    @cached_property
+    def _special_tokens(self) -> tuple[str, ...]:
+        return list_special_tokens(self.tokenizer, len(self.tokenizer))
+
+    def _ends_in_special_token(self, text: str) -> bool:
+        return text.rstrip().endswith(self._special_tokens)
+
+    def _special_token_at(self, text: str, place: int) -> str:
+        if not text.startswith(self._special_tokens, place):
+            return ""
+        return next(token for token in self._special_tokens if text.startswith(token, place))
+
+    def _without_results(self, number: int, span: Span) -> list[Span]:
+        """Return the parts of a turn around the results of its calls.
+
+        Gemma 4's template writes them into the turn that calls, before what the turn says.
+        """
+        start, end = span
+        first = last = number + 1
+        while last < len(self.turns) and self.turns[last]["role"] == "tool":
+            last += 1
+        if first == last:
+            return [span]
+        marked = self._render(_replace(self.turns, first, next(_mark(self.turns[first]))))
+        if not start < count_alike(self.text, marked) < end:
+            return [span]
+        others = [*self.turns[:first], *self.turns[last:]]
+        cut = count_alike(self.text, self._render(others))
+        cut = max(cut, cut + len(self._special_token_at(self.text, cut)))
+        said = self.turns[number]["content"].strip()
+        again = self.text.rfind(said, cut, end) if said else end
+        return [part for part in ((start, cut), (again, end)) if part[0] < part[1]]
 
     def _leaves_out(self, number: int, answer: str) -> bool:
         """Return True if the content of a turn without calls is nowhere in the text."""
@@ -225,7 +281,7 @@ class Conversation:
                 break
         opening = self._find_opening(number)
         shared = count_common(rest, self.text[at:])
-        if shared >= len(rest) - len(opening):
+        if not opening or shared >= len(rest) - len(opening):
             return at + shared
         place = self.text.find(opening, at) if opening else -1
         if place < 0:
@@ -252,15 +308,15 @@ class Conversation:
             after = self._render(own)
             is_beginning = self.text.startswith(after)
             end = len(after) if is_beginning else self._compare_ends(number, own, after)
-        eos = self.tokenizer.eos_token
         span = self.text[start:end].rstrip()
         words = self.turns[number]["content"].split()
+        next_token = self._special_token_at(self.text, end)
+        if next_token and not self._ends_in_special_token(span):
+            opening = self._find_opening(number)  # of an answer, which goes on the one before
+            goes_on = opening and self.text.startswith(opening, end)
+            return end if goes_on else end + len(next_token)
         has_closing = not words or not span.endswith(words[-1])
-        if has_closing and span:
-            return start + len(span)
-        if eos and self.text.startswith(str(eos), end):
-            return end + len(str(eos))
-        return end
+        return start + len(span) if has_closing and span else end
 
     def _compare_ends(self, number: int, own: Sequence[Turn], after: str) -> int:
         """Return the end of a turn that the template ends otherwise if it is the last one."""
@@ -301,6 +357,20 @@ class Conversation:
                 at = count_alike(self.text, whole)
                 return at, rendered[count_alike(rendered, part) :]
         return None
+
+
+@lru_cache(maxsize=2)
+def list_special_tokens(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[str, ...]:
+    """Return the special tokens that may end a turn, the longest first.
+
+    Args:
+        tokenizer: of transformers.
+        size: number of its tokens, which may become more.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    names: Any = tokenizer  # its special tokens are texts
+    tokens = {names.eos_token, *(token.content for token in added if token.special)}
+    return tuple(sorted(tokens - {names.bos_token, None}, key=len, reverse=True))
 
 
 def _replace(turns: Sequence[Turn], number: int, turn: Turn) -> list[Turn]:

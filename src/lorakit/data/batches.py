@@ -224,23 +224,42 @@ def collate(
         device: of the tensors.
 
     Returns:
-        input_ids and attention_mask (batch, length) int64; labels (batch, length) int64, IGNORED
-        where padded, or (batch,) targets; token_type_ids where the examples have them.
+        input_ids and attention_mask (batch, length) int64; token_type_ids where the examples have
+        them; and labels: (batch, length) or (batch, answer) int64, IGNORED where padded, (batch,
+        classes) float32 flags, or (batch,) targets.
     """
     width = max(len(example.ids) for example in examples)
 
-    def pad_rows(rows: Sequence[list[int]], fill: int) -> Tensor:
-        filled = [row + [fill] * (width - len(row)) for row in rows]
-        return torch.tensor(filled, device=device)
-
+    masks = [[1] * len(example.ids) for example in examples]
     batch = {
-        "input_ids": pad_rows([example.ids for example in examples], pad),
-        "attention_mask": pad_rows([[1] * len(example.ids) for example in examples], 0),
+        "input_ids": _pad_rows([example.ids for example in examples], width, pad, device),
+        "attention_mask": _pad_rows(masks, width, 0, device),
     }
     if examples[0].types is not None:
-        batch["token_type_ids"] = pad_rows([example.types or [] for example in examples], 0)
-    if examples[0].labels:
-        batch["labels"] = pad_rows([example.labels for example in examples], IGNORED)
-    else:
-        batch["labels"] = torch.tensor([example.target for example in examples], device=device)
+        types = [example.types or [] for example in examples]
+        batch["token_type_ids"] = _pad_rows(types, width, 0, device)
+    batch["labels"] = _collate_labels(examples, width, device)
     return batch
+
+
+def _collate_labels(examples: Sequence[Example], width: int, device: torch.device | str) -> Tensor:
+    """Return the labels of examples: a row of ids, of tags or of flags each, or a target."""
+    first = examples[0]
+    if first.answer:
+        longest = max(len(example.answer) for example in examples)
+        return _pad_rows([example.answer for example in examples], longest, IGNORED, device)
+    if first.labels:
+        return _pad_rows([example.labels for example in examples], width, IGNORED, device)
+    if first.tags:
+        return _pad_rows([example.tags for example in examples], width, IGNORED, device)
+    if first.flags:
+        return torch.tensor([example.flags for example in examples], device=device)
+    return torch.tensor([example.target for example in examples], device=device)
+
+
+def _pad_rows(
+    rows: Sequence[list[int]], width: int, fill: int, device: torch.device | str
+) -> Tensor:
+    """Return rows as one tensor, filled up on the right."""
+    filled = [row + [fill] * (width - len(row)) for row in rows]
+    return torch.tensor(filled, device=device)

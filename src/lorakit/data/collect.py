@@ -1,14 +1,17 @@
 """Rows of records: converted as their layout says, checked, and packed where there are many."""
 
 import math
+import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeGuard
 
-from lorakit.data.advice import suggest_columns
+from lorakit.data.advice import advise_list, list_flags, suggest_columns
 from lorakit.data.documents import Record
-from lorakit.data.layouts import Layout, choose_columns, rename
-from lorakit.data.layouts.data_to_text import SEEN
+from lorakit.data.layouts import Layout, choose_columns, find_layout, rename
+from lorakit.data.layouts.data_to_text import ENGLISH, SEEN
 from lorakit.data.layouts.layout import KINDS, Row, RowFault, Values, is_given, keep_names
 from lorakit.data.packed_rows import PackedPlaces, PackedRows
 from lorakit.data.tables import Columns
@@ -19,6 +22,9 @@ MANY = 100_000  # rows from which on they are kept in a file
 BLOCK = 1000  # rows that are packed at once
 # Keys whose values a layout has checked already.
 CHECKED = {"messages", "tools", "trained", "needs_template", "labels", "tokens", "tags"}
+TEXTS = ("text", "text_a", "text_b")
+LABELS = ("label", "labels", "tags")
+PAIR = ("text_a", "text_b")
 # Kinds in which a prompt or an answer may be a list of turns.
 WITH_TURNS = ("prompt", "preference", "rated")
 
@@ -31,11 +37,13 @@ class Collector:
         layout: of the records.
         columns: the column of each key that the user named.
         categories: those that are wanted, of WebNLG.
+        named: columns whose values are names of classes, or None without a label.
     """
 
     layout: Layout
     columns: Columns
     categories: str = "all"
+    named: frozenset[str] = frozenset()
     records: int = 0
     first: Values = field(default_factory=dict[object, object])  # of the first record
     rows: list[Row] = field(default_factory=list[Row])
@@ -45,8 +53,23 @@ class Collector:
     # True: it holds something
     unused: dict[str | int, bool] = field(default_factory=dict[str | int, bool])
     without_reference: int = 0
+    half_empty: int = 0  # pairs of texts of which one is empty
     of_other_categories: int = 0
+    languages: Counter[str] = field(default_factory=Counter[str])  # of the references
     is_part: bool = False  # True if there may be more
+
+    @property
+    def label_column(self) -> str | int | None:
+        """The column of the file that holds the labels or the tags, if there is one."""
+        name = self._label_name
+        return None if name is None else self.columns.get(str(name), name)
+
+    @cached_property
+    def _label_name(self) -> str | int | None:
+        """Its name in the layout."""
+        keys = KINDS[self.layout.kind]
+        has_labels = keys[-1] in LABELS and len(keys) == len(self.layout.columns)
+        return self.layout.columns[-1] if has_labels else None
 
     def __len__(self) -> int:
         return len(self.rows) + (len(self.packed[0]) if self.packed else 0)
@@ -89,14 +112,19 @@ class Collector:
         if not _is_chosen(values.get(self.layout.categories), self.categories):
             self.of_other_categories += 1
             return
+        if self.label_column in self.named and values.get(self._label_name) is None:
+            self.without_reference += 1
+            return
         try:
             rows = list(self.layout.convert(self.layout, values))
         except RowFault as fault:
             self.faults.append(f"{where}   {fault}")
             return
         self.without_reference += not rows
+        self.languages.update(self.layout.languages(values))
         may_be_turns = self.layout.kind in WITH_TURNS
         for row in rows:
+            self.half_empty += _is_half_empty(row)
             faults = _row_faults(row, self.columns, may_be_turns=may_be_turns)
             self.faults += [f"{where}   {fault}" for fault in faults]
         self.rows += rows
@@ -108,6 +136,18 @@ class Collector:
         self.packed[0].extend(self.rows)
         self.packed[1].extend(self.where)
         self.rows, self.where = [], []
+
+    def _advise_texts(self) -> str:
+        """Return the way to the labels that are to be predicted, where no row has one."""
+        if self.label_column not in self.named:
+            return ""
+        pairs = zip(KINDS[self.layout.kind], self.layout.columns, strict=True)
+        texts = {key: self.columns.get(key, column) for key, column in pairs if key in TEXTS}
+        chosen = find_layout(self.first, texts)
+        if chosen is None or chosen.kind == self.layout.kind:
+            return f"To predict their labels, remove the column {self.label_column!r}."
+        named = shlex.join(f"{key}={column}" for key, column in texts.items())
+        return f"To predict their labels, name the texts alone: --columns {named}."
 
     def finish(self) -> tuple[Sequence[Row], Sequence[str]]:
         """Return all rows, and the place of each."""
@@ -122,6 +162,13 @@ class Collector:
             yield f"columns not used: {', '.join(_show_name(name) for name in self.unused)}"
         if self.without_reference:
             yield f"{plural(self.without_reference, 'row')} without a reference left out"
+        if self.half_empty:
+            yield f"{plural(self.half_empty, 'pair')} with one empty text"
+        others = [name for name in self.languages if name != self.layout.language]
+        if others or self.layout.language != ENGLISH:
+            counts = [f"{plural(self.languages[name], 'text')} in {name}" for name in others]
+            left_out = f", {' and '.join(counts)} left out" if counts else ""
+            yield f"its texts in {self.layout.language} are used{left_out}"
         if self.of_other_categories:
             yield f"{plural(self.of_other_categories, 'row')} of other categories left out"
 
@@ -134,17 +181,19 @@ class Collector:
             named = ", ".join(str(column) for column in self.layout.columns)
             raise DataError(f"{counted} (rows with {named}).", self.faults, "Nothing was started.")
         given = [name for name, holds in self.unused.items() if holds]
-        meaning = [name for name in given if self.layout.would_change(name)]
+        flags = list_flags(self.first) if self.layout.kind == "text" else []
+        meaning = [name for name in given if self.layout.would_change(name) or name in flags]
         named_all = set(self.layout.columns) <= set(self.columns)
         if meaning and not named_all:
             raise DataError(
                 f"{source} has columns that would change what is learned, and that rows in the "
                 f"layout {self.layout.name} do not use.",
                 [repr(name) for name in meaning],
-                f"{_advise_choice(self.layout, self.first)} {NOT_STARTED}",
+                f"{_advise_choice(self.layout, self.first, flags)} {NOT_STARTED}",
             )
         if not len(self):
-            raise DataError(f"{source} holds no rows that can be used.", [*self.notes()])
+            problem = f"{source} holds no rows that can be used."
+            raise DataError(problem, [*self.notes()], self._advise_texts())
 
 
 def _show_name(name: str | int) -> str:
@@ -154,12 +203,14 @@ def _show_name(name: str | int) -> str:
     return name if name and name == name.strip() else repr(name)
 
 
-def _advise_choice(layout: Layout, first: Values) -> str:
+def _advise_choice(layout: Layout, first: Values, flags: Sequence[str]) -> str:
     """Return the flags that leave out the columns that are not used, and those that use them."""
     named = choose_columns(layout, first)
     if not named:
         return "To leave them out, remove them from the file."
     advice = f"To leave them out, name those to use: --columns {named}."
+    if flags:
+        return f"{advice} {advise_list(flags)}"
     used = suggest_columns(first) if layout.kind == "text" else ""
     if used in ("", named):
         return advice
@@ -178,9 +229,7 @@ def _is_chosen(category: object, categories: str) -> bool:
     return categories == "all" or (category in SEEN) == (categories == "seen")
 
 
-def _row_faults(
-    row: Mapping[str, object], columns: Columns, *, may_be_turns: bool
-) -> Iterator[str]:
+def _row_faults(row: Row, columns: Columns, *, may_be_turns: bool) -> Iterator[str]:
     """Yield the faults of a row's values."""
     for key, value in row.items():
         name = f"{key!r} (column {columns[key]!r})" if key in columns else repr(key)
@@ -193,8 +242,14 @@ def _row_faults(
             continue
         elif not isinstance(value, str):
             yield f"{name} is a {type(value).__name__}, text is needed"
-        elif not value.strip() and key != "prompt":
+        elif not value.strip() and key != "prompt" and not _is_half_empty(row):
             yield f"{name} is empty"
+
+
+def _is_half_empty(row: Row) -> bool:
+    """Return True for a pair of texts of which one is empty: QQP has such."""
+    texts = [row[key] for key in PAIR if isinstance(row.get(key), str)]
+    return len(texts) == len(PAIR) and sum(bool(text.strip()) for text in texts) == 1
 
 
 def _is_label(value: object) -> bool:

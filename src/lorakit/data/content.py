@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -34,11 +35,13 @@ class Text:
         path: of the file.
         codec: by which Python decodes it.
         encoding: its name where it is not UTF-8.
+        skipped: number of lines at its beginning that are not of its content.
     """
 
     path: Path
     codec: str
     encoding: str
+    skipped: int = 0
 
     @cached_property
     def head(self) -> tuple[str, bool]:
@@ -48,8 +51,11 @@ class Text:
             begun += part
             if len(begun) > HEAD:
                 end = begun.rfind("\n", 0, HEAD)
-                return begun[: HEAD if end < 0 else end], False
-        return begun, True
+                return self._skip(begun[: HEAD if end < 0 else end]), False
+        return self._skip(begun), True
+
+    def _skip(self, begun: str) -> str:
+        return "\n".join(begun.split("\n")[self.skipped :]) if self.skipped else begun
 
     def parts(self) -> Iterator[str]:
         """Yield the text in parts; every line ends in a line feed.
@@ -70,6 +76,9 @@ class Text:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines without their ends."""
+        return islice(self._all_lines(), self.skipped, None)
+
+    def _all_lines(self) -> Iterator[str]:
         # Not splitlines(): it also cuts at characters that a field may hold, such as U+2028.
         begun: list[str] = []
         for part in self.parts():

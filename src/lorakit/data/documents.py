@@ -1,9 +1,10 @@
 """Records of JSON files and of plain texts."""
 
 import json
+import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from lorakit.errors import DataError
 # Characters: a plain text is cut between paragraphs into passages of about this length.
 PASSAGE = 1000
 LINES = 100  # that are parsed at once
+TAG = re.compile(r"O|[BIESLU]-\S+")  # of a token: outside of every name, or a part of one
+DOCUMENT = "-DOCSTART-"  # the first field of a line that begins a document
 # Keys under which a JSON object holds its rows.
 HOLDERS = ("data", "rows", "examples", "instances", "train")
 
@@ -83,17 +86,41 @@ def find_rows(path: Path, document: object) -> Iterable[object]:
     if isinstance(document, Mapping):
         if isinstance(document.get("entries"), list):
             return _flatten_webnlg(document["entries"])
+        if {"columns", "data"} <= {*document} and _are_lists(document["data"]):
+            return [dict(zip(document["columns"], row, strict=False)) for row in document["data"]]
         _refuse_several(path, document)
         lists = [document[key] for key in HOLDERS if _holds_objects(document.get(key))]
         if lists:
             return _flatten_squad(lists[0]) if _has_paragraphs(lists[0]) else lists[0]
-        rows = as_objects(document)
+        rows = as_objects(document) or _transpose(document)
         if rows:
             return rows
     raise DataError(
         f"{path} holds a {type(document).__name__}, a list of rows is needed.",
         advice="Write a list of objects, or one object a line as .jsonl.",
     )
+
+
+def _are_lists(rows: object) -> bool:
+    return isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+
+
+def _transpose(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of objects by number: rows, or the values of columns, as pandas writes them.
+
+    >>> _transpose({"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}})
+    [{'text': 'a', 'label': 'x'}, {'text': 'b', 'label': 'y'}]
+    """
+    values = [*document.values()]
+    if not values or not all(isinstance(value, dict) for value in values):
+        return []
+    if all(name.isdigit() for name in document):
+        return values
+    numbers = [*values[0]]
+    are_columns = all([*value] == numbers for value in values)
+    if not are_columns or not all(number.isdigit() for number in numbers):
+        return []
+    return [{name: document[name][number] for name in document} for number in numbers]
 
 
 def _holds_objects(value: object) -> bool:
@@ -208,10 +235,10 @@ def parse_references(text: Text) -> Iterator[Record]:
 
 
 def refuse_labels(text: Text) -> None:
-    """Refuse a plain text whose lines hold labels or tags in a form that is not read.
+    """Refuse a plain text whose lines hold labels in a form that is not read.
 
     Raises:
-        DataError: it is in the form of fastText or of CoNLL.
+        DataError: it is in the form of fastText.
     """
     head, _ = text.head
     lines = [line for line in islice(head.split("\n"), LINES) if line.strip()]
@@ -220,11 +247,39 @@ def refuse_labels(text: Text) -> None:
             f"{text.path} is in the form of fastText: its lines begin with `__label__`.",
             advice="Write a table with the columns text and label. Nothing was started.",
         )
-    if lines and lines[0].startswith("-DOCSTART-"):
-        raise DataError(
-            f"{text.path} is in the form of CoNLL: a token and its tags on each line.",
-            advice="Such tokens are read from JSON, as `tokens` and `tags`. Nothing was started.",
-        )
+
+
+def holds_tags(text: Text) -> bool:
+    """Return True if the first lines of a text are tokens with tags, as in CoNLL's files."""
+    lines = [line.split() for line in islice(text.head[0].split("\n"), LINES) if line.strip()]
+    rows = [fields for fields in lines if fields[0] != DOCUMENT]
+    has_tags = all(len(fields) > 1 and TAG.fullmatch(fields[-1]) for fields in rows)
+    return len(rows) > 1 and has_tags and len({len(fields) for fields in rows}) == 1
+
+
+def parse_tags(text: Text) -> Iterator[Record]:
+    """Yield the tokens and tags of each sentence; an empty line ends it.
+
+    The first field of a line is the token, and the last one its tag.
+    """
+    sentence: list[list[str]] = []
+    first = 1
+    for number, line in enumerate(chain(text.lines(), [""]), 1):
+        fields = line.split()
+        if fields and fields[0] != DOCUMENT:
+            sentence.append(fields)
+            continue
+        if sentence:
+            yield _join_tags(f"{text.path}:{first}", sentence)
+        sentence, first = [], number + 1
+
+
+def _join_tags(where: str, sentence: Sequence[Sequence[str]]) -> Record:
+    short = [fields[0] for fields in sentence if len(fields) < 2]
+    if short:
+        return Record(where, None, f"has a token without a tag: {short[0]!r}")
+    tokens, tags = ([fields[i] for fields in sentence] for i in (0, -1))
+    return Record(where, {"tokens": tokens, "tags": tags})
 
 
 def number_passages(text: Text) -> Iterator[Record]:

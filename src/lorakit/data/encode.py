@@ -32,6 +32,9 @@ class Example:
         ids: token ids.
         labels: one a token, IGNORED where it is not trained (language modelling); empty otherwise.
         target: class index or value (classification, regression).
+        flags: 1 for each class that the row has, else 0 (several labels).
+        tags: class of each token, IGNORED where it has none (tags of tokens).
+        answer: token ids that a decoder is to write (encoder-decoders).
         types: token type ids of a pair, where the model has them.
         row: position of the row that the sequence comes from.
         cut: number of tokens of that row that do not fit and are not read.
@@ -40,6 +43,9 @@ class Example:
     ids: list[int]
     labels: list[int] = field(default_factory=list)
     target: float | int = 0
+    flags: list[float] = field(default_factory=list)
+    tags: list[int] = field(default_factory=list)
+    answer: list[int] = field(default_factory=list)
     types: list[int] | None = None
     row: int = 0
     cut: int = 0
@@ -47,9 +53,35 @@ class Example:
     @property
     def trained(self) -> int:
         """Number of values in the loss; the first token of a sequence is never predicted."""
-        if not self.labels:
+        if self.answer:
+            return len(self.answer)
+        if not self.labels and not self.tags:
             return 1
-        return sum(label != IGNORED for label in self.labels[1:])
+        return sum(label != IGNORED for label in self.tags or self.labels[1:])
+
+    @property
+    def size(self) -> int:
+        """Number of tokens that the model reads and writes."""
+        return len(self.ids) + len(self.answer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Settings by which rows are tokenised.
+
+    Attributes:
+        tokenizer: of transformers.
+        max_length: tokens of a sequence at most.
+        labels: names of the classes, where there are any.
+        loss_on: completion or all, for language modelling.
+        to_predict: True to take rows whose labels are to be predicted.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    max_length: int
+    labels: Sequence[str] = ()
+    loss_on: str = "completion"
+    to_predict: bool = False
 
 
 def encode_causal(
@@ -221,7 +253,7 @@ def encode_texts(
     # Not verbose: a text longer than the model's limit is split.
     encoded = tokenizer(own, verbose=False).input_ids
     for text, tokens in zip(texts, encoded, strict=True):
-        ids = _with_eos(tokenizer, tokens, text)
+        ids = with_eos(tokenizer, tokens, text)
         starts = range(0, len(ids), max_length)
         parts = [ids[start : start + max_length] for start in starts]
         yield [Example(part, list(part)) for part in parts]
@@ -232,7 +264,7 @@ def _encode_completion(
 ) -> list[Example]:
     prompt = encode_prompt(tokenizer, row["prompt"])
     answer = tokenizer(row["completion"], add_special_tokens=False, verbose=False).input_ids
-    answer = _with_eos(tokenizer, answer, row["completion"])
+    answer = with_eos(tokenizer, answer, row["completion"])
     excess = max(0, len(prompt) + len(answer) - max_length)
     # The first token (BOS, if the model has one) is kept; then the oldest tokens of the prompt are
     # cut, then the end of the answer.
@@ -335,7 +367,7 @@ def _remove_added(text: str, added: tuple[list[str], list[str]]) -> str:
     return text
 
 
-def _with_eos(tokenizer: "PreTrainedTokenizerBase", ids: list[int], text: str) -> list[int]:
+def with_eos(tokenizer: "PreTrainedTokenizerBase", ids: list[int], text: str) -> list[int]:
     """Return the ids of a text with EOS at their end, unless the text has it there.
 
     The templates of many models write a line break after the last EOS; it may stay.

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lorakit.data.encode import Example, check_text, without_added
+from lorakit.data.encode import Encoding, Example, check_text, without_added
 from lorakit.data.layouts import KINDS
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LABELLED = ("labelled", "pair")  # kinds of rows with a label
+WITH_TARGETS = (*LABELLED, "multi-label", "tokens")  # those from which labels are learned
 UNLABELLED = ("text", "unlabelled pair")  # those for which one can be predicted
 MOST_NUMBERS = 50  # different numbers that may be the names of classes
 UNMARKED = {"-1", "0", "1", "2"}  # labels of which the first may be none
+# The tasks of the kinds of rows with labels that are no single class or value.
+TASK_OF_KIND = {"multi-label": "multi-label", "tokens": "tokens", "untagged tokens": "tokens"}
 # Kinds of rows that no task trains on, as they are called.
 UNTRAINED = {
-    "multi-label": "texts with several labels each",
-    "tokens": "tokens with tags",
     "preference": "preferences between two answers",
     "rated": "answers that are rated good or bad",
 }
@@ -39,7 +41,10 @@ def require_labels(rows: Rows, *, to_predict: bool = False) -> None:
 
 
 def list_labels(rows: Rows) -> list[str]:
-    """Return the labels of a classification: numbers in their order, then words sorted.
+    """Return the labels of a classification: as the source orders them, else numbers, then words.
+
+    Numbers are in their order, words sorted. A source that has an order also names the classes of
+    which it has no row.
 
     Raises:
         DataError: the rows have no label.
@@ -50,6 +55,8 @@ def list_labels(rows: Rows) -> list[str]:
     """
     require_labels(rows)
     labels = {label_text(row["label"]) for row in rows.rows}
+    if len(labels) > 1 and labels <= {*rows.classes}:
+        return [*rows.classes]
     return sorted(labels, key=_label_order)
 
 
@@ -108,12 +115,14 @@ def _check_classes(rows: Rows) -> None:
             2, by which data sets of the hub mark rows without a label.
     """
     names = {label_text(row["label"]) for row in rows.rows}
+    if rows.classes:
+        return
     if names >= UNMARKED and not any(_is_below(name, -1) for name in names):
         marked = sum(label_text(row["label"]) == "-1" for row in rows.rows)
         raise DataError(
-            f"{plural(marked, 'row')} of {rows.source} have the label -1 beside 0, 1 and 2: data "
-            "sets often mark rows without a label so.",
-            advice=f"Remove them, or give --task classify if -1 is a class. {NOT_STARTED}",
+            f"The label -1 of {plural(marked, 'row')} of {rows.source} stands beside 0, 1 and 2: "
+            "data sets often mark rows without a label so.",
+            advice=f"Remove such rows, or give --task classify if -1 is a class. {NOT_STARTED}",
         )
     if len(names) > MOST_NUMBERS and all(_parse_number(name) is not None for name in names):
         shown = ", ".join(sorted(names)[:5])
@@ -147,7 +156,7 @@ def infer_task(rows: Rows, task: str = "auto") -> str:
     if task != "auto":
         return task
     if rows.kind not in LABELLED:
-        return "causal-lm"
+        return TASK_OF_KIND.get(rows.kind, "causal-lm")
     if is_regression(rows):
         return "regress"
     _check_classes(rows)
@@ -175,8 +184,18 @@ def encode_labelled(
         DataError: rows of another kind, or labels that are not a class or a number; each is named.
     """
     require_labels(rows, to_predict=to_predict)
-    check_text(rows.where, rows.rows)
     targets = _targets(rows, labels)
+    examples = _encode_texts(rows, tokenizer, max_length)
+    for example, target in zip(examples, targets, strict=True):
+        example.target = target
+    return examples
+
+
+def _encode_texts(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Example]:
+    """Tokenise one or two texts a row; the longer of two is cut at its end."""
+    check_text(rows.where, rows.rows)
     is_pair = "text_a" in KINDS[rows.kind]
     first = [row["text_a" if is_pair else "text"] for row in rows.rows]
     first = [without_added(tokenizer, text) for text in first]
@@ -187,8 +206,7 @@ def encode_labelled(
     examples: list[Example] = []
     for number, ids in enumerate(encoded.input_ids):
         cut = len(uncut[number]) - len(ids)
-        target, own_types = targets[number], types[number]
-        examples.append(Example(ids, target=target, types=own_types, row=number, cut=cut))
+        examples.append(Example(ids, types=types[number], row=number, cut=cut))
     return examples
 
 
@@ -210,7 +228,7 @@ def _values(rows: Rows) -> list[float]:
         else:
             values.append(value)
     if faults:
-        raise _label_error(rows, faults)
+        raise label_error(rows, faults)
     return values
 
 
@@ -220,7 +238,7 @@ def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
     faults: list[str] = []
     for where, row in zip(rows.where, rows.rows, strict=True):
         label = label_text(row["label"])
-        index = _class_index(label, labels)
+        index = class_position(label, labels)
         if index is not None:
             indices.append(index)
         else:
@@ -228,11 +246,11 @@ def _class_indices(rows: Rows, labels: Sequence[str]) -> list[int]:
             fault = f"{where}   label {label!r} is none of the classes"
             faults.append(add_hint(fault, hint))
     if faults:
-        raise _label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
+        raise label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
     return indices
 
 
-def _class_index(label: str, labels: Sequence[str]) -> int | None:
+def class_position(label: str, labels: Sequence[str]) -> int | None:
     """Return the position of a class: of its name, else of the only one that is the same number."""
     if label in labels:
         return labels.index(label)
@@ -243,6 +261,62 @@ def _class_index(label: str, labels: Sequence[str]) -> int | None:
     return equal[0] if len(equal) == 1 else None
 
 
-def _label_error(rows: Rows, faults: list[str], advice: str = "") -> DataError:
+def label_error(rows: Rows, faults: list[str], advice: str = "") -> DataError:
+    """Return the error of labels that cannot be used, each named."""
     counted = f"{len(faults)} of {len(rows)} labels"
     return DataError(f"{counted} of {rows.source} cannot be used.", faults, advice)
+
+
+def list_several(rows: Rows) -> list[str]:
+    """Return all labels of rows that have several each.
+
+    Raises:
+        DataError: the rows are of another kind.
+
+    >>> rows = [{"text": "a", "labels": ["b", "a"]}, {"text": "c", "labels": []}]
+    >>> list_several(Rows("multi-label", rows, ["", ""], ""))
+    ['a', 'b']
+    """
+    _require_several(rows)
+    found = chain.from_iterable(row["labels"] for row in rows.rows)
+    labels = {label_text(label) for label in found}
+    return sorted(labels, key=_label_order)
+
+
+def _require_several(rows: Rows, *, to_predict: bool = False) -> None:
+    allowed = ("multi-label", "text") if to_predict else ("multi-label",)
+    if rows.kind not in allowed:
+        raise DataError(
+            f"Rows of {rows.source} are in the layout {rows.layout or rows.kind}; multi-label "
+            "needs a text and a list of labels.",
+            advice=f"Name their columns: --columns text=… labels=…. {NOT_STARTED}",
+        )
+
+
+def encode_several(rows: Rows, how: Encoding) -> list[Example]:
+    """Tokenise texts, with a flag for each class.
+
+    Args:
+        rows: of the kind multi-label; to predict labels, also texts, whose flags are 0.
+        how: tokenizer, length and classes; a longer text is cut at its end.
+
+    Raises:
+        DataError: rows of another kind, or labels that are not a class; each is named.
+    """
+    _require_several(rows, to_predict=how.to_predict)
+    labels = how.labels
+    examples = _encode_texts(rows, how.tokenizer, how.max_length)
+    faults: list[str] = []
+    for example in examples:
+        example.flags = [0.0] * len(labels)
+        for label in rows.rows[example.row].get("labels", ()):
+            position = class_position(label_text(label), labels)
+            if position is None:
+                hint = near_misses(label_text(label), labels)
+                fault = f"{rows.where[example.row]}   label {label_text(label)!r} is no class"
+                faults.append(add_hint(fault, hint))
+            else:
+                example.flags[position] = 1.0
+    if faults:
+        raise label_error(rows, faults, f"Classes: {', '.join(labels[:20])}.")
+    return examples

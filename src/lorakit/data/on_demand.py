@@ -187,14 +187,14 @@ def count_tokens(examples: Sequence[Example]) -> Sequence[int]:
     """Return the tokens of each example; estimated ones of those that are made on demand."""
     if isinstance(examples, ExamplesOnDemand):
         return examples.lengths
-    return [len(example.ids) for example in examples]
+    return [example.size for example in examples]
 
 
 def find_longest(examples: Sequence[Example]) -> int:
     """Return the number of tokens that no example exceeds."""
     if isinstance(examples, ExamplesOnDemand):
         return examples.longest
-    return max(len(example.ids) for example in examples)
+    return max(example.size for example in examples)
 
 
 def count_cut(examples: Sequence[Example]) -> int:

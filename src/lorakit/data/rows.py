@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lorakit.data.advice import advise_columns
+from lorakit.data.class_names import join_classes, put_names
 from lorakit.data.collect import BLOCK, Collector
 from lorakit.data.documents import Record
 from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout
@@ -56,6 +57,7 @@ class Rows:
         is_measured: True if the layout says that the labels are measured values.
         notes: how it was read, and what of it was not used.
         is_part: True if the source was not read to its end.
+        classes: all names of the labels or tags in their order, where the source has one.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class Rows:
     is_measured: bool = False
     notes: tuple[str, ...] = ()
     is_part: bool = False
+    classes: tuple[str, ...] = ()
 
     @property
     def repeated(self) -> int:
@@ -143,6 +146,7 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
             [f"{part.source}   {part.layout}" for part in parts],
             f"Give data of one kind, or name columns with --columns. {NOT_STARTED}",
         )
+    _check_names(parts)
     rows, where = _concatenate(parts)
     notes: list[str] = []
     for part in parts:
@@ -157,7 +161,30 @@ def join_rows(parts: Sequence[Rows]) -> Rows:
         is_measured=parts[0].is_measured,
         notes=tuple(notes),
         is_part=any(part.is_part for part in parts),
+        classes=join_classes([part.classes for part in parts]),
     )
+
+
+def _check_names(parts: Sequence[Rows]) -> None:
+    """Refuse labels of one data set that are no class of another, which names its classes.
+
+    Raises:
+        DataError: numbers stand beside names, for example; each such data set is named.
+    """
+    names = set(chain.from_iterable(part.classes for part in parts))
+    unnamed = [part for part in parts if not part.classes and part.kind in ("labelled", "pair")]
+    faults: list[str] = []
+    for part in unnamed if names else ():
+        others = dict.fromkeys(str(row["label"]) for row in part.rows)
+        strange = [label for label in others if label.strip() not in names]
+        faults += [f"{part.source}   {label!r}" for label in strange[:1]]
+    if faults:
+        raise DataError(
+            "The data sets name their classes differently: "
+            f"{', '.join(sorted(names)[:5])} in one of them.",
+            faults,
+            f"Write the same names into all of them. {NOT_STARTED}",
+        )
 
 
 def _concatenate(parts: Sequence[Rows]) -> tuple[Sequence[Row], Sequence[str]]:
@@ -248,7 +275,7 @@ def read_rows(
     """
     chosen = _parse_columns(columns)
     reading = Reading(chosen, quotes, separator, whole=limit is None)
-    files = list_files(source)
+    files = list_files(source, split)
     if files:
 
         def read(file: str, limit: int | None) -> Rows:
@@ -264,14 +291,14 @@ def _read_source(
     """Read and check the rows of one source."""
     chosen = reading.columns
     opened = open_source(source, reading, split)
-    records = iter(opened.records)
+    records = put_names(opened.records, opened.names) if opened.names else iter(opened.records)
     first = next(records, None)
     if first is None:
         raise DataError(f"{source} holds no rows.")
     chosen = _names_of_numbers(chosen, first)
     layout = _find_layout(source, first, chosen, is_table=not opened.typed)
     _check_categories(source, layout, categories)
-    collector = Collector(layout, chosen, categories)
+    collector = Collector(layout, chosen, categories, frozenset(opened.names))
     collector.collect(chain([first], records), limit)
     collector.refuse(source)
     rows, places = collector.finish()
@@ -285,6 +312,7 @@ def _read_source(
         is_measured=layout.regression,
         notes=(*opened.notes, *collector.notes()),
         is_part=collector.is_part,
+        classes=opened.names.get(str(collector.label_column), ()),
     )
 
 
@@ -323,7 +351,7 @@ def _find_layout(source: str, first: Record, columns: Columns, *, is_table: bool
     if layout is None:
         problem = f"The columns of {source} are those of no known layout."
         raise DataError(problem, *advise_columns(values, is_table=is_table))
-    return layout
+    return layout.choose_language(values)
 
 
 def _check_categories(source: str, layout: Layout, categories: str) -> None:

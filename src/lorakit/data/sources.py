@@ -7,18 +7,22 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
+from lorakit.data.class_names import Names, NamesByColumn, find_names
 from lorakit.data.content import Text, is_packed, open_text
 from lorakit.data.documents import (
     Record,
     holds_references,
+    holds_tags,
     number_passages,
     number_rows,
     parse_json,
     parse_references,
+    parse_tags,
     refuse_labels,
 )
 from lorakit.data.hub import data_sets_offline, is_offline, similar_names
@@ -26,11 +30,20 @@ from lorakit.data.tables import (
     NAMES,
     SEPARATORS,
     Columns,
+    find_declared,
     find_form,
     is_table_without_layout,
     parse_delimited,
+    read_class_names,
     read_table,
     usual_form,
+)
+from lorakit.data.text_folders import (
+    Folders,
+    check_folders,
+    find_folders,
+    list_classes,
+    read_texts,
 )
 from lorakit.errors import DataError
 from lorakit.files import leaves_folder
@@ -73,11 +86,13 @@ class Source:
         records: in their order.
         typed: True if the source tells texts from numbers, as JSON does and a .csv does not.
         notes: how it was read, where that is not what its name says.
+        names: the names of classes by column, where the source holds their numbers.
     """
 
     records: Iterable[Record]
     typed: bool = True
     notes: tuple[str, ...] = ()
+    names: NamesByColumn = field(default_factory=dict[str, Names])
 
 
 def open_source(source: str, reading: Reading, split: str) -> Source:
@@ -97,25 +112,32 @@ def open_source(source: str, reading: Reading, split: str) -> Source:
     if path.is_file():
         return _read_file(path, reading)
     if path.is_dir():
+        folders = find_folders(path, split)
+        if folders:
+            return _read_folders(source, folders, reading)
         _check_folder(path)
     elif path.exists():
         raise DataError(f"{source} is not an ordinary file.", advice="Name a file with rows.")
     elif _suffix(path) in SUFFIXES or _is_missing_path(source):
         raise DataError(f"There is no file {source}.", advice=similar_names(path))
-    return Source(_read_hub(source, split))
+    return _read_hub(source, split)
 
 
-def list_files(source: str) -> list[str]:
+def list_files(source: str, split: str = "train") -> list[str]:
     """Return the files of a folder that are read one after the other; none for anything else.
 
     A folder that `datasets` made, that has a data card, or whose files are called like splits, is
     left to that library.
 
+    Args:
+        source: as for `open_source`.
+        split: as for `open_source`.
+
     Raises:
         DataError: it is no data set, or a link in it shows a file elsewhere.
     """
     folder = Path(source)
-    if source.startswith("builtin:") or not folder.is_dir():
+    if source.startswith("builtin:") or not folder.is_dir() or find_folders(folder, split):
         return []
     _check_folder(folder)
     files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -129,6 +151,16 @@ def list_files(source: str) -> list[str]:
             _check_data_files(source, {"": chosen})
             return chosen
     return []
+
+
+def _read_folders(source: str, folders: Folders, reading: Reading) -> Source:
+    """Return the texts of sub-folders, whose names are the labels."""
+    check_folders(source, folders, reading.columns)
+    classes = list_classes(folders)
+    is_labelled = not reading.columns or "label" in reading.columns
+    told = f"the names of its {len(classes)} sub-folders are the labels"
+    notes = (told,) if is_labelled else ()
+    return Source(read_texts(folders), notes=notes, names={"label": classes})
 
 
 def _has_card(folder: Path) -> bool:
@@ -185,7 +217,7 @@ def _read_builtin(source: str, split: str) -> Iterator[Record]:
     return number_rows(source, stdlib_docs.make_rows(split))
 
 
-def _read_hub(source: str, split: str) -> Iterator[Record]:
+def _read_hub(source: str, split: str) -> Source:
     import datasets
 
     is_reachable = Path(source).is_dir() or not is_offline()
@@ -194,7 +226,7 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
             builder = datasets.load_dataset_builder(source)
             _check_data_files(source, builder.config.data_files or {})
             builder.download_and_prepare()
-            loaded = builder.as_dataset(split=split)
+            loaded: Any = builder.as_dataset(split=split)
     except DataError:
         raise
     # Errors of the library and of its back ends are of many classes; each means no data.
@@ -205,7 +237,8 @@ def _read_hub(source: str, split: str) -> Iterator[Record]:
             f"{type(error).__name__}: {first_line(error)}",
             advice=f"{similar_names(Path(source))} {NAMING_ADVICE}".lstrip(),
         ) from error
-    return number_rows(source, loaded)
+    names = find_names(loaded.features.to_dict()) if loaded.features else {}
+    return Source(number_rows(source, loaded), names=names)
 
 
 def _check_data_files(source: str, data_files: Mapping[str, Sequence[str]]) -> None:
@@ -249,7 +282,7 @@ def _read_file(path: Path, reading: Reading) -> Source:
             advice=f"Supported endings are {' '.join(SUFFIXES)}, each also with .gz.",
         )
     if suffix in TABLES:
-        return Source(number_rows(path, read_table(path)))
+        return Source(number_rows(path, read_table(path)), names=read_class_names(path))
     text = open_text(path, whole=reading.whole)
     notes = (f"read as {text.encoding}",) if text.encoding else ()
     if suffix in JSON:
@@ -262,11 +295,15 @@ def _read_file(path: Path, reading: Reading) -> Source:
 
 def _read_delimited(text: Text, reading: Reading, usual: str, notes: tuple[str, ...]) -> Source:
     """Return the records of a table, whose form is found from its first lines."""
+    declared = find_declared(text)
+    if declared:
+        text = replace(text, skipped=1)
+        usual = declared
     if reading.separator != "auto":
         usual = SEPARATORS[reading.separator]
         tried = [usual]
     else:
-        tried = [usual, *(one for one in SEPARATORS.values() if one != usual)]
+        tried = [usual, *(one for one in SEPARATORS.values() if one != usual and not declared)]
     known = find_form(text, reading.columns, tried, reading.quotes)
     form = known or usual_form(text, reading.columns, usual, reading.quotes)
     if form.separator != usual:
@@ -278,9 +315,11 @@ def _read_delimited(text: Text, reading: Reading, usual: str, notes: tuple[str, 
 
 def _read_plain_text(text: Text, reading: Reading, notes: tuple[str, ...]) -> Source:
     """Return the rows of a table, the pairs of `data||reference`, or the passages of a text."""
-    is_table = reading.separator != "auto" or reading.columns
+    is_table = reading.separator != "auto" or reading.columns or find_declared(text)
     if is_table or find_form(text, reading.columns, ["\t"], reading.quotes):
         return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
+    if holds_tags(text):
+        return Source(parse_tags(text), notes=(*notes, "its lines are tokens with their tags"))
     if is_table_without_layout(text):
         return _read_delimited(text, reading, "\t", (*notes, "it is a table"))
     refuse_labels(text)

@@ -3,11 +3,13 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.data.class_names import NamesByColumn, read_names
 from lorakit.data.content import Text
 from lorakit.data.documents import Record
 from lorakit.data.layouts import find_headerless, find_layout
@@ -26,6 +28,11 @@ SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 NAMES = {separator: name for name, separator in SEPARATORS.items()}
 QUOTES = "see --quotes and --no-quotes"
 WRAPPED = re.compile(r'"(?:[^"]|"")*"')  # a field as csv writes it
+MOST_LINES = 100  # over which a field goes
+DECLARED = re.compile(r'"?sep=([,;|\t])"?')  # a first line, by which Excel knows the separator
+
+Fields = list[str]
+Numbered = tuple[int, Fields]  # the fields of a row, and the number of its first line
 
 
 @dataclass(frozen=True)
@@ -51,37 +58,62 @@ def read_table(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: it is damaged, or no such file.
     """
-    import pyarrow as pa
-
-    try:
-        for batch in _read_batches(path):
+    with _open_table(path) as (_, batches):
+        for batch in batches:
             for start in range(0, batch.num_rows, ROWS):
                 part = batch.slice(start, ROWS)
                 # Rows of a damaged table can lie outside of the memory that was read.
                 part.validate(full=True)
                 yield from part.to_pylist()
+
+
+def read_class_names(path: Path) -> NamesByColumn:
+    """Return the names of classes that a Parquet or Arrow file holds, by column.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    with _open_table(path) as (schema, _):
+        return read_names(schema.metadata)
+
+
+@contextmanager
+def _open_table(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Give the schema and the record batches of a file; the values of these are not checked.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import pyarrow as pa
+
+    try:
+        # Not a memory map: a file that is cut off meanwhile would end the process.
+        with pa.OSFile(str(path)) as file:
+            yield _open_batches(path, file)
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as a table: {first_line(error)}.") from error
 
 
-def _read_batches(path: Path) -> Iterator[Any]:
-    """Yield the record batches of a file; their values are not checked."""
+def _open_batches(path: Path, file: Any) -> tuple[Any, Iterator[Any]]:  # noqa: ANN401  untyped
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Not a memory map: a file that is cut off meanwhile would end the process.
-    with pa.OSFile(str(path)) as file:
-        if path.suffix.lower() == ".parquet":
-            yield from pq.ParquetFile(file).iter_batches(ROWS)
-            return
-        try:
-            stream = pa.ipc.open_stream(file)
-        except pa.ArrowInvalid:
-            reader = pa.ipc.open_file(file)
-            for number in range(reader.num_record_batches):
-                yield reader.get_batch(number)
-            return
-        yield from stream
+    if path.suffix.lower() == ".parquet":
+        parquet = pq.ParquetFile(file)
+        return parquet.schema_arrow, parquet.iter_batches(ROWS)
+    try:
+        stream = pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        reader = pa.ipc.open_file(file)
+        numbers = range(reader.num_record_batches)
+        return reader.schema, (reader.get_batch(number) for number in numbers)
+    return stream.schema, iter(stream)
+
+
+def find_declared(text: Text) -> str:
+    """Return the separator that the first line of a text declares; empty if it declares none."""
+    declared = DECLARED.fullmatch(text.head[0].partition("\n")[0])
+    return declared.group(1) if declared else ""
 
 
 def find_form(
@@ -107,7 +139,7 @@ def find_form(
         by_number = dict(enumerate(lines[0]))
         if find_headerless(by_number) and not columns:
             return Form(separator, wraps, has_header=False, is_known=True)
-        by_name = dict(zip(lines[0], lines[-1], strict=False))
+        by_name = dict(zip(_name_columns(lines[0]), lines[-1], strict=False))
         if find_layout(by_name, columns):
             return Form(separator, wraps, has_header=True, is_known=True)
     return None
@@ -125,7 +157,8 @@ def usual_form(text: Text, columns: Columns, separator: str, quotes: bool | None
     """Return the form of a table whose columns are in no known layout."""
     wraps = _wraps(text, separator) if quotes is None else quotes
     by_number = any(isinstance(column, int) for column in columns.values())
-    return Form(separator, wraps, has_header=not by_number)
+    first = text.head[0].partition("\n")[0].split(separator)
+    return Form(separator, wraps, has_header=not by_number or _is_numbered(first))
 
 
 def _wraps(text: Text, separator: str) -> bool:
@@ -178,22 +211,81 @@ def parse_delimited(text: Text, form: Form) -> Iterator[Record]:
         DataError: its header cannot be read, has a name twice, or has another separator.
     """
     path = text.path
-    reader = _read_lines(text.lines(), form.separator, quotes=form.quotes)
-    header = _read_header(path, reader, form.separator) if form.has_header else None
-    while True:
-        where = f"{path}:{reader.line_num + 1}"
-        try:
-            fields = next(reader, None)
-        except csv.Error as error:
-            yield Record(where, None, f"cannot be read: {error}; {QUOTES}")
-            return
-        if fields is None:
-            return
-        if fields and fields != [""]:
+    rows = _read_rows(text, form)
+    header = None
+    if form.has_header:
+        _, names = next(rows, (0, []))
+        if isinstance(names, csv.Error):
+            problem = f"The first line of {path} cannot be read: {names}; {QUOTES}."
+            raise DataError(problem)
+        header = _check_header(path, names, form.separator)
+        rows = rows if form.quotes else _join_broken(rows, len(header))
+    for number, fields in rows:
+        where = f"{path}:{number}"
+        if isinstance(fields, csv.Error):
+            yield Record(where, None, f"cannot be read: {fields}; {QUOTES}")
+        elif any(field.strip() for field in fields):  # a spreadsheet has empty rows too
             yield _name_fields(where, fields, header)
 
 
-def _name_fields(where: str, fields: list[str], header: list[str] | None) -> Record:
+def _read_rows(text: Text, form: Form) -> Iterator[tuple[int, Fields | csv.Error]]:
+    """Yield the fields of each row with the number of its first line; at last why one has none."""
+    reader = _read_lines(text.lines(), form.separator, quotes=form.quotes)
+    number = text.skipped + 1
+    try:
+        for fields in reader:
+            yield number, fields
+            number = text.skipped + reader.line_num + 1
+    except csv.Error as error:
+        yield number, error
+
+
+def _join_broken(
+    rows: Iterable[tuple[int, Fields | csv.Error]], width: int
+) -> Iterator[tuple[int, Fields | csv.Error]]:
+    """Yield rows; those that a field in quotation marks breaks into several lines are joined.
+
+    Such rows are in QQP of GLUE, all other quotation marks of which are text.
+
+    Args:
+        rows: read as if no quotation mark wrapped a field.
+        width: number of fields that a row should have.
+    """
+    begun: list[Numbered] = []
+    for number, fields in rows:
+        if isinstance(fields, csv.Error) or (not begun and len(fields) >= width):
+            yield from begun
+            yield number, fields
+            begun = []
+            continue
+        begun.append((number, fields))
+        joined = _join_lines([own for _, own in begun])
+        if len(joined) < width and joined[-1].startswith('"') and len(begun) < MOST_LINES:
+            continue
+        unwrapped = [text for text in map(_unwrap, joined) if text is not None]
+        is_row = len(joined) == len(unwrapped) == width
+        yield from [(begun[0][0], unwrapped)] if is_row else begun
+        begun = []
+    yield from begun
+
+
+def _join_lines(lines: Sequence[Fields]) -> Fields:
+    """Return the fields of lines, each of which goes on with the last field of the one before."""
+    joined: Fields = []
+    for fields in lines:
+        first, *others = fields or [""]
+        joined[-1:] = [f"{joined[-1]}\n{first}" if joined else first, *others]
+    return joined
+
+
+def _unwrap(field: str) -> str | None:
+    """Return a field without the quotation marks around its lines; None if it has none."""
+    if "\n" not in field:
+        return field
+    return field[1:-1].replace('""', '"') if WRAPPED.fullmatch(field) else None
+
+
+def _name_fields(where: str, fields: Fields, header: Sequence[str | int] | None) -> Record:
     """Return the record of a line: by number without a header, else by the header's names."""
     if header is None:
         return Record(where, dict(enumerate(fields)))
@@ -203,11 +295,12 @@ def _name_fields(where: str, fields: list[str], header: list[str] | None) -> Rec
     return Record(where, dict(zip(header, fields, strict=True)))
 
 
-def _read_header(path: Path, reader: Iterator[list[str]], separator: str) -> list[str]:
-    try:
-        names = next(reader, [])
-    except csv.Error as error:
-        raise DataError(f"The first line of {path} cannot be read: {error}; {QUOTES}.") from error
+def _check_header(path: Path, names: Fields, separator: str) -> list[str | int]:
+    """Return the names of columns.
+
+    Raises:
+        DataError: a name is there twice, or the fields seem to have another separator.
+    """
     if names.count("") > 1:  # a spreadsheet writes commas for columns that it shows as empty
         names = [name or str(number) for number, name in enumerate(names)]
     repeated = [name for name in dict.fromkeys(names) if names.count(name) > 1]
@@ -219,7 +312,20 @@ def _read_header(path: Path, reader: Iterator[list[str]], separator: str) -> lis
         )
     if len(names) == 1:
         _check_separator(path, names[0], separator)
-    return names
+    return _name_columns(names)
+
+
+def _name_columns(names: Fields) -> list[str | int]:
+    """Return the names of columns, or the numbers that pandas writes for columns without names."""
+    if not _is_numbered(names):
+        return [*names]
+    return [int(name) if name else name for name in names]
+
+
+def _is_numbered(names: Fields) -> bool:
+    """Return True for 0, 1, 2 and so on, after the empty name of pandas' index if it is there."""
+    numbers = names[1:] if names[:1] == [""] else names
+    return len(names) > 1 and numbers == [str(number) for number in range(len(numbers))]
 
 
 def _check_separator(path: Path, name: str, separator: str) -> None:

@@ -106,24 +106,24 @@ def read_template(path: Path) -> str:
     """
     if not path.is_file():
         raise SpecError(
-            f"template: there is no file {path}.",
+            f"There is no chat template {path}.",
             advice=f"Give {CHATML_NAME}, or a file with a jinja template. {NOT_STARTED}",
         )
     if path.stat().st_size > LARGEST and path.name != TOKENIZER_CONFIG:
         raise SpecError(
-            f"template: {path} has more than {format_bytes(LARGEST)}.",
+            f"The chat template {path} has more than {format_bytes(LARGEST)}.",
             advice=f"A chat template is a short text. {NOT_STARTED}",
         )
     try:
         text = path.read_text("utf-8")
         if path.suffix == ".json":
             text = _template_of(json.loads(text))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SpecError(
-            f"template: {path} cannot be read: {first_line(error)}", advice=NOT_STARTED
+            f"The chat template {path} cannot be read: {first_line(error)}.", advice=NOT_STARTED
         ) from error
     if not text.strip():
-        raise SpecError(f"template: {path} holds no chat template.", advice=NOT_STARTED)
+        raise SpecError(f"{path} holds no chat template.", advice=NOT_STARTED)
     _check_syntax(text, path)
     return text
 
@@ -148,7 +148,8 @@ def _check_syntax(text: str, path: Path) -> None:
             render_jinja_template(conversations=probe, chat_template=text)
     except TemplateSyntaxError as error:
         raise SpecError(
-            f"template: {path}:{error.lineno} is no jinja: {error.message}.", advice=NOT_STARTED
+            f"The chat template {path} is no jinja in line {error.lineno}: {error.message}.",
+            advice=NOT_STARTED,
         ) from error
     # It may refuse these turns, or need more than they have: the rows will tell.
     except Exception:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.data.layouts.chat import THOUGHTS
 from lorakit.data.limits import BYTES, SECONDS, TimeExceeded, limited
+from lorakit.data.template_forms import find_form
 from lorakit.errors import DataError
 from lorakit.text import first_line, format_bytes
 
@@ -70,9 +71,10 @@ def render(
     Raises:
         DataError: the template refuses the conversation, or takes too much time or memory.
     """
+    fitted = _fit(tokenizer, turns, tools)
     with _guarded():
         text = tokenizer.apply_chat_template(
-            [name_thoughts(turn) for turn in turns],
+            fitted,
             tools=[dict(tool) for tool in tools] if tools else None,
             tokenize=False,
             add_generation_prompt=prompts,
@@ -81,6 +83,24 @@ def render(
     if len(text) > longest:
         raise TemplateLimitError(f"{len(text):,} characters, more than {longest:,},")
     return str(text)
+
+
+def _fit(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Tools
+) -> list[dict[str, Any]]:
+    """Return turns in the form that the chat template reads.
+
+    Raises:
+        DataError: there is no chat template, or several without a default.
+    """
+    try:
+        template = _template(tokenizer, tools)
+    except ValueError as error:
+        raise DataError(f"the chat template cannot be used: {first_line(error)}") from error
+    special: dict[str, Any] = tokenizer.special_tokens_map
+    tokens = tuple((name, text) for name, text in special.items() if isinstance(text, str))
+    form = find_form(template, tokens)
+    return [form.fit(name_thoughts(turn)) for turn in turns]
 
 
 def name_thoughts(turn: Turn) -> dict[str, Any]:
@@ -112,9 +132,10 @@ def render_blocks(
     from transformers.utils.chat_template_utils import render_jinja_template
 
     special: dict[str, Any] = tokenizer.special_tokens_map
+    fitted = _fit(tokenizer, turns, tools)
     with _guarded():
         rendered: Any = render_jinja_template(
-            [[name_thoughts(turn) for turn in turns]],
+            [fitted],
             [dict(tool) for tool in tools] if tools else None,
             chat_template=_template(tokenizer, tools),
             return_assistant_tokens_mask=True,

@@ -4,18 +4,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorakit.evaluate.score import Prediction
+from lorakit.errors import NOT_STARTED, DataError
 from lorakit.files import write_json_lines, write_text
+from lorakit.tasks.base import Prediction
+
+GLUE_TASKS = ("classify", "regress")
+
+
+def check_form(form: str, task: str) -> None:
+    """Refuse a form that cannot hold the predictions of a task.
+
+    Raises:
+        DataError: GLUE's form holds one value a row.
+    """
+    if form == "glue" and task not in GLUE_TASKS:
+        raise DataError(
+            f"--format glue holds a class or a value for each row, and the task is {task}.",
+            advice=f"Leave --format out: the predictions are JSON Lines then. {NOT_STARTED}",
+        )
 
 
 def write_predictions(
-    path: Path, form: str, predictions: Sequence[Prediction], labels: Sequence[str]
+    path: Path, form: str, task: str, predictions: Sequence[Prediction], labels: Sequence[str]
 ) -> None:
     """Write a prediction for each row, in the order of the rows.
 
     Args:
         path: a new file.
         form: jsonl or glue. GLUE's has the columns `index`, from 0, and `prediction`.
+        task: its name.
         predictions: of each row.
         labels: names of the classes; empty for a regression.
     """
@@ -24,7 +41,7 @@ def write_predictions(
         lines = [f"{index}\t{value}" for index, value in enumerate(named)]
         write_text(path, "\n".join(["index\tprediction", *lines, ""]))
         return
-    write_json_lines(path, [_describe(prediction, labels) for prediction in predictions])
+    write_json_lines(path, [_describe(prediction, task, labels) for prediction in predictions])
 
 
 def _glue_value(prediction: Prediction, labels: Sequence[str]) -> str:
@@ -33,7 +50,13 @@ def _glue_value(prediction: Prediction, labels: Sequence[str]) -> str:
     return labels[int(value)] if labels else f"{min(max(value, 0.0), 5.0):.3f}"
 
 
-def _describe(prediction: Prediction, labels: Sequence[str]) -> dict[str, Any]:
+def _describe(prediction: Prediction, task: str, labels: Sequence[str]) -> dict[str, Any]:
+    if task == "tokens":
+        return {"tags": [labels[int(tag)] for tag in prediction]}
+    if task == "multi-label":
+        probabilities = dict(zip(labels, (round(one, 6) for one in prediction), strict=True))
+        chosen = [label for label, one in probabilities.items() if one > 0.5]
+        return {"labels": chosen, "probabilities": probabilities}
     value, probability = prediction
     if not labels:
         return {"prediction": value}

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, TypedDict
 
-from lorakit.data.encode import IGNORED, Example, encode_causal
-from lorakit.data.labels import encode_labelled, infer_task, label_text, list_labels
+from lorakit.data.encode import IGNORED, Encoding, Example
+from lorakit.data.labels import label_text
+from lorakit.data.layouts.layout import Row
 from lorakit.data.rows import Rows
 from lorakit.data.template_files import check_use
 from lorakit.models.load import find_max_length
@@ -17,11 +19,15 @@ from lorakit.models.read import (
     load_tokenizer,
 )
 from lorakit.models.stops import find_stops
+from lorakit.models.tasks import TASKS
+from lorakit.tasks.find import find_task
+from lorakit.tasks.rows import choose_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BINS = 10  # of the histogram of lengths
+BROKEN = "\ufffd"  # stands for the first bytes of a character
 
 Bin = TypedDict("Bin", {"from": int, "to": int, "count": int})
 
@@ -86,17 +92,15 @@ def preview(
     config = load_config(model, trust_remote_code=trust_remote_code)
     base = build_without_weights(config, trust_remote_code=trust_remote_code)
     longest = choose_max_length(max_length, find_max_length(config, tokenizer, base))
-    task = infer_task(rows, task)
-    names = list_labels(rows) if task == "classify" else None
-    is_causal = task == "causal-lm"
-    if is_causal:
-        examples = encode_causal(rows, tokenizer, longest, loss_on)
-    else:
-        examples = encode_labelled(rows, tokenizer, longest, names)
+    task = choose_task(rows, task, model, trust_remote_code=trust_remote_code)
+    names = find_task(task).list_classes(rows)
+    how = Encoding(tokenizer=tokenizer, max_length=longest, labels=names, loss_on=loss_on)
+    examples = find_task(task).encode(rows, how)
+    writes = not TASKS[task].has_head
     generation = load_generation_config(model, config, trust_remote_code=trust_remote_code)
-    ends = _count_ends(examples, find_stops(tokenizer, generation)) if is_causal else Counter()
+    ends = _count_ends(examples, find_stops(tokenizer, generation)) if writes else Counter()
     names_of_ends = [str(tokenizer.convert_ids_to_tokens(token)) for token in ends]
-    lengths = [len(example.ids) for example in examples]
+    lengths = [example.size for example in examples]
     return {
         "task": task,
         "kind": rows.kind,
@@ -108,8 +112,8 @@ def preview(
         "rows_cut": sum(example.cut > 0 for example in examples),
         "tokens_cut": sum(example.cut for example in examples),
         "rows_repeated": rows.repeated,
-        "eos": " ".join(names_of_ends) or str(tokenizer.eos_token) if is_causal else None,
-        "eos_trained": ends.total() if is_causal else None,
+        "eos": " ".join(names_of_ends) or str(tokenizer.eos_token) if writes else None,
+        "eos_trained": ends.total() if writes else None,
         "labels": _count_labels(rows) if names else {},
         "histogram": _histogram(lengths),
         "shown": [_show(example, rows, tokenizer, task, names) for example in examples[:show]],
@@ -120,15 +124,21 @@ def _count_ends(examples: Sequence[Example], stops: Collection[int]) -> Counter[
     """Return the number of sequences whose last trained token is this one, for each stop."""
     last: Counter[int] = Counter()
     for example in examples:
-        trained = [label for label in example.labels if label != IGNORED]
+        trained = example.answer or [label for label in example.labels if label != IGNORED]
         last[trained[-1]] += 1
     return Counter({token: count for token, count in last.most_common() if token in stops})
 
 
 def _count_labels(rows: Rows) -> dict[str, int]:
-    """Return the number of rows of each label, the most frequent first."""
-    counts = Counter(label_text(row["label"]) for row in rows.rows)
+    """Return the number of times that each label occurs, the most frequent first."""
+    found = chain.from_iterable(map(_labels_of, rows.rows))
+    counts = Counter(map(label_text, found))
     return dict(counts.most_common())
+
+
+def _labels_of(row: Row) -> Sequence[str | int | float]:
+    """Return the label of a row, its labels, or its tags."""
+    return [row["label"]] if "label" in row else row.get("labels") or row.get("tags") or []
 
 
 def _show(
@@ -136,30 +146,49 @@ def _show(
     rows: Rows,
     tokenizer: "PreTrainedTokenizerBase",
     task: str,
-    names: Sequence[str] | None,
+    names: Sequence[str],
 ) -> Shown:
     """Return a sequence token by token, and its target unless the task is language modelling."""
-    # The first token of a sequence is never predicted.
-    trained = [i > 0 and label != IGNORED for i, label in enumerate(example.labels)]
-    if not example.labels:
-        trained = [False] * len(example.ids)
-    target: str | float | None = None
-    if task != "causal-lm":
-        target = names[int(example.target)] if names else example.target
     pieces = _decode_pieces(tokenizer, example.ids)
-    return {
-        "where": rows.where[example.row],
-        "pieces": list(zip(pieces, trained, strict=True)),
-        "target": target,
-    }
+    shown = list(zip(pieces, _mark_trained(example), strict=True))
+    shown += [(piece, True) for piece in _decode_pieces(tokenizer, example.answer)]
+    target = _describe_target(example, names) if TASKS[task].has_head else None
+    return {"where": rows.where[example.row], "pieces": shown, "target": target}
+
+
+def _mark_trained(example: Example) -> list[bool]:
+    """Return True for each token that is read if something is learned at it."""
+    if example.tags:
+        return [tag != IGNORED for tag in example.tags]
+    if not example.labels:
+        return [False] * len(example.ids)
+    # The first token of a sequence is never predicted.
+    return [i > 0 and label != IGNORED for i, label in enumerate(example.labels)]
+
+
+def _describe_target(example: Example, names: Sequence[str]) -> str | float:
+    """Return the class, the classes, the tags or the value of a sequence."""
+    if example.tags:
+        return " ".join(names[tag] for tag in example.tags if tag != IGNORED)
+    if example.flags:
+        chosen = [name for name, flag in zip(names, example.flags, strict=True) if flag]
+        return ", ".join(chosen) or "none"
+    return names[int(example.target)] if names else example.target
 
 
 def _decode_pieces(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[str]:
-    """Return the text that each token adds; joined they are the text of the sequence."""
+    """Return the text that each token adds; joined they are the text of the sequence.
+
+    The last of several tokens that make one character adds all of it.
+    """
     pieces: list[str] = []
     before = ""
     for number, token in enumerate(ids, 1):
         text = str(tokenizer.decode(ids[:number], clean_up_tokenization_spaces=False))
+        is_begun = text.endswith(BROKEN) and number < len(ids)
+        if is_begun and before.startswith(text.rstrip(BROKEN)):
+            pieces.append("")
+            continue
         if text.startswith(before):
             pieces.append(text[len(before) :])
         else:

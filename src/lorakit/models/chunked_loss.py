@@ -219,7 +219,9 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def chunked_loss(head: Head, inputs: dict[str, Any], targets: Tensor, ignored: int) -> Tensor:
+def chunked_loss(
+    head: Head, inputs: dict[str, Any], targets: Tensor, ignored: int, smoothing: float = 0.0
+) -> Tensor:
     """Return the summed cross-entropy of the next tokens, over the positions that have a label.
 
     Args:
@@ -228,6 +230,7 @@ def chunked_loss(head: Head, inputs: dict[str, Any], targets: Tensor, ignored: i
         targets: (batch, length), the token that each position is to predict; `ignored` where it is
             not trained.
         ignored: the label of positions that do not count.
+        smoothing: share of each target that is spread over all tokens.
 
     Returns:
         The sum, float32 (float64 in float64).
@@ -236,14 +239,15 @@ def chunked_loss(head: Head, inputs: dict[str, Any], targets: Tensor, ignored: i
     if _is_fake(labels):
         # The number of labels is not known of tensors without values: all positions count.
         hidden = _last_hidden_state(head, inputs).flatten(0, 1)
-        return cross_entropy(hidden, labels, head.layer, head.transform)
+        return cross_entropy(hidden, labels, head.layer, head.transform, smoothing)
     positions = _find_labels(labels, ignored)
     hidden = _last_hidden_state(head, inputs).flatten(0, 1)
-    return cross_entropy(hidden[positions], labels[positions], head.layer, head.transform)
+    trained = hidden[positions]
+    return cross_entropy(trained, labels[positions], head.layer, head.transform, smoothing)
 
 
 def chunked_loss_by_row(
-    head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int
+    head: Head, inputs: dict[str, Tensor], targets: Tensor, ignored: int, smoothing: float = 0.0
 ) -> Tensor:
     """Return the same sum for each row of the batch, (batch,), without gradient.
 
@@ -255,6 +259,7 @@ def chunked_loss_by_row(
         targets: (batch, length), the token that each position is to predict; `ignored` where it is
             not trained.
         ignored: the label of positions that do not count.
+        smoothing: share of each target that is spread over all tokens.
     """
     labels = targets.flatten()
     positions = _find_labels(labels, ignored)
@@ -263,19 +268,19 @@ def chunked_loss_by_row(
     dtype = _sum_dtype(hidden.dtype)
     total = torch.zeros(len(targets), dtype=dtype, device=hidden.device)
     for chunk in positions.split(size):
-        losses = _losses(head, hidden[chunk], labels[chunk], dtype)
+        logits = head.transform(head.layer(hidden[chunk])).to(dtype)
+        losses = F.cross_entropy(logits, labels[chunk], reduction="none", label_smoothing=smoothing)
         rows = chunk // targets.shape[1]
         total = total.index_add(0, rows, losses)
     return total
 
 
-def _losses(head: Head, x: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-    logits = head.transform(head.layer(x)).to(dtype)
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
 def cross_entropy(
-    x: Tensor, labels: Tensor, layer: nn.Linear, transform: Transform = _unchanged
+    x: Tensor,
+    labels: Tensor,
+    layer: nn.Linear,
+    transform: Transform = _unchanged,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Return the summed cross-entropy of `transform(layer(x))`, computed chunk by chunk.
 
@@ -284,6 +289,7 @@ def cross_entropy(
         labels: (n,) int64, each below the number of outputs.
         layer: (n, in) to (n, out).
         transform: of the layer's output; each row depends on that row alone.
+        smoothing: share of each label that is spread over all outputs, as torch's label_smoothing.
 
     Returns:
         The sum over rows, float32 (float64 in float64). Its gradient, which can be computed once,
@@ -302,7 +308,7 @@ def cross_entropy(
     if torch.is_grad_enabled():
         trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         needs_x = x.requires_grad
-    return _ChunkedCrossEntropy.apply(x, labels, layer, transform, needs_x, *trained)
+    return _ChunkedCrossEntropy.apply(x, labels, layer, transform, smoothing, needs_x, *trained)
 
 
 def chunk_rows(width: int, dtype: torch.dtype) -> int:
@@ -323,6 +329,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         layer: nn.Linear,
         transform: Transform,
+        smoothing: float,
         needs_x: bool,
         *trained: Tensor,
     ) -> Tensor:
@@ -337,7 +344,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = x[chunk].detach().requires_grad_(needs_x)
             with torch.set_grad_enabled(needs_x or bool(trained)):
                 logits = transform(layer(part))
-            loss, gradient = _loss_and_gradient(logits, labels[chunk], dtype)
+            loss, gradient = _loss_and_gradient(logits, labels[chunk], dtype, smoothing)
             total += loss
             if logits.requires_grad:
                 leaves = [part, *trained] if needs_x else list(trained)
@@ -360,8 +367,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scaled = [
             None if saved is None else saved * factor.to(saved.dtype) for saved in ctx.saved_tensors
         ]
-        # Of labels, layer, transform and needs_x there is no gradient.
-        return scaled[0], None, None, None, None, *scaled[1:]
+        # Of labels, layer, transform, smoothing and needs_x there is no gradient.
+        return scaled[0], None, None, None, None, None, *scaled[1:]
 
 
 def _add(sums: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -370,18 +377,26 @@ def _add(sums: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
             total += gradient
 
 
-def _loss_and_gradient(y: Tensor, labels: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the summed loss of a chunk, and its gradient: the softmax less 1 at the label.
+def _loss_and_gradient(
+    y: Tensor, labels: Tensor, dtype: torch.dtype, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Return the summed loss of a chunk, and its gradient: the softmax less the target.
 
     Both are computed in the memory of the logits `y` if these have `dtype`.
     """
     logits = y.detach().to(dtype)
     columns = labels.unsqueeze(1)
     logits -= logits.amax(-1, keepdim=True)
-    label_logits = logits.gather(-1, columns)
+    expected = logits.gather(-1, columns)
+    on_label = torch.full_like(expected, smoothing - 1.0)
+    if smoothing:
+        mean = logits.mean(-1, keepdim=True)
+        expected = (1 - smoothing) * expected + smoothing * mean
     logits.exp_()
     total = logits.sum(-1, keepdim=True)
-    loss = (total.log() - label_logits).sum()
+    loss = (total.log() - expected).sum()
     logits /= total
-    logits.scatter_add_(-1, columns, torch.full_like(label_logits, -1.0))
+    if smoothing:
+        logits -= smoothing / logits.shape[-1]
+    logits.scatter_add_(-1, columns, on_label)
     return loss, logits.to(y.dtype)

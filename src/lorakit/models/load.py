@@ -10,6 +10,7 @@ from torch import nn
 
 from lorakit.errors import ModelError
 from lorakit.models.locate import NAMING_ADVICE, locate
+from lorakit.models.precision import gpu_dtype, has_bfloat16
 from lorakit.models.quantised import check_quantised
 from lorakit.models.read import READ_ERRORS, advise, load_config, load_tokenizer, quiet
 from lorakit.models.stops import find_stops
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 # Least width of a model whose steps are faster in bfloat16 on a CPU (benchmarks/base_dtype.py).
 BFLOAT16_WIDTH = 256
 CPU_INFO = Path("/proc/cpuinfo")
+# What transformers calls the tasks of a head for whole texts.
+PROBLEMS = {
+    "classify": "single_label_classification",
+    "multi-label": "multi_label_classification",
+}
 LONGEST = 1 << 30  # tokens: the limit of a model whose config has none
 # Of models that read pictures too: their language model is trained on text.
 WITH_PICTURES = "AutoModelForImageTextToText"
@@ -38,7 +44,7 @@ class Loaded:
     Attributes:
         model: in eval mode, on its device.
         tokenizer: of transformers.
-        task: causal-lm, classify or regress.
+        task: a key of TASKS.
         labels: class names in the order of the outputs; empty otherwise.
         name: the name of the base in files.
         new_modules: modules with random weights, which the checkpoint does not hold: a new head.
@@ -75,8 +81,8 @@ def load(
 
     Args:
         name: a folder, a hub id or `builtin:NAME`.
-        task: causal-lm, classify or regress.
-        labels: class names, for classify.
+        task: a key of TASKS.
+        labels: class names, of a task with classes.
         dtype: of the weights; "auto" is that of `auto_dtype`.
         trains_base: True if biases or modules of the base are trained too; see `auto_dtype`.
         device: cpu, cuda, … or "auto".
@@ -115,7 +121,7 @@ def load(
     )
     new_modules = outermost_modules(model, missing)
     check_new_modules(name, task, new_modules)
-    if task != "causal-lm" and model.config.pad_token_id is None:
+    if TASKS[task].has_head and model.config.pad_token_id is None:
         model.config.pad_token_id = pad_id(tokenizer, model)
     model.to(target)  # type: ignore[arg-type]
     model.eval()
@@ -159,10 +165,10 @@ def check_new_modules(name: str, task: str, new_modules: Sequence[str]) -> None:
     Raises:
         ModelError: there are some; only a classifier may have a new head.
     """
-    if new_modules and task == "causal-lm":
+    if new_modules and not TASKS[task].has_head:
         raise ModelError(
-            f"{name} has no weights for {', '.join(new_modules)}: it is not a causal language "
-            "model.",
+            f"{name} has no weights for {', '.join(new_modules)}: it is not a language model for "
+            f"{task}.",
             advice="Language modelling needs one; a classifier needs rows with labels.",
         )
 
@@ -207,12 +213,13 @@ def load_weights(
 
 def head_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a config that make the head of a task."""
-    if task == "classify" and labels:
+    problem = PROBLEMS.get(task, "")
+    if TASKS[task].has_classes and labels:
         return {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
-            "problem_type": "single_label_classification",
+            **({"problem_type": problem} if problem else {}),
         }
     if task == "regress":
         return {"num_labels": 1, "problem_type": "regression"}
@@ -263,19 +270,21 @@ def auto_dtype(
 ) -> torch.dtype:
     """Return the dtype of a base for which none is given.
 
-    It is bfloat16 on a GPU that supports it. On a CPU it is bfloat16 if the CPU multiplies in it
+    On a GPU it is bfloat16 if the GPU computes in it; else float16, or float32 if parameters of the
+    base are trained. On a CPU it is bfloat16 if the CPU multiplies in it
     and the model is a causal language model at least BFLOAT16_WIDTH wide of which nothing is
     trained, since trained weights would be rounded to bfloat16 too. Else it is float32.
 
     Args:
         device: of the model.
         config: of transformers.
-        task: causal-lm, classify or regress; a classifier's head is trained.
+        task: its name; a classifier's head is trained.
         trains_base: True if biases or modules of the base are trained too.
     """
+    trains_base = trains_base or TASKS[task].has_head
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type != "cpu" or task != "causal-lm" or trains_base:
+        return gpu_dtype(bfloat16=has_bfloat16(device), trains_base=trains_base)
+    if device.type != "cpu" or trains_base:
         return torch.float32
     width = getattr(config.get_text_config(), "hidden_size", None) or 0
     is_faster = width >= BFLOAT16_WIDTH and multiplies_bfloat16()

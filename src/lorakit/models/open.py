@@ -1,22 +1,19 @@
 """A base model with an adapter on it, and the encoded rows of its task."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lorakit.adapter import Adapter
-from lorakit.data.encode import Example, encode_causal
-from lorakit.data.labels import LABELLED, encode_labelled
-from lorakit.data.on_demand import encode_on_demand
-from lorakit.data.packed_rows import PackedRows
-from lorakit.data.rows import Rows
 from lorakit.data.template_files import check_template, set_template
 from lorakit.errors import DataError, ModelError
-from lorakit.inject.attach import attach
+from lorakit.inject.attach import attach, enable
 from lorakit.models.load import Loaded, count_embeddings, find_max_length, load
 from lorakit.models.own_tokenizer import check_vocabulary, take_own_tokenizer
 from lorakit.models.read import load_config
-from lorakit.models.tasks import task_of_peft_type
+from lorakit.models.tasks import TASKS
 from lorakit.spec import is_inside
 from lorakit.text import plural
 
@@ -25,29 +22,6 @@ if TYPE_CHECKING:
 
 UNNAMED = "LABEL_"  # transformers' names for classes without one
 DEFAULT_LENGTH = 512  # tokens of a sequence, where the model can read as many
-
-
-def resolve_task(adapter: Adapter | None, task: str = "auto", rows: Rows | None = None) -> str:
-    """Return the task to load a model for.
-
-    It is the given one, else that of the adapter's training, else that of the rows.
-    """
-    if task != "auto":
-        return task
-    if adapter is not None:
-        trained_for = _trained_task(adapter)
-        if trained_for == "classify" and adapter.count_outputs() == 1:
-            return "regress"
-        if trained_for:
-            return trained_for
-    has_labels = rows is not None and rows.kind in LABELLED
-    return "classify" if has_labels else "causal-lm"
-
-
-def _trained_task(adapter: Adapter) -> str | None:
-    """Return the task that an adapter was trained for, if its file says so."""
-    provenance = adapter.provenance
-    return provenance.get("task") or task_of_peft_type(provenance.get("task_type"))
 
 
 def open_model(
@@ -69,7 +43,7 @@ def open_model(
     Args:
         model: a folder, a hub id or `builtin:NAME`.
         adapter: attached and on; None for the base alone.
-        task: causal-lm, classify or regress.
+        task: a key of TASKS.
         dtype: of the base's weights.
         device: cpu, cuda, … or "auto".
         any_base: True to take another base than the adapter was trained on.
@@ -104,6 +78,41 @@ def open_model(
         loaded.model.eval()
     if template is not None:
         set_template(loaded.tokenizer, template)
+    return loaded
+
+
+def add_adapter(
+    base: Loaded,
+    adapter: Adapter,
+    name: str,
+    *,
+    any_base: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> Loaded:
+    """Attach one of several adapters to a base, and switch all of them off.
+
+    Args:
+        base: the base with its own tokenizer.
+        adapter: attached under `name`.
+        name: as `attach` takes it.
+        any_base: True to take another base than the adapter was trained on.
+        trust_remote_code: True to run Python code that the adapter's folder brings along.
+        say: called with what is used of the adapter's folder beside its weights.
+
+    Returns:
+        The same model, with the tokenizer and the chat template that the adapter was trained with.
+
+    Raises:
+        AdapterMismatch: the adapter does not fit the base.
+        ModelError: its folder has a tokenizer that does not fit the base.
+    """
+    loaded = replace(base, tokenizer=copy(base.tokenizer))
+    if adapter.source is not None:
+        _use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
+    attach(base.model, adapter, name=name, trainable=False, any_base=any_base)
+    enable(base.model, None)
+    base.model.eval()
     return loaded
 
 
@@ -158,9 +167,9 @@ def find_labels(
 ) -> list[str]:
     """Return the class names of the adapter's training, else those of the model's config.
 
-    Only classify has any.
+    Only a task with classes has any.
     """
-    if task != "classify":
+    if not TASKS[task].has_classes:
         return []
     if adapter is None:
         return config_labels(load_config(model, trust_remote_code=trust_remote_code))
@@ -197,53 +206,6 @@ def choose_max_length(max_length: int | None, limit: int) -> int:
             f"max_length: {max_length} tokens are given, the model takes at most {limit}."
         )
     return max_length
-
-
-def encode_for_training(
-    rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
-) -> Sequence[Example]:
-    """Tokenise rows as `encode_rows` does; many rows of language modelling on demand.
-
-    They are tokenised at once all the same if the tokenizer has ids that the model has no
-    embedding for, because each row has to be checked then.
-    """
-    known = count_embeddings(loaded.model)
-    fits = known is None or len(loaded.tokenizer) <= known
-    if loaded.task != "causal-lm" or not fits or not isinstance(rows.rows, PackedRows):
-        return encode_rows(rows, loaded, max_length, loss_on)
-    longest = choose_max_length(max_length, loaded.max_length)
-    return encode_on_demand(rows, loaded.tokenizer, longest, loss_on)
-
-
-def encode_rows(
-    rows: Rows,
-    loaded: Loaded,
-    max_length: int | None = None,
-    loss_on: str = "completion",
-    *,
-    to_predict: bool = False,
-) -> list[Example]:
-    """Tokenise rows for the task of a loaded model.
-
-    Args:
-        rows: checked rows.
-        loaded: the model with its tokenizer and task.
-        max_length: tokens of a sequence; None for 512, or fewer if the model can read fewer.
-        loss_on: "completion" or "all", as in `encode_causal`.
-        to_predict: True to take rows without labels for classify and regress.
-
-    Raises:
-        DataError: the rows do not suit the task, or `max_length` is more than the model can read.
-    """
-    longest = choose_max_length(max_length, loaded.max_length)
-    if loaded.task == "causal-lm":
-        examples = encode_causal(rows, loaded.tokenizer, longest, loss_on)
-    else:
-        labels = loaded.labels if loaded.task == "classify" else None
-        examples = encode_labelled(rows, loaded.tokenizer, longest, labels, to_predict=to_predict)
-    where = [rows.where[example.row] for example in examples]
-    check_ids(loaded, where, [example.ids for example in examples])
-    return examples
 
 
 def check_ids(loaded: Loaded, where: Sequence[str], ids: Sequence[Sequence[int]]) -> None:

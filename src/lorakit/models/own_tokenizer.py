@@ -1,12 +1,11 @@
 """The tokenizer and the chat template that lie in an adapter's folder."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lorakit.data.template_files import TOKENIZER_CONFIG
+from lorakit.data.template_files import TOKENIZER_CONFIG, read_template
 from lorakit.data.templates import TEMPLATE_FILE
-from lorakit.errors import ModelError
+from lorakit.errors import ModelError, SpecError
 from lorakit.models.load import count_embeddings
 from lorakit.models.read import load_tokenizer
 
@@ -57,26 +56,22 @@ def take_own_tokenizer(
             return own, "the tokenizer and the chat template"
         own.chat_template = tokenizer.chat_template
         return own, "the tokenizer"
-    template = _read_template(folder)
+    template = _read_templates(folder)
     if not template:
         return tokenizer, ""
     tokenizer.chat_template = template
     return tokenizer, "the chat template"
 
 
-def _read_template(folder: Path) -> str | dict[str, str]:
+def _read_templates(folder: Path) -> str | dict[str, str]:
     """Return the chat template of a folder, or several by name; empty if it has none."""
+    usual = [path for path in (folder / TEMPLATE_FILE, folder / JSON) if path.is_file()]
     try:
-        named = {file.stem: file.read_text("utf-8") for file in (folder / NAMED).glob("*.jinja")}
-        default = ""
-        if (folder / TEMPLATE_FILE).is_file():
-            default = (folder / TEMPLATE_FILE).read_text("utf-8")
-        elif (folder / JSON).is_file():
-            default = json.loads((folder / JSON).read_text("utf-8"))["chat_template"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        named = {path.stem: read_template(path) for path in (folder / NAMED).glob("*.jinja")}
+        default = read_template(usual[0]) if usual else ""
+    except SpecError as error:
         raise ModelError(
-            f"The chat template in {folder} cannot be read: {type(error).__name__}: {error}.",
-            advice="Remove the file, and the base's template is used.",
+            error.message, advice="Remove the file, and the base's template is used."
         ) from error
     if default and named:
         named["default"] = default

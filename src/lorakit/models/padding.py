@@ -56,7 +56,7 @@ def leaks_padding(model: "PreTrainedModel", pad: int, *, on_the_left: bool = Fal
 
 def _all_outputs(model: "PreTrainedModel", rows: Rows, masks: Rows, pad: int) -> Tensor:
     """Return the logits, or the last hidden state of a model without a head."""
-    outputs = model(**_as_inputs(model, rows, masks))
+    outputs = model(**_as_inputs(model, rows, masks), **_decoder_inputs(model, len(rows)))
     return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
@@ -72,6 +72,15 @@ def _next_logits(model: "PreTrainedModel", rows: Rows, masks: Rows, pad: int) ->
         return_dict_in_generate=True,
     )
     return generated.logits[0]
+
+
+def _decoder_inputs(model: "PreTrainedModel", rows: int) -> dict[str, Tensor]:
+    """Return the first token of the answers of an encoder-decoder; nothing for other models."""
+    if not hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        return {}
+    labels = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
+    shift: Any = model.prepare_decoder_input_ids_from_labels
+    return {"decoder_input_ids": shift(labels=labels)}
 
 
 def _as_inputs(model: "PreTrainedModel", rows: Rows, masks: Rows) -> dict[str, Tensor]:

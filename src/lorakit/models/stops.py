@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lorakit.data.answers import MARK
+from lorakit.data.answers import MARK, Conversation
 from lorakit.data.templates import has_template, render
 from lorakit.errors import DataError
 
@@ -38,10 +38,10 @@ def find_turn_end(tokenizer: "PreTrainedTokenizerBase") -> int | None:
         return None
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
     try:
-        text = render(tokenizer, turns)
+        chat = Conversation(tokenizer, turns, None, render(tokenizer, turns))
     except DataError:
         return None
-    end = text.rpartition(MARK)[2]
+    end = (chat.text + chat.find_handover()).rpartition(MARK)[2]
     ids = tokenizer(end, add_special_tokens=False).input_ids
     added = tokenizer.added_tokens_decoder
     return next((token for token in ids if token in added), None)

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from lorakit.errors import SpecError
+from lorakit.models.precision import has_bfloat16
 from lorakit.text import add_hint, did_you_mean, nearest
 
 HERE = "this machine"
@@ -29,6 +30,7 @@ GPUS = {
     "H100": 81559,
     "H200": 143771,
 }
+EMULATING_BFLOAT16 = {"T4", "RTX 2080 Ti"}
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,14 @@ class Device:
         size: bytes of memory.
         usable: bytes that tensors may take.
         gpu: True for a GPU.
+        bfloat16: True if it computes in bfloat16, which older GPUs emulate.
     """
 
     name: str
     size: int
     usable: int
     gpu: bool = True
+    bfloat16: bool = True
 
 
 def find_device(name: str) -> Device:
@@ -67,7 +71,7 @@ def find_device(name: str) -> Device:
         )
     if found == HERE:
         return this_machine()
-    return _gpu(found, GPUS[found] << 20)
+    return _gpu_called(found)
 
 
 def _names_by_key() -> dict[str, str]:
@@ -79,7 +83,7 @@ def _names_by_key() -> dict[str, str]:
 
 def all_devices() -> list[Device]:
     """Return this machine and every GPU that has a name here."""
-    return [this_machine(), *(_gpu(name, size << 20) for name, size in GPUS.items())]
+    return [this_machine(), *map(_gpu_called, GPUS)]
 
 
 def this_machine(*, cpu: bool = False) -> Device:
@@ -91,7 +95,8 @@ def this_machine(*, cpu: bool = False) -> Device:
         cpu: take the main memory in any case.
     """
     if torch.cuda.is_available() and not cpu:
-        return _gpu(HERE, torch.cuda.get_device_properties(0).total_memory)
+        size = torch.cuda.get_device_properties(0).total_memory
+        return _gpu(HERE, size, bfloat16=has_bfloat16(torch.device("cuda", 0)))
     size = psutil.virtual_memory().total
     for file in CGROUPS:
         limit = file.read_text().strip() if file.is_file() else ""
@@ -102,8 +107,12 @@ def this_machine(*, cpu: bool = False) -> Device:
     return Device(HERE, size, max(0, size - used), gpu=False)
 
 
-def _gpu(name: str, size: int) -> Device:
-    return Device(name, size, int(size * (1 - FRAGMENTS)) - CONTEXT)
+def _gpu_called(name: str) -> Device:
+    return _gpu(name, GPUS[name] << 20, bfloat16=name not in EMULATING_BFLOAT16)
+
+
+def _gpu(name: str, size: int, *, bfloat16: bool) -> Device:
+    return Device(name, size, int(size * (1 - FRAGMENTS)) - CONTEXT, bfloat16=bfloat16)
 
 
 def _key(name: str) -> str:

@@ -9,15 +9,18 @@ import torch
 
 from lorakit.adapter import Adapter
 from lorakit.errors import ModelError, TargetError
+from lorakit.evaluate.regularisation import NONE, Regularisation
 from lorakit.formats.peft.writer import layout_tensors
 from lorakit.inits.start import STARTS
 from lorakit.inject.attach import attach, detach
 from lorakit.inject.coverage import coverage
 from lorakit.inject.targets import select
+from lorakit.models.precision import gpu_autocast, gpu_dtype
 from lorakit.plan.blocks import trace_by_blocks
 from lorakit.plan.devices import Rate
 from lorakit.plan.meta_adapter import attach_on_meta
 from lorakit.plan.meta_model import MetaModel
+from lorakit.plan.optimizers import DEFAULT, OPTIMIZERS, Optimizer
 from lorakit.plan.published import count_other_methods
 from lorakit.plan.trace import Step, Trace
 from lorakit.sites.slot import base_parameters
@@ -27,8 +30,7 @@ from lorakit.spec import Spec
 # for each 64 values in 4 bits.
 EIGHT_BIT, FOUR_BIT = 1.0, 0.5 + 4 / 64
 SCALE_BYTES = 4
-# Full fine-tuning in float32: weights and the two moments of AdamW; gradients are in the trace.
-FULL_BYTES = 3 * 4
+VALUE_BYTES = 4  # of full fine-tuning, in float32
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -39,44 +41,65 @@ class Work:
     Attributes:
         batch: sequences of the largest batch.
         length: tokens of its longest sequence.
+        answer: most tokens that a decoder writes; 0 without one.
         padded: True if its sequences differ in length.
         packed: tokens of each sequence if they are concatenated in one row instead.
         accumulate: passes of one step.
         base_dtype: auto, float32, bfloat16 or float16.
-        auto: the dtype that "auto" means on a CPU; on a GPU it is bfloat16.
-        mixed: no, bf16 or fp16.
+        auto: the dtype that "auto" means on a CPU; see `gpu_dtype` for GPUs.
+        trains_base: True if parameters of the base train in full.
+        mixed: auto, no, bf16 or fp16.
         checkpointing: what is computed again, as `checkpoint_blocks` takes it.
+        optimizer: a name from OPTIMIZERS.
+        regularisation: changes of the loss.
     """
 
     batch: int = 16
     length: int = 512
+    answer: int = 0
     padded: bool = True
     packed: tuple[int, ...] = ()
     accumulate: int = 1
     base_dtype: str = "auto"
     auto: torch.dtype = torch.float32
-    mixed: str = "no"
+    trains_base: bool = False
+    mixed: str = "auto"
     checkpointing: str = ""
+    optimizer: str = DEFAULT
+    regularisation: Regularisation = NONE
 
-    def dtype(self, gpu: bool) -> torch.dtype:
+    def dtype(self, gpu: bool, bfloat16: bool = True) -> torch.dtype:
         """Return the dtype of the base on a CPU or GPU, as training chooses it."""
-        if self.base_dtype == "auto":
-            return torch.bfloat16 if gpu else self.auto
-        return getattr(torch, self.base_dtype)
+        if self.base_dtype != "auto":
+            return getattr(torch, self.base_dtype)
+        if not gpu:
+            return self.auto
+        return gpu_dtype(bfloat16=bfloat16, trains_base=self.trains_base)
 
-    def step(self, task: str, gpu: bool) -> Step:
+    def autocast(self, gpu: bool, bfloat16: bool = True) -> str:
+        """Return the mixed precision on a CPU or GPU, as training chooses it."""
+        if self.mixed != "auto":
+            return self.mixed
+        if not gpu:
+            return "no"
+        dtype, is_chosen = self.dtype(gpu, bfloat16), self.base_dtype != "auto"
+        return gpu_autocast(dtype, bfloat16=bfloat16, is_chosen=is_chosen)
+
+    def step(self, task: str, gpu: bool, bfloat16: bool = True) -> Step:
         """Return the shape of one pass on a CPU or GPU."""
         return Step(
             batch=self.batch,
             length=self.length,
             task=task,
-            dtype=self.dtype(gpu),
-            mixed=self.mixed,
+            answer=self.answer,
+            dtype=self.dtype(gpu, bfloat16),
+            mixed=self.autocast(gpu, bfloat16),
             padded=self.padded,
             packed=self.packed,
             checkpointing=self.checkpointing,
             fused=gpu,
             again=self.accumulate > 1,
+            regularisation=self.regularisation,
         )
 
 
@@ -89,11 +112,13 @@ class AdapterBytes:
         frozen: tensors that it needs beside those: the start of factors that B does not start at
             zero, or the pair that VeRA's layers share.
         file: its tensors on disk; the header with names and settings comes on top.
+        states: the optimizer's state of the parameters.
     """
 
     trained: int
     frozen: int
     file: int
+    states: int
 
 
 class RankCost(NamedTuple):
@@ -103,6 +128,7 @@ class RankCost(NamedTuple):
     trained: int
     frozen: int
     file: int
+    states: int
 
 
 class Memory(TypedDict):
@@ -161,6 +187,7 @@ class Plan:
         self.coverage = coverage(base.model)
         # A parameter that two layers share counts once.
         own = {id(parameter): parameter for _, parameter in base_parameters(base.model)}
+        self.base_shapes = [tuple(parameter.shape) for parameter in own.values()]
         self.base_parameters = sum(parameter.numel() for parameter in own.values())
         self.buffer_bytes = sum(buffer.nbytes for buffer in base.model.buffers())
         detach(base.model)
@@ -234,33 +261,35 @@ class Plan:
     def adapter_bytes(self, dtype: torch.dtype, adapter: Adapter | None = None) -> AdapterBytes:
         """Return the bytes of the plan's adapter, or of another, on a base of this dtype."""
         if adapter is not None:
-            return measure_adapter(adapter, dtype)
+            return measure_adapter(adapter, dtype, self.optimizer)
         if dtype not in self._adapter_bytes:
-            self._adapter_bytes[dtype] = measure_adapter(self.adapter, dtype)
+            self._adapter_bytes[dtype] = measure_adapter(self.adapter, dtype, self.optimizer)
         return self._adapter_bytes[dtype]
 
     def fixed_bytes(
         self, dtype: torch.dtype, method: str = "lora", adapter: AdapterBytes | None = None
     ) -> int:
-        """Return the bytes in use all the time: weights, adapter, and the two moments of AdamW."""
+        """Return the bytes in use all the time: weights, adapter, and the optimizer's state."""
         if method == "full":
-            return FULL_BYTES * self.base_parameters + self.buffer_bytes
+            # Gradients are in the trace.
+            states = [self.optimizer.state_bytes(shape, VALUE_BYTES) for shape in self.base_shapes]
+            return VALUE_BYTES * self.base_parameters + sum(states) + self.buffer_bytes
         size = adapter or self.adapter_bytes(dtype)
-        return self.weights(dtype, method) + size.frozen + 3 * size.trained
+        return self.weights(dtype, method) + size.frozen + size.trained + size.states
 
-    def memory(self, *, gpu: bool) -> Memory:
+    def memory(self, *, gpu: bool, bfloat16: bool = True) -> Memory:
         """Return the bytes of each part, and of all at the moment of the peak.
 
         The peak is not their sum: activations go while gradients come. Without a forward (headers
         alone) the memory of a step is not known, and is None.
         """
-        step = self.work.step(self.base.task, gpu)
+        step = self.work.step(self.base.task, gpu, bfloat16)
         size = self.adapter_bytes(step.dtype)
         memory = Memory(
             weights=self.weights(step.dtype),
             adapters=size.trained + size.frozen,
             gradients=size.trained,
-            optimizer=2 * size.trained,
+            optimizer=size.states,
             activations=None,
             logits=None,
             peak=None,
@@ -276,17 +305,24 @@ class Plan:
     # --- time and ranks --------------------------------------------------------------------------
 
     def seconds(
-        self, rate: Rate, *, gpu: bool, batch: int | None = None, length: int | None = None
+        self,
+        rate: Rate,
+        *,
+        gpu: bool,
+        bfloat16: bool = True,
+        batch: int | None = None,
+        length: int | None = None,
     ) -> float:
         """Return the seconds of one optimizer step at this rate.
 
         Args:
             rate: speed of the machine.
             gpu: True for the dtype and the kernels of a GPU.
+            bfloat16: True if the GPU computes in bfloat16.
             batch: sequences of a pass; those of the largest batch where None.
             length: tokens of a sequence; those of the largest batch where None.
         """
-        step = replace(self.work.step(self.base.task, gpu), again=False)
+        step = replace(self.work.step(self.base.task, gpu, bfloat16), again=False)
         if batch:
             step = replace(step, batch=batch, packed=())
         if length:
@@ -306,7 +342,8 @@ class Plan:
                 rank=rank,
                 trainable_parameters=cost.parameters,
                 adapter_bytes=cost.file,
-                training_bytes=cost.frozen + 4 * cost.trained,
+                # A value, its gradient, a temporary of its size, and the optimizer's state.
+                training_bytes=cost.frozen + 2 * cost.trained + cost.states,
                 share=cost.parameters / self.base_parameters,
                 past_break_even=past,
             )
@@ -318,14 +355,20 @@ class Plan:
         for rank in RANKS:
             if rank > self.highest_rank():
                 break
-            # Of all but LoKr each rank adds the same.
-            if len(costs) < 2 or self.spec.delta == "lokr":
+            # Of all but LoKr, and of states in 8 bits, each rank adds the same.
+            is_uneven = self.spec.delta == "lokr" or self.optimizer.bits == 8
+            if len(costs) < 2 or is_uneven:
                 adapter = self.adapter_at(rank)
                 size = self.adapter_bytes(dtype, adapter)
                 costs[rank] = RankCost(adapter.parameters_count, *astuple(size))
             else:
                 costs[rank] = _extrapolate(costs[1], costs[2], rank)
         return costs
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the run."""
+        return OPTIMIZERS[self.work.optimizer]
 
     def highest_rank(self) -> int:
         """Return the highest rank that all adapted layers can have."""
@@ -358,20 +401,25 @@ def make_plan(
     return Plan(base, spec, work, left_out)
 
 
-def measure_adapter(adapter: Adapter, dtype: torch.dtype) -> AdapterBytes:
+def measure_adapter(adapter: Adapter, dtype: torch.dtype, optimizer: Optimizer) -> AdapterBytes:
     """Return the bytes of an adapter on a base of this dtype, that of its full parameters."""
-    values = sum(parameter.numel() for parameter in adapter.full_parameters.values())
-    full = values * dtype.itemsize
+    full = 0
+    states = 0
+    for parameter in adapter.full_parameters.values():
+        full += parameter.numel() * dtype.itemsize
+        states += optimizer.state_bytes(parameter.shape, dtype.itemsize)
     factors = 0
     # Buffers that several deltas share count once.
     frozen: dict[int, int] = {}
     for delta in adapter.deltas.values():
-        factors += sum(parameter.nbytes for parameter in delta.parameters())
+        for parameter in delta.parameters():
+            factors += parameter.nbytes
+            states += optimizer.state_bytes(parameter.shape, parameter.itemsize)
         for buffer in delta.buffers():
             frozen[id(buffer)] = buffer.nbytes
     written = layout_tensors(adapter.spec, adapter.deltas, {}).tensors
     file = sum(tensor.nbytes for tensor in written.values())
-    return AdapterBytes(factors + full, sum(frozen.values()), file + full)
+    return AdapterBytes(factors + full, sum(frozen.values()), file + full, states)
 
 
 def _extrapolate(one: RankCost, two: RankCost, rank: int) -> RankCost:

@@ -47,14 +47,15 @@ def find_fits(plan: Plan, device: Device) -> dict[str, dict[str, int]]:
         0 means that none fits.
     """
     # Rows of one length have nothing to pack.
-    step = replace(plan.work.step(plan.base.task, device.gpu), packed=())
+    step = plan.work.step(plan.base.task, device.gpu, device.bfloat16)
+    step = replace(step, packed=())
     fits: dict[str, dict[str, int]] = {}
     for method in METHODS:
         fixed = plan.fixed_bytes(step.dtype, method)
         room = device.usable - fixed
         batch = 0
         if room > 0:
-            batch = _largest_batch(plan, step, method, device.gpu, room)
+            batch = _largest_batch(plan, step, method, device, room)
         fits[method] = {"bytes": fixed, "batch": batch}
 
     room = device.usable - plan.fixed_bytes(step.dtype)
@@ -64,12 +65,12 @@ def find_fits(plan: Plan, device: Device) -> dict[str, dict[str, int]]:
     return fits
 
 
-def _largest_batch(plan: Plan, step: Step, method: str, gpu: bool, room: int) -> int:
+def _largest_batch(plan: Plan, step: Step, method: str, device: Device, room: int) -> int:
     full = method == "full"
     if full:
         step = replace(step, dtype=torch.float32)
-        if gpu and step.mixed == "no":
-            step = replace(step, mixed="bf16")
+        if device.gpu and step.mixed == "no":
+            step = replace(step, mixed="bf16" if device.bfloat16 else "fp16")
     size = Size("batch", samples=(2, 4), most=MOST_BATCH)
     peak = _peak_by(plan, step, size, full=full)
     return find_largest(lambda batch: peak(batch) <= room, size.most)

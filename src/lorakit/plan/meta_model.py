@@ -12,14 +12,13 @@ from lorakit.errors import ModelError
 from lorakit.models.load import check_new_modules, choose_auto_class, find_positions
 from lorakit.models.locate import locate
 from lorakit.models.read import load_config, quiet
+from lorakit.models.tasks import TASKS, task_of_config
 from lorakit.plan.headers import build_from_shapes, find_weight_files, read_shapes
 from lorakit.plan.published import PREFIX, PUBLISHED
 from lorakit.text import add_hint, first_line, near_misses
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 @dataclass(frozen=True)
@@ -120,15 +119,16 @@ def _from_config(
         stored: names of the tensors of its checkpoint, if they are known.
         trust_remote_code: as in `load_meta_model`.
     """
-    task = _task_of(config) if task == "auto" else task
+    task = task_of_config(config) if task == "auto" else task
     text = config.get_text_config()
-    if task != "causal-lm":
-        config.num_labels = labels if task == "classify" else 1
+    names = TASKS[task]
+    if names.has_head:
+        config.num_labels = labels if names.has_classes else 1
         if text.pad_token_id is None:
             # Any id will do: no token is read.
             config.pad_token_id = text.pad_token_id = 0
     model = _build(config, name, task, trust_remote_code=trust_remote_code)
-    has_new_head = stored is not None or task != "causal-lm"
+    has_new_head = stored is not None or names.has_head
     new = _new_modules(model, stored) if has_new_head else ()
     check_new_modules(name, task, new)
     longest = find_positions(config, model)
@@ -146,17 +146,6 @@ def _build(
             )
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"{name} cannot be loaded for {task}: {first_line(error)}") from error
-
-
-def _task_of(config: "PretrainedConfig") -> str:
-    """Return the task of a config: language modelling, unless it is an encoder or a classifier."""
-    names = config.architectures or ()
-    if any(name.endswith(CAUSAL) for name in names):
-        return "causal-lm"
-    for name in names:
-        if "Classification" in name or "Masked" in name or name.endswith("Model"):
-            return "classify"
-    return "causal-lm"
 
 
 def _new_modules(model: "PreTrainedModel", stored: Collection[str] | None) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ from lorakit.plan.meta_model import MetaModel
 from lorakit.plan.shape_cache import ShapeCache
 from lorakit.plan.trace import NEEDS_VALUES, quiet_fake_tensors, substituted
 from lorakit.spec import Spec
+from lorakit.tasks.base import Shape
+from lorakit.tasks.find import find_task
 
 UNREACHED = "left out of 'all-linear': no row of text reaches it"
 READ_PAST = "left out of 'all-linear': its weight is read past the layer"
@@ -68,7 +70,7 @@ def _find_reasons(base: MetaModel, places: Mapping[str, Place]) -> dict[str, str
             for place in places.values():
                 _weight(place).requires_grad_(True)
             with torch.enable_grad(), watch:
-                batch_loss(model, _short_row(base.task), base.task)[0].backward()
+                batch_loss(model, _short_row(base), base.task)[0].backward()
             reasons = {name: _find_reason(place, watch) for name, place in places.items()}
         except NEEDS_VALUES:
             return {}
@@ -91,9 +93,10 @@ def _weight(place: Place) -> nn.Parameter:
     return place.layer.get_parameter(place.site.weight_name())
 
 
-def _short_row(task: str) -> dict[str, Tensor]:
+def _short_row(base: MetaModel) -> dict[str, Tensor]:
     ids = torch.ones(1, TOKENS, dtype=torch.long)
-    labels = ids if task == "causal-lm" else torch.ones(1, dtype=torch.long)
+    shape = Shape(1, TOKENS, TOKENS)
+    labels = find_task(base.task).shape_labels(shape, base.transformer.config.num_labels or 1)
     return {"input_ids": ids, "labels": labels}
 
 

@@ -8,13 +8,13 @@ import torch
 
 from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
-from lorakit.data.labels import infer_task, list_labels
 from lorakit.data.on_demand import count_tokens, find_longest
 from lorakit.data.rows import Rows, read_for
 from lorakit.data.template_files import check_use
 from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.evaluate.regularisation import Regularisation
 from lorakit.models.load import LONGEST, Loaded, auto_dtype
-from lorakit.models.open import DEFAULT_LENGTH, choose_max_length, encode_for_training
+from lorakit.models.open import DEFAULT_LENGTH, choose_max_length
 from lorakit.models.packing import packing_obstacle
 from lorakit.models.read import load_tokenizer
 from lorakit.plan import devices
@@ -26,6 +26,8 @@ from lorakit.plan.reach import leave_out_unreached
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, SUGGESTED, allocate_ranks, count_rank_costs
 from lorakit.spec import Spec
+from lorakit.tasks.find import find_task
+from lorakit.tasks.rows import choose_task, encode_for_training
 from lorakit.text import dtype_name, format_bytes, format_duration
 
 
@@ -49,6 +51,12 @@ class RunSettings(Protocol):
     @property
     def checkpointing(self) -> str: ...
     @property
+    def optimizer(self) -> str: ...
+    @property
+    def r_drop(self) -> float: ...
+    @property
+    def cutoff(self) -> float: ...
+    @property
     def ranks(self) -> str: ...
     @property
     def rank_budget(self) -> int | None: ...
@@ -70,6 +78,7 @@ class Description(TypedDict):
     coverage: str
     adapter_bytes: int
     base_dtype: str
+    mixed_precision: str
     batch: int
     length: int
     memory: Memory
@@ -147,7 +156,7 @@ def make_report(request: PlanRequest, run: RunSettings, spec: Spec) -> Report:
         flops_per_second=times.flops,
         devices=rows,
         fits={row["device"]: row["methods"]["lora"]["batch"] for row in rows},
-        ranks=plan.ranks(plan.work.dtype(device.gpu)),
+        ranks=plan.ranks(plan.work.dtype(device.gpu, device.bfloat16)),
         others=plan.other_methods(),
         spec=plan.spec.to_dict(),
         notes=_notes(planned, run, with_devices=bool(rows)),
@@ -163,15 +172,17 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
     labels: list[str] = []
     if request.data:
         rows = read_for(request, request.data)
-        task = infer_task(rows, request.task)
-        labels = list_labels(rows) if task == "classify" else []
+        task = choose_task(
+            rows, request.task, request.model, trust_remote_code=request.trust_remote_code
+        )
+        labels = find_task(task).list_classes(rows)
     base = load_meta_model(
         request.model,
         task,
         labels=len(labels) or 2,
         trust_remote_code=request.trust_remote_code,
     )
-    batches = None
+    batches, examples = None, ()
     if rows:
         examples = tokenise_rows(
             base, rows, run.max_length, labels, request.loss_on, request.template
@@ -179,7 +190,7 @@ def _plan(request: PlanRequest, run: RunSettings, spec: Spec) -> Planned:
         batches = make_batches(run, base, examples) if examples else None
     spec, left_out = leave_out_unreached(base, spec)
     allocated = allocate_run_ranks(base, spec, run)
-    work = make_work(run, base, spec, batches)
+    work = make_work(run, base, spec, batches, examples)
     return Planned(make_plan(base, allocated, work, left_out), batches)
 
 
@@ -194,7 +205,7 @@ def _device_row(plan: Plan, device: devices.Device) -> DeviceRow:
 
 def describe_plan(plan: Plan, device: devices.Device) -> Description:
     """Return counts and memory of a plan on one device."""
-    dtype = plan.work.dtype(device.gpu)
+    dtype = plan.work.dtype(device.gpu, device.bfloat16)
     return Description(
         model=plan.base.name,
         task=plan.base.task,
@@ -207,9 +218,10 @@ def describe_plan(plan: Plan, device: devices.Device) -> Description:
         coverage=str(plan.coverage),
         adapter_bytes=plan.adapter_bytes(dtype).file,
         base_dtype=dtype_name(dtype),
+        mixed_precision=plan.work.autocast(device.gpu, device.bfloat16),
         batch=plan.work.batch,
         length=plan.work.length,
-        memory=plan.memory(gpu=device.gpu),
+        memory=plan.memory(gpu=device.gpu, bfloat16=device.bfloat16),
     )
 
 
@@ -220,6 +232,8 @@ def summarise(report: Description | Report) -> str:
         f"train, an adapter file of {format_bytes(report['adapter_bytes'])}, "
         f"the base in {report['base_dtype']}"
     )
+    if report["mixed_precision"] == "fp16":
+        text += ", autocast in float16 with a scaled loss"
     peak = report["memory"]["peak"]
     if peak is not None:
         text += (
@@ -270,18 +284,27 @@ def make_batches(run: RunSettings, base: MetaModel, examples: Sequence[Example])
     return Batches(lengths, run.batch_size, run.seed, run.batch_tokens, packed=packed)
 
 
-def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | None) -> Work:
+def make_work(
+    run: RunSettings,
+    base: MetaModel,
+    spec: Spec,
+    batches: Batches | None,
+    examples: Sequence[Example],
+) -> Work:
     """Return the largest pass of a run: of its batches, or of the largest that there could be."""
     batch = run.batch_size
     length = run.max_length or choose_max_length(None, base.max_length or DEFAULT_LENGTH)
     padded = True
     packed: tuple[int, ...] = ()
+    answer = length if base.task == "seq2seq" else 0
     if batches is not None:
         largest = batches.longest(0, batches.per_epoch)
         batch, length = batches.shape(largest)
         lengths = tuple(batches.lengths[index] for index in batches[largest])
         padded = any(one != length for one in lengths)
         packed = lengths if batches.packed else ()
+        if answer:
+            length, answer = _longest_parts([examples[index] for index in batches[largest]])
     auto = torch.float32
     if base.runs:
         config = base.transformer.config
@@ -290,13 +313,17 @@ def make_work(run: RunSettings, base: MetaModel, spec: Spec, batches: Batches | 
     return Work(
         batch=batch,
         length=length,
+        answer=answer,
         padded=padded,
         packed=packed,
         accumulate=run.accumulate,
         base_dtype=run.base_dtype,
         auto=auto,
+        trains_base=trains_base(spec) or base.task != "causal-lm",
         mixed=run.mixed_precision,
         checkpointing=run.checkpointing,
+        optimizer=run.optimizer,
+        regularisation=Regularisation(r_drop=run.r_drop, cutoff=run.cutoff),
     )
 
 
@@ -338,6 +365,12 @@ def tokenise_rows(
     return encode_for_training(rows, loaded, max_length, loss_on)
 
 
+def _longest_parts(examples: Sequence[Example]) -> tuple[int, int]:
+    """Return the most tokens that are read, and the most that are written."""
+    read = max(len(example.ids) for example in examples)
+    return read, max(len(example.answer) for example in examples)
+
+
 def _time(
     planned: Planned, device: devices.Device, run: RunSettings, teraflops: float | None
 ) -> Times:
@@ -346,12 +379,19 @@ def _time(
         return Times()
     rate = _rate(plan, device, teraflops)
     if batches is None:
-        return Times(step=plan.seconds(rate, gpu=device.gpu), flops=rate.flops)
+        seconds = plan.seconds(rate, gpu=device.gpu, bfloat16=device.bfloat16)
+        return Times(step=seconds, flops=rate.flops)
     passes = range(batches.per_epoch)
     counts = [batches.shape(index)[0] for index in passes]
     tokens = sum(batches.width(index) for index in passes)
     mean_length = max(2, round(tokens / sum(counts)))
-    step = plan.seconds(rate, gpu=device.gpu, batch=max(counts), length=mean_length)
+    step = plan.seconds(
+        rate,
+        gpu=device.gpu,
+        bfloat16=device.bfloat16,
+        batch=max(counts),
+        length=mean_length,
+    )
     # Passes, not steps: the rest at the end of an epoch is a pass too.
     epoch = step / run.accumulate * sum(counts) / max(counts)
     return Times(step, epoch, rate.flops)
@@ -360,7 +400,8 @@ def _time(
 def _rate(plan: Plan, device: devices.Device, teraflops: float | None) -> devices.Rate:
     if teraflops is not None:
         return devices.Rate(teraflops * 1e12)
-    dtype = AUTOCAST.get(plan.work.mixed, plan.work.dtype(device.gpu))
+    mixed = plan.work.autocast(device.gpu, device.bfloat16)
+    dtype = AUTOCAST.get(mixed, plan.work.dtype(device.gpu, device.bfloat16))
     width = getattr(plan.base.text_config, "hidden_size", 512)
     return devices.measure_rate(width, plan.work.batch * plan.work.length, dtype)
 

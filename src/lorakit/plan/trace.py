@@ -17,11 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lorakit.data.batches import concatenate_rows
 from lorakit.errors import PlanError
-from lorakit.evaluate.score import batch_loss
+from lorakit.evaluate.regularisation import NONE, Regularisation, training_loss
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.models.packing import packed_attention
 from lorakit.plan.meter import Meter, real_attention
 from lorakit.sites.slot import SLOT
+from lorakit.tasks.base import Shape
+from lorakit.tasks.find import find_task
 from lorakit.text import first_line
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ class Step:
     Attributes:
         batch: sequences.
         length: tokens of each, padding included.
-        task: causal-lm, classify or regress.
+        task: its name.
+        answer: tokens of each answer that a decoder writes; 0 without one.
         dtype: dtype of the base's weights.
         mixed: no, bf16 or fp16.
         padded: True if sequences differ in length, so that attention gets a mask.
@@ -56,11 +59,13 @@ class Step:
         checkpointing: what is computed again in the backward pass, as `checkpoint_blocks` takes it.
         fused: True if attention's own dropout takes no memory, as in the kernels of GPUs.
         again: True if gradients of an earlier pass are in memory already (accumulation).
+        regularisation: changes of the loss; with R-Drop or cutoff a pass is two.
     """
 
     batch: int
     length: int
     task: str = "causal-lm"
+    answer: int = 0
     dtype: torch.dtype = torch.float32
     mixed: str = "no"
     padded: bool = True
@@ -68,6 +73,7 @@ class Step:
     checkpointing: str = ""
     fused: bool = False
     again: bool = False
+    regularisation: Regularisation = NONE
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def trace_step(model: "PreTrainedModel", step: Step) -> Trace:
         model.train()
         try:
             with fake:
-                batch = _fake_batch(step)
+                batch = _fake_batch(step, getattr(model.config, "num_labels", 0))
             vocabulary = model.config.get_text_config().vocab_size
             return _run(model, step, batch, Meter(fake, known, vocabulary))
         except PlanError as error:
@@ -153,12 +159,10 @@ def _run(model: "PreTrainedModel", step: Step, batch: dict[str, Tensor], meter: 
     with meter, attention, packed:
         for _ in range(1 + step.again):
             with precision:
-                loss, out = batch_loss(model, batch, step.task)
+                loss = training_loss(model, batch, step.task, step.regularisation)
                 loss = loss / step.batch
             kept = meter.now - meter.logits
             phases.append(len(meter.timeline))
-            # As the training loop does, so that the logits end before the backward pass.
-            del out
             loss.backward()
             del loss
             phases.append(len(meter.timeline))
@@ -173,8 +177,9 @@ def _run(model: "PreTrainedModel", step: Step, batch: dict[str, Tensor], meter: 
     )
 
 
-def _fake_batch(step: Step) -> dict[str, Tensor]:
+def _fake_batch(step: Step, classes: int) -> dict[str, Tensor]:
     """Return the inputs of a step, of tensors without values."""
+    task = find_task(step.task)
     if step.packed:
         batch = concatenate_rows([[1] * length for length in step.packed])
     else:
@@ -183,10 +188,8 @@ def _fake_batch(step: Step) -> dict[str, Tensor]:
         names = ["input_ids", "attention_mask"] if step.padded else ["input_ids"]
         shape = (step.batch, step.length)
         batch = {name: torch.ones(shape, dtype=torch.long) for name in names}
-    if step.task == "causal-lm":
-        batch["labels"] = batch["input_ids"]
-    else:
-        batch["labels"] = torch.ones(step.batch, dtype=torch.long)
+    rows, length = batch["input_ids"].shape
+    batch["labels"] = task.shape_labels(Shape(rows, length, step.answer), classes)
     return batch
 
 

@@ -15,6 +15,7 @@ from lorakit.inject.attach import attach, attached, detach
 from lorakit.rank_search.config import CLASS_METRICS
 from lorakit.rank_search.evidence import Choice, RowScores, choose_rank, scores_by_row
 from lorakit.spec import Spec
+from lorakit.tasks.find import find_task
 from lorakit.train.config import TrainSpec
 from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log, Say
@@ -128,14 +129,14 @@ def deciding_metric(metric: str, job: Job) -> str:
         raise SpecError(
             f"metric: {metric} is counted where rows have classes; the task is {job.task}."
         )
-    if metric in CLASS_METRICS and metric != "accuracy" and job.classes != 2:
+    if metric in CLASS_METRICS and metric != "accuracy" and len(job.labels) != 2:
         raise SpecError(
-            f"metric: {metric} decides between two classes; here are {job.classes}: "
+            f"metric: {metric} decides between two classes; here are {len(job.labels)}: "
             "take accuracy or loss."
         )
     if metric != "auto":
         return metric
-    return "accuracy" if job.task == "classify" else "loss"
+    return find_task(job.task).deciding_metric
 
 
 @contextmanager

@@ -17,8 +17,15 @@ METRICS = ("auto", "loss", *CLASS_METRICS)
 ENERGIES = ("square", "sum")
 TRAINING = ("truncate", "grid", "grow")  # the ways that train, and need data
 NEW_RUN, BY_LAYER = "a search starts a new run", "the search itself finds ranks by layer"
+MANY_RUNS = "a search is many short runs"
 # Settings of a run that a search does not take, and why.
-UNUSED = {"resume": NEW_RUN, "overwrite": NEW_RUN, "ranks": BY_LAYER, "rank_budget": BY_LAYER}
+UNUSED = {
+    "resume": NEW_RUN,
+    "overwrite": NEW_RUN,
+    "ranks": BY_LAYER,
+    "rank_budget": BY_LAYER,
+    "log_to": MANY_RUNS,
+}
 
 
 @refuse_unknown_names

@@ -147,7 +147,7 @@ def scores_by_row(scores: Scores, examples: Sequence[Example], metric: str) -> R
         SpecError: the metric is not one of this task.
     """
     is_of_classes = metric in CLASS_METRICS
-    if is_of_classes and not (scores.predictions and "accuracy" in scores.metrics):
+    if is_of_classes and not (scores.predictions and "matthews" in scores.metrics):
         raise SpecError(
             f"metric: {metric} is counted where rows have classes; here it is the loss."
         )
@@ -163,7 +163,7 @@ def scores_by_row(scores: Scores, examples: Sequence[Example], metric: str) -> R
         return RowScores(losses, counts, scores.metrics)
     fractions = [
         _class_fraction(metric, predicted, example.target)
-        for (predicted, _), example in zip(scores.predictions, examples, strict=True)
+        for (predicted, *_), example in zip(scores.predictions, examples, strict=True)
     ]
     totals = sum_by_row([float(total) for total, _ in fractions])
     counts = sum_by_row([float(count) for _, count in fractions])

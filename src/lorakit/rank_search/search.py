@@ -12,7 +12,6 @@ from torch import Tensor
 from lorakit import plots
 from lorakit.adapter import Adapter
 from lorakit.analysis.spectra import factors_of, is_plain
-from lorakit.data.labels import infer_task, list_labels
 from lorakit.data.rows import read_for
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.files import folder_bytes, write_json
@@ -21,7 +20,7 @@ from lorakit.inject.places import find_places
 from lorakit.inject.targets import select
 from lorakit.linalg import singular_values
 from lorakit.models.load import load
-from lorakit.models.open import find_labels, resolve_task
+from lorakit.models.open import find_labels
 from lorakit.plan.devices import this_machine
 from lorakit.plan.meta_model import load_meta_model
 from lorakit.plan.report import tokenise_rows
@@ -42,6 +41,8 @@ from lorakit.rank_search.report import (
 from lorakit.rank_search.threshold import suggest_ranks
 from lorakit.rank_search.truncate import truncate
 from lorakit.spec import Spec
+from lorakit.tasks.find import find_task
+from lorakit.tasks.rows import choose_task, resolve_task
 from lorakit.text import plural
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import Say
@@ -205,7 +206,7 @@ def search_by_threshold(
         LorakitError: a model or an adapter that cannot be read, or that do not fit.
     """
     adapter = Adapter.load(search.adapter) if search.adapter else None
-    task = resolve_task(adapter)
+    task = resolve_task(adapter, model, trust_remote_code=trust_remote_code)
     labels = find_labels(model, adapter, task, trust_remote_code=trust_remote_code)
     base = load(
         model, task, labels=labels, dtype="float32", trust_remote_code=trust_remote_code
@@ -239,8 +240,10 @@ def search_by_advice(settings: TrainSpec, spec: Spec) -> AdviceReport:
         LorakitError: data or a model that cannot be read.
     """
     rows = read_for(settings, settings.data)
-    task = infer_task(rows, settings.task)
-    labels = list_labels(rows) if task == "classify" else []
+    task = choose_task(
+        rows, settings.task, settings.model, trust_remote_code=settings.trust_remote_code
+    )
+    labels = find_task(task).list_classes(rows)
     base = load_meta_model(
         settings.model,
         task,

@@ -34,6 +34,7 @@ class CheckpointState(TypedDict):
     progress: dict[str, Any]
     step: int
     budget: NotRequired[BudgetState]
+    scaler: NotRequired[dict[str, Any]]
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:
@@ -48,6 +49,7 @@ def save(
     progress: Progress,
     budget: Budget | None = None,
     chat_template: str | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Path:
     """Write a checkpoint: a loadable adapter folder, and the state of everything else.
 
@@ -58,6 +60,7 @@ def save(
         progress: the progress of the run; its step names the checkpoint.
         budget: AdaLoRA's rank budget, if there is one.
         chat_template: chat template that the adapter is trained with, if there is one.
+        scaler: the scale of the loss in fp16, if there is one.
 
     Returns:
         The folder `checkpoints/step-N`. A run that is killed leaves no half of it.
@@ -74,6 +77,8 @@ def save(
     }
     if budget:
         state["budget"] = budget.state_dict()
+    if scaler:
+        state["scaler"] = scaler.state_dict()
     try:
         with replace_folder(folder) as part:
             adapter.save(part)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from lorakit.data.settings import RowSettings
 from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
 from lorakit.models.tasks import CHOICES, TRUST_HELP
+from lorakit.plan.optimizers import DEFAULT, OPTIMIZERS
 from lorakit.spec import Fault, is_number, is_whole, option, option_like
 from lorakit.text import add_hint, near_misses, plural
 
@@ -22,6 +23,7 @@ RANKS = (
     "explained-variance",
     "suggested",
 )
+SCHEDULES = ("constant", "linear", "cosine", "inverse-sqrt", "cyclic")
 # Settings that a resumed run may change: none of them changes the weights at the end.
 CHANGEABLE = {
     "output",
@@ -33,7 +35,9 @@ CHANGEABLE = {
     "device",
     "beyond_memory",
     "trust_remote_code",
+    "log_to",
 }
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
 @refuse_unknown_names
@@ -116,15 +120,50 @@ class TrainSpec:
     schedule: str = option(
         "cosine",
         "learning rate after the warm-up",
-        choices=("constant", "linear", "cosine"),
+        choices=SCHEDULES,
+    )
+    cycles: int | None = option(
+        None,
+        "falls of the cyclic schedule from the peak rate to a quarter of it; it rises again "
+        "between them (default: 3)",
+        type=int,
+        minimum=1,
     )
     warmup: float = option(
         0.05,
         "length of the warm-up: below 1 a share of the steps, from 1 on a number of steps",
         minimum=0,
     )
+    optimizer: str = option(
+        DEFAULT,
+        "optimizer; lion and those with 8bit or paged in their names are of bitsandbytes "
+        "(pip install 'lorakit[quantised]')",
+        choices=tuple(OPTIMIZERS),
+    )
+    lr_ratio: float = option(
+        1.0, "learning rate of B over that of A and all others (LoRA+)", above=0
+    )
     weight_decay: float = option(0.0, "weight decay of A and B", minimum=0)
     clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off", minimum=0)
+    label_smoothing: float = option(
+        0.0,
+        "share of each target that is spread over all classes or tokens; training only",
+        minimum=0,
+        below=1,
+    )
+    r_drop: float = option(
+        0.0,
+        "R-Drop: weight of the divergence of two passes that differ in dropout; a step takes twice "
+        "the time",
+        minimum=0,
+    )
+    cutoff: float = option(
+        0.0,
+        "share of the input tokens whose embeddings are zero in a second pass, whose loss is "
+        "added; with --r-drop the divergence too",
+        minimum=0,
+        below=1,
+    )
     ranks: str = option(
         "even",
         "distribution of ranks over the layers, with the same number of values in total; "
@@ -139,8 +178,9 @@ class TrainSpec:
     base_dtype: str = option(
         "auto",
         "dtype of the base and of modules that are trained in full; auto is bfloat16 on a GPU that "
-        "supports it, and on a CPU with AMX or AVX-512 BF16 for a causal-lm with a width of at "
-        "least 256 and no parameters trained in full; otherwise float32",
+        "computes in it, and on a CPU with AMX or AVX-512 BF16 for a causal-lm with a width of at "
+        "least 256 and no parameters trained in full; float16 on an older GPU (T4, RTX 20xx) if "
+        "no parameters are trained in full; otherwise float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     target_rank: int | None = option(
@@ -157,7 +197,10 @@ class TrainSpec:
         0.1, "AdaLoRA: weight of the loss term that keeps the directions orthogonal", minimum=0
     )
     mixed_precision: str = option(
-        "no", "dtype of autocast during training", choices=("no", "bf16", "fp16")
+        "auto",
+        "dtype of autocast during training, in fp16 with a scaled loss; auto is fp16 on a GPU that "
+        "does not compute in bfloat16, and for a base in float16 on any GPU; otherwise no",
+        choices=("auto", "no", "bf16", "fp16"),
     )
     gradient_checkpointing: bool = option(
         False, "recompute all activations in the backward pass: less memory, more time"
@@ -189,6 +232,13 @@ class TrainSpec:
         "weights to write at the end: those of the best evaluation, or the last ones",
         choices=("best", "last"),
     )
+    log_to: tuple[str, ...] = option(
+        (),
+        f"log the metrics of each step and evaluation to these trackers too: {', '.join(TRACKERS)}",
+        several=True,
+        choices=TRACKERS,
+        metavar="TRACKER",
+    )
     beyond_memory: bool = option(
         False, "start even if the largest batch will not fit into memory according to the plan"
     )
@@ -206,6 +256,7 @@ class TrainSpec:
         object.__setattr__(self, "columns", _as_tuple(self.columns))
         object.__setattr__(self, "data", _one_or_several(self.data))
         object.__setattr__(self, "data_weights", _several(self.data_weights))
+        object.__setattr__(self, "log_to", _several(self.log_to))
         faults = [f"{name}: {fault}" for name, fault in self._faults()]
         if faults:
             raise SpecError(
@@ -234,6 +285,8 @@ class TrainSpec:
             yield "data_weights", f"{given} for {plural(sources, 'data set')}; give one for each"
         if self.batch_tokens is not None and self.packing == "off":
             yield "batch_tokens", "counts packed rows, and packing is off; use batch_size"
+        if self.cycles is not None and self.schedule != "cyclic":
+            yield "cycles", f"the {self.schedule} schedule has none; give schedule cyclic"
         if self.gradient_checkpointing and self.light_checkpointing:
             yield (
                 "light_checkpointing",
@@ -253,6 +306,7 @@ class TrainSpec:
         """Return the settings as JSON holds them."""
         values = asdict(self)
         values["columns"] = list(self.columns)
+        values["log_to"] = list(self.log_to)
         # A run of an earlier version has neither.
         if not isinstance(self.data, str):
             values["data"] = list(self.data)
@@ -264,10 +318,13 @@ class TrainSpec:
 
         Settings that cannot change the outcome are left out.
         """
+        # A setting that an earlier version did not have was at its default.
+        defaults = {field.name: field.default for field in fields(self)}
+        before = {**defaults, "data_weights": None, **earlier}
         return [
-            f"{name}: was {earlier.get(name)!r}, now {value!r}"
+            f"{name}: was {before[name]!r}, now {value!r}"
             for name, value in self.to_dict().items()
-            if name not in CHANGEABLE and value != earlier.get(name)
+            if name not in CHANGEABLE and value != before[name]
         ]
 
 
@@ -304,13 +361,21 @@ def _kind_faults(field: Field[Any], value: object) -> Iterator[Fault]:
     """Yield a fault of a text, a switch or a choice."""
     kind, choices = _kind_of(field), field.metadata.get("choices")
     if field.metadata.get("several"):
+        for one in _several(value) if choices else ():
+            yield from _choice_faults(field, one)
         for one in _several(value) if kind is str else ():
             if not isinstance(one, str) or (not one and isinstance(value, tuple)):
                 yield field.name, f"text is needed, got {one!r}"
     elif kind in (str, bool) and value is not None and not isinstance(value, kind):
         needed = "yes or no" if kind is bool else "text"
         yield field.name, f"{needed} is needed, got {value!r}"
-    elif choices and value not in choices:
+    elif choices:
+        yield from _choice_faults(field, value)
+
+
+def _choice_faults(field: Field[Any], value: object) -> Iterator[Fault]:
+    choices = field.metadata["choices"]
+    if value not in choices:
         hint = near_misses(str(value), choices, 1)
         yield field.name, add_hint(f"{value!r} is none of {', '.join(choices)}", hint)
 

@@ -8,10 +8,11 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
-from lorakit.data.labels import infer_task, list_labels
 from lorakit.data.mixture import count_draws, describe_draws, draw_positions
 from lorakit.data.rows import Rows, join_rows, read_for, read_parts
 from lorakit.errors import DataError
+from lorakit.tasks.find import find_task
+from lorakit.tasks.rows import choose_task
 from lorakit.train.config import TrainSpec
 
 HELD_OUT_ROWS = 2000  # held out of the training data at most
@@ -23,8 +24,8 @@ class RunData:
     """The rows of a run, and the task they are for.
 
     Attributes:
-        task: causal-lm, classify or regress.
-        labels: class names, for classify; empty otherwise.
+        task: its name.
+        labels: class names, where the task has any.
         rows: rows to train on.
         held_out: rows to evaluate on; None where there are none.
         described: lines on what was read.
@@ -59,9 +60,11 @@ def read_data(settings: TrainSpec) -> RunData:
     """
     parts = read_parts(settings, settings.data)
     rows = join_rows(parts)
-    task = infer_task(rows, settings.task)
+    task = choose_task(
+        rows, settings.task, settings.model, trust_remote_code=settings.trust_remote_code
+    )
     # A rare label may be in the held-out rows alone: labels are collected before the split.
-    labels = list_labels(rows) if task == "classify" else []
+    labels = find_task(task).list_classes(rows)
     kept, held_out = _hold_out(rows, settings)
     described = [part.describe() for part in parts]
     copies = 0

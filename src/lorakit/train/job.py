@@ -15,6 +15,7 @@ from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate, pack_examples, split_by_length
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import count_tokens
+from lorakit.evaluate.regularisation import Regularisation
 from lorakit.evaluate.score import Scores, evaluate
 from lorakit.models.packing import packed_attention
 from lorakit.models.padding import leaks_padding
@@ -34,16 +35,18 @@ class Job:
     Attributes:
         model: the model with the adapter attached.
         adapter: the parameters that are trained.
-        task: causal-lm, classify or regress.
+        task: its name.
         examples: sequences to train on.
         held_out: sequences to evaluate on; may be empty.
         pad: token id that fills batches.
-        classes: number of classes, for classify.
+        labels: names of the classes, where the task has any.
         settings: settings of the run.
         lr: peak learning rate.
         output: folder for checkpoints.
         packed: True if the sequences of a batch are concatenated instead of padded.
         chat_template: the chat template that the sequences were made with, if any.
+        special_tokens: ids of the tokenizer's special tokens.
+        mixed_precision: dtype of autocast: no, bf16 or fp16.
     """
 
     model: "PreTrainedModel"
@@ -52,17 +55,29 @@ class Job:
     examples: Sequence[Example]
     held_out: Sequence[Example]
     pad: int
-    classes: int
+    labels: Sequence[str]
     settings: TrainSpec
     lr: float
     output: Path
     packed: bool = False
     chat_template: str | None = None
+    special_tokens: tuple[int, ...] = ()
+    mixed_precision: str = "no"
 
     @property
     def device(self) -> torch.device:
         """The device of the model's first parameter."""
         return next(self.model.parameters()).device
+
+    @property
+    def regularisation(self) -> Regularisation:
+        """Changes of the loss of training."""
+        return Regularisation(
+            label_smoothing=self.settings.label_smoothing,
+            r_drop=self.settings.r_drop,
+            cutoff=self.settings.cutoff,
+            special_tokens=self.special_tokens,
+        )
 
     @cached_property
     def unpadded(self) -> bool:
@@ -130,7 +145,7 @@ class Job:
             self.task,
             pad=self.pad,
             batch_size=self.settings.eval_batch_size,
-            classes=self.classes,
+            labels=self.labels,
             progress=progress,
         )
 

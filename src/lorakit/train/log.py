@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lorakit.files import write_json_lines
+from lorakit.plots.losses import LossPoint
 from lorakit.text import format_duration, line_width, print_message, wrap_lines
+from lorakit.train.trackers import Trackers
 
 METRICS = "metrics.jsonl"
 Say = Callable[[str], None]  # takes a message for the user
@@ -32,10 +34,19 @@ class Log:
         start: the step that the run continues from.
         total: the step that it ends with.
         quiet: True to write to the file alone.
+        trackers: get the numbers of each step too.
     """
 
-    def __init__(self, path: Path, start: int, total: int, *, quiet: bool = False):
-        self.total, self.quiet = total, quiet
+    def __init__(
+        self,
+        path: Path,
+        start: int,
+        total: int,
+        *,
+        quiet: bool = False,
+        trackers: Trackers | None = None,
+    ):
+        self.total, self.quiet, self.trackers = total, quiet, trackers
         self.file = _reopen(path, start)
         self.console = Console(stderr=True)
         self.every = math.ceil(total / PLAIN_LINES)
@@ -62,6 +73,8 @@ class Log:
         values = {name: _finite_or_none(value) for name, value in line.items()}
         self.file.write(json.dumps(values) + "\n")
         self.file.flush()
+        if self.trackers:
+            self.trackers.log(line)
         if self.quiet:
             return
         speed = line["tokens"] / max(line["seconds"], 1e-9)
@@ -103,6 +116,8 @@ class Log:
         """Stop the bar and close the file."""
         self.bar.stop()
         self.file.close()
+        if self.trackers:
+            self.trackers.close()
 
     def _seconds_left(self, step: float) -> float:
         """Return the time until the last step, at the pace of this session's steps so far.
@@ -153,6 +168,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def split_losses(lines: Sequence[Mapping[str, Any]]) -> tuple[list[LossPoint], list[LossPoint]]:
+    """Return the losses of steps and those of evaluations, without those that are no numbers.
+
+    Args:
+        lines: of a metrics.jsonl.
+    """
+    trained: list[LossPoint] = []
+    held_out: list[LossPoint] = []
+    for key, points in (("loss", trained), ("eval_loss", held_out)):
+        points += [
+            LossPoint(line["step"], line[key]) for line in lines if line.get(key) is not None
+        ]
+    return trained, held_out
 
 
 @contextmanager

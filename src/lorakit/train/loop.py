@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 from lorakit.data.encode import Example
 from lorakit.errors import TrainingError
-from lorakit.evaluate.score import batch_loss
+from lorakit.evaluate.regularisation import training_loss
 from lorakit.models.checkpointing import checkpoint_blocks
 from lorakit.train import checkpoints
 from lorakit.train.budget import Budget, make_budget
@@ -26,6 +26,8 @@ from lorakit.train.optim import gradient_norm, lr_factor, make_optimizer, set_lr
 from lorakit.train.progress import Progress
 from lorakit.train.rehearsal import rehearse
 from lorakit.train.signals import Interrupted, Signals
+
+LEAST_SCALE = 2**-10  # of the loss in fp16; it is halved after each overflow
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,37 @@ def fit(job: Job, log_for: Callable[[int], Log], state: CheckpointState | None =
     return session.progress
 
 
+def check_first_step(job: Job) -> tuple[int, int]:
+    """Run the checks of a run up to its first step, which is not taken.
+
+    The longest batch runs forward and backward; the model is afterwards as before.
+
+    Returns:
+        (sequences, tokens of the longest one) of that batch.
+
+    Raises:
+        TrainingError: the batch does not fit into memory, no gradient reaches an adapted module, or
+            a dtype differs from the spec.
+    """
+    settings = job.settings
+    check_trainable(job.model, job.adapter)
+    with _accelerator_for(job) as accelerator, job.attention():
+        if settings.checkpointing:
+            checkpoint_blocks(job.model, settings.checkpointing)
+        job.model.train()
+        try:
+            is_whole = count_steps_to_see(job.model) == 1
+            check = GradientCheck(1) if is_whole else None
+            return rehearse(job, accelerator, 0, job.steps * settings.accumulate, check)
+        finally:
+            job.model.eval()
+
+
 @contextmanager
 def _accelerator_for(job: Job) -> Iterator[Accelerator]:
     """Yield an Accelerator, and reset its global state at the end, so that runs do not share it."""
     is_shared = AcceleratorState._shared_state != {}
-    accelerator = Accelerator(
-        mixed_precision=job.settings.mixed_precision, cpu=job.device.type == "cpu"
-    )
+    accelerator = Accelerator(mixed_precision=job.mixed_precision, cpu=job.device.type == "cpu")
     if accelerator.num_processes > 1:
         raise TrainingError("This run was launched as several processes; train runs as one.")
     try:
@@ -104,7 +130,11 @@ def _open_session(
     """Make the optimizer, budget and log, and set the model to training."""
     settings = job.settings
     check_trainable(job.model, job.adapter)
-    optimizer = accelerator.prepare(make_optimizer(job.adapter, job.lr, settings.weight_decay))
+    optimizer = accelerator.prepare(
+        make_optimizer(
+            job.adapter, job.lr, settings.weight_decay, settings.optimizer, settings.lr_ratio
+        )
+    )
     budget = make_budget(job.adapter, settings, job.steps)
     progress = Progress()
     if state:
@@ -112,6 +142,8 @@ def _open_session(
         progress = Progress(**state["progress"])
         if budget and "budget" in state:
             budget.load_state_dict(state["budget"])
+        if accelerator.scaler and "scaler" in state:
+            accelerator.scaler.load_state_dict(state["scaler"])
     log = log_for(progress.step)
     if settings.checkpointing:
         checkpoint_blocks(job.model, settings.checkpointing)
@@ -165,6 +197,7 @@ def _save_checkpoint(session: Session) -> None:
         progress,
         session.budget,
         job.chat_template,
+        session.accelerator.scaler,
     )
     checkpoints.prune(job.output, job.settings.keep, progress.best_step)
 
@@ -193,7 +226,7 @@ def train_step(session: Session) -> None:
     loss = _accumulate_gradients(session, groups)
     norm = _clip_gradients(session)
     _update_parameters(session)
-    tokens = sum(len(example.ids) for example in chain.from_iterable(groups))
+    tokens = sum(example.size for example in chain.from_iterable(groups))
     progress.count_step(loss, tokens, time.perf_counter() - begun)
     explosion = progress.explosion()
     if explosion:
@@ -215,7 +248,9 @@ def train_step(session: Session) -> None:
 
 def _set_learning_rate(session: Session) -> float:
     job, settings = session.job, session.job.settings
-    factor = lr_factor(session.progress.step, job.steps, settings.warmup, settings.schedule)
+    factor = lr_factor(
+        session.progress.step, job.steps, settings.warmup, settings.schedule, settings.cycles
+    )
     lr = job.lr * factor
     set_lr(session.optimizer, lr)
     return lr
@@ -238,7 +273,8 @@ def _accumulate_gradients(session: Session, groups: Sequence[Sequence[Example]])
     total = 0.0
     for group in chain.from_iterable(map(job.passes, groups)):
         with accelerator.autocast():
-            loss = batch_loss(job.model, job.collate(group), job.task)[0] / count
+            batch = job.collate(group)
+            loss = training_loss(job.model, batch, job.task, job.regularisation) / count
         total += loss.item()
         if not math.isfinite(total):
             step = session.progress.step + 1
@@ -255,9 +291,10 @@ def _clip_gradients(session: Session) -> float:
     if job.settings.clip:
         clipped = accelerator.clip_grad_norm_(parameters, job.settings.clip)
     norm = gradient_norm(parameters) if clipped is None else float(clipped)
-    session.gradients.see(job.adapter)
-    # The scaler of fp16 skips a step that is not finite, and goes on.
-    if not math.isfinite(norm) and job.settings.mixed_precision != "fp16":
+    if math.isfinite(norm):
+        session.gradients.see(job.adapter)
+    elif job.mixed_precision != "fp16":
+        # In fp16 the step is skipped, and the next one has a smaller loss scale.
         step = session.progress.step + 1
         raise _stop(session, f"The gradient's norm is {norm} at step {step}.")
     return norm
@@ -272,6 +309,10 @@ def _update_parameters(session: Session) -> None:
     else:
         optimizer.step()
     optimizer.zero_grad()
+    scaler = session.accelerator.scaler
+    if scaler and scaler.get_scale() < LEAST_SCALE:
+        step = session.progress.step + 1
+        raise _stop(session, f"The gradients overflow float16 with any loss scale at step {step}.")
 
 
 def _evaluate(session: Session) -> dict[str, float]:
@@ -301,4 +342,6 @@ def _stop(session: Session, reason: str) -> TrainingError:
             "an adapter folder that can be used as it is."
         )
     advice = f"Try a lower --lr (it was {job.lr:g}), --clip 1, or look at the rows with preview."
+    if job.mixed_precision == "fp16":
+        advice += " Float16 ends at 65,504: --base-dtype float32 has no such limit."
     return TrainingError(f"{reason} The run was stopped.", advice=f"{where} {advice}")

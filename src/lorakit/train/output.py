@@ -17,6 +17,7 @@ from lorakit.train.checkpoints import CheckpointState
 from lorakit.train.config import TrainSpec
 from lorakit.train.log import METRICS
 from lorakit.train.report import RunFacts
+from lorakit.train.trackers import IDENTITY, check_trackers
 
 RUN, REPORT, CARD = "run.json", "report.json", "README.md"
 WRITTEN = (
@@ -27,6 +28,7 @@ WRITTEN = (
     "adapter_config.json",
     "adapter_model.safetensors",
     TEMPLATE_FILE,
+    IDENTITY,
     checkpoints.FOLDER,
 )
 
@@ -36,7 +38,9 @@ def check_output(output: Path, settings: TrainSpec) -> None:
 
     Raises:
         OutputError: as `check_can_be_made`, `hold_output` and `check_content` say.
+        MissingExtra: the package of a tracker is not installed.
     """
+    check_trackers(settings.log_to)
     check_can_be_made(output)
     if output.is_dir():
         with hold_output(output):

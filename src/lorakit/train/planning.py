@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lorakit.data.batches import Batches
+import torch
+
 from lorakit.data.encode import Example
-from lorakit.data.on_demand import ExamplesOnDemand
+from lorakit.data.on_demand import ExamplesOnDemand, count_tokens
 from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
 from lorakit.models.load import auto_dtype, device_of
+from lorakit.models.precision import gpu_autocast, has_bfloat16
 from lorakit.plan.devices import this_machine
 from lorakit.plan.estimate import make_plan
 from lorakit.plan.meta_model import MetaModel, load_meta_model
@@ -50,6 +52,7 @@ class RunPlan:
         spec: spec of the adapter; modules that no row reaches are excluded from default targets.
         left_out: the reason for each of those modules, by name.
         base_dtype: dtype of the base model.
+        mixed_precision: dtype of autocast: no, bf16 or fp16.
         report: parameters and memory, as `lorakit plan` reports them; None where shapes alone do
             not tell them.
     """
@@ -58,6 +61,7 @@ class RunPlan:
     spec: Spec
     left_out: dict[str, str]
     base_dtype: str
+    mixed_precision: str
     report: Description | None
 
 
@@ -87,43 +91,65 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
             f"note: {len(data.rows):,} rows are tokenised when a batch needs them; the lengths of "
             "short ones are estimated"
         )
-    dtype = _base_dtype(settings, base, spec)
-    batches = make_batches(settings, base, examples)
-    with time_limit(_limit_seconds(settings, base, batches)):
+    dtype, mixed = choose_precision(settings, base, spec)
+    settled = replace(settings, base_dtype=dtype, mixed_precision=mixed)
+    with time_limit(_limit_seconds(settings, base, count_tokens(examples))):
         spec, left_out = leave_out_unreached(base, spec)
-        report = _plan_memory(replace(settings, base_dtype=dtype), spec, base, batches, say)
-    return RunPlan(examples, spec, left_out, dtype, report)
+        report = _plan_memory(settled, spec, base, examples, say)
+    return RunPlan(examples, spec, left_out, dtype, mixed, report)
 
 
-def _base_dtype(settings: TrainSpec, base: MetaModel, spec: Spec) -> str:
-    """Return the dtype of the base: of the settings, of the run that is resumed, or by rule."""
-    if settings.base_dtype != "auto":
-        return settings.base_dtype
-    chosen = auto_dtype(
-        device_of(settings.device),
-        base.transformer.config,
-        base.task,
-        trains_base=trains_base(spec),
-    )
+def choose_precision(settings: TrainSpec, base: MetaModel, spec: Spec) -> tuple[str, str]:
+    """Return the dtype of the base, and of autocast: of the settings, or by rule.
+
+    A run that is resumed keeps those it was started with, on any machine.
+
+    Raises:
+        SpecError: it was started in fp16, and this machine has no GPU.
+    """
+    device = device_of(settings.device)
     earlier: dict[str, Any] = {}
     if settings.resume:
         # A damaged file is reported where the settings are compared.
         with suppress(OutputError):
             earlier = read_earlier_run(Path(settings.output))
-    return earlier.get("base_dtype", dtype_name(chosen))
+    dtype = settings.base_dtype
+    if dtype == "auto":
+        config, train_in_full = base.transformer.config, trains_base(spec)
+        chosen = auto_dtype(device, config, base.task, trains_base=train_in_full)
+        dtype = earlier.get("base_dtype", dtype_name(chosen))
+    mixed = settings.mixed_precision
+    if mixed == "auto":
+        mixed = earlier.get("mixed_precision", _auto_autocast(settings, dtype, device))
+    if mixed == "fp16" and device.type == "cpu":
+        raise SpecError(
+            f"The run in {settings.output} was started in fp16, which needs a GPU.",
+            advice=f"Resume it on one. {NOT_STARTED}",
+        )
+    return dtype, mixed
+
+
+def _auto_autocast(settings: TrainSpec, dtype: str, device: torch.device) -> str:
+    if device.type != "cuda":
+        return "no"
+    return gpu_autocast(
+        getattr(torch, dtype),
+        bfloat16=has_bfloat16(device),
+        is_chosen=settings.base_dtype != "auto",
+    )
 
 
 def _plan_memory(
-    settings: TrainSpec, spec: Spec, base: MetaModel, batches: Batches, say: Say
+    settings: TrainSpec, spec: Spec, base: MetaModel, examples: Sequence[Example], say: Say
 ) -> Description | None:
     """Return the plan of the run and print its summary; None if shapes alone do not give it.
 
     Raises:
         SpecError: the largest batch does not fit into the memory of this machine.
     """
-    plan = make_plan(
-        base, allocate_run_ranks(base, spec, settings), make_work(settings, base, spec, batches)
-    )
+    batches = make_batches(settings, base, examples)
+    work = make_work(settings, base, spec, batches, examples)
+    plan = make_plan(base, allocate_run_ranks(base, spec, settings), work)
     try:
         report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
@@ -143,12 +169,12 @@ def _plan_memory(
     return report
 
 
-def _limit_seconds(settings: TrainSpec, base: MetaModel, batches: Batches) -> float:
+def _limit_seconds(settings: TrainSpec, base: MetaModel, lengths: Sequence[int]) -> float:
     """Return the CPU seconds that a plan may take; the run is not thought slower than it can be."""
-    passes = settings.epochs * batches.per_epoch
+    rows = settings.epochs * len(lengths)
     if settings.steps:
-        passes = settings.steps * settings.accumulate
-    tokens = passes * sum(batches.lengths) / batches.per_epoch
+        rows = settings.steps * settings.accumulate * settings.batch_size
+    tokens = rows * sum(lengths) / max(len(lengths), 1)
     parameters = sum(parameter.numel() for parameter in base.model.parameters())
     is_gpu = device_of(settings.device).type == "cuda"
     seconds = OPERATIONS * parameters * tokens / (FASTEST_GPU if is_gpu else FASTEST_CPU)

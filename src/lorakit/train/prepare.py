@@ -15,18 +15,20 @@ from lorakit.data.encode import Example
 from lorakit.data.on_demand import count_cut, count_tokens, find_longest
 from lorakit.data.template_files import used_template
 from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.evaluate.regularisation import find_obstacle
 from lorakit.inits.start import needs_batches
 from lorakit.inject.attach import attach
 from lorakit.inject.coverage import Coverage, coverage
 from lorakit.models.chunked_loss import chunking_obstacle
 from lorakit.models.load import Loaded, load, pad_id
-from lorakit.models.open import choose_max_length, encode_rows
+from lorakit.models.open import choose_max_length
 from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 from lorakit.models.tasks import TASKS
 from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
 from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
+from lorakit.tasks.rows import encode_rows
 from lorakit.train.budget import make_budget
 from lorakit.train.config import TrainSpec
 from lorakit.train.data import RunData, read_data
@@ -34,7 +36,9 @@ from lorakit.train.job import Job
 from lorakit.train.log import Say
 from lorakit.train.optim import default_lr
 from lorakit.train.planning import RunPlan, plan_run
+from lorakit.train.rehearsal import unchanged
 from lorakit.train.report import RunFacts, versions
+from lorakit.train.request import check_request
 
 FIRST_BATCHES = 8  # given to inits and rank allocations that look at data
 DEFAULT_WIDTH = 768  # of a config that does not name its width
@@ -54,6 +58,7 @@ class LoadedRun:
         max_length: tokens of a sequence at most.
         lr: peak learning rate.
         packed: True if the sequences of a batch are concatenated instead of padded.
+        mixed_precision: dtype of autocast: no, bf16 or fp16.
     """
 
     base: Loaded
@@ -64,6 +69,7 @@ class LoadedRun:
     max_length: int
     lr: float
     packed: bool
+    mixed_precision: str
 
     @property
     def cut_rows(self) -> int:
@@ -92,7 +98,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         LorakitError: a request that cannot be met.
     """
     data = read_data(settings)
-    check_request(settings, spec)
+    check_request(settings, spec, data.task)
     say(data.described)
     plan = plan_run(settings, spec, data, say)
     loaded = load_run(settings, data, plan, say)
@@ -117,6 +123,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "packed": loaded.packed,
         "logits": logits,
         "base_dtype": plan.base_dtype,
+        "mixed_precision": plan.mixed_precision,
         "rows_cut": loaded.cut_rows,
         "rows_repeated": data.rows.repeated - data.copies,
         "rows_shared": shared,
@@ -135,29 +142,6 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "plan": plan.report,
     }
     return PreparedRun(job, loaded.base, facts)
-
-
-def check_request(settings: TrainSpec, spec: Spec) -> None:
-    """Check that settings, spec and machine go together.
-
-    Raises:
-        SpecError: fp16 without a GPU, a rank budget without AdaLoRA, or float16 parameters.
-    """
-    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise SpecError(
-            "mixed_precision: fp16 needs a GPU; on a CPU use bf16 or no.", advice=NOT_STARTED
-        )
-    if settings.target_rank is not None and spec.delta != "adalora":
-        raise SpecError(
-            f"target_rank: only delta='adalora' has a budget of ranks, "
-            f"the spec has {spec.delta!r}.",
-            advice=NOT_STARTED,
-        )
-    if spec.dtype == "float16":
-        raise SpecError(
-            "dtype: Adam's steps are not finite in float16; train in float32 or bfloat16.",
-            advice=NOT_STARTED,
-        )
 
 
 def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> LoadedRun:
@@ -194,7 +178,17 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
     adapter.left_out |= plan.left_out
     adapter.provenance |= _provenance(base, data, max_length)
     covered = coverage(base.model)
-    loaded = LoadedRun(base, adapter, covered, plan.examples, held_out, max_length, lr, packed)
+    loaded = LoadedRun(
+        base,
+        adapter,
+        covered,
+        plan.examples,
+        held_out,
+        max_length,
+        lr,
+        packed,
+        plan.mixed_precision,
+    )
     say(str(covered))
     if loaded.cut_rows:
         say(
@@ -295,7 +289,7 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
     """Return the job of the loop.
 
     Raises:
-        SpecError: a rank budget that AdaLoRA cannot keep.
+        SpecError: a rank budget that AdaLoRA cannot keep, or two passes that do not differ.
     """
     job = Job(
         loaded.base.model,
@@ -304,23 +298,47 @@ def make_job(settings: TrainSpec, data: RunData, loaded: LoadedRun) -> Job:
         loaded.examples,
         loaded.held_out,
         pad_id(loaded.base.tokenizer, loaded.base.model),
-        len(data.labels),
+        data.labels,
         settings,
         loaded.lr,
         Path(settings.output),
         loaded.packed,
         used_template(data.rows, loaded.base.tokenizer),
+        tuple(loaded.base.tokenizer.all_special_ids),
+        loaded.mixed_precision,
     )
     make_budget(loaded.adapter, settings, job.steps)  # Refuses a budget that it cannot keep.
+    _check_passes(job)
     return job
+
+
+def _check_passes(job: Job) -> None:
+    """Check that the second pass of R-Drop and cutoff differs from the first.
+
+    Raises:
+        SpecError: it would be equal.
+    """
+    if job.regularisation.passes == 1:
+        return
+    # Its effect on the output is zero as long as B is.
+    has_dropout = any(delta.dropout for delta in job.adapter.deltas.values())
+    if has_dropout and not job.regularisation.cutoff:
+        return
+    with unchanged(job.model, []), job.attention():
+        batch = job.collate(job.examples[:1])
+        obstacle = find_obstacle(job.model, batch, job.task, job.regularisation)
+    if obstacle is not None:
+        raise SpecError(f"{obstacle}.", advice=NOT_STARTED)
 
 
 def _describe_logits(job: Job, base: Loaded, say: Say) -> str:
     """Describe how the loss is computed; say so if it takes the memory of all logits at once."""
     ids = job.collate(job.examples[:1])["input_ids"]
-    mixed = job.settings.mixed_precision
+    mixed = job.mixed_precision
     with torch.autocast(ids.device.type, AUTOCAST.get(mixed), enabled=mixed in AUTOCAST):
         obstacle = chunking_obstacle(job.model, ids)
+    if job.regularisation.r_drop:
+        obstacle = "R-Drop compares those of two passes"
     if obstacle is None:
         return "in chunks"
     index = job.batches.longest(0, job.batches.per_epoch)

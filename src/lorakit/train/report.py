@@ -4,7 +4,7 @@ import platform
 import resource
 import sys
 from importlib.metadata import version
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -27,6 +27,7 @@ class RunFacts(TypedDict):
     packed: bool
     logits: str | None
     base_dtype: str
+    mixed_precision: str
     rows_cut: int
     rows_repeated: int
     rows_shared: int
@@ -71,6 +72,7 @@ class RunReport(RunStart):
     output: str
     loss_spikes: list[int]
     loss_climbed: bool
+    plot: NotRequired[str]
 
 
 def versions() -> dict[str, str]:

@@ -34,6 +34,7 @@ from lorakit.train.prepare import PreparedRun, prepare_run
 from lorakit.train.progress import Progress
 from lorakit.train.report import Metrics, RunReport, RunStart, peak_memory
 from lorakit.train.spikes import find_spikes, has_climbed
+from lorakit.train.trackers import Trackers
 
 LOSS_PARTS = 10  # the first and the last tenth of the steps have a mean loss in the report
 
@@ -75,13 +76,20 @@ def _run(prepared: PreparedRun, say: Say) -> RunReport:
         f"{job.steps} steps of {settings.batch_size * settings.accumulate} sequences, "
         f"peak learning rate {job.lr:g}, on {job.device}"
     )
-    progress = fit(job, lambda step: Log(job.output / METRICS, step, job.steps), state)
+    progress = fit(job, lambda step: _open_log(job, start, step), state)
     fitted = time.perf_counter()
     after = _measure(job, "measuring after")
     progress.wall_seconds += time.perf_counter() - fitted
     report = _make_report(start, progress, after, job.output)
     _write_results(job, report)
     return report
+
+
+def _open_log(job: Job, start: RunStart, step: int) -> Log:
+    """Open the log of a run that continues from a step, and its trackers."""
+    config = {**start["settings"], **start["spec"], "lr": start["lr"]}
+    trackers = Trackers(job.settings.log_to, job.output, config, step)
+    return Log(job.output / METRICS, step, job.steps, trackers=trackers)
 
 
 def _resume(prepared: PreparedRun, state: CheckpointState, say: Say) -> RunStart:
@@ -158,4 +166,4 @@ def _write_results(job: Job, report: RunReport) -> None:
     if job.chat_template is not None:
         write_text(job.output / TEMPLATE_FILE, job.chat_template)
     write_json(job.output / REPORT, report)
-    write_text(job.output / CARD, model_card(report))
+    write_text(job.output / CARD, model_card(report, read_metrics(job.output / METRICS)))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import Example
-from lorakit.evaluate.metrics import classification
 from lorakit.models.padding import leaks_padding
+from lorakit.tasks.metrics import classification
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

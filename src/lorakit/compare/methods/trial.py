@@ -136,7 +136,7 @@ def _job(
         examples=examples,
         held_out=[],
         pad=pad_id(loaded.tokenizer, loaded.model),
-        classes=len(loaded.labels),
+        labels=loaded.labels,
         settings=settings,
         lr=lr,
         output=Path(settings.output),
@@ -215,11 +215,11 @@ def score_classifier(
     Raises:
         DataError: the task has no classes.
     """
-    classes = _number_of_classes(loaded)
+    _number_of_classes(loaded)
     pad = pad_id(loaded.tokenizer, loaded.model)
-    scores = evaluate(loaded.model, held_out, loaded.task, pad=pad, classes=classes)
+    scores = evaluate(loaded.model, held_out, loaded.task, pad=pad, labels=loaded.labels)
     correct = 0
-    for (predicted, _), example in zip(scores.predictions, held_out, strict=True):
+    for (predicted, *_), example in zip(scores.predictions, held_out, strict=True):
         correct += int(predicted) == int(example.target)
     low, high = wilson_interval(correct, len(held_out))
     return Trial(

@@ -25,6 +25,7 @@ SPEAKERS = {
     "ai": "assistant",
     "assistant": "assistant",
     "bot": "assistant",
+    "chatbot": "assistant",
     "chatgpt": "assistant",
     "gpt": "assistant",
     "model": "assistant",
@@ -34,10 +35,15 @@ SPEAKERS = {
     "function": "tool",
 }
 # Further names in ShareGPT layout; a template of messages may have its own meaning for them.
-ROLES = {**SPEAKERS, "observation": "tool", "function_response": "tool", "tool_response": "tool"}
+ROLES = {
+    **SPEAKERS,
+    **dict.fromkeys(("bard", "bing", "claude"), "assistant"),
+    **dict.fromkeys(("observation", "function_response", "tool_response"), "tool"),
+}
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # keys of the assistant's thinking
 CALLS = ("function_call", "tool_call")  # roles of turns in which the assistant calls tools
-EXCHANGE = ("input", "output")  # what is said and answered, as one turn of Capybara has them
+# What is said and answered, as one turn of Capybara and the like has them.
+EXCHANGES = (("input", "output"), ("human", "assistant"), ("user", "assistant"))
 WEIGHTS = ("weight", "train", "loss")  # names for whether a turn is learned
 NO_TEXTS = ("image", "images", "audio", "audios", "video", "videos")
 
@@ -103,10 +109,13 @@ def _read_any_turn(turn: object, place: str) -> list[Turn]:
         raise RowFault(f"{place} has {beside!r}, only text can be used")
     if "from" in turn and "role" not in turn:
         return [_read_sharegpt_turn(turn, place)]
-    said = [turn.get(key) for key in EXCHANGE]
-    if "role" not in turn and all(isinstance(text, str) for text in said):
-        exchange = [_say(number, str(text)) for number, text in enumerate(said)]
-        return with_system(turn, exchange)
+    if "role" in turn:
+        return [read_turn(turn, place)]
+    for keys in EXCHANGES:
+        said = [turn.get(key) for key in keys]
+        if all(isinstance(text, str) for text in said):
+            exchange = [_say(number, str(text)) for number, text in enumerate(said)]
+            return with_system(turn, exchange)
     return [read_turn(turn, place)]
 
 

@@ -4,10 +4,20 @@ The data of an entry become one line, as microsoft/LoRA writes it: `subject : pr
 with ` | ` between triples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lorakit.data.layouts.layout import Layout, Row, RowFault, Values, as_list, need_list
+from lorakit.data.layouts.layout import (
+    Layout,
+    Row,
+    RowFault,
+    Values,
+    as_list,
+    as_objects,
+    need_list,
+)
 
+ENGLISH = "en"
 # Categories of WebNLG 2017 that its training data have (Gardent et al. 2017, section 3).
 SEEN = (
     "Airport",
@@ -33,12 +43,42 @@ def convert_webnlg(layout: Layout, values: Values) -> Iterator[Row]:
 
 
 def convert_webnlg_release(layout: Layout, values: Values) -> Iterator[Row]:
-    """Yield a row for each text of an entry of the JSON that WebNLG publishes."""
+    """Yield a row for each text, in the language of the layout, of WebNLG's published JSON."""
     parts = ("subject", "property", "object")
     triples = need_list(values, "modifiedtripleset")
     prompt = _join([_value(triple, part) for part in parts] for triple in triples)
     for text in need_list(values, "lexicalisations"):
-        yield {"prompt": prompt, "completion": _value(text, "lex")}
+        if read_language(text) == layout.language:
+            yield {"prompt": prompt, "completion": _value(text, "lex")}
+
+
+def convert_webnlg_of_hub(layout: Layout, values: Values) -> Iterator[Row]:
+    """Yield a row for each text, in the language of the layout, of WebNLG on the hub."""
+    sets = need_list(values, "modified_triple_sets")
+    triples = need_list(sets[0], "mtriple_set") if sets else []
+    prompt = _join(_split(triple, "mtriple_set") for triple in triples)
+    for text in need_list(values, "lex"):
+        if read_language(text) == layout.language:
+            yield {"prompt": prompt, "completion": _value(text, "text")}
+
+
+def read_language(text: object) -> str:
+    """Return the language of a text; one without a language is English.
+
+    >>> read_language({"lex": "Rome is in Italy.", "lang": ""})
+    'en'
+    """
+    language = text.get("lang") if isinstance(text, Mapping) else None
+    return str(language or ENGLISH)
+
+
+def _languages_in(column: str) -> Callable[[Values], Counter[str]]:
+    """Return a function that counts the texts of an entry by their language."""
+
+    def count(values: Values) -> Counter[str]:
+        return Counter(map(read_language, as_objects(values.get(column)) or ()))
+
+    return count
 
 
 def convert_dart(layout: Layout, values: Values) -> Iterator[Row]:
@@ -84,6 +124,16 @@ LAYOUTS = [
         ("category",),
         convert=convert_webnlg_release,
         categories="category",
+        languages=_languages_in("lexicalisations"),
+    ),
+    Layout(
+        "WebNLG of the hub",
+        "completion",
+        ("modified_triple_sets", "lex"),
+        ("category",),
+        convert=convert_webnlg_of_hub,
+        categories="category",
+        languages=_languages_in("lex"),
     ),
     Layout("DART", "completion", ("tripleset", "annotations"), convert=convert_dart),
     Layout("E2E", "completion", ("mr", "ref")),

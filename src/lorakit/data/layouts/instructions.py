@@ -22,7 +22,7 @@ WITH_CONTEXT = "Context: {context}\nQuestion: {question}\nAnswer: "
 
 
 def convert_alpaca(layout: Layout, values: Values) -> Iterator[Row]:
-    """Yield the row of an instruction with its answer; the first optional column is its input.
+    """Yield the row of an instruction with its answer, and with its input or context or both.
 
     A system prompt and earlier exchanges become turns.
 
@@ -30,7 +30,8 @@ def convert_alpaca(layout: Layout, values: Values) -> Iterator[Row]:
         RowFault: the instruction or the output is missing or no text.
     """
     instruction = _need_text(values, str(layout.columns[0]))
-    more = read_text(values, layout.optional[0])
+    inputs = [read_text(values, column) for column in INPUTS if column in layout.optional]
+    more = "\n\n".join(text for text in inputs if text.strip())
     prompt = WITH_INPUT if more.strip() else WITHOUT_INPUT
     asked = f"{instruction}\n\n{more}" if more.strip() else instruction
     answer = _need_text(values, str(layout.columns[1]))
@@ -84,13 +85,14 @@ def _is_answered(values: Values) -> bool:
     return isinstance(values.get("answer"), str) or not is_given(values.get("answer"))
 
 
-# Names: of the layout, of the instruction, of the answer, and of the input.
+INPUTS = ("context", "input")
+# Names: of the layout, of the instruction, and of the answer.
 ALPACAS = (
-    ("Alpaca", "instruction", "output", "input"),
-    ("Dolly", "instruction", "response", "context"),
-    ("query and response", "query", "response", "input"),
-    ("question and response", "question", "response", "context"),
-    ("prompt and response", "prompt", "response", "input"),
+    ("Alpaca", "instruction", "output"),
+    ("Dolly", "instruction", "response"),
+    ("query and response", "query", "response"),
+    ("question and response", "question", "response"),
+    ("prompt and response", "prompt", "response"),
 )
 LAYOUTS = [
     *(
@@ -98,10 +100,10 @@ LAYOUTS = [
             name,
             "instruction",
             (instruction, answer),
-            (more, *SYSTEM, "history"),
+            (*INPUTS, *SYSTEM, "history"),
             convert=convert_alpaca,
         )
-        for name, instruction, answer, more in ALPACAS
+        for name, instruction, answer in ALPACAS
     ),
     Layout(
         "question and answer",

@@ -68,9 +68,23 @@ def convert_tokens(layout: Layout, values: Values) -> Iterator[Row]:
         RowFault: they are no lists of equal length.
     """
     tokens, tags = (need_list(values, column) for column in layout.columns)
+    if not tokens:
+        raise RowFault("has no tokens")
     if len(tokens) != len(tags):
         raise RowFault(f"has {len(tokens)} tokens and {len(tags)} tags")
     yield {"tokens": tokens, "tags": tags}
+
+
+def convert_untagged(layout: Layout, values: Values) -> Iterator[Row]:
+    """Yield tokens whose tags are to be predicted.
+
+    Raises:
+        RowFault: they are no list, or an empty one.
+    """
+    tokens = need_list(values, layout.columns[0])
+    if not tokens:
+        raise RowFault("has no tokens")
+    yield {"tokens": tokens}
 
 
 def _holds_list(column: str) -> Callable[[Values], bool]:
@@ -117,6 +131,7 @@ LAYOUTS = [
     *(Layout("text and label", "labelled", (text, "label")) for text in TEXTS),
 ]
 UNLABELLED = [
+    Layout("tokens", "untagged tokens", ("tokens",), convert=convert_untagged),
     *(Layout("pairs of texts", "unlabelled pair", pair) for pair in PAIRS),
     Layout("text", "text", ("sentence",)),
 ]

@@ -1,7 +1,8 @@
 """Layouts: what the columns of a file are called, and what kind of rows they make."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ KINDS = {
     "unlabelled pair": ("text_a", "text_b"),
     "multi-label": ("text", "labels"),
     "tokens": ("tokens", "tags"),
+    "untagged tokens": ("tokens",),
     "preference": ("prompt", "chosen", "rejected"),
     "rated": ("prompt", "completion", "label"),
 }
@@ -59,8 +61,10 @@ BESIDE_TEXT = {
     "gold_label",
     "intent",
     "output",
+    "parent_id",
     "rating",
     "response",
+    "role",
     "sentiment",
     "stars",
     "summary",
@@ -78,6 +82,10 @@ def keep_names(layout: "Layout", values: Values) -> Iterator[Row]:
     yield {key: values.get(column) for key, column in pairs}
 
 
+def _count_none(values: Values) -> Counter[str]:
+    return Counter()
+
+
 @dataclass(frozen=True)
 class Layout:
     """Columns that a published or usual file has, and the rows that they make.
@@ -92,6 +100,8 @@ class Layout:
         convert: gives the rows of a record: usually one, none where it holds no reference.
         regression: True if the labels are measured values.
         categories: name of the column that `--categories` chooses by.
+        languages: counts the references of a record by their language, where they have one.
+        language: the only one that is used.
     """
 
     name: str
@@ -102,6 +112,15 @@ class Layout:
     convert: Callable[["Layout", Values], Iterable[Row]] = field(default=keep_names)
     regression: bool = False
     categories: str = ""
+    languages: Callable[[Values], Counter[str]] = field(default=_count_none)
+    language: str = "en"
+
+    def choose_language(self, values: Values) -> "Layout":
+        """Return the layout of a file with this record: in English, unless the record has none."""
+        found = self.languages(values)
+        if not found or self.language in found:
+            return self
+        return replace(self, language=min(found))
 
     def fits(self, values: Values) -> bool:
         """Return True if a record is in this layout."""

@@ -1,0 +1,93 @@
+"""Checks that the settings, the spec, the task and the machine of a run go together."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.models.load import device_of
+from lorakit.models.tasks import TASKS
+from lorakit.plan.optimizers import LEAST_VALUES, OPTIMIZERS
+from lorakit.plan.report import trains_base
+from lorakit.spec import Fault, Spec
+from lorakit.text import first_line, plural
+from lorakit.train.config import TrainSpec
+from lorakit.train.optim import find_class
+
+# Tasks whose loss is a cross-entropy: classes that exclude each other.
+WITH_CLASSES = ("causal-lm", "seq2seq", "classify", "tokens")
+WITH_A_AND_B = ("lora", "dora")  # deltas whose B starts at zero beside A
+
+
+def check_request(settings: TrainSpec, spec: Spec, task: str) -> None:
+    """Check that settings, spec, task and machine go together, before a model is read.
+
+    Raises:
+        SpecError: a setting that the spec, the task or the machine cannot use; all are named.
+    """
+    faults = [*_machine_faults(settings), *_spec_faults(settings, spec)]
+    faults += _task_faults(settings, spec, task)
+    if faults:
+        count = plural(len(faults), "setting")
+        lines = [f"{name}: {fault}" for name, fault in faults]
+        raise SpecError(f"{count} cannot be used in this run.", lines, NOT_STARTED)
+
+
+def _machine_faults(settings: TrainSpec) -> Iterator[Fault]:
+    device = device_of(settings.device)
+    if settings.mixed_precision == "fp16" and device.type == "cpu":
+        yield "mixed_precision", "fp16 needs a GPU; on a CPU use bf16 or no"
+    optimizer = OPTIMIZERS[settings.optimizer]
+    if optimizer.package != "bitsandbytes":
+        return
+    if optimizer.is_paged and device.type == "cpu":
+        fault = f"{settings.optimizer!r} moves its state from a GPU to main memory; this run is on"
+        yield "optimizer", f"{fault} the CPU: use {settings.optimizer.removeprefix('paged-')!r}"
+        return
+    obstacle = _try_optimizer(settings.optimizer, device)
+    if obstacle:
+        yield "optimizer", obstacle
+
+
+def _try_optimizer(name: str, device: torch.device) -> str | None:
+    """Return the reason why an optimizer of bitsandbytes takes no step on a device, or None."""
+    parameter = nn.Parameter(torch.ones(LEAST_VALUES, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        find_class(name)([parameter], lr=1.0).step()
+    except ImportError as error:
+        advice = "pip install 'lorakit[quantised]'"
+        return f"{name!r} needs bitsandbytes: {first_line(error)}; {advice}"
+    except Exception as error:  # A kernel that is missing can raise any exception.
+        advice = "pip install --upgrade bitsandbytes"
+        return f"{name!r} takes no step on {device.type}: {first_line(error)}; {advice}"
+    return None
+
+
+def _spec_faults(settings: TrainSpec, spec: Spec) -> Iterator[Fault]:
+    if settings.target_rank is not None and spec.delta != "adalora":
+        fault = f"only delta='adalora' has a budget of ranks, the spec has {spec.delta!r}"
+        yield "target_rank", fault
+    if settings.lr_ratio != 1 and spec.delta not in WITH_A_AND_B:
+        fault = f"LoRA+ is about A and B, those of {' and '.join(WITH_A_AND_B)}"
+        yield "lr_ratio", f"{fault}; the spec has delta={spec.delta!r}"
+    elif settings.lr_ratio != 1 and spec.targets == "none":
+        yield "lr_ratio", "targets='none' adapts no layer, so there is no B"
+    if spec.dtype == "float16":
+        yield "dtype", "Adam's steps are not finite in float16; train in float32 or bfloat16"
+
+
+def _task_faults(settings: TrainSpec, spec: Spec, task: str) -> Iterator[Fault]:
+    if settings.base_dtype == "float16" and (trains_base(spec) or TASKS[task].has_head):
+        fault = "biases, modules and heads that are trained in full would be in float16 too"
+        yield "base_dtype", f"{fault}, whose steps are not finite; use float32"
+    if settings.cutoff and task == "seq2seq":
+        yield "cutoff", "hides tokens of one text, and seq2seq reads two"
+    if task in WITH_CLASSES:
+        return
+    needed = "of classes that exclude each other"
+    if settings.label_smoothing:
+        yield "label_smoothing", f"spreads the probability {needed}, and {task} has none"
+    if settings.r_drop:
+        yield "r_drop", f"compares probabilities {needed}, and {task} has none"
