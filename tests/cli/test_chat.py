@@ -117,9 +117,9 @@ def test_columns_fit(width: int) -> None:
 def test_streamed_lines_break_between_words() -> None:
     out = io.StringIO()
     writer = Writer(out, 10)
-    for piece in (" the ", "cat sat on", " a mat\nand "):
+    for piece in ("\n the ", "catty ", "sat on", " a mat\n\n", "and "):
         writer.write(piece)
-    assert out.getvalue().split("\n") == ["the cat ", "sat on a ", "mat", "and "]
+    assert out.getvalue().split("\n") == ["the catty", "sat on a", "mat", "", "and"]
 
 
 @pytest.mark.parametrize(
