@@ -27,7 +27,7 @@ CASES = {
     "a flag": ("lorakit train --sch", ["--schedule"]),
     "a switch": ("lorakit train --no-over", ["--no-overwrite"]),
     "a flag is offered once": ("lorakit train --schedule linear --sch", []),
-    "a choice": ("lorakit train --schedule c", ["constant", "cosine"]),
+    "a choice": ("lorakit train --schedule co", ["constant", "cosine"]),
     "a builtin model, and files": ("lorakit train --model bu", ["builtin:minilm", "builds/"]),
     "a builtin after its colon": ("lorakit train --model builtin:", ["builtin:minilm"]),
     "the second of several": ("lorakit train --data rows.csv built", ["builtin:stdlib-docs"]),
