@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 JOBS ?= 2
 BIN := .venv/bin
 # The benchmarks of speed and memory, each with the flag of its short form, which `make bench` runs.
-SPEED = "step --short" "plan_time --short" "attach --short" "merged_latency --short" "rows --short" "spectra --short" \
+SPEED = "step --short" "plan_time --short" "plan_before_run --short" "attach --short" "merged_latency --short" "rows --short" "spectra --short" \
 	"combine_beside_peft --short" "head --quick" "whole_job --quick" "checkpointing --quick" "compile_time --quick" "large_data --quick" "fuzz --quick"
 # One thread a process: JOBS processes share the cores.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
