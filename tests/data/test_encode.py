@@ -197,15 +197,24 @@ def test_a_long_prompt_loses_its_start_and_is_counted(llama: Any) -> None:
     assert trained_text(llama, example) == " by the house.</s>"
 
 
-def test_a_row_that_would_train_nothing_is_named(llama: Any) -> None:
+def test_a_long_prompt_of_a_conversation_is_cut_at_its_start(llama: Any) -> None:
     long = {"role": "user", "content": "the cat sat on a mat " * 10}
-    bad = {"messages": [long, {"role": "assistant", "content": "no"}]}
-    good = {"messages": [{"role": "assistant", "content": "no"}]}
-    with pytest.raises(DataError) as caught:
-        encode_causal(rows("messages", good, bad), llama, 16)
-    assert caught.value.faults == [
-        "d.jsonl:2   no token of it is trained: only its prompt fits into 16 tokens"
-    ]
+    turns = [long, {"role": "assistant", "content": "no"}, long]
+    (example,) = encode_causal(rows("messages", {"messages": turns}), llama, 16)
+    (whole,) = encode_causal(rows("messages", {"messages": turns}), llama, 1000)
+    assert len(example.ids) == 16
+    assert example.cut == len(whole.ids) - 16
+    assert example.ids[0] == whole.ids[0]
+    assert trained_text(llama, example) == trained_text(llama, whole) == "no</s>"
+
+
+def test_a_first_answer_that_is_too_long_is_cut_at_its_end(llama: Any) -> None:
+    long = {"role": "user", "content": "the cat sat on a mat " * 10}
+    answer = {"role": "assistant", "content": "a dog ran to the house " * 10}
+    (example,) = encode_causal(rows("messages", {"messages": [long, answer]}), llama, 16)
+    assert len(example.ids) == 16
+    assert example.trained == 15
+    assert trained_text(llama, example).startswith("a dog ran")
 
 
 def test_labels_keep_one_name_however_they_are_written() -> None:

@@ -43,6 +43,8 @@ STARTED = {
     "webnlg/dev.jsonl": "stories260K",
     "dart-dev/dart-v1.1.1-full-dev.json": "stories260K",
     "alpaca-demo/alpaca_en_demo.json": "stories260K",
+    # Conversations need a template, which stories260K does not have.
+    "alpaca-demo/glaive_toolcall_en_demo.json": "stories260K --template chatml",
     "gsm8k/test.jsonl": "stories260K",
 }
 
@@ -61,9 +63,12 @@ def test_webnlg_splits_by_category(shared: Path) -> None:
 
 @pytest.mark.parametrize("file", STARTED)
 def test_training_starts_with_one_command(file: str, shared: Path, tmp_path: Path) -> None:
-    model = STARTED[file]
+    model, *template = STARTED[file].split()
     if not model.startswith("builtin:"):
         model = str(shared / "models" / model)
     data = ["--data", str(shared / "sets" / file)]
     few = ["--steps", "2", "--batch-size", "4", "--eval-fraction", "0.001"]
-    assert main(["train", "--model", model, *data, "--output", str(tmp_path / "run"), *few]) == 0
+    assert (
+        main(["train", "--model", model, *data, "--output", str(tmp_path / "run"), *few, *template])
+        == 0
+    )

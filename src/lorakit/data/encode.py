@@ -95,7 +95,8 @@ def encode_causal(
         rows: of kind text, completion, messages or instruction.
         tokenizer: of transformers, with an EOS token.
         max_length: tokens. A longer `text` goes on in the next sequence; of a longer prompt the
-            start is cut (after its first token), of a longer completion or conversation the end.
+            start is cut (after its first token), of a longer completion or conversation the end;
+            also the start of a conversation of which no answer would be left.
         loss_on: "completion" trains completions and assistant turns alone, "all" trains every
             token.
 
@@ -245,14 +246,11 @@ def _row_error(rows: Rows, errors: Mapping[int, DataError]) -> DataError:
 
 def _untrained_error(rows: Rows, untrained: Sequence[int], max_length: int) -> DataError:
     faults = [
-        f"{rows.where[number]}   no token of it is trained: only its prompt fits into "
-        f"{max_length} tokens"
+        f"{rows.where[number]}   none of its {max_length} tokens or fewer is trained"
         for number in untrained
     ]
     return DataError(
-        f"{len(faults)} of {len(rows)} rows would train nothing.",
-        faults,
-        "Raise --max-length, or remove these rows.",
+        f"{len(faults)} of {len(rows)} rows would train nothing.", faults, "Remove these rows."
     )
 
 
@@ -308,8 +306,30 @@ def _encode_messages(
         labels = list(ids)
     if not ids:
         raise DataError("the chat template makes an empty text of it")
-    excess = max(0, len(ids) - max_length)
-    return [Example(ids[:max_length], labels[:max_length], cut=excess)]
+    kept = _choose_window(labels, max_length)
+    example = Example(ids[:1] + ids[kept], labels[:1] + labels[kept])
+    example.cut = len(ids) - len(example.ids)
+    return [example]
+
+
+def _choose_window(labels: Sequence[int], max_length: int) -> slice:
+    """Return which tokens of a conversation are kept after its first.
+
+    The end is cut. If no answer would be left, so much of the start is cut that the first answer
+    fits, or the start of it.
+
+    >>> _choose_window([IGNORED, IGNORED, IGNORED, 7, 8, IGNORED], 3)
+    slice(3, 5, None)
+    """
+    room = max_length - 1
+    trained = [i for i, label in enumerate(labels) if i and label != IGNORED]
+    if not trained or trained[0] <= room:
+        return slice(1, 1 + room)
+    first = last = trained[0]
+    while last < len(labels) and labels[last] != IGNORED:
+        last += 1
+    start = min(first, last - room)
+    return slice(start, start + room)
 
 
 def _encode_instruction(
