@@ -14,7 +14,7 @@ SPEED = "step --short" "plan_time --short" "plan_before_run --short" "attach --s
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 ON_JOBS = -n $(JOBS) --dist worksteal
 
-.PHONY: help demo test unit peers lint fix record docs docs-serve tutorial bench clean
+.PHONY: help demo test soak unit peers lint fix record docs docs-serve tutorial bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,11 +23,14 @@ help: ## list the targets
 demo: .venv/demo.stamp ## train, look at and merge a small adapter, from nothing
 	@$(BIN)/python -m lorakit.cli.demo
 
-test: lint ## every check there is: lint, types, all tests (GPU tests only where there is one)
-	$(PYTEST) $(ON_JOBS)
+test: lint ## every kind of check: lint, types, all tests, of long tables a sample (GPU tests only where there is one)
+	$(PYTEST) $(ON_JOBS) -m "not soak"
+
+soak: .venv/dev.stamp ## the cases of the long tables that `make test` leaves out
+	$(PYTEST) $(ON_JOBS) -m soak
 
 unit: .venv/dev.stamp ## the fast tests
-	$(PYTEST) $(ON_JOBS) -m "not slow and not gpu"
+	$(PYTEST) $(ON_JOBS) -m "not slow and not gpu and not soak"
 
 peers: .venv/peers.stamp ## fetch tools that cannot be installed beside ours, for the tests that read their source
 

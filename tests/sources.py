@@ -1,7 +1,11 @@
 """The Python files of this repository, as the tests of structure and style read them."""
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "lorakit"
@@ -54,3 +58,14 @@ def circle(arrows: dict[str, set[str]]) -> list[str]:
         if found := follow(start, []):
             return found
     return []
+
+
+def sample(rows: Iterable[tuple[Any, ...]], every: int) -> list[Any]:
+    """Return the rows of a long table as parameters of a test; `make test` runs one in `every`.
+
+    Args:
+        rows: arguments of each case.
+        every: with no factor in common with the number of columns, so that each has its turn.
+    """
+    marks = [() if number % every == 0 else pytest.mark.soak for number in range(every)]
+    return [pytest.param(*row, marks=marks[i % every]) for i, row in enumerate(rows)]
