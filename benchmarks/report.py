@@ -24,6 +24,7 @@ ORDER = (
     "step",
     "step_cuda",
     "plan_time",
+    "plan_before_run",
     "checkpointing",
     "compile_time",
     "attach",

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 OPENING = """# Families of models
 
 This table shows what `lorakit train` does by default with one tiny model of each family: random
-weights, rows of text (rows with labels for encoders), two steps, and no flag that selects layers. A
-run that is refused is refused before any weight is read. The table is written by
-`docs/book/families.py`, which trains each model; `tests/train/test_families.py` trains them too.
+weights, two steps, and no flag that selects layers. The rows are texts; for encoders, texts with
+labels; for encoder-decoders, prompts with completions. A run that is refused is refused before any
+weight is read. The table is written by `docs/book/families.py`, which trains each model;
+`tests/train/test_families.py` trains them too.
 
 *Adapted* names the layers by the last part of their names, and counts them. *Left out* names what
 `all-linear` leaves out, with the reason. Rows are *packed* where attention keeps them apart, and

@@ -64,6 +64,7 @@ def ask(
     return run
 
 
+@pytest.mark.slow
 def test_lines_of_a_pipe_are_answered_as_generate_does(
     ask: Any, model: Path, adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +78,7 @@ def test_lines_of_a_pipe_are_answered_as_generate_does(
     assert (code, out) == (0, told)
 
 
+@pytest.mark.slow
 def test_a_conversation_is_saved_as_a_row_that_train_takes(
     ask: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_a_conversation_is_saved_as_a_row_that_train_takes(
     assert code == 2 and "exists already" in errors
 
 
+@pytest.mark.slow
 def test_json_is_one_object_with_the_rows(ask: Any, adapter: Path) -> None:
     code, out, _ = ask("cat?", flags=("--json",))
     found = json.loads(out)
@@ -98,6 +101,7 @@ def test_json_is_one_object_with_the_rows(ask: Any, adapter: Path) -> None:
     assert [turn["role"] for turn in found["rows"][0]["messages"]] == ["user", "assistant"]
 
 
+@pytest.mark.slow
 def test_two_answers_stand_beside_each_other(ask: Any) -> None:
     code, out, _ = ask("/compare cat?")
     head, rule, *lines = out.splitlines()
@@ -117,11 +121,12 @@ def test_columns_fit(width: int) -> None:
 def test_streamed_lines_break_between_words() -> None:
     out = io.StringIO()
     writer = Writer(out, 10)
-    for piece in (" the ", "cat sat on", " a mat\nand "):
+    for piece in ("\n the ", "catty ", "sat on", " a mat\n\n", "and "):
         writer.write(piece)
-    assert out.getvalue().split("\n") == ["the cat ", "sat on a ", "mat", "and "]
+    assert out.getvalue().split("\n") == ["the catty", "sat on a", "mat", "", "and"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -137,6 +142,7 @@ def test_a_command_that_is_not_possible_is_refused(ask: Any, line: str, told: st
     assert code == 2 and told in errors
 
 
+@pytest.mark.slow
 def test_help_names_every_command(ask: Any) -> None:
     _, out, _ = ask("/help")
     assert [line.split()[0] for line in out.splitlines()] == [*COMMANDS]

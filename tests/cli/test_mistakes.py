@@ -478,8 +478,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_checkpoint(
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert done.returncode == 1
-    assert (
-        "step-000001 cannot be written" in done.stderr
-        and "Is there room on the disk" in done.stderr
-    )
+    told = " ".join(done.stderr.split())  # The line breaks depend on the length of the path.
+    assert "step-000001 cannot be written" in told
+    assert "Is there room on the disk" in told
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []

@@ -194,6 +194,17 @@ KNOWN: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         "messages",
         {"messages": [USER, ANSWER]},
     ),
+    "Gemini": (
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "Be kind."}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "H"}, {"text": "i"}]},
+                {"role": "model", "parts": [{"text": "Hello"}]},
+            ],
+        },
+        "messages",
+        {"messages": [{"role": "system", "content": "Be kind."}, USER, ANSWER]},
+    ),
     "exchanges of a human and an assistant": (
         {"conversations": [{"human": "Hi", "assistant": "Hello"}]},
         "messages",
@@ -413,6 +424,10 @@ def test_pairs_without_an_agreed_label_are_left_out_and_counted(tmp_path: Path) 
 
 
 FAULTY: dict[str, tuple[dict[str, Any], str]] = {
+    "a part of Gemini's that is no text": (
+        {"contents": [{"role": "user", "parts": [{"fileData": {}}]}, ANSWER]},
+        "turn 1 of 'contents' has a part of type None, only text can be used",
+    ),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
         "has a part of type 'image_url', only text can be used",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,9 +10,17 @@ from transformers import AutoTokenizer
 
 from lorakit.data import collect
 from lorakit.data.encode import encode_causal
-from lorakit.data.on_demand import count_cut, count_tokens, encode_on_demand, find_longest
+from lorakit.data.labels import encode_labelled, list_labels
+from lorakit.data.on_demand import (
+    count_cut,
+    count_tokens,
+    encode_labelled_on_demand,
+    encode_on_demand,
+    find_longest,
+)
 from lorakit.data.rows import read_rows
 from lorakit.errors import DataError
+from lorakit.train import job
 from tests.conftest import sentences
 
 SOME = sentences(24)
@@ -56,6 +65,38 @@ def test_they_are_the_same(
     assert all(real <= estimated <= length for estimated, real in pairs)
 
 
+LABELLED: dict[str, list[dict[str, Any]]] = {
+    "labelled": [{"text": text, "label": len(text) % 3} for text in [*SOME, LONG, f"<s>{SOME[0]}"]],
+    "pair": [{"text_a": text, "text_b": "a", "label": 0.5} for text in [*SOME, "a", LONG]],
+}
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+@pytest.mark.parametrize("length", [20, 64, 400])
+def test_labelled_ones_are_the_same(
+    kind: str, length: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    rows = read_rows(write(tmp_path, LABELLED[kind]))
+    labels = list_labels(rows) if kind == "labelled" else None
+    whole = encode_labelled(rows, tokenizer, length, labels)
+    examples = encode_labelled_on_demand(rows, tokenizer, length, labels)
+    assert list(examples) == whole
+    assert len({example.target for example in examples}) == (3 if labels else 1)
+    assert count_cut(examples) == count_cut(whole)
+    assert find_longest(whole) <= find_longest(examples) <= length
+
+
+def test_a_label_that_is_no_class_is_found_before_the_first_step(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    rows = read_rows(write(tmp_path, [*LABELLED["labelled"], {"text": "a", "label": 7}]))
+    with pytest.raises(DataError, match="1 of 27 labels") as caught:
+        encode_labelled_on_demand(rows, tokenizer, 64, ["0", "1", "2"])
+    assert caught.value.faults == [f"{tmp_path}/d.jsonl:27   label '7' is none of the classes"]
+
+
 FAULTY = {
     "a prompt that fills the sequence": {"prompt": LONG, "completion": "yes"},
     "half a surrogate pair": {"prompt": "\ud800", "completion": "yes"},
@@ -78,3 +119,25 @@ def test_faults_are_found_before_the_first_step(
         refused.append((str(caught.value), caught.value.faults))
     assert refused[0] == refused[1]
     assert f"{tmp_path}/d.jsonl:8" in str(refused[0])
+
+
+@pytest.mark.parametrize("is_leaky", [True, False])
+def test_no_more_is_tokenised_than_shows_that_lengths_differ(
+    is_leaky: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Lengths(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            asked.append(index)
+            return SimpleNamespace(ids=[0] * super().__getitem__(index))
+
+        def __iter__(self):
+            return (self[i] for i in range(len(self)))
+
+    monkeypatch.setattr(job, "leaks_padding", lambda model, pad: is_leaky)
+    lengths: Any = Lengths([3, 4, *[5] * 100])
+    settings = SimpleNamespace(batch_size=2)
+    one: Any = SimpleNamespace(packed=False, settings=settings, model=0, pad=0, examples=lengths)
+    assert job.Job.unpadded.func(one) is is_leaky
+    assert asked == ([0, 0, 1] if is_leaky else [])

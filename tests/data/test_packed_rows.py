@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lorakit.data import collect
+from lorakit.data import collect, content, packed_rows
 from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows, read_rows
 
@@ -16,8 +16,10 @@ RECORDS: dict[str, dict[str, Any]] = {
     "text": {"text": 'a "}, {" b\\'},
     "completion": {"prompt": "", "completion": '}, {"'},
     "two keys in another order": {"completion": "b 😀\u2028", "prompt": "a"},
+    "an end like that of a row": {"text": "a }, {"},
     "half a surrogate pair": {"text": "\ud800"},
     "a number as label": {"text": "a", "label": 0.1},
+    "turns as a prompt": {"prompt": [*TURNS, TURNS[0]]},
     "messages": {"messages": TURNS, "tools": []},
 }
 
@@ -34,7 +36,8 @@ def test_packed_rows_are_the_same(
     path.write_text("".join(json.dumps(row) + "\n" for row in (record, *others)))
     plain = read_rows(str(path))
     monkeypatch.setattr(collect, "MANY", 4)
-    monkeypatch.setattr(collect, "BLOCK", 3)
+    monkeypatch.setattr(content, "CHUNK", 3 * len(path.read_bytes()) // 21)
+    monkeypatch.setattr(packed_rows, "BLOCK", 3)
     packed = read_rows(str(path))
     assert isinstance(packed.rows, PackedRows)
     chosen = [0, 1, 2, 9, 19, 20]

@@ -15,6 +15,7 @@ from lorakit.evaluate.decoding import Decoding
 from lorakit.evaluate.generate import generate
 from lorakit.models.open import add_adapter, open_model
 
+pytestmark = pytest.mark.slow
 SHORT = Decoding(max_new_tokens=8)
 ROOM = 256  # tokens of a conversation: the tiny model rotates positions, and can read more
 
@@ -52,7 +53,6 @@ def alone(model: Path, folder: Path | None, turns: Any) -> str:
     return generate(loaded, [turns], SHORT)[0]
 
 
-@pytest.mark.slow
 def test_each_adapter_answers_as_it_does_alone(
     conversation: Conversation, tiny_llama: Path, folders: dict[str, Path]
 ) -> None:

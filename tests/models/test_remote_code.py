@@ -102,6 +102,7 @@ def words(command: str, folder: Path, tmp_path: Path) -> list[str]:
         "train": [*model, *rows, *output],
         "eval": [*model, *rows],
         "generate": [*model, "--prompt", "the"],
+        "chat": model,
         "merge": [*model, "--adapter", adapter, *output],
         "plan": model,
         "preview": [*model, *rows],
@@ -113,7 +114,7 @@ def words(command: str, folder: Path, tmp_path: Path) -> list[str]:
     }[command]
 
 
-WITHOUT_A_MODEL = {"demo", "explain"}
+WITHOUT_A_MODEL = {"demo", "explain", "init", "completion"}
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_A_MODEL))

@@ -51,6 +51,7 @@ def test_a_constant_loss_and_losses_that_are_no_numbers_are_drawn() -> None:
     assert text.count(" 2 ┤") == 1 and text.count("┤") == 10
 
 
+@pytest.mark.slow
 def test_a_picture_has_both_curves(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     figure = draw_losses(FALLING, HELD_OUT, title="tiny")

@@ -302,14 +302,7 @@ WITH_PICTURES = {
         left_out=("model.vision_tower", "model.multi_modal_projector"),
     ),
 }
-UNSUPPORTED = "which lorakit cannot load for causal-lm"
-# Of tasks that text rows are not for.
-OTHERS = {
-    "whisper": Family(
-        "WhisperForConditionalGeneration",
-        {**BOTH, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 64},
-        refused=UNSUPPORTED,
-    ),
+ENCODER_DECODERS = {
     "t5": Family(
         "T5ForConditionalGeneration",
         {
@@ -320,24 +313,35 @@ OTHERS = {
             "num_layers": 1,
             "num_heads": 4,
             "decoder_start_token_id": 1,
+            "pad_token_id": 1,
+            "eos_token_id": 3,
         },
-        refused=UNSUPPORTED,
+        "seq2seq",
     ),
     "bart": Family(
         "BartForConditionalGeneration",
         {**BOTH, "max_position_embeddings": 64},
-        refused=UNSUPPORTED,
+        "seq2seq",
     ),
     "mbart": Family(
         "MBartForConditionalGeneration",
         {**BOTH, "max_position_embeddings": 64},
-        refused=UNSUPPORTED,
+        "seq2seq",
     ),
     "marian": Family(
         "MarianMTModel",
         {**BOTH, "max_position_embeddings": 64},
-        refused=UNSUPPORTED,
+        "seq2seq",
         config="MarianConfig",
+    ),
+}
+UNSUPPORTED = "which lorakit cannot load for causal-lm"
+# Of tasks that text rows are not for.
+OTHERS = {
+    "whisper": Family(
+        "WhisperForConditionalGeneration",
+        {**BOTH, "num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 64},
+        refused=UNSUPPORTED,
     ),
     "vit": Family("ViTForImageClassification", PICTURE, refused=UNSUPPORTED),
     "clip": Family(
@@ -351,7 +355,7 @@ OTHERS = {
         refused=UNSUPPORTED,
     ),
 }
-FAMILIES = {**DECODERS, **ENCODERS, **WITH_PICTURES, **OTHERS}
+FAMILIES = {**DECODERS, **ENCODERS, **ENCODER_DECODERS, **WITH_PICTURES, **OTHERS}
 
 
 def _make_texts() -> list[dict[str, str]]:
@@ -362,9 +366,18 @@ def _make_labelled_texts() -> list[dict[str, str]]:
     return [{**row, "label": "ab"[i % 2]} for i, row in enumerate(_make_texts())]
 
 
+def _make_pairs() -> list[dict[str, str]]:
+    texts = sentences(48)
+    return [
+        {"prompt": prompt, "completion": completion}
+        for prompt, completion in zip(texts[:24], texts[24:], strict=True)
+    ]
+
+
 ROWS: dict[str, Callable[[], list[dict[str, str]]]] = {
     "causal-lm": _make_texts,
     "classify": _make_labelled_texts,
+    "seq2seq": _make_pairs,
 }
 
 

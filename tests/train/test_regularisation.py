@@ -56,7 +56,7 @@ def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def test_r_drop_is_the_sum_of_two_losses_and_of_half_the_divergence_both_ways() -> None:
-    """Equations 2 to 4 of the paper, with the logits of the two passes noted as they come."""
+    """The loss of the paper, with the logits of the two passes noted as they come."""
     model, batch = classifier().train(), labelled()
     logits = []
     handle = model.register_forward_hook(lambda _, args, out: logits.append(out.logits.detach()))

@@ -137,19 +137,28 @@ class Writer:
     def __init__(self, stream: TextIO, width: int):
         self.stream, self.width = stream, width
         self.column, self.is_begun = 0, False
+        self.space = ""  # after the last word: not written at the end of a line
 
     def write(self, piece: str) -> None:
-        """Write a piece of text, without the spaces before the first word."""
+        """Write a piece of text, without the white space before the first word."""
         for word in WORDS.findall(piece):
-            if word.isspace() and not self.is_begun:
-                continue
-            self.is_begun = True
             if word == "\n":
-                self.column = 0
-            elif self.column + len(word) > self.width and not word.isspace():
-                self.stream.write("\n")
-                self.column = len(word)
+                self._break_line()
+            elif word.isspace():
+                self.space += word if self.column else ""
             else:
-                self.column += len(word)
-            self.stream.write(word)
+                self._add(word)
         self.stream.flush()
+
+    def _add(self, word: str) -> None:
+        if self.column + len(self.space) + len(word) > self.width:
+            self._break_line()
+        self.stream.write(f"{self.space}{word}")
+        self.column += len(self.space) + len(word)
+        self.space = ""
+        self.is_begun = True
+
+    def _break_line(self) -> None:
+        if self.is_begun:
+            self.stream.write("\n")
+        self.column, self.space = 0, ""

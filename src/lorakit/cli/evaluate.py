@@ -41,6 +41,10 @@ METRICS = (
     "bleu",
     "chrf",
     "rouge_l",
+    "exact_match",
+    "answerable_exact_match",
+    "answerable_f1",
+    "unanswerable_accuracy",
     "rows",
 )
 
@@ -72,7 +76,9 @@ class EvalRequest:
         choices=("jsonl", "glue"),
     )
     text_metrics: bool = option(
-        False, "also generate texts, and compare them with the completions: BLEU, chrF, ROUGE-L"
+        False,
+        "also generate texts, and compare them with the completions: BLEU, chrF, ROUGE-L, and for "
+        "questions in the layout of SQuAD exact match, F1 and the accuracy of unanswerable ones",
     )
 
 
@@ -188,8 +194,10 @@ def _score(
 
 def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size: int) -> "Metrics":
     """Generate once for each different prompt; all its completions are its references."""
+    from lorakit.data.layouts import squad
     from lorakit.data.prompts import group_references
     from lorakit.evaluate.generate import generate
+    from lorakit.evaluate.questions import score_answers
     from lorakit.tasks.metrics import text
     from lorakit.train.log import progress_bar
 
@@ -197,7 +205,10 @@ def _text_metrics(loaded: "Loaded", rows: "Rows", decoding: Decoding, batch_size
     prompts = [prompt for prompt, _ in groups]
     with progress_bar("generating", len(prompts)) as advance:
         texts = generate(loaded, prompts, decoding, batch_size=batch_size, progress=advance)
-    scores = text(texts, [references for _, references in groups])
+    references = [own for _, own in groups]
+    scores: Metrics = dict(text(texts, references))
+    if rows.layout == squad.NAME:
+        scores |= score_answers(texts, references)
     return {**scores, "prompts": len(prompts), "decoding": asdict(decoding)}
 
 

@@ -132,7 +132,7 @@ def _show_curve(report: "RunReport") -> None:
     width = min(line_width(sys.stdout) or CURVE_WIDTH, CURVE_WIDTH)
     curve = plots.draw_text_curve(*_read_losses(report), width=width)
     if curve:
-        print(f"\n{curve}\n")
+        print(f"\n{curve}")
 
 
 def _show_loss(report: "RunReport") -> None:

@@ -5,13 +5,17 @@ A batch depends on its number only, so that a run can be resumed at any step.
 
 from collections.abc import Sequence
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lorakit.data.encode import IGNORED, Example
 
+Positions = NDArray[np.int64]
+Order = TypeVar("Order", list[int], Positions)
 # Batches in a window of shuffled examples. Within a window, examples of similar length share a
 # batch, so that little is padded.
 WINDOW = 32
@@ -44,6 +48,7 @@ class Batches:
         packed: bool = False,
     ):
         self.lengths = lengths
+        self._lengths = np.array(lengths, np.int64)
         self.size = size
         self.seed = seed
         self.tokens = tokens
@@ -53,9 +58,12 @@ class Batches:
         else:
             self.per_epoch = -(-len(lengths) // size)  # rounded up
         self._epoch = -1
-        self._batches: list[list[int]] = []
+        self._batches: list[Positions] = []
 
     def __getitem__(self, number: int) -> list[int]:
+        return self._find(number).tolist()
+
+    def _find(self, number: int) -> Positions:
         epoch, position = divmod(number, self.per_epoch)
         if epoch != self._epoch:
             self._batches = self._order(epoch)
@@ -72,11 +80,14 @@ class Batches:
         >>> batches[batches.longest(0, 4)]
         [2]
         """
-        return max(range(start, stop), key=self._cost)
-
-    def _cost(self, number: int) -> tuple[int, int]:
-        _, longest = self.shape(number)
-        return self.width(number), longest
+        batches = [self._find(number) for number in range(start, stop)]
+        counts = np.array([len(batch) for batch in batches])
+        lengths = self._lengths[np.concatenate(batches)]
+        starts = counts.cumsum() - counts
+        longest = np.maximum.reduceat(lengths, starts)
+        widths = np.add.reduceat(lengths, starts) if self.packed else counts * longest
+        costs = zip(widths.tolist(), longest.tolist(), strict=True)
+        return start + max(enumerate(costs), key=lambda pair: pair[1])[0]
 
     def width(self, number: int) -> int:
         """Return the number of tokens of a batch, padding included."""
@@ -90,36 +101,33 @@ class Batches:
         batch = self[number]
         return len(batch), max(self.lengths[i] for i in batch)
 
-    def _order(self, epoch: int) -> list[list[int]]:
+    def _order(self, epoch: int) -> list[Positions]:
         """Return the batches of an epoch."""
         generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        order = torch.randperm(len(self.lengths), generator=generator).numpy()
         if self.tokens:
             return self._cut_evenly(order)
-        batches: list[list[int]] = []
+        batches: list[Positions] = []
         width = self.size * WINDOW
         for start in range(0, len(order), width):
-            window = sorted(order[start : start + width], key=self.lengths.__getitem__)
-            sorted_batches = _split(window, self.size)
+            window = order[start : start + width]
+            by_length = self._lengths[window].argsort(kind="stable")
+            sorted_batches = _split(window[by_length], self.size)
             shuffle = torch.randperm(len(sorted_batches), generator=generator).tolist()
             batches += [sorted_batches[i] for i in shuffle]
         return batches
 
-    def _cut_evenly(self, order: list[int]) -> list[list[int]]:
+    def _cut_evenly(self, order: Positions) -> list[Positions]:
         """Cut an order into `per_epoch` parts with an equal share of the tokens each.
 
         An example belongs to the part that holds its middle token.
         """
-        batches: list[list[int]] = [[] for _ in range(self.per_epoch)]
-        total = sum(self.lengths)
-        before = 0
-        for example in order:
-            length = self.lengths[example]
-            twice_middle = 2 * before + length  # doubled, so that it is a whole number
-            part = twice_middle * self.per_epoch // (2 * total)
-            batches[min(part, self.per_epoch - 1)].append(example)
-            before += length
-        return batches
+        lengths = self._lengths[order]
+        ends = lengths.cumsum()
+        twice_middles = 2 * ends - lengths  # doubled, so that they are whole numbers
+        parts = twice_middles * self.per_epoch // (2 * ends[-1])
+        starts = np.searchsorted(parts, np.arange(1, self.per_epoch))
+        return np.split(order, starts)
 
 
 def sort_into_batches(
@@ -159,7 +167,7 @@ def split_by_length(examples: Sequence[Example]) -> list[list[Example]]:
     return list(groups.values())
 
 
-def _split(order: list[int], size: int) -> list[list[int]]:
+def _split(order: Order, size: int) -> list[Order]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from lorakit.data.documents import Record
 from lorakit.data.layouts.layout import RowFault
+from lorakit.data.records import Block, Found, make_block
 
 Names = tuple[str, ...]  # in the order of the numbers
 NamesByColumn = Mapping[str, Names]
@@ -46,21 +46,22 @@ def find_names(features: object) -> NamesByColumn:
     return found
 
 
-def put_names(records: Iterable[Record], names: NamesByColumn) -> Iterator[Record]:
+def put_names(blocks: Iterable[Block], names: NamesByColumn) -> Iterator[Block]:
     """Yield records with the names of classes for their numbers; None for a row without a label."""
-    for record in records:
-        where, values, _ = record
-        if values is None:
-            yield record
-            continue
-        try:
-            named = {
-                column: _put_name(column, values.get(column), names[column]) for column in names
-            }
-        except RowFault as fault:
-            yield Record(where, None, str(fault))
-        else:
-            yield Record(where, {**values, **{key: named[key] for key in named if key in values}})
+    for block in blocks:
+        yield make_block(block.name, [_put_names(found, names) for found in block.found()])
+
+
+def _put_names(found: Found, names: NamesByColumn) -> Found:
+    number, values, _ = found
+    if values is None:
+        return found
+    columns = names.keys() & values.keys()
+    try:
+        named = {column: _put_name(column, values[column], names[column]) for column in columns}
+    except RowFault as fault:
+        return Found(number, None, str(fault))
+    return Found(number, {**values, **named})
 
 
 def _put_name(column: str, value: Any, names: Names) -> Any:  # noqa: ANN401  any value of a table

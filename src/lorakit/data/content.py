@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
@@ -76,19 +76,20 @@ class Text:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines without their ends."""
-        return islice(self._all_lines(), self.skipped, None)
+        return islice(chain.from_iterable(self.blocks_of_lines()), self.skipped, None)
 
-    def _all_lines(self) -> Iterator[str]:
+    def blocks_of_lines(self) -> Iterator[list[str]]:
+        """Yield all lines without their ends, those that are read at once together."""
         # Not splitlines(): it also cuts at characters that a field may hold, such as U+2028.
         begun: list[str] = []
         for part in self.parts():
             end, *lines = part.split("\n")
             begun.append(end)
             if lines:
-                yield "".join(begun)
+                lines.insert(0, "".join(begun))
                 begun = [lines.pop()]
-                yield from lines
-        yield "".join(begun)
+                yield lines
+        yield ["".join(begun)]
 
     def read(self) -> str:
         """Return the whole text."""

@@ -1,8 +1,9 @@
 """Rows to token ids and labels. Every token that is cut or not trained is counted."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lorakit.data.answers import encode_answers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 IGNORED = -100  # the label of a token that is read but not trained
 SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST_QUOTE = 40  # characters
+BLOCK = 1000  # texts that are tokenised at once
 
 
 @dataclass
@@ -112,15 +114,12 @@ def encode_causal(
     check_text(rows.where, rows.rows)
     examples: list[Example] = []
     errors: dict[int, DataError] = {}  # by position of the row
-    for number, row in enumerate(rows.rows):
-        try:
-            encoded = encode_row(rows.kind, row, tokenizer, max_length, loss_on)
-        except TemplateLimitError:
-            raise
-        except DataError as error:
-            errors[number] = error
+    encoded = encode_many(rows.kind, rows.rows, tokenizer, max_length, loss_on)
+    for number, found in enumerate(encoded):
+        if isinstance(found, DataError):
+            errors[number] = found
             continue
-        for example in encoded:
+        for example in found:
             example.row = number
             examples.append(example)
     untrained = [example.row for example in examples if not example.trained]
@@ -133,6 +132,26 @@ def encode_causal(
             "`lorakit preview` shows the tokens of a row.",
         )
     return trained
+
+
+def encode_many(
+    kind: str,
+    rows: Iterable[dict[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    loss_on: str,
+) -> Iterator[list[Example] | DataError]:
+    """Yield the examples of each row, or why it has none; texts are tokenised many at once."""
+    remaining = iter(rows)
+    while kind == "text" and (block := list(islice(remaining, BLOCK))):
+        yield from encode_texts([row["text"] for row in block], tokenizer, max_length)
+    for row in remaining:
+        try:
+            yield encode_row(kind, row, tokenizer, max_length, loss_on)
+        except TemplateLimitError:
+            raise
+        except DataError as error:
+            yield error
 
 
 def encode_row(
@@ -256,7 +275,7 @@ def encode_texts(
 ) -> Iterator[list[Example]]:
     """Yield the examples of each text; it is faster to tokenise many at once."""
     added = find_added(tokenizer)
-    own = [_remove_added(text, added) for text in texts]
+    own = [remove_added(text, added) for text in texts]
     # Not verbose: a text longer than the model's limit is split.
     encoded = tokenizer(own, verbose=False).input_ids
     for text, tokens in zip(texts, encoded, strict=True):
@@ -350,7 +369,7 @@ def without_added(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
 
     A text that a chat template has made has them already.
     """
-    return _remove_added(text, find_added(tokenizer))
+    return remove_added(text, find_added(tokenizer))
 
 
 def find_added(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[str], list[str]]:
@@ -370,7 +389,8 @@ def find_added(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[str], list[st
     return first, last
 
 
-def _remove_added(text: str, added: tuple[list[str], list[str]]) -> str:
+def remove_added(text: str, added: tuple[list[str], list[str]]) -> str:
+    """Return a text without the special tokens at its ends, which `find_added` gives."""
     first, last = added
     for token in first:
         text = text.removeprefix(token)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from lorakit.data.encode import Encoding, Example, check_text, without_added
+from lorakit.data.encode import Encoding, Example, check_text, find_added, remove_added
 from lorakit.data.layouts import KINDS
+from lorakit.data.layouts.layout import Row
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import add_hint, near_misses, plural
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 LABELLED = ("labelled", "pair")  # kinds of rows with a label
 WITH_TARGETS = (*LABELLED, "multi-label", "tokens")  # those from which labels are learned
 UNLABELLED = ("text", "unlabelled pair")  # those for which one can be predicted
+BLOCK = 1000  # rows that are tokenised at once
 MOST_NUMBERS = 50  # different numbers that may be the names of classes
 UNMARKED = {"-1", "0", "1", "2"}  # labels of which the first may be none
 # The tasks of the kinds of rows with labels that are no single class or value.
@@ -180,33 +182,52 @@ def encode_labelled(
         DataError: rows of another kind, or labels that are not a class or a number; each is named.
     """
     require_labels(rows, to_predict=to_predict)
-    targets = _targets(rows, labels)
-    examples = _encode_texts(rows, tokenizer, max_length)
+    targets = list_targets(rows, labels)
+    examples = _encode_all(rows, tokenizer, max_length)
     for example, target in zip(examples, targets, strict=True):
         example.target = target
     return examples
 
 
-def _encode_texts(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> list[Example]:
-    """Tokenise one or two texts a row; the longer of two is cut at its end."""
+def _encode_all(rows: Rows, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> list[Example]:
+    """Tokenise all rows, in blocks: what a tokenizer makes of a text takes much memory."""
     check_text(rows.where, rows.rows)
-    is_pair = "text_a" in KINDS[rows.kind]
-    first = [row["text_a" if is_pair else "text"] for row in rows.rows]
-    first = [without_added(tokenizer, text) for text in first]
-    second = [row["text_b"] for row in rows.rows] if is_pair else None
-    uncut = tokenizer(first, second, verbose=False).input_ids
-    encoded = tokenizer(first, second, truncation=True, max_length=max_length)
-    types = encoded.get("token_type_ids") or [None] * len(uncut)
     examples: list[Example] = []
-    for number, ids in enumerate(encoded.input_ids):
-        cut = len(uncut[number]) - len(ids)
-        examples.append(Example(ids, types=types[number], row=number, cut=cut))
+    for start in range(0, len(rows), BLOCK):
+        block = rows.rows[start : start + BLOCK]
+        examples += encode_block(rows.kind, block, tokenizer, max_length)
+    for number, example in enumerate(examples):
+        example.row = number
     return examples
 
 
-def _targets(rows: Rows, labels: Sequence[str] | None) -> Sequence[float | int]:
+def encode_block(
+    kind: str, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> list[Example]:
+    """Tokenise rows of texts, or of pairs of texts, without their labels."""
+    keys = ("text_a", "text_b") if "text_a" in KINDS[kind] else ("text",)
+    added = find_added(tokenizer)
+    texts = [[row[key] for row in rows] for key in keys]
+    texts[0] = [remove_added(text, added) for text in texts[0]]
+    second = texts[1] if len(keys) > 1 else None
+    encoded = tokenizer(texts[0], second, verbose=False)
+    types = encoded.get("token_type_ids") or [None] * len(rows)
+    examples: list[Example] = []
+    for number, ids in enumerate(encoded.input_ids):
+        own_types = types[number]
+        cut = max(0, len(ids) - max_length)
+        if cut:
+            own_second = second[number] if second else None
+            shorter = tokenizer(
+                texts[0][number], own_second, truncation=True, max_length=max_length
+            )
+            cut = len(ids) - len(shorter.input_ids)
+            ids, own_types = shorter.input_ids, shorter.get("token_type_ids")
+        examples.append(Example(ids, types=own_types, cut=cut))
+    return examples
+
+
+def list_targets(rows: Rows, labels: Sequence[str] | None) -> Sequence[float | int]:
     """Return the target of each row; 0 where it has no label."""
     if rows.kind in UNLABELLED:
         return [0] * len(rows)
@@ -276,6 +297,8 @@ def list_several(rows: Rows) -> list[str]:
     _require_several(rows)
     found = chain.from_iterable(row["labels"] for row in rows.rows)
     labels = {label_text(label) for label in found}
+    if labels <= {*rows.classes}:
+        return [*rows.classes]
     return sorted(labels, key=_label_order)
 
 
@@ -301,7 +324,7 @@ def encode_several(rows: Rows, how: Encoding) -> list[Example]:
     """
     _require_several(rows, to_predict=how.to_predict)
     labels = how.labels
-    examples = _encode_texts(rows, how.tokenizer, how.max_length)
+    examples = _encode_all(rows, how.tokenizer, how.max_length)
     faults: list[str] = []
     for example in examples:
         example.flags = [0.0] * len(labels)

@@ -1,33 +1,38 @@
 """Examples of a large source: tokenised when a batch needs them, so that few are in memory."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from math import ceil
 from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lorakit.data.encode import (
     Example,
     check_causal,
     check_text,
+    encode_many,
     encode_row,
-    encode_texts,
     refuse_rows,
 )
+from lorakit.data.labels import LABELLED, encode_block, list_targets, require_labels
 from lorakit.data.layouts.layout import Row
 from lorakit.data.packed_rows import PackedRows
 from lorakit.data.rows import Rows
-from lorakit.data.templates import TemplateLimitError
 from lorakit.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# The examples of rows by their positions, or why a row has none.
+Encoded = Iterable[tuple[int, list[Example] | DataError]]
 SAMPLE = 256  # rows by which the length of the others is estimated
-BLOCK = 1000  # texts that are tokenised at once
+BLOCK = 1000  # rows that are looked at together
 SHORTEST = 40  # bytes: a row that is shorter may hold nothing but an EOS token
-MEASURED_BY_BYTES = ("text", "completion")  # kinds whose rows have no more tokens than bytes
+# Kinds whose rows have no more tokens than bytes.
+MEASURED_BY_BYTES = ("text", "completion", *LABELLED)
 
 
 @dataclass
@@ -37,6 +42,7 @@ class ExamplesOnDemand(Sequence[Example]):
     Attributes:
         rows: in which they are.
         encode: gives the examples of a row.
+        targets: class index or value of each row; empty for language modelling.
         numbers: position of the row of each example.
         parts: position of each example among those of its row.
         lengths: tokens of each example; estimated for a row that surely fits into one.
@@ -46,9 +52,10 @@ class ExamplesOnDemand(Sequence[Example]):
 
     rows: Rows
     encode: Callable[[Row], list[Example]]
-    numbers: "array[int]" = field(default_factory=lambda: array("L"))
-    parts: "array[int]" = field(default_factory=lambda: array("L"))
-    lengths: "array[int]" = field(default_factory=lambda: array("L"))
+    targets: Sequence[float | int] = ()
+    numbers: "array[int]" = field(default_factory=lambda: array("q"))
+    parts: "array[int]" = field(default_factory=lambda: array("q"))
+    lengths: "array[int]" = field(default_factory=lambda: array("q"))
     longest: int = 0
     cut_rows: int = 0
 
@@ -57,6 +64,13 @@ class ExamplesOnDemand(Sequence[Example]):
         self.numbers.append(number)
         self.parts.append(part)
         self.lengths.append(length)
+        self.longest = max(self.longest, longest)
+
+    def add_estimated(self, first: int, lengths: NDArray[np.int64], longest: int) -> None:
+        """Add the only example of each of these rows, which are neighbours."""
+        self.numbers.extend(range(first, first + len(lengths)))
+        self.parts += array("q", [0]) * len(lengths)
+        self.lengths.extend(lengths.tolist())
         self.longest = max(self.longest, longest)
 
     def add_measured(self, number: int, encoded: Sequence[Example]) -> list[int]:
@@ -84,6 +98,8 @@ class ExamplesOnDemand(Sequence[Example]):
         number = self.numbers[index]
         example = self.encode(self.rows.rows[number])[self.parts[index]]
         example.row = number
+        if self.targets:
+            example.target = self.targets[number]
         return example
 
 
@@ -110,51 +126,94 @@ def encode_on_demand(
     def encode(row: Row) -> list[Example]:
         return encode_row(rows.kind, row, tokenizer, max_length, loss_on)
 
-    examples = ExamplesOnDemand(rows, encode)
-    tokens_per_byte = _estimate(rows, encode)
+    def encode_all(chosen: Sequence[int]) -> Encoded:
+        taken = _stored(rows).take(chosen)
+        found = encode_many(rows.kind, taken, tokenizer, max_length, loss_on)
+        return zip(chosen, found, strict=True)
+
     is_flat = rows.kind in MEASURED_BY_BYTES
-    errors: dict[int, DataError] = {}
-    untrained: list[int] = []
-    sizes = enumerate(_stored(rows).sizes())
-    while block := list(islice(sizes, BLOCK)):
-        longer = [
-            number for number, size in block if not is_flat or not SHORTEST <= size <= max_length
-        ]
-        encoded = dict(_encode_block(rows, longer, tokenizer, max_length, encode))
-        for number, size in block:
-            found = encoded.get(number)
-            if found is None:
-                examples.add(number, 0, ceil(size * tokens_per_byte), size)
-            elif isinstance(found, DataError):
-                errors[number] = found
-            else:
-                untrained += examples.add_measured(number, found)
+    sizes = range(SHORTEST, max_length + 1) if is_flat else range(0)
+    examples = ExamplesOnDemand(rows, encode)
+    errors, untrained = _add_all(examples, sizes, encode_all)
     refuse_rows(rows, errors, untrained, max_length)
     return examples
 
 
-def _encode_block(
+def encode_labelled_on_demand(
     rows: Rows,
-    chosen: Sequence[int],
     tokenizer: "PreTrainedTokenizerBase",
     max_length: int,
-    encode: Callable[[Row], list[Example]],
-) -> Iterator[tuple[int, list[Example] | DataError]]:
-    """Yield the examples of rows with their positions, or why a row has none."""
-    if not chosen:
-        return
-    taken = list(_stored(rows).take(chosen))
-    if rows.kind == "text":
-        texts = [row["text"] for row in taken]
-        yield from zip(chosen, encode_texts(texts, tokenizer, max_length), strict=True)
-        return
-    for number, row in zip(chosen, taken, strict=True):
-        try:
-            yield number, encode(row)
-        except TemplateLimitError:
-            raise
-        except DataError as error:
-            yield number, error
+    labels: Sequence[str] | None,
+) -> ExamplesOnDemand:
+    """Return the examples of packed rows with labels.
+
+    A row that surely fits into `max_length` is not tokenised here, and the length of its example
+    is estimated.
+
+    Args:
+        rows: packed rows of a kind in LABELLED.
+        tokenizer: as for `encode_labelled`.
+        max_length: as for `encode_labelled`.
+        labels: as for `encode_labelled`.
+
+    Raises:
+        DataError: as `encode_labelled` does.
+    """
+    require_labels(rows)
+    _check_broken(rows)
+
+    def encode(row: Row) -> list[Example]:
+        return encode_block(rows.kind, [row], tokenizer, max_length)
+
+    def encode_all(chosen: Sequence[int]) -> Encoded:
+        taken = list(_stored(rows).take(chosen))
+        encoded = encode_block(rows.kind, taken, tokenizer, max_length) if taken else []
+        return ((number, [example]) for number, example in zip(chosen, encoded, strict=True))
+
+    examples = ExamplesOnDemand(rows, encode, list_targets(rows, labels))
+    _add_all(examples, range(max_length + 1), encode_all)
+    return examples
+
+
+def _add_all(
+    examples: ExamplesOnDemand,
+    sizes: range,
+    encode_all: Callable[[Sequence[int]], Encoded],
+) -> tuple[dict[int, DataError], list[int]]:
+    """Add the examples of all rows.
+
+    Args:
+        examples: without any.
+        sizes: bytes of the rows whose examples are not tokenised, but estimated.
+        encode_all: gives the examples of rows by their positions, or why a row has none.
+
+    Returns:
+        Why rows have no example, by position; and the positions of those that train nothing.
+    """
+    rows = examples.rows
+    tokens_per_byte = _estimate(rows, examples.encode)
+    errors: dict[int, DataError] = {}
+    untrained: list[int] = []
+    stored = _stored(rows)
+    lengths = stored.sizes()
+    estimated = np.ceil(lengths * tokens_per_byte).astype(np.int64)
+    fits = (lengths >= sizes.start) & (lengths < sizes.stop)
+    for start in range(0, len(rows), BLOCK):
+        own = slice(start, start + BLOCK)
+        if fits[own].all():
+            examples.add_estimated(start, estimated[own], int(lengths[own].max()))
+            continue
+        longer = [start + int(i) for i in np.flatnonzero(~fits[own])]
+        encoded = dict(encode_all(longer))
+        for number, size in enumerate(lengths[own].tolist(), start):
+            found = encoded.get(number)
+            if found is None:
+                examples.add(number, 0, int(estimated[number]), size)
+            elif isinstance(found, DataError):
+                errors[number] = found
+            else:
+                untrained += examples.add_measured(number, found)
+    return errors, untrained
 
 
 def _check_broken(rows: Rows) -> None:

@@ -7,10 +7,10 @@ A row that does not fit is named by file and line, and nothing is returned.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from lorakit.data.advice import advise_columns
 from lorakit.data.class_names import join_classes, put_names
-from lorakit.data.collect import BLOCK, Collector
-from lorakit.data.documents import Record
+from lorakit.data.collect import Collector
 from lorakit.data.layouts import KEYS, Layout, find_headerless, find_layout
 from lorakit.data.layouts.layout import Row
-from lorakit.data.packed_rows import PackedPlaces, PackedRows
+from lorakit.data.packed_rows import PackedRows, Places
+from lorakit.data.records import Record
 from lorakit.data.sources import Columns, Reading, list_files, open_source
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.text import add_hint, near_misses, plural
@@ -74,7 +74,14 @@ class Rows:
     @property
     def repeated(self) -> int:
         """Number of rows that are equal to an earlier one."""
-        return len(self) - len(np.unique(self.key_hashes))
+        hashes = self.sorted_hashes
+        return int((hashes[1:] == hashes[:-1]).sum())
+
+    def count_shared(self, others: "Rows") -> int:
+        """Return the number of rows that are equal to one of the others."""
+        places = np.searchsorted(others.sorted_hashes, self.sorted_hashes)
+        found = others.sorted_hashes[places.clip(max=len(others) - 1)]
+        return int((found == self.sorted_hashes).sum())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,27 +101,28 @@ class Rows:
         positions = list(chosen)
         return replace(self, rows=_take(self.rows, positions), where=_take(self.where, positions))
 
-    def keys(self) -> Iterator[bytes]:
-        """Yield for each row a text that is the same for equal rows, and no others."""
-        if isinstance(self.rows, PackedRows):
-            return self.rows.keys()
-        return (row_key(row).encode() for row in self.rows)
-
     @cached_property
-    def key_hashes(self) -> NDArray[np.int64]:
-        """(rows,) int64, the same for equal rows while this process lasts."""
-        return np.fromiter(map(hash, self.keys()), np.int64, len(self))
+    def sorted_hashes(self) -> NDArray[np.int64]:
+        """(rows,) int64 in order of size, the same for equal rows while this process lasts."""
+        if isinstance(self.rows, PackedRows):
+            return np.sort(self.rows.hashes())
+        hashes = (hash(row_key(row)) for row in self.rows)
+        return np.sort(np.fromiter(hashes, np.int64, len(self)))
 
     def content_hash(self) -> str:
         """Return a SHA-256 over the rows in their order."""
         digest = hashlib.sha256(self.kind.encode())
-        for key in self.keys():
+        if isinstance(self.rows, PackedRows):
+            keys = self.rows.keys()
+        else:
+            keys = (row_key(row).encode() for row in self.rows)
+        for key in keys:
             digest.update(key)
         return digest.hexdigest()
 
 
 def _take(values: Sequence[Any], positions: Sequence[int]) -> Sequence[Any]:
-    if isinstance(values, PackedRows | PackedPlaces):
+    if isinstance(values, PackedRows | Places):
         return values.take(positions)
     return [values[i] for i in positions]
 
@@ -193,10 +201,10 @@ def _concatenate(parts: Sequence[Rows]) -> tuple[Sequence[Row], Sequence[str]]:
     where = chain.from_iterable(part.where for part in parts)
     if not any(isinstance(part.rows, PackedRows) for part in parts):
         return list(rows), list(where)
-    packed, places = PackedRows(parts[0].kind), PackedPlaces()
-    while block := list(islice(rows, BLOCK)):
-        packed.extend(block)
-    places.extend(where)
+    packed, places = PackedRows(parts[0].kind), Places()
+    packed.extend(rows)
+    for place in where:
+        places.add(place)
     return packed, places
 
 
@@ -291,15 +299,16 @@ def _read_source(
     """Read and check the rows of one source."""
     chosen = reading.columns
     opened = open_source(source, reading, split)
-    records = put_names(opened.records, opened.names) if opened.names else iter(opened.records)
-    first = next(records, None)
-    if first is None:
+    blocks = put_names(opened.blocks, opened.names) if opened.names else iter(opened.blocks)
+    block = next(blocks, None)
+    if block is None:
         raise DataError(f"{source} holds no rows.")
+    first = next(block.records())
     chosen = _names_of_numbers(chosen, first)
     layout = _find_layout(source, first, chosen, is_table=not opened.typed)
     _check_categories(source, layout, categories)
     collector = Collector(layout, chosen, categories, frozenset(opened.names))
-    collector.collect(chain([first], records), limit)
+    collector.collect(chain([block], blocks), limit)
     collector.refuse(source)
     rows, places = collector.finish()
     return Rows(

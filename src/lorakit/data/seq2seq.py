@@ -30,7 +30,7 @@ def encode_pairs(rows: Rows, how: Encoding) -> list[Example]:
         raise DataError("The tokenizer has no EOS token, so no answer could learn to end.")
     check_text(rows.where, rows.rows)
     prompts = [without_added(tokenizer, row["prompt"]) for row in rows.rows]
-    answers = [row["completion"] for row in rows.rows]
+    answers = [without_added(tokenizer, row["completion"]) for row in rows.rows]
     read = tokenizer(prompts, verbose=False).input_ids
     written = tokenizer(text_target=answers, verbose=False).input_ids
     examples: list[Example] = []

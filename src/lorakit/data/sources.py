@@ -15,17 +15,16 @@ from typing import Any
 from lorakit.data.class_names import Names, NamesByColumn, find_names
 from lorakit.data.content import Text, is_packed, open_text
 from lorakit.data.documents import (
-    Record,
     holds_references,
     holds_tags,
     number_passages,
-    number_rows,
     parse_json,
     parse_references,
     parse_tags,
     refuse_labels,
 )
 from lorakit.data.hub import data_sets_offline, is_offline, similar_names
+from lorakit.data.records import Block, number_rows
 from lorakit.data.tables import (
     NAMES,
     SEPARATORS,
@@ -83,13 +82,13 @@ class Source:
     """Records of a source.
 
     Attributes:
-        records: in their order.
+        blocks: of records, in their order.
         typed: True if the source tells texts from numbers, as JSON does and a .csv does not.
         notes: how it was read, where that is not what its name says.
         names: the names of classes by column, where the source holds their numbers.
     """
 
-    records: Iterable[Record]
+    blocks: Iterable[Block]
     typed: bool = True
     notes: tuple[str, ...] = ()
     names: NamesByColumn = field(default_factory=dict[str, Names])
@@ -209,7 +208,7 @@ def _is_missing_path(source: str) -> bool:
     return path.parent != Path() and not path.exists() and source.count("/") != 1
 
 
-def _read_builtin(source: str, split: str) -> Iterator[Record]:
+def _read_builtin(source: str, split: str) -> Iterator[Block]:
     from lorakit.data import stdlib_docs
 
     if source != "builtin:stdlib-docs":

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from lorakit.data.class_names import NamesByColumn, read_names
 from lorakit.data.content import Text
-from lorakit.data.documents import Record
 from lorakit.data.layouts import find_headerless, find_layout
+from lorakit.data.records import Block, Found, gather
 from lorakit.errors import DataError
 from lorakit.text import first_line, plural
 
@@ -204,28 +204,22 @@ def _read_lines(lines: Iterable[str], separator: str, *, quotes: bool) -> "Reade
     return csv.reader(ended, delimiter=separator, quoting=quoting, strict=quotes)
 
 
-def parse_delimited(text: Text, form: Form) -> Iterator[Record]:
-    """Yield the records of a delimited text.
+def parse_delimited(text: Text, form: Form) -> Iterator[Block]:
+    """Return the records of a delimited text.
 
     Raises:
         DataError: its header cannot be read, has a name twice, or has another separator.
     """
-    path = text.path
     rows = _read_rows(text, form)
     header = None
     if form.has_header:
         _, names = next(rows, (0, []))
         if isinstance(names, csv.Error):
-            problem = f"The first line of {path} cannot be read: {names}; {QUOTES}."
+            problem = f"The first line of {text.path} cannot be read: {names}; {QUOTES}."
             raise DataError(problem)
-        header = _check_header(path, names, form.separator)
+        header = _check_header(text.path, names, form.separator)
         rows = rows if form.quotes else _join_broken(rows, len(header))
-    for number, fields in rows:
-        where = f"{path}:{number}"
-        if isinstance(fields, csv.Error):
-            yield Record(where, None, f"cannot be read: {fields}; {QUOTES}")
-        elif any(field.strip() for field in fields):  # a spreadsheet has empty rows too
-            yield _name_fields(where, fields, header)
+    return gather(f"{text.path}:", _find_values(rows, header))
 
 
 def _read_rows(text: Text, form: Form) -> Iterator[tuple[int, Fields | csv.Error]]:
@@ -285,14 +279,25 @@ def _unwrap(field: str) -> str | None:
     return field[1:-1].replace('""', '"') if WRAPPED.fullmatch(field) else None
 
 
-def _name_fields(where: str, fields: Fields, header: Sequence[str | int] | None) -> Record:
-    """Return the record of a line: by number without a header, else by the header's names."""
+def _find_values(
+    rows: Iterable[tuple[int, Fields | csv.Error]], header: Sequence[str | int] | None
+) -> Iterator[Found]:
+    """Yield the values of each row that is not empty; a spreadsheet has empty rows too."""
+    for number, fields in rows:
+        if isinstance(fields, csv.Error):
+            yield Found(number, None, f"cannot be read: {fields}; {QUOTES}")
+        elif any(map(str.strip, fields)):
+            yield _name_fields(number, fields, header)
+
+
+def _name_fields(number: int, fields: Fields, header: Sequence[str | int] | None) -> Found:
+    """Return the values of a line: by number without a header, else by the header's names."""
     if header is None:
-        return Record(where, dict(enumerate(fields)))
+        return Found(number, dict(enumerate(fields)))
     if len(fields) != len(header):
         fault = f"has {plural(len(fields), 'field')}, the header has {len(header)}"
-        return Record(where, None, fault)
-    return Record(where, dict(zip(header, fields, strict=True)))
+        return Found(number, None, fault)
+    return Found(number, dict(zip(header, fields, strict=True)))
 
 
 def _check_header(path: Path, names: Fields, separator: str) -> list[str | int]:

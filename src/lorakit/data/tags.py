@@ -24,7 +24,9 @@ def require_tags(rows: Rows, *, to_predict: bool = False) -> None:
 
 
 def list_tags(rows: Rows) -> list[str]:
-    """Return the tags that occur: O first, and the tags of one entity beside each other.
+    """Return the tags: in the order that the file gives them names, else those that occur.
+
+    Of the latter O is first, and the tags of one entity are beside each other.
 
     >>> rows = [{"tokens": ["a", "b", "c"], "tags": ["I-PER", "O", "B-PER"]}]
     >>> list_tags(Rows("tokens", rows, [""], ""))
@@ -33,6 +35,8 @@ def list_tags(rows: Rows) -> list[str]:
     require_tags(rows)
     found = chain.from_iterable(row["tags"] for row in rows.rows)
     tags = {label_text(tag) for tag in found}
+    if tags <= {*rows.classes}:
+        return [*rows.classes]
     return sorted(tags, key=_tag_order)
 
 

@@ -6,7 +6,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from lorakit.data.content import open_text
-from lorakit.data.documents import Record
+from lorakit.data.records import Block
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.files import leaves_folder
 from lorakit.text import plural
@@ -82,13 +82,14 @@ def check_folders(source: str, folders: Folders, columns: Mapping[str, str | int
         )
 
 
-def read_texts(folders: Folders) -> Iterator[Record]:
-    """Yield a record for each text, with the name of its folder as label; one of each in turn."""
+def read_texts(folders: Folders) -> Iterator[Block]:
+    """Yield a block for each text, with the name of its folder as label; one of each in turn."""
     labels = [None if name in UNLABELLED else name for name in folders]
     for files in zip_longest(*folders.values()):
         for label, file in zip(labels, files, strict=True):
             if file is not None:
-                yield Record(f"{file}:1", {"text": open_text(file).read(), "label": label})
+                values = {"text": open_text(file).read(), "label": label}
+                yield Block(f"{file}:", [1], [values])
 
 
 def list_classes(folders: Folders) -> tuple[str, ...]:

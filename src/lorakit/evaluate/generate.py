@@ -55,7 +55,7 @@ def generate(
     _check_lengths(ids, loaded.max_length, reserved=0 if is_seq2seq(loaded) else 1)
     settings = _generation_settings(decoding, loaded)
     if listen and decoding.beams == 1:
-        settings["streamer"] = _make_streamer(tokenizer, listen)
+        settings["streamer"] = _make_streamer(loaded.tokenizer, listen)
     texts = [""] * len(ids)
     device = next(loaded.model.parameters()).device
     random_devices = [device] if device.type == "cuda" else []

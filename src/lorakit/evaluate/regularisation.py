@@ -61,8 +61,8 @@ def training_loss(
     Returns:
         The sum, float32 (divide it by the count of trained tokens or rows).
 
-    Source: Liang et al., R-Drop, arXiv 2106.14448, equations 2 to 4. Shen et al., Cutoff, arXiv
-        2009.13818, section 3.1, for the tokens. microsoft/LoRA has both for DeBERTa (reg_loss_wgt,
+    Source: Liang et al., R-Drop, arXiv 2106.14448, section 2. Shen et al., Cutoff, arXiv
+        2009.13818, for the tokens. microsoft/LoRA has both for DeBERTa (reg_loss_wgt,
         masking_prob).
     """
     smoothing = regularisation.label_smoothing

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lorakit.adapter import Adapter
 from lorakit.data.encode import Encoding, Example
 from lorakit.data.labels import LABELLED, TASK_OF_KIND, infer_task
-from lorakit.data.on_demand import encode_on_demand
+from lorakit.data.on_demand import encode_labelled_on_demand, encode_on_demand
 from lorakit.data.packed_rows import PackedRows
 from lorakit.data.prompts import ANSWERED
 from lorakit.data.rows import Rows
@@ -69,17 +69,22 @@ def _trained_task(adapter: Adapter) -> str | None:
 def encode_for_training(
     rows: Rows, loaded: Loaded, max_length: int | None = None, loss_on: str = "completion"
 ) -> Sequence[Example]:
-    """Tokenise rows as `encode_rows` does; many rows of language modelling on demand.
+    """Tokenise rows as `encode_rows` does; many rows of some tasks on demand.
 
     They are tokenised at once all the same if the tokenizer has ids that the model has no
     embedding for, because each row has to be checked then.
     """
     known = count_embeddings(loaded.model)
     fits = known is None or len(loaded.tokenizer) <= known
-    if loaded.task != "causal-lm" or not fits or not isinstance(rows.rows, PackedRows):
+    if not fits or not isinstance(rows.rows, PackedRows):
         return encode_rows(rows, loaded, max_length, loss_on)
     longest = choose_max_length(max_length, loaded.max_length)
-    return encode_on_demand(rows, loaded.tokenizer, longest, loss_on)
+    if loaded.task == "causal-lm":
+        return encode_on_demand(rows, loaded.tokenizer, longest, loss_on)
+    if loaded.task in ("classify", "regress"):
+        labels = loaded.labels or None
+        return encode_labelled_on_demand(rows, loaded.tokenizer, longest, labels)
+    return encode_rows(rows, loaded, max_length, loss_on)
 
 
 def encode_rows(

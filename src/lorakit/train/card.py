@@ -8,6 +8,7 @@ from typing import Any
 from lorakit.models.tasks import TASKS
 from lorakit.plots.text_curve import draw_text_curve
 from lorakit.spec import SCALES
+from lorakit.text import plural
 from lorakit.train.log import split_losses
 from lorakit.train.report import RunReport
 
@@ -30,7 +31,7 @@ Rank {rank}, scale {scale:g}, {modules} layers adapted, \
 {rows}## Training
 
 - data: `{data}` ({data_rows:,} rows, SHA-256 `{data_hash}`)
-- {steps:,} steps of {batch} sequences, {tokens:,} tokens, {seconds:.0f} s, seed {seed}
+- {steps:,} steps of {batch}, {tokens:,} tokens, {seconds:.0f} s, seed {seed}
 - peak learning rate {lr:.3g}, {schedule} schedule
 - fingerprint of the base: `{fingerprint}`
 {curve}
@@ -82,7 +83,7 @@ def model_card(report: RunReport, lines: Sequence[Mapping[str, Any]] = ()) -> st
         tokens=report["tokens"],
         seconds=report["wall_seconds"],
         seed=report["seed"],
-        batch=settings["batch_size"] * settings["accumulate"],
+        batch=_describe_batch(settings),
         lr=report["lr"],
         schedule=settings["schedule"],
         fingerprint=report["base_fingerprint"],
@@ -96,6 +97,14 @@ def is_model_card(text: bytes) -> bool:
     """Return True if a README.md is the card of a run of lorakit."""
     front_matter = text.partition(b"\n---\n")[0]
     return front_matter.startswith(b"---\n") and front_matter.endswith(b"\n- lorakit")
+
+
+def _describe_batch(settings: Mapping[str, Any]) -> str:
+    """Return the size of a step: in sequences, or in tokens where the settings count these."""
+    passes = settings["accumulate"]
+    if settings["batch_tokens"]:
+        return f"about {passes * settings['batch_tokens']:,} tokens"
+    return plural(passes * settings["batch_size"], "sequence")
 
 
 def _draw_curve(lines: Sequence[Mapping[str, Any]]) -> str:

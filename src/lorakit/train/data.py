@@ -53,8 +53,7 @@ class RunData:
         """Return the number of held-out rows that are in the training data too."""
         if not self.held_out:
             return 0
-        shared = np.isin(self.held_out.key_hashes, self.rows.key_hashes)
-        return int(shared.sum())
+        return self.held_out.count_shared(self.rows)
 
 
 def read_data(settings: TrainSpec) -> RunData:
@@ -102,8 +101,8 @@ def _hold_out(rows: Rows, settings: TrainSpec) -> tuple[Sequence[int], Rows | No
     if not count:
         return range(len(rows)), None
     generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(rows), generator=generator).tolist()
-    return sorted(order[count:]), rows.take(sorted(order[:count]))
+    order = torch.randperm(len(rows), generator=generator).numpy()
+    return np.sort(order[count:]).tolist(), rows.take(np.sort(order[:count]).tolist())
 
 
 def _split(positions: Sequence[int], parts: Sequence[Rows]) -> list[Sequence[int]]:

@@ -92,9 +92,11 @@ class Job:
     @cached_property
     def unpadded(self) -> bool:
         """True if a pass takes sequences of one length alone, since padding would change them."""
-        lengths = {len(example.ids) for example in self.examples}
-        is_mixed = self.settings.batch_size > 1 and len(lengths) > 1 and not self.packed
-        return is_mixed and leaks_padding(self.model, self.pad)
+        if self.packed or self.settings.batch_size == 1 or not leaks_padding(self.model, self.pad):
+            return False
+        # Examples may be tokenised when they are asked for: no more of them than need be.
+        first = len(self.examples[0].ids)
+        return any(len(example.ids) != first for example in self.examples)
 
     @cached_property
     def batches(self) -> Batches:

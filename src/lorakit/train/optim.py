@@ -94,7 +94,7 @@ def make_optimizer(
     Raises:
         ImportError: the package of the optimizer is missing.
 
-    Source: lr_ratio is lambda in Hayou et al., LoRA+, arXiv 2402.12354, section 4.
+    Source: lr_ratio is lambda in Hayou et al., LoRA+, arXiv 2402.12354.
     """
     faster: list[nn.Parameter] = []
     if lr_ratio != 1:

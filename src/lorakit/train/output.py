@@ -171,6 +171,8 @@ def load_state(output: Path, settings: TrainSpec, facts: RunFacts) -> Checkpoint
     """
     earlier = read_earlier_run(output)
     earlier["spec"] = use_present_names(earlier["spec"])
+    if "mixed_precision" not in earlier and earlier["settings"]["mixed_precision"] == "no":
+        del earlier["settings"]["mixed_precision"]  # It was the default of earlier versions.
     faults = [*settings.differences(earlier["settings"]), *_other_facts(earlier, facts)]
     if faults:
         raise OutputError(

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
-from lorakit.data.on_demand import ExamplesOnDemand
+from lorakit.data.on_demand import ExamplesOnDemand, count_tokens
 from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
 from lorakit.models.load import auto_dtype, device_of
 from lorakit.models.precision import gpu_autocast, has_bfloat16
 from lorakit.plan.devices import this_machine
-from lorakit.plan.estimate import Plan, make_plan
+from lorakit.plan.estimate import make_plan
 from lorakit.plan.meta_model import MetaModel, load_meta_model
 from lorakit.plan.meter import time_limit
 from lorakit.plan.reach import leave_out_unreached
@@ -36,7 +35,7 @@ from lorakit.train.data import RunData
 from lorakit.train.log import Say
 from lorakit.train.output import read_earlier_run
 
-# CPU seconds that the memory of a run may take to plan, or a share of the run if that is more.
+# CPU seconds that a plan may take, or a share of the run if that is more.
 PLAN_SECONDS = 2.0
 PLAN_SHARE = 0.05
 # Operations a second that no machine exceeds in training, with a GPU and without one.
@@ -93,9 +92,10 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
             "short ones are estimated"
         )
     dtype, mixed = choose_precision(settings, base, spec)
-    spec, left_out = leave_out_unreached(base, spec)
     settled = replace(settings, base_dtype=dtype, mixed_precision=mixed)
-    report = _plan_memory(settled, spec, base, examples, say)
+    with time_limit(_limit_seconds(settings, base, count_tokens(examples))):
+        spec, left_out = leave_out_unreached(base, spec)
+        report = _plan_memory(settled, spec, base, examples, say)
     return RunPlan(examples, spec, left_out, dtype, mixed, report)
 
 
@@ -119,8 +119,10 @@ def choose_precision(settings: TrainSpec, base: MetaModel, spec: Spec) -> tuple[
         chosen = auto_dtype(device, config, base.task, trains_base=train_in_full)
         dtype = earlier.get("base_dtype", dtype_name(chosen))
     mixed = settings.mixed_precision
-    if mixed == "auto":
-        mixed = earlier.get("mixed_precision", _auto_autocast(settings, dtype, device))
+    if mixed == "auto" and earlier:
+        mixed = earlier.get("mixed_precision", "no")  # "no" in runs of earlier versions
+    elif mixed == "auto":
+        mixed = _auto_autocast(settings, dtype, device)
     if mixed == "fp16" and device.type == "cpu":
         raise SpecError(
             f"The run in {settings.output} was started in fp16, which needs a GPU.",
@@ -150,10 +152,8 @@ def _plan_memory(
     batches = make_batches(settings, base, examples)
     work = make_work(settings, base, spec, batches, examples)
     plan = make_plan(base, allocate_run_ranks(base, spec, settings), work)
-    machine = this_machine(cpu=settings.device == "cpu")
     try:
-        with time_limit(_limit_seconds(settings, plan, batches, gpu=machine.gpu)):
-            report = describe_plan(plan, machine)
+        report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
     except PlanError as error:
         say(f"note: no plan: {error.message}")
         return None
@@ -171,14 +171,13 @@ def _plan_memory(
     return report
 
 
-def _limit_seconds(settings: TrainSpec, plan: Plan, batches: Batches, *, gpu: bool) -> float:
-    """Return the CPU seconds that planning the memory may take; the run is not thought slower than
-    it can be.
-    """
-    passes = settings.epochs * batches.per_epoch
+def _limit_seconds(settings: TrainSpec, base: MetaModel, lengths: Sequence[int]) -> float:
+    """Return the CPU seconds that a plan may take; the run is not thought slower than it can be."""
+    rows = settings.epochs * len(lengths)
     if settings.steps:
-        passes = settings.steps * settings.accumulate
-    tokens = passes * sum(batches.lengths) / batches.per_epoch
-    operations = OPERATIONS * plan.base_parameters * tokens
-    seconds = operations / (FASTEST_GPU if gpu else FASTEST_CPU)
+        rows = settings.steps * settings.accumulate * settings.batch_size
+    tokens = rows * sum(lengths) / max(len(lengths), 1)
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    is_gpu = device_of(settings.device).type == "cuda"
+    seconds = OPERATIONS * parameters * tokens / (FASTEST_GPU if is_gpu else FASTEST_CPU)
     return max(PLAN_SECONDS, PLAN_SHARE * seconds)

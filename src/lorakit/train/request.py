@@ -13,7 +13,7 @@ from lorakit.plan.report import trains_base
 from lorakit.spec import Fault, Spec
 from lorakit.tasks.preference import Preference
 from lorakit.tasks.trl_losses import check_trl
-from lorakit.text import first_line, plural
+from lorakit.text import dtype_name, first_line, plural
 from lorakit.train.config import TrainSpec
 from lorakit.train.optim import find_class
 
@@ -35,7 +35,7 @@ def check_request(settings: TrainSpec, spec: Spec, task: str, kinds: Collection[
         SpecError: a setting that the spec, the task or the machine cannot use; all are named.
         MissingExtra: the task needs TRL, which is not installed.
     """
-    faults = [*_machine_faults(settings), *_spec_faults(settings, spec)]
+    faults = [*_machine_faults(settings, spec), *_spec_faults(settings, spec)]
     faults += _task_faults(settings, spec, task)
     faults += _preference_faults(settings, task, kinds)
     if faults:
@@ -46,7 +46,7 @@ def check_request(settings: TrainSpec, spec: Spec, task: str, kinds: Collection[
         check_trl()
 
 
-def _machine_faults(settings: TrainSpec) -> Iterator[Fault]:
+def _machine_faults(settings: TrainSpec, spec: Spec) -> Iterator[Fault]:
     device = device_of(settings.device)
     if settings.mixed_precision == "fp16" and device.type == "cpu":
         yield "mixed_precision", "fp16 needs a GPU; on a CPU use bf16 or no"
@@ -57,14 +57,14 @@ def _machine_faults(settings: TrainSpec) -> Iterator[Fault]:
         fault = f"{settings.optimizer!r} moves its state from a GPU to main memory; this run is on"
         yield "optimizer", f"{fault} the CPU: use {settings.optimizer.removeprefix('paged-')!r}"
         return
-    obstacle = _try_optimizer(settings.optimizer, device)
+    obstacle = _try_optimizer(settings.optimizer, device, getattr(torch, spec.dtype))
     if obstacle:
         yield "optimizer", obstacle
 
 
-def _try_optimizer(name: str, device: torch.device) -> str | None:
+def _try_optimizer(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Return the reason why an optimizer of bitsandbytes takes no step on a device, or None."""
-    parameter = nn.Parameter(torch.ones(LEAST_VALUES, device=device))
+    parameter = nn.Parameter(torch.ones(LEAST_VALUES, device=device, dtype=dtype))
     parameter.grad = torch.ones_like(parameter)
     try:
         find_class(name)([parameter], lr=1.0).step()
@@ -73,7 +73,8 @@ def _try_optimizer(name: str, device: torch.device) -> str | None:
         return f"{name!r} needs bitsandbytes: {first_line(error)}; {advice}"
     except Exception as error:  # A kernel that is missing can raise any exception.
         advice = "pip install --upgrade bitsandbytes"
-        return f"{name!r} takes no step on {device.type}: {first_line(error)}; {advice}"
+        where = f"{device.type} in {dtype_name(dtype)}"
+        return f"{name!r} takes no step on {where}: {first_line(error)}; {advice}"
     return None
 
 

@@ -135,6 +135,8 @@ def read_turn(turn: object, place: str) -> Turn:
     given["role"] = SPEAKERS.get(given["role"].lower(), given["role"])
     if "function_call" in given:  # OpenAI's older name for a single call
         given.setdefault("tool_calls", [given.pop("function_call")])
+    if "parts" in given:  # Gemini's name
+        given.setdefault("content", given.pop("parts"))
     content = given.get("content")
     if content is None:
         if not given.get("tool_calls"):
@@ -280,12 +282,20 @@ def with_system(values: Values, turns: list[Turn]) -> list[Turn]:
     column = first_given(values, SYSTEM)
     if column is None:
         return turns
-    system = read_text(values, column)
+    system = _read_system(values, column)
     if turns[0]["role"] == "system":
         if turns[0]["content"] != system:
             raise RowFault("has a system prompt in a column and another one in its turns")
         return turns
     return [{"role": "system", "content": system}, *turns]
+
+
+def _read_system(values: Values, column: str) -> str:
+    """Return a system prompt, which Gemini's files hold as parts."""
+    value = values[column]
+    if isinstance(value, Mapping) and "parts" in value:
+        return str(join_parts(value["parts"], repr(column))["content"])
+    return read_text(values, column)
 
 
 def convert_messages(layout: Layout, values: Values) -> Iterator[Row]:
@@ -341,7 +351,7 @@ def _begins_with(turns: object, keys: set[str]) -> bool:
     return bool(listed) and isinstance(listed[0], Mapping) and not keys.isdisjoint(listed[0])
 
 
-TOOLS, SYSTEM = ("tools", "functions"), ("system", "system_prompt")
+TOOLS, SYSTEM = ("tools", "functions"), ("system", "system_prompt", "systemInstruction")
 EXTRAS = (*TOOLS, *SYSTEM)
 COLUMNS = ("messages", "conversations", "conversation")
 LAYOUTS = [
@@ -367,5 +377,13 @@ LAYOUTS = [
     *(
         Layout("messages", "messages", (column,), EXTRAS, convert=convert_messages)
         for column in COLUMNS
+    ),
+    Layout(
+        "messages (Gemini)",
+        "messages",
+        ("contents",),
+        EXTRAS,
+        has_turns("contents", key="role"),
+        convert_messages,
     ),
 ]

@@ -41,6 +41,7 @@ def _text_of(answer: object) -> Any:  # noqa: ANN401  any JSON value
     return answer.get("text") if isinstance(answer, Mapping) else None
 
 
+NAME = "SQuAD"
 LAYOUTS = [
-    Layout("SQuAD", "completion", ("context", "question", "answers"), convert=convert_squad),
+    Layout(NAME, "completion", ("context", "question", "answers"), convert=convert_squad),
 ]
