@@ -74,6 +74,7 @@ def _encode_row(row: dict[str, Any], keys: Sequence[str], how: Encoding, number:
     else:
         example.rejected = encoded[1]
         example.cut += encoded[1].cut
+        example.rejected.row, example.rejected.cut = number, 0
     return example
 
 

@@ -124,7 +124,7 @@ class Task(ABC):
         return []
 
     def take_metrics(self) -> Mapping[str, float]:
-        """Return what is known of the steps since the last call; nothing by default."""
+        """Return metrics of the steps since the last call; none by default."""
         return {}
 
     @abstractmethod

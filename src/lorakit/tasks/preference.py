@@ -66,7 +66,7 @@ class Preference(Task):
         batch = dict(batch)
         rated = batch.pop("rated", None)
         objective = self._find_objective(rated)
-        answers = _ask(model, batch, objective.name)
+        answers = _read_answers(model, batch, objective.name)
         rows = _split_rows(batch["labels"], rated)
         if how.by_row:
             return _compute_by_row(objective, answers, rows)
@@ -106,8 +106,8 @@ class _AllLogits(CausalLM):
         return super().loss(model, batch, replace(how, in_chunks=False))
 
 
-def _ask(model: nn.Module, batch: Batch, loss: str) -> Answers:
-    """Return what the model, and the base alone, say of the answers of a batch."""
+def _read_answers(model: nn.Module, batch: Batch, loss: str) -> Answers:
+    """Return the log-probabilities of answers, by the model and by the base alone."""
     inputs, labels = split_labels(batch)
     others = labels.new_empty(0)
     if loss == "orpo":

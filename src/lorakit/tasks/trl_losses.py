@@ -1,10 +1,11 @@
 """Losses of preferences, as TRL's trainers compute them.
 
-A trainer of TRL computes a loss from what a model says of tokens, and from what a reference says,
-which it can read from the batch. Here the model has spoken already: the trainer gets answers of one
-token, which is the number of an answer, and a function that looks up the log-probability of that
-answer. So lorakit's own forward counts, with its chunks and its adapters on any layer, and no
-trainer holds a model: each is made with the smallest model that it takes.
+A trainer of TRL computes a loss from log-probabilities of tokens: those of a model, which it calls,
+and those of a reference, which it can read from the batch. Here both are known already. The trainer
+gets answers of one token, the number of an answer, and in the place of the model a function that
+looks up the log-probability of that answer. So the forward is lorakit's own, with its chunks and
+with adapters on any layer, and no trainer holds a model: each is made with the smallest one that it
+takes.
 """
 
 import io
@@ -31,8 +32,8 @@ from lorakit.errors import NOT_STARTED, MissingExtra, install_line
 Trainer: TypeAlias = Any  # of TRL, which may not be installed
 KEPT = ("rewards/", "logps/", "kl", "nll_loss", "log_odds")  # beginnings of the metrics that count
 WORDS = {"a": 0, "b": 1}  # of the smallest model
-PAIR = {"prompt": "a", "chosen": "a", "rejected": "b"}
-RATED = {"prompt": "a", "completion": "a", "label": True}
+PAIRS = [{"prompt": "a", "chosen": "a", "rejected": "b"}] * 2
+RATED = [{"prompt": "a", "completion": "a", "label": is_good} for is_good in (True, False)]
 
 
 def check_trl() -> None:
@@ -50,7 +51,7 @@ def check_trl() -> None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model and its reference say of the answers of a batch.
+    """The log-probabilities of the answers of a batch, by a model and by its reference.
 
     Attributes:
         said: (answers,) log-probability of each answer; for ORPO the logits (answers, length,
@@ -101,7 +102,7 @@ class Objective(ABC):
         """Return the batch of the trainer, for the positions of good and of bad answers."""
 
     def speak(self, answers: Answers, rows: Tensor) -> Callable[..., object]:
-        """Return what stands in for the model: it says again what was said of these answers."""
+        """Return a stand-in for the model: it looks up the log-probabilities of these answers."""
 
         def look_up(*, labels: Tensor, **_: object) -> SimpleNamespace:
             found = answers.said[labels[:, 1:]]
@@ -140,7 +141,7 @@ class DPO(Objective):
         """Return a DPOTrainer that reads what the reference says from the batch."""
         trl = import_module("trl")
         return _make(
-            trl.DPOTrainer, trl.DPOConfig, PAIR, beta=self.beta, precompute_ref_log_probs=True
+            trl.DPOTrainer, trl.DPOConfig, PAIRS, beta=self.beta, precompute_ref_log_probs=True
         )
 
     def make_inputs(self, answers: Answers, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
@@ -193,10 +194,10 @@ class ORPO(Objective):
     def make_trainer(self) -> Trainer:
         """Return an ORPOTrainer."""
         orpo = import_module("trl.experimental.orpo")
-        return _make(orpo.ORPOTrainer, orpo.ORPOConfig, PAIR, beta=self.beta, max_length=8)
+        return _make(orpo.ORPOTrainer, orpo.ORPOConfig, PAIRS, beta=self.beta, max_length=8)
 
     def speak(self, answers: Answers, rows: Tensor) -> Callable[..., object]:
-        """Return what stands in for the model: it gives the logits of these answers again."""
+        """Return a stand-in for the model: it looks up the logits of these answers."""
         return lambda *_, **__: SimpleNamespace(logits=answers.said[rows])
 
     def make_inputs(self, answers: Answers, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
@@ -224,7 +225,7 @@ def _number_answers(rows: Tensor) -> dict[str, Tensor]:
 
 
 class _OneProcess:
-    """What stands in for the accelerator of a trainer: one process, which gathers nothing."""
+    """A stand-in for the accelerator of a trainer: one process, which gathers nothing."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -238,7 +239,7 @@ class _OneProcess:
 def _make(
     trainer: Callable[..., Any],
     config: Callable[..., Any],
-    row: Mapping[str, object],
+    rows: list[dict[str, Any]],
     **settings: object,
 ) -> Trainer:
     """Return a trainer of TRL with the smallest model, in a folder that is deleted."""
@@ -263,7 +264,7 @@ def _make(
         return trainer(
             model=LlamaForCausalLM(sizes),
             args=config(output_dir=folder, **plain, **settings),
-            train_dataset=Dataset.from_list([dict(row)] * 2),
+            train_dataset=Dataset.from_list(rows),
             processing_class=PreTrainedTokenizerFast(
                 tokenizer_object=words, eos_token="b", pad_token="b"
             ),
