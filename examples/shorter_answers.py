@@ -63,7 +63,7 @@ def mean_length(adapter: Adapter | None) -> float:
 make_base(Path("base"))
 Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 settings = TrainSpec(
-    model="base", data="rows.jsonl", output="shorter", steps=30, batch_size=4, lr=2e-3, seed=0
+    model="base", data="rows.jsonl", output="shorter", steps=30, batch_size=4, lr=5e-4, beta=0.5
 )
 report = train_adapter(settings, Spec(rank=4))
 before, after = report["before"], report["after"]

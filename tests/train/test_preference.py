@@ -286,3 +286,30 @@ def test_a_pair_counts_the_tokens_of_both_answers(settings: dict[str, Any]) -> N
 
 def test_the_base_is_loaded_as_a_language_model(tiny_llama: Path) -> None:
     assert type(load(str(tiny_llama), "preference").model).__name__ == "LlamaForCausalLM"
+
+
+@pytest.mark.slow
+def test_prompts_of_preferences_are_generated_from(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", settings["model"], "--data", settings["data"]]
+    assert main(["generate", *model, "--max-new-tokens", "2", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    row = json.loads(Path(settings["data"]).read_text().splitlines()[0])
+    assert answers[0]["prompt"] == row["prompt"]
+
+
+@pytest.mark.slow
+def test_preferences_between_turns_take_a_template(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    turns = {"prompt": [{"role": "user", "content": "Hi"}]}
+    for key in ("chosen", "rejected"):
+        turns[key] = [{"role": "assistant", "content": key}]
+    data = tmp_path / "turns.jsonl"
+    data.write_text((json.dumps(turns) + "\n") * 3)
+    given = {**settings, "data": str(data), "template": "chatml", "steps": 1}
+    report = train_adapter(TrainSpec(**given), Spec(rank=4))
+    assert "<|im_start|>" in (Path(report["output"]) / "chat_template.jinja").read_text()
+    with pytest.raises(SpecError, match="are no conversations; a chat template changes nothing"):
+        prepare_run(TrainSpec(**{**settings, "template": "chatml"}), Spec(rank=4))
