@@ -18,10 +18,10 @@ from lorakit.spec import Spec
 from lorakit.train.config import TrainSpec
 from lorakit.train.run import train_adapter
 
-WORDS = "red green blue white black brown pink grey gold tan lime teal plum rust jade navy".split()
+COLOURS = "red green blue white black brown pink grey gold tan lime teal plum rust jade navy"
 ROWS = [
     {"prompt": f"Say {word}:", "chosen": f" {word}.", "rejected": f" {word}, {word}, {word}."}
-    for word in WORDS
+    for word in COLOURS.split(" ")
 ]
 
 

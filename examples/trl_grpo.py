@@ -1,7 +1,7 @@
-"""TRL's GRPOTrainer trains an adapter of lorakit with a verifiable reward: a program checks answers.
+"""TRL's GRPOTrainer trains an adapter of lorakit with a reward that a program verifies.
 
-The reward is the share of digits in an answer. The model starts with random weights, so it is near
-the share of digits among all characters, and rises.
+It is the share of digits in an answer. The model has random weights, so it begins near the share of
+digits among all characters.
 """
 
 import warnings

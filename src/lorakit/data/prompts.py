@@ -55,8 +55,9 @@ def list_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> list[Promp
 
 
 def _with_tools(prompt: Prompt, tools: Sequence[Turn]) -> Prompt:
-    is_plain = isinstance(prompt, str | Chat) or not tools
-    return prompt if is_plain else Chat(prompt, tools)
+    if isinstance(prompt, str | Chat) or not tools:
+        return prompt
+    return Chat(prompt, tools)
 
 
 def _before_last_answer(turns: Sequence[Turn], tools: Sequence[Turn]) -> Chat:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakit.data.limits import BYTES, SECONDS, limited
 from lorakit.data.layouts.layout import Row
+from lorakit.data.limits import BYTES, SECONDS, limited
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.text import first_line, format_bytes
