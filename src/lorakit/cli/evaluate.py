@@ -16,11 +16,13 @@ from lorakit.spec import option, option_like
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
+    from lorakit.adapter import Adapter
     from lorakit.cli.results import EvalResult
     from lorakit.data.encode import Example
     from lorakit.data.rows import Rows
     from lorakit.evaluate.score import Scores
     from lorakit.models.load import Loaded
+    from lorakit.tasks.base import Task
     from lorakit.train.report import Metrics
 
 METRICS = (
@@ -28,6 +30,7 @@ METRICS = (
     "perplexity",
     "tokens",
     "accuracy",
+    "margin",
     "f1",
     "f1_macro",
     "precision",
@@ -130,7 +133,7 @@ def _evaluate(
         request.loss_on,
         to_predict=request.predictions is not None,
     )
-    scores = _score(loaded, examples, request.batch_size)
+    scores = _score(loaded, examples, request.batch_size, _settle(task, adapter))
     has_targets = not TASKS[task].has_head or rows.kind in WITH_TARGETS
     result: Metrics = {
         **(scores.metrics if has_targets else {}),
@@ -160,7 +163,19 @@ def _check_completions(rows: "Rows") -> None:
         )
 
 
-def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> "Scores":
+def _settle(task: str, adapter: "Adapter | None") -> "Task":
+    """Return a task with the settings that an adapter was trained with."""
+    from lorakit.tasks.find import find_task
+    from lorakit.tasks.preference import Preference
+
+    if task != Preference.name or adapter is None:
+        return find_task(task)
+    return Preference(adapter.provenance.get("loss"), adapter.provenance.get("beta"))
+
+
+def _score(
+    loaded: "Loaded", examples: Sequence["Example"], batch_size: int, task: "Task"
+) -> "Scores":
     from lorakit.evaluate.score import evaluate
     from lorakit.models.load import pad_id
     from lorakit.train.log import progress_bar
@@ -169,7 +184,7 @@ def _score(loaded: "Loaded", examples: Sequence["Example"], batch_size: int) -> 
         return evaluate(
             loaded.model,
             examples,
-            loaded.task,
+            task,
             pad=pad_id(loaded.tokenizer, loaded.model),
             batch_size=batch_size,
             labels=loaded.labels,

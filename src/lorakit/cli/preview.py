@@ -104,7 +104,7 @@ def _show_rows(result: "Preview") -> None:
         if row["target"] is not None:
             line.append(f"\n-> {row['target']}", style="bold green" if has_colour else "")
         console.print(line, end="\n\n")
-    if result["shown"] and result["task"] == "causal-lm":
+    if result["shown"] and result["task"] in ("causal-lm", "preference"):
         marked = "green" if has_colour else "in [brackets]"
         console.print(f"Trained tokens are {marked}.\n", markup=False)
 

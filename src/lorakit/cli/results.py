@@ -16,6 +16,7 @@ class EvalResult(TypedDict):
     perplexity: NotRequired[float]
     tokens: NotRequired[int]
     accuracy: NotRequired[float]
+    margin: NotRequired[float | None]
     f1: NotRequired[float]
     precision: NotRequired[float]
     recall: NotRequired[float]

@@ -176,7 +176,7 @@ def show_next(report: "RunReport") -> None:
     columns = " ".join(shlex.quote(column) for column in settings["columns"])
     named = f" --columns {columns}" if columns else ""
     print("Next:")
-    if report["task"] == "causal-lm":
+    if report["task"] in ("causal-lm", "preference"):
         print(f"  lorakit chat --model {model} --adapter {adapter}")
     is_builtin = data.startswith("builtin:")
     if report["rows_held_out"] and not settings["eval_data"] and not is_builtin:

@@ -234,8 +234,12 @@ def collate(
     Returns:
         input_ids and attention_mask (batch, length) int64; token_type_ids where the examples have
         them; and labels: (batch, length) or (batch, answer) int64, IGNORED where padded, (batch,
-        classes) float32 flags, or (batch,) targets.
+        classes) float32 flags, or (batch,) targets. Of preferences the chosen answers come first,
+        then the rejected ones. Rated answers have `rated`, (batch,) bool, too.
     """
+    ratings = [example.rating for example in examples if example.rating is not None]
+    rejected = [example.rejected for example in examples if example.rejected is not None]
+    examples = [*examples, *rejected]
     width = max(len(example.ids) for example in examples)
 
     masks = [[1] * len(example.ids) for example in examples]
@@ -247,6 +251,8 @@ def collate(
         types = [example.types or [] for example in examples]
         batch["token_type_ids"] = _pad_rows(types, width, 0, device)
     batch["labels"] = _collate_labels(examples, width, device)
+    if ratings:
+        batch["rated"] = torch.tensor(ratings, device=device)
     return batch
 
 

@@ -38,6 +38,8 @@ class Example:
         tags: class of each token, IGNORED where it has none (tags of tokens).
         answer: token ids that a decoder is to write (encoder-decoders).
         types: token type ids of a pair, where the model has them.
+        rejected: the sequence with the answer that is not preferred (preferences).
+        rating: True if the answer is good, False if it is bad (rated answers).
         row: position of the row that the sequence comes from.
         cut: number of tokens of that row that do not fit and are not read.
     """
@@ -49,12 +51,16 @@ class Example:
     tags: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
     types: list[int] | None = None
+    rejected: "Example | None" = None
+    rating: bool | None = None
     row: int = 0
     cut: int = 0
 
     @property
     def trained(self) -> int:
         """Number of values in the loss; the first token of a sequence is never predicted."""
+        if self.rejected is not None or self.rating is not None:
+            return 1
         if self.answer:
             return len(self.answer)
         if not self.labels and not self.tags:
@@ -64,7 +70,8 @@ class Example:
     @property
     def size(self) -> int:
         """Number of tokens that the model reads and writes."""
-        return len(self.ids) + len(self.answer)
+        rejected = len(self.rejected.ids) if self.rejected else 0
+        return len(self.ids) + len(self.answer) + rejected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +287,7 @@ def _encode_completion(
     row: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", max_length: int, loss_on: str
 ) -> list[Example]:
     prompt = encode_prompt(tokenizer, row["prompt"])
-    answer = tokenizer(row["completion"], add_special_tokens=False, verbose=False).input_ids
-    answer = with_eos(tokenizer, answer, row["completion"])
+    answer = encode_answer(tokenizer, row["completion"])
     excess = max(0, len(prompt) + len(answer) - max_length)
     # The first token (BOS, if the model has one) is kept; then the oldest tokens of the prompt are
     # cut, then the end of the answer.
@@ -365,6 +371,12 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int
     if ids and ids[-1] == tokenizer.eos_token_id:
         return ids[:-1]
     return ids
+
+
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
+    """Return the ids of an answer to a prompt, with EOS at their end."""
+    ids = tokenizer(answer, add_special_tokens=False, verbose=False).input_ids
+    return with_eos(tokenizer, ids, answer)
 
 
 def _tokenise(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

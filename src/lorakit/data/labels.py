@@ -22,11 +22,12 @@ BLOCK = 1000  # rows that are tokenised at once
 MOST_NUMBERS = 50  # different numbers that may be the names of classes
 UNMARKED = {"-1", "0", "1", "2"}  # labels of which the first may be none
 # The tasks of the kinds of rows with labels that are no single class or value.
-TASK_OF_KIND = {"multi-label": "multi-label", "tokens": "tokens", "untagged tokens": "tokens"}
-# Kinds of rows that no task trains on, as they are called.
-UNTRAINED = {
-    "preference": "preferences between two answers",
-    "rated": "answers that are rated good or bad",
+TASK_OF_KIND = {
+    "multi-label": "multi-label",
+    "tokens": "tokens",
+    "untagged tokens": "tokens",
+    "preference": "preference",
+    "rated": "preference",
 }
 
 
@@ -144,17 +145,12 @@ def infer_task(rows: Rows, task: str = "auto") -> str:
     """Return the task that the rows are for, where the given task is "auto".
 
     Raises:
-        DataError: no task trains on such rows, or nothing tells whether numbers are classes.
+        DataError: nothing tells whether numbers are classes.
 
     >>> rows = [{"text": "a", "label": 0.5}, {"text": "b", "label": 2}]
     >>> infer_task(Rows("labelled", rows, ["", ""], "", typed=True))
     'regress'
     """
-    if rows.kind in UNTRAINED:
-        raise DataError(
-            f"The rows of {rows.source} are {UNTRAINED[rows.kind]}, and no task trains on them.",
-            advice=f"Name other columns with --columns. {NOT_STARTED}",
-        )
     if task != "auto":
         return task
     if rows.kind not in LABELLED:

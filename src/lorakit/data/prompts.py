@@ -12,7 +12,8 @@ from lorakit.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROMPTED = ("prompt", "completion", "instruction", "messages", "text")  # kinds that hold prompts
+# Kinds that hold prompts.
+PROMPTED = ("prompt", "completion", "instruction", "messages", "text", "preference", "rated")
 ANSWERED = ("completion", "instruction")  # kinds with a reference for each prompt
 
 
@@ -50,7 +51,13 @@ def list_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> list[Promp
     if rows.kind == "messages" or (rows.kind == "instruction" and has_template(tokenizer)):
         return [_before_last_answer(row["messages"], row.get("tools", ())) for row in rows.rows]
     key = "text" if rows.kind == "text" else "prompt"
-    return [row[key] for row in rows.rows]
+    return [_with_tools(row[key], row.get("tools", ())) for row in rows.rows]
+
+
+def _with_tools(prompt: Prompt, tools: Sequence[Turn]) -> Prompt:
+    if isinstance(prompt, str | Chat) or not tools:
+        return prompt
+    return Chat(prompt, tools)
 
 
 def _before_last_answer(turns: Sequence[Turn], tools: Sequence[Turn]) -> Chat:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakit.data.layouts.layout import Row
 from lorakit.data.limits import BYTES, SECONDS, limited
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, SpecError
@@ -77,13 +78,27 @@ def check_template(name: str | None) -> None:
         read_template(Path(str(name)))
 
 
+def hold_turns(rows: Rows) -> bool:
+    """Return True for conversations, and for prompts and answers that are turns, not texts."""
+    if rows.kind in CONVERSATIONS:
+        return True
+    if rows.kind not in ("preference", "rated"):
+        return False
+    return any(map(_has_turns, rows.rows))
+
+
+def _has_turns(row: Row) -> bool:
+    parts = [row.get(key) for key in ("prompt", "chosen", "rejected", "completion")]
+    return any(isinstance(part, list) for part in parts)
+
+
 def check_use(rows: Rows, template: str | None) -> None:
     """Refuse a chat template for rows that are no conversations.
 
     Raises:
         SpecError: the template would change nothing.
     """
-    if template is not None and rows.kind not in CONVERSATIONS:
+    if template is not None and not hold_turns(rows):
         raise SpecError(
             f"template: the rows of {rows.source} are no conversations; a chat template changes "
             "nothing.",
@@ -94,7 +109,7 @@ def check_use(rows: Rows, template: str | None) -> None:
 def used_template(rows: Rows, tokenizer: "PreTrainedTokenizerBase") -> str | None:
     """Return the chat template by which these rows are rendered; None if they are not."""
     template: Any = tokenizer.chat_template  # a dictionary, where there are several
-    is_used = rows.kind in CONVERSATIONS and isinstance(template, str)
+    is_used = isinstance(template, str) and hold_turns(rows)
     return template if is_used else None
 
 

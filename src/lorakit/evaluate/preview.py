@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypedDict
 
@@ -96,19 +97,20 @@ def preview(
     names = find_task(task).list_classes(rows)
     how = Encoding(tokenizer=tokenizer, max_length=longest, labels=names, loss_on=loss_on)
     examples = find_task(task).encode(rows, how)
+    answers = [*chain.from_iterable(map(_list_answers, examples))]
     writes = not TASKS[task].has_head
     generation = load_generation_config(model, config, trust_remote_code=trust_remote_code)
-    ends = _count_ends(examples, find_stops(tokenizer, generation)) if writes else Counter()
+    ends = _count_ends(answers, find_stops(tokenizer, generation)) if writes else Counter()
     names_of_ends = [str(tokenizer.convert_ids_to_tokens(token)) for token in ends]
-    lengths = [example.size for example in examples]
+    lengths = [example.size for example in answers]
     return {
         "task": task,
         "kind": rows.kind,
         "rows": len(rows),
-        "sequences": len(examples),
+        "sequences": len(answers),
         "max_length": longest,
         "tokens": sum(lengths),
-        "trained_tokens": sum(example.trained for example in examples),
+        "trained_tokens": sum(example.trained for example in answers),
         "rows_cut": sum(example.cut > 0 for example in examples),
         "tokens_cut": sum(example.cut for example in examples),
         "rows_repeated": rows.repeated,
@@ -116,8 +118,14 @@ def preview(
         "eos_trained": ends.total() if writes else None,
         "labels": _count_labels(rows) if names else {},
         "histogram": _histogram(lengths),
-        "shown": [_show(example, rows, tokenizer, task, names) for example in examples[:show]],
+        "shown": _show_rows(examples[:show], rows, tokenizer, task, names),
     }
+
+
+def _list_answers(example: Example) -> list[Example]:
+    """Return the answers of a preference or a rated answer each by itself; else the example."""
+    answers = [example] if example.rejected is None else [example, example.rejected]
+    return [replace(answer, rejected=None, rating=None) for answer in answers]
 
 
 def _count_ends(examples: Sequence[Example], stops: Collection[int]) -> Counter[int]:
@@ -139,6 +147,25 @@ def _count_labels(rows: Rows) -> dict[str, int]:
 def _labels_of(row: Row) -> Sequence[str | int | float]:
     """Return the label of a row, its labels, or its tags."""
     return [row["label"]] if "label" in row else row.get("labels") or row.get("tags") or []
+
+
+def _show_rows(
+    examples: Sequence[Example],
+    rows: Rows,
+    tokenizer: "PreTrainedTokenizerBase",
+    task: str,
+    names: Sequence[str],
+) -> list[Shown]:
+    """Return sequences token by token; of a preference both, as chosen and rejected."""
+    shown: list[Shown] = []
+    for example in examples:
+        ratings = ["chosen", "rejected"]
+        if example.rating is not None:
+            ratings = ["good" if example.rating else "bad"]
+        for answer, rating in zip(_list_answers(example), ratings, strict=False):
+            one = _show(answer, rows, tokenizer, task, names)
+            shown.append({**one, "target": rating} if task == "preference" else one)
+    return shown
 
 
 def _show(

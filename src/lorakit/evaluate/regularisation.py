@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lorakit.data.encode import IGNORED
 from lorakit.evaluate.score import batch_loss
+from lorakit.tasks.base import Task
+from lorakit.tasks.find import find_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +45,7 @@ NONE = Regularisation()
 
 
 def training_loss(
-    model: nn.Module, batch: Batch, task: str, regularisation: Regularisation = NONE
+    model: nn.Module, batch: Batch, task: str | Task, regularisation: Regularisation = NONE
 ) -> Tensor:
     """Return the summed loss of a batch that training minimises.
 
@@ -75,7 +77,7 @@ def training_loss(
     loss = first + second
     if regularisation.r_drop and logits is not None and others is not None:
         labels = batch["labels"]
-        if task == "causal-lm":
+        if find_task(task).name == "causal-lm":
             logits, others, labels = logits[:, :-1], others[:, :-1], labels[:, 1:]
         divergence = symmetric_divergence(logits.float(), others.float(), labels)
         loss = loss + regularisation.r_drop * divergence
@@ -138,7 +140,7 @@ def masked_embeddings(
 
 
 def find_obstacle(
-    model: nn.Module, batch: Batch, task: str, regularisation: Regularisation
+    model: nn.Module, batch: Batch, task: str | Task, regularisation: Regularisation
 ) -> str | None:
     """Return the reason why the second pass of a batch would be as the first, or None.
 

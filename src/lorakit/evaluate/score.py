@@ -10,7 +10,7 @@ from torch import nn
 from lorakit.data.batches import collate, sort_into_batches
 from lorakit.data.encode import Example
 from lorakit.models.padding import leaks_padding
-from lorakit.tasks.base import Batch, Losses, LossSettings, Prediction, Scored
+from lorakit.tasks.base import Batch, Losses, LossSettings, Prediction, Scored, Task
 from lorakit.tasks.find import find_task
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def batch_loss(
     model: nn.Module,
     batch: Batch,
-    task: str,
+    task: str | Task,
     *,
     by_row: bool = False,
     label_smoothing: float = 0.0,
@@ -31,7 +31,7 @@ def batch_loss(
     Args:
         model: a model of transformers with the head of the task.
         batch: a result of `collate` or `pack_examples`.
-        task: its name.
+        task: itself, or its name.
         by_row: True for the sum of each row, (batch,), instead of that of all.
         label_smoothing: share of the target that is spread over all classes or tokens.
         in_chunks: False to compute all logits at once, and return them.
@@ -63,7 +63,7 @@ class Scores:
 def evaluate(
     model: nn.Module,
     examples: Sequence[Example],
-    task: str,
+    task: str | Task,
     *,
     pad: int,
     batch_size: int = 32,
@@ -75,7 +75,7 @@ def evaluate(
     Args:
         model: with the adapters that are scored attached and on.
         examples: encoded for the task.
-        task: its name.
+        task: itself, or its name.
         pad: id that fills batches.
         batch_size: sequences at once.
         labels: names of the classes, where the task has any.
@@ -102,7 +102,7 @@ def evaluate(
 def _predict(
     model: nn.Module,
     examples: Sequence[Example],
-    task: str,
+    task: str | Task,
     pad: int,
     batch_size: int,
     progress: Callable[[int], None] | None,

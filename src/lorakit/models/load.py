@@ -140,13 +140,14 @@ def choose_auto_class(
     import transformers
 
     names = [TASKS[task].model_class]
-    if task == "causal-lm":
+    writes_on = TASKS[task].peft_type == "CAUSAL_LM"
+    if writes_on:
         names.append(WITH_PICTURES)
     autos = [getattr(transformers, name) for name in names]
     if trust_remote_code and getattr(config, "auto_map", None):
         return autos[0]
     # Of Whisper and the like, transformers would load the decoder alone.
-    is_half = task == "causal-lm" and config.is_encoder_decoder
+    is_half = writes_on and config.is_encoder_decoder
     for auto in autos:
         if type(config) in auto._model_mapping and not is_half:
             return auto

@@ -45,6 +45,7 @@ TASKS = {
     "classify": _classifier("classify", has_classes=True),
     "regress": _classifier("regress", has_classes=False),
     "multi-label": _classifier("multi-label", has_classes=True),
+    "preference": TaskNames("preference", "CAUSAL_LM", "AutoModelForCausalLM", "text-generation"),
     "tokens": TaskNames(
         "tokens",
         "TOKEN_CLS",
@@ -66,6 +67,7 @@ MODEL_CLASSES = {
 # Endings of the names of classes that write text.
 WRITERS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 CHOICES = ("auto", *TASKS)
+LOSSES = ("dpo", "orpo", "kto")  # of preferences
 TRUST_HELP = (
     "run Python code that the model's folder or repository brings along, with all your rights; "
     "without this flag none of it runs"

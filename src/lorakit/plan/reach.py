@@ -70,7 +70,8 @@ def _find_reasons(base: MetaModel, places: Mapping[str, Place]) -> dict[str, str
             for place in places.values():
                 _weight(place).requires_grad_(True)
             with torch.enable_grad(), watch:
-                batch_loss(model, _short_row(base), base.task)[0].backward()
+                task = find_task(base.task).traced
+                batch_loss(model, _short_row(base), task)[0].backward()
             reasons = {name: _find_reason(place, watch) for name, place in places.items()}
         except NEEDS_VALUES:
             return {}

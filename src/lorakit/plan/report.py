@@ -305,6 +305,8 @@ def make_work(
         packed = lengths if batches.packed else ()
         if answer:
             length, answer = _longest_parts([examples[index] for index in batches[largest]])
+        elif base.task == "preference":
+            batch, length = _shape_answers([examples[index] for index in batches[largest]])
     auto = torch.float32
     if base.runs:
         config = base.transformer.config
@@ -369,6 +371,13 @@ def _longest_parts(examples: Sequence[Example]) -> tuple[int, int]:
     """Return the most tokens that are read, and the most that are written."""
     read = max(len(example.ids) for example in examples)
     return read, max(len(example.answer) for example in examples)
+
+
+def _shape_answers(examples: Sequence[Example]) -> tuple[int, int]:
+    """Return the number of answers, and the most tokens of one with its prompt."""
+    rejected = [example.rejected for example in examples if example.rejected]
+    answers = [*examples, *rejected]
+    return len(answers), max(len(answer.ids) for answer in answers)
 
 
 def _time(

@@ -159,7 +159,8 @@ def _run(model: "PreTrainedModel", step: Step, batch: dict[str, Tensor], meter: 
     with meter, attention, packed:
         for _ in range(1 + step.again):
             with precision:
-                loss = training_loss(model, batch, step.task, step.regularisation)
+                task = find_task(step.task).traced
+                loss = training_loss(model, batch, task, step.regularisation)
                 loss = loss / step.batch
             kept = meter.now - meter.logits
             phases.append(len(meter.timeline))

@@ -85,6 +85,11 @@ class Task(ABC):
     deciding_metric = "loss"
 
     @property
+    def traced(self) -> "Task":
+        """The task by which a step is planned on shapes alone; this one by default."""
+        return self
+
+    @property
     def names(self) -> TaskNames:
         """Its names elsewhere, and the head that it needs."""
         return TASKS[self.name]
@@ -117,6 +122,10 @@ class Task(ABC):
     def predict(self, outputs: Tensor, batch: Batch) -> Predictions:
         """Return the prediction of each row, from the outputs of `loss`; none by default."""
         return []
+
+    def take_metrics(self) -> Mapping[str, float]:
+        """Return metrics of the steps since the last call; none by default."""
+        return {}
 
     @abstractmethod
     def metrics(self, scored: Scored) -> Metrics:

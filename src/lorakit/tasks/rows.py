@@ -22,7 +22,7 @@ def choose_task(rows: Rows, task: str, model: str, *, trust_remote_code: bool = 
     Prompts with completions are for seq2seq if the model is an encoder-decoder.
 
     Raises:
-        DataError: no task trains on such rows.
+        DataError: nothing tells whether numbers are classes.
         ModelError: the model's config cannot be read.
     """
     inferred = infer_task(rows, task)

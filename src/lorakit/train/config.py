@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from lorakit.data.settings import RowSettings
 from lorakit.errors import NOT_STARTED, SpecError, refuse_unknown_names
-from lorakit.models.tasks import CHOICES, TRUST_HELP
+from lorakit.models.tasks import CHOICES, LOSSES, TRUST_HELP
 from lorakit.plan.optimizers import DEFAULT, OPTIMIZERS
 from lorakit.spec import Fault, is_number, is_whole, option, option_like
 from lorakit.text import add_hint, near_misses, plural
@@ -163,6 +163,19 @@ class TrainSpec:
         "added; with --r-drop the divergence too",
         minimum=0,
         below=1,
+    )
+    loss: str | None = option(
+        None,
+        "preference: loss, by TRL; orpo needs no reference (default: dpo for pairs of answers, kto "
+        "for rated ones)",
+        type=str,
+        choices=LOSSES,
+    )
+    beta: float | None = option(
+        None,
+        "preference: weight of what the base says, in orpo that of the odds ratio (default: 0.1)",
+        type=float,
+        above=0,
     )
     ranks: str = option(
         "even",
@@ -369,7 +382,7 @@ def _kind_faults(field: Field[Any], value: object) -> Iterator[Fault]:
     elif kind in (str, bool) and value is not None and not isinstance(value, kind):
         needed = "yes or no" if kind is bool else "text"
         yield field.name, f"{needed} is needed, got {value!r}"
-    elif choices:
+    elif choices and value != field.default:
         yield from _choice_faults(field, value)
 
 

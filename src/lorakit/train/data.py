@@ -40,6 +40,11 @@ class RunData:
     copies: int = 0
 
     @property
+    def kinds(self) -> set[str]:
+        """Kinds of the rows to train on and to evaluate on."""
+        return {part.kind for part in (self.rows, self.held_out) if part}
+
+    @property
     def held_out_count(self) -> int:
         """Number of held-out rows."""
         return len(self.held_out) if self.held_out else 0

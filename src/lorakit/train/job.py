@@ -19,6 +19,9 @@ from lorakit.evaluate.regularisation import Regularisation
 from lorakit.evaluate.score import Scores, evaluate
 from lorakit.models.packing import packed_attention
 from lorakit.models.padding import leaks_padding
+from lorakit.tasks.base import Task
+from lorakit.tasks.find import find_task
+from lorakit.tasks.preference import Preference
 from lorakit.train.config import TrainSpec
 
 if TYPE_CHECKING:
@@ -68,6 +71,13 @@ class Job:
     def device(self) -> torch.device:
         """The device of the model's first parameter."""
         return next(self.model.parameters()).device
+
+    @cached_property
+    def method(self) -> Task:
+        """The task with its settings."""
+        if self.task == Preference.name:
+            return Preference(self.settings.loss, self.settings.beta)
+        return find_task(self.task)
 
     @property
     def regularisation(self) -> Regularisation:
@@ -144,7 +154,7 @@ class Job:
         return evaluate(
             self.model,
             examples,
-            self.task,
+            self.method,
             pad=self.pad,
             batch_size=self.settings.eval_batch_size,
             labels=self.labels,

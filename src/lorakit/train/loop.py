@@ -160,6 +160,7 @@ def _rehearse(session: Session) -> None:
     job = session.job
     passes = job.settings.accumulate
     rehearse(job, session.accelerator, session.progress.step * passes, job.steps * passes)
+    job.method.take_metrics()  # They are of no step.
 
 
 def _run_steps(session: Session) -> None:
@@ -238,6 +239,7 @@ def train_step(session: Session) -> None:
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 4),
         "grad_norm": norm,
+        **job.method.take_metrics(),
     }
     is_evaluation_due = progress.step % job.eval_every == 0 or progress.step == job.steps
     if job.held_out and is_evaluation_due:
@@ -274,7 +276,7 @@ def _accumulate_gradients(session: Session, groups: Sequence[Sequence[Example]])
     for group in chain.from_iterable(map(job.passes, groups)):
         with accelerator.autocast():
             batch = job.collate(group)
-            loss = training_loss(job.model, batch, job.task, job.regularisation) / count
+            loss = training_loss(job.model, batch, job.method, job.regularisation) / count
         total += loss.item()
         if not math.isfinite(total):
             step = session.progress.step + 1

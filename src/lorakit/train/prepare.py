@@ -28,6 +28,7 @@ from lorakit.plan.trace import AUTOCAST
 from lorakit.ranks.allocate import BY_DATA, EXPLAINED, SUGGESTED, allocate_ranks
 from lorakit.ranks.probe import select_layers
 from lorakit.spec import Spec
+from lorakit.tasks.preference import Preference, switch_dropout_off
 from lorakit.tasks.rows import encode_rows
 from lorakit.train.budget import make_budget
 from lorakit.train.config import TrainSpec
@@ -98,7 +99,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         LorakitError: a request that cannot be met.
     """
     data = read_data(settings)
-    check_request(settings, spec, data.task)
+    check_request(settings, spec, data.task, data.kinds)
     say(data.described)
     plan = plan_run(settings, spec, data, say)
     loaded = load_run(settings, data, plan, say)
@@ -165,6 +166,8 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
         trust_remote_code=settings.trust_remote_code,
         template=settings.template,
     )
+    if data.task == Preference.name:
+        switch_dropout_off(base.model)
     max_length = choose_max_length(settings.max_length, base.max_length)
     held_out = []
     if data.held_out:
@@ -176,7 +179,7 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
         lr = default_lr(getattr(config, "hidden_size", DEFAULT_WIDTH))
     adapter = _attach_adapter(base, plan.spec, settings, plan.examples, lr)
     adapter.left_out |= plan.left_out
-    adapter.provenance |= _provenance(base, data, max_length)
+    adapter.provenance |= _provenance(base, data, max_length, settings)
     covered = coverage(base.model)
     loaded = LoadedRun(
         base,
@@ -198,7 +201,9 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
     return loaded
 
 
-def _provenance(base: Loaded, data: RunData, max_length: int) -> dict[str, Any]:
+def _provenance(
+    base: Loaded, data: RunData, max_length: int, settings: TrainSpec
+) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "base_model": base.name,
         "task_type": TASKS[data.task].peft_type,
@@ -207,6 +212,8 @@ def _provenance(base: Loaded, data: RunData, max_length: int) -> dict[str, Any]:
     }
     if data.labels:
         facts["labels"] = data.labels
+    if data.task == Preference.name:
+        facts |= {"loss": settings.loss, "beta": settings.beta}
     return facts
 
 
@@ -268,7 +275,8 @@ def _first_batches(
     batches = []
     for index in range(min(FIRST_BATCHES, order.per_epoch)):
         chosen = [examples[i] for i in order[index]]
-        batches.append(collate(chosen, pad, device))
+        batch = collate(chosen, pad, device)
+        batches.append({name: value for name, value in batch.items() if name != "rated"})
     return batches
 
 

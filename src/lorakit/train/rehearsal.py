@@ -70,7 +70,7 @@ def _forward_and_backward(job: Job, accelerator: Accelerator, index: int) -> Non
     for examples in job.passes(job.batch(index)):
         with accelerator.autocast():
             batch = job.collate(examples)
-            loss = training_loss(job.model, batch, job.task, job.regularisation)
+            loss = training_loss(job.model, batch, job.method, job.regularisation)
         check_loss(loss, job.adapter)
         accelerator.backward(loss)
     del moments

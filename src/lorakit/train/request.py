@@ -1,6 +1,6 @@
 """Checks that the settings, the spec, the task and the machine of a run go together."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from lorakit.models.tasks import TASKS
 from lorakit.plan.optimizers import LEAST_VALUES, OPTIMIZERS
 from lorakit.plan.report import trains_base
 from lorakit.spec import Fault, Spec
+from lorakit.tasks.preference import Preference
+from lorakit.tasks.trl_losses import check_trl
 from lorakit.text import dtype_name, first_line, plural
 from lorakit.train.config import TrainSpec
 from lorakit.train.optim import find_class
@@ -20,18 +22,28 @@ WITH_CLASSES = ("causal-lm", "seq2seq", "classify", "tokens")
 WITH_A_AND_B = ("lora", "dora")  # deltas whose B starts at zero beside A
 
 
-def check_request(settings: TrainSpec, spec: Spec, task: str) -> None:
+def check_request(settings: TrainSpec, spec: Spec, task: str, kinds: Collection[str] = ()) -> None:
     """Check that settings, spec, task and machine go together, before a model is read.
+
+    Args:
+        settings: of the run.
+        spec: of the adapter.
+        task: its name.
+        kinds: of the rows to train on and to evaluate on.
 
     Raises:
         SpecError: a setting that the spec, the task or the machine cannot use; all are named.
+        MissingExtra: the task needs TRL, which is not installed.
     """
     faults = [*_machine_faults(settings, spec), *_spec_faults(settings, spec)]
     faults += _task_faults(settings, spec, task)
+    faults += _preference_faults(settings, task, kinds)
     if faults:
         count = plural(len(faults), "setting")
         lines = [f"{name}: {fault}" for name, fault in faults]
         raise SpecError(f"{count} cannot be used in this run.", lines, NOT_STARTED)
+    if task == Preference.name:
+        check_trl()
 
 
 def _machine_faults(settings: TrainSpec, spec: Spec) -> Iterator[Fault]:
@@ -83,8 +95,8 @@ def _task_faults(settings: TrainSpec, spec: Spec, task: str) -> Iterator[Fault]:
     if settings.base_dtype == "float16" and (trains_base(spec) or TASKS[task].has_head):
         fault = "biases, modules and heads that are trained in full would be in float16 too"
         yield "base_dtype", f"{fault}, whose steps are not finite; use float32"
-    if settings.cutoff and task == "seq2seq":
-        yield "cutoff", "hides tokens of one text, and seq2seq reads two"
+    if settings.cutoff and task in ("seq2seq", "preference"):
+        yield "cutoff", f"hides tokens of one text, and {task} reads two"
     if task in WITH_CLASSES:
         return
     needed = "of classes that exclude each other"
@@ -92,3 +104,22 @@ def _task_faults(settings: TrainSpec, spec: Spec, task: str) -> Iterator[Fault]:
         yield "label_smoothing", f"spreads the probability {needed}, and {task} has none"
     if settings.r_drop:
         yield "r_drop", f"compares probabilities {needed}, and {task} has none"
+
+
+def _preference_faults(settings: TrainSpec, task: str, kinds: Collection[str]) -> Iterator[Fault]:
+    if task != Preference.name:
+        for name in ("loss", "beta"):
+            if getattr(settings, name) is not None:
+                yield name, f"is of preferences, and the task is {task}"
+        return
+    if "rated" not in kinds:
+        if settings.loss != "kto":
+            return
+    elif settings.loss in ("dpo", "orpo"):
+        yield "loss", f"{settings.loss} compares two answers, and the rows have one, rated; use kto"
+        return
+    if settings.batch_size == 1:
+        yield (
+            "batch_size",
+            "kto compares the rows of a batch; give 2 or more, and --accumulate less",
+        )
