@@ -37,6 +37,8 @@ CHANGEABLE = {
     "trust_remote_code",
     "log_to",
 }
+# The length of a run: a resumed run may be longer, and shorter as long as it has steps left.
+LENGTH = {"steps", "epochs"}
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
@@ -249,7 +251,11 @@ class TrainSpec:
     )
     device: str = option("auto", "cpu, cuda, …; auto takes a GPU if there is one")
     threads: int | None = option(None, "CPU threads of torch", type=int, minimum=1)
-    resume: bool = option(False, "continue an interrupted run from the last checkpoint in --output")
+    resume: bool = option(
+        False,
+        "continue a run from the last checkpoint in --output; with other --steps or --epochs it "
+        "becomes longer or shorter",
+    )
     overwrite: bool = option(False, "delete an earlier run in --output first")
 
     def __post_init__(self) -> None:
@@ -316,7 +322,7 @@ class TrainSpec:
     def differences(self, earlier: Mapping[str, object]) -> list[str]:
         """Return how these settings differ from those of an interrupted run, one line each.
 
-        Settings that cannot change the outcome are left out.
+        Settings that cannot change the outcome are left out, and so is the length of the run.
         """
         # A setting that an earlier version did not have was at its default.
         defaults = {field.name: field.default for field in fields(self)}
@@ -324,7 +330,7 @@ class TrainSpec:
         return [
             f"{name}: was {before[name]!r}, now {value!r}"
             for name, value in self.to_dict().items()
-            if name not in CHANGEABLE and value != before[name]
+            if name not in CHANGEABLE | LENGTH and value != before[name]
         ]
 
 

@@ -11,6 +11,7 @@ from lorakit.data.templates import TEMPLATE_FILE
 from lorakit.errors import OutputError
 from lorakit.files import check_can_be_made, hold_folder
 from lorakit.formats.peft.spec_header import use_present_names
+from lorakit.text import plural
 from lorakit.train import checkpoints
 from lorakit.train.card import is_model_card
 from lorakit.train.checkpoints import CheckpointState
@@ -157,17 +158,18 @@ def read_earlier_run(output: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_state(output: Path, settings: TrainSpec, facts: RunFacts) -> CheckpointState:
+def load_state(output: Path, settings: TrainSpec, facts: RunFacts, steps: int) -> CheckpointState:
     """Return the state of the newest checkpoint, if this run would continue the same training.
 
     Args:
         output: folder of the interrupted run.
         settings: settings of the run that resumes.
         facts: facts of the run that resumes.
+        steps: steps of the whole run that resumes.
 
     Raises:
-        OutputError: no or a damaged checkpoint, or settings that would give other weights; each is
-            named.
+        OutputError: no or a damaged checkpoint, fewer steps than are done, or settings that would
+            give other weights; each is named.
     """
     earlier = read_earlier_run(output)
     earlier["spec"] = use_present_names(earlier["spec"])
@@ -180,7 +182,15 @@ def load_state(output: Path, settings: TrainSpec, facts: RunFacts) -> Checkpoint
             faults,
             "Give the settings it was started with, or start anew in another folder.",
         )
-    return checkpoints.load(checkpoints.newest(output))
+    state = checkpoints.load(checkpoints.newest(output))
+    if steps < state["step"]:
+        raise OutputError(
+            f"The run in {output} has taken {plural(state['step'], 'step')} already, and "
+            f"{plural(steps, 'step')} are asked for.",
+            advice="Give as many --steps (or --epochs) or more; its checkpoints hold the weights "
+            "of earlier steps. Nothing was written.",
+        )
+    return state
 
 
 def _other_facts(earlier: dict[str, Any], facts: RunFacts) -> Iterator[str]:
