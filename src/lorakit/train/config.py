@@ -5,6 +5,7 @@ Torch is not imported here, so that `--help` answers at once.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, cast
 
 from lorakit.data.settings import RowSettings
@@ -27,6 +28,9 @@ SCHEDULES = ("constant", "linear", "cosine", "inverse-sqrt", "cyclic")
 # Settings that a resumed run may change: none of them changes the weights at the end.
 CHANGEABLE = {
     "output",
+    # The content of the adapter counts, and is compared by its hash.
+    "adapter",
+    "any_base",
     "resume",
     "overwrite",
     "checkpoint_every",
@@ -70,6 +74,15 @@ class TrainSpec:
     )
     output: str = option(
         "", "folder for the adapter, its report and its checkpoints", required=True
+    )
+    adapter: str | None = option(
+        None,
+        "folder of an adapter to go on from, with its spec; a head that does not fit the task is "
+        "made anew (default: a new adapter)",
+        type=str,
+    )
+    any_base: bool = option(
+        False, "accept an --adapter that was trained on other base weights of the same shapes"
     )
     task: str = option(
         "auto", "task to learn; auto chooses it by the keys of the rows", choices=CHOICES
@@ -300,6 +313,22 @@ class TrainSpec:
             )
         if self.resume and self.overwrite:
             yield "resume", "a run is either resumed or overwritten"
+        yield from self._adapter_conflicts()
+
+    def _adapter_conflicts(self) -> Iterator[Fault]:
+        if self.adapter is None:
+            if self.any_base:
+                yield "any_base", "is about the base of an --adapter, and none is given"
+            return
+        if self.ranks != "even":
+            yield "ranks", "are those of --adapter; leave it out"
+        if self.rank_budget is not None:
+            yield "rank_budget", "the ranks are those of --adapter; leave it out"
+        if self.target_rank is not None:
+            yield "target_rank", "the ranks are those of --adapter; leave it out"
+        folder = Path(self.output).resolve()
+        if not self.resume and Path(self.adapter).resolve().is_relative_to(folder):
+            yield "output", f"--adapter {self.adapter} is in this folder; name another one"
 
     @property
     def checkpointing(self) -> str:

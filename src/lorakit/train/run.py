@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lorakit.data.templates import TEMPLATE_FILE
-from lorakit.files import write_json, write_text
+from lorakit.files import copy_file, write_json, write_text
 from lorakit.spec import Spec
 from lorakit.text import lasting_stderr, plural
 from lorakit.train import checkpoints
@@ -121,12 +121,19 @@ def _change_length(job: Job, earlier: dict[str, Any], say: Say) -> None:
 
 
 def _begin(prepared: PreparedRun) -> RunStart:
-    """Evaluate the model before it is trained, and write run.json."""
+    """Evaluate the model before it is trained, and write run.json.
+
+    The new adapter inherits the tokenizer and the chat template of the one that it goes on from.
+    """
     job, output = prepared.job, prepared.job.output
     start: RunStart = {**prepared.facts, "before": _measure(job, "measuring before")}
     if job.settings.overwrite:
         clear_output(output)
     write_json(output / RUN, start)
+    origin = start["started_from"]
+    if origin is not None:
+        for name in origin["files"]:
+            copy_file(Path(origin["path"]) / name, output / name)
     return start
 
 
