@@ -271,6 +271,12 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, "utf-8")
 
 
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file, atomically."""
+    with replace_file(path) as part:
+        shutil.copyfile(source, part)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")

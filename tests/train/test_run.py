@@ -407,7 +407,7 @@ def test_resuming_with_other_settings_is_refused(
         )
     faults = "\n".join(caught.value.faults)
     assert "lr: was 0.005, now 0.001" in faults
-    assert "steps: was 2, now 3" in faults
+    assert "steps" not in faults
     assert "rank: was 4, now 8" in faults
     assert "the data: was " in faults
 

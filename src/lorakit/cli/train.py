@@ -46,8 +46,11 @@ def run(args: argparse.Namespace) -> "RunReport | DryRun":
     settings, spec = flags.make_both((TrainSpec, run_values), (Spec, spec_values))
     from lorakit import plots
     from lorakit.train.dry_run import try_run
+    from lorakit.train.origin import check_given
     from lorakit.train.run import train_adapter
 
+    if settings.adapter:
+        check_given(settings.adapter, spec, spec_values)
     if plot:
         plots.check_path(plot)
     if is_dry_run:

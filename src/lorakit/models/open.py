@@ -73,7 +73,7 @@ def open_model(
     check_trained(model, loaded.new_modules, trained)
     if adapter is not None:
         if adapter.source is not None:
-            _use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
+            use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
         attach(loaded.model, adapter, trainable=False, any_base=any_base)
         loaded.model.eval()
     if template is not None:
@@ -109,17 +109,27 @@ def add_adapter(
     """
     loaded = replace(base, tokenizer=copy(base.tokenizer))
     if adapter.source is not None:
-        _use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
+        use_own_tokenizer(loaded, adapter.source, say, trust_remote_code=trust_remote_code)
     attach(base.model, adapter, name=name, trainable=False, any_base=any_base)
     enable(base.model, None)
     base.model.eval()
     return loaded
 
 
-def _use_own_tokenizer(
+def use_own_tokenizer(
     loaded: Loaded, folder: Path, say: Callable[[str], None], *, trust_remote_code: bool
 ) -> None:
-    """Give a base the tokenizer and the chat template of an adapter's folder, and say so."""
+    """Give a base the tokenizer and the chat template of an adapter's folder, and say so.
+
+    Args:
+        loaded: the base; its tokenizer and its `max_length` are replaced.
+        folder: of the adapter.
+        say: called with what is used of the folder.
+        trust_remote_code: True to run Python code that the folder brings along.
+
+    Raises:
+        ModelError: the tokenizer cannot be read, or does not fit the base.
+    """
     tokenizer, used = take_own_tokenizer(
         loaded.tokenizer, folder, trust_remote_code=trust_remote_code
     )

@@ -27,11 +27,21 @@ TOKENIZER = (
     "sentencepiece.bpe.model",
 )
 
+# What the folder of another adapter gets too.
+COPIED = (*TOKENIZER, TEMPLATE_FILE, JSON)
+
 
 def has_tokenizer(folder: Path) -> bool:
     """Return True if a folder holds a whole tokenizer."""
     names = TOKENIZER[1:]
     return (folder / TOKENIZER_CONFIG).is_file() and any((folder / one).is_file() for one in names)
+
+
+def list_tokenizer_files(folder: str | Path) -> list[str]:
+    """Return the names of the files of a tokenizer and its template in a folder, if it has one."""
+    where = Path(folder)
+    names = COPIED if has_tokenizer(where) else (TEMPLATE_FILE, JSON)
+    return [name for name in names if (where / name).is_file()]
 
 
 def take_own_tokenizer(

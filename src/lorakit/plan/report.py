@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypedDict
 
 import torch
@@ -10,11 +11,12 @@ from lorakit.data.batches import Batches
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import count_tokens, find_longest
 from lorakit.data.rows import Rows, read_for
-from lorakit.data.template_files import check_use
+from lorakit.data.template_files import check_use, set_template
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.evaluate.regularisation import Regularisation
 from lorakit.models.load import LONGEST, Loaded, auto_dtype
 from lorakit.models.open import DEFAULT_LENGTH, choose_max_length
+from lorakit.models.own_tokenizer import take_own_tokenizer
 from lorakit.models.packing import packing_obstacle
 from lorakit.models.read import load_tokenizer
 from lorakit.plan import devices
@@ -341,6 +343,7 @@ def tokenise_rows(
     labels: Sequence[str],
     loss_on: str,
     template: str | None = None,
+    folder: Path | None = None,
 ) -> Sequence[Example]:
     """Return the rows as training reads them; only the tokenizer of the model is loaded.
 
@@ -351,6 +354,7 @@ def tokenise_rows(
         labels: class names, for classify.
         loss_on: completion or all.
         template: chat template: chatml, or a file; None for that of the model.
+        folder: of an adapter, whose tokenizer and chat template are used if it has them.
 
     Raises:
         SpecError: the template cannot be read, or the rows are no conversations.
@@ -362,6 +366,12 @@ def tokenise_rows(
         trust_remote_code=base.trust_remote_code,
         template=template,
     )
+    if folder is not None:
+        tokenizer, _ = take_own_tokenizer(
+            tokenizer, folder, trust_remote_code=base.trust_remote_code
+        )
+        if template is not None:
+            set_template(tokenizer, template)
     longest = int(min(tokenizer.model_max_length, base.max_length or LONGEST))
     loaded = Loaded(base.transformer, tokenizer, base.task, list(labels), base.name, (), longest)
     return encode_for_training(rows, loaded, max_length, loss_on)

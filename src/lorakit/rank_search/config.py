@@ -18,6 +18,7 @@ ENERGIES = ("square", "sum")
 TRAINING = ("truncate", "grid", "grow")  # the ways that train, and need data
 NEW_RUN, BY_LAYER = "a search starts a new run", "the search itself finds ranks by layer"
 MANY_RUNS = "a search is many short runs"
+NEW_ADAPTERS = "a search is of new adapters"
 # Settings of a run that a search does not take, and why.
 UNUSED = {
     "resume": NEW_RUN,
@@ -25,6 +26,8 @@ UNUSED = {
     "ranks": BY_LAYER,
     "rank_budget": BY_LAYER,
     "log_to": MANY_RUNS,
+    "adapter": NEW_ADAPTERS,
+    "any_base": NEW_ADAPTERS,
 }
 
 

@@ -215,10 +215,12 @@ class Budget:
 def make_budget(adapter: Adapter, settings: TrainSpec, steps: int) -> Budget | None:
     """Return the rank budget that these settings describe; None for other deltas than AdaLoRA.
 
+    An adapter that a run goes on from keeps the ranks that its own budget has left.
+
     Raises:
         SpecError: a budget that cannot be kept.
     """
-    if adapter.spec.delta != "adalora" or not adapter.deltas:
+    if adapter.spec.delta != "adalora" or not adapter.deltas or settings.adapter is not None:
         return None
     return Budget(
         adapter,

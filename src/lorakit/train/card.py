@@ -31,7 +31,7 @@ Rank {rank}, scale {scale:g}, {modules} layers adapted, \
 {rows}## Training
 
 - data: `{data}` ({data_rows:,} rows, SHA-256 `{data_hash}`)
-- {steps:,} steps of {batch}, {tokens:,} tokens, {seconds:.0f} s, seed {seed}
+{origin}- {steps:,} steps of {batch}, {tokens:,} tokens, {seconds:.0f} s, seed {seed}
 - peak learning rate {lr:.3g}, {schedule} schedule
 - fingerprint of the base: `{fingerprint}`
 {curve}
@@ -79,6 +79,7 @@ def model_card(report: RunReport, lines: Sequence[Mapping[str, Any]] = ()) -> st
         data=_name_data(settings["data"]),
         data_rows=report["rows"],
         data_hash=report["data_hash"][:16],
+        origin=_describe_origin(report),
         steps=report["steps"],
         tokens=report["tokens"],
         seconds=report["wall_seconds"],
@@ -97,6 +98,15 @@ def is_model_card(text: bytes) -> bool:
     """Return True if a README.md is the card of a run of lorakit."""
     front_matter = text.partition(b"\n---\n")[0]
     return front_matter.startswith(b"---\n") and front_matter.endswith(b"\n- lorakit")
+
+
+def _describe_origin(report: RunReport) -> str:
+    """Return the line on the adapter that the run went on from; empty for a new adapter."""
+    origin = report["started_from"]
+    if origin is None:
+        return ""
+    name, digest = _last_part(origin["path"]), origin["content_hash"][:16]
+    return f"- went on from the adapter `{name}` for {origin['task']} (SHA-256 `{digest}`)\n"
 
 
 def _describe_batch(settings: Mapping[str, Any]) -> str:

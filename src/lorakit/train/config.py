@@ -5,6 +5,7 @@ Torch is not imported here, so that `--help` answers at once.
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, cast
 
 from lorakit.data.settings import RowSettings
@@ -27,6 +28,9 @@ SCHEDULES = ("constant", "linear", "cosine", "inverse-sqrt", "cyclic")
 # Settings that a resumed run may change: none of them changes the weights at the end.
 CHANGEABLE = {
     "output",
+    # The content of the adapter counts, and is compared by its hash.
+    "adapter",
+    "any_base",
     "resume",
     "overwrite",
     "checkpoint_every",
@@ -37,6 +41,8 @@ CHANGEABLE = {
     "trust_remote_code",
     "log_to",
 }
+# The length of a run: a resumed run may be longer, and shorter as long as it has steps left.
+LENGTH = {"steps", "epochs"}
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 
 
@@ -68,6 +74,15 @@ class TrainSpec:
     )
     output: str = option(
         "", "folder for the adapter, its report and its checkpoints", required=True
+    )
+    adapter: str | None = option(
+        None,
+        "folder of an adapter to go on from, with its spec; a head that does not fit the task is "
+        "made anew (default: a new adapter)",
+        type=str,
+    )
+    any_base: bool = option(
+        False, "accept an --adapter that was trained on other base weights of the same shapes"
     )
     task: str = option(
         "auto", "task to learn; auto chooses it by the keys of the rows", choices=CHOICES
@@ -262,7 +277,11 @@ class TrainSpec:
     )
     device: str = option("auto", "cpu, cuda, …; auto takes a GPU if there is one")
     threads: int | None = option(None, "CPU threads of torch", type=int, minimum=1)
-    resume: bool = option(False, "continue an interrupted run from the last checkpoint in --output")
+    resume: bool = option(
+        False,
+        "continue a run from the last checkpoint in --output; with other --steps or --epochs it "
+        "becomes longer or shorter",
+    )
     overwrite: bool = option(False, "delete an earlier run in --output first")
 
     def __post_init__(self) -> None:
@@ -307,6 +326,22 @@ class TrainSpec:
             )
         if self.resume and self.overwrite:
             yield "resume", "a run is either resumed or overwritten"
+        yield from self._adapter_conflicts()
+
+    def _adapter_conflicts(self) -> Iterator[Fault]:
+        if self.adapter is None:
+            if self.any_base:
+                yield "any_base", "is about the base of an --adapter, and none is given"
+            return
+        if self.ranks != "even":
+            yield "ranks", "are those of --adapter; leave it out"
+        if self.rank_budget is not None:
+            yield "rank_budget", "the ranks are those of --adapter; leave it out"
+        if self.target_rank is not None:
+            yield "target_rank", "the ranks are those of --adapter; leave it out"
+        folder = Path(self.output).resolve()
+        if not self.resume and Path(self.adapter).resolve().is_relative_to(folder):
+            yield "output", f"--adapter {self.adapter} is in this folder; name another one"
 
     @property
     def checkpointing(self) -> str:
@@ -329,7 +364,7 @@ class TrainSpec:
     def differences(self, earlier: Mapping[str, object]) -> list[str]:
         """Return how these settings differ from those of an interrupted run, one line each.
 
-        Settings that cannot change the outcome are left out.
+        Settings that cannot change the outcome are left out, and so is the length of the run.
         """
         # A setting that an earlier version did not have was at its default.
         defaults = {field.name: field.default for field in fields(self)}
@@ -337,7 +372,7 @@ class TrainSpec:
         return [
             f"{name}: was {before[name]!r}, now {value!r}"
             for name, value in self.to_dict().items()
-            if name not in CHANGEABLE and value != before[name]
+            if name not in CHANGEABLE | LENGTH and value != before[name]
         ]
 
 

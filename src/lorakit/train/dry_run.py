@@ -69,4 +69,4 @@ def _find_first_step(prepared: PreparedRun) -> int:
     job = prepared.job
     if not job.settings.resume:
         return 0
-    return load_state(job.output, job.settings, prepared.facts)["step"]
+    return load_state(job.output, job.settings, prepared.facts, job.steps)["step"]

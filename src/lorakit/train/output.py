@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from lorakit.data.templates import TEMPLATE_FILE
 from lorakit.errors import OutputError
 from lorakit.files import check_can_be_made, hold_folder
 from lorakit.formats.peft.spec_header import use_present_names
+from lorakit.models.own_tokenizer import COPIED, list_tokenizer_files
+from lorakit.text import plural
 from lorakit.train import checkpoints
 from lorakit.train.card import is_model_card
 from lorakit.train.checkpoints import CheckpointState
@@ -87,7 +89,8 @@ def check_content(output: Path, settings: TrainSpec) -> None:
                 advice="Start without --resume.",
             )
         return
-    foreign = _foreign_names(output)
+    copied = list_tokenizer_files(settings.adapter) if settings.adapter else []
+    foreign = _foreign_names(output, copied)
     if foreign:
         raise OutputError(
             f"{output} holds files that a run would replace, and no run of lorakit wrote them: "
@@ -102,18 +105,30 @@ def check_content(output: Path, settings: TrainSpec) -> None:
         )
 
 
-def _foreign_names(output: Path) -> list[str]:
-    """Return the names of a run's files in a folder that no run has written."""
-    existing = [name for name in WRITTEN if os.path.lexists(output / name)]
+def _foreign_names(output: Path, copied: Iterable[str]) -> list[str]:
+    """Return the names of a run's files in a folder that no run has written.
+
+    Args:
+        output: the folder.
+        copied: names of the files that the run copies from the adapter that it goes on from.
+    """
+    existing = [name for name in (*WRITTEN, *copied) if os.path.lexists(output / name)]
     if not is_run(output / RUN):
-        return existing
+        return list(dict.fromkeys(existing))
     card, folder = output / CARD, output / checkpoints.FOLDER
-    foreign = []
+    known = (*WRITTEN, *_copied_names(read_earlier_run(output)))
+    foreign = [name for name in existing if name not in known]
     if card.exists() and not (card.is_file() and is_model_card(card.read_bytes())):
         foreign.append(CARD)
     if os.path.lexists(folder):
         foreign += [f"{checkpoints.FOLDER}/{name}" for name in checkpoints.foreign_names(folder)]
     return foreign
+
+
+def _copied_names(run: Mapping[str, Any]) -> list[str]:
+    """Return the names of the files that a run has copied from the adapter that it went on from."""
+    origin = run.get("started_from")
+    return [name for name in origin["files"] if name in COPIED] if origin else []
 
 
 def is_run(path: Path) -> bool:
@@ -136,7 +151,8 @@ def clear_output(output: Path) -> None:
     """
     if (output / checkpoints.FOLDER).is_dir():
         checkpoints.remove_all(output)
-    for name in (*WRITTEN[1:], RUN):
+    copied = _copied_names(read_earlier_run(output)) if is_run(output / RUN) else []
+    for name in (*copied, *WRITTEN[1:], RUN):
         path = output / name
         if not path.is_dir():
             path.unlink(missing_ok=True)
@@ -157,17 +173,18 @@ def read_earlier_run(output: Path) -> dict[str, Any]:
         ) from error
 
 
-def load_state(output: Path, settings: TrainSpec, facts: RunFacts) -> CheckpointState:
+def load_state(output: Path, settings: TrainSpec, facts: RunFacts, steps: int) -> CheckpointState:
     """Return the state of the newest checkpoint, if this run would continue the same training.
 
     Args:
         output: folder of the interrupted run.
         settings: settings of the run that resumes.
         facts: facts of the run that resumes.
+        steps: steps of the whole run that resumes.
 
     Raises:
-        OutputError: no or a damaged checkpoint, or settings that would give other weights; each is
-            named.
+        OutputError: no or a damaged checkpoint, fewer steps than are done, or settings that would
+            give other weights; each is named.
     """
     earlier = read_earlier_run(output)
     earlier["spec"] = use_present_names(earlier["spec"])
@@ -180,7 +197,19 @@ def load_state(output: Path, settings: TrainSpec, facts: RunFacts) -> Checkpoint
             faults,
             "Give the settings it was started with, or start anew in another folder.",
         )
-    return checkpoints.load(checkpoints.newest(output))
+    state = checkpoints.load(checkpoints.newest(output))
+    if steps < state["step"]:
+        raise OutputError(
+            f"The run in {output} has taken {plural(state['step'], 'step')} already, and "
+            f"{plural(steps, 'step')} are asked for.",
+            advice="Give as many --steps (or --epochs) or more; its checkpoints hold the weights "
+            "of earlier steps. Nothing was written.",
+        )
+    return state
+
+
+def _hash_of(origin: Mapping[str, Any] | None) -> str:
+    return origin["content_hash"] if origin else "none"
 
 
 def _other_facts(earlier: dict[str, Any], facts: RunFacts) -> Iterator[str]:
@@ -189,9 +218,11 @@ def _other_facts(earlier: dict[str, Any], facts: RunFacts) -> Iterator[str]:
         before = earlier["spec"].get(key)
         if value != before:
             yield f"{key}: was {before!r}, now {value!r}"
+    before_start, now_start = earlier.get("started_from"), facts["started_from"]
     hashes = {
         "the data": (earlier["data_hash"], facts["data_hash"]),
         "the base's weights": (earlier["base_fingerprint"], facts["base_fingerprint"]),
+        "the adapter to go on from": (_hash_of(before_start), _hash_of(now_start)),
     }
     for what, (before, now) in hashes.items():
         if before != now:

@@ -10,7 +10,8 @@ import torch
 
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import ExamplesOnDemand, count_tokens
-from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError
+from lorakit.errors import NOT_STARTED, OutputError, PlanError, SpecError, TargetError
+from lorakit.inject.full_parameters import find_full_modules
 from lorakit.models.load import auto_dtype, device_of
 from lorakit.models.precision import gpu_autocast, has_bfloat16
 from lorakit.plan.devices import this_machine
@@ -85,6 +86,7 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
         data.labels,
         settings.loss_on,
         settings.template,
+        Path(settings.adapter) if settings.adapter else None,
     )
     if isinstance(examples, ExamplesOnDemand):
         say(
@@ -94,9 +96,22 @@ def plan_run(settings: TrainSpec, spec: Spec, data: RunData, say: Say) -> RunPla
     dtype, mixed = choose_precision(settings, base, spec)
     settled = replace(settings, base_dtype=dtype, mixed_precision=mixed)
     with time_limit(_limit_seconds(settings, base, count_tokens(examples))):
-        spec, left_out = leave_out_unreached(base, spec)
+        if settings.adapter:
+            spec, left_out = _leave_out_absent(base, spec), {}
+        else:
+            spec, left_out = leave_out_unreached(base, spec)
         report = _plan_memory(settled, spec, base, examples, say)
     return RunPlan(examples, spec, left_out, dtype, mixed, report)
+
+
+def _leave_out_absent(base: MetaModel, spec: Spec) -> Spec:
+    """Return the spec of an adapter without the full modules that the model does not have."""
+    present = [
+        pattern
+        for pattern in spec.full_modules
+        if find_full_modules(base.model, [pattern], require_match=False)
+    ]
+    return replace(spec, full_modules=tuple(present))
 
 
 def choose_precision(settings: TrainSpec, base: MetaModel, spec: Spec) -> tuple[str, str]:
@@ -151,10 +166,12 @@ def _plan_memory(
     """
     batches = make_batches(settings, base, examples)
     work = make_work(settings, base, spec, batches, examples)
-    plan = make_plan(base, allocate_run_ranks(base, spec, settings), work)
+    # Whether an adapter that exists fits is for `attach` to say.
+    unknown = (PlanError, TargetError) if settings.adapter else PlanError
     try:
+        plan = make_plan(base, allocate_run_ranks(base, spec, settings), work)
         report = describe_plan(plan, this_machine(cpu=settings.device == "cpu"))
-    except PlanError as error:
+    except unknown as error:
         say(f"note: no plan: {error.message}")
         return None
     say(summarise(report))

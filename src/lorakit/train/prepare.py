@@ -13,7 +13,7 @@ from lorakit.adapter import Adapter
 from lorakit.data.batches import Batches, collate
 from lorakit.data.encode import Example
 from lorakit.data.on_demand import count_cut, count_tokens, find_longest
-from lorakit.data.template_files import used_template
+from lorakit.data.template_files import set_template, used_template
 from lorakit.errors import NOT_STARTED, SpecError
 from lorakit.evaluate.regularisation import find_obstacle
 from lorakit.inits.start import needs_batches
@@ -21,7 +21,7 @@ from lorakit.inject.attach import attach
 from lorakit.inject.coverage import Coverage, coverage
 from lorakit.models.chunked_loss import chunking_obstacle
 from lorakit.models.load import Loaded, load, pad_id
-from lorakit.models.open import choose_max_length
+from lorakit.models.open import choose_max_length, use_own_tokenizer
 from lorakit.models.packing import find_leak, packed_attention, packing_obstacle
 from lorakit.models.tasks import TASKS
 from lorakit.plan.trace import AUTOCAST
@@ -36,6 +36,7 @@ from lorakit.train.data import RunData, read_data
 from lorakit.train.job import Job
 from lorakit.train.log import Say
 from lorakit.train.optim import default_lr
+from lorakit.train.origin import Origin, attach_origin, read_origin
 from lorakit.train.planning import RunPlan, plan_run
 from lorakit.train.rehearsal import unchanged
 from lorakit.train.report import RunFacts, versions
@@ -98,11 +99,16 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
     Raises:
         LorakitError: a request that cannot be met.
     """
+    origin = read_origin(settings, spec, say)
     data = read_data(settings)
+    if origin:
+        spec = origin.adapter.spec
+        if origin.has_classes_of(data.task, data.labels):
+            data = replace(data, labels=origin.facts["labels"])  # in the order of its outputs
     check_request(settings, spec, data.task, data.kinds)
     say(data.described)
     plan = plan_run(settings, spec, data, say)
-    loaded = load_run(settings, data, plan, say)
+    loaded = load_run(settings, data, plan, origin, say)
     job = make_job(settings, data, loaded)
     if job.unpadded:
         say(
@@ -141,11 +147,14 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "data_hash": data.rows.content_hash(),
         "versions": versions(),
         "plan": plan.report,
+        "started_from": origin.facts if origin else None,
     }
     return PreparedRun(job, loaded.base, facts)
 
 
-def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> LoadedRun:
+def load_run(
+    settings: TrainSpec, data: RunData, plan: RunPlan, origin: Origin | None, say: Say
+) -> LoadedRun:
     """Load the model, attach the adapter, and tokenise the held-out rows.
 
     Raises:
@@ -156,16 +165,7 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
         f"{data.held_out_count:,} held out"
     )
     random.seed(settings.seed)
-    base = load(
-        settings.model,
-        data.task,
-        labels=data.labels,
-        dtype=plan.base_dtype,
-        device=settings.device,
-        seed=settings.seed,
-        trust_remote_code=settings.trust_remote_code,
-        template=settings.template,
-    )
+    base = _load_base(settings, data, plan, say)
     if data.task == Preference.name:
         switch_dropout_off(base.model)
     max_length = choose_max_length(settings.max_length, base.max_length)
@@ -177,7 +177,10 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
     if lr is None:
         config = base.model.config.get_text_config()
         lr = default_lr(getattr(config, "hidden_size", DEFAULT_WIDTH))
-    adapter = _attach_adapter(base, plan.spec, settings, plan.examples, lr)
+    if origin:
+        adapter = attach_origin(origin, base, settings, say)
+    else:
+        adapter = _attach_adapter(base, plan.spec, settings, plan.examples, lr)
     adapter.left_out |= plan.left_out
     adapter.provenance |= _provenance(base, data, max_length, settings)
     covered = coverage(base.model)
@@ -199,6 +202,26 @@ def load_run(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loa
             "tokens and are cut; `lorakit preview` shows them"
         )
     return loaded
+
+
+def _load_base(settings: TrainSpec, data: RunData, plan: RunPlan, say: Say) -> Loaded:
+    """Load the model, with the tokenizer and the chat template of the adapter to go on from."""
+    base = load(
+        settings.model,
+        data.task,
+        labels=data.labels,
+        dtype=plan.base_dtype,
+        device=settings.device,
+        seed=settings.seed,
+        trust_remote_code=settings.trust_remote_code,
+        template=settings.template,
+    )
+    if settings.adapter:
+        folder, trusted = Path(settings.adapter), settings.trust_remote_code
+        use_own_tokenizer(base, folder, say, trust_remote_code=trusted)
+        if settings.template is not None:
+            set_template(base.tokenizer, settings.template)
+    return base
 
 
 def _provenance(

@@ -10,6 +10,7 @@ import torch
 
 import lorakit
 from lorakit.plan.report import Description
+from lorakit.train.origin import OriginFacts
 
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors")
 Metrics = dict[str, Any]  # by name: numbers, as `evaluate` gives them
@@ -44,6 +45,7 @@ class RunFacts(TypedDict):
     data_hash: str
     versions: dict[str, str]
     plan: Description | None
+    started_from: OriginFacts | None
 
 
 class RunStart(RunFacts):

@@ -4,18 +4,20 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lorakit.data.templates import TEMPLATE_FILE
-from lorakit.files import write_json, write_text
+from lorakit.files import copy_file, write_json, write_text
 from lorakit.spec import Spec
-from lorakit.text import lasting_stderr
+from lorakit.text import lasting_stderr, plural
 from lorakit.train import checkpoints
 from lorakit.train.card import model_card
 from lorakit.train.checkpoints import CheckpointState
-from lorakit.train.config import TrainSpec
+from lorakit.train.config import LENGTH, TrainSpec
 from lorakit.train.job import Job
 from lorakit.train.log import METRICS, Log, Say, progress_bar, read_metrics
 from lorakit.train.loop import fit
@@ -68,7 +70,7 @@ def _run(prepared: PreparedRun, say: Say) -> RunReport:
     """Train a prepared run, from its start or its newest checkpoint, and write the results."""
     job, settings, state = prepared.job, prepared.job.settings, None
     if settings.resume:
-        state = load_state(job.output, settings, prepared.facts)
+        state = load_state(job.output, settings, prepared.facts, job.steps)
         start = _resume(prepared, state, say)
     else:
         start = _begin(prepared)
@@ -96,18 +98,42 @@ def _resume(prepared: PreparedRun, state: CheckpointState, say: Say) -> RunStart
     """Put the weights of the newest checkpoint into the adapter."""
     job = prepared.job
     checkpoints.restore(job.adapter, checkpoints.newest(job.output))
-    before = read_earlier_run(job.output)["before"]
+    earlier = read_earlier_run(job.output)
     say(f"Resuming after step {state['step']} of {job.steps}.")
-    return {**prepared.facts, "before": before}
+    if state["progress"]["stopped_early"]:
+        say("note: it had stopped early, as its --patience says: it takes no more steps")
+    _change_length(job, earlier, say)
+    return {**prepared.facts, "before": earlier["before"]}
+
+
+def _change_length(job: Job, earlier: dict[str, Any], say: Say) -> None:
+    """Say it and write it to run.json if a resumed run has more or fewer steps than before."""
+    length = {name: earlier["settings"][name] for name in LENGTH}
+    steps = replace(job, settings=replace(job.settings, **length)).steps
+    if steps == job.steps:
+        return
+    say(
+        f"note: the run was to take {plural(steps, 'step')}, and now takes {job.steps:,}: the "
+        f"{job.settings.schedule} schedule is computed anew over all of them"
+    )
+    changed = {name: getattr(job.settings, name) for name in LENGTH}
+    write_json(job.output / RUN, {**earlier, "settings": {**earlier["settings"], **changed}})
 
 
 def _begin(prepared: PreparedRun) -> RunStart:
-    """Evaluate the model before it is trained, and write run.json."""
+    """Evaluate the model before it is trained, and write run.json.
+
+    The new adapter inherits the tokenizer and the chat template of the one that it goes on from.
+    """
     job, output = prepared.job, prepared.job.output
     start: RunStart = {**prepared.facts, "before": _measure(job, "measuring before")}
     if job.settings.overwrite:
         clear_output(output)
     write_json(output / RUN, start)
+    origin = start["started_from"]
+    if origin is not None:
+        for name in origin["files"]:
+            copy_file(Path(origin["path"]) / name, output / name)
     return start
 
 
