@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lorakit
 from lorakit.adapter import Adapter
 from lorakit.cli.__main__ import main
+from lorakit.deltas.adalora import AdaLoRA
 from lorakit.errors import AdapterMismatch, OutputError, SpecError
 from lorakit.models.load import load
 from lorakit.models.open import open_model
@@ -128,6 +129,46 @@ def test_it_starts_with_the_weights_the_spec_and_the_metrics_of_the_adapter(
     card = (tmp_path / "out" / "README.md").read_text()
     digest = made.content_hash()[:16]
     assert f"- went on from the adapter `first` for causal-lm (SHA-256 `{digest}`)" in card
+
+
+@pytest.mark.slow
+def test_ranks_that_a_budget_has_left_stay(
+    tiny_llama: Path, write_rows: Callable[..., str], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made = make_adapter(
+        tiny_llama, tmp_path / "first", Spec(rank=2, delta="adalora"), "causal-lm", []
+    )
+    for i, delta in enumerate(made.deltas.values()):
+        assert isinstance(delta, AdaLoRA)
+        delta.E.data[: i % 3] = 0
+        delta.prune()
+    ranks = [delta.rank for delta in made.deltas.values()]
+    assert set(ranks) == {0, 1, 2}
+    made.save(tmp_path / "first")
+    settings |= {"model": str(tiny_llama), "data": write_rows(), "adapter": str(tmp_path / "first")}
+    train_adapter(TrainSpec(**settings), Spec())
+    train_adapter(TrainSpec(**{**settings, "steps": 3}, resume=True), Spec())
+    assert [delta.rank for delta in Adapter.load(tmp_path / "out").deltas.values()] == ranks
+
+
+@pytest.mark.slow
+def test_a_head_that_the_adapter_lacks_is_new(
+    tiny_bert: Path, write_rows: Callable[..., str], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made = make_adapter(tiny_bert, tmp_path / "first", Spec(rank=2), "classify", ["a", "b"])
+    made.full_parameters.clear()
+    made.spec = Spec(rank=2)
+    made.save(tmp_path / "first")
+    settings |= {"model": str(tiny_bert), "data": write_rows("a", "b")}
+    said: list[str] = []
+    job = prepare_run(
+        TrainSpec(**settings, adapter=str(tmp_path / "first")), Spec(), said.append
+    ).job
+    assert (
+        "note: the head (classifier) is made anew and trained in full: the adapter holds no "
+        in (" ".join(said))
+    )
+    assert set(job.adapter.full_parameters) == {"classifier.weight", "classifier.bias"}
 
 
 THREE = ["contradiction", "entailment", "neutral"]

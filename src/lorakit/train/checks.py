@@ -139,7 +139,8 @@ def _adapted_without_gradient(adapter: Adapter) -> Iterator[str]:
         if not delta.zero_parameter:
             continue
         parameter = delta.get_parameter(delta.zero_parameter)
-        if not parameter.requires_grad:
+        # AdaLoRA's budget may leave a layer with no direction at all.
+        if not parameter.requires_grad or parameter.numel() == 0:
             continue
         if parameter.grad is None:
             yield f"{name}   no gradient arrives"

@@ -186,7 +186,10 @@ def _renew_head(origin: Origin, base: Loaded, say: Say) -> None:
     task, labels = origin.facts["task"], origin.facts["labels"]
     renewed = [name for name in base.new_modules if not _holds(adapter, base.model, name)]
     heads = _find_heads(base)
+    reason = "the adapter holds no weights for it"
     if not origin.has_classes_of(base.task, base.labels):
+        trained_for, now = _describe(task, labels), _describe(base.task, base.labels)
+        reason = f"the adapter was trained for {trained_for}, this run is for {now}"
         held = [*adapter.full_parameters, *adapter.deltas]
         renewed += [head for head in heads if any(is_inside(name, [head]) for name in held)]
     renewed = _outermost(renewed)
@@ -194,9 +197,8 @@ def _renew_head(origin: Origin, base: Loaded, say: Say) -> None:
         return
     _replace_modules(adapter, base.model, renewed)
     say(
-        f"note: the head ({', '.join(renewed)}) is made anew and trained in full: the adapter was "
-        f"trained for {_describe(task, labels)}, this run is for "
-        f"{_describe(base.task, base.labels)}; the rest of the adapter is kept"
+        f"note: the head ({', '.join(renewed)}) is made anew and trained in full: {reason}; the "
+        "rest of the adapter is kept"
     )
 
 
