@@ -188,6 +188,7 @@ def test_an_adapter_of_preferences_writes_and_merges_as_any_other(
         ({"loss": "dpo"}, "rated", "loss: dpo compares two answers, and the rows have one, rated"),
         ({"batch_size": 1}, "rated", "batch_size: kto compares the rows of a batch"),
         ({"loss": "kto", "batch_size": 1}, "pairs", "batch_size: kto compares the rows of a batch"),
+        ({"loss_on": "all"}, "pairs", "loss_on: preferences are about answers, not about prompts"),
         ({"r_drop": 1.0}, "pairs", "r_drop: compares probabilities of classes"),
         ({"cutoff": 0.1}, "pairs", "cutoff: hides tokens of one text, and preference reads two"),
         ({"label_smoothing": 0.1}, "pairs", "label_smoothing: spreads the probability"),

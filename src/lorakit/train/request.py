@@ -112,6 +112,8 @@ def _preference_faults(settings: TrainSpec, task: str, kinds: Collection[str]) -
             if getattr(settings, name) is not None:
                 yield name, f"is of preferences, and the task is {task}"
         return
+    if settings.loss_on == "all":
+        yield "loss_on", "preferences are about answers, not about prompts"
     if "rated" not in kinds:
         if settings.loss != "kto":
             return
