@@ -205,16 +205,20 @@ def test_a_long_prompt_is_cut_alike_for_both_answers(loaded: Loaded) -> None:
     assert len(example.rejected.ids) == 20 and example.cut > 0
 
 
-def test_an_answer_that_does_not_fit_is_refused(loaded: Loaded) -> None:
-    turns = [{"role": "user", "content": "the cat " * 20}]
-    answer = [{"role": "assistant", "content": "sat"}]
-    rows = as_rows([{"prompt": turns, "chosen": answer, "rejected": answer}])
-    how = Encoding(tokenizer=loaded.tokenizer, max_length=20)
-    with pytest.raises(DataError, match="1 of 1 rows would train nothing") as caught:
-        encode_preferences(rows, how)
-    assert caught.value.faults == [
-        "row 0   no token of it is trained: only its prompt fits into 20 tokens"
-    ]
+def test_a_long_conversation_is_cut_as_for_language_modelling(loaded: Loaded) -> None:
+    prompt = [{"role": "user", "content": "the cat " * 20}]
+    answers = {key: [{"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
+    (example,) = encode_preferences(
+        as_rows([{"prompt": prompt, **answers}]),
+        Encoding(tokenizer=loaded.tokenizer, max_length=20),
+    )
+    assert example.rejected is not None
+    plain = Loaded(loaded.model, loaded.tokenizer, "causal-lm", [], "", (), 64)
+    for answer, key in ((example, "chosen"), (example.rejected, "rejected")):
+        turns = Rows("messages", [{"messages": [*prompt, *answers[key]]}], ["row"], "")
+        (want,) = encode_rows(turns, plain, 20)
+        assert (answer.ids, answer.labels) == (want.ids, want.labels)
+    assert len(example.ids) == 20 and example.cut > 0
 
 
 def test_other_rows_are_refused(loaded: Loaded) -> None:

@@ -312,10 +312,15 @@ def _encode_messages(
         labels = list(ids)
     if not ids:
         raise DataError("the chat template makes an empty text of it")
+    return [cut_conversation(ids, labels, max_length)]
+
+
+def cut_conversation(ids: list[int], labels: list[int], max_length: int) -> Example:
+    """Return a conversation cut to a number of tokens, so that some of an answer is left."""
     kept = _choose_window(labels, max_length)
     example = Example(ids[:1] + ids[kept], labels[:1] + labels[kept])
     example.cut = len(ids) - len(example.ids)
-    return [example]
+    return example
 
 
 def _choose_window(labels: Sequence[int], max_length: int) -> slice:

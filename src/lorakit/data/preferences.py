@@ -9,6 +9,7 @@ from lorakit.data.encode import (
     Encoding,
     Example,
     check_text,
+    cut_conversation,
     encode_answer,
     encode_prompt,
     refuse_rows,
@@ -27,7 +28,7 @@ def encode_preferences(rows: Rows, how: Encoding) -> list[Example]:
 
     The tokens are those of a prompt with a completion, or of a conversation, for language
     modelling; only those of the answers have labels. Of a prompt that is too long the start is cut
-    (after its first token), for both answers alike; of an answer or a conversation the end.
+    (after its first token), of a text for both answers alike; of an answer the end.
 
     Raises:
         DataError: rows of another kind, that the chat template refuses, or of which no token of an
@@ -108,8 +109,7 @@ def _encode_turns(
         ids, is_answer = encode_answers(how.tokenizer, [*before, *after], row.get("tools"), trained)
         pairs = zip(ids, is_answer, strict=True)
         labels = [token if answered else IGNORED for token, answered in pairs]
-        cut = max(0, len(ids) - how.max_length)
-        examples.append(Example(ids[: how.max_length], labels[: how.max_length], cut=cut))
+        examples.append(cut_conversation(ids, labels, how.max_length))
     return examples
 
 
