@@ -110,11 +110,7 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
     plan = plan_run(settings, spec, data, say)
     loaded = load_run(settings, data, plan, origin, say)
     job = make_job(settings, data, loaded)
-    if job.unpadded:
-        say(
-            f"note: padding changes what {type(job.model).__name__} says of a row: each pass takes "
-            "rows of one length, and nothing is padded"
-        )
+    _say_if_unpadded(job, say)
     logits = _describe_logits(job, loaded.base, say) if data.task == "causal-lm" else None
     shared = data.count_shared()
     if shared:
@@ -150,6 +146,14 @@ def prepare_run(settings: TrainSpec, spec: Spec, say: Say = lambda message: None
         "started_from": origin.facts if origin else None,
     }
     return PreparedRun(job, loaded.base, facts)
+
+
+def _say_if_unpadded(job: Job, say: Say) -> None:
+    if job.unpadded:
+        say(
+            f"note: padding changes what {type(job.model).__name__} says of a row: each pass takes "
+            "rows of one length, and nothing is padded"
+        )
 
 
 def load_run(
