@@ -90,7 +90,7 @@ def suggest_columns(values: Mapping[Any, Any]) -> str:
 
 
 def advise_list(flags: Sequence[str]) -> str:
-    """Return what to do with columns that hold one of several labels each."""
+    """Return advice on columns that hold one of several labels each."""
     shown = ", ".join(flags[:3]) + (" and others" if len(flags) > 3 else "")
     return (
         f"The columns {shown} seem to say which of several labels a text has: write the names of "

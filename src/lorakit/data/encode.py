@@ -324,7 +324,7 @@ def cut_conversation(ids: list[int], labels: list[int], max_length: int) -> Exam
 
 
 def _choose_window(labels: Sequence[int], max_length: int) -> slice:
-    """Return which tokens of a conversation are kept after its first.
+    """Return the slice of the tokens of a conversation that are kept after its first.
 
     The end is cut. If no answer would be left, so much of the start is cut that the first answer
     fits, or the start of it.

@@ -38,16 +38,25 @@ def score_answers(
     for answer, wanted in zip(answers, references, strict=True):
         found = "" if is_no_answer(answer) else answer
         golds = ["" if is_no_answer(one) else one for one in wanted]
-        exact.append(max(float(normalise(found) == normalise(gold)) for gold in golds))
+        exact.append(max(_equals(found, gold) for gold in golds))
         overlaps.append(max(token_f1(found, gold) for gold in golds))
-    has_answer = [not all(map(is_no_answer, wanted)) for wanted in references]
+    answerable: list[int] = []
+    unanswerable: list[int] = []
+    for number, wanted in enumerate(references):
+        has_answer = not all(map(is_no_answer, wanted))
+        (answerable if has_answer else unanswerable).append(number)
+    everything = range(len(answers))
     return {
-        "exact_match": _percent(exact),
-        "f1": _percent(overlaps),
-        "answerable_exact_match": _percent(_choose(exact, has_answer)),
-        "answerable_f1": _percent(_choose(overlaps, has_answer)),
-        "unanswerable_accuracy": _percent(_choose(exact, [not one for one in has_answer])),
+        "exact_match": _percent(exact, everything),
+        "f1": _percent(overlaps, everything),
+        "answerable_exact_match": _percent(exact, answerable),
+        "answerable_f1": _percent(overlaps, answerable),
+        "unanswerable_accuracy": _percent(exact, unanswerable),
     }
+
+
+def _equals(answer: str, reference: str) -> float:
+    return float(normalise(answer) == normalise(reference))
 
 
 def is_no_answer(text: str) -> bool:
@@ -75,16 +84,14 @@ def token_f1(answer: str, reference: str) -> float:
     >>> token_f1("the black cat", "cat sat")
     0.5
     """
-    found, wanted = normalise(answer).split(), normalise(reference).split()
+    found = normalise(answer).split()
+    wanted = normalise(reference).split()
     if not found or not wanted:
         return float(found == wanted)
     common = sum((Counter(found) & Counter(wanted)).values())
     return 2 * common / (len(found) + len(wanted))
 
 
-def _choose(values: Sequence[float], chosen: Sequence[bool]) -> list[float]:
-    return [value for value, is_chosen in zip(values, chosen, strict=True) if is_chosen]
-
-
-def _percent(values: Sequence[float]) -> float | None:
-    return 100 * fmean(values) if values else None
+def _percent(values: Sequence[float], chosen: Sequence[int]) -> float | None:
+    """Return the mean of the chosen values in percent; None where there are none."""
+    return 100 * fmean(values[i] for i in chosen) if chosen else None

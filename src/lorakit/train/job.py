@@ -92,9 +92,15 @@ class Job:
     @cached_property
     def unpadded(self) -> bool:
         """True if a pass takes sequences of one length alone, since padding would change them."""
-        if self.packed or self.settings.batch_size == 1 or not leaks_padding(self.model, self.pad):
+        if self.packed or self.settings.batch_size == 1:
             return False
-        # Examples may be tokenised when they are asked for: no more of them than need be.
+        # Examples that are tokenised when they are asked for are looked at last.
+        if isinstance(self.examples, list) and not self._is_mixed():
+            return False
+        return leaks_padding(self.model, self.pad) and self._is_mixed()
+
+    def _is_mixed(self) -> bool:
+        """Return True if two examples differ in length."""
         first = len(self.examples[0].ids)
         return any(len(example.ids) != first for example in self.examples)
 
