@@ -75,7 +75,7 @@ def environment(folder: Path) -> dict[str, str]:
     ("line", "words"),
     [
         ("lorakit ext", ["extract"]),
-        ("lorakit train --schedule ", ["constant", "linear", "cosine"]),
+        ("lorakit train --schedule ", ["constant", "linear", "cosine", "inverse-sqrt", "cyclic"]),
         ("lorakit train --model builtin:", ["minilm"]),  # bash completes behind the colon
         ("lorakit train --output r", []),
     ],

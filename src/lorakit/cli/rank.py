@@ -29,6 +29,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> "RankResult":
     search_values, run, spec_values = flags.read_settings(args, RankSearchSpec, TrainSpec, Spec)
+    # `--adapter` is of the search: that of a run is no flag here.
+    run = {name: value for name, value in run.items() if name not in search_values}
     search = RankSearchSpec(**search_values)
     spec = Spec(**{"rank": HIGHEST, **spec_values})
     from lorakit.rank_search.search import search_rank

@@ -262,7 +262,8 @@ class TrainSpec:
     )
     log_to: tuple[str, ...] = option(
         (),
-        f"log the metrics of each step and evaluation to these trackers too: {', '.join(TRACKERS)}",
+        "log the metrics of each step and evaluation to these trackers too: tensorboard, trackio, "
+        "wandb, mlflow",
         several=True,
         choices=TRACKERS,
         metavar="TRACKER",
