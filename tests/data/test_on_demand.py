@@ -1,6 +1,7 @@
 """Examples that are made on demand are those that `encode_causal` makes, in the same order."""
 
 import json
+from collections import UserList
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,7 +128,7 @@ def test_no_more_is_tokenised_than_shows_that_lengths_differ(
 ) -> None:
     asked: list[int] = []
 
-    class Lengths(list[int]):
+    class Lengths(UserList[int]):
         def __getitem__(self, index: Any) -> Any:
             asked.append(index)
             return SimpleNamespace(ids=[0] * super().__getitem__(index))

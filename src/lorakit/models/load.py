@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 # Least width of a model whose steps are faster in bfloat16 on a CPU (benchmarks/base_dtype.py).
 BFLOAT16_WIDTH = 256
 CPU_INFO = Path("/proc/cpuinfo")
+# Models that have their head already, by task.
+WRITERS = {
+    "causal-lm": "a causal language model",
+    "seq2seq": "an encoder-decoder that writes text",
+    "preference": "a causal language model",
+}
 # What transformers calls the tasks of a head for whole texts.
 PROBLEMS = {
     "classify": "single_label_classification",
@@ -168,8 +174,7 @@ def check_new_modules(name: str, task: str, new_modules: Sequence[str]) -> None:
     """
     if new_modules and not TASKS[task].has_head:
         raise ModelError(
-            f"{name} has no weights for {', '.join(new_modules)}: it is not a language model for "
-            f"{task}.",
+            f"{name} has no weights for {', '.join(new_modules)}: it is not {WRITERS[task]}.",
             advice="Language modelling needs one; a classifier needs rows with labels.",
         )
 

@@ -95,14 +95,9 @@ class Job:
         if self.packed or self.settings.batch_size == 1:
             return False
         # Examples that are tokenised when they are asked for are looked at last.
-        if isinstance(self.examples, list) and not self._is_mixed():
+        if isinstance(self.examples, list) and not _is_mixed(self.examples):
             return False
-        return leaks_padding(self.model, self.pad) and self._is_mixed()
-
-    def _is_mixed(self) -> bool:
-        """Return True if two examples differ in length."""
-        first = len(self.examples[0].ids)
-        return any(len(example.ids) != first for example in self.examples)
+        return leaks_padding(self.model, self.pad) and _is_mixed(self.examples)
 
     @cached_property
     def batches(self) -> Batches:
@@ -170,3 +165,9 @@ class Job:
     def attention(self) -> AbstractContextManager[None]:
         """Return a context in which the model keeps packed sequences apart."""
         return packed_attention(self.model) if self.packed else nullcontext()
+
+
+def _is_mixed(examples: Sequence[Example]) -> bool:
+    """Return True if two examples differ in length."""
+    first = len(examples[0].ids)
+    return any(len(example.ids) != first for example in examples)
