@@ -123,6 +123,12 @@ def test_one_command_trains_scores_writes_and_merges(
     capsys.readouterr()
     assert main(["eval", "--model", str(merged), "--data", str(data), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(scores["loss"], rel=1e-3)
+    whole = ["--energy", "1", "--json"]
+    models = ["--base", str(tiny_t5), "--tuned", str(merged)]
+    assert main(["extract", *models, "--output", str(tmp_path / "found"), *whole]) == 0
+    assert json.loads(capsys.readouterr().out)["top1_agreement"] == 1.0
+    assert main(["inspect", str(run), *base, "--attention", "the cat"]) == 2
+    assert "T5ForConditionalGeneration returns no attention maps" in capsys.readouterr().err
 
 
 @pytest.mark.slow

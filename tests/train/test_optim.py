@@ -13,7 +13,7 @@ from torch import nn
 from transformers import get_inverse_sqrt_schedule
 
 import lorakit
-from lorakit.errors import OutputError, SpecError
+from lorakit.errors import OutputError, SpecError, install_line
 from lorakit.plan.estimate import measure_adapter
 from lorakit.plan.optimizers import OPTIMIZERS
 from lorakit.spec import Spec
@@ -206,7 +206,7 @@ def test_a_missing_package_is_named_before_anything_is_read(
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     [fault] = check({"optimizer": "lion8bit", "device": "cpu"})
     assert fault.startswith("optimizer: 'lion8bit' needs bitsandbytes: ")
-    assert fault.endswith("; pip install 'lorakit[quantised]'")
+    assert fault.endswith(f"; {install_line('quantised')}")
 
 
 def test_a_package_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

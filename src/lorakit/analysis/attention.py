@@ -183,9 +183,12 @@ def attention_maps(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     Raises:
         ModelError: it returns none, or layers whose maps differ in shape.
     """
-    with exact_attention(model), torch.no_grad():
-        outputs = model(**inputs, output_attentions=True)
-    attentions: tuple[Tensor | None, ...] = getattr(outputs, "attentions", None) or ()
+    attentions: tuple[Tensor | None, ...] = ()
+    # An encoder-decoder needs a second text, and has maps of three kinds.
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        with exact_attention(model), torch.no_grad():
+            outputs = model(**inputs, output_attentions=True)
+        attentions = getattr(outputs, "attentions", None) or ()
     layers = [maps[0] for maps in attentions if maps is not None and maps.ndim == 4]
     if not layers:
         raise ModelError(

@@ -98,10 +98,10 @@ def _compare(
     base: "Loaded", tuned: "Loaded", outcome: "Outcome", texts: Sequence[str]
 ) -> "Comparison":
     """Return the distances of base + adapter, and of the base alone, from the tuned model."""
-    from lorakit.evaluate.logits import batch_texts, compare_logits, compute_logits
+    from lorakit.evaluate.logits import compare_logits, compute_logits, make_inputs
     from lorakit.inject.attach import attach
 
-    batches = batch_texts(tuned, texts)
+    batches = make_inputs(tuned.model, tuned.tokenizer, texts)
     wanted = compute_logits(tuned.model, batches)
     before = compute_logits(base.model, batches)
     attach(base.model, outcome.adapter.copy(), trainable=False)

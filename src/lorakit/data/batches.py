@@ -244,12 +244,12 @@ def collate(
 
     masks = [[1] * len(example.ids) for example in examples]
     batch = {
-        "input_ids": _pad_rows([example.ids for example in examples], width, pad, device),
-        "attention_mask": _pad_rows(masks, width, 0, device),
+        "input_ids": pad_rows([example.ids for example in examples], width, pad, device),
+        "attention_mask": pad_rows(masks, width, 0, device),
     }
     if examples[0].types is not None:
         types = [example.types or [] for example in examples]
-        batch["token_type_ids"] = _pad_rows(types, width, 0, device)
+        batch["token_type_ids"] = pad_rows(types, width, 0, device)
     batch["labels"] = _collate_labels(examples, width, device)
     if ratings:
         batch["rated"] = torch.tensor(ratings, device=device)
@@ -261,19 +261,31 @@ def _collate_labels(examples: Sequence[Example], width: int, device: torch.devic
     first = examples[0]
     if first.answer:
         longest = max(len(example.answer) for example in examples)
-        return _pad_rows([example.answer for example in examples], longest, IGNORED, device)
+        return pad_rows([example.answer for example in examples], longest, IGNORED, device)
     if first.labels:
-        return _pad_rows([example.labels for example in examples], width, IGNORED, device)
+        return pad_rows([example.labels for example in examples], width, IGNORED, device)
     if first.tags:
-        return _pad_rows([example.tags for example in examples], width, IGNORED, device)
+        return pad_rows([example.tags for example in examples], width, IGNORED, device)
     if first.flags:
         return torch.tensor([example.flags for example in examples], device=device)
     return torch.tensor([example.target for example in examples], device=device)
 
 
-def _pad_rows(
-    rows: Sequence[list[int]], width: int, fill: int, device: torch.device | str
+def pad_rows(
+    rows: Sequence[list[int]],
+    width: int,
+    fill: int,
+    device: torch.device | str = "cpu",
+    *,
+    on_the_left: bool = False,
 ) -> Tensor:
-    """Return rows as one tensor, filled up on the right."""
-    filled = [row + [fill] * (width - len(row)) for row in rows]
+    """Return rows as one tensor (rows, width) int64, filled up on the right or on the left.
+
+    >>> pad_rows([[7, 8], [9]], width=2, fill=0).tolist()
+    [[7, 8], [9, 0]]
+    """
+    filled: list[list[int]] = []
+    for row in rows:
+        missing = [fill] * (width - len(row))
+        filled.append([*missing, *row] if on_the_left else [*row, *missing])
     return torch.tensor(filled, device=device)

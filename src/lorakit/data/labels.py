@@ -1,7 +1,7 @@
 """Rows with labels: their task, their classes, and their tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -58,9 +58,22 @@ def list_labels(rows: Rows) -> list[str]:
     """
     require_labels(rows)
     labels = {label_text(row["label"]) for row in rows.rows}
-    if len(labels) > 1 and labels <= {*rows.classes}:
+    return order_classes(rows, labels) if len(labels) > 1 else [*labels]
+
+
+def order_classes(
+    rows: Rows, found: Collection[str], order: Callable[[str], Any] | None = None
+) -> list[str]:
+    """Return the classes as the source orders them, else those that were found.
+
+    Args:
+        rows: a source that has an order also names classes of which it has no row.
+        found: names that occur.
+        order: of the latter; numbers in their order, then words sorted, by default.
+    """
+    if {*found} <= {*rows.classes}:
         return [*rows.classes]
-    return sorted(labels, key=_label_order)
+    return sorted(found, key=order or _label_order)
 
 
 def _label_order(label: str) -> tuple[int, float, str]:
@@ -296,10 +309,7 @@ def list_several(rows: Rows) -> list[str]:
     """
     _require_several(rows)
     found = chain.from_iterable(row["labels"] for row in rows.rows)
-    labels = {label_text(label) for label in found}
-    if labels <= {*rows.classes}:
-        return [*rows.classes]
-    return sorted(labels, key=_label_order)
+    return order_classes(rows, {label_text(label) for label in found})
 
 
 def _require_several(rows: Rows, *, to_predict: bool = False) -> None:

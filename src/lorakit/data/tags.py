@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import chain
 
 from lorakit.data.encode import IGNORED, Encoding, Example, check_text
-from lorakit.data.labels import class_position, label_error, label_text
+from lorakit.data.labels import class_position, label_error, label_text, order_classes
 from lorakit.data.rows import Rows
 from lorakit.errors import NOT_STARTED, DataError
 
@@ -34,10 +34,7 @@ def list_tags(rows: Rows) -> list[str]:
     """
     require_tags(rows)
     found = chain.from_iterable(row["tags"] for row in rows.rows)
-    tags = {label_text(tag) for tag in found}
-    if tags <= {*rows.classes}:
-        return [*rows.classes]
-    return sorted(tags, key=_tag_order)
+    return order_classes(rows, {label_text(tag) for tag in found}, _tag_order)
 
 
 def _tag_order(tag: str) -> tuple[bool, float, str, str]:

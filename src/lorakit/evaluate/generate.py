@@ -4,9 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from lorakit.data.batches import sort_into_batches
+from lorakit.data.batches import pad_rows, sort_into_batches
 from lorakit.data.encode import check_text, encode_prompt, without_added
 from lorakit.data.prompts import Chat, Prompt, show_prompt
 from lorakit.data.templates import TemplateLimitError, encode_turns
@@ -150,12 +149,14 @@ def _generate_batch(
     tokenizer = loaded.tokenizer
     width = max(len(row) for row in rows)
     # A decoder-only model goes on after the prompt, whose end has to be that of the row.
-    pad = _pad_right if is_seq2seq(loaded) else _pad_left
+    on_the_left = not is_seq2seq(loaded)
+    ids = pad_rows(rows, width, settings["pad_token_id"], device, on_the_left=on_the_left)
+    masks = [[1] * len(row) for row in rows]
     model: Any = loaded.model
     try:
         generated = model.generate(
-            input_ids=pad(rows, width, settings["pad_token_id"], device),
-            attention_mask=pad([[1] * len(row) for row in rows], width, 0, device),
+            input_ids=ids,
+            attention_mask=pad_rows(masks, width, 0, device, on_the_left=on_the_left),
             **settings,
         )
     except ValueError as error:  # of its generation_config.json
@@ -163,19 +164,8 @@ def _generate_batch(
             f"{loaded.name} cannot generate with its own settings: {first_line(error)}",
             advice=advise(error, "They are in its generation_config.json."),
         ) from error
-    answers = generated if is_seq2seq(loaded) else generated[:, width:]
+    answers = generated[:, width:] if on_the_left else generated
     return tokenizer.batch_decode(answers, skip_special_tokens=True)
-
-
-def _pad_left(rows: Sequence[list[int]], width: int, fill: int, device: torch.device) -> Tensor:
-    """Pad on the left, so that every prompt ends where generation begins."""
-    padded = [[fill] * (width - len(row)) + row for row in rows]
-    return torch.tensor(padded, device=device)
-
-
-def _pad_right(rows: Sequence[list[int]], width: int, fill: int, device: torch.device) -> Tensor:
-    padded = [row + [fill] * (width - len(row)) for row in rows]
-    return torch.tensor(padded, device=device)
 
 
 def _encode_all(loaded: Loaded, prompts: Sequence[Prompt]) -> list[list[int]]:

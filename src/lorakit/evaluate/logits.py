@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorakit.errors import ModelError
-from lorakit.models.load import Loaded, find_positions
+from lorakit.models.load import find_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,19 +22,6 @@ TEXTS = (
     "What is the capital of France, and how far is it from Berlin?",
 )
 LONGEST = 256  # tokens of a text
-
-
-def batch_texts(loaded: Loaded, texts: Sequence[str]) -> list[Mapping[str, Tensor]]:
-    """Return each text as the model's inputs, cut to 256 tokens, on its device."""
-    device = next(loaded.model.parameters()).device
-    limit = min(LONGEST, loaded.max_length)
-    batches: list[Mapping[str, Tensor]] = []
-    for text in texts:
-        if not text.strip():
-            continue
-        batch = loaded.tokenizer(text, return_tensors="pt", truncation=True, max_length=limit)
-        batches.append(batch.to(device))
-    return batches
 
 
 def make_inputs(

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lorakit.errors import NOT_STARTED, DataError
 from lorakit.files import write_json_lines, write_text
 from lorakit.tasks.base import Prediction
+from lorakit.tasks.find import find_task
 
 GLUE_TASKS = ("classify", "regress")
 
@@ -41,23 +41,11 @@ def write_predictions(
         lines = [f"{index}\t{value}" for index, value in enumerate(named)]
         write_text(path, "\n".join(["index\tprediction", *lines, ""]))
         return
-    write_json_lines(path, [_describe(prediction, task, labels) for prediction in predictions])
+    describe = find_task(task).describe
+    write_json_lines(path, [dict(describe(prediction, labels)) for prediction in predictions])
 
 
 def _glue_value(prediction: Prediction, labels: Sequence[str]) -> str:
     """Return the name of a class, or a similarity as the server takes it: from 0 to 5."""
     value, _ = prediction
     return labels[int(value)] if labels else f"{min(max(value, 0.0), 5.0):.3f}"
-
-
-def _describe(prediction: Prediction, task: str, labels: Sequence[str]) -> dict[str, Any]:
-    if task == "tokens":
-        return {"tags": [labels[int(tag)] for tag in prediction]}
-    if task == "multi-label":
-        probabilities = dict(zip(labels, (round(one, 6) for one in prediction), strict=True))
-        chosen = [label for label, one in probabilities.items() if one > 0.5]
-        return {"labels": chosen, "probabilities": probabilities}
-    value, probability = prediction
-    if not labels:
-        return {"prediction": value}
-    return {"prediction": labels[int(value)], "probability": round(probability, 6)}

@@ -117,12 +117,11 @@ def _predict(
     for positions in sort_into_batches(lengths, batch_size, unpadded=unpadded):
         batch = collate([examples[i] for i in positions], pad, device)
         row_losses, outputs = batch_loss(model, batch, task, by_row=True)
-        losses_by_position = zip(positions, row_losses.tolist(), strict=True)
-        for i, loss in losses_by_position:
+        for i, loss in zip(positions, row_losses.tolist(), strict=True):
             losses[i] = loss
-        if outputs is not None:
-            predicted = find_task(task).predict(outputs, batch)
-            predictions.update(zip(positions, predicted, strict=False))
+        predicted = [] if outputs is None else find_task(task).predict(outputs, batch)
+        if predicted:
+            predictions.update(zip(positions, predicted, strict=True))
         if progress:
             progress(len(positions))
     return losses, [predictions[i] for i in sorted(predictions)]

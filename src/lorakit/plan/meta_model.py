@@ -28,7 +28,7 @@ class MetaModel:
     Attributes:
         model: on the meta device.
         name: the name that the user gave.
-        task: causal-lm, classify or regress.
+        task: its name.
         new_modules: modules that its checkpoint does not hold: a new head.
         max_length: tokens that the model can read at most; 0 if that is not known.
         runs: True if its forward is known; headers alone give shapes, not what is done with them.
@@ -62,8 +62,8 @@ def load_meta_model(
     Args:
         name: a folder, a hub id, `builtin:NAME`, `card:NAME` of a publication, or a safetensors
             file (or a folder of them without a config).
-        task: causal-lm, classify, regress, or auto: taken from the config.
-        labels: classes, for classify.
+        task: its name, or auto: taken from the config.
+        labels: number of classes, where the task has any.
         trust_remote_code: True to run Python code that the folder or repository brings along.
 
     Raises:

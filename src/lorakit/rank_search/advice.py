@@ -46,7 +46,7 @@ def advise(
     """Return a rank to begin with, and why.
 
     Args:
-        task: causal-lm, classify or regress.
+        task: its name.
         rows: rows to train on.
         shapes: (out, in) of each adapted matrix.
         tokens: trained tokens of one pass over the rows; for classes and values, the rows.

@@ -123,6 +123,10 @@ class Task(ABC):
         """Return the prediction of each row, from the outputs of `loss`; none by default."""
         return []
 
+    def describe(self, prediction: Prediction, labels: Sequence[str]) -> Metrics:
+        """Return a prediction as JSON holds it; by default its value."""
+        return {"prediction": prediction[0]}
+
     def take_metrics(self) -> Mapping[str, float]:
         """Return metrics of the steps since the last call; none by default."""
         return {}

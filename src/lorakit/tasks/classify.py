@@ -1,12 +1,14 @@
 """Classification: a class for each row, a text or a pair of texts."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from lorakit.data.labels import list_labels
 from lorakit.data.rows import Rows
 from lorakit.tasks import metrics
-from lorakit.tasks.base import Batch, LossSettings, Metrics, Predictions, Scored
+from lorakit.tasks.base import Batch, LossSettings, Metrics, Prediction, Predictions, Scored
 from lorakit.tasks.labels import LabelTask
 
 
@@ -32,6 +34,11 @@ class Classify(LabelTask):
         classes = best.indices.tolist()
         probabilities = best.values.tolist()
         return list(zip(classes, probabilities, strict=True))
+
+    def describe(self, prediction: Prediction, labels: Sequence[str]) -> Metrics:
+        """Return the name of the class, and its probability."""
+        position, probability = prediction
+        return {"prediction": labels[int(position)], "probability": round(probability, 6)}
 
     def metrics(self, scored: Scored) -> Metrics:
         """Return accuracy, F1, precision, recall, Matthews correlation."""

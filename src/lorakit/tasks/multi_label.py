@@ -1,5 +1,7 @@
 """Several labels for each text, or none."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,13 +41,23 @@ class MultiLabel(LabelTask):
         """Return the probability of each class of each row."""
         return [tuple(row) for row in outputs.sigmoid().tolist()]
 
+    def describe(self, prediction: Prediction, labels: Sequence[str]) -> Metrics:
+        """Return the labels that are more likely than not, and the probability of each label."""
+        chosen: list[str] = []
+        probabilities: dict[str, float] = {}
+        for label, probability in zip(labels, prediction, strict=True):
+            probabilities[label] = round(probability, 6)
+            if is_chosen(probability):
+                chosen.append(label)
+        return {"labels": chosen, "probabilities": probabilities}
+
     def metrics(self, scored: Scored) -> Metrics:
         """Return exact match as accuracy, F1 (micro and macro), precision, recall."""
         targets = [example.flags for example in scored.examples]
-        found = [_choose(row) for row in scored.predictions]
+        found = [list(map(is_chosen, row)) for row in scored.predictions]
         return metrics.several_labels(targets, found)
 
 
-def _choose(probabilities: Prediction) -> list[bool]:
-    """Return True for each class that is more likely than not."""
-    return [probability > 0.5 for probability in probabilities]
+def is_chosen(probability: float) -> bool:
+    """Return True for a label that is more likely than not."""
+    return probability > 0.5

@@ -1,5 +1,7 @@
 """Tags of tokens, such as named entities."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from lorakit.tasks.base import (
     Losses,
     LossSettings,
     Metrics,
+    Prediction,
     Predictions,
     Scored,
     Shape,
@@ -48,6 +51,10 @@ class Tokens(Task):
         """Return the most likely tag of each token that has one in the batch."""
         best, counted = outputs.argmax(-1), batch["labels"] != IGNORED
         return [tuple(row[own].tolist()) for row, own in zip(best, counted, strict=True)]
+
+    def describe(self, prediction: Prediction, labels: Sequence[str]) -> Metrics:
+        """Return the name of each tag."""
+        return {"tags": [labels[int(tag)] for tag in prediction]}
 
     def metrics(self, scored: Scored) -> Metrics:
         """Return accuracy, F1, precision and recall, and the rows.

@@ -56,18 +56,10 @@ class SaveAdapter(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,  # noqa: ANN401  of the Trainer
     ) -> None:
-        """Save the adapter if a checkpoint is due after this step."""
+        """Save the adapter if a checkpoint is due after this step, or this epoch."""
         self._save_if_due(args, state, control)
 
-    def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,  # noqa: ANN401  of the Trainer
-    ) -> None:
-        """Save the adapter if a checkpoint is due after this epoch."""
-        self._save_if_due(args, state, control)
+    on_epoch_end = on_step_end
 
     def on_train_end(
         self,

@@ -152,7 +152,7 @@ class TrainSpec:
     optimizer: str = option(
         DEFAULT,
         "optimizer; lion and those with 8bit or paged in their names are of bitsandbytes "
-        "(pip install 'lorakit[quantised]')",
+        "(the extra quantised)",
         choices=tuple(OPTIMIZERS),
     )
     lr_ratio: float = option(

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import nn
 
-from lorakit.errors import NOT_STARTED, SpecError
+from lorakit.errors import NOT_STARTED, SpecError, install_line
 from lorakit.models.load import device_of
 from lorakit.models.tasks import TASKS
 from lorakit.plan.optimizers import LEAST_VALUES, OPTIMIZERS
@@ -69,7 +69,7 @@ def _try_optimizer(name: str, device: torch.device, dtype: torch.dtype) -> str |
     try:
         find_class(name)([parameter], lr=1.0).step()
     except ImportError as error:
-        advice = "pip install 'lorakit[quantised]'"
+        advice = install_line("quantised")
         return f"{name!r} needs bitsandbytes: {first_line(error)}; {advice}"
     except Exception as error:  # A kernel that is missing can raise any exception.
         advice = "pip install --upgrade bitsandbytes"
