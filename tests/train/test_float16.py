@@ -24,7 +24,6 @@ from lorakit.train.planning import choose_precision
 from lorakit.train.request import check_request
 from lorakit.train.run import train_adapter
 
-from ..conftest import sentences
 from .test_run import equal, lines, stop_after
 
 T4, RTX_3080 = (7, 5), (8, 6)
@@ -132,17 +131,11 @@ def test_the_plan_for_a_card_counts_in_its_precision(
 
 
 @pytest.fixture
-def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
-    data = tmp_path / "text.jsonl"
-    data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(40)))
+def settings(short_run: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": str(tiny_llama),
-        "data": str(data),
-        "output": str(tmp_path / "out"),
+        **short_run,
         "batch_size": 8,
         "steps": 8,
-        "lr": 5e-3,
-        "threads": 1,
         "checkpoint_every": 2,
     }
 

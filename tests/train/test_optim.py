@@ -22,7 +22,6 @@ from lorakit.train.optim import find_class, lr_factor, make_optimizer, set_lr
 from lorakit.train.request import check_request
 from lorakit.train.run import train_adapter
 
-from ..conftest import sentences
 from .test_run import equal, stop_after
 
 STEPS = 40
@@ -224,16 +223,10 @@ def test_a_package_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
-    data = tmp_path / "text.jsonl"
-    data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(40)))
+def settings(short_run: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": str(tiny_llama),
-        "data": str(data),
-        "output": str(tmp_path / "out"),
+        **short_run,
         "batch_size": 4,
-        "lr": 5e-3,
-        "threads": 1,
         "eval_fraction": 0.0,
         "checkpoint_every": 5,
         "device": "cpu",

@@ -125,17 +125,11 @@ def test_cutoff_alone_adds_the_loss_of_the_masked_pass() -> None:
 
 
 @pytest.fixture
-def settings(tiny_llama: Path, tmp_path: Path) -> dict[str, Any]:
-    data = tmp_path / "text.jsonl"
-    data.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(40)))
+def settings(short_run: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": str(tiny_llama),
-        "data": str(data),
-        "output": str(tmp_path / "out"),
+        **short_run,
         "batch_size": 8,
         "steps": 4,
-        "lr": 5e-3,
-        "threads": 1,
         "eval_fraction": 0.0,
     }
 
